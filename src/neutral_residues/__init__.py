@@ -1,0 +1,38 @@
+"""Add a language or a domain to a pretrained language model without losing what it already knows.
+
+Importing this package registers the method with PEFT, so that saved extensions load. The names below load what they need when
+they are first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from neutral_residues.errors import UserError
+from neutral_residues.registration import register_with_peft
+
+if TYPE_CHECKING:
+    from neutral_residues.adapters.attach import NeutralResiduesConfig, NeutralResiduesModel, residue_layers
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "NeutralResiduesConfig": "adapters.attach",
+    "NeutralResiduesModel": "adapters.attach",
+    "residue_layers": "adapters.attach",
+}
+
+__all__ = [  # noqa: RUF022 - in the order in which people meet them
+    "NeutralResiduesConfig",
+    "NeutralResiduesModel",
+    "residue_layers",
+    "UserError",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+register_with_peft()

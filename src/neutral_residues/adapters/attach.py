@@ -1,0 +1,404 @@
+"""Neutral residues as a PEFT tuner: config, layer and tuner, registered on import.
+
+    from peft import get_peft_model
+    from neutral_residues import NeutralResiduesConfig
+    model = get_peft_model(model, NeutralResiduesConfig(budget=0.20))
+
+PEFT's verbs all work (`save_pretrained`, `from_pretrained`, `disable_adapter`, `add_adapter`, `set_adapter`, `unload`,
+`modules_to_save`), and Transformers' own adapter methods too. Two things differ, and both say so: a gated residue cannot be
+merged, and a checkpoint that does not fit exactly is an error. PEFT has no plugin entry point, so `neutral_residues` must be
+imported before a saved extension is loaded.
+
+No maths here: `neutral.py` holds it. No loss either: while a `Tap` is set on the layers, they report to it.
+"""
+
+import enum
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from peft import PeftConfig, mapping
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from neutral_residues.adapters.neutral import (
+    BLOCK_GATES,
+    INITS,
+    Residue,
+    initialise,
+    num_weights,
+    residue,
+    width_for_budget,
+)
+from neutral_residues.adapters.places import activation_module, backbone_activation, find_ffns
+from neutral_residues.errors import UserError
+
+
+class NeutralResiduesPeftType(str, enum.Enum):  # noqa: UP042 - PEFT looks types up by the hash of a str enum
+    """PEFT's own enum of types is closed; one of our own with name == value is found in its dictionaries all the same."""
+
+    NEUTRAL_RESIDUES = "NEUTRAL_RESIDUES"
+
+
+PEFT_TYPE = NeutralResiduesPeftType.NEUTRAL_RESIDUES
+PREFIX = "neutral_residues_"
+GATE, UP, DOWN, BLOCK = (PREFIX + role for role in ("gate", "up", "down", "block"))
+
+
+@dataclass
+class NeutralResiduesConfig(PeftConfig):
+    """How to extend a model with neutral residues.
+
+    Args:
+        budget: new weights as a share of the backbone's, embeddings counted; 0.20 is the paper's.
+        width: adapter width R; overrides `budget`.
+        block_gate: "relu" (the paper), "elu", "sigmoid", or "none" for a gate-less adapter.
+        activation: inside the adapter, by its name in Transformers; None takes the backbone's own.
+        init: "paper" (variance 1/(D L)) or "usual" (2/D) for the inner projections.
+        target_modules: names of the feed-forward modules; None finds them.
+        exclude_modules: names to leave out.
+        layers_to_transform: numbers of the layers that get an adapter; None means all.
+        layers_pattern: name of the list that holds the layers, where PEFT cannot tell.
+        modules_to_save: other modules to train in full and save, for example ["lm_head"].
+
+    Filled in when the extension is attached, saved, and checked when it is loaded: `num_new_weights`,
+    `num_backbone_weights`, `backbone` (width, depth and vocabulary).
+    """
+
+    budget: float = 0.20
+    width: int | None = None
+    block_gate: str = "relu"
+    activation: str | None = None
+    init: str = "paper"
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    num_new_weights: int | None = None
+    num_backbone_weights: int | None = None
+    backbone: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PEFT_TYPE
+        if self.block_gate not in BLOCK_GATES:
+            raise UserError("block_gate", got=self.block_gate, allowed=", ".join(BLOCK_GATES))
+        if self.init not in INITS:
+            raise UserError("init", got=self.init, allowed=", ".join(INITS))
+        if self.width is not None and self.width < 1:
+            raise UserError("width", got=self.width, allowed="1 or more")
+        if not self.budget > 0:
+            raise UserError("budget", got=self.budget, allowed="a share above 0, for example 0.20")
+
+    @property
+    def gated(self) -> bool:
+        return self.block_gate != "none"
+
+
+class Tap(Protocol):
+    """Somebody who wants to see every residue while the model runs (the local loss, the evaluation)."""
+
+    def see(self, layer: "NeutralResiduesLayer", residue: Residue) -> None: ...
+
+
+class NeutralResiduesLayer(nn.Module, BaseTunerLayer):
+    """A feed-forward block with residues beside it, one for each named adapter; active ones are summed."""
+
+    adapter_layer_names = (GATE, UP, DOWN, BLOCK)
+    other_param_names = ("width", "block_gate")
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        for name in self.adapter_layer_names:
+            setattr(self, name, nn.ModuleDict())
+        self.width: dict[str, int] = {}
+        self.block_gate: dict[str, str] = {}
+        self.activations = nn.ModuleDict()
+        self._disable_adapters = False
+        self.merged_adapters = []
+        self.tap: Tap | None = None
+
+    def add(self, name: str, config: NeutralResiduesConfig, *, width_in: int, num_layers: int) -> None:
+        """A new residue of that name, with fresh weights on the base layer's device."""
+        assert config.width is not None
+        assert config.activation is not None
+        w_g = nn.Linear(width_in, config.width, bias=False)
+        w_i = nn.Linear(width_in, config.width, bias=False)
+        w_o = nn.Linear(config.width, width_in, bias=False)
+        w = nn.Linear(width_in, 1, bias=False) if config.gated else None
+        initialise(w_g=w_g, w_i=w_i, w_o=w_o, w=w, num_layers=num_layers, init=config.init)  # type: ignore[arg-type]
+        getattr(self, GATE)[name], getattr(self, UP)[name], getattr(self, DOWN)[name] = w_g, w_i, w_o
+        if w is not None:
+            getattr(self, BLOCK)[name] = w
+        self.width[name], self.block_gate[name] = config.width, config.block_gate
+        self.activations[name] = activation_module(config.activation)
+        self._move_adapter_to_device_of_base_layer(name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        # The base layer first: some write into their input (Mixtral's jitter) or get their output written into (Falcon).
+        output = self.base_layer(hidden_states, *args, **kwargs)
+        names = [] if self.disable_adapters else [n for n in self.active_adapters if n in self.width]
+        for name in names:
+            output = self._with_residue(output, self.residue(hidden_states, name))
+        return output
+
+    def residue(self, hidden_states: Tensor, name: str) -> Residue:
+        """What adapter `name` adds at each token of `hidden_states` (..., D)."""
+        w_g = getattr(self, GATE)[name]
+        if not torch.is_autocast_enabled(hidden_states.device.type):
+            hidden_states = hidden_states.to(w_g.weight.dtype)
+        blocks = getattr(self, BLOCK)
+        return residue(
+            hidden_states,
+            w_g=w_g,
+            w_i=getattr(self, UP)[name],
+            w_o=getattr(self, DOWN)[name],
+            w=blocks[name] if name in blocks else None,
+            activation=self.activations[name],
+            gate_kind=self.block_gate[name],  # type: ignore[arg-type]
+        )
+
+    def _with_residue(self, output: Any, residue: Residue) -> Any:
+        if self.tap is not None:
+            self.tap.see(self, residue)
+        hidden_states, *rest = output if isinstance(output, tuple) else (output,)
+        extended = hidden_states + residue.delta.to(hidden_states.dtype).reshape(hidden_states.shape)
+        return (extended, *rest) if isinstance(output, tuple) else extended
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise _not_mergeable()
+
+    def unmerge(self) -> None:
+        """Nothing is ever merged."""
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
+        parameter = next(base_layer.parameters(), None)
+        if parameter is None:
+            return None, None
+        return parameter.device, parameter.dtype if parameter.dtype.is_floating_point else None
+
+    def __getattr__(self, name: str) -> Any:
+        """Host models read attributes of their FFN; those that are not ours are the base layer's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
+
+
+class NeutralResiduesModel(BaseTuner):
+    """PEFT's tuner for `NeutralResiduesConfig`. Users meet it through `get_peft_model`."""
+
+    prefix = PREFIX
+    tuner_layer_cls = NeutralResiduesLayer
+    target_module_mapping: dict[str, str] = {}  # noqa: RUF012 - PEFT's attribute
+
+    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        # PEFT and Transformers tell adapter weights from others by these names occurring in theirs.
+        if len(adapter_name) < 2 or adapter_name in PREFIX or "." in adapter_name:
+            raise UserError(
+                "adapter name",
+                got=adapter_name,
+                allowed=f"two characters or more, no dot, not a part of {PREFIX!r}",
+            )
+
+    def _prepare_adapter_config(
+        self, peft_config: NeutralResiduesConfig, model_config: dict[str, Any]
+    ) -> NeutralResiduesConfig:
+        backbone = _describe_backbone(self.model)
+        _check_same_backbone(peft_config.backbone, backbone)
+        if peft_config.target_modules is None:
+            ffns = list(find_ffns(self.model))
+            peft_config.target_modules = _chosen_layers(ffns, peft_config.layers_to_transform)
+        if peft_config.activation is None:
+            peft_config.activation = backbone_activation(_text_config(self.model).to_dict())
+        activation_module(peft_config.activation)
+        num_layers = sum(
+            bool(self._check_target_module_exists(peft_config, name))
+            for name, module in self.model.named_modules()
+            if name and not _inside_tuner_layer(name)
+        )
+        if num_layers == 0:
+            raise UserError(
+                "target_modules match no module",
+                got=peft_config.target_modules,
+                do=f"name feed-forward modules such as {next(iter(dict(self.model.named_modules())), '')!r}",
+            )
+        self._size(peft_config, width_in=backbone["hidden_size"], num_adapters=num_layers)
+        peft_config.backbone = backbone
+        return peft_config
+
+    def _size(self, config: NeutralResiduesConfig, *, width_in: int, num_adapters: int) -> None:
+        config.num_backbone_weights = count_backbone_weights(self.model)
+        if config.width is None:
+            config.width = width_for_budget(
+                config.budget,
+                num_backbone_weights=config.num_backbone_weights,
+                width_in=width_in,
+                num_adapters=num_adapters,
+                gated=config.gated,
+            )
+        per_adapter = num_weights(width_in=width_in, width=config.width, gated=config.gated)
+        config.num_new_weights = num_adapters * per_adapter
+        self._new_layer = {"width_in": width_in, "num_layers": num_adapters}
+
+    def _create_and_replace(
+        self,
+        peft_config: NeutralResiduesConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer = target if isinstance(target, NeutralResiduesLayer) else NeutralResiduesLayer(target)
+        layer.add(adapter_name, peft_config, **self._new_layer)
+        if adapter_name not in self.active_adapters:
+            layer.set_requires_grad(adapter_name, False)
+        if layer is not target:
+            self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        setattr(parent, child_name, new_module)
+
+    def _check_merge_allowed(self) -> None:
+        raise _not_mergeable()
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
+        check_adapter_tensors(model, adapter_name, remapped)
+        return remapped
+
+
+def check_adapter_tensors(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor]) -> None:
+    """Raise unless `tensors` hold exactly the weights of adapter `adapter_name` of `model`, each in its shape.
+
+    Raises:
+        UserError: naming the first missing, extra or misshapen tensor and how many there are.
+    """
+    expected = {
+        f"{name}.{role}.{adapter_name}.weight": getattr(layer, role)[adapter_name].weight.shape
+        for name, layer in residue_layers(model).items()
+        for role in layer.adapter_layer_names
+        if adapter_name in getattr(layer, role)
+    }
+    given = {key: tensor.shape for key, tensor in tensors.items() if f".{PREFIX}" in key}
+    given = {k if k in expected else k.removeprefix("base_model.model."): shape for k, shape in given.items()}
+    do = "save the extension again, or load the backbone that it was made for"
+    for problem, keys in (("missing", expected.keys() - given.keys()), ("extra", given.keys() - expected.keys())):
+        if keys:
+            raise UserError(f"adapter checkpoint has {len(keys)} {problem} tensors, first {min(keys)}", do=do)
+    for key, shape in expected.items():
+        if given[key] != shape:
+            raise UserError(
+                f"adapter checkpoint: shape of {key}", got=str(tuple(given[key])), allowed=str(tuple(shape)), do=do
+            )
+
+
+def residue_layers(model: nn.Module) -> dict[str, NeutralResiduesLayer]:
+    """The extended feed-forward blocks of `model` by module name, in layer order; empty if there are none."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, NeutralResiduesLayer)}
+
+
+@contextmanager
+def tapped(layers: dict[str, NeutralResiduesLayer], tap: Tap) -> Iterator[None]:
+    """Within the block, `tap` sees every residue that these layers compute.
+
+    Raises:
+        UserError: if something else is watching already (two local losses at once).
+    """
+    if any(layer.tap is not None for layer in layers.values()):
+        raise UserError("the residues of this model are being watched already", do="leave the other block first")
+    for layer in layers.values():
+        layer.tap = tap
+    try:
+        yield
+    finally:
+        for layer in layers.values():
+            layer.tap = None
+
+
+def count_backbone_weights(model: nn.Module) -> int:
+    """Weights of the backbone, embeddings counted, adapters not; 4-bit weights count as the numbers they stand for."""
+    counted = 0
+    for name, parameter in model.named_parameters():
+        if f".{PREFIX}" in name or "modules_to_save." in name:
+            continue
+        packed = type(parameter).__name__ == "Params4bit"
+        counted += parameter.numel() * (2 * parameter.element_size() if packed else 1)
+    return counted
+
+
+def _text_config(model: nn.Module) -> PretrainedConfig:
+    config = getattr(model, "config", None)
+    if not isinstance(config, PretrainedConfig):
+        raise UserError("model", got=type(model).__name__, allowed="a Transformers model (with a PretrainedConfig)")
+    return config.get_text_config()
+
+
+def _describe_backbone(model: nn.Module) -> dict[str, int]:
+    config = _text_config(model)
+    return {key: int(getattr(config, key)) for key in ("hidden_size", "num_hidden_layers", "vocab_size")}
+
+
+def _check_same_backbone(saved: dict[str, int], backbone: dict[str, int]) -> None:
+    for key, value in saved.items():
+        if backbone.get(key) != value:
+            raise UserError(
+                f"this extension was made for another backbone: {key}",
+                got=backbone.get(key),
+                allowed=str(value),
+                do="load the backbone named in its adapter_config.json",
+            )
+
+
+def _chosen_layers(ffns: list[str], layers: list[int] | int | None) -> list[str]:
+    if layers is None:
+        return ffns
+    numbers = [layers] if isinstance(layers, int) else list(layers)
+    wrong = [n for n in numbers if not 0 <= n < len(ffns)]
+    if wrong or not numbers:
+        raise UserError("layers_to_transform", got=numbers, allowed=f"numbers from 0 to {len(ffns) - 1}")
+    return [ffns[n] for n in numbers]
+
+
+def _inside_tuner_layer(name: str) -> bool:
+    return ".base_layer" in name or f".{PREFIX}" in name
+
+
+def _not_mergeable() -> UserError:
+    return UserError(
+        "neutral residues cannot be merged: the block gate depends on the token, so no single weight matrix equals it",
+        do="keep the adapter beside the model, or unload() to get the backbone back",
+    )
+
+
+def register() -> None:
+    """Enter the tuner in PEFT's dictionaries. Safe to call again.
+
+    Raises:
+        RuntimeError: if another package has taken the name.
+    """
+    for registry, entry in (
+        (mapping.PEFT_TYPE_TO_CONFIG_MAPPING, NeutralResiduesConfig),
+        (mapping.PEFT_TYPE_TO_TUNER_MAPPING, NeutralResiduesModel),
+        (mapping.PEFT_TYPE_TO_PREFIX_MAPPING, PREFIX),
+    ):
+        if registry.setdefault(PEFT_TYPE, entry) != entry:
+            raise RuntimeError(f"another package has registered {PEFT_TYPE.value} with PEFT: {registry[PEFT_TYPE]}")
+
+
+register()

@@ -1,0 +1,39 @@
+"""Errors that a user can cause and can mend.
+
+One line each, always in the same order: what is wrong, what was given, what is allowed, what to do. The command line
+prints the line and exits with code 2; Python users catch `UserError`, which is a `ValueError`. Anything else that is
+raised is our own mistake and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A one-line message: what, got, allowed, do.
+
+    Args:
+        what: what is wrong, naming the setting or file.
+        got: what was given; shown with `repr` unless it is a string.
+        allowed: what would have been accepted.
+        do: what the user should do next.
+    """
+
+    def __init__(
+        self, what: str, *, got: object | None = None, allowed: str | None = None, do: str | None = None
+    ) -> None:
+        parts = [what]
+        if got is not None:
+            parts.append(f"got {got if isinstance(got, str) else repr(got)}")
+        if allowed is not None:
+            parts.append(f"allowed: {allowed}")
+        if do is not None:
+            parts.append(do)
+        super().__init__(" ".join("; ".join(parts).split()))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The sentence that helps someone who misspelt `name`: the closest known name, or all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"

@@ -1,0 +1,90 @@
+"""Writing so that nothing is ever half there.
+
+A file or folder appears under its final name only when it is complete: it is written beside it, flushed to disk, then renamed.
+"""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from neutral_residues.errors import UserError
+
+PARTIAL_SUFFIX = ".partial"
+
+
+@contextmanager
+def disk_errors(path: Path | str) -> Iterator[None]:
+    """Turn what a disk can refuse (no space, no permission) into one line that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise as_user_error(error, path) from error
+
+
+def as_user_error(error: OSError, path: Path | str) -> UserError:
+    """The one line for an operating-system error on `path`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"no space left on the disk of {path}", do="free some space and run the same command again")
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return UserError(f"no permission for {path}", do="choose another path or change its permissions")
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"no such file or folder: {path}", do="check the path")
+    return UserError(f"cannot use {path}", got=error.strerror or str(error))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all; folders are made."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX)
+        partial = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all. NaN and infinities are refused: they are not JSON."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `path` when the block ends well, and vanishes when it does not.
+
+    An older folder of that name is replaced only at the end.
+    """
+    partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
+    with disk_errors(path):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise as_user_error(error, path) from error
+        raise
+    with disk_errors(path):
+        _flush_folder(partial)
+        if path.exists():
+            shutil.rmtree(path)
+        partial.replace(path)
+
+
+def _flush_folder(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
