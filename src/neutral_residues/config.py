@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from neutral_residues.errors import UserError, nearest
 
@@ -54,3 +54,245 @@ class Corpus(Settings):
     def origin(self) -> str:
         """The path or dataset name, for messages."""
         return str(self.path) if self.path is not None else f"{self.dataset}:{self.subset or 'default'}/{self.split}"
+
+
+class DataSettings(Settings):
+    """What the model reads, and in which shares."""
+
+    train: tuple[Corpus, ...] = Field(min_length=1)
+    """Training text; at least one target, and a source corpus unless source_share is 0."""
+    evaluate: tuple[Corpus, ...] = ()
+    """Held-out text of both sides; empty: a part of every training corpus, split by document, is held out."""
+    held_out_share: float = Field(default=0.02, gt=0, lt=1)
+    """Share of documents held out of each training corpus when `evaluate` is empty."""
+    source_share: float = Field(default=0.1, ge=0, le=1)
+    """Share of training rows that are source text; exact in every prefix of the run, to within a row (the paper's p)."""
+    block_tokens: int = Field(default=512, ge=2)
+    """Tokens in a training row."""
+    workers: int = Field(default=2, ge=0)
+    """Processes that tokenise and load; the result does not depend on it."""
+    cache: Path | None = None
+    """Folder for tokenised text; default: neutral-residues in the user's cache folder."""
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        for corpora in (self.train, self.evaluate):
+            names = [corpus.name for corpus in corpora]
+            if len(set(names)) < len(names):
+                raise ValueError(f"corpus names must differ: {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _roles_fit_the_share(self) -> Self:
+        roles = {corpus.role for corpus in self.train}
+        if "target" not in roles and self.source_share < 1:
+            raise ValueError("train has no corpus with role: target, so there is nothing to learn")
+        if "source" not in roles and self.source_share > 0:
+            raise ValueError("train has no corpus with role: source; add one, or set source_share: 0")
+        return self
+
+
+class ResidueSettings(Settings):
+    """The adapter of the methods `neutral` and `adapter`."""
+
+    block_gate: Literal["relu", "elu", "sigmoid"] = "relu"
+    """The gate per token and layer. The method `adapter` has none."""
+    activation: str | None = None
+    """Activation inside the adapter, by its Transformers name; null takes the backbone's own."""
+    init: Literal["paper", "usual"] = "paper"
+    """Variance of the inner projections: paper 1/(D L), usual 2/D."""
+    layers: tuple[int, ...] | None = None
+    """Numbers of the layers that get an adapter; null means all."""
+    local_loss: Literal["l1", "cross_entropy"] = "l1"
+    """l1: size of the gated output on source tokens; cross_entropy: the (sigmoid) gate as a classifier."""
+    local_loss_weight: float = Field(default=3.0, ge=0)
+    """alpha, the dial between learning and forgetting."""
+
+    @model_validator(mode="after")
+    def _cross_entropy_needs_sigmoid(self) -> Self:
+        if self.local_loss == "cross_entropy" and self.block_gate != "sigmoid":
+            raise ValueError("local_loss: cross_entropy needs block_gate: sigmoid")
+        return self
+
+
+class LoraSettings(Settings):
+    """The method `lora`; its rank follows from the budget."""
+
+    modules: Literal["all-linear", "mlp"] = "all-linear"
+    """Which linear layers get a low-rank update."""
+    alpha_over_rank: float = Field(default=2.0, gt=0)
+    """LoRA's alpha divided by its rank."""
+
+
+class TrainingSettings(Settings):
+    """The loop; the same for every method."""
+
+    steps: int = Field(default=1000, ge=1)
+    """Optimiser steps."""
+    batch_rows: int = Field(default=8, ge=1)
+    """Rows per forward pass and device."""
+    accumulation: int = Field(default=1, ge=1)
+    """Forward passes per optimiser step."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate; null takes the method's own recipe, scaled to the backbone's width."""
+    warmup_steps: int = Field(default=50, ge=0)
+    """Steps of linear warm-up."""
+    final_learning_rate_share: float = Field(default=0.1, ge=0, le=1)
+    """The cosine ends at this share of the peak."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's betas."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """bfloat16 means autocast around fp32 trained weights; auto takes it on a GPU that has it and float32 elsewhere."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between lines in the log."""
+    evaluate_every: int = Field(default=100, ge=1)
+    """Steps between measurements of both sides."""
+    save_every: int = Field(default=100, ge=1)
+    """Steps between checkpoints."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """How many checkpoints stay on disk."""
+    report_to: tuple[str, ...] = ()
+    """Trackers that Transformers' Trainer knows: tensorboard, wandb, trackio, ..."""
+
+
+class EvaluationSettings(Settings):
+    """How both sides are measured."""
+
+    context_tokens: int | None = Field(default=None, ge=1)
+    """Tokens in a window; null takes block_tokens."""
+    stride_tokens: int | None = Field(default=None, ge=1)
+    """New tokens scored in each window; null takes half of the context."""
+    batch_rows: int = Field(default=16, ge=1)
+    """Windows per forward pass."""
+    tokens_while_training: int = Field(default=20_000, ge=1)
+    """About how many tokens of each set are measured every evaluate_every steps; at the end all are."""
+    prompts: tuple[str, ...] = ()
+    """Continued by backbone and extension at the end, side by side."""
+
+    @model_validator(mode="after")
+    def _stride_within_context(self) -> Self:
+        if self.context_tokens and self.stride_tokens and self.stride_tokens > self.context_tokens:
+            raise ValueError("stride_tokens must not be larger than context_tokens")
+        return self
+
+
+class RunConfig(Settings):
+    """One run, whole."""
+
+    model: str = Field(min_length=1)
+    """The backbone: a folder, or a name on the Hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the Hub."""
+    trust_remote_code: bool = False
+    """Allow the model's own code from the Hub to run."""
+    method: str = "neutral"
+    """A row of the table of methods: neutral, adapter, lora, finetune."""
+    budget: float = Field(default=0.20, gt=0)
+    """New weights as a share of the backbone's, embeddings counted; finetune has no use for it."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the initialisation, the order of rows and the held-out split."""
+    output: Path
+    """Folder for checkpoints, log, extension and record. Made anew, or resumed if it holds this very run."""
+    data: DataSettings
+    residues: ResidueSettings = ResidueSettings()
+    lora: LoraSettings = LoraSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @property
+    def context_tokens(self) -> int:
+        return self.evaluation.context_tokens or self.data.block_tokens
+
+    @property
+    def stride_tokens(self) -> int:
+        return self.evaluation.stride_tokens or max(1, self.context_tokens // 2)
+
+
+def load_run(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
+    """Read a run file and apply overrides such as "training.steps=200".
+
+    Raises:
+        UserError: one line for the first thing that is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"run file {path} is not UTF-8", got=f"byte {error.start}", do="save it as UTF-8") from error
+    except OSError as error:
+        reason = "no such run file" if isinstance(error, FileNotFoundError) else f"cannot read ({error.strerror})"
+        raise UserError(f"{reason}: {path}", do="check the path") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise UserError(
+            f"run file {path} is not YAML", got=line + str(getattr(error, "problem", error)), do="mend that line"
+        ) from error
+    if not isinstance(values, dict):
+        raise UserError(f"run file {path}", got=type(values).__name__, allowed="a mapping of settings")
+    for override in overrides:
+        _apply(values, override)
+    return make_run(values)
+
+
+def make_run(values: dict[str, Any]) -> RunConfig:
+    """A checked configuration from plain values.
+
+    Raises:
+        UserError: one line for the first thing that is wrong.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise _one_line(error) from error
+
+
+def dump_run(config: RunConfig) -> str:
+    """The resolved configuration as YAML; `load_run` reads it back to the same."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError("override", got=override, allowed="key=value, for example training.steps=200")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise UserError(f"override {key}", got=f"{parent} is not a section", do="check the key")
+    values[last] = yaml.safe_load(text)
+
+
+def _one_line(error: ValidationError) -> UserError:
+    first = error.errors()[0]
+    location = tuple(first["loc"])
+    where = ".".join(str(part) for part in location) or "run file"
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(location[:-1])
+        return UserError(f"unknown key {where}", do=nearest(str(location[-1]), known))
+    if first["type"] == "missing":
+        return UserError(f"missing key {where}", do="add it to the run file")
+    message = first["msg"].removeprefix("Value error, ")
+    given = first["input"]
+    got = given if isinstance(given, str | int | float | bool | type(None)) else None
+    return UserError(f"{where}: {message}", got=repr(got) if got is not None else None)
+
+
+def _keys_at(location: tuple[int | str, ...]) -> set[str]:
+    """Field names of the settings section that `location` points into."""
+    section: type[Settings] = RunConfig
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, Settings))
+    return set(section.model_fields)

@@ -37,3 +37,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+
+
+class Stopped(Exception):
+    """Somebody asked a run to stop; a checkpoint was written and the same command resumes it."""
+
+    def __init__(self, step: int, total: int) -> None:
+        super().__init__(f"stopped after step {step} of {total}; the same command goes on from there")
+        self.step = step

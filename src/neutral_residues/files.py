@@ -18,6 +18,11 @@ from neutral_residues.errors import UserError
 PARTIAL_SUFFIX = ".partial"
 
 
+def default_cache_folder() -> Path:
+    """Where tokenised text is kept: `neutral-residues` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neutral-residues"
+
+
 @contextmanager
 def disk_errors(path: Path | str) -> Iterator[None]:
     """Turn what a disk can refuse (no space, no permission) into one line that names the path."""

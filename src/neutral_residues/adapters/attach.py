@@ -5,40 +5,52 @@
     model = get_peft_model(model, NeutralResiduesConfig(budget=0.20))
 
 PEFT's verbs all work (`save_pretrained`, `from_pretrained`, `disable_adapter`, `add_adapter`, `set_adapter`, `unload`,
-`modules_to_save`), and Transformers' own adapter methods too. Two things differ, and both say so: a gated residue cannot be
-merged, and a checkpoint that does not fit exactly is an error. PEFT has no plugin entry point, so `neutral_residues` must be
-imported before a saved extension is loaded.
+`modules_to_save`), and Transformers' own adapter methods too. Two things differ, and both say so: a gated residue
+cannot be merged, and a checkpoint that lacks a tensor or does not fit is an error. PEFT has no plugin entry point, so
+`neutral_residues` must be imported before a saved extension is loaded.
 
 No maths here: `neutral.py` holds it. No loss either: while a `Tap` is set on the layers, they report to it.
 """
 
 import enum
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from peft import PeftConfig, mapping
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 
 from neutral_residues.adapters.neutral import (
     BLOCK_GATES,
     INITS,
     Residue,
     initialise,
+    new_projections,
     num_weights,
     residue,
     width_for_budget,
 )
-from neutral_residues.adapters.places import activation_module, backbone_activation, find_ffns
+from neutral_residues.adapters.places import (
+    activation_module,
+    backbone_activation,
+    check_same_backbone,
+    check_targets,
+    chosen_layers,
+    count_backbone_weights,
+    describe_backbone,
+    find_ffns,
+    text_config,
+)
 from neutral_residues.errors import UserError
+from neutral_residues.registration import enter_in_peft
 
 
 class NeutralResiduesPeftType(str, enum.Enum):  # noqa: UP042 - PEFT looks types up by the hash of a str enum
-    """PEFT's own enum of types is closed; one of our own with name == value is found in its dictionaries all the same."""
+    """PEFT's enum of types is closed; one of our own with name == value is found in its dictionaries all the same."""
 
     NEUTRAL_RESIDUES = "NEUTRAL_RESIDUES"
 
@@ -85,14 +97,29 @@ class NeutralResiduesConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE
+        # Not a field, so never saved. Only a config that was attached once knows this number: its weights are on disk.
+        self.from_checkpoint = self.num_new_weights is not None
         if self.block_gate not in BLOCK_GATES:
             raise UserError("block_gate", got=self.block_gate, allowed=", ".join(BLOCK_GATES))
         if self.init not in INITS:
             raise UserError("init", got=self.init, allowed=", ".join(INITS))
-        if self.width is not None and self.width < 1:
-            raise UserError("width", got=self.width, allowed="1 or more")
-        if not self.budget > 0:
+        if self.width is not None and (type(self.width) is not int or self.width < 1):
+            raise UserError("width", got=self.width, allowed="a whole number, 1 or more")
+        if isinstance(self.budget, bool) or not isinstance(self.budget, int | float) or not 0 < self.budget < math.inf:
             raise UserError("budget", got=self.budget, allowed="a share above 0, for example 0.20")
+        if self.activation is not None:
+            activation_module(self.activation)
+        self._check_layer_choice()
+
+    def _check_layer_choice(self) -> None:
+        """PEFT would ignore these without a word."""
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise UserError(
+                "layers_to_transform has no effect beside a regular expression in target_modules",
+                do="put the layer numbers into the expression, or give target_modules as a list",
+            )
+        if self.layers_pattern is not None and self.layers_to_transform is None:
+            raise UserError("layers_pattern has no effect without layers_to_transform", do="set both, or neither")
 
     @property
     def gated(self) -> bool:
@@ -109,7 +136,7 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer):
     """A feed-forward block with residues beside it, one for each named adapter; active ones are summed."""
 
     adapter_layer_names = (GATE, UP, DOWN, BLOCK)
-    other_param_names = ("width", "block_gate")
+    other_param_names = ("width", "block_gate", "activations", "loaded")
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -119,32 +146,39 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer):
         self.width: dict[str, int] = {}
         self.block_gate: dict[str, str] = {}
         self.activations = nn.ModuleDict()
+        self.loaded: dict[str, bool] = {}
         self._disable_adapters = False
-        self.merged_adapters = []
+        self.merged_adapters: list[str] = []
         self.tap: Tap | None = None
 
     def add(self, name: str, config: NeutralResiduesConfig, *, width_in: int, num_layers: int) -> None:
-        """A new residue of that name, with fresh weights on the base layer's device."""
+        """A new residue of that name on the base layer's device: fresh, or NaN where a checkpoint is about to fill it.
+
+        Transformers' own loading only reports the tensors that a checkpoint lacks; `_check_loaded` finds the NaN.
+        """
         assert config.width is not None
         assert config.activation is not None
-        w_g = nn.Linear(width_in, config.width, bias=False)
-        w_i = nn.Linear(width_in, config.width, bias=False)
-        w_o = nn.Linear(config.width, width_in, bias=False)
-        w = nn.Linear(width_in, 1, bias=False) if config.gated else None
-        initialise(w_g=w_g, w_i=w_i, w_o=w_o, w=w, num_layers=num_layers, init=config.init)  # type: ignore[arg-type]
+        w_g, w_i, w_o, w = new_projections(width_in=width_in, width=config.width, gated=config.gated)
+        if config.from_checkpoint:
+            _fill_with_nan(w_g, w_i, w_o, w)
+        else:
+            initialise(w_g=w_g, w_i=w_i, w_o=w_o, w=w, num_layers=num_layers, init=config.init)  # type: ignore[arg-type]
         getattr(self, GATE)[name], getattr(self, UP)[name], getattr(self, DOWN)[name] = w_g, w_i, w_o
         if w is not None:
             getattr(self, BLOCK)[name] = w
         self.width[name], self.block_gate[name] = config.width, config.block_gate
+        self.loaded[name] = not config.from_checkpoint
         self.activations[name] = activation_module(config.activation)
         self._move_adapter_to_device_of_base_layer(name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        # The base layer first: some write into their input (Mixtral's jitter) or get their output written into (Falcon).
+        # The base layer first: Mixtral's jitter writes into its input, which autograd forbids once we have read it.
         output = self.base_layer(hidden_states, *args, **kwargs)
         names = [] if self.disable_adapters else [n for n in self.active_adapters if n in self.width]
         for name in names:
+            if not self.loaded[name] and not torch.compiler.is_compiling():
+                self._check_loaded(name)
             output = self._with_residue(output, self.residue(hidden_states, name))
         return output
 
@@ -159,7 +193,7 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer):
             w_g=w_g,
             w_i=getattr(self, UP)[name],
             w_o=getattr(self, DOWN)[name],
-            w=blocks[name] if name in blocks else None,
+            w=blocks[name] if name in blocks else None,  # noqa: SIM401 - a ModuleDict has no get
             activation=self.activations[name],
             gate_kind=self.block_gate[name],  # type: ignore[arg-type]
         )
@@ -170,6 +204,24 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer):
         hidden_states, *rest = output if isinstance(output, tuple) else (output,)
         extended = hidden_states + residue.delta.to(hidden_states.dtype).reshape(hidden_states.shape)
         return (extended, *rest) if isinstance(output, tuple) else extended
+
+    def _check_loaded(self, name: str) -> None:
+        """Once for each adapter that was made for a checkpoint: raise unless all its weights have come."""
+        for key, parameter in self.adapter_parameters(name):
+            # Weights that are offloaded to disk are on the meta device here; only their own module's hook fetches them.
+            if not parameter.is_meta and not parameter.isfinite().all():
+                raise UserError(
+                    f"adapter tensors were never loaded, or hold NaN: {key} beside {type(self.base_layer).__name__}",
+                    do="save the extension again; for fresh weights, dataclasses.replace(config, num_new_weights=None)",
+                )
+        self.loaded[name] = True
+
+    def adapter_parameters(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
+        """The weights of adapter `name`, each with its name inside this layer."""
+        for role in self.adapter_layer_names:
+            if name in (adapters := getattr(self, role)):
+                for key, parameter in adapters[name].named_parameters():
+                    yield f"{role}.{name}.{key}", parameter
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise _not_mergeable()
@@ -201,42 +253,37 @@ class NeutralResiduesModel(BaseTuner):
     target_module_mapping: dict[str, str] = {}  # noqa: RUF012 - PEFT's attribute
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        # PEFT and Transformers tell adapter weights from others by these names occurring in theirs.
-        if len(adapter_name) < 2 or adapter_name in PREFIX or "." in adapter_name:
+        # PEFT and Transformers find adapter weights by prefix and name; a ModuleDict reserves its own attributes.
+        taken = hasattr(nn.ModuleDict(), adapter_name)
+        if len(adapter_name) < 2 or adapter_name in PREFIX or "." in adapter_name or taken:
             raise UserError(
                 "adapter name",
                 got=adapter_name,
-                allowed=f"two characters or more, no dot, not a part of {PREFIX!r}",
+                allowed=f"two characters or more, no dot, not a part of {PREFIX!r}, not a word of PyTorch ('train')",
             )
 
     def _prepare_adapter_config(
         self, peft_config: NeutralResiduesConfig, model_config: dict[str, Any]
     ) -> NeutralResiduesConfig:
-        backbone = _describe_backbone(self.model)
-        _check_same_backbone(peft_config.backbone, backbone)
+        backbone = describe_backbone(self.model)
+        check_same_backbone(peft_config.backbone, backbone)
         if peft_config.target_modules is None:
             ffns = list(find_ffns(self.model))
-            peft_config.target_modules = _chosen_layers(ffns, peft_config.layers_to_transform)
+            peft_config.target_modules = chosen_layers(ffns, peft_config.layers_to_transform)
         if peft_config.activation is None:
-            peft_config.activation = backbone_activation(_text_config(self.model).to_dict())
-        activation_module(peft_config.activation)
-        num_layers = sum(
-            bool(self._check_target_module_exists(peft_config, name))
+            peft_config.activation = backbone_activation(text_config(self.model).to_dict())
+        targets = {
+            name: module
             for name, module in self.model.named_modules()
-            if name and not _inside_tuner_layer(name)
-        )
-        if num_layers == 0:
-            raise UserError(
-                "target_modules match no module",
-                got=peft_config.target_modules,
-                do=f"name feed-forward modules such as {next(iter(dict(self.model.named_modules())), '')!r}",
-            )
-        self._size(peft_config, width_in=backbone["hidden_size"], num_adapters=num_layers)
+            if name and not _inside_tuner_layer(name) and self._check_target_module_exists(peft_config, name)
+        }
+        check_targets(targets, width_in=backbone["hidden_size"])
+        self._size(peft_config, width_in=backbone["hidden_size"], num_adapters=len(targets))
         peft_config.backbone = backbone
         return peft_config
 
     def _size(self, config: NeutralResiduesConfig, *, width_in: int, num_adapters: int) -> None:
-        config.num_backbone_weights = count_backbone_weights(self.model)
+        config.num_backbone_weights = count_backbone_weights(self.model, added=PREFIX)
         if config.width is None:
             config.width = width_for_budget(
                 config.budget,
@@ -290,10 +337,9 @@ def check_adapter_tensors(model: nn.Module, adapter_name: str, tensors: dict[str
         UserError: naming the first missing, extra or misshapen tensor and how many there are.
     """
     expected = {
-        f"{name}.{role}.{adapter_name}.weight": getattr(layer, role)[adapter_name].weight.shape
+        f"{name}.{key}": parameter.shape
         for name, layer in residue_layers(model).items()
-        for role in layer.adapter_layer_names
-        if adapter_name in getattr(layer, role)
+        for key, parameter in layer.adapter_parameters(adapter_name)
     }
     given = {key: tensor.shape for key, tensor in tensors.items() if f".{PREFIX}" in key}
     given = {k if k in expected else k.removeprefix("base_model.model."): shape for k, shape in given.items()}
@@ -331,52 +377,15 @@ def tapped(layers: dict[str, NeutralResiduesLayer], tap: Tap) -> Iterator[None]:
             layer.tap = None
 
 
-def count_backbone_weights(model: nn.Module) -> int:
-    """Weights of the backbone, embeddings counted, adapters not; 4-bit weights count as the numbers they stand for."""
-    counted = 0
-    for name, parameter in model.named_parameters():
-        if f".{PREFIX}" in name or "modules_to_save." in name:
-            continue
-        packed = type(parameter).__name__ == "Params4bit"
-        counted += parameter.numel() * (2 * parameter.element_size() if packed else 1)
-    return counted
-
-
-def _text_config(model: nn.Module) -> PretrainedConfig:
-    config = getattr(model, "config", None)
-    if not isinstance(config, PretrainedConfig):
-        raise UserError("model", got=type(model).__name__, allowed="a Transformers model (with a PretrainedConfig)")
-    return config.get_text_config()
-
-
-def _describe_backbone(model: nn.Module) -> dict[str, int]:
-    config = _text_config(model)
-    return {key: int(getattr(config, key)) for key in ("hidden_size", "num_hidden_layers", "vocab_size")}
-
-
-def _check_same_backbone(saved: dict[str, int], backbone: dict[str, int]) -> None:
-    for key, value in saved.items():
-        if backbone.get(key) != value:
-            raise UserError(
-                f"this extension was made for another backbone: {key}",
-                got=backbone.get(key),
-                allowed=str(value),
-                do="load the backbone named in its adapter_config.json",
-            )
-
-
-def _chosen_layers(ffns: list[str], layers: list[int] | int | None) -> list[str]:
-    if layers is None:
-        return ffns
-    numbers = [layers] if isinstance(layers, int) else list(layers)
-    wrong = [n for n in numbers if not 0 <= n < len(ffns)]
-    if wrong or not numbers:
-        raise UserError("layers_to_transform", got=numbers, allowed=f"numbers from 0 to {len(ffns) - 1}")
-    return [ffns[n] for n in numbers]
-
-
 def _inside_tuner_layer(name: str) -> bool:
     return ".base_layer" in name or f".{PREFIX}" in name
+
+
+@torch.no_grad()
+def _fill_with_nan(*linears: nn.Linear | None) -> None:
+    for linear in linears:
+        for parameter in () if linear is None else linear.parameters():
+            parameter.fill_(math.nan)
 
 
 def _not_mergeable() -> UserError:
@@ -386,19 +395,4 @@ def _not_mergeable() -> UserError:
     )
 
 
-def register() -> None:
-    """Enter the tuner in PEFT's dictionaries. Safe to call again.
-
-    Raises:
-        RuntimeError: if another package has taken the name.
-    """
-    for registry, entry in (
-        (mapping.PEFT_TYPE_TO_CONFIG_MAPPING, NeutralResiduesConfig),
-        (mapping.PEFT_TYPE_TO_TUNER_MAPPING, NeutralResiduesModel),
-        (mapping.PEFT_TYPE_TO_PREFIX_MAPPING, PREFIX),
-    ):
-        if registry.setdefault(PEFT_TYPE, entry) != entry:
-            raise RuntimeError(f"another package has registered {PEFT_TYPE.value} with PEFT: {registry[PEFT_TYPE]}")
-
-
-register()
+enter_in_peft(PEFT_TYPE, config=NeutralResiduesConfig, tuner=NeutralResiduesModel, prefix=PREFIX)

@@ -90,6 +90,25 @@ def residue(
     return Residue(gate * adapter, gate, gate_logits)
 
 
+class Projections(NamedTuple):
+    """The four of one adapter; w is None where the block gate is "none"."""
+
+    w_g: nn.Linear
+    w_i: nn.Linear
+    w_o: nn.Linear
+    w: nn.Linear | None
+
+
+def new_projections(*, width_in: int, width: int, gated: bool) -> Projections:
+    """For D = `width_in` and R = `width`, not initialised yet."""
+    return Projections(
+        w_g=nn.Linear(width_in, width, bias=False),
+        w_i=nn.Linear(width_in, width, bias=False),
+        w_o=nn.Linear(width, width_in, bias=False),
+        w=nn.Linear(width_in, 1, bias=False) if gated else None,
+    )
+
+
 @torch.no_grad()
 def initialise(
     *, w_g: nn.Linear, w_i: nn.Linear, w_o: nn.Linear, w: nn.Linear | None, num_layers: int, init: Init
@@ -118,9 +137,7 @@ def num_weights(*, width_in: int, width: int, gated: bool) -> int:
     return 3 * width_in * width + (width_in if gated else 0)
 
 
-def width_for_budget(
-    budget: float, *, num_backbone_weights: int, width_in: int, num_adapters: int, gated: bool
-) -> int:
+def width_for_budget(budget: float, *, num_backbone_weights: int, width_in: int, num_adapters: int, gated: bool) -> int:
     """R such that all adapters together have `budget` times the backbone's weights, embeddings counted.
 
     R is rounded to the largest power of two up to 128 that keeps the true share within 2 % of the budget, because
@@ -132,7 +149,7 @@ def width_for_budget(
     if not budget > 0:
         raise UserError("budget", got=budget, allowed="a share above 0, for example 0.20")
     wanted = budget * num_backbone_weights
-    gates = num_adapters * width_in if gated else 0
+    gates = num_adapters * num_weights(width_in=width_in, width=0, gated=gated)
     exact = (wanted - gates) / (num_adapters * 3 * width_in)
     for multiple in (128, 64, 32, 16, 8, 4, 2, 1):
         width = round(exact / multiple) * multiple

@@ -1,17 +1,20 @@
 """Where the feed-forward blocks of a pretrained decoder are, found from its structure and not from its name.
 
-Promise: every module named here takes the hidden states as its first argument and returns them in the same width. A model in
-which no such module is found is refused with the children that were seen. The vision or audio part of a multimodal model is
-left alone: only the decoder is searched.
+Also what else the host model tells us: its width, depth, vocabulary and activation.
+
+Promise: every module named here takes the hidden states as its first argument and returns them in the same width. A
+model in which no such module is found is refused with the children that were seen. The vision or audio part of a
+multimodal model is left alone: only the decoder is searched.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import nn
+from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from neutral_residues.errors import UserError
+from neutral_residues.errors import UserError, nearest
 
 FFN_NAMES = ("mlp", "feed_forward", "ffn", "mlp_block", "block_sparse_moe", "shared_mlp")
 # Where a sparse and a shared block stand side by side, both read the same input and are summed: one place serves both.
@@ -34,8 +37,8 @@ def find_ffns(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         UserError: naming the children of the first layer that has none.
     """
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    decoder = model if decoder is None else decoder
+    get_decoder: Callable[[], nn.Module | None] | None = getattr(model, "get_decoder", None)
+    decoder = (get_decoder() if get_decoder else None) or model
     prefix = next((f"{name}." for name, module in model.named_modules() if module is decoder and name), "")
     layers = _decoder_layers(decoder)
     if not layers:
@@ -80,18 +83,98 @@ def _names(module: nn.Module) -> str:
     return ", ".join(name for name, _ in module.named_children()) or "none"
 
 
+def chosen_layers(ffns: list[str], layers: list[int] | int | None) -> list[str]:
+    """The feed-forward modules of the layers with these numbers, counted from 0; None means all.
+
+    Raises:
+        UserError: if there is no such layer, or none is chosen.
+    """
+    if layers is None:
+        return ffns
+    numbers = [layers] if isinstance(layers, int) else list(layers)
+    wrong = [n for n in numbers if not 0 <= n < len(ffns)]
+    if wrong or not numbers:
+        raise UserError("layers_to_transform", got=numbers, allowed=f"numbers from 0 to {len(ffns) - 1}")
+    return [ffns[n] for n in numbers]
+
+
+def check_targets(targets: dict[str, nn.Module], *, width_in: int) -> None:
+    """Raise a UserError unless these modules, by full name, can each have a residue of width `width_in` beside it."""
+    do = "leave target_modules out to have them found, or name the feed-forward modules"
+    if not targets:
+        raise UserError("target_modules match no module", do=do)
+    for name, module in targets.items():
+        outer = next((other for other in targets if name.startswith(f"{other}.")), None)
+        if outer is not None:
+            raise UserError("target_modules match a module inside another", got=f"{name} inside {outer}", do=do)
+        if isinstance(module, nn.Linear) and (module.in_features, module.out_features) != (width_in, width_in):
+            raise UserError(f"target_modules match {name}, which does not map width {width_in} to itself", do=do)
+
+
+def text_config(model: nn.Module) -> PretrainedConfig:
+    """The config of the language part of `model`."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, PretrainedConfig):
+        raise UserError("model", got=type(model).__name__, allowed="a Transformers model (with a PretrainedConfig)")
+    return config.get_text_config(decoder=True)
+
+
+def describe_backbone(model: nn.Module) -> dict[str, int]:
+    """Width, depth and vocabulary: what a saved extension must find again in the backbone it is loaded on."""
+    config = text_config(model)
+    return {key: int(getattr(config, key)) for key in ("hidden_size", "num_hidden_layers", "vocab_size")}
+
+
+def check_same_backbone(saved: dict[str, int], backbone: dict[str, int]) -> None:
+    """Raise a UserError unless `backbone` has all that `saved` says; an empty `saved` fits any."""
+    for key, value in saved.items():
+        if backbone.get(key) != value:
+            raise UserError(
+                f"this extension was made for another backbone: {key}",
+                got=backbone.get(key),
+                allowed=str(value),
+                do="load the backbone named in its adapter_config.json",
+            )
+
+
+def count_backbone_weights(model: nn.Module, *, added: str) -> int:
+    """Weights of the backbone, embeddings counted, those below a module whose name begins with `added` not.
+
+    4-bit weights count as the numbers they stand for.
+    """
+    counted = 0
+    for name, parameter in model.named_parameters():
+        if f".{added}" in name or "modules_to_save." in name:
+            continue
+        packed = type(parameter).__name__ == "Params4bit"
+        counted += parameter.numel() * (2 * parameter.element_size() if packed else 1)
+    return counted
+
+
 def backbone_activation(model_config: Mapping[str, object]) -> str:
-    """The name, as in Transformers' ACT2FN, of the backbone's own FFN activation; "silu" where its config names none."""
+    """The name, as in Transformers' ACT2FN, of the backbone's own FFN activation.
+
+    "silu" where the config names none, or one with weights of its own (Apertus' xIELU): `activation_module` refuses it.
+    """
     for key in ACTIVATION_KEYS:
         name = model_config.get(key)
         if isinstance(name, str) and name in ACT2FN:
-            return name
+            return name if _has_no_weights(ACT2FN[name]) else FALLBACK_ACTIVATION
     return FALLBACK_ACTIVATION
 
 
 def activation_module(name: str) -> nn.Module:
-    """The activation of that name, as Transformers knows it."""
-    if name not in ACT2FN:
-        raise UserError("activation", got=name, allowed=", ".join(sorted(ACT2FN)))
-    module: nn.Module = ACT2FN[name]
+    """The activation of that name, as Transformers knows it.
+
+    Raises:
+        UserError: if the name is unknown, or the activation has weights, which would be neither trained nor saved.
+    """
+    module: nn.Module | None = ACT2FN[name] if isinstance(name, str) and name in ACT2FN else None
+    if module is None or not _has_no_weights(module):
+        known = nearest(str(name), ACT2FN)
+        raise UserError("activation", got=name, allowed="one of Transformers', without weights", do=known)
     return module
+
+
+def _has_no_weights(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is None

@@ -1,0 +1,127 @@
+"""The command line `neutral`: thin. What a command needs is imported inside it, so that `--help` is instant.
+
+Errors that a user can mend are one line on standard error and exit code 2; Ctrl-C is 130.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neutral_residues.errors import Stopped, UserError
+
+app = typer.Typer(
+    name="neutral",
+    help="Add a language or a domain to a pretrained language model without losing what it already knows.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+RunFile = Annotated[Path, typer.Argument(help="The run file (YAML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings to change, for example training.steps=200.", show_default=False)
+]
+Folder = Annotated[Path, typer.Argument(help="Output folder of a run, or an extension folder.", show_default=False)]
+
+
+@app.command()
+def extend(run: RunFile, overrides: Overrides = None) -> None:
+    """Train an extension as the run file says; the same command resumes it."""
+    _quiet()
+    from neutral_residues.config import load_run
+    from neutral_residues.extend import extend as extend_
+    from neutral_residues.summary import print_summary
+
+    config = load_run(run, tuple(overrides or ()))
+    print_summary(extend_(config), config.output)
+
+
+@app.command()
+def describe(run: RunFile, overrides: Overrides = None) -> None:
+    """Print what a run would do (weights, tokens, steps, memory, disk) without training."""
+    _quiet()
+    from neutral_residues.config import load_run
+    from neutral_residues.commands import describe as describe_
+
+    describe_(load_run(run, tuple(overrides or ())))
+
+
+@app.command()
+def evaluate(
+    folder: Folder,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="role:name=file, for example source:wiki=wiki.jsonl.gz; default: the run's own sets."
+        ),
+    ] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
+    stride: Annotated[int | None, typer.Option(help="New tokens scored in each window.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to write the record (JSON).")] = None,
+) -> None:
+    """Measure backbone and extension on any number of source and target sets."""
+    _quiet()
+    from neutral_residues.commands import evaluate_folder
+
+    evaluate_folder(folder, sets=tuple(sets or ()), context=context, stride=stride, output=output)
+
+
+@app.command()
+def generate(
+    folder: Folder,
+    prompt: Annotated[str, typer.Argument(help="The text to go on from.", show_default=False)],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to add.")] = 60,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling, when temperature is above 0.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling; the same for both.")] = 0,
+) -> None:
+    """Answer a prompt with the backbone and with the extension, side by side."""
+    _quiet()
+    from neutral_residues.commands import generate_folder
+
+    generate_folder(folder, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the demo's runs.")] = Path("runs/demo"),
+) -> None:
+    """Teach a small English model French, with neutral residues and with plain fine-tuning, and show both sides."""
+    _quiet()
+    from neutral_residues.demo import run_demo
+
+    run_demo(output)
+
+
+def _quiet() -> None:
+    """Progress bars and warnings of the libraries below would cover our own display."""
+    import logging
+    import os
+    import warnings
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """Entry point: turns what a user can mend into one line."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""What the smaller commands do: describe a run, measure a saved extension, ask it something."""
+
+from pathlib import Path
+
+from rich.columns import Columns
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import Progress
+from rich.table import Table
+
+from neutral_residues.config import Corpus, RunConfig
+from neutral_residues.cost import WeightCount
+from neutral_residues.data.encoding import end_of_text_id, tokenizer_key
+from neutral_residues.data.tokens import TokenStream, tokenise
+from neutral_residues.display import human_bytes
+from neutral_residues.errors import UserError
+from neutral_residues.evaluate import evaluate
+from neutral_residues.files import default_cache_folder
+from neutral_residues.extend import check_context, make_rows, prepare_data, wants_bf16, world_size
+from neutral_residues.generate import generate_both
+from neutral_residues.loading import empty_backbone, load_config, load_tokenizer, pick_device
+from neutral_residues.methods import check_settings_are_used, find_method, learning_rate
+from neutral_residues.results import Record, provenance, write_record
+from neutral_residues.scores import metrics
+from neutral_residues.saved import Saved, load_saved
+from neutral_residues.summary import sides_table
+
+DEFAULT_CONTEXT_TOKENS = 512
+
+
+def describe(config: RunConfig, *, console: Console | None = None) -> None:
+    """Print weights, tokens, steps, memory and disk of a run. Tokenises into the cache, which the run then uses."""
+    console = console or Console()
+    method = find_method(config.method)
+    check_settings_are_used(config)
+    model_config = load_config(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    check_context(config, model_config)
+    tokenizer = load_tokenizer(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    data = prepare_data(config, tokenizer, show_progress=console.is_terminal)
+    rows = make_rows(config, data)
+    backbone = empty_backbone(model_config, trust_remote_code=config.trust_remote_code)
+    weights = WeightCount.of_backbone(backbone)
+    weights = weights.with_model(method.attach(backbone, config))
+    text_config = model_config.get_text_config()
+    bf16 = wants_bf16(config, pick_device())
+
+    table = Table(title=f"{config.model} + {method.title}", show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("backbone weights", f"{weights.num_backbone_weights:,}")
+    table.add_row("new weights", f"{weights.num_new_weights:,} ({100 * weights.budget:.2f} %)")
+    table.add_row("trained weights", f"{weights.num_trained_weights:,}")
+    table.add_row("learning rate", f"{learning_rate(config, hidden_size=text_config.hidden_size):.2e}")
+    tokens = len(rows) * config.data.block_tokens
+    table.add_row("steps", f"{config.training.steps:,} of {len(rows) // config.training.steps} rows")
+    table.add_row("training tokens", f"{tokens:,}, {100 * config.data.source_share:g} % source")
+    for stream in data.train:
+        table.add_row(f"  {stream.name} ({stream.role})", _stream_line(stream))
+    for stream in data.evaluate:
+        table.add_row(f"  held out: {stream.name} ({stream.role})", _stream_line(stream))
+    memory = weights.training_memory_bytes(config, model_config=text_config, bf16=bf16)
+    table.add_row(
+        "memory while training", f"about {human_bytes(memory)} (estimate, {'bfloat16' if bf16 else 'float32'})"
+    )
+    disk = weights.checkpoint_bytes() * (config.training.keep_checkpoints + 1) + weights.num_new_weights * 4
+    table.add_row("disk", f"about {human_bytes(disk)} in {config.output}")
+    table.add_row("ranks", str(world_size()))
+    console.print(table)
+
+
+def _stream_line(stream: TokenStream) -> str:
+    return (
+        f"{stream.num_documents:,} documents, {stream.num_tokens:,} tokens, "
+        f"{stream.num_bytes / stream.num_tokens:.2f} bytes per token"
+    )
+
+
+def evaluate_folder(
+    folder: Path,
+    *,
+    sets: tuple[str, ...],
+    context: int | None,
+    stride: int | None,
+    output: Path | None,
+    console: Console | None = None,
+) -> Record:
+    """Measure a saved extension and its backbone in one pass; print both sides, and write the record if asked."""
+    console = console or Console()
+    corpora = [_corpus(text) for text in sets]
+    saved = load_saved(folder)
+    streams = _streams(saved, corpora, console)
+    run = saved.config
+    context = context or (run.context_tokens if run else DEFAULT_CONTEXT_TOKENS)
+    stride = stride or max(1, context // 2)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("measuring", total=None)
+        scores = evaluate(
+            saved.model,
+            streams,
+            end_of_text=end_of_text_id(saved.tokenizer),
+            context_tokens=context,
+            stride_tokens=stride,
+            reference=saved.reference,
+            on_progress=lambda name, done, total: progress.update(
+                task, description=f"measuring {name}", completed=done, total=total
+            ),
+        )
+    record = Record(
+        kind="evaluate",
+        method=run.method if run else "neutral",
+        metrics=metrics(scores),
+        provenance=provenance(seed=None, device=pick_device().type, tokenizer_key=tokenizer_key(saved.tokenizer)),
+        config={
+            "extension": str(folder),
+            "context_tokens": context,
+            "stride_tokens": stride,
+            "sets": [f"{s.role}:{s.name}" for s in streams],
+        },
+    )
+    console.print(sides_table(record))
+    console.print(f"windows of {context} tokens, stride {stride}", highlight=False)
+    if output is not None:
+        write_record(output, record)
+        console.print(f"record: {output}", highlight=False)
+    return record
+
+
+def _streams(saved: Saved, corpora: list[Corpus], console: Console) -> list[TokenStream]:
+    if corpora:
+        return [
+            tokenise(
+                corpus,
+                saved.tokenizer,
+                cache_dir=default_cache_folder(),
+                num_workers=0,
+                show_progress=console.is_terminal,
+            )[0]
+            for corpus in corpora
+        ]
+    if saved.config is None:
+        raise UserError("nothing to measure", do="add --set source:NAME=FILE and --set target:NAME=FILE")
+    return list(prepare_data(saved.config, saved.tokenizer, show_progress=console.is_terminal).evaluate)
+
+
+def _corpus(text: str) -> Corpus:
+    role, _, rest = text.partition(":")
+    name, separator, path = rest.partition("=")
+    if role not in ("source", "target") or not separator or not name or not path:
+        raise UserError("--set", got=text, allowed="role:name=file, for example source:wiki=wiki.jsonl.gz")
+    return Corpus(name=name, role=role, path=Path(path))
+
+
+def generate_folder(
+    folder: Path,
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    console: Console | None = None,
+) -> None:
+    """Print what backbone and extension make of the same prompt, side by side."""
+    console = console or Console()
+    saved = load_saved(folder)
+    sample = generate_both(
+        saved.model,
+        saved.tokenizer,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        reference=saved.reference,
+    )
+    width = max(30, console.width // 2 - 1)
+    panels = [
+        Panel(text, title=title, width=width)
+        for title, text in (("backbone", sample.backbone), ("with extension", sample.extended))
+    ]
+    console.print(f"[bold]{prompt}[/bold]", highlight=False)
+    console.print(Columns(panels, padding=(0, 1)))

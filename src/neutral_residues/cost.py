@@ -1,0 +1,87 @@
+"""What a run costs: weights, memory, disk. Counted where it can be counted, estimated where it says so."""
+
+import resource
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from neutral_residues.adapters.attach import PREFIX
+from neutral_residues.adapters.places import count_backbone_weights
+from neutral_residues.config import RunConfig
+from neutral_residues.results import Cost
+
+ADAM_BYTES_PER_WEIGHT = 4 + 4 + 8
+"""A trained weight in float32: itself, its gradient, AdamW's two moments."""
+
+
+@dataclass(frozen=True)
+class WeightCount:
+    """Numbers of weights.
+
+    Attributes:
+        num_backbone_weights: embeddings counted.
+        num_new_weights: stored beside the backbone.
+        num_trained_weights: with a gradient.
+    """
+
+    num_backbone_weights: int
+    num_new_weights: int = 0
+    num_trained_weights: int = 0
+
+    @classmethod
+    def of_backbone(cls, backbone: nn.Module) -> "WeightCount":
+        """Before anything is attached."""
+        return cls(num_backbone_weights=count_backbone_weights(backbone, added=PREFIX))
+
+    def with_model(self, model: nn.Module) -> "WeightCount":
+        """After the method is attached."""
+        total = sum(parameter.numel() for parameter in model.parameters())
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        return replace(self, num_new_weights=total - self.num_backbone_weights, num_trained_weights=trained)
+
+    @property
+    def budget(self) -> float:
+        """New weights as a share of the backbone's."""
+        return self.num_new_weights / self.num_backbone_weights
+
+    def to_record(self, *, tokens: int, seconds: float, peak_memory: int) -> Cost:
+        """For the record of a run that trained on `tokens` in `seconds`."""
+        return Cost(
+            tokens=tokens,
+            seconds=seconds,
+            tokens_per_second=tokens / seconds if seconds > 0 else None,
+            peak_memory_bytes=peak_memory,
+            trainable_weights=self.num_trained_weights,
+            new_weights=self.num_new_weights,
+            backbone_weights=self.num_backbone_weights,
+        )
+
+    def training_memory_bytes(self, config: RunConfig, *, model_config: Any, bf16: bool) -> int:
+        """Estimate of the peak while training: weights, AdamW, activations of one forward pass, logits.
+
+        Activations are counted as 14 model widths and 4 FFN widths a token and layer, logits three times in float32; kernels and
+        the allocator add to it.
+        """
+        frozen = self.num_backbone_weights + self.num_new_weights - self.num_trained_weights
+        weights = frozen * (2 if bf16 else 4) + self.num_trained_weights * ADAM_BYTES_PER_WEIGHT
+        tokens = config.training.batch_rows * config.data.block_tokens
+        hidden = model_config.hidden_size
+        per_layer = 14 * hidden + 4 * (getattr(model_config, "intermediate_size", None) or 4 * hidden)
+        layers = 1 if config.training.gradient_checkpointing else model_config.num_hidden_layers
+        activations = tokens * layers * per_layer * (2 if bf16 else 4)
+        return weights + activations + tokens * model_config.vocab_size * 4 * 3
+
+    def checkpoint_bytes(self) -> int:
+        """One checkpoint: the trained weights and AdamW's moments in float32."""
+        return self.num_trained_weights * 12
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak so far: of the GPU's allocator, or of this process where there is no GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

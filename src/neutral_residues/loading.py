@@ -1,0 +1,124 @@
+"""Backbones and tokenizers from a folder or the Hub, and everything that can be wrong with them in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from neutral_residues.errors import UserError
+
+
+def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a causal language model.
+
+    Raises:
+        UserError: if there is no model, it cannot be reached, or it is not causal.
+    """
+    folder = Path(name)
+    if folder.exists() and not (folder / "config.json").is_file():
+        do = (
+            "it holds an adapter: give its backbone" if (folder / "adapter_config.json").is_file() else "check the path"
+        )
+        raise UserError(f"{name} is no model folder", got="no config.json in it", do=do)
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot load the model {name}",
+            got=_first_line(error),
+            do="give a folder with config.json, or a name on the Hub while the network is there",
+        ) from error
+    _check_causal(name, config)
+    return config
+
+
+def _check_causal(name: str, config: PretrainedConfig) -> None:
+    auto_map = getattr(config, "auto_map", None) or {}
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in auto_map
+    bidirectional = getattr(config, "is_encoder_decoder", False) or _is_masked(config)
+    if not known or bidirectional:
+        raise UserError(
+            f"{name} is not a causal language model",
+            got=f"model_type {config.model_type} ({', '.join(config.architectures or ['?'])})",
+            allowed="a decoder such as Llama, Qwen, Gemma, Mistral, GPT-2",
+        )
+
+
+def _is_masked(config: PretrainedConfig) -> bool:
+    architectures = config.architectures or []
+    return bool(architectures) and not any(
+        a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "HeadModel")) for a in architectures
+    )
+
+
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to a model."""
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizers raises bare Exceptions for broken files
+        raise UserError(
+            f"cannot load the tokenizer of {name}", got=_first_line(error), do="check the folder"
+        ) from error
+
+
+def load_backbone(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False, dtype: torch.dtype
+) -> PreTrainedModel:
+    """The model's weights in `dtype`; every weight must be there.
+
+    Raises:
+        UserError: also for a weight file cut short.
+    """
+    load_config(name, revision=revision, trust_remote_code=trust_remote_code)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype, output_loading_info=True
+        )
+    except Exception as error:  # safetensors raises its own type for a file cut short
+        raise UserError(
+            f"cannot load the weights of {name}", got=_first_line(error), do="fetch the model again"
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(
+            f"the weights of {name} are incomplete",
+            got=f"{len(missing)} missing, first {missing[0]}",
+            do="fetch the model again",
+        )
+    return model
+
+
+def empty_backbone(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model's structure without its weights (on the meta device): for counting."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """How many tokens the model can read, where its configuration says so."""
+    value: Any = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(value) if value else None
+
+
+def pick_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return (
+        torch.accelerator.current_accelerator() or torch.device("cpu")
+        if torch.accelerator.is_available()
+        else (torch.device("cpu"))
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

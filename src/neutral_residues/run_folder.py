@@ -1,0 +1,83 @@
+"""The output folder of a run: what lies where, who may write there, and whether it can be resumed. No torch.
+
+run.yaml        the resolved configuration, written before the first step
+checkpoints/    whole checkpoints, the newest ones
+extension/      the result: a PEFT adapter folder, or a whole model for full fine-tuning
+record.json     every number of the run, see `results.py`; written last, so its presence means: finished
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neutral_residues.config import RunConfig, dump_run, load_run
+from neutral_residues.errors import UserError
+from neutral_residues.files import disk_errors, write_text
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside one output folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "run.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def extension(self) -> Path:
+        return self.path / "extension"
+
+    @property
+    def record(self) -> Path:
+        return self.path / "record.json"
+
+    @property
+    def is_finished(self) -> bool:
+        return self.record.is_file()
+
+    def claim(self, config: RunConfig) -> None:
+        """Make the folder this run's own, or find that it is already (then the run resumes).
+
+        Raises:
+            UserError: if it holds another run or other files, or cannot be written.
+        """
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            occupied = next(self.path.iterdir(), None)
+        if self.config.is_file():
+            self._check_same_run(config)
+        elif occupied is not None:
+            raise UserError(
+                f"output folder {self.path} is not empty", got=occupied.name, do="choose an empty or new folder"
+            )
+        else:
+            write_text(self.config, dump_run(config))
+
+    def _check_same_run(self, config: RunConfig) -> None:
+        there = load_run(self.config)
+        if there != config:
+            key, old, new = next(_differences(there.model_dump(mode="json"), config.model_dump(mode="json")))
+            raise UserError(
+                f"output folder {self.path} holds another run: {key} was {old!r}",
+                got=repr(new),
+                do="choose another output, or delete that folder",
+            )
+
+    def drop_checkpoints(self) -> None:
+        """Free the disk once the result is safe."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Any:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in {**old, **new}:
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif old != new:
+        yield key, old, new

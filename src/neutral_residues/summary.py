@@ -1,0 +1,49 @@
+"""The end of a run in a few lines: both sides, what it cost, where it lies. From the record alone, no torch."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from neutral_residues.results import Record
+
+
+def print_summary(record: Record, output: Path, *, console: Console | None = None) -> None:
+    """Print both sides of a record and where everything was saved."""
+    console = console or Console()
+    console.print(sides_table(record))
+    cost = record.cost
+    if cost.new_weights is not None and cost.backbone_weights and cost.tokens is not None and cost.seconds is not None:
+        share = 100 * cost.new_weights / cost.backbone_weights
+        console.print(
+            f"{cost.new_weights:,} new weights beside {cost.backbone_weights:,} ({share:.2f} %), "
+            f"{cost.tokens:,} tokens in {cost.seconds:.0f} s",
+            highlight=False,
+        )
+    for sample in record.samples:
+        console.print(f"\n[bold]{sample.prompt}[/bold]")
+        console.print(f"  backbone   {sample.backbone}", highlight=False, markup=False)
+        console.print(f"  extended   {sample.extended}", highlight=False, markup=False)
+    console.print(f"\nextension: {output / 'extension'}\nrecord:    {output / 'record.json'}", highlight=False)
+
+
+def sides_table(record: Record) -> Table:
+    """Bits per byte of backbone and extension on every held-out set, with the share of neutral tokens."""
+    table = Table(title=f"{record.method}: bits per byte on held-out text (lower is better)")
+    table.add_column("set")
+    table.add_column("role")
+    for column in ("backbone", "extended", "change", "tokens with all gates 0"):
+        table.add_column(column, justify="right")
+    values = {(m.name, m.of, m.set): m for m in record.metrics if m.layer is None}
+    for metric in (m for m in record.metrics if m.name == "bits_per_byte" and m.of == "extended"):
+        before = values["bits_per_byte", "backbone", metric.set].value
+        neutral = values.get(("neutral_tokens", "extended", metric.set))
+        table.add_row(
+            str(metric.set),
+            str(metric.role),
+            f"{before:.4f}",
+            f"{metric.value:.4f}",
+            f"{100 * (metric.value / before - 1):+.2f} %",
+            f"{100 * neutral.value:.1f} %" if neutral else "-",
+        )
+    return table

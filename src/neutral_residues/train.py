@@ -1,0 +1,252 @@
+"""The one loop for every method: Transformers' Trainer with our order of rows, loss per corpus, and safe checkpoints.
+
+Promises: rows come in the fixed order of `data.mixing`; the loss of each corpus is reported apart; a loss or gradient that is
+not finite stops the run before the optimiser step; a checkpoint counts only once it is whole; a resumed run goes on as if it
+had never stopped (bit-equal on a CPU). What it does not do: decide anything about data, methods or evaluation.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from neutral_residues.config import RunConfig
+from neutral_residues.data.mixing import Mixture
+from neutral_residues.errors import UserError
+from neutral_residues.files import disk_errors, write_json
+from neutral_residues.local_loss import DeviceSums, NeutralResiduesTrainerMixin
+from neutral_residues.losses import next_token_nats
+
+COMPLETE = "complete.json"
+"""Written last into a checkpoint: the size of every file in it."""
+
+
+class DomainTrainer(Trainer):
+    """Trainer on rows of `Mixture`: `input_ids`, `corpus_id` (and `domain_labels`, which a mixin takes out).
+
+    Args:
+        corpus_names: the corpora in the order of `corpus_id`.
+        keep_checkpoints: how many whole checkpoints stay.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *args: Any, corpus_names: Sequence[str], keep_checkpoints: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.loss_is_scaled_for_ga = True
+        self.corpus_names = tuple(corpus_names)
+        self.keep_checkpoints = keep_checkpoints
+        self.stop_requested = False
+        self._corpus_sums = DeviceSums()
+        self._step_nats: Tensor | None = None
+        self.add_callback(_StopWhenAsked(self))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
+        # The order is decided in the data set; shards of a rank follow from accelerate as for any sampler.
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Nats per token, divided by the tokens that one optimiser step predicts on this rank."""
+        input_ids = inputs["input_ids"]
+        outputs = model(input_ids=input_ids, use_cache=False)
+        nats_BT = next_token_nats(outputs.logits, input_ids)
+        self._note_corpora(nats_BT.detach(), inputs["corpus_id"])
+        rows_per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        loss = nats_BT.sum() / (rows_per_step * nats_BT.shape[1])
+        return (loss, outputs) if return_outputs else loss
+
+    def _note_corpora(self, nats_BT: Tensor, corpus_ids_B: Tensor) -> None:
+        zeros = torch.zeros(len(self.corpus_names), device=nats_BT.device, dtype=torch.float64)
+        nats = zeros.index_add(0, corpus_ids_B, nats_BT.sum(dim=1, dtype=torch.float64))
+        rows = zeros.index_add(0, corpus_ids_B, torch.ones_like(corpus_ids_B, dtype=torch.float64))
+        self._step_nats = nats if self._step_nats is None else self._step_nats + nats
+        self._corpus_sums.add("nats", nats)
+        self._corpus_sums.add("tokens", rows * nats_BT.shape[1])
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        # The one place between the backward pass and the optimiser step; one wait for the host covers both checks.
+        norm = super()._clip_grad_norm(model)
+        step_nats, self._step_nats = self._step_nats, None
+        assert step_nats is not None
+        values = torch.cat([step_nats, torch.as_tensor(norm, device=step_nats.device, dtype=torch.float64).view(1)])
+        if not bool(torch.isfinite(values).all()):
+            self._raise_not_finite(step_nats)
+        return norm
+
+    def _raise_not_finite(self, step_nats: Tensor) -> None:
+        bad = [n for n, finite in zip(self.corpus_names, torch.isfinite(step_nats).tolist(), strict=True) if not finite]
+        where = f"the loss on {', '.join(bad)}" if bad else "the gradient (the losses are finite)"
+        raise UserError(
+            f"step {self.state.global_step + 1}: {where} is not finite; stopped before the optimiser step",
+            do="lower training.learning_rate or look at that text; the last checkpoint is whole",
+        )
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            sums = self._corpus_sums.flush(self.accelerator)
+            for name, nats, tokens in zip(self.corpus_names, sums["nats"], sums["tokens"], strict=True):
+                if tokens:
+                    logs[f"loss_nats/{name}"] = nats / tokens
+        super().log(logs, *args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with disk_errors(folder):
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                seal_checkpoint(folder, sums=self._all_sums())
+                for old in whole_checkpoints(folder.parent)[: -self.keep_checkpoints]:
+                    shutil.rmtree(old)
+
+    def _all_sums(self) -> dict[str, Any]:
+        return {name: value.state() for name, value in self.__dict__.items() if isinstance(value, DeviceSums)}
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            sealed = json.loads((Path(checkpoint) / COMPLETE).read_text(encoding="utf-8"))
+            for name, state in sealed["sums"].items():
+                getattr(self, name).load(state, self.args.device)
+
+
+class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
+    """The loop with the local loss; for methods without one its weight is 0 and the mixin does nothing."""
+
+
+class _StopWhenAsked(TrainerCallback):
+    """After a step during which somebody asked to stop: save and leave."""
+
+    def __init__(self, trainer: DomainTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        stop = self.trainer.stop_requested
+        if self.trainer.accelerator.num_processes > 1:
+            asked = torch.tensor(float(stop), device=args.device)
+            stop = bool(self.trainer.accelerator.reduce(asked, "sum"))
+        if stop:
+            control.should_save = control.should_training_stop = True
+        return control
+
+
+class EveryNSteps(TrainerCallback):
+    """Calls `action(step)` every `every` steps and after the last one."""
+
+    def __init__(self, every: int, action: Callable[[int], None]) -> None:
+        self.every = every
+        self.action = action
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self.action(state.global_step)
+
+
+def training_arguments(config: RunConfig, *, output_dir: Path, learning_rate: float, bf16: bool) -> TrainingArguments:
+    """The run's settings in Trainer's words."""
+    training = config.training
+    try:
+        return TrainingArguments(
+            output_dir=str(output_dir),
+            max_steps=training.steps,
+            per_device_train_batch_size=training.batch_rows,
+            gradient_accumulation_steps=training.accumulation,
+            learning_rate=learning_rate,
+            lr_scheduler_type="cosine_with_min_lr",
+            lr_scheduler_kwargs={"min_lr_rate": training.final_learning_rate_share},
+            warmup_steps=training.warmup_steps,
+            weight_decay=training.weight_decay,
+            adam_beta1=training.adam_betas[0],
+            adam_beta2=training.adam_betas[1],
+            max_grad_norm=training.max_grad_norm,
+            bf16=bf16,
+            gradient_checkpointing=training.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
+            logging_steps=training.log_every,
+            logging_first_step=True,
+            logging_nan_inf_filter=False,
+            save_steps=training.save_every,
+            report_to=list(training.report_to),
+            dataloader_num_workers=config.data.workers if torch.accelerator.is_available() else 0,
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            seed=config.seed,
+        )
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise UserError("training settings", got=str(error).splitlines()[0]) from error
+
+
+def make_trainer(
+    config: RunConfig, model: nn.Module, rows: Mixture, *, args: TrainingArguments, corpus_names: Sequence[str]
+) -> ExtensionTrainer:
+    """The trainer of a run; `local_loss_weight` counts only for a method that has one."""
+    from transformers.trainer_callback import PrinterCallback
+
+    from neutral_residues.methods import find_method
+
+    try:
+        trainer = ExtensionTrainer(
+            model=model,
+            args=args,
+            train_dataset=rows,
+            corpus_names=corpus_names,
+            keep_checkpoints=config.training.keep_checkpoints,
+            local_loss=config.residues.local_loss,
+            local_loss_weight=config.residues.local_loss_weight if find_method(config.method).has_local_loss else 0.0,
+        )
+    except (ImportError, RuntimeError) as error:
+        raise UserError("training.report_to", got=str(error).splitlines()[0], do="install it, or remove it") from error
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def seal_checkpoint(folder: Path, *, sums: dict[str, Any]) -> None:
+    """Flush every file to disk, then write down their sizes: from now on the checkpoint counts."""
+    sizes = {}
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+        sizes[str(file.relative_to(folder))] = file.stat().st_size
+    write_json(folder / COMPLETE, {"sizes": sizes, "sums": sums})
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """Sealed checkpoints by step, oldest first. A folder without a seal was being written when the run died."""
+    sealed = [p for p in folder.glob("checkpoint-*") if (p / COMPLETE).is_file()]
+    return sorted(sealed, key=lambda p: int(p.name.rsplit("-", 1)[1]))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint to resume from; leftovers of an unfinished save are removed.
+
+    Raises:
+        UserError: if a file of it has another size than when it was sealed (cut short).
+    """
+    for leftover in folder.glob("checkpoint-*"):
+        if not (leftover / COMPLETE).is_file():
+            shutil.rmtree(leftover)
+    checkpoints = whole_checkpoints(folder)
+    if not checkpoints:
+        return None
+    newest = checkpoints[-1]
+    sizes = json.loads((newest / COMPLETE).read_text(encoding="utf-8"))["sizes"]
+    for name, size in sizes.items():
+        file = newest / name
+        actual = file.stat().st_size if file.is_file() else 0
+        if actual != size:
+            raise UserError(
+                f"checkpoint {newest} is damaged: {name}",
+                got=f"{actual} bytes",
+                allowed=f"{size} bytes",
+                do="delete that checkpoint folder to resume from the one before",
+            )
+    return newest
