@@ -1,5 +1,7 @@
 """A Llama of width 32 with two layers, and what every test of this folder does with it."""
 
+from pathlib import Path
+
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
@@ -48,3 +50,8 @@ def token_ids(batch: int = 2, length: int = 12) -> Tensor:
 @torch.no_grad()
 def logits(model: nn.Module) -> Tensor:
     return model(input_ids=token_ids()).logits
+
+
+def saved(model: PeftModel, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    return folder

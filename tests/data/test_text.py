@@ -97,7 +97,7 @@ LONG = (JSONL * 200).encode()
 BAD_FILES = {
     "unknown suffix": ("a.csv", b"a", ["a.csv", ".txt, .jsonl", ".parquet"]),
     "no suffix": ("corpus", b"a", [".txt, .jsonl"]),
-    "packed parquet": ("a.parquet.gz", b"a", ["a.parquet.gz"]),
+    "packed parquet": ("a.parquet.gz", b"a", ["a.parquet.gz", ".txt, .jsonl"]),
     "empty": ("a.jsonl", b"", ["no documents"]),
     "blank": ("a.txt", b"\n \n\t\n", ["no documents"]),
     "not UTF-8": ("a.jsonl", GOOD + b'{"text": "\xe9t\xe9"}\n', ["UTF-8", "0xe9 at column 11 of line 2"]),

@@ -89,8 +89,7 @@ def short_hash(*parts: object) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _file_digest(path: Path, size_bytes: int, changed_ns: int) -> str:
-    """Hash of the file's bytes. Size and time of change only tell the cache, within this process, that the file is
-    another one."""
+    """Hash of the file's bytes. Size and time of change are there for the cache: they tell that it is another file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -101,9 +100,11 @@ def _error(corpus: Corpus, what: str, *, got: object = None, allowed: str | None
 
 def _kind(corpus: Corpus, path: Path) -> tuple[str, str | None]:
     """Format (one of FORMATS) and codec of a file, after checking that it is a file at all."""
-    if path.is_dir():
+    with disk_errors(path):
+        is_folder, exists = path.is_dir(), path.exists()
+    if is_folder:
         raise _error(corpus, f"{path} is a folder", allowed=ALLOWED_FILES, do="give one file")
-    if not path.exists():
+    if not exists:
         raise _error(corpus, f"no such file: {path}", allowed=ALLOWED_FILES, do="check the path")
     suffixes = [suffix.lower() for suffix in path.suffixes]
     codec = CODECS.get(suffixes[-1]) if suffixes else None

@@ -1,0 +1,50 @@
+"""Makes the texts that ship with the demo from a folder of curated text, byte for byte the same each time.
+
+    python recipes/demo_texts.py FOLDER_WITH_JSONL_GZ
+
+Only text that is free: novels whose authors died long ago (public domain; ELTeC's editions without their markup), Mozilla Common
+Voice sentences (CC0) and Darwin's *Origin of Species* (public domain). Licences: see LICENSE.md beside the output.
+"""
+
+import gzip
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+DEMO_DATA = Path(__file__).parent.parent / "src" / "neutral_residues" / "demo_data"
+
+
+def documents(file: Path, keep: Callable[[str], bool] = lambda source: True) -> Iterator[dict[str, str]]:
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            document = json.loads(line)
+            if keep(document["source"]):
+                yield document
+
+
+def write(name: str, chosen: Iterator[dict[str, str]], max_bytes: int) -> None:
+    """The first documents, up to `max_bytes` of text; no time stamp in the file, so that it is reproducible."""
+    lines, num_bytes = [], 0
+    for document in chosen:
+        num_bytes += len(document["text"].encode())
+        if num_bytes > max_bytes:
+            break
+        lines.append(json.dumps(document, ensure_ascii=False))
+    packed = gzip.compress(("\n".join(lines) + "\n").encode(), compresslevel=9, mtime=0)
+    (DEMO_DATA / name).write_bytes(packed)
+    print(f"{name}: {len(lines)} documents, {len(packed):,} bytes")
+
+
+def main(folder: Path) -> None:
+    DEMO_DATA.mkdir(exist_ok=True)
+    write("en.train.jsonl.gz", documents(folder / "en.train.jsonl.gz"), 400_000)
+    write("fr.train.jsonl.gz", documents(folder / "fr.train.jsonl.gz"), 1_000_000)
+    write("en.test.jsonl.gz", documents(folder / "en.test.jsonl.gz"), 60_000)
+    write("fr.test.jsonl.gz", documents(folder / "fr.test.jsonl.gz"), 60_000)
+    darwin = documents(folder / "en-nonfiction.train.jsonl.gz", lambda source: source == "darwin-origin")
+    write("en-science.test.jsonl.gz", darwin, 60_000)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

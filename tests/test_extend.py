@@ -1,0 +1,232 @@
+"""A run from text to record; stopped, killed and resumed; every method through the same loop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny_run import run_values, write_run
+
+from neutral_residues.config import load_run, make_run
+from neutral_residues.errors import Stopped, UserError
+from neutral_residues.extend import extend
+from neutral_residues.methods import METHODS
+from neutral_residues.results import Record, find, read_record
+from neutral_residues.train import EveryNSteps, ExtensionTrainer
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert one
+    for key, value in one.items():
+        assert torch.equal(value, other[key]), key
+
+
+def losses(record: Record) -> list[dict[str, float]]:
+    """What was logged, without the clock's numbers."""
+    return [{k: v for k, v in point.items() if "runtime" not in k and "per_second" not in k} for point in record.curve]
+
+
+def bits(record: Record, of: Any, name: str) -> float:
+    return find(record, "bits_per_byte", set=name, of=of).value
+
+
+def test_a_run_learns_the_target_and_reports_both_sides(tmp_path: Path) -> None:
+    values = run_values(tmp_path, steps=30, learning_rate=0.01)
+    record = extend(make_run(values))
+    assert bits(record, "extended", "fr") < 0.9 * bits(record, "backbone", "fr")
+    logged = [point for point in record.curve if "loss_nats/fr" in point]
+    assert {"loss_nats/fr", "loss_nats/en", "local_loss", "open_gates_source", "learning_rate"} <= logged[-1].keys()
+    assert logged[-1]["loss_nats/fr"] < logged[0]["loss_nats/fr"]
+    measured = [point["step"] for point in record.curve if "bits_per_byte/en" in point]
+    assert measured == [4, 8, 12, 16, 20, 24, 28, 30]
+    assert record.cost.tokens == 30 * 4 * 2 * 32
+    assert abs(record.cost.new_weights / record.cost.backbone_weights - 0.20) < 0.004
+    assert load_run(tmp_path / "run" / "run.yaml") == make_run(values)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert "import neutral_residues" in (tmp_path / "run" / "extension" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("method", [m.name for m in METHODS])
+def test_every_method_keeps_the_contract(tmp_path: Path, method: str) -> None:
+    values = run_values(tmp_path, steps=6, learning_rate=0.01) | {"method": method}
+    record = extend(make_run(values))
+    assert bits(record, "extended", "fr") < bits(record, "backbone", "fr")
+    assert record.method == method
+    row = next(m for m in METHODS if m.name == method)
+    if row.keeps_backbone:
+        assert abs(record.cost.new_weights / record.cost.backbone_weights - 0.20) < 0.03
+    else:
+        assert record.cost.new_weights == 0
+        assert record.cost.trainable_weights == record.cost.backbone_weights
+    assert ("local_loss" in record.curve[1]) == row.has_local_loss
+
+
+class _Interrupt:
+    """Asks the run to stop, or breaks it, after a step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int, error: type[BaseException] | None) -> None:
+        inner = ExtensionTrainer.__init__
+
+        def init(trainer: ExtensionTrainer, *args: Any, **kwargs: Any) -> None:
+            inner(trainer, *args, **kwargs)
+            trainer.add_callback(EveryNSteps(step, lambda n: self.act(trainer, n, step)))
+
+        self.error = error
+        monkeypatch.setattr(ExtensionTrainer, "__init__", init)
+
+    def act(self, trainer: ExtensionTrainer, now: int, step: int) -> None:
+        if now != step:
+            return
+        if self.error is not None:
+            raise self.error
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("method", ["neutral", "finetune"])
+@pytest.mark.parametrize("how", ["stopped", "crashed"])
+def test_resume_is_bit_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, method: str) -> None:
+    values = run_values(tmp_path) | {"method": method}
+    whole = extend(make_run(values | {"output": str(tmp_path / "whole")}))
+    with monkeypatch.context() as patch:
+        # A signal that arrives in the callbacks of step 4 is seen at the end of step 5.
+        _Interrupt(patch, step=4, error=None if how == "stopped" else RuntimeError)
+        with pytest.raises(Stopped if how == "stopped" else RuntimeError):
+            extend(make_run(values))
+    checkpoints = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert checkpoints[-1] == ("checkpoint-5" if how == "stopped" else "checkpoint-3")
+    resumed = extend(make_run(values))
+    assert_same(weights(tmp_path / "run" / "extension"), weights(tmp_path / "whole" / "extension"))
+    assert losses(resumed) == losses(whole)
+    assert resumed.metrics == whole.metrics
+
+
+def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(tmp_path: Path) -> None:
+    values = run_values(tmp_path, steps=60, save_every=5, keep_checkpoints=1)
+    whole = extend(make_run(values | {"output": str(tmp_path / "whole")}))
+    run = write_run(tmp_path, values)
+    code = "import torch; torch.set_num_threads(1); from neutral_residues.cli import main; main()"
+    process = subprocess.Popen([sys.executable, "-c", code, "extend", str(run)], stderr=subprocess.DEVNULL)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    while not list(checkpoints.glob("checkpoint-*/complete.json")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "run" / "record.json").exists()
+    resumed = extend(make_run(values))
+    assert_same(weights(tmp_path / "run" / "extension"), weights(tmp_path / "whole" / "extension"))
+    assert losses(resumed) == losses(whole)
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = run_values(tmp_path)
+    with monkeypatch.context() as patch:
+        _Interrupt(patch, step=4, error=None)
+        with pytest.raises(Stopped):
+            extend(make_run(values))
+    half = tmp_path / "run" / "checkpoints" / "checkpoint-7"
+    half.mkdir()
+    (half / "adapter_model.safetensors").write_bytes(b"half")
+    assert extend(make_run(values)).curve[-1]["step"] == 8
+
+
+def test_a_checkpoint_cut_short_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = run_values(tmp_path)
+    with monkeypatch.context() as patch:
+        _Interrupt(patch, step=4, error=None)
+        with pytest.raises(Stopped):
+            extend(make_run(values))
+    file = tmp_path / "run" / "checkpoints" / "checkpoint-5" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"checkpoint-5 is damaged: adapter_model\.safetensors; got 100 bytes"):
+        extend(make_run(values))
+
+
+def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
+    values = run_values(tmp_path, steps=2)
+    first = extend(make_run(values))
+    before = (tmp_path / "run" / "record.json").stat().st_mtime_ns
+    assert extend(make_run(values)) == first
+    assert (tmp_path / "run" / "record.json").stat().st_mtime_ns == before
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_optimiser_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import neutral_residues.train as train
+
+    real = train.next_token_nats
+    calls = iter(range(100))
+
+    def broken(logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        nats = real(logits, input_ids)
+        # Call 9 is in the fifth step; its third row is a target row.
+        return nats * torch.where(torch.arange(4)[:, None] == 2, float("nan"), 1.0) if next(calls) == 8 else nats
+
+    monkeypatch.setattr(train, "next_token_nats", broken)
+    with pytest.raises(UserError, match="step 5: the loss on fr is not finite; stopped before the optimiser step"):
+        extend(make_run(run_values(tmp_path)))
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-3" / "complete.json").is_file()
+
+
+def test_accumulation_equals_one_big_batch(tmp_path: Path) -> None:
+    for name, shape in {"big": (8, 1), "small": (2, 4)}.items():
+        values = run_values(tmp_path, batch_rows=shape[0], accumulation=shape[1], steps=4)
+        extend(make_run(values | {"output": str(tmp_path / name)}))
+    big, small = (weights(tmp_path / name / "extension") for name in ("big", "small"))
+    for key, value in big.items():
+        torch.testing.assert_close(value, small[key], rtol=2e-4, atol=2e-6)
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
+    for name, on in {"with": True, "without": False}.items():
+        values = run_values(tmp_path, gradient_checkpointing=on, steps=4)
+        extend(make_run(values | {"output": str(tmp_path / name)}))
+    one, other = (weights(tmp_path / name / "extension") for name in ("with", "without"))
+    for key, value in one.items():
+        torch.testing.assert_close(value, other[key], rtol=2e-4, atol=2e-6)
+
+
+def test_tensorboard_gets_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    extend(make_run(run_values(tmp_path, steps=4, report_to=["tensorboard"])))
+    events = next((tmp_path / "board").rglob("events.*")).read_bytes()
+    assert b"loss_nats/fr" in events
+    assert b"bits_per_byte/en" in events
+
+
+def test_settings_without_effect_are_errors(tmp_path: Path) -> None:
+    values = run_values(tmp_path)
+    for changes, line in (
+        ({"method": "lora", "residues": {"init": "usual"}}, "section residues has no effect on method lora"),
+        ({"method": "adapter", "residues": {"local_loss_weight": 1.0}}, "no effect on method adapter"),
+        ({"method": "neutral", "lora": {"modules": "mlp"}}, "section lora has no effect on method neutral"),
+    ):
+        with pytest.raises(UserError, match=line):
+            extend(make_run(values | changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_record_on_disk_is_the_one_returned(tmp_path: Path) -> None:
+    record = extend(make_run(run_values(tmp_path, steps=2)))
+    assert read_record(tmp_path / "run" / "record.json") == record
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["format"] == "neutral-residues/record"
+    assert yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())["method"] == "neutral"

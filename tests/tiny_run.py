@@ -1,0 +1,77 @@
+"""A backbone folder, texts and a run file small enough to train in a second."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+END_OF_TEXT = 256
+SOURCE_WORDS = "the cat sat on a mat and saw the dog run to the sea".split()
+TARGET_WORDS = "le chat est assis sur un tapis et voit un chien courir vers la mer".split()
+
+
+def byte_tokenizer(eos_token: str | None = "<eot>") -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={sign: i for i, sign in enumerate([*alphabet, "<eot>"])}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos_token)
+
+
+def make_backbone(folder: Path, *, eos_token: str | None = "<eot>", **changes: Any) -> Path:
+    """A random Llama over bytes, saved with its tokenizer."""
+    torch.manual_seed(0)
+    settings = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "vocab_size": 260, "max_position_embeddings": 64, "bos_token_id": END_OF_TEXT,
+        "eos_token_id": END_OF_TEXT,
+    }  # fmt: skip
+    LlamaForCausalLM(LlamaConfig(**(settings | changes))).save_pretrained(folder)
+    byte_tokenizer(eos_token).save_pretrained(folder)
+    return folder
+
+
+def make_text(path: Path, words: list[str], *, documents: int = 40, seed: int = 0) -> Path:
+    generator = random.Random(seed)
+    texts = (" ".join(generator.choices(words, k=30)) for _ in range(documents))
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def run_values(folder: Path, **training: Any) -> dict[str, Any]:
+    """Settings of a run in `folder`, as a run file holds them; makes backbone and texts on the first call."""
+    backbone = folder / "backbone"
+    if not backbone.exists():
+        make_backbone(backbone)
+        make_text(folder / "en.jsonl", SOURCE_WORDS, seed=1)
+        make_text(folder / "fr.jsonl", TARGET_WORDS, seed=2)
+    corpora = [("fr", "target", "fr.jsonl"), ("en", "source", "en.jsonl")]
+    return {
+        "model": str(backbone),
+        "output": str(folder / "run"),
+        "data": {
+            "train": [{"name": name, "role": role, "path": str(folder / file)} for name, role, file in corpora],
+            "source_share": 0.25,
+            "held_out_share": 0.2,
+            "block_tokens": 32,
+            "workers": 0,
+            "cache": str(folder / "cache"),
+        },
+        "training": {
+            "steps": 8, "batch_rows": 4, "accumulation": 2, "warmup_steps": 2, "log_every": 2, "evaluate_every": 4,
+            "save_every": 3,
+        }
+        | training,
+        "evaluation": {"tokens_while_training": 400},
+    }  # fmt: skip
+
+
+def write_run(folder: Path, values: dict[str, Any], name: str = "run.yaml") -> Path:
+    path = folder / name
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
