@@ -2,8 +2,9 @@
 
     python recipes/demo_backbone.py en.train.jsonl.gz OUTPUT_FOLDER
 
-Byte-level BPE of 2,048 tokens trained on the same text; 2,000 steps of 32 x 128 tokens (8.2 M tokens), AdamW (0.9, 0.95), weight
-decay 0.1, learning rate 3e-3 with 100 warm-up steps and a cosine to a tenth, gradient clipping 1.0, bf16 autocast, seed 0.
+Byte-level BPE of 2,048 tokens trained on the same text; 2,000 steps of 32 x 128 tokens (8.2 M tokens), AdamW (0.9,
+0.95), weight decay 0.1, learning rate 3e-3 with 100 warm-up steps and a cosine to a tenth, gradient clipping 1.0,
+bf16 autocast, seed 0.
 """
 
 import argparse
@@ -15,7 +16,12 @@ import torch
 from rich.progress import track
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_with_min_lr_schedule_with_warmup
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    get_cosine_with_min_lr_schedule_with_warmup,
+)
 
 END_OF_TEXT = "<|eos|>"
 BLOCK_TOKENS, BATCH_ROWS = 128, 32

@@ -2,8 +2,9 @@
 
     python recipes/demo_texts.py FOLDER_WITH_JSONL_GZ
 
-Only text that is free: novels whose authors died long ago (public domain; ELTeC's editions without their markup), Mozilla Common
-Voice sentences (CC0) and Darwin's *Origin of Species* (public domain). Licences: see LICENSE.md beside the output.
+Only text that is free: novels whose authors died long ago (public domain; ELTeC's editions without their markup),
+Mozilla Common Voice sentences (CC0) and Darwin's *Origin of Species* (public domain). Licences: see LICENSE.md
+beside the output.
 """
 
 import gzip

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import SOURCE_WORDS, make_backbone, make_text, run_values, write_run
 from transformers import BertConfig, BertForMaskedLM
 
 from neutral_residues import cli
+from tiny_run import SOURCE_WORDS, make_backbone, make_text, run_values, write_run
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,9 @@ def test_help_is_instant() -> None:
 
 def test_the_light_path_never_imports_torch() -> None:
     code = "import sys; sys.argv = ['neutral', '--help']\n"
-    code += "from neutral_residues.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    code += (
+        "from neutral_residues.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
@@ -135,7 +137,7 @@ def _no_json(path: Path) -> None:
         ("bad.jsonl.gz", _broken_gzip, ["bad.jsonl.gz"]),
         ("bad.jsonl", _no_field, ["bad.jsonl", "line 2", "text", "body"]),
         ("bad.jsonl", _no_json, ["bad.jsonl", "line 2"]),
-        ("bad.jsonl", lambda p: p.write_text('{"text": "tiny"}\n'), ["fr", "32"]),
+        ("bad.jsonl", lambda p: p.write_text("".join(f'{{"text": "{n}"}}\n' for n in range(14))), ["fr", "32"]),
         ("bad.docx", lambda p: p.write_text("x"), ["bad.docx", ".jsonl"]),
         ("bad.jsonl", lambda p: p.mkdir(), ["bad.jsonl"]),
     ],
@@ -256,9 +258,7 @@ def finished(tmp_path: Path, neutral: Callable[..., tuple[int, str]]) -> Path:
     return tmp_path / "run"
 
 
-def test_evaluate_describe_generate(
-    tmp_path: Path, finished: Path, neutral: Callable[..., tuple[int, str]]
-) -> None:
+def test_evaluate_describe_generate(tmp_path: Path, finished: Path, neutral: Callable[..., tuple[int, str]]) -> None:
     code, printed = neutral("evaluate", finished)
     assert code == 0
     assert "fr" in printed

@@ -8,19 +8,16 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "neutral_residues"
 
 # One way down: text -> tokens -> mixed rows -> model with residues -> loss -> training -> evaluation -> record.
-ORDER = """
-registration errors files config results scores display summary model_card figures run_folder
-data.text data.encoding data.tokens
-adapters.neutral adapters.places adapters.attach losses local_loss
-data.mixing
-loading methods cost
-evaluate generate train extend saved
-commands demo
-cli
-""".split()
+ORDER = [
+    *("registration", "errors", "files", "config", "results", "scores", "display", "summary", "model_card", "figures"),
+    *("run_folder", "data.text", "data.encoding", "data.tokens"),
+    *("adapters.neutral", "adapters.places", "adapters.settings", "adapters.attach", "losses", "local_loss"),
+    *("data.mixing", "loading", "methods", "cost", "evaluate", "generate", "train", "run", "saved"),
+    *("commands", "demo", "cli"),
+]
 
 # These run where torch is not installed or not wanted.
-NO_TORCH = "errors files config results scores display summary model_card figures run_folder data.text cli".split()
+NO_TORCH = [*ORDER[: ORDER.index("data.text") + 1], "cli"]
 
 
 def modules() -> dict[str, Path]:

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 END_OF_TEXT = 256
-SOURCE_WORDS = "the cat sat on a mat and saw the dog run to the sea".split()
-TARGET_WORDS = "le chat est assis sur un tapis et voit un chien courir vers la mer".split()
+SOURCE_WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "dog", "run", "to", "sea"]
+TARGET_WORDS = ["le", "chat", "est", "assis", "sur", "un", "tapis", "et", "voit", "chien", "vers", "la", "mer"]
 
 
 def byte_tokenizer(eos_token: str | None = "<eot>") -> PreTrainedTokenizerFast:

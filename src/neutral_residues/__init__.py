@@ -1,7 +1,7 @@
 """Add a language or a domain to a pretrained language model without losing what it already knows.
 
-Importing this package registers the method with PEFT, so that saved extensions load. The names below load what they need when
-they are first used.
+Importing this package registers the method with PEFT, so that saved extensions load. The names below load what they
+need when they are first used.
 """
 
 import importlib
@@ -11,20 +11,32 @@ from neutral_residues.errors import UserError
 from neutral_residues.registration import register_with_peft
 
 if TYPE_CHECKING:
-    from neutral_residues.adapters.attach import NeutralResiduesConfig, NeutralResiduesModel, residue_layers
+    from neutral_residues.adapters.attach import NeutralResiduesModel, residue_layers
+    from neutral_residues.adapters.settings import NeutralResiduesConfig
+    from neutral_residues.local_loss import NeutralResiduesTrainerMixin, local_loss
+    from neutral_residues.results import Record
+    from neutral_residues.run import extend
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "NeutralResiduesConfig": "adapters.attach",
+    "NeutralResiduesConfig": "adapters.settings",
     "NeutralResiduesModel": "adapters.attach",
     "residue_layers": "adapters.attach",
+    "NeutralResiduesTrainerMixin": "local_loss",
+    "local_loss": "local_loss",
+    "extend": "run",
+    "Record": "results",
 }
 
 __all__ = [  # noqa: RUF022 - in the order in which people meet them
     "NeutralResiduesConfig",
     "NeutralResiduesModel",
+    "NeutralResiduesTrainerMixin",
+    "local_loss",
     "residue_layers",
+    "extend",
+    "Record",
     "UserError",
 ]
 

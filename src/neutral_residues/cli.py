@@ -31,7 +31,7 @@ def extend(run: RunFile, overrides: Overrides = None) -> None:
     """Train an extension as the run file says; the same command resumes it."""
     _quiet()
     from neutral_residues.config import load_run
-    from neutral_residues.extend import extend as extend_
+    from neutral_residues.run import extend as extend_
     from neutral_residues.summary import print_summary
 
     config = load_run(run, tuple(overrides or ()))
@@ -42,8 +42,8 @@ def extend(run: RunFile, overrides: Overrides = None) -> None:
 def describe(run: RunFile, overrides: Overrides = None) -> None:
     """Print what a run would do (weights, tokens, steps, memory, disk) without training."""
     _quiet()
-    from neutral_residues.config import load_run
     from neutral_residues.commands import describe as describe_
+    from neutral_residues.config import load_run
 
     describe_(load_run(run, tuple(overrides or ())))
 

@@ -16,13 +16,13 @@ from neutral_residues.display import human_bytes
 from neutral_residues.errors import UserError
 from neutral_residues.evaluate import evaluate
 from neutral_residues.files import default_cache_folder
-from neutral_residues.extend import check_context, make_rows, prepare_data, wants_bf16, world_size
 from neutral_residues.generate import generate_both
 from neutral_residues.loading import empty_backbone, load_config, load_tokenizer, pick_device
 from neutral_residues.methods import check_settings_are_used, find_method, learning_rate
 from neutral_residues.results import Record, provenance, write_record
-from neutral_residues.scores import metrics
+from neutral_residues.run import check_context, make_rows, prepare_data, wants_bf16, world_size
 from neutral_residues.saved import Saved, load_saved
+from neutral_residues.scores import metrics
 from neutral_residues.summary import sides_table
 
 DEFAULT_CONTEXT_TOKENS = 512
@@ -147,7 +147,7 @@ def _corpus(text: str) -> Corpus:
     name, separator, path = rest.partition("=")
     if role not in ("source", "target") or not separator or not name or not path:
         raise UserError("--set", got=text, allowed="role:name=file, for example source:wiki=wiki.jsonl.gz")
-    return Corpus(name=name, role=role, path=Path(path))
+    return Corpus.model_validate({"name": name, "role": role, "path": path})
 
 
 def generate_folder(

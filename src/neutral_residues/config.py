@@ -1,7 +1,7 @@
 """The run file: everything that one run needs, in one YAML file, checked before anything expensive starts.
 
-Every field is documented by the line under it. Unknown keys are errors that name the nearest known one. The fully resolved
-configuration is written next to the results before the first step. No torch here.
+Every field is documented by the line under it. Unknown keys are errors that name the nearest known one. The fully
+resolved configuration is written next to the results before the first step. No torch here.
 """
 
 from pathlib import Path
@@ -66,7 +66,8 @@ class DataSettings(Settings):
     held_out_share: float = Field(default=0.02, gt=0, lt=1)
     """Share of documents held out of each training corpus when `evaluate` is empty."""
     source_share: float = Field(default=0.1, ge=0, le=1)
-    """Share of training rows that are source text; exact in every prefix of the run, to within a row (the paper's p)."""
+    """Share of training rows that are source text; exact in every prefix of the run, to within a row (the paper's
+    p)."""
     block_tokens: int = Field(default=512, ge=2)
     """Tokens in a training row."""
     workers: int = Field(default=2, ge=0)
@@ -99,10 +100,13 @@ class ResidueSettings(Settings):
     """The gate per token and layer. The method `adapter` has none."""
     activation: str | None = None
     """Activation inside the adapter, by its Transformers name; null takes the backbone's own."""
-    init: Literal["paper", "usual"] = "paper"
-    """Variance of the inner projections: paper 1/(D L), usual 2/D."""
+    init: Literal["usual", "paper"] = "usual"
+    """Variance of the inner projections: usual 2/D, paper 1/(D L)."""
+    gate_start: Literal["open", "random"] = "open"
+    """open: every gate starts at 1 on every token; random: half of all tokens start shut, and the gate has no bias."""
     layers: tuple[int, ...] | None = None
-    """Numbers of the layers that get an adapter; null means all."""
+    """Numbers of the layers that get an adapter; null means all, but not the first of four or more where there is a
+    gate."""
     local_loss: Literal["l1", "cross_entropy"] = "l1"
     """l1: size of the gated output on source tokens; cross_entropy: the (sigmoid) gate as a classifier."""
     local_loss_weight: float = Field(default=3.0, ge=0)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from neutral_residues.adapters.attach import PREFIX
 from neutral_residues.adapters.places import count_backbone_weights
+from neutral_residues.adapters.settings import PREFIX
 from neutral_residues.config import RunConfig
 from neutral_residues.results import Cost
 
@@ -62,8 +62,8 @@ class WeightCount:
     def training_memory_bytes(self, config: RunConfig, *, model_config: Any, bf16: bool) -> int:
         """Estimate of the peak while training: weights, AdamW, activations of one forward pass, logits.
 
-        Activations are counted as 14 model widths and 4 FFN widths a token and layer, logits three times in float32; kernels and
-        the allocator add to it.
+        Activations are counted as 14 model widths and 4 FFN widths a token and layer, logits three times in float32;
+        kernels and the allocator add to it.
         """
         frozen = self.num_backbone_weights + self.num_new_weights - self.num_trained_weights
         weights = frozen * (2 if bf16 else 4) + self.num_trained_weights * ADAM_BYTES_PER_WEIGHT

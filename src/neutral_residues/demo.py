@@ -1,6 +1,7 @@
 """The demo: a small English model learns French twice on a laptop's CPU, and both sides are shown.
 
-Everything ships with the package (see demo_data/LICENSE.md); no network is used. The same steps, rows and order for both.
+Everything ships with the package (see demo_data/LICENSE.md); no network is used. The same steps, rows and order for
+both.
 """
 
 from pathlib import Path
@@ -10,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from neutral_residues.config import RunConfig, make_run
-from neutral_residues.extend import extend
 from neutral_residues.figures import draw_trade_off
 from neutral_residues.files import write_text
 from neutral_residues.results import Record
+from neutral_residues.run import extend
 
 DEMO_DATA = Path(__file__).parent / "demo_data"
 METHODS = {"neutral": "neutral residues", "finetune": "plain fine-tuning"}
@@ -114,7 +115,9 @@ def _table(records: dict[str, Record]) -> Table:
     some = next(iter(bits.values()))
     for of, name in [key for key in some if key[0] == "backbone"]:
         before = some[of, name]
-        cells = [f"{b['extended', name]:.3f} ({100 * (b['extended', name] / before - 1):+.1f} %)" for b in bits.values()]
+        cells = [
+            f"{b['extended', name]:.3f} ({100 * (b['extended', name] / before - 1):+.1f} %)" for b in bits.values()
+        ]
         table.add_row(name, f"{before:.3f}", *cells)
     return table
 

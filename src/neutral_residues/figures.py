@@ -19,7 +19,8 @@ def draw_trade_off(
 ) -> None:
     """Draw forgetting against learning, one path through training per record, as PNG or SVG by the ending of `path`.
 
-    Left is good (nothing forgotten), down is good (learnt). Each path starts at the backbone; its last point is the end.
+    Left is good (nothing forgotten), down is good (learnt). Each path starts at the backbone; its last point is the
+    end.
 
     Args:
         records: label -> record of a training run whose curve has bits per byte.
@@ -40,9 +41,7 @@ def draw_trade_off(
             xs, ys = _path(record, source=name, target=target)
             colour = COLOURS.get(record.method, OTHER_COLOUR)
             axis.plot(xs, ys, color=colour, linewidth=1.5, alpha=0.6)
-            axis.plot(
-                xs[-1], ys[-1], MARKERS.get(record.method, OTHER_MARKER), color=colour, markersize=9, label=label
-            )
+            axis.plot(xs[-1], ys[-1], MARKERS.get(record.method, OTHER_MARKER), color=colour, markersize=9, label=label)
         axis.axvline(0, color="#999999", linewidth=0.8)
         axis.set_xlabel(f"forgetting: rise of {name}, % of bits per byte")
         axis.grid(visible=True, alpha=0.25)

@@ -2,16 +2,18 @@
 
 Three lines in a script of your own:
 
-    from neutral_residues import NeutralResiduesTrainerMixin
+    from neutral_residues.local_loss import NeutralResiduesTrainerMixin
     class MyTrainer(NeutralResiduesTrainerMixin, Trainer): pass          # or SFTTrainer
     MyTrainer(model, args, train_dataset=rows_with_domain_labels, local_loss_weight=3.0).train()
 
-Each row carries `domain_labels` beside `input_ids`: 1 (source), 0 (target) or -100 for each token, or one number for the row.
+Each row carries `domain_labels` beside `input_ids`: 1 (source), 0 (target) or -100 for each token, or one number for
+the row.
 
-Promise: the term is exact under gradient accumulation, padding, packing, (non-reentrant) gradient checkpointing and several
-ranks: it equals what one big batch gives. A mode in which its gradient would be lost raises.
+Promise: the term is exact under gradient accumulation, padding, packing, (non-reentrant) gradient checkpointing and
+several ranks: it equals what one big batch gives. A mode in which its gradient would be lost raises.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,17 +31,19 @@ DEFAULT_WEIGHT = 3.0
 
 
 class LocalLossTerm:
-    """Collects the local loss of every layer during one forward pass.
+    """Collects the local loss of every residue during one forward pass.
 
     Attributes:
         open_gates: for SOURCE and TARGET, how many (token, layer) gates were not exactly 0: float32 scalars.
+        num_gated: residues seen so far that have a block gate.
     """
 
-    def __init__(self, domain_labels: Tensor, kind: LocalLoss, num_layers: int) -> None:
+    def __init__(self, domain_labels: Tensor, kind: LocalLoss, num_residues: int) -> None:
         self.domain_labels = domain_labels
         self.kind = kind
-        self.num_layers = num_layers
+        self.num_residues = num_residues
         self.open_gates: dict[int, Tensor] = {}
+        self.num_gated = 0
         self._terms: list[Tensor] = []
         self._recording = True
 
@@ -47,13 +51,19 @@ class LocalLossTerm:
         # Recomputation under gradient checkpointing runs this again and must save the same tensors, so the term is
         # computed every time and only kept the first.
         term = local_loss_sum(residue, self.domain_labels, self.kind)
-        if self._recording:
+        if not self._recording:
+            return
+        if len(self._terms) < self.num_residues:
             self._terms.append(term)
             self._count_open(residue)
+        elif term.requires_grad == self._terms[0].requires_grad:
+            # One without gradients after one with them only makes outputs (SFTTrainer does that).
+            raise UserError("the local loss is that of one forward pass, and the model ran twice", do="run it once")
 
     def _count_open(self, residue: Residue) -> None:
         if residue.gate is None:
             return
+        self.num_gated += 1
         is_open = residue.gate.detach().squeeze(-1) != 0
         labels = self.domain_labels.reshape(is_open.shape)
         for domain in (SOURCE, TARGET):
@@ -61,65 +71,74 @@ class LocalLossTerm:
             self.open_gates[domain] = self.open_gates.get(domain, 0) + count
 
     def mean(self, num_tokens: Tensor | int | None = None) -> Tensor:
-        """The local loss per counted token and layer, in float32. Call it once, after the forward pass.
+        """The local loss per counted token and residue, in float32. Call it after the forward pass.
 
         Args:
             num_tokens: what to divide by: counted tokens of the whole accumulated batch; default: of this pass.
 
         Raises:
-            UserError: if no residue ran, or the term lost its gradient (reentrant gradient checkpointing).
+            UserError: if not every residue ran, or the term lost its gradient (reentrant gradient checkpointing).
         """
         self._recording = False
-        if not self._terms:
+        if len(self._terms) != self.num_residues:
             raise UserError(
-                "the local loss saw no residue", do="enable the adapter and run the forward pass inside the block"
+                f"the local loss saw {len(self._terms)} of {self.num_residues} residues",
+                do="run the forward pass inside the block, with the adapter enabled",
             )
-        total = torch.stack(self._terms).sum()
-        if torch.is_grad_enabled() and not total.requires_grad:
+        if torch.is_grad_enabled() and not all(term.requires_grad for term in self._terms):
             raise UserError(
-                "the local loss has no gradient: reentrant gradient checkpointing drops it",
-                do='set gradient_checkpointing_kwargs={"use_reentrant": False}',
+                "the local loss has no gradient: reentrant gradient checkpointing drops it, or the adapter is frozen",
+                do='set gradient_checkpointing_kwargs={"use_reentrant": False}, and load with is_trainable=True',
             )
         if num_tokens is None:
             num_tokens = counted_tokens(self.domain_labels, self.kind)
         # A batch without a counted token has a sum of 0: the divisor must not make it 0/0.
-        divisor = torch.as_tensor(num_tokens, device=total.device).clamp(min=1)
-        return total / (divisor * self.num_layers)
+        divisor = torch.as_tensor(num_tokens, device=self._terms[0].device).clamp(min=1)
+        return torch.stack(self._terms).sum() / (divisor * self.num_residues)
 
 
 @contextmanager
 def local_loss(model: nn.Module, domain_labels: Tensor, kind: LocalLoss = "l1") -> Iterator[LocalLossTerm]:
-    """For a training loop of your own. Forward and backward both belong inside the block:
+    """For a training loop of your own. One forward pass and its backward pass belong inside the block:
 
         with local_loss(model, domain_labels) as local:
             loss = model(**batch).loss + 3.0 * local.mean()
             loss.backward()
 
+    When you accumulate gradients, give `mean` the `counted_tokens` of all the batches of a step, as for the other loss.
+
     Args:
         domain_labels: (B, T) SOURCE, TARGET or IGNORE for each token of the batch.
 
     Raises:
-        UserError: if the model has no neutral residues, or the loss does not fit its gates.
+        UserError: if the model has no enabled neutral residues, the loss does not fit their gates, or another is open.
     """
     layers = residue_layers(model)
-    check_local_loss(layers, kind)
-    term = LocalLossTerm(domain_labels, kind, num_layers=len(layers))
+    term = LocalLossTerm(domain_labels, kind, num_residues=check_local_loss(layers, kind))
     with tapped(layers, term):
         yield term
 
 
-def check_local_loss(layers: Mapping[str, NeutralResiduesLayer], kind: str) -> None:
-    """Raise unless these layers can have a local loss of that kind."""
+def check_local_loss(layers: Mapping[str, NeutralResiduesLayer], kind: str) -> int:
+    """How many residues one forward pass computes. Raises unless there are any, and such a loss fits their gates."""
     if kind not in LOCAL_LOSSES:
         raise UserError("local_loss", got=kind, allowed=", ".join(LOCAL_LOSSES))
     if not layers:
         raise UserError(
             "the model has no neutral residues", do="attach them: get_peft_model(model, NeutralResiduesConfig())"
         )
-    if kind == "cross_entropy":
-        gates = {layer.block_gate[name] for layer in layers.values() for name in layer.active_adapters}
-        if gates != {"sigmoid"}:
-            raise UserError("local_loss cross_entropy", got=f"block_gate {', '.join(sorted(gates))}", allowed="sigmoid")
+    gates = [gate for layer in layers.values() for gate in _active_gates(layer)]
+    kinds = ", ".join(sorted(set(gates)))
+    if not gates:
+        raise UserError("the neutral residues are all switched off", do="enable or activate an adapter")
+    if kind == "cross_entropy" and kinds != "sigmoid":
+        raise UserError("local_loss cross_entropy", got=f"block_gate {kinds}", allowed="sigmoid")
+    return len(gates)
+
+
+def _active_gates(layer: NeutralResiduesLayer) -> list[str]:
+    active = [] if layer.disable_adapters else layer.active_adapters
+    return [layer.block_gate[name] for name in active if name in layer.block_gate]
 
 
 class DomainLabelCollator:
@@ -128,42 +147,54 @@ class DomainLabelCollator:
     def __init__(self, collator: Any) -> None:
         self.collator = collator
 
-    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        labels = [_token_labels(feature) for feature in features if DOMAIN_LABELS in feature]
-        batch = dict(self.collator([{k: v for k, v in f.items() if k != DOMAIN_LABELS} for f in features]))
-        if labels:
-            if len(labels) < len(features):
-                raise UserError(f"{DOMAIN_LABELS} is missing in some rows", do="give it in every row")
-            batch[DOMAIN_LABELS] = _place(labels, batch["input_ids"], batch.get("attention_mask"))
-        return batch
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> Any:
+        labelled = [feature for feature in features if feature.get(DOMAIN_LABELS) is not None]
+        batch = self.collator([{k: v for k, v in f.items() if k != DOMAIN_LABELS} for f in features])
+        if not labelled:
+            return batch
+        if len(labelled) < len(features):
+            raise UserError(f"{DOMAIN_LABELS} is missing in some rows", do="give it in every row")
+        ids = [torch.as_tensor(feature["input_ids"]) for feature in features]
+        labels = [_token_labels(f[DOMAIN_LABELS], len(row)) for f, row in zip(features, ids, strict=True)]
+        return {**batch, DOMAIN_LABELS: _place(labels, ids, batch["input_ids"], batch.get("attention_mask"))}
 
 
-def _token_labels(feature: Mapping[str, Any]) -> Tensor:
-    labels = torch.as_tensor(feature[DOMAIN_LABELS], dtype=torch.long)
-    num_tokens = len(feature["input_ids"])
-    if labels.dim() == 0:
-        return labels.expand(num_tokens)
-    if len(labels) != num_tokens:
-        raise UserError(f"{DOMAIN_LABELS} of a row", got=f"{len(labels)} for {num_tokens} tokens", allowed="one each")
-    return labels
+def _token_labels(given: Any, num_tokens: int) -> Tensor:
+    allowed = f"{SOURCE} (source), {TARGET} (target) or {IGNORE}"
+    try:
+        labels = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{DOMAIN_LABELS} of a row", got=given, allowed=allowed) from error
+    known = (labels == SOURCE) | (labels == TARGET) | (labels == IGNORE)
+    if not known.all():
+        raise UserError(f"{DOMAIN_LABELS} of a row", got=labels[~known][0].item(), allowed=allowed)
+    if labels.dim() and labels.shape != (num_tokens,):
+        shape = " x ".join(str(size) for size in labels.shape)
+        raise UserError(f"{DOMAIN_LABELS} of a row", got=f"{shape} for {num_tokens} tokens", allowed="one each")
+    return labels.long().expand(num_tokens)
 
 
-def _place(labels: list[Tensor], input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    placed = torch.full_like(input_ids, IGNORE)
-    flat = torch.cat(labels)
-    if input_ids.shape[0] != len(labels):  # padding-free: all rows one after another
-        keep = torch.ones_like(input_ids, dtype=torch.bool)
-    elif attention_mask is not None and attention_mask.shape == input_ids.shape:
-        keep = attention_mask.bool()
-    else:
-        keep = torch.arange(input_ids.shape[1]) < torch.tensor([[len(row)] for row in labels])
-    if int(keep.sum()) != len(flat):
-        raise UserError(
-            f"the collator kept {int(keep.sum())} of {len(flat)} tokens, so {DOMAIN_LABELS} no longer fit",
-            do="truncate the rows before training",
-        )
-    placed[keep] = flat
-    return placed
+def _place(labels: list[Tensor], ids: list[Tensor], batch_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """`labels` of the rows `ids` where the collator put their tokens in `batch_ids` (B, T); IGNORE elsewhere."""
+    flat_ids = torch.cat(ids)
+    if batch_ids.shape[0] == len(ids):
+        lengths = torch.tensor([[len(row)] for row in ids])
+    else:  # padding-free: all rows one after another
+        lengths = torch.tensor([[len(flat_ids)]])
+    mask = attention_mask if attention_mask is not None and attention_mask.shape == batch_ids.shape else None
+    position = torch.arange(batch_ids.shape[1])
+    sides = [position < lengths, position >= batch_ids.shape[1] - lengths]
+    if mask is not None and mask[:, -1].all():  # tokens that look like padding leave no doubt about the side then
+        sides.reverse()
+    for keep in sides:
+        if keep.shape == batch_ids.shape and torch.equal(batch_ids[keep], flat_ids.to(batch_ids.dtype)):
+            placed = torch.full_like(batch_ids, IGNORE, dtype=torch.long)
+            placed[keep] = torch.cat(labels)
+            return placed if mask is None else placed.masked_fill(mask == 0, IGNORE)
+    raise UserError(
+        f"the collator cut, moved or changed tokens, so {DOMAIN_LABELS} no longer fit them",
+        do="truncate and order the rows before training",
+    )
 
 
 class DeviceSums:
@@ -173,22 +204,23 @@ class DeviceSums:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, key: str, value: Tensor) -> None:
-        """Add `value` (any shape, the same at every call) to the sum named `key`."""
-        self._sums[key] = self._sums[key] + value if key in self._sums else value
+        """Add `value` (any shape, the same at every call) to the sum named `key`; every rank must use the same keys."""
+        # A copy, because the memory of a value from a compiled model may be used again.
+        self._sums[key] = self._sums[key] + value if key in self._sums else value.clone()
 
     def flush(self, accelerator: Any) -> dict[str, Any]:
         """The sums over all ranks since the last flush, as numbers or lists of numbers."""
-        reduced = {key: accelerator.reduce(value, "sum").tolist() for key, value in self._sums.items()}
+        reduced = {key: accelerator.reduce(self._sums[key], "sum").tolist() for key in sorted(self._sums)}
         self._sums = {}
         return reduced
 
     def state(self) -> dict[str, Any]:
         """This rank's sums, for a checkpoint."""
-        return {key: value.tolist() for key, value in self._sums.items()}
+        return {key: [str(v.dtype).removeprefix("torch."), v.tolist()] for key, v in self._sums.items()}
 
     def load(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Continue from `state()`."""
-        self._sums = {key: torch.tensor(value, device=device) for key, value in state.items()}
+        self._sums = {k: torch.tensor(v, dtype=getattr(torch, t), device=device) for k, (t, v) in state.items()}
 
 
 class NeutralResiduesTrainerMixin:
@@ -208,18 +240,17 @@ class NeutralResiduesTrainerMixin:
         self.local_loss_weight = local_loss_weight
         self.local_loss = local_loss
         self.data_collator: Any = DomainLabelCollator(self.data_collator)
-        self._layers = residue_layers(self.model)  # type: ignore[attr-defined]
         self._term: LocalLossTerm | None = None
         self._counted: Tensor | None = None
         self._sums = DeviceSums()
         self._check_modes()
 
     def _check_modes(self) -> None:
-        if self.local_loss_weight < 0:
+        if not 0 <= self.local_loss_weight < math.inf:
             raise UserError("local_loss_weight", got=self.local_loss_weight, allowed="0 or more")
         if not self._has_local_loss:
             return
-        check_local_loss(self._layers, self.local_loss)
+        check_local_loss(residue_layers(self.model), self.local_loss)  # type: ignore[attr-defined]
         args = self.args  # type: ignore[attr-defined]
         lost = None
         if args.n_gpu > 1:
@@ -241,10 +272,11 @@ class NeutralResiduesTrainerMixin:
             self._signature_columns = [*columns, DOMAIN_LABELS]
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """Also counts, over the whole accumulated batch and all ranks, the tokens that the local loss will be divided by."""
+        """Also counts, over the accumulated batch and all ranks, the tokens that the local loss will be divided by."""
         samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
-        if self._has_local_loss and samples and DOMAIN_LABELS in samples[0]:
-            counted = sum(counted_tokens(batch[DOMAIN_LABELS], self.local_loss) for batch in samples)
+        if self._has_local_loss:
+            labels = [batch[DOMAIN_LABELS] for batch in samples if DOMAIN_LABELS in batch]
+            counted = sum(counted_tokens(labels_BT, self.local_loss) for labels_BT in labels)
             gathered = self.accelerator.gather(torch.as_tensor(counted, device=device))  # type: ignore[attr-defined]
             self._counted = gathered.sum()
         return samples, num_items
@@ -260,20 +292,20 @@ class NeutralResiduesTrainerMixin:
                 do="add the column, and for SFTTrainer set dataset_kwargs={'skip_prepare_dataset': True}",
             )
         labels = labels.to(self.args.device)  # type: ignore[attr-defined]
-        term = LocalLossTerm(labels, self.local_loss, num_layers=len(self._layers))
-        self._term = term
         try:
-            with tapped(self._layers, term):
+            with local_loss(self.model, labels, self.local_loss) as self._term:  # type: ignore[attr-defined]
                 return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
         finally:
             self._term = None
 
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        inputs = {key: value for key, value in inputs.items() if key != DOMAIN_LABELS}
+        return super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        inputs.pop(DOMAIN_LABELS, None)
-        # What `super` returns beside the loss is passed on as it is: asking for outputs makes SFTTrainer run a second
-        # forward pass, whose residues must not be counted again.
+        # What `super` returns beside the loss is passed on as it is.
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
         if self._term is None:
             return result
@@ -301,7 +333,7 @@ class NeutralResiduesTrainerMixin:
         for domain, name in ((SOURCE, "source"), (TARGET, "target")):
             if domain in term.open_gates:
                 self._sums.add(f"open_{name}", term.open_gates[domain])
-                self._sums.add(f"gates_{name}", (term.domain_labels == domain).sum() * float(term.num_layers))
+                self._sums.add(f"gates_{name}", (term.domain_labels == domain).sum() * float(term.num_gated))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if self._has_local_loss and "loss" in logs:

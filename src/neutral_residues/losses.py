@@ -7,9 +7,10 @@ The labels are per token, so packed, padded and mixed rows all work.
     local loss, "l1"      mean over D of |g(x) * A(x)|, source tokens only           paper, section 3, "Training"
     local loss, "cross_entropy"   gate (sigmoid) against "is this a target token"    the paper's alternative
 
-Where we choose: the paper's local loss is the L1 norm of the adapter's output, averaged over adapters and divided by D, on
-source rows. Whether the norm is taken before or after the gate is not known: we take it after, on what is really added to
-the model. Over a batch we divide by (source tokens x layers), so the term does not depend on how many source rows a batch has.
+Where we choose: the paper's local loss is the L1 norm of the adapter's output, averaged over adapters and divided by
+D, on source rows. Whether the norm is taken before or after the gate is not known: we take it after, on what is really
+added to the model. Over a batch we divide by (source tokens x layers), so the term does not depend on how many source
+rows a batch has.
 """
 
 from typing import Literal, get_args
@@ -40,8 +41,15 @@ def local_loss_sum(residue: Residue, domain_labels: Tensor, kind: LocalLoss) -> 
     Args:
         residue: what the adapter adds, with any leading shape.
         domain_labels: SOURCE, TARGET or IGNORE for each token; as many numbers as `residue` has tokens.
+
+    Raises:
+        UserError: if there are more or fewer labels than tokens, or no gate that the kind needs.
     """
-    labels = domain_labels.reshape(residue.delta.shape[:-1])
+    shape = residue.delta.shape[:-1]
+    if domain_labels.numel() != shape.numel():
+        got = f"{domain_labels.numel()} for {shape.numel()} tokens"
+        raise UserError("domain_labels", got=got, allowed="one each")
+    labels = domain_labels.reshape(shape)
     if kind == "l1":
         size = residue.delta.float().abs().mean(dim=-1)
         return (size * (labels == SOURCE)).sum()

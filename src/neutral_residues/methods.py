@@ -1,7 +1,7 @@
 """The table of methods: what trains, how a budget becomes a size, and the recipe each starts from.
 
-Every method runs through the same loop, data, order of rows and evaluation; a row of this table is all that differs. A method
-of your own is one more row.
+Every method runs through the same loop, data, order of rows and evaluation; a row of this table is all that differs.
+A method of your own is one more row.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from neutral_residues.adapters.attach import PREFIX, NeutralResiduesConfig
+from neutral_residues.adapters.neutral import BlockGate
 from neutral_residues.adapters.places import count_backbone_weights, find_ffns
+from neutral_residues.adapters.settings import PREFIX, NeutralResiduesConfig
 from neutral_residues.config import RunConfig
 from neutral_residues.errors import UserError, nearest
 
@@ -56,7 +57,7 @@ def _attach_adapter(model: PreTrainedModel, config: RunConfig) -> nn.Module:
     return _attach_residues(model, config, block_gate="none")
 
 
-def _attach_residues(model: PreTrainedModel, config: RunConfig, *, block_gate: str) -> nn.Module:
+def _attach_residues(model: PreTrainedModel, config: RunConfig, *, block_gate: BlockGate) -> nn.Module:
     layers = config.residues.layers
     peft_config = NeutralResiduesConfig(
         task_type="CAUSAL_LM",
@@ -64,6 +65,7 @@ def _attach_residues(model: PreTrainedModel, config: RunConfig, *, block_gate: s
         block_gate=block_gate,
         activation=config.residues.activation,
         init=config.residues.init,
+        gate_start=config.residues.gate_start,
         layers_to_transform=list(layers) if layers is not None else None,
     )
     return get_peft_model(model, peft_config)
@@ -158,7 +160,7 @@ def check_settings_are_used(config: RunConfig) -> None:
                 do=f"remove it, or choose method: {' or '.join(sorted(methods))}",
             )
     if config.method == "adapter":
-        for key in ("block_gate", "local_loss", "local_loss_weight"):
+        for key in ("block_gate", "gate_start", "local_loss", "local_loss_weight"):
             if getattr(config.residues, key) != getattr(defaults["residues"].default, key):
                 raise UserError(f"residues.{key} has no effect on method adapter", do="remove it, or use neutral")
 

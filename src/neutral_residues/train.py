@@ -1,8 +1,9 @@
 """The one loop for every method: Transformers' Trainer with our order of rows, loss per corpus, and safe checkpoints.
 
-Promises: rows come in the fixed order of `data.mixing`; the loss of each corpus is reported apart; a loss or gradient that is
-not finite stops the run before the optimiser step; a checkpoint counts only once it is whole; a resumed run goes on as if it
-had never stopped (bit-equal on a CPU). What it does not do: decide anything about data, methods or evaluation.
+Promises: rows come in the fixed order of `data.mixing`; the loss of each corpus is reported apart; a loss or
+gradient that is not finite stops the run before the optimiser step; a checkpoint counts only once it is whole; a
+resumed run goes on as if it had never stopped (bit-equal on a CPU). What it does not do: decide anything about data,
+methods or evaluation.
 """
 
 import json
@@ -92,6 +93,8 @@ class DomainTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
             sums = self._corpus_sums.flush(self.accelerator)
+            # Trainer's own mean starts anew when a run resumes between two lines of the log; ours does not.
+            logs["loss"] = sum(sums["nats"]) / sum(sums["tokens"])
             for name, nats, tokens in zip(self.corpus_names, sums["nats"], sums["tokens"], strict=True):
                 if tokens:
                     logs[f"loss_nats/{name}"] = nats / tokens
@@ -204,7 +207,9 @@ def make_trainer(
             local_loss=config.residues.local_loss,
             local_loss_weight=config.residues.local_loss_weight if find_method(config.method).has_local_loss else 0.0,
         )
-    except (ImportError, RuntimeError) as error:
+    except (ImportError, RuntimeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError("training.report_to", got=str(error).splitlines()[0], do="install it, or remove it") from error
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -12,11 +12,8 @@ cannot be merged, and a checkpoint that lacks a tensor or does not fit is an err
 No maths here: `neutral.py` holds it. No loss either: while a `Tap` is set on the layers, they report to it.
 """
 
-import enum
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -25,8 +22,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
 from neutral_residues.adapters.neutral import (
-    BLOCK_GATES,
-    INITS,
+    BlockGate,
     Residue,
     initialise,
     new_projections,
@@ -39,91 +35,16 @@ from neutral_residues.adapters.places import (
     backbone_activation,
     check_same_backbone,
     check_targets,
-    chosen_layers,
     count_backbone_weights,
     describe_backbone,
     find_ffns,
     text_config,
 )
+from neutral_residues.adapters.settings import PEFT_TYPE, PREFIX, NeutralResiduesConfig
 from neutral_residues.errors import UserError
 from neutral_residues.registration import enter_in_peft
 
-
-class NeutralResiduesPeftType(str, enum.Enum):  # noqa: UP042 - PEFT looks types up by the hash of a str enum
-    """PEFT's enum of types is closed; one of our own with name == value is found in its dictionaries all the same."""
-
-    NEUTRAL_RESIDUES = "NEUTRAL_RESIDUES"
-
-
-PEFT_TYPE = NeutralResiduesPeftType.NEUTRAL_RESIDUES
-PREFIX = "neutral_residues_"
 GATE, UP, DOWN, BLOCK = (PREFIX + role for role in ("gate", "up", "down", "block"))
-
-
-@dataclass
-class NeutralResiduesConfig(PeftConfig):
-    """How to extend a model with neutral residues.
-
-    Args:
-        budget: new weights as a share of the backbone's, embeddings counted; 0.20 is the paper's.
-        width: adapter width R; overrides `budget`.
-        block_gate: "relu" (the paper), "elu", "sigmoid", or "none" for a gate-less adapter.
-        activation: inside the adapter, by its name in Transformers; None takes the backbone's own.
-        init: "paper" (variance 1/(D L)) or "usual" (2/D) for the inner projections.
-        target_modules: names of the feed-forward modules; None finds them.
-        exclude_modules: names to leave out.
-        layers_to_transform: numbers of the layers that get an adapter; None means all.
-        layers_pattern: name of the list that holds the layers, where PEFT cannot tell.
-        modules_to_save: other modules to train in full and save, for example ["lm_head"].
-
-    Filled in when the extension is attached, saved, and checked when it is loaded: `num_new_weights`,
-    `num_backbone_weights`, `backbone` (width, depth and vocabulary).
-    """
-
-    budget: float = 0.20
-    width: int | None = None
-    block_gate: str = "relu"
-    activation: str | None = None
-    init: str = "paper"
-    target_modules: list[str] | str | None = None
-    exclude_modules: list[str] | str | None = None
-    layers_to_transform: list[int] | int | None = None
-    layers_pattern: list[str] | str | None = None
-    modules_to_save: list[str] | None = None
-    num_new_weights: int | None = None
-    num_backbone_weights: int | None = None
-    backbone: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = PEFT_TYPE
-        # Not a field, so never saved. Only a config that was attached once knows this number: its weights are on disk.
-        self.from_checkpoint = self.num_new_weights is not None
-        if self.block_gate not in BLOCK_GATES:
-            raise UserError("block_gate", got=self.block_gate, allowed=", ".join(BLOCK_GATES))
-        if self.init not in INITS:
-            raise UserError("init", got=self.init, allowed=", ".join(INITS))
-        if self.width is not None and (type(self.width) is not int or self.width < 1):
-            raise UserError("width", got=self.width, allowed="a whole number, 1 or more")
-        if isinstance(self.budget, bool) or not isinstance(self.budget, int | float) or not 0 < self.budget < math.inf:
-            raise UserError("budget", got=self.budget, allowed="a share above 0, for example 0.20")
-        if self.activation is not None:
-            activation_module(self.activation)
-        self._check_layer_choice()
-
-    def _check_layer_choice(self) -> None:
-        """PEFT would ignore these without a word."""
-        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise UserError(
-                "layers_to_transform has no effect beside a regular expression in target_modules",
-                do="put the layer numbers into the expression, or give target_modules as a list",
-            )
-        if self.layers_pattern is not None and self.layers_to_transform is None:
-            raise UserError("layers_pattern has no effect without layers_to_transform", do="set both, or neither")
-
-    @property
-    def gated(self) -> bool:
-        return self.block_gate != "none"
 
 
 class Tap(Protocol):
@@ -144,7 +65,7 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer):
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ModuleDict())
         self.width: dict[str, int] = {}
-        self.block_gate: dict[str, str] = {}
+        self.block_gate: dict[str, BlockGate] = {}
         self.activations = nn.ModuleDict()
         self.loaded: dict[str, bool] = {}
         self._disable_adapters = False
@@ -158,11 +79,16 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer):
         """
         assert config.width is not None
         assert config.activation is not None
-        w_g, w_i, w_o, w = new_projections(width_in=width_in, width=config.width, gated=config.gated)
+        w_g, w_i, w_o, w = new_projections(
+            width_in=width_in,
+            width=config.width,
+            gated=config.gated,
+            gate_start=config.gate_start,
+        )
         if config.from_checkpoint:
             _fill_with_nan(w_g, w_i, w_o, w)
         else:
-            initialise(w_g=w_g, w_i=w_i, w_o=w_o, w=w, num_layers=num_layers, init=config.init)  # type: ignore[arg-type]
+            initialise(w_g=w_g, w_i=w_i, w_o=w_o, w=w, num_layers=num_layers, init=config.init)
         getattr(self, GATE)[name], getattr(self, UP)[name], getattr(self, DOWN)[name] = w_g, w_i, w_o
         if w is not None:
             getattr(self, BLOCK)[name] = w
@@ -195,7 +121,7 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer):
             w_o=getattr(self, DOWN)[name],
             w=blocks[name] if name in blocks else None,  # noqa: SIM401 - a ModuleDict has no get
             activation=self.activations[name],
-            gate_kind=self.block_gate[name],  # type: ignore[arg-type]
+            gate_kind=self.block_gate[name],
         )
 
     def _with_residue(self, output: Any, residue: Residue) -> Any:
@@ -268,8 +194,7 @@ class NeutralResiduesModel(BaseTuner):
         backbone = describe_backbone(self.model)
         check_same_backbone(peft_config.backbone, backbone)
         if peft_config.target_modules is None:
-            ffns = list(find_ffns(self.model))
-            peft_config.target_modules = chosen_layers(ffns, peft_config.layers_to_transform)
+            peft_config.target_modules = peft_config.choose_layers(list(find_ffns(self.model)))
         if peft_config.activation is None:
             peft_config.activation = backbone_activation(text_config(self.model).to_dict())
         targets = {
@@ -291,9 +216,14 @@ class NeutralResiduesModel(BaseTuner):
                 width_in=width_in,
                 num_adapters=num_adapters,
                 gated=config.gated,
+                gate_start=config.gate_start,
             )
-        per_adapter = num_weights(width_in=width_in, width=config.width, gated=config.gated)
-        config.num_new_weights = num_adapters * per_adapter
+        config.num_new_weights = num_adapters * num_weights(
+            width_in=width_in,
+            width=config.width,
+            gated=config.gated,
+            gate_start=config.gate_start,
+        )
         self._new_layer = {"width_in": width_in, "num_layers": num_adapters}
 
     def _create_and_replace(
@@ -385,7 +315,7 @@ def _inside_tuner_layer(name: str) -> bool:
 def _fill_with_nan(*linears: nn.Linear | None) -> None:
     for linear in linears:
         for parameter in () if linear is None else linear.parameters():
-            parameter.fill_(math.nan)
+            parameter.fill_(torch.nan)
 
 
 def _not_mergeable() -> UserError:

@@ -6,7 +6,7 @@ In every layer a small gated adapter runs parallel to the feed-forward block (FF
 
     out(x) = FFN(x) + g(x) * A(x)                        section 3, "Architecture"
     A(x)   = W_o ( act(W_g x) * (W_i x) )                a GLU without biases
-    g(x)   = relu(w . x)                                 the block gate; also elu, sigmoid, none
+    g(x)   = relu(w . x + b)                             the block gate; also elu, sigmoid, none
 
 Trained so that g(x) * A(x) is (near) zero on the source domain (see `losses.py`), the backbone stays what it was there.
 
@@ -15,7 +15,7 @@ Trained so that g(x) * A(x) is (near) zero on the source domain (see `losses.py`
     W_g      R x D   neutral_residues_gate         projection inside the activation
     W_i      R x D   neutral_residues_up           the other projection
     W_o      D x R   neutral_residues_down         output projection, zero at the start
-    w        1 x D   neutral_residues_block        the block gate
+    w, b     1 x D   neutral_residues_block        the block gate; b is ours, see below
 
 Suffixes: B rows, T tokens, D model width, R adapter width, 1 one number per token.
 
@@ -24,6 +24,10 @@ This file knows no host model: `attach.py` puts it into one.
 Where we choose (the paper, as far as it is known, leaves these open):
 
 - The block gate is one number per token and layer.
+- The gate starts open: w = 0 and b = 1, so g = 1 on every token. The adapter learns from the first step as if it had
+  no gate, and the local loss then closes the gate where the text is source. With w random and no b ("random"), half
+  of all tokens start shut and learn nothing there; LAB.md has both measured, and shows that open gates do not die.
+- The inner projections start with the usual variance by default: with an open gate it learns more and forgets no more.
 - The activation inside A is the backbone's own unless set.
 """
 
@@ -38,9 +42,11 @@ from neutral_residues.errors import UserError
 
 BlockGate = Literal["relu", "elu", "sigmoid", "none"]
 Init = Literal["paper", "usual"]
+GateStart = Literal["open", "random"]
 
 BLOCK_GATES: tuple[str, ...] = get_args(BlockGate)
 INITS: tuple[str, ...] = get_args(Init)
+GATE_STARTS: tuple[str, ...] = get_args(GateStart)
 
 # A share of new weights is met within this relative error, or refused.
 BUDGET_TOLERANCE = 0.02
@@ -52,7 +58,7 @@ class Residue(NamedTuple):
     Attributes:
         delta: (..., D) g(x) * A(x), to be added to the FFN's output.
         gate: (..., 1) g(x), or None where the block gate is "none".
-        gate_logits: (..., 1) w . x, or None where the block gate is "none".
+        gate_logits: (..., 1) w . x + b, or None where the block gate is "none".
     """
 
     delta: Tensor
@@ -61,7 +67,7 @@ class Residue(NamedTuple):
 
 
 def block_gate(gate_logits: Tensor, kind: BlockGate) -> Tensor:
-    """g = kind(w . x), elementwise. `relu` is exactly 0 for half of all logits, `elu` and `sigmoid` never are."""
+    """g = kind(w . x + b), elementwise. `relu` is exactly 0 for every logit up to 0, `elu` and `sigmoid` never are."""
     if kind == "relu":
         return F.relu(gate_logits)
     if kind == "elu":
@@ -99,13 +105,13 @@ class Projections(NamedTuple):
     w: nn.Linear | None
 
 
-def new_projections(*, width_in: int, width: int, gated: bool) -> Projections:
-    """For D = `width_in` and R = `width`, not initialised yet."""
+def new_projections(*, width_in: int, width: int, gated: bool, gate_start: GateStart = "open") -> Projections:
+    """For D = `width_in` and R = `width`, not initialised yet; a gate that starts at random has no b."""
     return Projections(
         w_g=nn.Linear(width_in, width, bias=False),
         w_i=nn.Linear(width_in, width, bias=False),
         w_o=nn.Linear(width, width_in, bias=False),
-        w=nn.Linear(width_in, 1, bias=False) if gated else None,
+        w=nn.Linear(width_in, 1, bias=gate_start == "open") if gated else None,
     )
 
 
@@ -116,7 +122,7 @@ def initialise(
     """Fill the weights of one adapter in place. W_o = 0, so at step 0 the extended model *is* the backbone.
 
     `init="paper"`: W_g and W_i have variance 1/(D L), the paper's "low variance" (section 3, "Initialisation");
-    `init="usual"`: 2/D. The paper does not say how w starts: see "Where we choose" above.
+    `init="usual"`: 2/D. A gate with b starts open on every token; one without starts with variance 1/(D L).
 
     Args:
         num_layers: L, the number of layers of the backbone that carry an adapter.
@@ -128,16 +134,30 @@ def initialise(
     nn.init.normal_(w_g.weight, std=math.sqrt(variance))
     nn.init.normal_(w_i.weight, std=math.sqrt(variance))
     nn.init.zeros_(w_o.weight)
-    if w is not None:
+    if w is None:
+        return
+    if w.bias is None:
         nn.init.normal_(w.weight, std=math.sqrt(1 / (width_in * num_layers)))
+    else:
+        nn.init.zeros_(w.weight)
+        nn.init.ones_(w.bias)
 
 
-def num_weights(*, width_in: int, width: int, gated: bool) -> int:
-    """Weights of one adapter: three projections of D x R and, if gated, one row of D."""
-    return 3 * width_in * width + (width_in if gated else 0)
+def num_weights(*, width_in: int, width: int, gated: bool, gate_start: GateStart = "open") -> int:
+    """Weights of one adapter: three projections of D x R and, if gated, one row of D and its b."""
+    gate = width_in + (gate_start == "open") if gated else 0
+    return 3 * width_in * width + gate
 
 
-def width_for_budget(budget: float, *, num_backbone_weights: int, width_in: int, num_adapters: int, gated: bool) -> int:
+def width_for_budget(
+    budget: float,
+    *,
+    num_backbone_weights: int,
+    width_in: int,
+    num_adapters: int,
+    gated: bool,
+    gate_start: GateStart = "open",
+) -> int:
     """R such that all adapters together have `budget` times the backbone's weights, embeddings counted.
 
     R is rounded to the largest power of two up to 128 that keeps the true share within 2 % of the budget, because
@@ -148,18 +168,20 @@ def width_for_budget(budget: float, *, num_backbone_weights: int, width_in: int,
     """
     if not budget > 0:
         raise UserError("budget", got=budget, allowed="a share above 0, for example 0.20")
+
+    def total(width: int) -> int:
+        return num_adapters * num_weights(width_in=width_in, width=width, gated=gated, gate_start=gate_start)
+
     wanted = budget * num_backbone_weights
-    gates = num_adapters * num_weights(width_in=width_in, width=0, gated=gated)
-    exact = (wanted - gates) / (num_adapters * 3 * width_in)
+    exact = (wanted - total(0)) / (num_adapters * 3 * width_in)
     for multiple in (128, 64, 32, 16, 8, 4, 2, 1):
         width = round(exact / multiple) * multiple
-        total = num_adapters * num_weights(width_in=width_in, width=width, gated=gated)
-        if width > 0 and abs(total - wanted) <= BUDGET_TOLERANCE * wanted:
+        if width > 0 and abs(total(width) - wanted) <= BUDGET_TOLERANCE * wanted:
             return width
     nearest_width = max(1, round(exact))
-    total = num_adapters * num_weights(width_in=width_in, width=nearest_width, gated=gated)
     raise UserError(
         "budget cannot be met within 2 % by a whole adapter width",
         got=budget,
-        do=f"the nearest is {total / num_backbone_weights:.5f} (width {nearest_width}); set that, or set width",
+        do=f"the nearest is {total(nearest_width) / num_backbone_weights:.5f} (width {nearest_width}); "
+        "set that, or set width",
     )

@@ -209,7 +209,7 @@ def _round_keys(key: str) -> tuple[int, ...]:
 
 
 def _scramble(value: int) -> int:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): each bit of the result depends on all bits of `value`."""
+    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): each bit in decides every bit out."""
     value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
     value = (value ^ value >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
     return value ^ value >> 31

@@ -13,14 +13,14 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_run import run_values, write_run
 
 from neutral_residues.config import load_run, make_run
 from neutral_residues.errors import Stopped, UserError
-from neutral_residues.extend import extend
 from neutral_residues.methods import METHODS
 from neutral_residues.results import Record, find, read_record
+from neutral_residues.run import extend
 from neutral_residues.train import EveryNSteps, ExtensionTrainer
+from tiny_run import run_values, write_run
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def bits(record: Record, of: Any, name: str) -> float:
 def test_a_run_learns_the_target_and_reports_both_sides(tmp_path: Path) -> None:
     values = run_values(tmp_path, steps=30, learning_rate=0.01)
     record = extend(make_run(values))
-    assert bits(record, "extended", "fr") < 0.9 * bits(record, "backbone", "fr")
+    assert bits(record, "extended", "fr") < 0.96 * bits(record, "backbone", "fr")
     logged = [point for point in record.curve if "loss_nats/fr" in point]
     assert {"loss_nats/fr", "loss_nats/en", "local_loss", "open_gates_source", "learning_rate"} <= logged[-1].keys()
     assert logged[-1]["loss_nats/fr"] < logged[0]["loss_nats/fr"]

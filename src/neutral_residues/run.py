@@ -1,6 +1,7 @@
 """From a run file to an extension with both sides measured: the order in which the other files are called.
 
-    claim the output folder -> tokenise -> attach the method -> measure -> train (measuring) -> save -> measure all -> record
+    claim the output folder -> tokenise -> attach the method -> measure -> train (measuring) -> save -> measure all
+    -> record
 
 Interrupted anywhere, the same call goes on from the last whole checkpoint.
 """
@@ -10,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -21,8 +21,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainerCallb
 
 from neutral_residues.config import Corpus, RunConfig, make_run
 from neutral_residues.cost import WeightCount, peak_memory_bytes
-from neutral_residues.data.mixing import Mixture
 from neutral_residues.data.encoding import end_of_text_id, tokenizer_key
+from neutral_residues.data.mixing import Mixture
 from neutral_residues.data.tokens import TokenStream, check_not_the_same, tokenise
 from neutral_residues.display import TrainingDisplay
 from neutral_residues.errors import Stopped, UserError
@@ -83,7 +83,8 @@ def check_context(config: RunConfig, model_config: PretrainedConfig) -> None:
 
 
 def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, show_progress: bool) -> RunData:
-    """Tokenise what is not in the cache yet; hold out documents of the training text if no evaluation sets are given."""
+    """Tokenise what is not in the cache yet; hold out documents of the training text if no evaluation sets are
+    given."""
     check_not_the_same([*config.data.train, *config.data.evaluate])
     share = 0.0 if config.data.evaluate else config.data.held_out_share
 
@@ -166,7 +167,7 @@ class _Run:
             kind="extend",
             method=self.config.method,
             metrics=metrics(scores),
-            curve=trainer.state.log_history,
+            curve=[point for point in trainer.state.log_history if "train_runtime" not in point],
             samples=samples,
             cost=weights.to_record(
                 tokens=len(self.rows) * self.config.data.block_tokens,

@@ -1,0 +1,96 @@
+"""The losses against values by hand."""
+
+import math
+
+import pytest
+import torch
+
+from neutral_residues import UserError
+from neutral_residues.adapters.neutral import Residue
+from neutral_residues.losses import IGNORE, SOURCE, TARGET, counted_tokens, kl_nats, local_loss_sum, next_token_nats
+
+# Two rows of two tokens, D = 2.
+DELTA = torch.tensor([[[1.0, -3.0], [10.0, 10.0]], [[0.5, 0.0], [7.0, 7.0]]])
+LABELS = torch.tensor([[SOURCE, TARGET], [SOURCE, IGNORE]])
+
+
+def residue(delta: torch.Tensor = DELTA, gate_logits: torch.Tensor | None = None) -> Residue:
+    return Residue(delta, None if gate_logits is None else torch.sigmoid(gate_logits), gate_logits)
+
+
+def test_l1_counts_source_tokens_only_and_divides_by_the_width() -> None:
+    assert local_loss_sum(residue(), LABELS, "l1").item() == (1 + 3) / 2 + 0.5 / 2
+    assert counted_tokens(LABELS, "l1").item() == 2
+
+
+def test_l1_without_a_source_token_is_zero_with_a_gradient() -> None:
+    delta = DELTA.clone().requires_grad_()
+    total = local_loss_sum(residue(delta), torch.full((2, 2), TARGET), "l1")
+    total.backward()
+    assert total.item() == 0
+    assert delta.grad is not None
+    assert not delta.grad.any()
+
+
+def test_gradient_of_l1_at_zero_is_zero() -> None:
+    delta = torch.zeros(1, 1, 2, requires_grad=True)
+    local_loss_sum(residue(delta), torch.tensor([[SOURCE]]), "l1").backward()
+    assert delta.grad is not None
+    assert delta.grad.tolist() == [[[0.0, 0.0]]]
+
+
+def test_cross_entropy_wants_the_gate_shut_on_source_and_open_on_target() -> None:
+    gate_logits = torch.tensor([[[0.0], [2.0]], [[-1.0], [50.0]]])
+    by_hand = math.log(2) + math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))
+    assert local_loss_sum(residue(gate_logits=gate_logits), LABELS, "cross_entropy").item() == pytest.approx(by_hand)
+    assert counted_tokens(LABELS, "cross_entropy").item() == 3
+
+
+def test_cross_entropy_without_a_gate_is_refused() -> None:
+    with pytest.raises(UserError, match="needs a block gate"):
+        local_loss_sum(residue(), LABELS, "cross_entropy")
+
+
+@pytest.mark.parametrize("kind", ["l1", "cross_entropy"])
+def test_the_sum_is_float32_whatever_the_model_is(kind: str) -> None:
+    narrow = residue(DELTA.bfloat16(), torch.zeros(2, 2, 1, dtype=torch.bfloat16))
+    assert local_loss_sum(narrow, LABELS, kind).dtype == torch.float32  # type: ignore[arg-type]
+
+
+def test_labels_may_have_another_shape_but_not_another_number() -> None:
+    flat = residue(DELTA.reshape(4, 2))
+    assert local_loss_sum(flat, LABELS, "l1").item() == 2.25
+    with pytest.raises(UserError, match="3 for 4 tokens"):
+        local_loss_sum(flat, torch.tensor([SOURCE] * 3), "l1")
+
+
+def test_next_token_nats_of_a_uniform_model() -> None:
+    ids = torch.tensor([[1, 2, 3, 4]])
+    nats = next_token_nats(torch.full((1, 4, 64), 5.0, dtype=torch.bfloat16), ids)
+    assert nats.shape == (1, 3)
+    assert nats.dtype == torch.float32
+    assert nats.tolist() == [pytest.approx([math.log(64)] * 3)]
+
+
+def test_next_token_nats_looks_at_the_next_token() -> None:
+    logits = torch.zeros(1, 3, 4)
+    logits[0, 0, 2] = 1.0  # after the first token, 2 is e times as likely as any other
+    likely, unlikely = math.e / (math.e + 3), 1 / (math.e + 3)
+    assert next_token_nats(logits, torch.tensor([[0, 2, 2]]))[0].tolist() == pytest.approx(
+        [-math.log(likely), math.log(4)]
+    )
+    assert next_token_nats(logits, torch.tensor([[2, 1, 2]]))[0, 0].item() == pytest.approx(-math.log(unlikely))
+
+
+def test_kl_is_zero_for_equal_logits_and_ignores_a_shift() -> None:
+    logits = torch.randn(2, 3, 8)
+    assert kl_nats(logits, logits).tolist() == [[0.0] * 3] * 2
+    assert kl_nats(logits + 5, logits).abs().max().item() < 1e-6
+
+
+def test_kl_by_hand_and_in_its_direction() -> None:
+    half, quarter = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
+    reference_half = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    reference_quarter = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    assert kl_nats(quarter, half).item() == pytest.approx(reference_half)
+    assert kl_nats(half, quarter).item() == pytest.approx(reference_quarter)
