@@ -45,7 +45,7 @@ def extended_llama(**settings: Any) -> PeftModel:
     model = get_peft_model(llama(), NeutralResiduesConfig(width=8, **settings))
     with torch.no_grad():
         for parameter in trained(model).values():
-            parameter.copy_(0.3 * torch.randn(parameter.shape))
+            parameter.copy_(0.15 * torch.randn(parameter.shape))
     return model
 
 

@@ -11,6 +11,22 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from peft import get_peft_model
+from tokenizers import Tokenizer, models
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import CheckpointError, checkpoint
+from torch.utils.data import SequentialSampler
+from transformers import (
+    DataCollatorForLanguageModeling,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    default_data_collator,
+)
+from transformers.utils import logging
+from trl import SFTConfig, SFTTrainer, pack_dataset
+
 from distributed_worker import (
     ALPHA,
     IGNORE,
@@ -31,24 +47,11 @@ from distributed_worker import (
     pad_right,
     trained,
 )
-from peft import get_peft_model
-from tokenizers import Tokenizer, models
-from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
-from torch.utils.checkpoint import CheckpointError, checkpoint
-from torch.utils.data import SequentialSampler
-from transformers import (
-    DataCollatorForLanguageModeling,
-    PreTrainedTokenizerFast,
-    Trainer,
-    TrainerCallback,
-    default_data_collator,
-)
-from transformers.utils import logging
-from trl import SFTConfig, SFTTrainer, pack_dataset
-
 from neutral_residues import NeutralResiduesConfig, UserError, local_loss, residue_layers
 from neutral_residues.local_loss import DeviceSums, DomainLabelCollator, NeutralResiduesTrainerMixin
+
+# Transformers 5.23 renames what TRL and our oldest Transformers call by its old name.
+pytestmark = pytest.mark.filterwarnings(r"ignore:.gradient_checkpointing\w*. is deprecated:FutureWarning")
 
 Rows = list[dict[str, Any]]
 
@@ -128,7 +131,13 @@ def assert_same_weights(model: nn.Module, expected: nn.Module, atol: float = 1e-
     expected_weights = trained(expected)
     assert expected_weights
     for name, parameter in trained(model).items():
-        torch.testing.assert_close(parameter.detach(), expected_weights[name].detach(), rtol=0, atol=atol, msg=name)
+        torch.testing.assert_close(
+            parameter.detach(),
+            expected_weights[name].detach(),
+            rtol=0,
+            atol=atol,
+            msg=lambda m, name=name: f"{name}: {m}",
+        )
 
 
 def assert_like_one_big_batch(trainer: Any, rows: Rows, *, kind: str = "l1", **settings: Any) -> None:
@@ -247,7 +256,9 @@ def test_a_loss_function_of_the_users(tmp_path: Path) -> None:
 
 def test_a_model_made_when_training_starts(tmp_path: Path) -> None:
     args = arguments(str(tmp_path), batch=8, accumulation=1)
-    trainer = InOrder(args=args, model_init=extended_llama, train_dataset=mixed_rows(), data_collator=pad_right)
+    trainer = InOrder(
+        args=args, model_init=lambda: extended_llama(), train_dataset=mixed_rows(), data_collator=pad_right
+    )
     trainer.train()
     assert_like_one_big_batch(trainer, mixed_rows())
 
@@ -535,7 +546,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 def assert_same_gradients(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name, gradient in expected.items():
-        torch.testing.assert_close(got[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(got[name], gradient, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def forward_loss(model: nn.Module, rows: Rows) -> Tensor:
@@ -629,9 +640,10 @@ def test_misuse_is_refused() -> None:
         local_loss.local_loss(model, domains, "l2").__enter__()  # type: ignore[arg-type]
     with local_loss.local_loss(model, domains) as local, pytest.raises(UserError, match="saw 0 of 2 residues"):
         local.mean()
-    with local_loss.local_loss(model, domains), pytest.raises(UserError, match="the model ran twice"):
+    with local_loss.local_loss(model, domains):
         forward_loss(model, rows)
-        forward_loss(model, rows)
+        with pytest.raises(UserError, match="the model ran twice"):
+            forward_loss(model, rows)
     with local_loss.local_loss(model, domains[:, 1:]), pytest.raises(UserError, match="one each"):
         forward_loss(model, rows)
     assert all(layer.tap is None for layer in residue_layers(model).values())
@@ -655,13 +667,14 @@ def test_compiled(checkpointing: bool) -> None:
     model = checkpointed(extended_llama()) if checkpointing else extended_llama()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, backend=counter)
+    frames = []
     for seed in (3, 4, 5):
         rows = mixed_rows(8, length=9, seed=seed)
         with local_loss.local_loss(compiled, as_batch(rows)[2]) as local:
             (forward_loss(compiled, rows) + ALPHA * local.mean()).backward()
         assert_same_gradients(gradients(model), expected_gradients(rows))
-        first_frames = counter.frame_count if seed == 3 else first_frames
-    assert counter.frame_count == first_frames > 0
+        frames.append(counter.frame_count)
+    assert frames[0] == frames[-1] > 0
 
 
 def test_compiled_in_trainer(tmp_path: Path) -> None:

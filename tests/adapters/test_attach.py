@@ -355,3 +355,24 @@ def test_two_taps_at_once_are_refused() -> None:
             pass
         assert all(layer.tap is not None for layer in layers.values())
     assert all(layer.tap is None for layer in layers.values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers"),
+    [
+        ({}, [1, 2, 3]),
+        ({"block_gate": "none"}, [0, 1, 2, 3]),
+        ({"first_layer": 0}, [0, 1, 2, 3]),
+        ({"first_layer": 2}, [2, 3]),
+        ({"layers_to_transform": [0, 3]}, [0, 3]),
+    ],
+)
+def test_a_gated_adapter_leaves_the_first_layer_alone(settings: dict, layers: list[int]) -> None:
+    model = get_peft_model(tiny_llama(num_hidden_layers=4), NeutralResiduesConfig(**settings))
+    names = [name.removeprefix("base_model.model.") for name in residue_layers(model)]
+    assert names == [f"model.layers.{layer}.mlp" for layer in layers]
+
+
+def test_two_ways_to_choose_layers_at_once_are_refused() -> None:
+    with pytest.raises(UserError, match="first_layer has no effect beside layers_to_transform"):
+        NeutralResiduesConfig(first_layer=1, layers_to_transform=[1])

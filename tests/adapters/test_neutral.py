@@ -184,3 +184,20 @@ def test_a_budget_that_no_width_meets_is_refused_with_the_nearest() -> None:
 def test_a_budget_that_is_not_positive_is_refused(budget: float) -> None:
     with pytest.raises(UserError, match=r"budget; got .*; allowed: a share above 0"):
         width_for_budget(budget, num_backbone_weights=10_000, width_in=100, num_adapters=2, gated=False)
+
+
+def test_an_open_gate_starts_at_one_on_every_token() -> None:
+    weights = new_projections(width_in=16, width=8, gated=True)
+    initialise(**weights._asdict(), num_layers=2, init="usual")
+    x = torch.randn(50, 16)
+    gate = residue(x, **weights._asdict(), activation=nn.SiLU(), gate_kind="relu").gate
+    assert torch.equal(gate, torch.ones(50, 1))
+
+
+def test_a_gate_that_starts_at_random_has_no_bias_and_shuts_out_half() -> None:
+    torch.manual_seed(0)
+    weights = new_projections(width_in=64, width=8, gated=True, gate_start="random")
+    initialise(**weights._asdict(), num_layers=2, init="usual")
+    assert weights.w.bias is None
+    gate = residue(torch.randn(4000, 64), **weights._asdict(), activation=nn.SiLU(), gate_kind="relu").gate
+    assert 0.4 < float((gate == 0).float().mean()) < 0.6
