@@ -12,7 +12,7 @@ ORDER = [
     *("registration", "errors", "files", "config", "results", "scores", "display", "summary", "model_card", "figures"),
     *("run_folder", "data.text", "data.encoding", "data.tokens"),
     *("adapters.neutral", "adapters.places", "adapters.settings", "adapters.attach", "losses", "local_loss"),
-    *("data.mixing", "loading", "methods", "cost", "evaluate", "generate", "train", "run", "saved"),
+    *("data.mixing", "data.noise", "loading", "methods", "cost", "evaluate", "generate", "train", "run", "saved"),
     *("commands", "demo", "cli"),
 ]
 

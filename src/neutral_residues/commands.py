@@ -37,7 +37,7 @@ def describe(config: RunConfig, *, console: Console | None = None) -> None:
     check_context(config, model_config)
     tokenizer = load_tokenizer(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
     data = prepare_data(config, tokenizer, show_progress=console.is_terminal)
-    rows = make_rows(config, data)
+    rows = make_rows(config, data, tokenizer)
     backbone = empty_backbone(model_config, trust_remote_code=config.trust_remote_code)
     weights = WeightCount.of_backbone(backbone)
     weights = weights.with_model(method.attach(backbone, config))

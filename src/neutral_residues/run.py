@@ -23,6 +23,7 @@ from neutral_residues.config import Corpus, RunConfig, make_run
 from neutral_residues.cost import WeightCount, peak_memory_bytes
 from neutral_residues.data.encoding import end_of_text_id, tokenizer_key
 from neutral_residues.data.mixing import Mixture
+from neutral_residues.data.noise import NoisedMixture
 from neutral_residues.data.tokens import TokenStream, check_not_the_same, tokenise
 from neutral_residues.display import TrainingDisplay
 from neutral_residues.errors import Stopped, UserError
@@ -108,15 +109,21 @@ def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, show_
     return RunData(tuple(stream for stream, _ in train), tuple(evaluate_on))
 
 
-def make_rows(config: RunConfig, data: RunData) -> Mixture:
-    """All rows of the run, in their fixed order."""
+def make_rows(config: RunConfig, data: RunData, tokenizer: PreTrainedTokenizerBase) -> NoisedMixture:
+    """All rows of the run, in their fixed order; only a method with a local loss has a use for noised ones."""
     training = config.training
-    return Mixture(
+    rows = Mixture(
         data.train,
         block_tokens=config.data.block_tokens,
         source_share=config.data.source_share,
         num_rows=training.steps * training.batch_rows * training.accumulation * world_size(),
         seed=config.seed,
+    )
+    return NoisedMixture(
+        rows,
+        share=config.residues.source_noise if find_method(config.method).has_local_loss else 0.0,
+        vocabulary=len(tokenizer),
+        end_of_text=end_of_text_id(tokenizer),
     )
 
 
@@ -150,7 +157,7 @@ class _Run:
         self.tokenizer, self.data, self.console = tokenizer, data, console
         self.device = pick_device()
         self.bf16 = wants_bf16(config, self.device)
-        self.rows = make_rows(config, data)
+        self.rows = make_rows(config, data, tokenizer)
 
     def go(self) -> Record:
         set_seed(self.config.seed)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from neutral_residues.config import RunConfig
-from neutral_residues.data.mixing import Mixture
+from neutral_residues.data.noise import NoisedMixture
 from neutral_residues.errors import UserError
 from neutral_residues.files import disk_errors, write_json
 from neutral_residues.local_loss import DeviceSums, NeutralResiduesTrainerMixin
@@ -29,7 +29,7 @@ COMPLETE = "complete.json"
 
 
 class DomainTrainer(Trainer):
-    """Trainer on rows of `Mixture`: `input_ids`, `corpus_id` (and `domain_labels`, which a mixin takes out).
+    """Trainer on rows of `NoisedMixture`: `input_ids`, `corpus_id`, `noised` (a mixin takes `domain_labels` out).
 
     Args:
         corpus_names: the corpora in the order of `corpus_id`.
@@ -58,16 +58,18 @@ class DomainTrainer(Trainer):
         """Nats per token, divided by the tokens that one optimiser step predicts on this rank."""
         input_ids = inputs["input_ids"]
         outputs = model(input_ids=input_ids, use_cache=False)
-        nats_BT = next_token_nats(outputs.logits, input_ids)
-        self._note_corpora(nats_BT.detach(), inputs["corpus_id"])
+        # A noised row has nothing to predict; its place in the divisor stays, so that no row weighs more for it.
+        counts_B = (~inputs["noised"]).float()
+        nats_BT = next_token_nats(outputs.logits, input_ids) * counts_B[:, None]
+        self._note_corpora(nats_BT.detach(), inputs["corpus_id"], counts_B)
         rows_per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         loss = nats_BT.sum() / (rows_per_step * nats_BT.shape[1])
         return (loss, outputs) if return_outputs else loss
 
-    def _note_corpora(self, nats_BT: Tensor, corpus_ids_B: Tensor) -> None:
+    def _note_corpora(self, nats_BT: Tensor, corpus_ids_B: Tensor, counts_B: Tensor) -> None:
         zeros = torch.zeros(len(self.corpus_names), device=nats_BT.device, dtype=torch.float64)
         nats = zeros.index_add(0, corpus_ids_B, nats_BT.sum(dim=1, dtype=torch.float64))
-        rows = zeros.index_add(0, corpus_ids_B, torch.ones_like(corpus_ids_B, dtype=torch.float64))
+        rows = zeros.index_add(0, corpus_ids_B, counts_B.double())
         self._step_nats = nats if self._step_nats is None else self._step_nats + nats
         self._corpus_sums.add("nats", nats)
         self._corpus_sums.add("tokens", rows * nats_BT.shape[1])
@@ -190,7 +192,7 @@ def training_arguments(config: RunConfig, *, output_dir: Path, learning_rate: fl
 
 
 def make_trainer(
-    config: RunConfig, model: nn.Module, rows: Mixture, *, args: TrainingArguments, corpus_names: Sequence[str]
+    config: RunConfig, model: nn.Module, rows: NoisedMixture, *, args: TrainingArguments, corpus_names: Sequence[str]
 ) -> ExtensionTrainer:
     """The trainer of a run; `local_loss_weight` counts only for a method that has one."""
     from transformers.trainer_callback import PrinterCallback
