@@ -2,7 +2,7 @@
 
 Three lines in a script of your own:
 
-    from neutral_residues.local_loss import NeutralResiduesTrainerMixin
+    from neutral_residues import NeutralResiduesTrainerMixin
     class MyTrainer(NeutralResiduesTrainerMixin, Trainer): pass          # or SFTTrainer
     MyTrainer(model, args, train_dataset=rows_with_domain_labels, local_loss_weight=3.0).train()
 
@@ -88,7 +88,7 @@ class LocalLossTerm:
         if torch.is_grad_enabled() and not all(term.requires_grad for term in self._terms):
             raise UserError(
                 "the local loss has no gradient: reentrant gradient checkpointing drops it, or the adapter is frozen",
-                do='set gradient_checkpointing_kwargs={"use_reentrant": False}, and load with is_trainable=True',
+                do='give checkpointing the kwargs {"use_reentrant": False}, and load adapters with is_trainable=True',
             )
         if num_tokens is None:
             num_tokens = counted_tokens(self.domain_labels, self.kind)
@@ -233,6 +233,16 @@ class NeutralResiduesTrainerMixin:
     Logs `local_loss`, `open_gates_source` and `open_gates_target` (shares of gates not exactly 0) with everything else.
     """
 
+    # What the Trainer behind it brings.
+    model: Any
+    args: Any
+    accelerator: Any
+    loss_is_scaled_for_ga: Any
+    model_accepts_loss_kwargs: Any
+    compute_loss_func: Any
+    current_gradient_accumulation_steps: Any
+    _signature_columns: Any
+
     def __init__(
         self, *args: Any, local_loss_weight: float = DEFAULT_WEIGHT, local_loss: LocalLoss = "l1", **kwargs: Any
     ) -> None:
@@ -250,16 +260,13 @@ class NeutralResiduesTrainerMixin:
             raise UserError("local_loss_weight", got=self.local_loss_weight, allowed="0 or more")
         if not self._has_local_loss:
             return
-        check_local_loss(residue_layers(self.model), self.local_loss)  # type: ignore[attr-defined]
-        args = self.args  # type: ignore[attr-defined]
-        lost = None
-        if args.n_gpu > 1:
-            lost = "DataParallel (several GPUs in one process): start it with torchrun or accelerate launch"
-        parallelism = getattr(self.accelerator, "parallelism_config", None)  # type: ignore[attr-defined]
+        check_local_loss(residue_layers(self.model), self.local_loss)
+        if self.args.n_gpu > 1:
+            raise UserError("the local loss does not work under DataParallel", do="start it with torchrun")
+        parallelism = getattr(self.accelerator, "parallelism_config", None)
         if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
-            lost = "context or sequence parallelism: tokens and their domain labels would be split differently"
-        if lost:
-            raise UserError(f"the local loss does not work under {lost}")
+            # Tokens and their domain labels would be split differently.
+            raise UserError("the local loss does not work under context or sequence parallelism", do="switch it off")
 
     @property
     def _has_local_loss(self) -> bool:
@@ -267,9 +274,8 @@ class NeutralResiduesTrainerMixin:
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
-        columns: list[str] = self._signature_columns  # type: ignore[has-type]
-        if DOMAIN_LABELS not in columns:
-            self._signature_columns = [*columns, DOMAIN_LABELS]
+        if DOMAIN_LABELS not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, DOMAIN_LABELS]
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """Also counts, over the accumulated batch and all ranks, the tokens that the local loss will be divided by."""
@@ -277,7 +283,7 @@ class NeutralResiduesTrainerMixin:
         if self._has_local_loss:
             labels = [batch[DOMAIN_LABELS] for batch in samples if DOMAIN_LABELS in batch]
             counted = sum(counted_tokens(labels_BT, self.local_loss) for labels_BT in labels)
-            gathered = self.accelerator.gather(torch.as_tensor(counted, device=device))  # type: ignore[attr-defined]
+            gathered = self.accelerator.gather(torch.as_tensor(counted, device=device))
             self._counted = gathered.sum()
         return samples, num_items
 
@@ -291,9 +297,9 @@ class NeutralResiduesTrainerMixin:
                 allowed=f"{SOURCE} (source) or {TARGET} (target) for each token or row",
                 do="add the column, and for SFTTrainer set dataset_kwargs={'skip_prepare_dataset': True}",
             )
-        labels = labels.to(self.args.device)  # type: ignore[attr-defined]
+        labels = labels.to(self.args.device)
         try:
-            with local_loss(self.model, labels, self.local_loss) as self._term:  # type: ignore[attr-defined]
+            with local_loss(self.model, labels, self.local_loss) as self._term:
                 return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
         finally:
             self._term = None
@@ -305,7 +311,6 @@ class NeutralResiduesTrainerMixin:
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        # What `super` returns beside the loss is passed on as it is.
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
         if self._term is None:
             return result
@@ -318,17 +323,17 @@ class NeutralResiduesTrainerMixin:
         mean = term.mean(self._counted)
         self._note_local_loss(mean.detach(), term)
         # Ranks average their gradients, while the divisor already counts the tokens of all of them.
-        mean = mean * self.accelerator.num_processes  # type: ignore[attr-defined]
-        scaled = self.loss_is_scaled_for_ga  # type: ignore[attr-defined]
+        mean = mean * self.accelerator.num_processes
+        scaled = self.loss_is_scaled_for_ga
         if scaled is None:
-            accepts = self.model_accepts_loss_kwargs and num_items_in_batch is not None  # type: ignore[attr-defined]
-            scaled = accepts or self.compute_loss_func is not None  # type: ignore[attr-defined]
-        return mean if scaled else mean * self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
+            accepts = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            scaled = accepts or self.compute_loss_func is not None
+        return mean if scaled else mean * self.current_gradient_accumulation_steps
 
     def _note_local_loss(self, mean: Tensor, term: LocalLossTerm) -> None:
         self._sums.add("local_loss", mean)
         # Every rank sees every accumulated batch in 1 / (ranks x batches) of its passes: these parts sum to one a step.
-        share = self.current_gradient_accumulation_steps * self.accelerator.num_processes  # type: ignore[attr-defined]
+        share = self.current_gradient_accumulation_steps * self.accelerator.num_processes
         self._sums.add("steps", torch.ones_like(mean) / share)
         for domain, name in ((SOURCE, "source"), (TARGET, "target")):
             if domain in term.open_gates:
@@ -337,7 +342,7 @@ class NeutralResiduesTrainerMixin:
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if self._has_local_loss and "loss" in logs:
-            logs |= _local_loss_logs(self._sums.flush(self.accelerator))  # type: ignore[attr-defined]
+            logs |= _local_loss_logs(self._sums.flush(self.accelerator))
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
 

@@ -1,0 +1,56 @@
+"""Nothing is ever half there: not a file, not a folder, whatever goes wrong in between."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from neutral_residues.errors import UserError
+from neutral_residues.files import as_user_error, whole_folder, write_json, write_text
+
+
+def test_a_text_appears_whole_with_the_usual_permissions(tmp_path: Path) -> None:
+    write_text(tmp_path / "new" / "a.txt", "déjà")
+    assert (tmp_path / "new" / "a.txt").read_text(encoding="utf-8") == "déjà"
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "new" / "a.txt").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert os.listdir(tmp_path / "new") == ["a.txt"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"value": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"value": float("nan")})
+    assert (tmp_path / "a.json").read_text() == '{\n  "value": 1\n}\n'
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_folder_is_replaced_only_when_the_new_one_is_whole(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "out") as partial:
+        (partial / "one").write_text("1")
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "out") as partial:
+        (partial / "two").write_text("2")
+        raise RuntimeError
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path / "out") == ["one"]
+    with whole_folder(tmp_path / "out") as partial:
+        (partial / "three").write_text("3")
+    assert os.listdir(tmp_path / "out") == ["three"]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "no space left on the disk of /x"),
+        (errno.EACCES, "no permission for /x"),
+        (errno.EROFS, "no permission for /x"),
+        (errno.ENOENT, "no such file or folder: /x"),
+        (errno.EIO, "cannot use /x"),
+    ],
+)
+def test_what_a_disk_refuses_is_one_line(number: int, words: str) -> None:
+    error = as_user_error(OSError(number, os.strerror(number)), "/x")
+    assert isinstance(error, UserError)
+    assert words in str(error)
+    assert "\n" not in str(error)
