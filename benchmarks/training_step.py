@@ -23,9 +23,9 @@ import torch
 
 from neutral_residues.config import RunConfig, make_run
 from neutral_residues.loading import load_backbone, load_config, pick_device
-from neutral_residues.local_loss import local_loss
 from neutral_residues.losses import SOURCE, TARGET, next_token_nats
 from neutral_residues.methods import METHODS, find_method
+from neutral_residues.mixin import local_loss
 
 
 def config_for(method: str, model: str) -> RunConfig:

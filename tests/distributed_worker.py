@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 from transformers.utils import logging
 
 from neutral_residues import NeutralResiduesConfig, residue_layers
-from neutral_residues.local_loss import NeutralResiduesTrainerMixin
+from neutral_residues.mixin import NeutralResiduesTrainerMixin
 
 VOCABULARY, PAD = 64, 0
 SOURCE, TARGET, IGNORE = 1, 0, -100
@@ -116,7 +116,10 @@ def big_batch_training(
 
 
 class InOrder(NeutralResiduesTrainerMixin, Trainer):
-    """Trainer with the local loss, taking the rows in their order."""
+    """Trainer with the local loss, taking the rows in their order, all weights at one learning rate."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **({"gate_learning_rate_factor": 1.0} | kwargs))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)

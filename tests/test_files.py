@@ -29,14 +29,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_folder_is_replaced_only_when_the_new_one_is_whole(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "out") as partial:
         (partial / "one").write_text("1")
-    with pytest.raises(RuntimeError), whole_folder(tmp_path / "out") as partial:
-        (partial / "two").write_text("2")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        _fail_within(tmp_path / "out")
     assert os.listdir(tmp_path) == ["out"]
     assert os.listdir(tmp_path / "out") == ["one"]
     with whole_folder(tmp_path / "out") as partial:
         (partial / "three").write_text("3")
     assert os.listdir(tmp_path / "out") == ["three"]
+
+
+def _fail_within(folder: Path) -> None:
+    with whole_folder(folder) as partial:
+        (partial / "two").write_text("2")
+        raise RuntimeError
 
 
 @pytest.mark.parametrize(

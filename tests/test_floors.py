@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "neutral_residues"
 ORDER = [
     *("registration", "errors", "files", "config", "results", "scores", "display", "summary", "model_card", "figures"),
     *("run_folder", "data.text", "data.encoding", "data.tokens"),
-    *("adapters.neutral", "adapters.places", "adapters.settings", "adapters.attach", "losses", "local_loss"),
+    *("adapters.neutral", "adapters.places", "adapters.settings", "adapters.attach", "losses", "collator", "mixin"),
     *("data.mixing", "data.noise", "loading", "methods", "cost", "evaluate", "generate", "train", "run", "saved"),
     *("commands", "demo", "cli"),
 ]

@@ -13,7 +13,7 @@ from neutral_residues.registration import register_with_peft
 if TYPE_CHECKING:
     from neutral_residues.adapters.attach import NeutralResiduesModel, residue_layers
     from neutral_residues.adapters.settings import NeutralResiduesConfig
-    from neutral_residues.local_loss import NeutralResiduesTrainerMixin, local_loss
+    from neutral_residues.mixin import NeutralResiduesTrainerMixin, local_loss
     from neutral_residues.results import Record
     from neutral_residues.run import extend
 
@@ -23,8 +23,8 @@ _HOMES = {
     "NeutralResiduesConfig": "adapters.settings",
     "NeutralResiduesModel": "adapters.attach",
     "residue_layers": "adapters.attach",
-    "NeutralResiduesTrainerMixin": "local_loss",
-    "local_loss": "local_loss",
+    "NeutralResiduesTrainerMixin": "mixin",
+    "local_loss": "mixin",
     "extend": "run",
     "Record": "results",
 }

@@ -160,7 +160,14 @@ def check_settings_are_used(config: RunConfig) -> None:
                 do=f"remove it, or choose method: {' or '.join(sorted(methods))}",
             )
     if config.method == "adapter":
-        for key in ("block_gate", "gate_start", "local_loss", "local_loss_weight", "source_noise"):
+        for key in (
+            "block_gate",
+            "gate_start",
+            "local_loss",
+            "local_loss_weight",
+            "gate_learning_rate_factor",
+            "source_noise",
+        ):
             if getattr(config.residues, key) != getattr(defaults["residues"].default, key):
                 raise UserError(f"residues.{key} has no effect on method adapter", do="remove it, or use neutral")
 

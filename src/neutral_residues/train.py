@@ -21,8 +21,8 @@ from neutral_residues.config import RunConfig
 from neutral_residues.data.noise import NoisedMixture
 from neutral_residues.errors import UserError
 from neutral_residues.files import disk_errors, write_json
-from neutral_residues.local_loss import DeviceSums, NeutralResiduesTrainerMixin
 from neutral_residues.losses import next_token_nats
+from neutral_residues.mixin import DeviceSums, NeutralResiduesTrainerMixin
 
 COMPLETE = "complete.json"
 """Written last into a checkpoint: the size of every file in it."""
@@ -106,20 +106,21 @@ class DomainTrainer(Trainer):
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         with disk_errors(folder):
             super()._save_checkpoint(model, trial)
+            sums = {name: sums.state(self.accelerator) for name, sums in self._all_sums().items()}
             if self.args.should_save:
-                seal_checkpoint(folder, sums=self._all_sums())
+                seal_checkpoint(folder, sums=sums)
                 for old in whole_checkpoints(folder.parent)[: -self.keep_checkpoints]:
                     shutil.rmtree(old)
 
-    def _all_sums(self) -> dict[str, Any]:
-        return {name: value.state() for name, value in self.__dict__.items() if isinstance(value, DeviceSums)}
+    def _all_sums(self) -> dict[str, DeviceSums]:
+        return {name: value for name, value in self.__dict__.items() if isinstance(value, DeviceSums)}
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
-        if checkpoint is not None:
+        if checkpoint is not None and self.is_world_process_zero():
             sealed = json.loads((Path(checkpoint) / COMPLETE).read_text(encoding="utf-8"))
-            for name, state in sealed["sums"].items():
-                getattr(self, name).load(state, self.args.device)
+            for name, sums in self._all_sums().items():
+                sums.load(sealed["sums"][name], self.args.device)
 
 
 class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
@@ -207,6 +208,7 @@ def make_trainer(
             corpus_names=corpus_names,
             keep_checkpoints=config.training.keep_checkpoints,
             local_loss=config.residues.local_loss,
+            gate_learning_rate_factor=config.residues.gate_learning_rate_factor,
             local_loss_weight=config.residues.local_loss_weight if find_method(config.method).has_local_loss else 0.0,
         )
     except (ImportError, RuntimeError, ValueError) as error:

@@ -289,6 +289,12 @@ def residue_layers(model: nn.Module) -> dict[str, NeutralResiduesLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, NeutralResiduesLayer)}
 
 
+def gate_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The weights of all block gates that train."""
+    layers = residue_layers(model).values()
+    return [p for layer in layers for p in getattr(layer, BLOCK).parameters() if p.requires_grad]
+
+
 @contextmanager
 def tapped(layers: dict[str, NeutralResiduesLayer], tap: Tap) -> Iterator[None]:
     """Within the block, `tap` sees every residue that these layers compute.

@@ -50,7 +50,7 @@ from distributed_worker import (
     trained,
 )
 from neutral_residues import NeutralResiduesConfig, UserError, residue_layers
-from neutral_residues.local_loss import (
+from neutral_residues.mixin import (
     DeviceSums,
     DomainLabelCollator,
     LocalLossTerm,
@@ -84,6 +84,9 @@ def quiet_and_one_thread() -> Iterator[None]:
 
 
 class SFT(NeutralResiduesTrainerMixin, SFTTrainer):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **({"gate_learning_rate_factor": 1.0} | kwargs))
+
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
 
@@ -452,7 +455,7 @@ class _Carry(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 1:
-            self.saved = json.loads(json.dumps(self.trainer._sums.state()))
+            self.saved = json.loads(json.dumps(self.trainer._sums.state(self.trainer.accelerator)))
             self.weights = copy.deepcopy(trained(self.trainer.model))
 
 
@@ -485,11 +488,27 @@ def test_device_sums_keep_type_and_value() -> None:
     sums.add("a", value)
     value.zero_()  # a compiled model may use its outputs' memory again
     resumed = DeviceSums()
-    resumed.load(json.loads(json.dumps(sums.state())), torch.device("cpu"))
+    resumed.load(json.loads(json.dumps(sums.state(OneRank()))), torch.device("cpu"))
     for each in (sums, resumed):
         each.add("a", torch.tensor([1.0, 1.0], dtype=torch.float64))
         assert each.flush(OneRank()) == {"a": [1 / 3 + 1, 3.0]}
         assert each.flush(OneRank()) == {}
+
+
+def test_gates_learn_at_their_own_rate(tmp_path: Path) -> None:
+    steps = {}
+    for factor in (1.0, 4.0):
+        model = extended_llama()
+        before = {name: p.detach().clone() for name, p in trained(model).items()}
+        args = arguments(str(tmp_path), batch=4, accumulation=1, max_steps=1)
+        InOrder(
+            model, args, train_dataset=mixed_rows(), data_collator=pad_right, gate_learning_rate_factor=factor
+        ).train()
+        steps[factor] = {name: p.detach() - before[name] for name, p in trained(model).items()}
+    for name, step in steps[1.0].items():
+        times = 4.0 if "neutral_residues_block" in name else 1.0
+        assert step.abs().max() > 0
+        torch.testing.assert_close(steps[4.0][name], times * step, rtol=1e-4, atol=1e-7)
 
 
 # ---- SFTTrainer ----

@@ -14,20 +14,21 @@ several ranks: it equals what one big batch gives. A mode in which its gradient 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from neutral_residues.adapters.attach import NeutralResiduesLayer, residue_layers, tapped
+from neutral_residues.adapters.attach import NeutralResiduesLayer, gate_parameters, residue_layers, tapped
 from neutral_residues.adapters.neutral import Residue
+from neutral_residues.collator import DOMAIN_LABELS, DomainLabelCollator
 from neutral_residues.errors import UserError
-from neutral_residues.losses import IGNORE, LOCAL_LOSSES, SOURCE, TARGET, LocalLoss, counted_tokens, local_loss_sum
+from neutral_residues.losses import LOCAL_LOSSES, SOURCE, TARGET, LocalLoss, counted_tokens, local_loss_sum
 
-DOMAIN_LABELS = "domain_labels"
 DEFAULT_WEIGHT = 3.0
+DEFAULT_GATE_FACTOR = 5.0
 
 
 class LocalLossTerm:
@@ -141,62 +142,6 @@ def _active_gates(layer: NeutralResiduesLayer) -> list[str]:
     return [layer.block_gate[name] for name in active if name in layer.block_gate]
 
 
-class DomainLabelCollator:
-    """Any collator, with `domain_labels` carried along and padded or flattened exactly as its `input_ids` are."""
-
-    def __init__(self, collator: Any) -> None:
-        self.collator = collator
-
-    def __call__(self, features: Sequence[Mapping[str, Any]]) -> Any:
-        labelled = [feature for feature in features if feature.get(DOMAIN_LABELS) is not None]
-        batch = self.collator([{k: v for k, v in f.items() if k != DOMAIN_LABELS} for f in features])
-        if not labelled:
-            return batch
-        if len(labelled) < len(features):
-            raise UserError(f"{DOMAIN_LABELS} is missing in some rows", do="give it in every row")
-        ids = [torch.as_tensor(feature["input_ids"]) for feature in features]
-        labels = [_token_labels(f[DOMAIN_LABELS], len(row)) for f, row in zip(features, ids, strict=True)]
-        return {**batch, DOMAIN_LABELS: _place(labels, ids, batch["input_ids"], batch.get("attention_mask"))}
-
-
-def _token_labels(given: Any, num_tokens: int) -> Tensor:
-    allowed = f"{SOURCE} (source), {TARGET} (target) or {IGNORE}"
-    try:
-        labels = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{DOMAIN_LABELS} of a row", got=given, allowed=allowed) from error
-    known = (labels == SOURCE) | (labels == TARGET) | (labels == IGNORE)
-    if not known.all():
-        raise UserError(f"{DOMAIN_LABELS} of a row", got=labels[~known][0].item(), allowed=allowed)
-    if labels.dim() and labels.shape != (num_tokens,):
-        shape = " x ".join(str(size) for size in labels.shape)
-        raise UserError(f"{DOMAIN_LABELS} of a row", got=f"{shape} for {num_tokens} tokens", allowed="one each")
-    return labels.long().expand(num_tokens)
-
-
-def _place(labels: list[Tensor], ids: list[Tensor], batch_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """`labels` of the rows `ids` where the collator put their tokens in `batch_ids` (B, T); IGNORE elsewhere."""
-    flat_ids = torch.cat(ids)
-    if batch_ids.shape[0] == len(ids):
-        lengths = torch.tensor([[len(row)] for row in ids])
-    else:  # padding-free: all rows one after another
-        lengths = torch.tensor([[len(flat_ids)]])
-    mask = attention_mask if attention_mask is not None and attention_mask.shape == batch_ids.shape else None
-    position = torch.arange(batch_ids.shape[1])
-    sides = [position < lengths, position >= batch_ids.shape[1] - lengths]
-    if mask is not None and mask[:, -1].all():  # tokens that look like padding leave no doubt about the side then
-        sides.reverse()
-    for keep in sides:
-        if keep.shape == batch_ids.shape and torch.equal(batch_ids[keep], flat_ids.to(batch_ids.dtype)):
-            placed = torch.full_like(batch_ids, IGNORE, dtype=torch.long)
-            placed[keep] = torch.cat(labels)
-            return placed if mask is None else placed.masked_fill(mask == 0, IGNORE)
-    raise UserError(
-        f"the collator cut, moved or changed tokens, so {DOMAIN_LABELS} no longer fit them",
-        do="truncate and order the rows before training",
-    )
-
-
 class DeviceSums:
     """Named sums for the log that stay on the device until somebody reads them, so that no step waits for the host."""
 
@@ -214,13 +159,24 @@ class DeviceSums:
         self._sums = {}
         return reduced
 
-    def state(self) -> dict[str, Any]:
-        """This rank's sums, for a checkpoint."""
-        return {key: [str(v.dtype).removeprefix("torch."), v.tolist()] for key, v in self._sums.items()}
+    def state(self, accelerator: Any) -> dict[str, Any]:
+        """The sums over all ranks, for a checkpoint; nothing is flushed."""
+        reduced = {key: accelerator.reduce(self._sums[key].clone(), "sum") for key in sorted(self._sums)}
+        return {key: [str(v.dtype).removeprefix("torch."), v.tolist()] for key, v in reduced.items()}
 
     def load(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Continue from `state()`."""
+        """Continue from `state()`: on one rank the sums, on the others nothing."""
         self._sums = {k: torch.tensor(v, dtype=getattr(torch, t), device=device) for k, (t, v) in state.items()}
+
+
+def set_apart(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, factor: float) -> None:
+    """Move `parameters` to groups of their own in `optimizer`, with `factor` times the learning rate they had."""
+    chosen = {id(parameter) for parameter in parameters}
+    for group in list(optimizer.param_groups):
+        moved = [parameter for parameter in group["params"] if id(parameter) in chosen]
+        if moved:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+            optimizer.add_param_group({**group, "params": moved, "lr": group["lr"] * factor})
 
 
 class NeutralResiduesTrainerMixin:
@@ -229,6 +185,9 @@ class NeutralResiduesTrainerMixin:
     Args:
         local_loss_weight: alpha.
         local_loss: "l1" or "cross_entropy".
+        gate_learning_rate_factor: the block gates learn at so many times the learning rate of the rest. They are one
+        row
+            against the projections' many, and shut sooner and more sharply for it (measured in LAB.md).
 
     Logs `local_loss`, `open_gates_source` and `open_gates_target` (shares of gates not exactly 0) with everything else.
     """
@@ -237,6 +196,7 @@ class NeutralResiduesTrainerMixin:
     model: Any
     args: Any
     accelerator: Any
+    optimizer: Any
     loss_is_scaled_for_ga: Any
     model_accepts_loss_kwargs: Any
     compute_loss_func: Any
@@ -244,11 +204,17 @@ class NeutralResiduesTrainerMixin:
     _signature_columns: Any
 
     def __init__(
-        self, *args: Any, local_loss_weight: float = DEFAULT_WEIGHT, local_loss: LocalLoss = "l1", **kwargs: Any
+        self,
+        *args: Any,
+        local_loss_weight: float = DEFAULT_WEIGHT,
+        local_loss: LocalLoss = "l1",
+        gate_learning_rate_factor: float = DEFAULT_GATE_FACTOR,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.local_loss_weight = local_loss_weight
         self.local_loss = local_loss
+        self.gate_learning_rate_factor = gate_learning_rate_factor
         self.data_collator: Any = DomainLabelCollator(self.data_collator)
         self._term: LocalLossTerm | None = None
         self._counted: Tensor | None = None
@@ -258,6 +224,8 @@ class NeutralResiduesTrainerMixin:
     def _check_modes(self) -> None:
         if not 0 <= self.local_loss_weight < math.inf:
             raise UserError("local_loss_weight", got=self.local_loss_weight, allowed="0 or more")
+        if not 0 < self.gate_learning_rate_factor < math.inf:
+            raise UserError("gate_learning_rate_factor", got=self.gate_learning_rate_factor, allowed="above 0")
         if not self._has_local_loss:
             return
         check_local_loss(residue_layers(self.model), self.local_loss)
@@ -276,6 +244,14 @@ class NeutralResiduesTrainerMixin:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
         if DOMAIN_LABELS not in self._signature_columns:
             self._signature_columns = [*self._signature_columns, DOMAIN_LABELS]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Trainer's own, with the block gates in groups of their own; an optimiser that you pass in stays as it is."""
+        given = self.optimizer is not None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        if not given and self.gate_learning_rate_factor != 1:
+            set_apart(optimizer, gate_parameters(self.model), factor=self.gate_learning_rate_factor)
+        return optimizer
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """Also counts, over the accumulated batch and all ranks, the tokens that the local loss will be divided by."""
