@@ -41,10 +41,10 @@ def main(folder: Path) -> None:
     DEMO_DATA.mkdir(exist_ok=True)
     write("en.train.jsonl.gz", documents(folder / "en.train.jsonl.gz"), 400_000)
     write("fr.train.jsonl.gz", documents(folder / "fr.train.jsonl.gz"), 1_000_000)
-    write("en.test.jsonl.gz", documents(folder / "en.test.jsonl.gz"), 60_000)
-    write("fr.test.jsonl.gz", documents(folder / "fr.test.jsonl.gz"), 60_000)
+    write("en.test.jsonl.gz", documents(folder / "en.test.jsonl.gz"), 40_000)
+    write("fr.test.jsonl.gz", documents(folder / "fr.test.jsonl.gz"), 40_000)
     darwin = documents(folder / "en-nonfiction.train.jsonl.gz", lambda source: source == "darwin-origin")
-    write("en-science.test.jsonl.gz", darwin, 60_000)
+    write("en-science.test.jsonl.gz", darwin, 40_000)
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ def test_tensorboard_gets_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_settings_without_effect_are_errors(tmp_path: Path) -> None:
     values = run_values(tmp_path)
     for changes, line in (
-        ({"method": "lora", "residues": {"init": "usual"}}, "section residues has no effect on method lora"),
+        ({"method": "lora", "residues": {"init": "paper"}}, "section residues has no effect on method lora"),
         ({"method": "adapter", "residues": {"local_loss_weight": 1.0}}, "no effect on method adapter"),
         ({"method": "neutral", "lora": {"modules": "mlp"}}, "section lora has no effect on method neutral"),
     ):

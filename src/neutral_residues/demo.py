@@ -37,11 +37,11 @@ evaluation: {{prompts: ["La France est", "The capital of England is"]}}
 """
 
 
-def demo_config(method: str, output: Path, **training: Any) -> RunConfig:
+def demo_config(method: str, output: Path, *, steps: int, test_documents: int | None) -> RunConfig:
     """The run of the demo for one method: the same data, rows and steps for each."""
 
-    def corpus(name: str, role: str, file: str) -> dict[str, str]:
-        return {"name": name, "role": role, "path": str(DEMO_DATA / file)}
+    def corpus(name: str, role: str, file: str, documents: int | None = None) -> dict[str, Any]:
+        return {"name": name, "role": role, "path": str(DEMO_DATA / file), "max_documents": documents}
 
     return make_run(
         {
@@ -51,37 +51,42 @@ def demo_config(method: str, output: Path, **training: Any) -> RunConfig:
             "data": {
                 "train": [corpus("fr", "target", "fr.train.jsonl.gz"), corpus("en", "source", "en.train.jsonl.gz")],
                 "evaluate": [
-                    corpus("English", "source", "en.test.jsonl.gz"),
-                    corpus("English-science", "source", "en-science.test.jsonl.gz"),
-                    corpus("French", "target", "fr.test.jsonl.gz"),
+                    corpus("English", "source", "en.test.jsonl.gz", test_documents),
+                    corpus("English-science", "source", "en-science.test.jsonl.gz", test_documents),
+                    corpus("French", "target", "fr.test.jsonl.gz", test_documents),
                 ],
                 "block_tokens": 128,
                 "cache": str(output / "tokens"),
             },
             "training": {
-                "steps": 200,
+                "steps": steps,
                 "batch_rows": 16,
-                "warmup_steps": 20,
+                "warmup_steps": steps // 10,
                 "log_every": 20,
-                "evaluate_every": 40,
+                "evaluate_every": max(1, steps // 5),
                 "save_every": 100,
-            }
-            | training,
-            "evaluation": {"tokens_while_training": 8000, "prompts": PROMPTS},
+            },
+            "evaluation": {"tokens_while_training": 6000, "stride_tokens": 128, "prompts": PROMPTS},
         }
     )
 
 
-def run_demo(output: Path, *, console: Console | None = None, **training: Any) -> dict[str, Record]:
+def run_demo(
+    output: Path, *, console: Console | None = None, steps: int = 200, test_documents: int | None = None
+) -> dict[str, Record]:
     """Run both methods, print both sides, draw the picture, say what to type next. Resumes if interrupted.
 
     Args:
         output: folder for the runs.
-        training: changes to the training section, for tests.
+        steps: of each run.
+        test_documents: how many documents of each held-out set are measured; None means all that ship.
     """
     console = console or Console()
     console.print("[bold]An English model learns French, twice: the same text, the same steps.[/bold]\n")
-    records = {title: extend(demo_config(m, output, **training), console=console) for m, title in METHODS.items()}
+    records = {
+        title: extend(demo_config(m, output, steps=steps, test_documents=test_documents), console=console)
+        for m, title in METHODS.items()
+    }
     picture = output / "trade-off.png"
     draw_trade_off(
         records,

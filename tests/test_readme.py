@@ -1,0 +1,74 @@
+"""What the README says is run, or held against the project."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from neutral_residues.config import load_run, make_run
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+IGNORED = {"__pycache__", "py.typed"}
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of that language, in order; "" for those that name none."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+    return [text for name, text in fenced if name == language]
+
+
+def test_the_python_example_prints_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(blocks("python")[0], "README.md", "exec"), {})
+    assert printed.getvalue().strip() in [block.strip() for block in blocks("")]
+
+
+def test_the_three_lines_define_a_trainer() -> None:
+    from transformers import Trainer
+
+    namespace: dict[str, type] = {}
+    exec(compile(blocks("python")[1], "README.md", "exec"), namespace)
+    assert issubclass(namespace["MyTrainer"], Trainer)
+
+
+def test_the_run_file_is_valid() -> None:
+    config = make_run(yaml.safe_load(blocks("yaml")[0]))
+    assert config.budget == 0.20
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_is_valid(path: Path) -> None:
+    assert load_run(path).data.source_share == 0.1
+
+
+def test_commands_exist() -> None:
+    from neutral_residues.cli import app
+
+    known = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    named = set(re.findall(r"`neutral (\w+)", README))
+    assert named == known
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE)) <= targets
+
+
+def test_links_and_pictures_exist() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_file_tree_is_complete() -> None:
+    package = ROOT / "src" / "neutral_residues"
+    files = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if path.name != "__init__.py" and not IGNORED & set(path.parts)
+    }
+    tree = next(block for block in blocks("") if "src/neutral_residues/" in block)
+    named = set(re.findall(r"^\s+((?:\w+/)?\w+\.py)\b", tree, flags=re.MULTILINE))
+    assert named == files
