@@ -109,9 +109,9 @@ class ResidueSettings(Settings):
     gate."""
     local_loss: Literal["l1", "cross_entropy"] = "l1"
     """l1: size of the gated output on source tokens; cross_entropy: the (sigmoid) gate as a classifier."""
-    local_loss_weight: float = Field(default=3.0, ge=0)
+    local_loss_weight: float = Field(default=6.0, ge=0)
     """alpha, the dial between learning and forgetting."""
-    gate_learning_rate_factor: float = Field(default=5.0, gt=0)
+    gate_learning_rate_factor: float = Field(default=2.0, gt=0)
     """The block gates learn at so many times the learning rate of the projections."""
     source_noise: float = Field(default=0.5, ge=0, le=1)
     """Share of source rows that get random tokens, so that gates stay shut on strange text too; see `data/noise.py`."""

@@ -102,7 +102,7 @@ METHODS: tuple[Method, ...] = (
         trains="gated adapters parallel to every feed-forward block; local loss keeps them silent on the source",
         size="adapter width",
         attach=_attach_neutral,
-        learning_rate=3e-3,
+        learning_rate=5e-3,
         has_local_loss=True,
     ),
     Method(
@@ -112,7 +112,7 @@ METHODS: tuple[Method, ...] = (
         trains="adapters parallel to every feed-forward block, always on",
         size="adapter width",
         attach=_attach_adapter,
-        learning_rate=3e-3,
+        learning_rate=5e-3,
     ),
     Method(
         name="lora",

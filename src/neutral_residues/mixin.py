@@ -4,7 +4,7 @@ Three lines in a script of your own:
 
     from neutral_residues import NeutralResiduesTrainerMixin
     class MyTrainer(NeutralResiduesTrainerMixin, Trainer): pass          # or SFTTrainer
-    MyTrainer(model, args, train_dataset=rows_with_domain_labels, local_loss_weight=3.0).train()
+    MyTrainer(model, args, train_dataset=rows_with_domain_labels, local_loss_weight=6.0).train()
 
 Each row carries `domain_labels` beside `input_ids`: 1 (source), 0 (target) or -100 for each token, or one number for
 the row.
@@ -27,8 +27,8 @@ from neutral_residues.collator import DOMAIN_LABELS, DomainLabelCollator
 from neutral_residues.errors import UserError
 from neutral_residues.losses import LOCAL_LOSSES, SOURCE, TARGET, LocalLoss, counted_tokens, local_loss_sum
 
-DEFAULT_WEIGHT = 3.0
-DEFAULT_GATE_FACTOR = 5.0
+DEFAULT_WEIGHT = 6.0
+DEFAULT_GATE_FACTOR = 2.0
 
 
 class LocalLossTerm:
@@ -103,7 +103,7 @@ def local_loss(model: nn.Module, domain_labels: Tensor, kind: LocalLoss = "l1") 
     """For a training loop of your own. One forward pass and its backward pass belong inside the block:
 
         with local_loss(model, domain_labels) as local:
-            loss = model(**batch).loss + 3.0 * local.mean()
+            loss = model(**batch).loss + 6.0 * local.mean()
             loss.backward()
 
     When you accumulate gradients, give `mean` the `counted_tokens` of all the batches of a step, as for the other loss.
