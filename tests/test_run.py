@@ -230,3 +230,27 @@ def test_the_record_on_disk_is_the_one_returned(tmp_path: Path) -> None:
     assert read_record(tmp_path / "run" / "record.json") == record
     assert json.loads((tmp_path / "run" / "record.json").read_text())["format"] == "neutral-residues/record"
     assert yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())["method"] == "neutral"
+
+
+def test_two_ranks_equal_one(tmp_path: Path) -> None:
+    values = run_values(tmp_path, steps=4, batch_rows=4, accumulation=2, evaluate_every=2)
+    one = extend(make_run(values | {"output": str(tmp_path / "one")}))
+    run = write_run(tmp_path, values | {"training": values["training"] | {"accumulation": 1}})
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    done = subprocess.run(
+        [*command, "-m", "neutral_residues.cli", "extend", str(run)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = read_record(tmp_path / "run" / "record.json")
+    assert two.cost.tokens == one.cost.tokens
+    expected = weights(tmp_path / "one" / "extension")
+    for key, value in weights(tmp_path / "run" / "extension").items():
+        torch.testing.assert_close(value, expected[key], rtol=2e-4, atol=2e-6)
+    for ours, theirs in zip(two.curve, one.curve, strict=True):
+        for key in ("loss", "loss_nats/fr", "loss_nats/en", "local_loss", "open_gates_target"):
+            if key in theirs:
+                assert ours[key] == pytest.approx(theirs[key], rel=1e-4)

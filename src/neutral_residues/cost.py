@@ -47,12 +47,12 @@ class WeightCount:
         """New weights as a share of the backbone's."""
         return self.num_new_weights / self.num_backbone_weights
 
-    def to_record(self, *, tokens: int, seconds: float, peak_memory: int) -> Cost:
-        """For the record of a run that trained on `tokens` in `seconds`."""
+    def to_record(self, *, tokens: int, seconds: float | None, peak_memory: int) -> Cost:
+        """For the record of a run that trained on `tokens` in `seconds`, if all of it was timed."""
         return Cost(
             tokens=tokens,
             seconds=seconds,
-            tokens_per_second=tokens / seconds if seconds > 0 else None,
+            tokens_per_second=tokens / seconds if seconds else None,
             peak_memory_bytes=peak_memory,
             trainable_weights=self.num_trained_weights,
             new_weights=self.num_new_weights,

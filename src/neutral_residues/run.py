@@ -1,20 +1,24 @@
 """From a run file to an extension with both sides measured: the order in which the other files are called.
 
-    claim the output folder -> tokenise -> attach the method -> measure -> train (measuring) -> save -> measure all
+    check -> tokenise -> attach the method -> claim the output folder -> train, measuring -> save -> measure all
     -> record
 
-Interrupted anywhere, the same call goes on from the last whole checkpoint.
+Nothing is written to the output folder before everything that can be checked is. Interrupted anywhere, the same call
+goes on from the last whole checkpoint. Under torchrun every rank calls this; the first one writes and measures.
 """
 
+import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from rich.console import Console
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainerCallback, set_seed
@@ -36,7 +40,14 @@ from neutral_residues.model_card import write_card
 from neutral_residues.results import Record, Sample, provenance, read_record, write_record
 from neutral_residues.run_folder import RunFolder
 from neutral_residues.scores import SetScore, metrics
-from neutral_residues.train import EveryNSteps, ExtensionTrainer, last_checkpoint, make_trainer, training_arguments
+from neutral_residues.train import (
+    EveryNSteps,
+    ExtensionTrainer,
+    check_trackers,
+    last_checkpoint,
+    make_trainer,
+    training_arguments,
+)
 
 
 @dataclass(frozen=True)
@@ -62,16 +73,18 @@ def extend(config: RunConfig | None = None, *, console: Console | None = None, *
     console = console or Console(stderr=True)
     method = find_method(config.method)
     check_settings_are_used(config)
+    check_trackers(config)
     model_config = load_config(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
     check_context(config, model_config)
     folder = RunFolder(config.output)
     tokenizer = load_tokenizer(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
     end_of_text_id(tokenizer)
-    folder.claim(config)
+    folder.check(config)
     if folder.is_finished:
         console.print(f"{config.output} is finished; nothing to do", highlight=False)
         return read_record(folder.record)
-    data = prepare_data(config, tokenizer, show_progress=console.is_terminal)
+    with first_rank_first():
+        data = prepare_data(config, tokenizer, show_progress=console.is_terminal)
     return _Run(config, method, folder, tokenizer, data, console).go()
 
 
@@ -129,9 +142,17 @@ def make_rows(config: RunConfig, data: RunData, tokenizer: PreTrainedTokenizerBa
 
 def world_size() -> int:
     """Number of ranks, as torchrun and accelerate launch announce it."""
-    import os
-
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def first_rank_first() -> Iterator[None]:
+    """What the first rank writes within the block, the others find."""
+    if world_size() == 1:
+        yield
+        return
+    with PartialState().main_process_first():
+        yield
 
 
 def wants_bf16(config: RunConfig, device: torch.device) -> bool:
@@ -166,8 +187,18 @@ class _Run:
         model = self.method.attach(backbone, self.config)
         weights = weights.with_model(model)
         with self._display() as display:
-            trainer = self._trainer(model, display)
-            seconds = self._train(trainer)
+            with first_rank_first():
+                self.folder.claim(self.config)
+                checkpoint = last_checkpoint(self.folder.checkpoints)
+            trainer = self._trainer(model)
+            seconds = self._train(trainer, display, checkpoint)
+        if trainer.is_world_process_zero():
+            self._finish(model, trainer, weights, seconds if checkpoint is None else None)
+        trainer.accelerator.wait_for_everyone()
+        return read_record(self.folder.record)
+
+    def _finish(self, model: nn.Module, trainer: ExtensionTrainer, weights: WeightCount, seconds: float | None) -> None:
+        """Save, measure, write the record. A resumed run does not know its seconds."""
         self._save(model)
         scores, samples = self._measure_all(model)
         record = Record(
@@ -189,7 +220,6 @@ class _Run:
         write_record(self.folder.record, record)
         write_card(self.folder.extension, record)
         self.folder.drop_checkpoints()
-        return record
 
     def _backbone(self, *, frozen: bool) -> nn.Module:
         # Frozen weights can live in bfloat16; weights that train are kept in float32 and cast by autocast.
@@ -210,7 +240,7 @@ class _Run:
             tokens_per_step=rows_per_step * self.config.data.block_tokens,
         )
 
-    def _trainer(self, model: nn.Module, display: TrainingDisplay) -> ExtensionTrainer:
+    def _trainer(self, model: nn.Module) -> ExtensionTrainer:
         hidden_size = model.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
         args = training_arguments(
             self.config,
@@ -219,13 +249,7 @@ class _Run:
             bf16=self.bf16,
         )
         names = [stream.name for stream in self.data.train]
-        trainer = make_trainer(self.config, model, self.rows, args=args, corpus_names=names)
-        if trainer.is_world_process_zero():
-            backbone = _bits(self._quick_scores(model))
-            measure = _Measure(self, trainer, model, display, backbone)
-            trainer.add_callback(EveryNSteps(self.config.training.evaluate_every, measure))
-            trainer.add_callback(_Show(display))
-        return trainer
+        return make_trainer(self.config, model, self.rows, args=args, corpus_names=names)
 
     def _quick_scores(self, model: nn.Module) -> list[SetScore]:
         return self._evaluate(model, backbone=False, max_tokens=self.config.evaluation.tokens_while_training)
@@ -241,16 +265,21 @@ class _Run:
             **options,
         )
 
-    def _train(self, trainer: ExtensionTrainer) -> float:
-        checkpoint = last_checkpoint(self.folder.checkpoints)
+    def _train(self, trainer: ExtensionTrainer, display: TrainingDisplay, checkpoint: Path | None) -> float:
+        """Seconds of training, without the measuring in between."""
         if checkpoint is not None:
             self.console.print(f"resuming from {checkpoint}", highlight=False)
+        measure = None
+        if trainer.is_world_process_zero():
+            measure = _Measure(self, trainer, display)
+            trainer.add_callback(EveryNSteps(self.config.training.evaluate_every, measure))
+            trainer.add_callback(_Show(display))
         start = time.monotonic()
         with _stop_on_signal(trainer):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if trainer.state.global_step < self.config.training.steps:
             raise Stopped(trainer.state.global_step, self.config.training.steps)
-        return time.monotonic() - start
+        return time.monotonic() - start - (measure.seconds if measure else 0.0)
 
     def _save(self, model: nn.Module) -> None:
         with whole_folder(self.folder.extension) as partial:
@@ -274,19 +303,16 @@ class _Run:
 class _Measure:
     """Measures the extended model every so many steps and tells the log and the display."""
 
-    def __init__(
-        self,
-        run: _Run,
-        trainer: ExtensionTrainer,
-        model: nn.Module,
-        display: TrainingDisplay,
-        backbone_bits: Mapping[str, float],
-    ) -> None:
-        self.run, self.trainer, self.model, self.display = run, trainer, model, display
-        self.backbone_bits = backbone_bits
+    def __init__(self, run: _Run, trainer: ExtensionTrainer, display: TrainingDisplay) -> None:
+        self.run, self.trainer, self.display = run, trainer, display
+        # Nothing is trained yet, so the model is its backbone, also where a checkpoint will be loaded.
+        self.backbone_bits = _bits(run._quick_scores(trainer.model))
+        self.seconds = 0.0
 
     def __call__(self, step: int) -> None:
-        scores = self.run._quick_scores(self.model)
+        start = time.monotonic()
+        scores = self.run._quick_scores(self.trainer.model)
+        self.seconds += time.monotonic() - start
         extended = _bits(scores)
         logs = {f"bits_per_byte/{name}": value for name, value in extended.items()}
         logs |= {

@@ -42,22 +42,29 @@ class RunFolder:
     def is_finished(self) -> bool:
         return self.record.is_file()
 
-    def claim(self, config: RunConfig) -> None:
-        """Make the folder this run's own, or find that it is already (then the run resumes).
+    def check(self, config: RunConfig) -> None:
+        """Raise unless this run may have the folder; nothing is written.
 
         Raises:
-            UserError: if it holds another run or other files, or cannot be written.
+            UserError: if it holds another run or other files.
         """
         with disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            occupied = next(self.path.iterdir(), None)
+            occupied = next(self.path.iterdir(), None) if self.path.exists() else None
         if self.config.is_file():
             self._check_same_run(config)
         elif occupied is not None:
             raise UserError(
                 f"output folder {self.path} is not empty", got=occupied.name, do="choose an empty or new folder"
             )
-        else:
+
+    def claim(self, config: RunConfig) -> None:
+        """Make the folder this run's own by writing the resolved configuration into it.
+
+        Raises:
+            UserError: as `check`, or if it cannot be written.
+        """
+        self.check(config)
+        if not self.config.is_file():
             write_text(self.config, dump_run(config))
 
     def _check_same_run(self, config: RunConfig) -> None:

@@ -16,12 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.trainer_callback import PrinterCallback
 
 from neutral_residues.config import RunConfig
 from neutral_residues.data.noise import NoisedMixture
 from neutral_residues.errors import UserError
 from neutral_residues.files import disk_errors, write_json
 from neutral_residues.losses import next_token_nats
+from neutral_residues.methods import find_method
 from neutral_residues.mixin import DeviceSums, NeutralResiduesTrainerMixin
 
 COMPLETE = "complete.json"
@@ -184,6 +187,7 @@ def training_arguments(config: RunConfig, *, output_dir: Path, learning_rate: fl
             report_to=list(training.report_to),
             dataloader_num_workers=config.data.workers if torch.accelerator.is_available() else 0,
             dataloader_pin_memory=torch.accelerator.is_available(),
+            use_cpu=not torch.accelerator.is_available(),
             remove_unused_columns=False,
             disable_tqdm=True,
             seed=config.seed,
@@ -192,29 +196,29 @@ def training_arguments(config: RunConfig, *, output_dir: Path, learning_rate: fl
         raise UserError("training settings", got=str(error).splitlines()[0]) from error
 
 
+def check_trackers(config: RunConfig) -> None:
+    """Raise if a tracker is unknown to Transformers or not installed."""
+    try:
+        for callback in get_reporting_integration_callbacks(list(config.training.report_to)):
+            callback()
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise UserError("training.report_to", got=str(error).splitlines()[0], do="install it, or remove it") from error
+
+
 def make_trainer(
     config: RunConfig, model: nn.Module, rows: NoisedMixture, *, args: TrainingArguments, corpus_names: Sequence[str]
 ) -> ExtensionTrainer:
     """The trainer of a run; `local_loss_weight` counts only for a method that has one."""
-    from transformers.trainer_callback import PrinterCallback
-
-    from neutral_residues.methods import find_method
-
-    try:
-        trainer = ExtensionTrainer(
-            model=model,
-            args=args,
-            train_dataset=rows,
-            corpus_names=corpus_names,
-            keep_checkpoints=config.training.keep_checkpoints,
-            local_loss=config.residues.local_loss,
-            gate_learning_rate_factor=config.residues.gate_learning_rate_factor,
-            local_loss_weight=config.residues.local_loss_weight if find_method(config.method).has_local_loss else 0.0,
-        )
-    except (ImportError, RuntimeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError("training.report_to", got=str(error).splitlines()[0], do="install it, or remove it") from error
+    trainer = ExtensionTrainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        corpus_names=corpus_names,
+        keep_checkpoints=config.training.keep_checkpoints,
+        local_loss=config.residues.local_loss,
+        gate_learning_rate_factor=config.residues.gate_learning_rate_factor,
+        local_loss_weight=config.residues.local_loss_weight if find_method(config.method).has_local_loss else 0.0,
+    )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
