@@ -55,6 +55,7 @@ def test_a_run_learns_the_target_and_reports_both_sides(tmp_path: Path) -> None:
     logged = [point for point in record.curve if "loss_nats/fr" in point]
     assert {"loss_nats/fr", "loss_nats/en", "local_loss", "open_gates_source", "learning_rate"} <= logged[-1].keys()
     assert logged[-1]["loss_nats/fr"] < logged[0]["loss_nats/fr"]
+    assert [point["step"] for point in logged] == [1, *range(2, 31, 2)]
     measured = [point["step"] for point in record.curve if "bits_per_byte/en" in point]
     assert measured == [4, 8, 12, 16, 20, 24, 28, 30]
     assert record.cost.tokens == 30 * 4 * 2 * 32
@@ -236,7 +237,7 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
     values = run_values(tmp_path, steps=4, batch_rows=4, accumulation=2, evaluate_every=2)
     one = extend(make_run(values | {"output": str(tmp_path / "one")}))
     run = write_run(tmp_path, values | {"training": values["training"] | {"accumulation": 1}})
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*command, "-m", "neutral_residues.cli", "extend", str(run)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -320,7 +320,10 @@ class _Measure:
             for s in scores
             if s.num_neutral_tokens is not None
         }
+        # Trainer takes any line in the log for the one that is due at this step, and would leave that out.
+        due = self.trainer.control.should_log
         self.trainer.log(logs)
+        self.trainer.control.should_log = due
         self.display.measured(step, {n: (self.backbone_bits[n], value) for n, value in extended.items()})
 
 

@@ -187,6 +187,7 @@ def training_arguments(config: RunConfig, *, output_dir: Path, learning_rate: fl
             report_to=list(training.report_to),
             dataloader_num_workers=config.data.workers if torch.accelerator.is_available() else 0,
             dataloader_pin_memory=torch.accelerator.is_available(),
+            ddp_find_unused_parameters=False,
             use_cpu=not torch.accelerator.is_available(),
             remove_unused_columns=False,
             disable_tqdm=True,
