@@ -151,7 +151,7 @@ def first_rank_first() -> Iterator[None]:
     if world_size() == 1:
         yield
         return
-    with PartialState().main_process_first():
+    with PartialState(cpu=not torch.accelerator.is_available()).main_process_first():
         yield
 
 
