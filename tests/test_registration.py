@@ -80,3 +80,9 @@ def test_registering_again_is_harmless() -> None:
     config, tuner = attach.NeutralResiduesConfig, attach.NeutralResiduesModel
     enter_in_peft(attach.PEFT_TYPE, config=config, tuner=tuner, prefix=attach.PREFIX)
     assert mapping.PEFT_TYPE_TO_CONFIG_MAPPING["NEUTRAL_RESIDUES"] is config
+
+
+@pytest.mark.parametrize("first", ["neutral_residues.adapters.settings", "neutral_residues.methods"])
+def test_any_of_our_files_may_be_the_first_to_import_peft(first: str) -> None:
+    code = f"import {first}, neutral_residues; neutral_residues.NeutralResiduesConfig(budget=0.1)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -32,10 +32,13 @@ def extend(run: RunFile, overrides: Overrides = None) -> None:
     _quiet()
     from neutral_residues.config import load_run
     from neutral_residues.run import extend as extend_
+    from neutral_residues.run import is_first_rank
     from neutral_residues.summary import print_summary
 
     config = load_run(run, tuple(overrides or ()))
-    print_summary(extend_(config), config.output)
+    record = extend_(config)
+    if is_first_rank():
+        print_summary(record, config.output)
 
 
 @app.command()

@@ -70,7 +70,7 @@ def extend(config: RunConfig | None = None, *, console: Console | None = None, *
         Stopped: after Ctrl-C, when the checkpoint is safe.
     """
     config = make_run(settings) if config is None else config
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, quiet=not is_first_rank())
     method = find_method(config.method)
     check_settings_are_used(config)
     check_trackers(config)
@@ -143,6 +143,11 @@ def make_rows(config: RunConfig, data: RunData, tokenizer: PreTrainedTokenizerBa
 def world_size() -> int:
     """Number of ranks, as torchrun and accelerate launch announce it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that writes, measures and prints."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager
