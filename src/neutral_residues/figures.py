@@ -43,9 +43,9 @@ def draw_trade_off(
             axis.plot(xs, ys, color=colour, linewidth=1.5, alpha=0.6)
             axis.plot(xs[-1], ys[-1], MARKERS.get(record.method, OTHER_MARKER), color=colour, markersize=9, label=label)
         axis.axvline(0, color="#999999", linewidth=0.8)
-        axis.set_xlabel(f"forgetting: rise of {name}, % of bits per byte")
+        axis.set_xlabel(f"forgetting: bits per byte of {name}, change in %")
         axis.grid(visible=True, alpha=0.25)
-    axes[0][0].set_ylabel(f"bits per byte of {target} (lower: more learnt)")
+    axes[0][0].set_ylabel(f"learning: bits per byte of {target}, change in %")
     axes[0][0].legend(frameon=False)
     figure.suptitle(title)
     with disk_errors(path):
@@ -57,13 +57,19 @@ def draw_trade_off(
 
 
 def _path(record: Record, *, source: str, target: str) -> tuple[list[float], list[float]]:
-    """Forgetting in percent and target bits per byte: at the backbone, at each measurement, at the end."""
+    """Change in per cent of source and target bits per byte: at the backbone, at each measurement, at the end.
+
+    Measurements on the way are on a part of the text, so they are held against the backbone on that part (step 0).
+    """
     final = {(m.of, m.set): m.value for m in record.metrics if m.name == "bits_per_byte"}
-    points = [
-        (point[f"bits_per_byte/{source}"], point[f"bits_per_byte/{target}"])
-        for point in record.curve
-        if f"bits_per_byte/{source}" in point
-    ]
-    start = (final["backbone", source], final["backbone", target])
-    points = [start, *points[:-1], (final["extended", source], final["extended", target])]
-    return [100 * (x / start[0] - 1) for x, _ in points], [y for _, y in points]
+    keys = (f"bits_per_byte/{source}", f"bits_per_byte/{target}")
+    measured = [tuple(point[key] for key in keys) for point in record.curve if all(key in point for key in keys)]
+    way = [_change(point, measured[0]) for point in measured[1:-1]]
+    before, after = ((final[of, source], final[of, target]) for of in ("backbone", "extended"))
+    points = [(0.0, 0.0), *way, _change(after, before)]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _change(now: Sequence[float], before: Sequence[float]) -> tuple[float, float]:
+    source, target = (100 * (n / b - 1) for n, b in zip(now, before, strict=True))
+    return source, target

@@ -41,7 +41,6 @@ from neutral_residues.results import Record, Sample, provenance, read_record, wr
 from neutral_residues.run_folder import RunFolder
 from neutral_residues.scores import SetScore, metrics
 from neutral_residues.train import (
-    EveryNSteps,
     ExtensionTrainer,
     check_trackers,
     last_checkpoint,
@@ -277,7 +276,7 @@ class _Run:
         measure = None
         if trainer.is_world_process_zero():
             measure = _Measure(self, trainer, display)
-            trainer.add_callback(EveryNSteps(self.config.training.evaluate_every, measure))
+            trainer.add_callback(measure)
             trainer.add_callback(_Show(display))
         start = time.monotonic()
         with _stop_on_signal(trainer):
@@ -305,31 +304,36 @@ class _Run:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
 
-class _Measure:
-    """Measures the extended model every so many steps and tells the log and the display."""
+class _Measure(TrainerCallback):
+    """Measures the extended model every so many steps and tells the log and the display; step 0 is the backbone."""
 
     def __init__(self, run: _Run, trainer: ExtensionTrainer, display: TrainingDisplay) -> None:
         self.run, self.trainer, self.display = run, trainer, display
         # Nothing is trained yet, so the model is its backbone, also where a checkpoint will be loaded.
-        self.backbone_bits = _bits(run._quick_scores(trainer.model))
+        self.backbone = run._quick_scores(trainer.model)
         self.seconds = 0.0
 
-    def __call__(self, step: int) -> None:
-        start = time.monotonic()
-        scores = self.run._quick_scores(self.trainer.model)
-        self.seconds += time.monotonic() - start
-        extended = _bits(scores)
-        logs = {f"bits_per_byte/{name}": value for name, value in extended.items()}
-        logs |= {
-            f"neutral_tokens/{s.name}": s.num_neutral_tokens / s.num_tokens
-            for s in scores
-            if s.num_neutral_tokens is not None
-        }
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self._log(self.backbone)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        every = self.run.config.training.evaluate_every
+        if state.global_step % every == 0 or state.global_step == state.max_steps:
+            start = time.monotonic()
+            scores = self.run._quick_scores(self.trainer.model)
+            self.seconds += time.monotonic() - start
+            self._log(scores)
+            before = _bits(self.backbone)
+            self.display.measured(state.global_step, {n: (before[n], value) for n, value in _bits(scores).items()})
+
+    def _log(self, scores: list[SetScore]) -> None:
+        logs = {f"bits_per_byte/{name}": value for name, value in _bits(scores).items()}
+        logs |= {f"neutral_tokens/{s.name}": s.neutral_share for s in scores if s.neutral_share is not None}
         # Trainer takes any line in the log for the one that is due at this step, and would leave that out.
         due = self.trainer.control.should_log
         self.trainer.log(logs)
         self.trainer.control.should_log = due
-        self.display.measured(step, {n: (self.backbone_bits[n], value) for n, value in extended.items()})
 
 
 class _Show(TrainerCallback):

@@ -9,7 +9,7 @@ methods or evaluation.
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,18 +146,6 @@ class _StopWhenAsked(TrainerCallback):
         if stop:
             control.should_save = control.should_training_stop = True
         return control
-
-
-class EveryNSteps(TrainerCallback):
-    """Calls `action(step)` every `every` steps and after the last one."""
-
-    def __init__(self, every: int, action: Callable[[int], None]) -> None:
-        self.every = every
-        self.action = action
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
-            self.action(state.global_step)
 
 
 def training_arguments(config: RunConfig, *, output_dir: Path, learning_rate: float, bf16: bool) -> TrainingArguments:
