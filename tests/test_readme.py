@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from neutral_residues.config import load_run, make_run
+from neutral_residues.results import find, read_record
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -60,6 +61,24 @@ def test_commands_exist() -> None:
 def test_links_and_pictures_exist() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+ROWS = {
+    "full fine-tuning": "finetune",
+    "LoRA on the same budget": "lora",
+    "gate-less adapter": "adapter",
+    "**neutral residues**": "neutral",
+}
+
+
+@pytest.mark.parametrize("title", ROWS)
+def test_the_results_are_those_of_the_records(title: str) -> None:
+    record = read_record(ROOT / "docs" / "records" / f"french-{ROWS[title]}.json")
+    row = next(line for line in README.splitlines() if line.startswith(f"| {title} |"))
+    printed = [float(cell.strip(" *").split()[0]) for cell in row.strip("|").split("|")[1:]]
+    sets = ("en", "en-pubmed", "en-wiki", "fr")
+    measured = [find(record, "bits_per_byte", set=name, of="extended").value for name in sets]
+    assert printed == [round(value, 3) for value in measured]
 
 
 def test_the_file_tree_is_complete() -> None:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from neutral_residues.config import Corpus, RunConfig
 from neutral_residues.cost import WeightCount
@@ -175,8 +176,8 @@ def generate_folder(
     )
     width = max(30, console.width // 2 - 1)
     panels = [
-        Panel(text, title=title, width=width)
+        Panel(Text(text), title=title, width=width)
         for title, text in (("backbone", sample.backbone), ("with extension", sample.extended))
     ]
-    console.print(f"[bold]{prompt}[/bold]", highlight=False)
+    console.print(Text(prompt, style="bold"))
     console.print(Columns(panels, padding=(0, 1)))

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from neutral_residues.config import RunConfig, make_run
 from neutral_residues.figures import draw_trade_off
@@ -130,7 +131,7 @@ def _table(records: dict[str, Record]) -> Table:
 def _print_samples(records: dict[str, Record], console: Console) -> None:
     first = next(iter(records.values()))
     for number, sample in enumerate(first.samples):
-        console.print(f"\n[bold]{sample.prompt} ...[/bold]")
+        console.print(Text(f"\n{sample.prompt} ...", style="bold"))
         console.print(f"  {'backbone':<18}", _one_line(sample.backbone), highlight=False, markup=False)
         for title, record in records.items():
             console.print(f"  {title:<18}", _one_line(record.samples[number].extended), highlight=False, markup=False)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from neutral_residues.results import Record
 
@@ -21,7 +22,7 @@ def print_summary(record: Record, output: Path, *, console: Console | None = Non
             highlight=False,
         )
     for sample in record.samples:
-        console.print(f"\n[bold]{sample.prompt}[/bold]")
+        console.print(Text(f"\n{sample.prompt}", style="bold"))
         console.print(f"  backbone   {sample.backbone}", highlight=False, markup=False)
         console.print(f"  extended   {sample.extended}", highlight=False, markup=False)
     console.print(f"\nextension: {output / 'extension'}\nrecord:    {output / 'record.json'}", highlight=False)

@@ -251,7 +251,7 @@ def test_source_and_target_must_differ(write_jsonl, tmp_path):
 
 def test_real_tokenizer_and_text(make):
     """On the example model and text, where `NEUTRAL_SHARED` names the folder that holds them."""
-    folder = Path(os.environ.get("NEUTRAL_SHARED", "shared"))
+    folder = Path(os.environ.get("NEUTRAL_SHARED", Path(__file__).parents[3] / "shared"))
     text, model = folder / "data" / "sk.valid.jsonl.gz", folder / "models" / "en-3m"
     if not text.exists() or not model.exists():
         pytest.skip(f"no example text and model in {folder} (set NEUTRAL_SHARED)")
