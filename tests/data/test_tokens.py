@@ -5,7 +5,6 @@ import pickle
 import random
 import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -249,12 +248,9 @@ def test_source_and_target_must_differ(write_jsonl, tmp_path):
     check_not_the_same([source, source.model_copy(update={"name": "again"})])
 
 
-def test_real_tokenizer_and_text(make):
-    """On the example model and text, where `NEUTRAL_SHARED` names the folder that holds them."""
-    folder = Path(os.environ.get("NEUTRAL_SHARED", Path(__file__).parents[3] / "shared"))
-    text, model = folder / "data" / "sk.valid.jsonl.gz", folder / "models" / "en-3m"
-    if not text.exists() or not model.exists():
-        pytest.skip(f"no example text and model in {folder} (set NEUTRAL_SHARED)")
+def test_real_tokenizer_and_text(make, shared):
+    """On curated text and a backbone beside the checkout; skips where they are absent."""
+    text, model = shared / "data" / "sk.valid.jsonl.gz", shared / "models" / "en-3m"
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
     corpus = Corpus(name="sk", role="target", path=text)
     stream, _ = make(corpus, tokenizer=tokenizer)
