@@ -122,8 +122,9 @@ def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, show_
 
 
 def make_rows(config: RunConfig, data: RunData, tokenizer: PreTrainedTokenizerBase) -> NoisedMixture:
-    """All rows of the run, in their fixed order; only a method with a local loss has a use for noised ones."""
-    training = config.training
+    """All rows of the run, in their fixed order; noised ones only where a local loss has a use for them."""
+    training, residues = config.training, config.residues
+    has_local_loss = find_method(config.method).has_local_loss and residues.local_loss_weight > 0
     rows = Mixture(
         data.train,
         block_tokens=config.data.block_tokens,
@@ -133,7 +134,7 @@ def make_rows(config: RunConfig, data: RunData, tokenizer: PreTrainedTokenizerBa
     )
     return NoisedMixture(
         rows,
-        share=config.residues.source_noise if find_method(config.method).has_local_loss else 0.0,
+        share=residues.source_noise if has_local_loss else 0.0,
         vocabulary=len(tokenizer),
         end_of_text=end_of_text_id(tokenizer),
     )
