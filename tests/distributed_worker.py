@@ -119,7 +119,7 @@ class InOrder(NeutralResiduesTrainerMixin, Trainer):
     """Trainer with the local loss, taking the rows in their order, all weights at one learning rate."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **({"gate_learning_rate_factor": 1.0} | kwargs))
+        super().__init__(*args, **({"gate_learning_rate_factor": 1.0, "local_loss_weight": ALPHA} | kwargs))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)

@@ -67,7 +67,7 @@ def llama(seed: int = 0) -> LlamaForCausalLM:
 
 def extended(*, identity: bool = False, **config: Any) -> Any:
     """The tiny model with an extension, which changes its output unless `identity`."""
-    model = peft.get_peft_model(llama(), NeutralResiduesConfig(width=8, **config))
+    model = peft.get_peft_model(llama(), NeutralResiduesConfig(**({"width": 8, "gate_start": "random"} | config)))
     if not identity:
         torch.manual_seed(1)
         for layer in residue_layers(model).values():
@@ -311,7 +311,7 @@ def test_residue_sizes_equal_what_the_layers_add() -> None:
 def test_several_active_extensions_count_as_their_sum() -> None:
     model, stream = extended(), text(30)
     one = score(model, stream)
-    model.add_adapter("second", NeutralResiduesConfig(width=8))
+    model.add_adapter("second", NeutralResiduesConfig(width=8, gate_start="random"))
     model.base_model.set_adapter(["default", "second"])
     for layer in residue_layers(model).values():  # the same residue with the other sign
         for role in layer.adapter_layer_names:
