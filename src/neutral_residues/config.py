@@ -182,6 +182,8 @@ class EvaluationSettings(Settings):
     """About how many tokens of each set are measured every evaluate_every steps; at the end all are."""
     prompts: tuple[str, ...] = ()
     """Continued by backbone and extension at the end, side by side."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Of these continuations; 0 is greedy. Both draw with the run's seed."""
 
     @model_validator(mode="after")
     def _stride_within_context(self) -> Self:

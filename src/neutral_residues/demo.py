@@ -67,7 +67,7 @@ def demo_config(method: str, output: Path, *, steps: int, test_documents: int | 
                 "evaluate_every": max(1, steps // 5),
                 "save_every": 100,
             },
-            "evaluation": {"tokens_while_training": 6000, "stride_tokens": 128, "prompts": PROMPTS},
+            "evaluation": {"tokens_while_training": 6000, "stride_tokens": 128, "prompts": PROMPTS, "temperature": 0.6},
         }
     )
 

@@ -296,7 +296,15 @@ class _Run:
         reference = None if self.method.keeps_backbone else self._backbone(frozen=True)
         scores = self._evaluate(model, reference=reference)
         samples = [
-            generate_both(model, self.tokenizer, prompt, max_new_tokens=60, reference=reference)
+            generate_both(
+                model,
+                self.tokenizer,
+                prompt,
+                max_new_tokens=60,
+                temperature=self.config.evaluation.temperature,
+                seed=self.config.seed,
+                reference=reference,
+            )
             for prompt in self.config.evaluation.prompts
         ]
         return scores, samples
