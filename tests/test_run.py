@@ -148,6 +148,26 @@ def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(tmp_path: Path)
     assert losses(resumed) == losses(whole)
 
 
+def test_a_run_that_died_while_it_was_measured_is_finished_without_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import neutral_residues.run as run
+
+    def die(*args: Any) -> None:
+        raise RuntimeError
+
+    values = run_values(tmp_path)
+    whole = extend(make_run(values | {"output": str(tmp_path / "whole")}))
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write_record", die)
+        with pytest.raises(RuntimeError):
+            extend(make_run(values))
+    record = extend(make_run(values))
+    assert record.metrics == whole.metrics
+    assert losses(record) == losses(whole)
+    assert record.cost.seconds is None
+
+
 def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = run_values(tmp_path)
     with monkeypatch.context() as patch:

@@ -1,9 +1,11 @@
 """The output folder of a run: what lies where, who may write there, and whether it can be resumed. No torch.
 
-run.yaml        the resolved configuration, written before the first step
-checkpoints/    whole checkpoints, the newest ones
-extension/      the result: a PEFT adapter folder, or a whole model for full fine-tuning
-record.json     every number of the run, see `results.py`; written last, so its presence means: finished
+    run.yaml        the resolved configuration, written before the first step
+    checkpoints/    whole checkpoints, the newest ones
+    extension/      the result: a PEFT adapter folder, or a whole model for full fine-tuning
+    record.json     every number of the run, see `results.py`
+
+The record is written last, so its presence means: finished.
 """
 
 import shutil

@@ -39,8 +39,6 @@ class DomainTrainer(Trainer):
         keep_checkpoints: how many whole checkpoints stay.
     """
 
-    loss_is_scaled_for_ga = True
-
     def __init__(self, *args: Any, corpus_names: Sequence[str], keep_checkpoints: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.loss_is_scaled_for_ga = True
