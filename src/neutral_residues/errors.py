@@ -39,6 +39,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says first, cut to a length that fits on a line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 class Stopped(Exception):
     """Somebody asked a run to stop; a checkpoint was written and the same command resumes it."""
 

@@ -14,7 +14,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from neutral_residues.errors import UserError
+from neutral_residues.errors import UserError, first_line
 
 
 def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -34,7 +34,7 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot load the model {name}",
-            got=_first_line(error),
+            got=first_line(error),
             do="give a folder with config.json, or a name on the Hub while the network is there",
         ) from error
     _check_causal(name, config)
@@ -67,9 +67,7 @@ def load_tokenizer(
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raises bare Exceptions for broken files
-        raise UserError(
-            f"cannot load the tokenizer of {name}", got=_first_line(error), do="check the folder"
-        ) from error
+        raise UserError(f"cannot load the tokenizer of {name}", got=first_line(error), do="check the folder") from error
 
 
 def load_backbone(
@@ -87,7 +85,7 @@ def load_backbone(
         )
     except Exception as error:  # safetensors raises its own type for a file cut short
         raise UserError(
-            f"cannot load the weights of {name}", got=_first_line(error), do="fetch the model again"
+            f"cannot load the weights of {name}", got=first_line(error), do="fetch the model again"
         ) from error
     missing = sorted(info["missing_keys"])
     if missing:
@@ -113,12 +111,5 @@ def context_length(config: PretrainedConfig) -> int | None:
 
 def pick_device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
-    return (
-        torch.accelerator.current_accelerator() or torch.device("cpu")
-        if torch.accelerator.is_available()
-        else (torch.device("cpu"))
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")

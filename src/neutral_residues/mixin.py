@@ -24,11 +24,13 @@ from torch import Tensor, nn
 from neutral_residues.adapters.attach import NeutralResiduesLayer, gate_parameters, residue_layers, tapped
 from neutral_residues.adapters.neutral import Residue
 from neutral_residues.collator import DOMAIN_LABELS, DomainLabelCollator
+from neutral_residues.config import ResidueSettings
 from neutral_residues.errors import UserError
 from neutral_residues.losses import LOCAL_LOSSES, SOURCE, TARGET, LocalLoss, counted_tokens, local_loss_sum
 
-DEFAULT_WEIGHT = 6.0
-DEFAULT_GATE_FACTOR = 2.0
+# One place for the measured defaults: those of a run file are those of a script.
+DEFAULT_WEIGHT = ResidueSettings().local_loss_weight
+DEFAULT_GATE_FACTOR = ResidueSettings().gate_learning_rate_factor
 
 
 class LocalLossTerm:

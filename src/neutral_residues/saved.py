@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from neutral_residues.config import RunConfig, load_run
-from neutral_residues.errors import UserError
+from neutral_residues.errors import UserError, first_line
 from neutral_residues.loading import load_backbone, load_tokenizer, pick_device
 from neutral_residues.run_folder import RunFolder
 
@@ -62,15 +62,16 @@ def _load_adapter(extension: Path, config: RunConfig | None, dtype: torch.dtype)
     try:
         name = PeftConfig.from_pretrained(str(extension)).base_model_name_or_path
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"cannot read {extension}/adapter_config.json", got=str(error).splitlines()[0]) from error
+        raise UserError(f"cannot read {extension}/adapter_config.json", got=first_line(error)) from error
     backbone = _backbone(name, config, dtype)
     try:
         return PeftModel.from_pretrained(backbone, str(extension)), name
     except UserError:
         raise
     except Exception as error:  # safetensors and PEFT raise types of their own for damaged files
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"cannot load the adapter in {extension}", got=reason, do="save or fetch it again") from error
+        raise UserError(
+            f"cannot load the adapter in {extension}", got=first_line(error), do="save or fetch it again"
+        ) from error
 
 
 def _backbone(name: str, config: RunConfig | None, dtype: torch.dtype) -> nn.Module:

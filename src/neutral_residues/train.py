@@ -21,7 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from neutral_residues.config import RunConfig
 from neutral_residues.data.noise import NoisedMixture
-from neutral_residues.errors import UserError
+from neutral_residues.errors import UserError, first_line
 from neutral_residues.files import disk_errors, write_json
 from neutral_residues.losses import next_token_nats
 from neutral_residues.methods import find_method
@@ -180,7 +180,7 @@ def training_arguments(config: RunConfig, *, output_dir: Path, learning_rate: fl
             seed=config.seed,
         )
     except (ImportError, RuntimeError, ValueError) as error:
-        raise UserError("training settings", got=str(error).splitlines()[0]) from error
+        raise UserError("training settings", got=first_line(error)) from error
 
 
 def check_trackers(config: RunConfig) -> None:
@@ -189,7 +189,7 @@ def check_trackers(config: RunConfig) -> None:
         for callback in get_reporting_integration_callbacks(list(config.training.report_to)):
             callback()
     except (ImportError, RuntimeError, ValueError) as error:
-        raise UserError("training.report_to", got=str(error).splitlines()[0], do="install it, or remove it") from error
+        raise UserError("training.report_to", got=first_line(error), do="install it, or remove it") from error
 
 
 def make_trainer(

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from neutral_residues.config import Corpus
-from neutral_residues.errors import UserError
+from neutral_residues.errors import UserError, first_line
 from neutral_residues.files import as_user_error, disk_errors
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ def _parquet_texts(corpus: Corpus, path: Path) -> Iterator[str]:
         if isinstance(error, OSError) and error.errno is not None:
             raise as_user_error(error, path) from error
         do = "copy or download the file again"
-        raise _error(corpus, f"{path} is broken or no parquet file", got=_first_line(error), do=do) from error
+        raise _error(corpus, f"{path} is broken or no parquet file", got=first_line(error), do=do) from error
 
 
 def _check_column(corpus: Corpus, columns: Sequence[str]) -> None:
@@ -300,8 +300,4 @@ def _dataset_errors(corpus: Corpus) -> Iterator[None]:
         yield
     except Exception as error:
         do = "check dataset, subset and split, and that the Hub can be reached (or give a path)"
-        raise _error(corpus, f"cannot read dataset {corpus.origin}", got=_first_line(error), do=do) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise _error(corpus, f"cannot read dataset {corpus.origin}", got=first_line(error), do=do) from error
