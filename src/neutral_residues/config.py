@@ -63,6 +63,8 @@ class DataSettings(Settings):
     """Training text; at least one target, and a source corpus unless source_share is 0."""
     evaluate: tuple[Corpus, ...] = ()
     """Held-out text of both sides; empty: a part of every training corpus, split by document, is held out."""
+    validate_on: tuple[Corpus, ...] = ()
+    """Other held-out text, measured while training and to choose settings by; empty: `evaluate` serves for that too."""
     held_out_share: float = Field(default=0.02, gt=0, lt=1)
     """Share of documents held out of each training corpus when `evaluate` is empty."""
     source_share: float = Field(default=0.1, ge=0, le=1)
@@ -77,7 +79,7 @@ class DataSettings(Settings):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
-        for corpora in (self.train, self.evaluate):
+        for corpora in (self.train, self.evaluate, self.validate_on):
             names = [corpus.name for corpus in corpora]
             if len(set(names)) < len(names):
                 raise ValueError(f"corpus names must differ: {', '.join(names)}")
@@ -202,7 +204,9 @@ class RunConfig(Settings):
     trust_remote_code: bool = False
     """Allow the model's own code from the Hub to run."""
     method: str = "neutral"
-    """A row of the table of methods: neutral, adapter, lora, finetune."""
+    """A row of the table of methods (`methods.py`): neutral, adapter, lora, finetune, ..."""
+    label: str | None = Field(default=None, min_length=1, pattern=r"^[\w.+-]+$")
+    """How tables call this run; null takes the method's name."""
     budget: float = Field(default=0.20, gt=0)
     """New weights as a share of the backbone's, embeddings counted; finetune has no use for it."""
     seed: int = Field(default=0, ge=0)

@@ -6,8 +6,8 @@
 Every number has a name, a unit and the direction in which it is good. A file is there in full or not at all; NaN and
 infinity are never written; an unknown field, a foreign file or one from newer code is refused in one line.
 
-The schema is the classes below, each field documented by the line under it. A change of meaning raises `VERSION`. No
-torch.
+The schema is the classes below, each field documented by the line under it. A change raises `VERSION`; older versions
+are read, with what they lack left empty. A run that failed inside a comparison leaves a `Failure` instead. No torch.
 """
 
 import json
@@ -16,7 +16,7 @@ import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -24,7 +24,8 @@ from neutral_residues.errors import UserError, nearest
 from neutral_residues.files import disk_errors, write_json
 
 FORMAT: Literal["neutral-residues/record"] = "neutral-residues/record"
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
+FAILURE_FORMAT: Literal["neutral-residues/failure"] = "neutral-residues/failure"
 PACKAGES = ("neutral-residues", "torch", "transformers", "peft", "datasets", "tokenizers")
 
 Of = Literal["backbone", "extended", "difference"]
@@ -42,6 +43,9 @@ class _Schema(BaseModel):
         ser_json_inf_nan="constants",
         use_attribute_docstrings=True,
     )
+
+
+Schema = TypeVar("Schema", bound=_Schema)
 
 
 class Metric(_Schema):
@@ -80,6 +84,47 @@ class Sample(_Schema):
     """What the extended model adds to it, without the prompt."""
 
 
+class EvaluationSet(_Schema):
+    """A text that was measured: two records compare only where these agree."""
+
+    name: str = Field(min_length=1)
+    """As in the metrics, or in the curve."""
+    role: Literal["source", "target"]
+    """source: what the backbone knows. target: what it was to learn."""
+    use: Literal["evaluate", "validate"]
+    """evaluate: measured at the end. validate: measured while training, to choose settings by."""
+    key: str
+    """Hash of its tokens: the same text under the same tokenizer."""
+    num_bytes: int = Field(ge=0)
+    """UTF-8 bytes of text."""
+    num_tokens: int = Field(ge=0)
+    """Tokens, end-of-text included."""
+    num_documents: int = Field(ge=0)
+    """Documents."""
+
+
+class GateText(_Schema):
+    """How open each block gate is on each token of one short text."""
+
+    name: str = Field(min_length=1)
+    """Where the text comes from: an evaluation set, "code-switched", or "prompt 1"."""
+    kind: Literal["source", "target", "code-switched", "own"]
+    """What kind of text it is."""
+    tokens: list[str]
+    """(T) the tokens as pieces of the text: joined, they are the text."""
+    layers: list[int]
+    """(L) number of each extended layer."""
+    gates: list[list[float]]
+    """(L, T) g at each layer and token; exactly 0 means that the layer is the backbone's."""
+
+    @model_validator(mode="after")
+    def _one_gate_for_each_layer_and_token(self) -> Self:
+        shape = (len(self.layers), {len(self.tokens)})
+        if (len(self.gates), {len(row) for row in self.gates} or {len(self.tokens)}) != shape:
+            raise ValueError(f"gates must be {len(self.layers)} rows of {len(self.tokens)} numbers")
+        return self
+
+
 class Cost(_Schema):
     """What the run took; null where it was not measured."""
 
@@ -89,12 +134,20 @@ class Cost(_Schema):
     """Wall time of the training steps, evaluation not counted."""
     tokens_per_second: float | None = Field(default=None, ge=0)
     """Training throughput over that time."""
+    step_seconds: float | None = Field(default=None, ge=0)
+    """Median time of an optimiser step, the first ones left out."""
+    wall_seconds: float | None = Field(default=None, ge=0)
+    """Wall time of the whole process that finished the run: loading, training, measuring, saving."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads that it was given; times compare only at equal numbers and equal load."""
     peak_memory_bytes: int | None = Field(default=None, ge=0)
     """The most memory held at once: of the accelerator, or of the process where there is none."""
     trainable_weights: int | None = Field(default=None, ge=0)
     """Weights that received gradients."""
     new_weights: int | None = Field(default=None, ge=0)
     """Weights that were added to the backbone."""
+    stored_weights: int | None = Field(default=None, ge=0)
+    """Weights in the folder that is saved: the extension's alone, or the whole model's."""
     backbone_weights: int | None = Field(default=None, ge=0)
     """Weights of the backbone, embeddings counted."""
 
@@ -123,7 +176,7 @@ class Record(_Schema):
 
     format: Literal["neutral-residues/record"] = FORMAT
     """Says that the file is ours."""
-    version: Literal[1] = VERSION
+    version: Literal[1, 2] = VERSION
     """Version of this schema."""
     kind: Literal["extend", "evaluate"]
     """extend: training and then evaluation. evaluate: evaluation only."""
@@ -133,16 +186,25 @@ class Record(_Schema):
     """Name in the table of methods, for example "neutral" or "lora"."""
     metrics: list[Metric] = []
     """All final measurements; no two alike in name, of, set and layer."""
+    sets: list[EvaluationSet] = []
+    """The texts behind metrics and curve; empty in records of version 1."""
     curve: list[dict[str, int | float]] = []
     """Measurements during training: each point has "step" and any named numbers."""
     samples: list[Sample] = []
     """Continuations by both models."""
+    gates: list[GateText] = []
+    """Gates over short texts; empty for a method without block gates."""
     cost: Cost = Cost()
     """Time, memory and weights."""
     provenance: Provenance
     """Code, machine and seed."""
     config: dict[str, Any] = {}
     """The fully resolved run configuration."""
+
+    @property
+    def label(self) -> str:
+        """How tables call this run."""
+        return str(self.config.get("label") or self.method)
 
     @field_validator("created")
     @classmethod
@@ -167,6 +229,19 @@ class Record(_Schema):
         return self
 
 
+class Failure(_Schema):
+    """A run of a comparison that failed: why, in one line."""
+
+    format: Literal["neutral-residues/failure"] = FAILURE_FORMAT
+    """Says that the file is ours."""
+    label: str = Field(min_length=1)
+    """How tables call this run."""
+    reason: str = Field(min_length=1)
+    """The error, in one line."""
+    created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
+    """When it failed, UTC, ISO 8601."""
+
+
 def write_record(path: Path | str, record: Record) -> None:
     """Write `record` to `path` as JSON, whole or not at all.
 
@@ -188,16 +263,33 @@ def read_record(path: Path | str) -> Record:
         UserError: if there is no such file, it is no JSON (or was cut short), not one of our records, from newer code
             than this, or its fields are wrong.
     """
+    value = _read_json(path)
+    _check_header(path, value)
+    return _validated(Record, path, value)
+
+
+def read_failure(path: Path | str) -> Failure:
+    """The failure in the file at `path`.
+
+    Raises:
+        UserError: as `read_record`.
+    """
+    return _validated(Failure, path, _read_json(path))
+
+
+def _read_json(path: Path | str) -> Any:
     with disk_errors(path):
         raw = Path(path).read_bytes()
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        return json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
     except ValueError as error:
         do = "if it was cut short while being copied, copy it again"
         raise UserError(f"record {path} is not whole JSON", got=str(error), do=do) from error
-    _check_header(path, value)
+
+
+def _validated(schema: type[Schema], path: Path | str, value: Any) -> Schema:
     try:
-        return Record.model_validate(value)
+        return schema.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "record"
