@@ -10,7 +10,10 @@ PACKAGE = Path(__file__).parent.parent / "src" / "neutral_residues"
 # One way down: text -> tokens -> mixed rows -> model with residues -> loss -> training -> evaluation -> record.
 ORDER = [
     *("registration", "errors", "files", "config", "results", "scores", "display", "summary", "model_card", "figures"),
-    *("run_folder", "data.text", "data.encoding", "data.tokens"),
+    *("run_folder", "report.collect", "report.settings", "report.points", "report.fronts", "report.numbers"),
+    *("report.verdict", "report.looks", "report.tables", "report.measured", "report.heat", "report.plots"),
+    *("report.pictures", "report.markdown", "report.page", "report.command"),
+    *("data.text", "data.encoding", "data.tokens"),
     *("adapters.neutral", "adapters.places", "adapters.settings", "adapters.attach", "losses", "collator", "mixin"),
     *("data.mixing", "data.noise", "loading", "methods", "cost", "evaluate", "generate", "train", "run", "saved"),
     *("commands", "demo", "cli"),
@@ -64,7 +67,7 @@ def test_imports_point_one_way(name: str) -> None:
 @pytest.mark.parametrize("name", NO_TORCH)
 def test_light_files_do_not_import_heavy_ones(name: str) -> None:
     for line, imported in imports(modules()[name], top_level_only=True):
-        heavy = imported.split(".")[0] in {"torch", "transformers", "peft", "datasets", "trl", "matplotlib"}
+        heavy = imported.split(".")[0] in {"torch", "transformers", "peft", "datasets", "trl", "matplotlib", "plotly"}
         ours = imported.removeprefix("neutral_residues.")
         also_heavy = imported.startswith("neutral_residues.") and ours not in NO_TORCH
         assert not heavy, f"{name}.py line {line} imports {imported}"

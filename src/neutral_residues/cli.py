@@ -88,6 +88,23 @@ def generate(
 
 
 @app.command()
+def report(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Records, output folders of runs, folders of comparisons.", show_default=False),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the report; default: report inside the one given folder, else runs/report."),
+    ] = None,
+) -> None:
+    """Write one page that shows what was learnt, what was forgotten and what it cost; needs no network and no torch."""
+    from neutral_residues.report.command import write_report
+
+    write_report(paths, output)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the demo's runs.")] = Path("runs/demo"),
 ) -> None:

@@ -1,0 +1,50 @@
+"""The summary to paste into a model card: verdict, table and pictures, as Markdown."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from neutral_residues.report.collect import Collection
+from neutral_residues.report.points import Section
+from neutral_residues.report.tables import Table, points_table
+from neutral_residues.report.verdict import verdict
+
+
+def summary(collection: Collection, sections: Sequence[tuple[Section, Mapping[str, str]]]) -> str:
+    """The whole text.
+
+    Args:
+        sections: each with what its pictures show -> their file names.
+    """
+    lines: list[str] = []
+    for section, pictures in sections:
+        lines += [f"## What was learnt, what was forgotten: {escaped(section.name)}", "", escaped(verdict(section)), ""]
+        lines += [*markdown_table(points_table(section)), ""]
+        lines += [line for title, file in pictures.items() for line in (f"![{title}]({file})", "")]
+    if collection.unfinished:
+        lines += ["## Runs without a result", "", "| run | state | reason |", "|---|---|---|"]
+        for cell in collection.unfinished:
+            state = "not done yet" if cell.reason is None else "failed"
+            lines.append(f"| {escaped(cell.label or cell.origin)} | {state} | {escaped(cell.reason or '')} |")
+        lines.append("")
+    lines.append(
+        "Bits per byte on held-out text. Forgetting is the change on source text in % of the backbone's; ± is one "
+        "standard deviation over seeds."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def markdown_table(table: Table) -> list[str]:
+    """A table, line by line."""
+    lines = [_line([column.text for column in table.columns])]
+    lines.append("|---|" + "---:|" * (len(table.columns) - 1))
+    lines += [_line([row.name, *(cell.text for cell in row.cells)]) for row in table.rows]
+    return lines
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown shows as it is, in one line."""
+    return re.sub(r"([\\|<>`*_\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(escaped(cell) for cell in cells) + " |"

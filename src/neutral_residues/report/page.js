@@ -1,0 +1,104 @@
+"use strict";
+(() => {
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const canvases = all(".canvas");
+
+  // Text and lines of a figure follow the page, in light and in dark.
+  const theme = () => {
+    const [ink, soft, line, paper] = ["--ink", "--soft", "--line", "--paper"].map(colour);
+    return {
+      "font.color": ink, "hoverlabel.bgcolor": paper, "hoverlabel.bordercolor": soft, "hoverlabel.font.color": ink,
+      "xaxis.gridcolor": line, "yaxis.gridcolor": line, "xaxis.linecolor": soft, "yaxis.linecolor": soft,
+      "xaxis.zerolinecolor": soft, "yaxis.zerolinecolor": soft,
+    };
+  };
+
+  const draw = async (canvas) => {
+    const { data, layout, views } = JSON.parse(document.getElementById(`${canvas.id}-data`).textContent);
+    const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+    await Plotly.newPlot(canvas, data, layout, options);
+    await Plotly.relayout(canvas, theme());
+    canvas.dataset.drawn = "true";
+    if (views) all("[data-view]", canvas.closest("figure")).forEach((button) => choose(canvas, views, button));
+  };
+
+  const choose = (canvas, views, button) => button.addEventListener("click", () => {
+    const view = views[button.dataset.view];
+    const arrays = view.x.map((_, index) => (view.error[index] || []).map((value) => value || 0));
+    Plotly.update(canvas, { x: view.x, y: view.y, "error_x.array": arrays },
+      { "xaxis.title.text": view.title, "xaxis.range": view.range });
+    all("[data-view]", button.parentElement).forEach((other) => other.setAttribute("aria-pressed", other === button));
+  });
+
+  // A press on the legend hides or shows a run in every figure of its section.
+  const toggle = (button) => button.addEventListener("click", () => {
+    const shown = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", shown);
+    canvases.filter((canvas) => canvas.dataset.section === button.dataset.section && canvas.data).forEach((canvas) => {
+      const traces = canvas.data.flatMap((trace, index) => trace.meta?.curve === button.dataset.curve ? [index] : []);
+      if (traces.length) Plotly.restyle(canvas, { visible: shown }, traces);
+    });
+  });
+
+  const value = (row, index) => {
+    const cell = row.cells[index];
+    if (index === 0) return cell.textContent.trim();
+    return cell.dataset.value === undefined ? null : Number(cell.dataset.value);
+  };
+  const order = (a, b, sign) => {
+    if (a === null || b === null) return (a === null) - (b === null); // what was not measured comes last
+    return sign * (typeof a === "string" ? a.localeCompare(b) : a - b);
+  };
+  const sort = (header) => {
+    const ascending = header.getAttribute("aria-sort") !== "ascending";
+    all("th", header.parentElement).forEach((other) => other.setAttribute("aria-sort", "none"));
+    header.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+    const body = header.closest("table").tBodies[0];
+    const rows = [...body.rows];
+    const sign = ascending ? 1 : -1;
+    rows.sort((a, b) => order(value(a, header.cellIndex), value(b, header.cellIndex), sign));
+    body.append(...rows);
+  };
+
+  const words = (cell) => cell.textContent.replace(/\s+/g, " ").trim().replace(/([\\|<>`*_[\]])/g, "\\$1");
+  const markdown = (table) => {
+    const lines = [...table.rows].map((row) => `| ${[...row.cells].map(words).join(" | ")} |`);
+    lines.splice(1, 0, `|${[...table.rows[0].cells].map((_, index) => (index ? "---:|" : "---|")).join("")}`);
+    return `${lines.join("\n")}\n`;
+  };
+  const copied = async (text) => {
+    try {
+      await navigator.clipboard.writeText(text);
+      return true;
+    } catch {
+      return false;
+    }
+  };
+  // Where the browser offers no clipboard, the old way; where that fails too, the text lies there to be copied.
+  const copy = async (button) => {
+    const text = markdown(document.getElementById(button.dataset.copy));
+    all("textarea", button.parentElement).forEach((area) => area.remove());
+    let done = await copied(text);
+    if (!done) {
+      const area = document.createElement("textarea");
+      area.value = text;
+      area.readOnly = true;
+      area.setAttribute("aria-label", "The table as Markdown");
+      button.parentElement.append(area);
+      area.select();
+      done = document.execCommand("copy");
+      if (done) area.remove();
+    }
+    button.textContent = done ? "Copied" : "Copy the text below";
+    setTimeout(() => { button.textContent = "Copy as Markdown"; }, 2000);
+  };
+
+  all(".sortable thead th").forEach((th) => th.querySelector("button").addEventListener("click", () => sort(th)));
+  all("[data-copy]").forEach((button) => button.addEventListener("click", () => copy(button)));
+  all(".legend button").forEach(toggle);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    canvases.filter((canvas) => canvas.data).forEach((canvas) => Plotly.relayout(canvas, theme()));
+  });
+  Promise.all(canvases.map(draw)).then(() => { document.documentElement.dataset.ready = "true"; });
+})();

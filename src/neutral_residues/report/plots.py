@@ -1,0 +1,268 @@
+"""Interactive figures, as plotly figures. Text and grid colours come from the page, so that dark mode works.
+
+Every figure has a text that says what it shows and a table that says the same.
+"""
+
+import html
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from neutral_residues.report import numbers
+from neutral_residues.report.fronts import pareto_front
+from neutral_residues.report.looks import COLOURS, DASHES, MARKERS, Look, looks
+from neutral_residues.report.measured import courses, layer_values, sets_in_curves
+from neutral_residues.report.points import Point, Section, Spread
+from neutral_residues.report.tables import Cell, Column, Row, Table, by_set, cost_table
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+BARS = ("step", "throughput", "peak memory", "added", "stored")
+"""Columns of the cost table that are drawn."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure of the page.
+
+    Attributes:
+        key: its name within the section.
+        title: what stands over it.
+        figure: the plotly figure.
+        alt: what it shows, in a sentence.
+        table: the same numbers; None where another table of the page has them.
+        views: other x axes to choose: name -> {"x", "y", "error": a list for each trace, "title", "range"}.
+    """
+
+    key: str
+    title: str
+    figure: "go.Figure"
+    alt: str
+    table: Table | None = None
+    views: Mapping[str, Any] | None = None
+
+
+def plane(section: Section) -> Plot:
+    """Forgetting against learning, with the Pareto front; every source set can be the x axis."""
+    choices: dict[str, Callable[[Point], Spread]] = {"mean of the source sets": lambda p: p.forgetting}
+    if len(section.sources) == 1:
+        choices = {}
+    for source in section.sources:
+        choices[source] = lambda p, source=source: p.forgetting_by_set[source]  # type: ignore[misc]
+    views = {name: _view(section, name, of) for name, of in choices.items()}
+    first = next(iter(views.values()))
+    figure = _figure(height=460)
+    style = looks(section.curves)
+    for number, curve in enumerate(section.curves):
+        figure.add_scatter(
+            x=first["x"][number],
+            y=first["y"][number],
+            error_x=_error(first["error"][number]),
+            error_y=_error([p.bits.deviation for p in curve.points]),
+            **_points_style(style[curve.name], curve.points),
+            hovertext=[_hover(p, section) for p in curve.points],
+            hoverinfo="text",
+            name=html.escape(curve.name),
+            meta={"curve": curve.name},
+        )
+    figure.add_scatter(
+        x=first["x"][-2], y=first["y"][-2], mode="lines", line={"color": "#8C8C8C", "width": 1, "dash": "dot"},
+        hoverinfo="skip", name="Pareto front", meta={"role": "front"},
+    )  # fmt: skip
+    figure.add_scatter(
+        x=[0], y=[section.backbone_bits], mode="markers", marker={"symbol": "star", "size": 13, "color": "#8C8C8C"},
+        hovertext=[f"<b>backbone</b><br>{numbers.number(section.backbone_bits, 4)} bits per byte"], hoverinfo="text",
+        name="backbone", meta={"role": "backbone"},
+    )  # fmt: skip
+    figure.update_xaxes(title=first["title"], range=first["range"], zeroline=True)
+    learning = f"learning: bits per byte, {html.escape(section.name)} (lower is better)"
+    figure.update_yaxes(title=learning, range=_range([p.bits.mean for p in section.rows]))
+    alt = (
+        f"Forgetting (left is good) against bits per byte on {section.name} (down is good) of {len(section.points)} "
+        "points. The table below has all numbers."
+    )
+    return Plot("plane", "What was learnt, what was forgotten", figure, alt, None, views if len(views) > 1 else None)
+
+
+def training(section: Section) -> list[Plot]:
+    """Bits per byte through training: one plot for each set that was measured on the way."""
+    return [_training(section, set, role) for set, role in sets_in_curves(section).items()]
+
+
+def layers(section: Section) -> list[Plot]:
+    """Share of shut gates and size of the residue by layer: two plots for each point that has them."""
+    found = []
+    for number, point in enumerate(section.rows):
+        for name, title, unit in (
+            ("gates_zero", "gates that are exactly 0", "% of tokens"),
+            ("residue_rms", "size of the residue", "root mean square"),
+        ):
+            values = layer_values(point, name)
+            if values:
+                key = f"layers-{number}-{name}"
+                found.append(_layers(key, f"{numbers.described(point)}: {title}", unit, values, name == "gates_zero"))
+    return found
+
+
+def costs(section: Section) -> list[Plot]:
+    """A bar chart for each cost that was measured."""
+    table, style = cost_table(section), looks(section.curves)
+    found = []
+    for index, column in enumerate(table.columns[1:]):
+        cells = [row.cells[index] for row in table.rows]
+        if column.name in BARS and any(cell.value is not None for cell in cells):
+            figure = _figure(height=90 + 26 * len(cells))
+            for row, cell in zip(table.rows, cells, strict=True):
+                figure.add_bar(
+                    x=[cell.value or 0], y=[html.escape(row.name)], orientation="h", width=[0.7], text=[cell.text],
+                    textposition="auto", marker={"color": style[row.curve].colour}, hoverinfo="skip",
+                    name=html.escape(row.name), meta={"curve": row.curve},
+                )  # fmt: skip
+            _bars_in_units(figure, cells)
+            figure.update_xaxes(title=html.escape(column.text), rangemode="tozero")
+            figure.update_yaxes(autorange="reversed", automargin=True, type="category")
+            alt = f"Bars of {column.text}, one for each run. The table has the numbers."
+            found.append(Plot(f"cost-{index}", column.name, figure, alt))
+    return found
+
+
+def _view(section: Section, name: str, of: Callable[[Point], Spread]) -> dict[str, Any]:
+    """x, y and error of every trace for one choice of the x axis: the curves, the front, the backbone."""
+    front = pareto_front(section.rows, lambda p: of(p).mean)
+    xs = [[of(p).mean for p in curve.points] for curve in section.curves]
+    ys = [[p.bits.mean for p in curve.points] for curve in section.curves]
+    return {
+        "x": [*xs, [of(p).mean for p in front], [0]],
+        "y": [*ys, [p.bits.mean for p in front], [section.backbone_bits]],
+        "error": [[of(p).deviation for p in curve.points] for curve in section.curves],
+        "title": f"forgetting: bits per byte, {html.escape(name)}, change in % (lower is better)",
+        "range": _range([0.0, *(of(p).mean for p in section.rows)]),
+    }
+
+
+def _points_style(look: Look, points: Sequence[Point]) -> dict[str, Any]:
+    """Filled markers for points that stand for their curve, open ones for those that validation left out."""
+    left_out = [p.is_chosen is False for p in points]
+    return {
+        "mode": "lines+markers" if len(points) > 1 else "markers",
+        "line": {"color": look.colour, "dash": look.dash, "width": 1.5},
+        "marker": {
+            "color": look.colour,
+            "symbol": [f"{look.marker}-open" if out else look.marker for out in left_out],
+            "size": [8 if out else 12 for out in left_out],
+        },
+    }
+
+
+def _hover(point: Point, section: Section) -> str:
+    lines = [f"<b>{html.escape(numbers.described(point))}</b>"]
+    lines += [f"forgetting {numbers.percent(point.forgetting)}"]
+    if len(section.sources) > 1:
+        lines += [f"    {html.escape(s)} {numbers.percent(v)}" for s, v in point.forgetting_by_set.items()]
+    lines += [f"{numbers.spread(point.bits, 4)} bits per byte, {numbers.percent(point.learning_percent)}"]
+    lines += [f"{numbers.share(point.learning_share)} of fine-tuning's drop"] if point.learning_share else []
+    lines += [f"{numbers.share(point.new_share, 1)} new weights"] if point.new_share is not None else []
+    chosen = {True: ", chosen by validation", False: ", not chosen", None: ""}[point.is_chosen]
+    return "<br>".join([*lines, f"{numbers.seeds(point.bits.n)}{chosen}"])
+
+
+def _training(section: Section, set: str, role: str) -> Plot:
+    figure, style = _figure(height=320), looks(section.curves)
+    found = courses(section, set)
+    for course in found:
+        look, name = style[course.point.name], numbers.described(course.point)
+        if len(course.seeds) > 1:
+            for steps, values in course.seeds:
+                figure.add_scatter(
+                    x=steps, y=values, mode="lines", line={"color": look.colour, "width": 1, "dash": look.dash},
+                    opacity=0.3, hoverinfo="skip", meta={"curve": course.point.name}, name=html.escape(name),
+                )  # fmt: skip
+        texts = [
+            f"<b>{html.escape(name)}</b><br>step {step:,}: {numbers.number(value, 4)} bits per byte"
+            for step, value in zip(course.steps, course.means, strict=True)
+        ]
+        figure.add_scatter(
+            x=course.steps, y=course.means, mode="lines+markers", hovertext=texts, hoverinfo="text",
+            line={"color": look.colour, "dash": look.dash, "width": 2}, name=html.escape(name),
+            marker={"symbol": look.marker, "size": 7}, meta={"curve": course.point.name},
+        )  # fmt: skip
+    figure.update_xaxes(title="step", rangemode="tozero")
+    figure.update_yaxes(title="bits per byte (lower is better)")
+    rows = [
+        Row(
+            numbers.described(course.point),
+            tuple(Cell(numbers.number(v, 4), v) for v in (course.means[0], course.means[-1])),
+            course.point.name,
+        )
+        for course in found
+    ]
+    columns = (Column("run"), Column("first measured", "bits/byte"), Column("last measured", "bits/byte"))
+    alt = f"Bits per byte of {set} at each step measured, one line for each run; lower is better."
+    return Plot(f"training-{set}", f"{set} ({role})", figure, alt, Table(columns, tuple(rows)))
+
+
+def _layers(key: str, title: str, unit: str, values: Mapping[str, Mapping[int, float]], in_percent: bool) -> Plot:
+    figure, factor = _figure(height=320), 100 if in_percent else 1
+    for number, (set, by_layer) in enumerate(values.items()):
+        shown = {layer: factor * value for layer, value in by_layer.items()}
+        texts = [
+            f"<b>{html.escape(set)}</b><br>layer {layer}: {numbers.number(v, 3)} {unit}" for layer, v in shown.items()
+        ]
+        figure.add_scatter(
+            x=list(shown), y=list(shown.values()), mode="lines+markers", name=html.escape(set), hovertext=texts,
+            hoverinfo="text", line={"color": COLOURS[number % len(COLOURS)], "dash": DASHES[number % len(DASHES)][0]},
+            marker={"symbol": MARKERS[number % len(MARKERS)][0], "size": 8},
+        )  # fmt: skip
+    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    figure.update_xaxes(title="layer", dtick=1 if len(next(iter(values.values()))) <= 16 else None)
+    figure.update_yaxes(title=unit, range=[-3, 103] if in_percent else None, rangemode="tozero")
+    numbers_of = sorted({layer for by_layer in values.values() for layer in by_layer})
+    rows = [
+        Row(f"layer {layer}", tuple(Cell(numbers.number(factor * v[layer], 3), v[layer]) for v in values.values()))
+        for layer in numbers_of
+    ]
+    alt = f"{title}, by layer, one line for each evaluation set."
+    return Plot(key, title, figure, alt, Table(by_set("layer", list(values), unit), tuple(rows)))
+
+
+def _bars_in_units(figure: "go.Figure", cells: Iterable[Cell]) -> None:
+    """The cost table sorts memory by bytes and weights one by one; bars are drawn in the unit of the heading."""
+    for trace, cell in zip(figure.data, cells, strict=True):
+        trace.x = [float(cell.text.replace(",", "")) if cell.value is not None else 0]
+
+
+def _error(deviations: Sequence[float | None]) -> dict[str, Any]:
+    shown = any(deviation is not None for deviation in deviations)
+    return {"type": "data", "array": [d or 0 for d in deviations], "visible": shown, "thickness": 1, "width": 3}
+
+
+def _range(values: Iterable[float]) -> list[float]:
+    low, high = min(values := list(values)), max(values)
+    margin = 0.12 * (high - low) or 0.05 * abs(high) or 1
+    return [low - margin, high + margin]
+
+
+def _figure(*, height: int) -> "go.Figure":
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    figure.update_layout(
+        template=go.layout.Template(),
+        height=height,
+        margin={"l": 60, "r": 16, "t": 12, "b": 52},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        showlegend=False,
+        hovermode="closest",
+        hoverlabel={"align": "left"},
+        font={"family": "system-ui, sans-serif", "size": 12},
+    )
+    figure.update_xaxes(zeroline=False, ticks="outside", showline=True, gridwidth=1)
+    figure.update_yaxes(zeroline=False, ticks="outside", showline=True, gridwidth=1)
+    return figure
+
+
+def all_plots(section: Section) -> list[Plot]:
+    """Every figure of a section."""
+    return [plane(section), *training(section), *layers(section), *costs(section)]
