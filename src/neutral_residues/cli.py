@@ -31,14 +31,41 @@ def extend(run: RunFile, overrides: Overrides = None) -> None:
     """Train an extension as the run file says; the same command resumes it."""
     _quiet()
     from neutral_residues.config import load_run
+    from neutral_residues.preparation import is_first_rank
     from neutral_residues.run import extend as extend_
-    from neutral_residues.run import is_first_rank
     from neutral_residues.summary import print_summary
 
     config = load_run(run, tuple(overrides or ()))
     record = extend_(config)
     if is_first_rank():
         print_summary(record, config.output)
+
+
+@app.command()
+def compare(
+    comparison: Annotated[Path, typer.Argument(help="The comparison file (YAML).", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings to change, for example seeds=[0,1] or set.training.steps=200."),
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print cells, cost and disk, and start nothing.")] = False,
+) -> None:
+    """Run every method on the same budget, rows and evaluation; the same command resumes it."""
+    _quiet()
+    from neutral_residues.comparison import load_comparison
+
+    config = load_comparison(comparison, tuple(overrides or ()))
+    if plan:
+        from neutral_residues.planning import print_plan
+
+        print_plan(config)
+        return
+    from neutral_residues.compare import compare as compare_
+    from neutral_residues.compare import print_outcome
+
+    outcome = compare_(config)
+    print_outcome(outcome, config)
+    raise typer.Exit(1 if outcome.failures else 0)
 
 
 @app.command()

@@ -19,9 +19,9 @@ from neutral_residues.evaluate import evaluate
 from neutral_residues.files import default_cache_folder
 from neutral_residues.generate import generate_both
 from neutral_residues.loading import empty_backbone, load_config, load_tokenizer, pick_device
-from neutral_residues.methods import check_settings_are_used, find_method, learning_rate
+from neutral_residues.methods import find_method, learning_rate, resolved
+from neutral_residues.preparation import check_context, make_rows, prepare_data, wants_bf16, world_size
 from neutral_residues.results import Record, provenance, write_record
-from neutral_residues.run import check_context, make_rows, prepare_data, wants_bf16, world_size
 from neutral_residues.saved import Saved, load_saved
 from neutral_residues.scores import metrics
 from neutral_residues.summary import sides_table
@@ -32,8 +32,8 @@ DEFAULT_CONTEXT_TOKENS = 512
 def describe(config: RunConfig, *, console: Console | None = None) -> None:
     """Print weights, tokens, steps, memory and disk of a run. Tokenises into the cache, which the run then uses."""
     console = console or Console()
+    config = resolved(config)
     method = find_method(config.method)
-    check_settings_are_used(config)
     model_config = load_config(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
     check_context(config, model_config)
     tokenizer = load_tokenizer(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)

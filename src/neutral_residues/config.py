@@ -5,7 +5,7 @@ resolved configuration is written next to the results before the first step. No 
 """
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,6 +20,9 @@ class Settings(BaseModel):
     """Base of all sections: unknown keys are errors, values never change after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+Schema = TypeVar("Schema", bound=Settings)
 
 
 class Corpus(Settings):
@@ -96,7 +99,10 @@ class DataSettings(Settings):
 
 
 class ResidueSettings(Settings):
-    """The adapter of the methods `neutral` and `adapter`."""
+    """The adapter of the methods `neutral`, its variants, and `adapter`."""
+
+    placement: Literal["ffn", "attention"] = "ffn"
+    """The block that the adapters run parallel to."""
 
     block_gate: Literal["relu", "elu", "sigmoid"] = "relu"
     """The gate per token and layer. The method `adapter` has none."""
@@ -126,12 +132,21 @@ class ResidueSettings(Settings):
 
 
 class LoraSettings(Settings):
-    """The method `lora`; its rank follows from the budget."""
+    """The method `lora` and its variants; the rank follows from the budget."""
 
     modules: Literal["all-linear", "mlp"] = "all-linear"
     """Which linear layers get a low-rank update."""
     alpha_over_rank: float = Field(default=2.0, gt=0)
     """LoRA's alpha divided by its rank."""
+
+
+class AveragingSettings(Settings):
+    """The method `wise-ft`: the weights of backbone and fine-tuned model, averaged."""
+
+    share: float = Field(default=0.5, ge=0, le=1)
+    """Share of the fine-tuned weights; 0 is the backbone."""
+    finetuned: Path | None = None
+    """Output folder of a finished run of the method `finetune`; `neutral compare` fills it in."""
 
 
 class TrainingSettings(Settings):
@@ -182,6 +197,8 @@ class EvaluationSettings(Settings):
     """Windows per forward pass."""
     tokens_while_training: int = Field(default=20_000, ge=1)
     """About how many tokens of each set are measured every evaluate_every steps; at the end all are."""
+    gate_texts: tuple[str, ...] = ()
+    """Texts of your own for the gate heat map, beside the beginnings of one source and one target set and a mixture."""
     prompts: tuple[str, ...] = ()
     """Continued by backbone and extension at the end, side by side."""
     temperature: float = Field(default=0.0, ge=0)
@@ -208,7 +225,7 @@ class RunConfig(Settings):
     label: str | None = Field(default=None, min_length=1, pattern=r"^[\w.+-]+$")
     """How tables call this run; null takes the method's name."""
     budget: float = Field(default=0.20, gt=0)
-    """New weights as a share of the backbone's, embeddings counted; finetune has no use for it."""
+    """New weights as a share of the backbone's, embeddings counted; methods that add none have no use for it."""
     seed: int = Field(default=0, ge=0)
     """Seed of the initialisation, the order of rows and the held-out split."""
     output: Path
@@ -216,6 +233,7 @@ class RunConfig(Settings):
     data: DataSettings
     residues: ResidueSettings = ResidueSettings()
     lora: LoraSettings = LoraSettings()
+    averaging: AveragingSettings = AveragingSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
@@ -234,6 +252,24 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     Raises:
         UserError: one line for the first thing that is wrong.
     """
+    return make_run(read_values(path, overrides))
+
+
+def make_run(values: dict[str, Any]) -> RunConfig:
+    """A checked configuration from plain values.
+
+    Raises:
+        UserError: one line for the first thing that is wrong.
+    """
+    return checked(RunConfig, values)
+
+
+def read_values(path: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The plain values of a YAML file, with overrides such as "training.steps=200" applied; nothing is checked yet.
+
+    Raises:
+        UserError: if it cannot be read, is not UTF-8, not YAML or no mapping, or an override is none.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -251,46 +287,63 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
         ) from error
     if not isinstance(values, dict):
         raise UserError(f"run file {path}", got=type(values).__name__, allowed="a mapping of settings")
-    for override in overrides:
-        _apply(values, override)
-    return make_run(values)
+    for key, value in read_overrides(overrides).items():
+        put(values, key, value)
+    return values
 
 
-def make_run(values: dict[str, Any]) -> RunConfig:
-    """A checked configuration from plain values.
+def read_overrides(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Dotted key -> value of overrides such as "training.steps=200".
 
     Raises:
-        UserError: one line for the first thing that is wrong.
+        UserError: for one without a key or a value.
     """
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise _one_line(error) from error
+    found = {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise UserError("override", got=override, allowed="key=value, for example training.steps=200")
+        found[key] = yaml.safe_load(text)
+    return found
 
 
-def dump_run(config: RunConfig) -> str:
-    """The resolved configuration as YAML; `load_run` reads it back to the same."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set one value by its dotted key, such as "training.steps"; sections are made.
 
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise UserError("override", got=override, allowed="key=value, for example training.steps=200")
+    Raises:
+        UserError: if a part of the key is no section.
+    """
     *parents, last = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise UserError(f"override {key}", got=f"{parent} is not a section", do="check the key")
-    values[last] = yaml.safe_load(text)
+    values[last] = value
 
 
-def _one_line(error: ValidationError) -> UserError:
+def checked(schema: type[Schema], values: dict[str, Any]) -> Schema:
+    """Settings of that kind from plain values.
+
+    Raises:
+        UserError: one line for the first thing that is wrong.
+    """
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise _one_line(error, schema) from error
+
+
+def dump_run(config: Settings) -> str:
+    """The resolved configuration as YAML; read back it is the same."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _one_line(error: ValidationError, root: type[Settings]) -> UserError:
     first = error.errors()[0]
     location = tuple(first["loc"])
     where = ".".join(str(part) for part in location) or "run file"
     if first["type"] == "extra_forbidden":
-        known = _keys_at(location[:-1])
+        known = _keys_at(location[:-1], root)
         return UserError(f"unknown key {where}", do=nearest(str(location[-1]), known))
     if first["type"] == "missing":
         return UserError(f"missing key {where}", do="add it to the run file")
@@ -300,9 +353,8 @@ def _one_line(error: ValidationError) -> UserError:
     return UserError(f"{where}: {message}", got=repr(got) if got is not None else None)
 
 
-def _keys_at(location: tuple[int | str, ...]) -> set[str]:
-    """Field names of the settings section that `location` points into."""
-    section: type[Settings] = RunConfig
+def _keys_at(location: tuple[int | str, ...], section: type[Settings]) -> set[str]:
+    """Field names of the settings section that `location` points into, from the root `section` on."""
     for part in location:
         if isinstance(part, int):
             continue

@@ -3,6 +3,7 @@
 import resource
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,16 +48,17 @@ class WeightCount:
         """New weights as a share of the backbone's."""
         return self.num_new_weights / self.num_backbone_weights
 
-    def to_record(self, *, tokens: int, seconds: float | None, peak_memory: int) -> Cost:
-        """For the record of a run that trained on `tokens` in `seconds`, if all of it was timed."""
+    def to_record(self, *, tokens: int, seconds: float | None, saves_whole_model: bool, **measured: Any) -> Cost:
+        """For the record of a run that trained on `tokens` in `seconds`, if all of it was timed; the rest as given."""
         return Cost(
             tokens=tokens,
             seconds=seconds,
             tokens_per_second=tokens / seconds if seconds else None,
-            peak_memory_bytes=peak_memory,
             trainable_weights=self.num_trained_weights,
             new_weights=self.num_new_weights,
+            stored_weights=self.num_new_weights + saves_whole_model * self.num_backbone_weights,
             backbone_weights=self.num_backbone_weights,
+            **measured,
         )
 
     def training_memory_bytes(self, config: RunConfig, *, model_config: Any, bf16: bool) -> int:
@@ -83,5 +85,10 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Peak so far: of the GPU's allocator, or of this process where there is no GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # What `getrusage` says on Linux begins at the size of the process that started this one; this does not.
+        lines = status.read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -223,7 +223,7 @@ class _Watcher:
 
     def __init__(self, layers: dict[str, NeutralResiduesLayer]) -> None:
         self.layers = layers
-        self.numbers = _layer_numbers(list(layers))
+        self.numbers = layer_numbers(list(layers))
         self.gated = False
         self.hidden = 0
         self._index = {id(layer): index for index, layer in enumerate(layers.values())}
@@ -361,7 +361,7 @@ def _sum(values: Tensor) -> float:
     return float(values.cpu().double().sum())  # on the CPU: not every accelerator has float64
 
 
-def _layer_numbers(names: Sequence[str]) -> tuple[int, ...]:
+def layer_numbers(names: Sequence[str]) -> tuple[int, ...]:
     """The layers' own numbers, as in "model.layers.3.mlp"; a plain count where the names do not tell them apart."""
     numbers = [int(parts[-1]) for name in names if (parts := [p for p in name.split(".") if p.isdigit()])]
     return tuple(numbers) if len(set(numbers)) == len(names) else tuple(range(len(names)))

@@ -1,5 +1,6 @@
-"""The README of a saved extension: how to load it, and what it cost on both sides. Written from the record alone."""
+"""The README of a saved extension: how to load it, and what it cost on both sides."""
 
+import json
 from pathlib import Path
 
 from neutral_residues.files import write_text
@@ -12,27 +13,34 @@ model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
 with model.disable_adapter():
     ...  # the backbone, exactly as it was"""
 
-_LOAD_LORA = _LOAD_ADAPTER.split("\n", 1)[1]
+_LOAD_PEFT = _LOAD_ADAPTER.split("\n", 1)[1]
 
 _LOAD_WHOLE = """from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")"""
 
-_LOADING = {"neutral": _LOAD_ADAPTER, "adapter": _LOAD_ADAPTER, "lora": _LOAD_LORA, "finetune": _LOAD_WHOLE}
-
 
 def write_card(folder: Path, record: Record) -> None:
-    """Write `README.md` into the folder of an extension."""
-    write_text(folder / "README.md", card(record))
+    """Write `README.md` into the folder of an extension, which holds an adapter or a whole model."""
+    write_text(folder / "README.md", card(record, _loading(folder)))
 
 
-def card(record: Record) -> str:
+def _loading(folder: Path) -> str:
+    """The lines that load what lies in `folder`."""
+    adapter = folder / "adapter_config.json"
+    if not adapter.is_file():
+        return _LOAD_WHOLE
+    is_ours = json.loads(adapter.read_text(encoding="utf-8"))["peft_type"] == "NEUTRAL_RESIDUES"
+    return _LOAD_ADAPTER if is_ours else _LOAD_PEFT
+
+
+def card(record: Record, loading: str) -> str:
     """The card's text."""
     model = str(record.config["model"])
-    library = "transformers" if record.method == "finetune" else "peft"
+    library = "transformers" if loading == _LOAD_WHOLE else "peft"
     lines = ["---", f"base_model: {model}", f"library_name: {library}", "tags: [neutral-residues]", "---", ""]
-    lines += [f"# {Path(model).name}, extended ({record.method})", ""]
-    lines += ["```python", _LOADING.get(record.method, _LOAD_ADAPTER), "```", ""]
+    lines += [f"# {Path(model).name}, extended ({record.label})", ""]
+    lines += ["```python", loading, "```", ""]
     lines += [*_table(record), ""]
     cost = record.cost
     if cost.new_weights is not None and cost.backbone_weights and cost.tokens is not None:

@@ -7,54 +7,53 @@ Nothing is written to the output folder before everything that can be checked is
 goes on from the last whole checkpoint. Under torchrun every rank calls this; the first one writes and measures.
 """
 
-import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from rich.console import Console
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from neutral_residues.config import Corpus, RunConfig, make_run
+from neutral_residues.config import RunConfig, make_run
 from neutral_residues.cost import WeightCount, peak_memory_bytes
 from neutral_residues.data.encoding import end_of_text_id, tokenizer_key
-from neutral_residues.data.mixing import Mixture
-from neutral_residues.data.noise import NoisedMixture
-from neutral_residues.data.tokens import TokenStream, check_not_the_same, tokenise
+from neutral_residues.data.tokens import TokenStream
 from neutral_residues.display import TrainingDisplay
-from neutral_residues.errors import Stopped, UserError
+from neutral_residues.errors import Stopped
 from neutral_residues.evaluate import evaluate
-from neutral_residues.files import default_cache_folder, whole_folder
+from neutral_residues.files import whole_folder
+from neutral_residues.gates import default_texts, gate_texts
 from neutral_residues.generate import generate_both
-from neutral_residues.loading import context_length, load_backbone, load_config, load_tokenizer, pick_device
-from neutral_residues.methods import Method, check_settings_are_used, find_method, learning_rate
+from neutral_residues.loading import load_backbone, load_config, load_tokenizer, pick_device
+from neutral_residues.methods import Method, find_method, learning_rate, resolved
 from neutral_residues.model_card import write_card
-from neutral_residues.results import Record, Sample, provenance, read_record, write_record
+from neutral_residues.preparation import (
+    RunData,
+    check_context,
+    first_rank_first,
+    is_first_rank,
+    make_rows,
+    prepare_data,
+    wants_bf16,
+    world_size,
+)
+from neutral_residues.results import Cost, GateText, Record, Sample, provenance, read_record, write_record
 from neutral_residues.run_folder import RunFolder
 from neutral_residues.scores import SetScore, metrics
 from neutral_residues.train import (
     ExtensionTrainer,
+    StepClock,
     check_trackers,
     last_checkpoint,
     make_trainer,
     training_arguments,
 )
-
-
-@dataclass(frozen=True)
-class RunData:
-    """Token streams of a run."""
-
-    train: tuple[TokenStream, ...]
-    evaluate: tuple[TokenStream, ...]
 
 
 def extend(config: RunConfig | None = None, *, console: Console | None = None, **settings: Any) -> Record:
@@ -68,10 +67,9 @@ def extend(config: RunConfig | None = None, *, console: Console | None = None, *
         UserError: for whatever the user can mend, before anything is written where possible.
         Stopped: after Ctrl-C, when the checkpoint is safe.
     """
-    config = make_run(settings) if config is None else config
+    config = resolved(make_run(settings) if config is None else config)
     console = console or Console(stderr=True, quiet=not is_first_rank())
     method = find_method(config.method)
-    check_settings_are_used(config)
     check_trackers(config)
     model_config = load_config(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
     check_context(config, model_config)
@@ -85,86 +83,6 @@ def extend(config: RunConfig | None = None, *, console: Console | None = None, *
     with first_rank_first():
         data = prepare_data(config, tokenizer, show_progress=console.is_terminal)
     return _Run(config, method, folder, tokenizer, data, console).go()
-
-
-def check_context(config: RunConfig, model_config: PretrainedConfig) -> None:
-    """Raise if a row or window is longer than the model can read."""
-    longest = context_length(model_config)
-    for key, tokens in (("data.block_tokens", config.data.block_tokens), ("context_tokens", config.context_tokens)):
-        if longest is not None and tokens > longest:
-            raise UserError(f"{key} is longer than the model's context", got=tokens, allowed=f"at most {longest}")
-
-
-def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, show_progress: bool) -> RunData:
-    """Tokenise what is not in the cache yet; hold out documents of the training text if no evaluation sets are
-    given."""
-    check_not_the_same([*config.data.train, *config.data.evaluate])
-    share = 0.0 if config.data.evaluate else config.data.held_out_share
-
-    def streams(corpora: tuple[Corpus, ...], held_out_share: float) -> list[tuple[TokenStream, TokenStream | None]]:
-        return [
-            tokenise(
-                corpus,
-                tokenizer,
-                cache_dir=config.data.cache or default_cache_folder(),
-                num_workers=config.data.workers,
-                held_out_share=held_out_share,
-                seed=config.seed,
-                show_progress=show_progress,
-            )
-            for corpus in corpora
-        ]
-
-    train = streams(config.data.train, share)
-    held_out = [stream for _, stream in train if stream is not None]
-    evaluate_on = [stream for stream, _ in streams(config.data.evaluate, 0.0)] or held_out
-    return RunData(tuple(stream for stream, _ in train), tuple(evaluate_on))
-
-
-def make_rows(config: RunConfig, data: RunData, tokenizer: PreTrainedTokenizerBase) -> NoisedMixture:
-    """All rows of the run, in their fixed order; noised ones only where a local loss has a use for them."""
-    training, residues = config.training, config.residues
-    has_local_loss = find_method(config.method).has_local_loss and residues.local_loss_weight > 0
-    rows = Mixture(
-        data.train,
-        block_tokens=config.data.block_tokens,
-        source_share=config.data.source_share,
-        num_rows=training.steps * training.batch_rows * training.accumulation * world_size(),
-        seed=config.seed,
-    )
-    return NoisedMixture(
-        rows,
-        share=residues.source_noise if has_local_loss else 0.0,
-        vocabulary=len(tokenizer),
-        end_of_text=end_of_text_id(tokenizer),
-    )
-
-
-def world_size() -> int:
-    """Number of ranks, as torchrun and accelerate launch announce it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_first_rank() -> bool:
-    """Whether this process is the one that writes, measures and prints."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-@contextmanager
-def first_rank_first() -> Iterator[None]:
-    """What the first rank writes within the block, the others find."""
-    if world_size() == 1:
-        yield
-        return
-    with PartialState(cpu=not torch.accelerator.is_available()).main_process_first():
-        yield
-
-
-def wants_bf16(config: RunConfig, device: torch.device) -> bool:
-    """bfloat16 as set; "auto" takes it on a GPU that has it."""
-    if config.training.precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return config.training.precision == "bfloat16"
 
 
 class _Run:
@@ -181,6 +99,7 @@ class _Run:
     ) -> None:
         self.config, self.method, self.folder = config, method, folder
         self.tokenizer, self.data, self.console = tokenizer, data, console
+        self.started = time.monotonic()
         self.device = pick_device()
         self.bf16 = wants_bf16(config, self.device)
         self.rows = make_rows(config, data, tokenizer)
@@ -191,32 +110,40 @@ class _Run:
         weights = WeightCount.of_backbone(backbone)
         model = self.method.attach(backbone, self.config)
         weights = weights.with_model(model)
-        with self._display() as display:
+        with ExitStack() as until_the_end:
             with first_rank_first():
                 self.folder.claim(self.config)
-                checkpoint = last_checkpoint(self.folder.checkpoints)
-            trainer = self._trainer(model)
-            seconds = self._train(trainer, display, checkpoint)
-        if trainer.is_world_process_zero():
-            self._finish(model, trainer, weights, seconds if checkpoint is None else None)
-        trainer.accelerator.wait_for_everyone()
+                if is_first_rank():
+                    until_the_end.enter_context(self.folder.held(on_wait=self._say_that_we_wait))
+                finished = self.folder.is_finished  # by a process that we waited for
+            if not finished:
+                self._work(model, weights)
         return read_record(self.folder.record)
 
-    def _finish(self, model: nn.Module, trainer: ExtensionTrainer, weights: WeightCount, seconds: float | None) -> None:
-        """Save, measure, write the record. A resumed run does not know its seconds."""
+    def _work(self, model: nn.Module, weights: WeightCount) -> None:
+        trains = any(parameter.requires_grad for parameter in model.parameters())
+        trainer, cost = self._train(model, weights) if trains else (None, self._cost_of_average())
+        if is_first_rank():
+            self._finish(model, trainer.state.log_history if trainer else [], cost)
+        if trainer is not None:
+            trainer.accelerator.wait_for_everyone()
+
+    def _say_that_we_wait(self) -> None:
+        self.console.print(f"waiting for another process that works in {self.folder.path}", highlight=False)
+
+    def _finish(self, model: nn.Module, history: list[dict[str, Any]], cost: Cost) -> None:
+        """Save, measure, write the record."""
         self._save(model)
-        scores, samples = self._measure_all(model)
+        scores, samples, gates = self._measure_all(model)
         record = Record(
             kind="extend",
-            method=self.config.method,
+            method=self.method.name,
             metrics=metrics(scores),
-            curve=[point for point in trainer.state.log_history if "train_runtime" not in point],
+            sets=self.data.sets(),
+            curve=[point for point in history if "train_runtime" not in point],
             samples=samples,
-            cost=weights.to_record(
-                tokens=len(self.rows) * self.config.data.block_tokens,
-                seconds=seconds,
-                peak_memory=peak_memory_bytes(self.device),
-            ),
+            gates=gates,
+            cost=self._with_totals(cost),
             provenance=provenance(
                 seed=self.config.seed, device=self._device_name(), tokenizer_key=tokenizer_key(self.tokenizer)
             ),
@@ -225,6 +152,18 @@ class _Run:
         write_record(self.folder.record, record)
         write_card(self.folder.extension, record)
         self.folder.drop_checkpoints()
+
+    def _cost_of_average(self) -> Cost:
+        """What the fine-tuning behind it cost."""
+        assert self.config.averaging.finetuned is not None
+        return read_record(RunFolder(self.config.averaging.finetuned).record).cost
+
+    def _with_totals(self, cost: Cost) -> Cost:
+        """With what this process took in all."""
+        peak = max(peak_memory_bytes(self.device), cost.peak_memory_bytes or 0)
+        seconds = time.monotonic() - self.started + (cost.wall_seconds or 0)
+        totals = {"peak_memory_bytes": peak, "wall_seconds": seconds, "threads": torch.get_num_threads()}
+        return cost.model_copy(update=totals)
 
     def _backbone(self, *, frozen: bool) -> nn.Module:
         # Frozen weights can live in bfloat16; weights that train are kept in float32 and cast by autocast.
@@ -256,13 +195,15 @@ class _Run:
         names = [stream.name for stream in self.data.train]
         return make_trainer(self.config, model, self.rows, args=args, corpus_names=names)
 
-    def _quick_scores(self, model: nn.Module) -> list[SetScore]:
-        return self._evaluate(model, backbone=False, max_tokens=self.config.evaluation.tokens_while_training)
+    def quick_scores(self, model: nn.Module) -> list[SetScore]:
+        """The extended model on a part of what is measured on the way."""
+        limit = self.config.evaluation.tokens_while_training
+        return self._evaluate(model, self.data.while_training, backbone=False, max_tokens=limit)
 
-    def _evaluate(self, model: nn.Module, **options: Any) -> list[SetScore]:
+    def _evaluate(self, model: nn.Module, streams: Sequence[TokenStream], **options: Any) -> list[SetScore]:
         return evaluate(
             model,
-            self.data.evaluate,
+            streams,
             end_of_text=end_of_text_id(self.tokenizer),
             context_tokens=self.config.context_tokens,
             stride_tokens=self.config.stride_tokens,
@@ -270,7 +211,23 @@ class _Run:
             **options,
         )
 
-    def _train(self, trainer: ExtensionTrainer, display: TrainingDisplay, checkpoint: Path | None) -> float:
+    def _train(self, model: nn.Module, weights: WeightCount) -> tuple[ExtensionTrainer, Cost]:
+        """Train from the last whole checkpoint; a resumed run does not know its seconds."""
+        with self._display() as display:
+            checkpoint = last_checkpoint(self.folder.checkpoints)
+            trainer = self._trainer(model)
+            clock = StepClock()
+            trainer.add_callback(clock)
+            seconds = self._train_from(checkpoint, trainer, display)
+        cost = weights.to_record(
+            tokens=len(self.rows) * self.config.data.block_tokens,
+            seconds=seconds if checkpoint is None else None,
+            step_seconds=clock.median_seconds,
+            saves_whole_model=not self.method.keeps_backbone,
+        )
+        return trainer, cost
+
+    def _train_from(self, checkpoint: Path | None, trainer: ExtensionTrainer, display: TrainingDisplay) -> float:
         """Seconds of training, without the measuring in between."""
         if checkpoint is not None:
             self.console.print(f"resuming from {checkpoint}", highlight=False)
@@ -291,10 +248,10 @@ class _Run:
             model.save_pretrained(partial)  # type: ignore[operator]
             self.tokenizer.save_pretrained(partial)
 
-    def _measure_all(self, model: nn.Module) -> tuple[list[SetScore], list[Sample]]:
+    def _measure_all(self, model: nn.Module) -> tuple[list[SetScore], list[Sample], list[GateText]]:
         self.console.print("measuring both sides ...", highlight=False)
         reference = None if self.method.keeps_backbone else self._backbone(frozen=True)
-        scores = self._evaluate(model, reference=reference)
+        scores = self._evaluate(model, self.data.evaluate, reference=reference)
         samples = [
             generate_both(
                 model,
@@ -307,7 +264,9 @@ class _Run:
             )
             for prompt in self.config.evaluation.prompts
         ]
-        return scores, samples
+        texts = default_texts(self.data.evaluate, self.tokenizer, self.config.evaluation.gate_texts)
+        gates = gate_texts(model, self.tokenizer, texts, end_of_text=end_of_text_id(self.tokenizer))
+        return scores, samples, gates
 
     def _device_name(self) -> str:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
@@ -319,7 +278,7 @@ class _Measure(TrainerCallback):
     def __init__(self, run: _Run, trainer: ExtensionTrainer, display: TrainingDisplay) -> None:
         self.run, self.trainer, self.display = run, trainer, display
         # Nothing is trained yet, so the model is its backbone, also where a checkpoint will be loaded.
-        self.backbone = run._quick_scores(trainer.model)
+        self.backbone = run.quick_scores(trainer.model)
         self.seconds = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -330,7 +289,7 @@ class _Measure(TrainerCallback):
         every = self.run.config.training.evaluate_every
         if state.global_step % every == 0 or state.global_step == state.max_steps:
             start = time.monotonic()
-            scores = self.run._quick_scores(self.trainer.model)
+            scores = self.run.quick_scores(self.trainer.model)
             self.seconds += time.monotonic() - start
             self._log(scores)
             before = _bits(self.backbone)

@@ -4,18 +4,26 @@
     checkpoints/    whole checkpoints, the newest ones
     extension/      the result: a PEFT adapter folder, or a whole model for full fine-tuning
     record.json     every number of the run, see `results.py`
+    failure.json    instead of the record: why the run failed inside a comparison
+    .lock           while a process works in the folder
 
 The record is written last, so its presence means: finished.
 """
 
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from neutral_residues.config import RunConfig, dump_run, load_run
 from neutral_residues.errors import UserError
 from neutral_residues.files import disk_errors, write_text
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,10 @@ class RunFolder:
         return self.path / "record.json"
 
     @property
+    def failure(self) -> Path:
+        return self.path / "failure.json"
+
+    @property
     def is_finished(self) -> bool:
         return self.record.is_file()
 
@@ -51,7 +63,8 @@ class RunFolder:
             UserError: if it holds another run or other files.
         """
         with disk_errors(self.path):
-            occupied = next(self.path.iterdir(), None) if self.path.exists() else None
+            inside = self.path.iterdir() if self.path.exists() else iter(())
+            occupied = next((path for path in inside if path.name not in (LOCK, self.failure.name)), None)
         if self.config.is_file():
             self._check_same_run(config)
         elif occupied is not None:
@@ -69,6 +82,26 @@ class RunFolder:
         if not self.config.is_file():
             write_text(self.config, dump_run(config))
 
+    @contextmanager
+    def held(self, *, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Within the block no other process works in the folder; one that does is waited for.
+
+        Args:
+            on_wait: called once if there is one.
+        """
+        lock = filelock.FileLock(self.path / LOCK)
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                on_wait()
+                lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()  # the file stays: to remove it would let two others in at once
+
     def _check_same_run(self, config: RunConfig) -> None:
         there = load_run(self.config)
         if there != config:
@@ -78,6 +111,10 @@ class RunFolder:
                 got=repr(new),
                 do="choose another output, or delete that folder",
             )
+
+    def drop_extension(self) -> None:
+        """Free the disk of weights that nobody needs; the record stays."""
+        shutil.rmtree(self.extension, ignore_errors=True)
 
     def drop_checkpoints(self) -> None:
         """Free the disk once the result is safe."""

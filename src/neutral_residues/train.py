@@ -9,6 +9,8 @@ methods or evaluation.
 import json
 import os
 import shutil
+import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,9 @@ from neutral_residues.mixin import DeviceSums, NeutralResiduesTrainerMixin
 
 COMPLETE = "complete.json"
 """Written last into a checkpoint: the size of every file in it."""
+
+WARMUP_STEPS = 3
+"""So many first steps of a process are not timed: allocators and caches are cold."""
 
 
 class DomainTrainer(Trainer):
@@ -144,6 +149,27 @@ class _StopWhenAsked(TrainerCallback):
         if stop:
             control.should_save = control.should_training_stop = True
         return control
+
+
+class StepClock(TrainerCallback):
+    """Times every optimiser step from its first forward pass to its end; measuring and saving are not in it."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._start = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._start = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Nothing is added to wait for a GPU: the check that the gradient is finite already did.
+        self.seconds.append(time.monotonic() - self._start)
+
+    @property
+    def median_seconds(self) -> float | None:
+        """The first steps warm up and are left out; None if no others were done."""
+        steps = self.seconds[WARMUP_STEPS:]
+        return statistics.median(steps) if steps else None
 
 
 def training_arguments(config: RunConfig, *, output_dir: Path, learning_rate: float, bf16: bool) -> TrainingArguments:

@@ -37,7 +37,7 @@ from neutral_residues.adapters.places import (
     check_targets,
     count_backbone_weights,
     describe_backbone,
-    find_ffns,
+    find_blocks,
     text_config,
 )
 from neutral_residues.adapters.settings import PEFT_TYPE, PREFIX, NeutralResiduesConfig
@@ -54,7 +54,7 @@ class Tap(Protocol):
 
 
 class NeutralResiduesLayer(nn.Module, BaseTunerLayer):
-    """A feed-forward block with residues beside it, one for each named adapter; active ones are summed."""
+    """A block of the backbone with residues beside it, one for each named adapter; active ones are summed."""
 
     adapter_layer_names = (GATE, UP, DOWN, BLOCK)
     other_param_names = ("width", "block_gate", "activations", "loaded")
@@ -194,7 +194,7 @@ class NeutralResiduesModel(BaseTuner):
         backbone = describe_backbone(self.model)
         check_same_backbone(peft_config.backbone, backbone)
         if peft_config.target_modules is None:
-            peft_config.target_modules = peft_config.choose_layers(list(find_ffns(self.model)))
+            peft_config.target_modules = peft_config.choose_layers(list(find_blocks(self.model, peft_config.placement)))
         if peft_config.activation is None:
             peft_config.activation = backbone_activation(text_config(self.model).to_dict())
         targets = {

@@ -1,4 +1,4 @@
-"""Where the feed-forward blocks of a pretrained decoder are, found from its structure and not from its name.
+"""Where the blocks of a pretrained decoder are, feed-forward or attention, found from its structure, not its name.
 
 Also what else the host model tells us: its width, depth, vocabulary and activation.
 
@@ -8,6 +8,7 @@ multimodal model is left alone: only the decoder is searched.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 from torch import nn
 from transformers import PretrainedConfig
@@ -16,9 +17,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from neutral_residues.errors import UserError, nearest
 
+Place = Literal["ffn", "attention"]
+
 FFN_NAMES = ("mlp", "feed_forward", "ffn", "mlp_block", "block_sparse_moe", "shared_mlp")
 # Where a sparse and a shared block stand side by side, both read the same input and are summed: one place serves both.
 PREFERRED_OF_TWO = "shared_mlp"
+
+ATTENTION_NAMES = ("self_attn", "self_attention", "attention", "attn", "linear_attn")
+BLOCK_NAMES: dict[Place, tuple[str, ...]] = {"ffn": FFN_NAMES, "attention": ATTENTION_NAMES}
+BLOCK_TITLES: dict[Place, str] = {"ffn": "feed-forward", "attention": "attention"}
 
 ACTIVATION_KEYS = (
     "hidden_activation",
@@ -31,11 +38,11 @@ ACTIVATION_KEYS = (
 FALLBACK_ACTIVATION = "silu"
 
 
-def find_ffns(model: nn.Module) -> dict[str, nn.Module]:
-    """The feed-forward module of every layer of the decoder: full module name -> module, in layer order.
+def find_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of the decoder: full module name -> module, in order.
 
     Raises:
-        UserError: naming the children of the first layer that has none.
+        UserError: naming the decoder's children if it has none.
     """
     get_decoder: Callable[[], nn.Module | None] | None = getattr(model, "get_decoder", None)
     decoder = (get_decoder() if get_decoder else None) or model
@@ -47,17 +54,27 @@ def find_ffns(model: nn.Module) -> dict[str, nn.Module]:
             got=f"children {_names(decoder)}",
             do="set target_modules to the names of its feed-forward modules",
         )
+    return {f"{prefix}{name}": layer for name, layer in layers.items()}
+
+
+def find_blocks(model: nn.Module, place: Place) -> dict[str, nn.Module]:
+    """The feed-forward or the attention module of every layer of the decoder: full name -> module, in layer order.
+
+    Raises:
+        UserError: naming the children of the first layer that has none.
+    """
     found = {}
-    for layer_name, layer in layers.items():
-        child = _ffn_name(layer)
+    for layer_name, layer in find_layers(model).items():
+        child = _block_name(layer, BLOCK_NAMES[place])
         if child is None:
+            title = BLOCK_TITLES[place]
             raise UserError(
-                f"no feed-forward module in {prefix}{layer_name} ({type(layer).__name__})",
+                f"no {title} module in {layer_name} ({type(layer).__name__})",
                 got=f"children {_names(layer)}",
-                allowed=f"one child named {', '.join(FFN_NAMES)}",
-                do="set target_modules to the child that holds the feed-forward block, if there is one",
+                allowed=f"one child named {', '.join(BLOCK_NAMES[place])}",
+                do=f"set target_modules to the child that holds the {title} block, if there is one",
             )
-        found[f"{prefix}{layer_name}.{child}"] = getattr(layer, child)
+        found[f"{layer_name}.{child}"] = getattr(layer, child)
     return found
 
 
@@ -72,8 +89,8 @@ def _decoder_layers(decoder: nn.Module) -> dict[str, nn.Module]:
     return {f"{name}.{i}": layer for i, layer in enumerate(longest)}
 
 
-def _ffn_name(layer: nn.Module) -> str | None:
-    names = [name for name, _ in layer.named_children() if name in FFN_NAMES]
+def _block_name(layer: nn.Module, known: tuple[str, ...]) -> str | None:
+    names = [name for name, _ in layer.named_children() if name in known]
     if len(names) > 1 and PREFERRED_OF_TWO in names:
         return PREFERRED_OF_TWO
     return names[0] if len(names) == 1 else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from peft import PeftConfig
 
 from neutral_residues.adapters.neutral import BLOCK_GATES, GATE_STARTS, INITS, BlockGate, GateStart, Init
-from neutral_residues.adapters.places import activation_module, chosen_layers
+from neutral_residues.adapters.places import BLOCK_NAMES, Place, activation_module, chosen_layers
 from neutral_residues.errors import UserError
 
 
@@ -32,10 +32,10 @@ class NeutralResiduesConfig(PeftConfig):
         activation: inside the adapter, by its name in Transformers; None takes the backbone's own.
         init: "paper" (variance 1/(D L)) or "usual" (2/D) for the inner projections.
         gate_start: "open" (w = 0, b = 1: every token starts with g = 1) or "random" (no b).
+        placement: "ffn" (the paper) or "attention": the block that the adapter runs parallel to.
         first_layer: the first layer that gets an adapter. None means 1 for a gated adapter in a model of four layers
-        or more,
-            because the first layer sees a token before its context has told what it is, and leaves its gate open;
-            else 0.
+            or more, because the first layer sees a token before its context has told what it is, and leaves its gate
+            open; else 0.
         target_modules: names of the feed-forward modules; None finds them.
         exclude_modules: names to leave out.
         layers_to_transform: numbers of the layers that get an adapter; None means all from `first_layer` on.
@@ -52,6 +52,7 @@ class NeutralResiduesConfig(PeftConfig):
     activation: str | None = None
     init: Init = "usual"
     gate_start: GateStart = "open"
+    placement: Place = "ffn"
     first_layer: int | None = None
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
@@ -73,6 +74,8 @@ class NeutralResiduesConfig(PeftConfig):
             raise UserError("init", got=self.init, allowed=", ".join(INITS))
         if self.gate_start not in GATE_STARTS:
             raise UserError("gate_start", got=self.gate_start, allowed=", ".join(GATE_STARTS))
+        if self.placement not in BLOCK_NAMES:
+            raise UserError("placement", got=self.placement, allowed=", ".join(BLOCK_NAMES))
         if self.width is not None and (type(self.width) is not int or self.width < 1):
             raise UserError("width", got=self.width, allowed="a whole number, 1 or more")
         if isinstance(self.budget, bool) or not isinstance(self.budget, int | float) or not 0 < self.budget < math.inf:
@@ -91,16 +94,18 @@ class NeutralResiduesConfig(PeftConfig):
         if self.layers_pattern is not None and self.layers_to_transform is None:
             raise UserError("layers_pattern has no effect without layers_to_transform", do="set both, or neither")
 
+        if self.placement != "ffn" and self.target_modules is not None and not self.from_checkpoint:
+            raise UserError("placement has no effect beside target_modules", do="set one of them")
         if self.first_layer is not None and self.layers_to_transform is not None:
             raise UserError("first_layer has no effect beside layers_to_transform", do="set one of them")
 
-    def choose_layers(self, ffns: list[str]) -> list[str]:
-        """Of the feed-forward modules of all layers, those that get an adapter."""
+    def choose_layers(self, blocks: list[str]) -> list[str]:
+        """Of the modules beside which an adapter can run, one for each layer, those that get one."""
         if self.layers_to_transform is not None:
-            return chosen_layers(ffns, self.layers_to_transform)
+            return chosen_layers(blocks, self.layers_to_transform)
         if self.first_layer is None:
-            self.first_layer = 1 if self.gated and len(ffns) >= 4 else 0
-        return chosen_layers(ffns, list(range(self.first_layer, len(ffns))))
+            self.first_layer = 1 if self.gated and len(blocks) >= 4 else 0
+        return chosen_layers(blocks, list(range(self.first_layer, len(blocks))))
 
     @property
     def gated(self) -> bool:

@@ -16,6 +16,7 @@ added but end-of-text.
 Blocks of a fixed number of tokens are only a view (`TokenStream.blocks`), so runs with other block sizes share a cache.
 """
 
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -82,6 +83,12 @@ class TokenStream:
     @property
     def num_documents(self) -> int:
         return len(self.document_ends)
+
+    def content_hash(self) -> str:
+        """The same for the same documents under the same tokenizer; reads the whole stream."""
+        digest = hashlib.blake2b(np.ascontiguousarray(self.tokens, dtype=np.int64), digest_size=16)
+        digest.update(np.ascontiguousarray(self.document_ends))
+        return digest.hexdigest()
 
     def blocks(self, block_tokens: int) -> NDArray[Any]:
         """The stream as rows of `block_tokens` tokens: (num_blocks, block_tokens), a view.
