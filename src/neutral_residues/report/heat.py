@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from neutral_residues.report.numbers import described, number
+from neutral_residues.report.numbers import number, row_name
 from neutral_residues.report.points import Section
 from neutral_residues.results import GateText
 
@@ -53,7 +53,7 @@ class HeatText:
 def heat_texts(section: Section) -> list[HeatText]:
     """All texts with gates of the first seed of each row, text by text, so that runs stand side by side."""
     found = [
-        _heat(described(point), point.name, text, max(map(_largest, point.first.gates)))
+        _heat(row_name(point, section), point.name, text, max(map(_largest, point.first.gates)))
         for point in section.rows
         for text in point.first.gates
     ]

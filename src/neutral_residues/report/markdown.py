@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from neutral_residues.report.collect import Collection
 from neutral_residues.report.points import Section
-from neutral_residues.report.tables import Table, points_table
+from neutral_residues.report.tables import Table, summary_table
 from neutral_residues.report.verdict import verdict
 
 
@@ -18,7 +18,7 @@ def summary(collection: Collection, sections: Sequence[tuple[Section, Mapping[st
     lines: list[str] = []
     for section, pictures in sections:
         lines += [f"## What was learnt, what was forgotten: {escaped(section.name)}", "", escaped(verdict(section)), ""]
-        lines += [*markdown_table(points_table(section)), ""]
+        lines += [*markdown_table(summary_table(section)), ""]
         lines += [line for title, file in pictures.items() for line in (f"![{title}]({file})", "")]
     if collection.unfinished:
         lines += ["## Runs without a result", "", "| run | state | reason |", "|---|---|---|"]

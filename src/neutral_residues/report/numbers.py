@@ -1,6 +1,6 @@
 """How numbers are written, in page, summary and pictures alike: "2.110 ± 0.004", "+0.31 %", "1.2 GiB"."""
 
-from neutral_residues.report.points import Point, Spread
+from neutral_residues.report.points import Point, Section, Spread
 
 NONE = "–"
 
@@ -55,6 +55,12 @@ def millions(weights: float | None) -> str:
 
 def described(point: Point) -> str:
     """A point by its name and what sets it apart within its curve."""
-    parts = [f"learning rate {point.learning_rate:.3g}"] if point.learning_rate is not None else []
-    parts += [f"share {point.share:g}"] if point.share is not None else []
-    return ", ".join([point.name, *parts])
+    if point.share is not None:
+        return f"{point.name} at share {point.share:g}"
+    return point.name if point.learning_rate is None else f"{point.name} at learning rate {point.learning_rate:.3g}"
+
+
+def row_name(point: Point, section: Section) -> str:
+    """A point by its name alone, where no other row of the section has that name."""
+    namesakes = [row for row in section.rows if row.name == point.name]
+    return point.name if len(namesakes) == 1 and namesakes[0] is point else described(point)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neutral_residues.report import numbers
+import neutral_residues.report.numbers as numbers
 from neutral_residues.report.collect import Collection
 from neutral_residues.report.heat import HeatText, heat_texts
 from neutral_residues.report.looks import Look, looks
@@ -133,7 +133,7 @@ def _samples(section: Section) -> list[Continuations]:
     for point in section.rows:
         for sample in point.first.samples:
             texts = by_prompt.setdefault(sample.prompt, {"backbone": sample.backbone})
-            texts[numbers.described(point)] = sample.extended
+            texts[numbers.row_name(point, section)] = sample.extended
     return [Continuations(prompt, texts) for prompt, texts in by_prompt.items()]
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neutral_residues.report import numbers
+import neutral_residues.report.numbers as numbers
 from neutral_residues.report.fronts import pareto_front
 from neutral_residues.report.heat import STEPS, HeatText, HeatToken, heat_texts
 from neutral_residues.report.looks import COLOURS, DASHES, MARKERS, looks
@@ -116,7 +116,7 @@ def _training(section: Section) -> "Figure | None":
                 axis.plot(steps, values, color=look.colour, linestyle=look.picture_dash, linewidth=0.8, alpha=0.3)
             axis.plot(
                 course.steps, course.means, color=look.colour, linestyle=look.picture_dash, marker=look.picture_marker,
-                markersize=4, linewidth=1.4, label=_shown(numbers.described(course.point)),
+                markersize=4, linewidth=1.4, label=_shown(numbers.row_name(course.point, section)),
             )  # fmt: skip
         axis.set_title(f"{_shown(name)} ({role})", fontsize=9)
         axis.set_xlabel("step")
@@ -126,6 +126,8 @@ def _training(section: Section) -> "Figure | None":
 
 
 def _layers(section: Section) -> "Figure | None":
+    from matplotlib.ticker import MaxNLocator
+
     shown = [(point, layer_values(point, "gates_zero")) for point in section.rows]
     shown = [(point, values) for point, values in shown if values]
     if not shown:
@@ -139,8 +141,9 @@ def _layers(section: Section) -> "Figure | None":
                 linestyle=DASHES[index % len(DASHES)][1], marker=MARKERS[index % len(MARKERS)][1], markersize=4,
                 label=_shown(name),
             )  # fmt: skip
-        axis.set_title(_shown(numbers.described(point)), fontsize=9)
+        axis.set_title(_shown(numbers.row_name(point, section)), fontsize=9)
         axis.set_ylim(-3, 103)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("layer")
         axis.set_ylabel("gates that are exactly 0, % of tokens" if number == 1 else "")
         _finish(axis, legend=number == len(shown))
@@ -190,7 +193,7 @@ def _heat_text(axis: "Axes", text: HeatText, lines: Sequence[Sequence[tuple[int,
     for row, line in enumerate(lines):
         for column, token in line:
             axis.text(
-                column, row + 0.75 * letters, token.text[:HEAT_COLUMNS], family="monospace", fontsize=7.2, va="baseline"
+                column, row + 0.75 * letters, token.text[:HEAT_COLUMNS], family="monospace", fontsize=9.2, va="baseline"
             )
             for index, level in enumerate(token.levels):
                 width = max(0.5, len(token.text) - 0.25)

@@ -4,11 +4,12 @@ Every figure has a text that says what it shows and a table that says the same.
 """
 
 import html
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from neutral_residues.report import numbers
+import neutral_residues.report.numbers as numbers
 from neutral_residues.report.fronts import pareto_front
 from neutral_residues.report.looks import COLOURS, DASHES, MARKERS, Look, looks
 from neutral_residues.report.measured import courses, layer_values, sets_in_curves
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 BARS = ("step", "throughput", "peak memory", "added", "stored")
 """Columns of the cost table that are drawn."""
+MEAN = "mean of the source sets"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Plot:
 
 def plane(section: Section) -> Plot:
     """Forgetting against learning, with the Pareto front; every source set can be the x axis."""
-    choices: dict[str, Callable[[Point], Spread]] = {"mean of the source sets": lambda p: p.forgetting}
+    choices: dict[str, Callable[[Point], Spread]] = {MEAN: lambda p: p.forgetting}
     if len(section.sources) == 1:
         choices = {}
     for source in section.sources:
@@ -76,8 +78,10 @@ def plane(section: Section) -> Plot:
         name="backbone", meta={"role": "backbone"},
     )  # fmt: skip
     figure.update_xaxes(title=first["title"], range=first["range"], zeroline=True)
-    learning = f"learning: bits per byte, {html.escape(section.name)} (lower is better)"
-    figure.update_yaxes(title=learning, range=_range([p.bits.mean for p in section.rows]))
+    figure.update_yaxes(
+        title=f"bits per byte, {html.escape(_short(section.name))}, down is good",
+        range=_range([p.bits.mean for p in section.rows]),
+    )
     alt = (
         f"Forgetting (left is good) against bits per byte on {section.name} (down is good) of {len(section.points)} "
         "points. The table below has all numbers."
@@ -101,7 +105,9 @@ def layers(section: Section) -> list[Plot]:
             values = layer_values(point, name)
             if values:
                 key = f"layers-{number}-{name}"
-                found.append(_layers(key, f"{numbers.described(point)}: {title}", unit, values, name == "gates_zero"))
+                found.append(
+                    _layers(key, f"{numbers.row_name(point, section)}: {title}", unit, values, name == "gates_zero")
+                )
     return found
 
 
@@ -112,18 +118,18 @@ def costs(section: Section) -> list[Plot]:
     for index, column in enumerate(table.columns[1:]):
         cells = [row.cells[index] for row in table.rows]
         if column.name in BARS and any(cell.value is not None for cell in cells):
-            figure = _figure(height=90 + 26 * len(cells))
+            figure = _figure(height=60 + 34 * len(cells))
             for row, cell in zip(table.rows, cells, strict=True):
                 figure.add_bar(
-                    x=[cell.value or 0], y=[html.escape(row.name)], orientation="h", width=[0.7], text=[cell.text],
-                    textposition="auto", marker={"color": style[row.curve].colour}, hoverinfo="skip",
+                    x=[cell.value or 0], y=[_wrapped(row.name)], orientation="h", width=[0.7], text=[cell.text],
+                    textposition="auto", textangle=0, marker={"color": style[row.curve].colour}, hoverinfo="skip",
                     name=html.escape(row.name), meta={"curve": row.curve},
                 )  # fmt: skip
             _bars_in_units(figure, cells)
-            figure.update_xaxes(title=html.escape(column.text), rangemode="tozero")
+            figure.update_xaxes(rangemode="tozero", nticks=5, tickangle=0)
             figure.update_yaxes(autorange="reversed", automargin=True, type="category")
             alt = f"Bars of {column.text}, one for each run. The table has the numbers."
-            found.append(Plot(f"cost-{index}", column.name, figure, alt))
+            found.append(Plot(f"cost-{index}", column.text, figure, alt))
     return found
 
 
@@ -136,7 +142,7 @@ def _view(section: Section, name: str, of: Callable[[Point], Spread]) -> dict[st
         "x": [*xs, [of(p).mean for p in front], [0]],
         "y": [*ys, [p.bits.mean for p in front], [section.backbone_bits]],
         "error": [[of(p).deviation for p in curve.points] for curve in section.curves],
-        "title": f"forgetting: bits per byte, {html.escape(name)}, change in % (lower is better)",
+        "title": f"{'mean forgetting' if name == MEAN else 'forgetting, ' + html.escape(_short(name))} [%], left is good",
         "range": _range([0.0, *(of(p).mean for p in section.rows)]),
     }
 
@@ -146,11 +152,14 @@ def _points_style(look: Look, points: Sequence[Point]) -> dict[str, Any]:
     left_out = [p.is_chosen is False for p in points]
     return {
         "mode": "lines+markers" if len(points) > 1 else "markers",
+        "cliponaxis": False,
         "line": {"color": look.colour, "dash": look.dash, "width": 1.5},
         "marker": {
             "color": look.colour,
+            "opacity": 1,
             "symbol": [f"{look.marker}-open" if out else look.marker for out in left_out],
             "size": [8 if out else 12 for out in left_out],
+            "line": {"color": look.colour, "width": [1.5 if out else 0 for out in left_out]},
         },
     }
 
@@ -171,7 +180,7 @@ def _training(section: Section, set: str, role: str) -> Plot:
     figure, style = _figure(height=320), looks(section.curves)
     found = courses(section, set)
     for course in found:
-        look, name = style[course.point.name], numbers.described(course.point)
+        look, name = style[course.point.name], numbers.row_name(course.point, section)
         if len(course.seeds) > 1:
             for steps, values in course.seeds:
                 figure.add_scatter(
@@ -188,10 +197,10 @@ def _training(section: Section, set: str, role: str) -> Plot:
             marker={"symbol": look.marker, "size": 7}, meta={"curve": course.point.name},
         )  # fmt: skip
     figure.update_xaxes(title="step", rangemode="tozero")
-    figure.update_yaxes(title="bits per byte (lower is better)")
+    figure.update_yaxes(title="bits per byte, down is good")
     rows = [
         Row(
-            numbers.described(course.point),
+            numbers.row_name(course.point, section),
             tuple(Cell(numbers.number(v, 4), v) for v in (course.means[0], course.means[-1])),
             course.point.name,
         )
@@ -237,6 +246,15 @@ def _error(deviations: Sequence[float | None]) -> dict[str, Any]:
     return {"type": "data", "array": [d or 0 for d in deviations], "visible": shown, "thickness": 1, "width": 3}
 
 
+def _wrapped(text: str) -> str:
+    """A name for an axis, in short lines."""
+    return "<br>".join(html.escape(line) for line in textwrap.wrap(text, 22)[:3])
+
+
+def _short(text: str, length: int = 40) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
 def _range(values: Iterable[float]) -> list[float]:
     low, high = min(values := list(values)), max(values)
     margin = 0.12 * (high - low) or 0.05 * abs(high) or 1
@@ -259,7 +277,7 @@ def _figure(*, height: int) -> "go.Figure":
         font={"family": "system-ui, sans-serif", "size": 12},
     )
     figure.update_xaxes(zeroline=False, ticks="outside", showline=True, gridwidth=1)
-    figure.update_yaxes(zeroline=False, ticks="outside", showline=True, gridwidth=1)
+    figure.update_yaxes(zeroline=False, ticks="outside", showline=True, gridwidth=1, automargin=True, title_standoff=10)
     return figure
 
 

@@ -22,15 +22,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from neutral_residues import scores
 from neutral_residues.errors import UserError
 from neutral_residues.report.collect import Found
 from neutral_residues.report.settings import check_alike, point_settings
 from neutral_residues.results import Record
+from neutral_residues.scores import learning_share
 
 LEARNING_RATE, SHARE = "training.learning_rate", "averaging.share"
 UNNAMED = frozenset({LEARNING_RATE, SHARE, "label"})
 """Settings that no variant names, since every table shows them."""
+AVERAGING = "wise-ft"
+"""The method that has a share of weight averaging; others ignore that setting."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,8 @@ class Point:
 
     @property
     def share(self) -> float | None:
-        """Share of the fine-tuned model in a weight average."""
-        return self.settings.get(SHARE)
+        """Share of the fine-tuned model in a weight average; None for other methods."""
+        return self.settings.get(SHARE) if self.method == AVERAGING else None
 
     @property
     def first(self) -> Record:
@@ -288,7 +290,8 @@ def _with_variants(points: Sequence[Point]) -> list[Point]:
     named = []
     for point in points:
         others = [other.settings for other in points if other.label == point.label]
-        keys = sorted({key for settings in others for key in settings} - UNNAMED)
+        unnamed = UNNAMED - {LEARNING_RATE} if point.share is not None else UNNAMED
+        keys = sorted({key for settings in others for key in settings} - unnamed)
         differing = [key for key in keys if len({json.dumps(settings.get(key)) for settings in others}) > 1]
         named.append(replace(point, variant=", ".join(_setting_text(key, point.settings) for key in differing)))
     return named
@@ -322,7 +325,7 @@ def _share(point: Point, finetuned: Sequence[Point]) -> float | None:
     yardsticks = [p for p in finetuned if recipe(p) == recipe(point)] or list(finetuned)
     if len(yardsticks) != 1:
         return None
-    return scores.learning_share(
+    return learning_share(
         extended_bits_per_byte=point.bits.mean,
         backbone_bits_per_byte=point.backbone_bits,
         finetuned_bits_per_byte=yardsticks[0].bits.mean,

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from neutral_residues.report import numbers
+import neutral_residues.report.numbers as numbers
 from neutral_residues.report.fronts import pareto_front
 from neutral_residues.report.points import LEARNING_RATE, Point, Section, Spread
 
@@ -79,6 +79,20 @@ def points_table(section: Section) -> Table:
     return Table((Column("run"), *(column for column, _ in fields)), tuple(rows))
 
 
+def summary_table(section: Section) -> Table:
+    """The points that stand for their curve, in few columns."""
+    rows = section.rows
+    fields = [
+        (Column("learning rate"), [Cell(numbers.rate(p), p.learning_rate) for p in rows]),
+        (Column("seeds"), [Cell(str(p.bits.n), p.bits.n) for p in rows]),
+        (Column("new weights", "%"), [_new_weights(p) for p in rows]),
+        *_sides(section, rows),
+    ]
+    cells = zip(*(cells for _, cells in fields), strict=True)
+    lines = [Row(numbers.row_name(p, section), line, p.name) for p, line in zip(rows, cells, strict=True)]
+    return Table((Column("run"), *(column for column, _ in fields)), tuple(lines))
+
+
 def cost_table(section: Section) -> Table:
     """What each point took: medians and means of its first seed; times compare only on the same machine."""
     columns = (
@@ -92,7 +106,7 @@ def cost_table(section: Section) -> Table:
         Column("added", "million weights", LOWER),
         Column("stored", "million weights", LOWER),
     )
-    return Table(columns, tuple(Row(numbers.described(p), _cost_cells(p), p.name) for p in section.rows))
+    return Table(columns, tuple(Row(numbers.row_name(p, section), _cost_cells(p), p.name) for p in section.rows))
 
 
 def rates_table(section: Section) -> Table | None:
@@ -134,39 +148,42 @@ def _point_fields(section: Section) -> list[tuple[Column, list[Cell]]]:
         (Column("learning rate"), [Cell(numbers.rate(p), p.learning_rate) for p in points]),
         (Column("share of the average"), [Cell(_plain(p.share), p.share) for p in points]),
         (Column("seeds"), [Cell(str(p.bits.n), p.bits.n) for p in points]),
-        (Column("new weights", "% of the backbone"), [_new_weights(p) for p in points]),
-        *_sides(section),
+        *_sides(section, points),
         (
             Column("of fine-tuning's drop", "%", HIGHER),
             [Cell(numbers.share(p.learning_share), p.learning_share) for p in points],
         ),
         (Column("source tokens with all gates 0", "%", HIGHER), [_cell(neutral_tokens(p), 1) for p in points]),
+        *_single_sets(section),
+        (Column("new weights", "% of the backbone", LOWER), [_new_weights(p) for p in points]),
         (Column("on the Pareto front"), [Cell("yes", 1) if p in front else Cell(numbers.NONE, 0) for p in points]),
     ]
     if any(p.is_chosen is not None for p in points):
         chosen = {True: Cell("chosen", 2), False: Cell("not chosen", 0), None: Cell("only one", 1)}
-        fields.insert(1, (Column("by validation"), [chosen[p.is_chosen] for p in points]))
+        fields.append((Column("by validation"), [chosen[p.is_chosen] for p in points]))
     return [(column, cells) for column, cells in fields if any(cell.value is not None for cell in cells)]
 
 
-def _sides(section: Section) -> list[tuple[Column, list[Cell]]]:
-    points, sources, targets = section.points, section.sources, section.targets
-    fields = [
+def _sides(section: Section, points: Sequence[Point]) -> list[tuple[Column, list[Cell]]]:
+    return [
         (Column("forgetting, mean", "%", LOWER), [_cell(p.forgetting, 2, sign=True) for p in points]),
         (Column(f"bits per byte, {section.name}", "bits/byte", LOWER), [_cell(p.bits, 4) for p in points]),
         (Column(f"change, {section.name}", "%", LOWER), [_cell(p.learning_percent, 2, sign=True) for p in points]),
     ]
-    if len(sources) > 1:
-        fields[1:1] = [
-            (Column(f"forgetting, {s}", "%", LOWER), [_cell(p.forgetting_by_set[s], 2, sign=True) for p in points])
-            for s in sources
-        ]
-    if len(targets) > 1:
-        fields += [
-            (Column(f"bits per byte, {t}", "bits/byte", LOWER), [_cell(p.target_by_set[t], 4) for p in points])
-            for t in targets
-        ]
-    return fields
+
+
+def _single_sets(section: Section) -> list[tuple[Column, list[Cell]]]:
+    """Each set singly, on a side that has several."""
+    points, sources, targets = section.points, section.sources, section.targets
+    forgetting = [
+        (Column(f"forgetting, {s}", "%", LOWER), [_cell(p.forgetting_by_set[s], 2, sign=True) for p in points])
+        for s in (sources if len(sources) > 1 else ())
+    ]
+    learning = [
+        (Column(f"bits per byte, {t}", "bits/byte", LOWER), [_cell(p.target_by_set[t], 4) for p in points])
+        for t in (targets if len(targets) > 1 else ())
+    ]
+    return [*forgetting, *learning]
 
 
 def _cost_cells(point: Point) -> tuple[Cell, ...]:

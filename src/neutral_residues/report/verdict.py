@@ -1,7 +1,7 @@
 """The result of a section in two sentences, from the numbers alone and true whatever they are."""
 
 from neutral_residues.report.fronts import Comparison, compare, pareto_front
-from neutral_residues.report.numbers import described, number, percent, seeds, share, spread
+from neutral_residues.report.numbers import number, percent, row_name, seeds, share, spread
 from neutral_residues.report.points import Point, Section
 
 
@@ -17,7 +17,7 @@ def _both_sides(section: Section, point: Point) -> str:
     learnt = point.learning_percent.mean < 0
     of_finetuning = f", {share(point.learning_share)} of full fine-tuning's drop" if point.learning_share else ""
     return (
-        f"On {section.name}, {described(point)} {'lowers' if learnt else 'does not lower'} bits per byte from "
+        f"On {section.name}, {row_name(point, section)} {'lowers' if learnt else 'does not lower'} bits per byte from "
         f"{number(point.backbone_bits)} to {spread(point.bits)} ({percent(point.learning_percent, 1)}"
         f"{of_finetuning if learnt else ''}; {seeds(point.bits.n)}), while bits per byte of source text "
         f"({', '.join(section.sources)}) change by {percent(point.forgetting)}{_on_average(section)}."
@@ -33,7 +33,7 @@ def _against_others(section: Section, comparison: Comparison) -> str:
         return "Nothing else was measured here, so there is nothing to compare it with."
     parts = [_equal_learning(comparison)] if comparison.others else ["No other method was measured here"]
     if comparison.num_same_budget:
-        parts.append(_same_budget(comparison))
+        parts.append(_same_budget(section, comparison))
     return "; ".join(parts) + "."
 
 
@@ -51,14 +51,14 @@ def _equal_learning(comparison: Comparison) -> str:
     return f"At equal learning the next best, {best.name}, forgets {theirs}, {times}"
 
 
-def _same_budget(comparison: Comparison) -> str:
+def _same_budget(section: Section, comparison: Comparison) -> str:
     better = comparison.better_on_both_sides
     if not better:
         return "no point of the same budget, or that adds no weights, is better on both sides"
     first = min(better, key=lambda point: point.forgetting.mean)
     more = f" (and {len(better) - 1} more)" if len(better) > 1 else ""
     return (
-        f"{described(first)}{more} is better on both sides ({percent(first.forgetting)} forgetting, "
+        f"{row_name(first, section)}{more} is better on both sides ({percent(first.forgetting)} forgetting, "
         f"{spread(first.bits)} bits per byte)"
     )
 
@@ -69,12 +69,12 @@ def _without_neutral(section: Section) -> str:
     if least is most:
         alone = "was measured alone: it" if len(section.points) == 1 else "both forgets least and learns most: it"
         return (
-            f"On {section.name}, {described(most)} {alone} takes bits per byte from {number(most.backbone_bits)} to "
-            f"{spread(most.bits)} and changes source text by {percent(most.forgetting)} ({seeds(most.bits.n)})."
+            f"On {section.name}, {row_name(most, section)} {alone} takes bits per byte from "
+            f"{number(most.backbone_bits)} to {spread(most.bits)} and changes source text by {percent(most.forgetting)} ({seeds(most.bits.n)})."
         )
     return (
-        f"On {section.name}, {described(most)} learns most ({number(most.backbone_bits)} to {spread(most.bits)} bits "
-        f"per byte, forgetting {percent(most.forgetting)}), and {described(least)} forgets least "
+        f"On {section.name}, {row_name(most, section)} learns most ({number(most.backbone_bits)} to "
+        f"{spread(most.bits)} bits per byte, forgetting {percent(most.forgetting)}), and {row_name(least, section)} forgets least "
         f"({percent(least.forgetting)}, to {spread(least.bits)} bits per byte)."
     )
 
