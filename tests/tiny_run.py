@@ -71,6 +71,18 @@ def run_values(folder: Path, **training: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+BUDGETS = {"lora": 0.2043, "rslora": 0.2043, "dora": 0.1905, "osf": 0.2069, "block-expansion": 0.2764}
+"""What whole ranks and layers meet on so small a backbone; the others meet 0.20."""
+
+
+def method_values(folder: Path, method: str, **training: Any) -> dict[str, Any]:
+    """Settings of a short run of that method; for a weight average, of one whose fine-tuning must have been run."""
+    values = run_values(folder, **training) | {"method": method, "output": str(folder / method)}
+    if method == "wise-ft":
+        values["averaging"] = {"finetuned": str(folder / "finetune"), "share": 0.5}
+    return values | ({"budget": BUDGETS[method]} if method in BUDGETS else {})
+
+
 def write_run(folder: Path, values: dict[str, Any], name: str = "run.yaml") -> Path:
     path = folder / name
     path.write_text(yaml.safe_dump(values), encoding="utf-8")

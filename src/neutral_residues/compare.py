@@ -77,6 +77,12 @@ def _run_waves(cells: Cells, runner: "_Runner") -> None:
     runner.run(cells.third_wave(best))
 
 
+def shares_of_machine(config: CompareConfig) -> tuple[int, int]:
+    """How many cells run side by side, and with how many threads each."""
+    jobs = config.jobs or max(1, torch.cuda.device_count())
+    return jobs, max(1, (os.cpu_count() or 1) // jobs)
+
+
 def finished_records(config: CompareConfig, cells: Sequence[Cell]) -> dict[str, Record]:
     """The records of those cells that are done: cell name -> record."""
     return {c.name: read_record(f.record) for c in cells if (f := RunFolder(c.config.output)).is_finished}
@@ -148,8 +154,7 @@ class _Runner:
         self.config, self.console = config, console
         self.outcome = Outcome({}, {})
         self.num_gpus = torch.cuda.device_count()
-        self.jobs = config.jobs or max(1, self.num_gpus)
-        self.threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        self.jobs, self.threads = shares_of_machine(config)
         self.running: list[_Running] = []
         self.stopping = False
         self.progress = Progress(

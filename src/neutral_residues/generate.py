@@ -20,10 +20,11 @@ from transformers import GenerationConfig
 
 from neutral_residues.errors import UserError
 from neutral_residues.evaluate import as_backbone, inference
+from neutral_residues.loading import context_length
 from neutral_residues.results import Sample
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 def generate_both(
@@ -53,7 +54,7 @@ def generate_both(
         UserError: for an empty prompt, one that does not fit the model's context, or a setting out of range.
     """
     _check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
-    prompt_1T = _prompt_tokens(model, tokenizer, prompt, max_new_tokens)
+    prompt_1T = check_prompt(model.config, tokenizer, prompt, max_new_tokens=max_new_tokens)  # type: ignore[arg-type]
     settings = _settings(model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     with inference(model, reference):
         with as_backbone(model, reference) as backbone:
@@ -62,11 +63,16 @@ def generate_both(
     return Sample(prompt=prompt, backbone=backbone_text, extended=extended_text)
 
 
-def _prompt_tokens(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> Tensor:
+def check_prompt(config: "PretrainedConfig", tokenizer: Any, prompt: str, *, max_new_tokens: int) -> Tensor:
+    """The tokens of a prompt, (1, T).
+
+    Raises:
+        UserError: if it is empty, or does not fit the model's context with what is to be added.
+    """
     prompt_1T: Tensor = tokenizer(prompt, return_tensors="pt", truncation=False, verbose=False)["input_ids"].long()
     if not prompt.strip() or prompt_1T.shape[1] == 0:
         raise UserError("the prompt is empty", do="give some text to continue")
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_length(config)
     if limit is not None and prompt_1T.shape[1] + max_new_tokens > limit:
         raise UserError(
             "prompt and max_new_tokens together are longer than the model's context",

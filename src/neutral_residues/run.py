@@ -29,7 +29,7 @@ from neutral_residues.errors import Stopped
 from neutral_residues.evaluate import evaluate
 from neutral_residues.files import whole_folder
 from neutral_residues.gates import default_texts, gate_texts
-from neutral_residues.generate import generate_both
+from neutral_residues.generate import check_prompt, generate_both
 from neutral_residues.loading import load_backbone, load_config, load_tokenizer, pick_device
 from neutral_residues.methods import Method, find_method, learning_rate, resolved
 from neutral_residues.model_card import write_card
@@ -55,6 +55,9 @@ from neutral_residues.train import (
     training_arguments,
 )
 
+SAMPLE_TOKENS = 60
+"""How many tokens are added to each prompt at the end of a run."""
+
 
 def extend(config: RunConfig | None = None, *, console: Console | None = None, **settings: Any) -> Record:
     """Extend a model as a run file says; returns the record that is also written to the output folder.
@@ -76,6 +79,8 @@ def extend(config: RunConfig | None = None, *, console: Console | None = None, *
     folder = RunFolder(config.output)
     tokenizer = load_tokenizer(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
     end_of_text_id(tokenizer)
+    for prompt in config.evaluation.prompts:
+        check_prompt(model_config, tokenizer, prompt, max_new_tokens=SAMPLE_TOKENS)
     folder.check(config)
     if folder.is_finished:
         console.print(f"{config.output} is finished; nothing to do", highlight=False)
@@ -257,7 +262,7 @@ class _Run:
                 model,
                 self.tokenizer,
                 prompt,
-                max_new_tokens=60,
+                max_new_tokens=SAMPLE_TOKENS,
                 temperature=self.config.evaluation.temperature,
                 seed=self.config.seed,
                 reference=reference,

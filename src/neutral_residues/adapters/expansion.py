@@ -113,7 +113,7 @@ def _renumber(blocks: list[nn.Module]) -> None:
     for number, block in enumerate(blocks):
         for module in block.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = number
+                module.layer_idx = number  # type: ignore[assignment]
 
 
 def _expand_config(config: PretrainedConfig, order: list[int]) -> None:

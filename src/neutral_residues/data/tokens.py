@@ -86,8 +86,8 @@ class TokenStream:
 
     def content_hash(self) -> str:
         """The same for the same documents under the same tokenizer; reads the whole stream."""
-        digest = hashlib.blake2b(np.ascontiguousarray(self.tokens, dtype=np.int64), digest_size=16)
-        digest.update(np.ascontiguousarray(self.document_ends))
+        digest = hashlib.blake2b(self.tokens.astype(np.int64).tobytes(), digest_size=16)
+        digest.update(self.document_ends.tobytes())
         return digest.hexdigest()
 
     def blocks(self, block_tokens: int) -> NDArray[Any]:
