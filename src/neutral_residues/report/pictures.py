@@ -200,7 +200,9 @@ def _heat_text(axis: "Axes", text: HeatText, lines: Sequence[Sequence[tuple[int,
                 patches.append(Rectangle((column, row + letters + index * square), width, 0.75 * square))
                 faces.append((0.0, 0.447, 0.698, level / STEPS))
                 edges.append((0.66, 0.66, 0.63, 1.0 if level == 0 else 0.0))
-    axis.add_collection(PatchCollection(patches, facecolors=faces, edgecolors=edges, linewidths=0.4))
+    cells = PatchCollection(patches, facecolors=faces, edgecolors=edges, linewidths=0.4)
+    cells.set_clip_on(False)  # the name of its clip path would come from an address in memory
+    axis.add_collection(cells)
     axis.set_xlim(0, HEAT_COLUMNS)
     axis.set_ylim(max(1, len(lines)), 0)
     axis.set_axis_off()

@@ -142,7 +142,7 @@ def _view(section: Section, name: str, of: Callable[[Point], Spread]) -> dict[st
         "x": [*xs, [of(p).mean for p in front], [0]],
         "y": [*ys, [p.bits.mean for p in front], [section.backbone_bits]],
         "error": [[of(p).deviation for p in curve.points] for curve in section.curves],
-        "title": f"{'mean forgetting' if name == MEAN else 'forgetting, ' + html.escape(_short(name))} [%], left is good",
+        "title": f"forgetting, {'mean' if name == MEAN else html.escape(_short(name))} [%], left is good",
         "range": _range([0.0, *(of(p).mean for p in section.rows)]),
     }
 

@@ -66,16 +66,17 @@ def _same_budget(section: Section, comparison: Comparison) -> str:
 def _without_neutral(section: Section) -> str:
     least = min(section.rows, key=lambda point: point.forgetting.mean)
     most = min(section.rows, key=lambda point: point.bits.mean)
+    name, before = row_name(most, section), number(most.backbone_bits)
     if least is most:
-        alone = "was measured alone: it" if len(section.points) == 1 else "both forgets least and learns most: it"
+        alone = "was measured alone" if len(section.points) == 1 else "both forgets least and learns most"
         return (
-            f"On {section.name}, {row_name(most, section)} {alone} takes bits per byte from "
-            f"{number(most.backbone_bits)} to {spread(most.bits)} and changes source text by {percent(most.forgetting)} ({seeds(most.bits.n)})."
+            f"On {section.name}, {name} {alone}: it takes bits per byte from {before} to {spread(most.bits)} and "
+            f"changes those of source text by {percent(most.forgetting)} ({seeds(most.bits.n)})."
         )
     return (
-        f"On {section.name}, {row_name(most, section)} learns most ({number(most.backbone_bits)} to "
-        f"{spread(most.bits)} bits per byte, forgetting {percent(most.forgetting)}), and {row_name(least, section)} forgets least "
-        f"({percent(least.forgetting)}, to {spread(least.bits)} bits per byte)."
+        f"On {section.name}, {name} learns most ({before} to {spread(most.bits)} bits per byte, forgetting "
+        f"{percent(most.forgetting)}), and {row_name(least, section)} forgets least ({percent(least.forgetting)}, "
+        f"to {spread(least.bits)} bits per byte)."
     )
 
 
