@@ -14,6 +14,7 @@ from torch import nn
 from neutral_residues.adapters.attach import NeutralResiduesLayer, residue_layers, tapped
 from neutral_residues.adapters.neutral import Residue
 from neutral_residues.evaluate import ScorableText, inference, layer_numbers
+from neutral_residues.loading import context_length
 from neutral_residues.results import GateText
 
 if TYPE_CHECKING:
@@ -71,14 +72,15 @@ def code_switched(source: str, target: str) -> str:
 def gate_texts(
     model: nn.Module, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[NamedText], *, end_of_text: int
 ) -> list[GateText]:
-    """The gates on the first `MAX_TOKENS` tokens of each text; empty for a model without block gates."""
+    """The gates on the first tokens of each text, `MAX_TOKENS` or what the model can read; empty without block gates."""
     layers = residue_layers(model)
     if not layers:
         return []
     numbers = layer_numbers(list(layers))
+    longest = min(MAX_TOKENS, (context_length(model.config) or MAX_TOKENS + 1) - 1)  # type: ignore[arg-type]
     found = []
     for text in texts:
-        ids = tokenizer(text.text, add_special_tokens=False)["input_ids"][:MAX_TOKENS]
+        ids = tokenizer(text.text, add_special_tokens=False)["input_ids"][:longest]
         gates = _Gates()
         with inference(model), tapped(layers, gates):
             device = next(model.parameters()).device

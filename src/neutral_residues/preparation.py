@@ -68,7 +68,6 @@ def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, show_
                 cache_dir=config.data.cache or default_cache_folder(),
                 num_workers=config.data.workers,
                 held_out_share=held_out_share,
-                seed=config.seed,
                 show_progress=show_progress,
             )
             for corpus in corpora
