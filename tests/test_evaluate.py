@@ -1,6 +1,5 @@
 """Both sides of the trade-off: against values by hand, and against a loop that scores one token at a time."""
 
-import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,13 +9,12 @@ import numpy as np
 import peft
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from neutral_residues import NeutralResiduesConfig, UserError, residue_layers
 from neutral_residues.evaluate import as_backbone, evaluate, inference, windows
-from neutral_residues.scores import SetScore, learning_share, metrics, table
+from neutral_residues.scores import SetScore, learning_share, metrics
 
 VOCABULARY, END = 64, 0
 
@@ -499,11 +497,3 @@ def test_loss_that_is_not_finite_stops() -> None:
     model.get_output_embeddings().weight.data[3] = math.nan
     with pytest.raises(UserError, match="the loss on en is not finite"):
         score(model, text(30))
-
-
-def test_table_for_people() -> None:
-    console = Console(width=140, record=True, file=io.StringIO())
-    console.print(table([score(rigged(), text(30)), score(llama(), text(30, name="plain"), backbone=False)]))
-    lines = console.export_text().splitlines()
-    assert any("en" in line and "+0.0000" in line and "->" in line and "%" in line for line in lines)
-    assert any("plain" in line and "->" not in line and " - " in line for line in lines)

@@ -69,6 +69,15 @@ def compare(
 
 
 @app.command()
+def methods() -> None:
+    """List the methods: what trains, what a budget means for it, and what can be done afterwards."""
+    _quiet()
+    from neutral_residues.commands import list_methods
+
+    list_methods()
+
+
+@app.command()
 def describe(run: RunFile, overrides: Overrides = None) -> None:
     """Print what a run would do (weights, tokens, steps, memory, disk) without training."""
     _quiet()

@@ -19,7 +19,7 @@ from neutral_residues.evaluate import evaluate
 from neutral_residues.files import default_cache_folder
 from neutral_residues.generate import generate_both
 from neutral_residues.loading import empty_backbone, load_config, load_tokenizer, pick_device
-from neutral_residues.methods import find_method, learning_rate, resolved
+from neutral_residues.methods import METHODS, RECIPE_WIDTH, find_method, learning_rate, resolved
 from neutral_residues.preparation import check_context, make_rows, prepare_data, wants_bf16, world_size
 from neutral_residues.results import Record, provenance, write_record
 from neutral_residues.saved import Saved, load_saved
@@ -67,6 +67,26 @@ def describe(config: RunConfig, *, console: Console | None = None) -> None:
     table.add_row("disk", f"about {human_bytes(disk)} in {config.output}")
     table.add_row("ranks", str(world_size()))
     console.print(table)
+
+
+def list_methods(*, console: Console | None = None) -> None:
+    """Print the table of methods."""
+    console = console or Console()
+    table = Table(show_header=False, box=None, padding=(0, 2, 1, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for row in METHODS:
+        facts = [f"the budget becomes {row.size}" if row.size else "adds no weights"]
+        facts += [f"learning rate {row.learning_rate:g}"] if row.learning_rate is not None else []
+        facts += [f"afterwards: {', '.join(row.afterwards)}"] if row.afterwards else []
+        table.add_row(row.name, f"{row.title}: {row.trains}\n[dim]{'; '.join(facts)}\n{row.paper}[/dim]")
+    console.print(table)
+    console.print(
+        f"Learning rates are for a backbone of width {RECIPE_WIDTH} and shrink as 1/width.\n"
+        "merge: folds into the backbone's matrices. skip: tokens whose gate is 0 need no extra work. "
+        "stock: what is saved is a model that Transformers knows.",
+        highlight=False,
+    )
 
 
 def _stream_line(stream: TokenStream) -> str:

@@ -227,7 +227,7 @@ class RunConfig(Settings):
     budget: float = Field(default=0.20, gt=0)
     """New weights as a share of the backbone's, embeddings counted; methods that add none have no use for it."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the initialisation and the order of rows. What is held out does not depend on it, so that seeds compare."""
+    """Seed of the initialisation and the order of rows. What is held out does not depend on it, so seeds compare."""
     output: Path
     """Folder for checkpoints, log, extension and record. Made anew, or resumed if it holds this very run."""
     data: DataSettings

@@ -72,7 +72,7 @@ def code_switched(source: str, target: str) -> str:
 def gate_texts(
     model: nn.Module, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[NamedText], *, end_of_text: int
 ) -> list[GateText]:
-    """The gates on the first tokens of each text, `MAX_TOKENS` or what the model can read; empty without block gates."""
+    """The gates on the first `MAX_TOKENS` of each text, or what the model can read. Empty without block gates."""
     layers = residue_layers(model)
     if not layers:
         return []

@@ -8,19 +8,15 @@
     learning           bits per byte, backbone minus extended, on a target set
     neutrality         share of tokens on which every gate is exactly 0; mean KL(backbone || extended) in nats per token
 
-`metrics` gives them names, units and directions for the record; `table` shows them. No torch here.
+`metrics` gives them names, units and directions for the record. No torch here.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from neutral_residues.config import Role
 from neutral_residues.results import Direction, Metric, Of
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -108,20 +104,6 @@ def metrics(scores: Sequence[SetScore]) -> list[Metric]:
     return [metric for score in scores for metric in (*_losses(score), *_changes(score), *_residues(score))]
 
 
-def table(scores: Sequence[SetScore]) -> "Table":
-    """A table for people: one row for each set."""
-    from rich.table import Table  # here, so that nothing else waits for it
-
-    table = Table(title="Bits per byte (lower is better)")
-    table.add_column("set")
-    table.add_column("role")
-    for column in ("backbone", "extended", "change", "change %", "perplexity", "neutral tokens"):
-        table.add_column(column, justify="right")
-    for score in scores:
-        table.add_row(*_cells(score))
-    return table
-
-
 def _metric(
     score: SetScore, name: str, of: Of, value: float, unit: str, direction: Direction, layer: int | None = None
 ) -> Metric:
@@ -186,20 +168,3 @@ def _residues(score: SetScore) -> list[Metric]:
         rms = math.sqrt(squares / (score.num_tokens * score.hidden)) if score.hidden else 0.0
         found.append(_metric(score, "residue_rms", "extended", rms, "rms", small, layer))
     return found
-
-
-def _cells(score: SetScore) -> list[str]:
-    rise, percent = score.rise_bits_per_byte, score.rise_percent
-    perplexity = f"{score.extended_perplexity:.2f}"
-    if score.backbone_perplexity is not None:
-        perplexity = f"{score.backbone_perplexity:.2f} -> {perplexity}"
-    return [
-        score.name,
-        score.role,
-        "-" if score.backbone_bits_per_byte is None else f"{score.backbone_bits_per_byte:.4f}",
-        f"{score.extended_bits_per_byte:.4f}",
-        "-" if rise is None else f"{rise:+.4f}",
-        "-" if percent is None else f"{percent:+.2f}",
-        perplexity,
-        "-" if score.neutral_share is None else f"{100 * score.neutral_share:.1f} %",
-    ]

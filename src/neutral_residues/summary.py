@@ -1,4 +1,4 @@
-"""The end of a run in a few lines: both sides, what it cost, where it lies. From the record alone, no torch."""
+"""Both sides of a record in a table, and the end of a run in a few lines. From the record alone, no torch."""
 
 from pathlib import Path
 
@@ -29,22 +29,24 @@ def print_summary(record: Record, output: Path, *, console: Console | None = Non
 
 
 def sides_table(record: Record) -> Table:
-    """Bits per byte of backbone and extension on every held-out set, with the share of neutral tokens."""
-    table = Table(title=f"{record.method}: bits per byte on held-out text (lower is better)")
+    """Bits per byte and perplexity on every held-out set, before and after, with the share of neutral tokens."""
+    table = Table(title=f"{record.label}: bits per byte on held-out text (lower is better)", title_justify="left")
     table.add_column("set")
     table.add_column("role")
-    for column in ("backbone", "extended", "change", "tokens with all gates 0"):
+    for column in ("backbone", "extended", "change", "token perplexity", "tokens with all gates 0"):
         table.add_column(column, justify="right")
-    values = {(m.name, m.of, m.set): m for m in record.metrics if m.layer is None}
+    values = {(m.name, m.of, m.set): m.value for m in record.metrics if m.layer is None}
     for metric in (m for m in record.metrics if m.name == "bits_per_byte" and m.of == "extended"):
-        before = values["bits_per_byte", "backbone", metric.set].value
+        before = values.get(("bits_per_byte", "backbone", metric.set))
+        perplexities = (values.get(("token_perplexity", of, metric.set)) for of in ("backbone", "extended"))
         neutral = values.get(("neutral_tokens", "extended", metric.set))
         table.add_row(
-            str(metric.set),
-            str(metric.role),
-            f"{before:.4f}",
+            metric.set,
+            metric.role,
+            "-" if before is None else f"{before:.4f}",
             f"{metric.value:.4f}",
-            f"{100 * (metric.value / before - 1):+.2f} %",
-            f"{100 * neutral.value:.1f} %" if neutral else "-",
+            "-" if before is None else f"{100 * (metric.value / before - 1):+.2f} %",
+            " -> ".join(f"{value:.2f}" for value in perplexities if value is not None),
+            "-" if neutral is None else f"{100 * neutral:.1f} %",
         )
     return table
