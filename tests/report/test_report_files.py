@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +18,7 @@ from neutral_residues.errors import UserError
 from neutral_residues.report.collect import collect
 from neutral_residues.report.command import write_report
 from neutral_residues.report.heat import level, visible
-from neutral_residues.results import write_record
+from neutral_residues.results import Cost, write_record
 
 RECORDS = Path(__file__).parent.parent.parent / "docs" / "records"
 
@@ -146,6 +147,16 @@ def test_where_the_report_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     }
 
 
+def test_neither_torch_nor_its_friends_are_loaded(tmp_path: Path) -> None:
+    write_record(tmp_path / "record.json", make_record())
+    code = (
+        "import sys; from neutral_residues.cli import app; app(['report', sys.argv[1]], standalone_mode=False); "
+        "print([name for name in ('torch', 'transformers', 'peft', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_an_earlier_report_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
     write_record(tmp_path / "run" / "record.json", make_record())
     page, _ = report(tmp_path / "run")
@@ -242,6 +253,17 @@ def test_levels_of_gates() -> None:
     assert visible("a\n") == "a↵"
     assert visible("\x00\u00a0é") == "� é"
     assert visible("") == "∅"
+
+
+def test_records_of_an_evaluation_alone(tmp_path: Path) -> None:
+    bare: dict[str, Any] = {"kind": "evaluate", "curve": [], "samples": [], "gates": [], "sets": [], "cost": Cost()}
+    for name in ("one", "two"):
+        config = {"extension": f"runs/{name}", "context_tokens": 128, "stride_tokens": 64}
+        record = make_record().model_copy(update={**bare, "config": config})
+        write_record(tmp_path / f"{name}.json", record)
+    page, printed = report(tmp_path / "one.json", tmp_path / "two.json", output=tmp_path / "report")
+    assert "neutral (extension runs/one) lowers" in printed
+    assert {p.name for p in page.parent.glob("*.png")} == {"fr-plane.png", "fr-layers.png"}
 
 
 def test_records_of_version_1(tmp_path: Path) -> None:

@@ -271,6 +271,17 @@ def test_a_record_with_one_side_is_refused(role: str, lacks: str) -> None:
         section(no_backbone)
 
 
+def test_curves_that_would_have_one_name_are_numbered() -> None:
+    text = [make_record(seed=0, settings={"data.train": [{"name": "fr", "path": path}]}) for path in ("a", "b", "c")]
+    one = section(*text)
+    assert [curve.name for curve in one.curves] == [
+        "neutral (other train)",
+        "neutral (other train #2)",
+        "neutral (other train #3)",
+    ]
+    assert len(looks(one.curves)) == 3
+
+
 def test_many_curves_stay_apart() -> None:
     one = section(*(make_record(f"method-{n}") for n in range(25)))
     drawn = looks(one.curves)

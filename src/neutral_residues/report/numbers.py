@@ -50,7 +50,9 @@ def gibibytes(num_bytes: float | None) -> str:
 
 def millions(weights: float | None) -> str:
     """Weights."""
-    return NONE if weights is None else f"{weights / 1e6:.3g}"
+    if weights is None:
+        return NONE
+    return f"{weights / 1e6:.3g}" if weights < 1e9 else f"{weights / 1e6:,.0f}"
 
 
 def described(point: Point) -> str:

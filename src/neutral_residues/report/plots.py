@@ -97,7 +97,8 @@ def training(section: Section) -> list[Plot]:
 def layers(section: Section) -> list[Plot]:
     """Share of shut gates and size of the residue by layer: two plots for each point that has them."""
     found = []
-    for number, point in enumerate(section.rows):
+    gated_first = sorted(section.rows, key=lambda point: not layer_values(point, "gates_zero"))
+    for number, point in enumerate(gated_first):
         for name, title, unit in (
             ("gates_zero", "gates that are exactly 0", "% of tokens"),
             ("residue_rms", "size of the residue", "root mean square"),
@@ -118,7 +119,8 @@ def costs(section: Section) -> list[Plot]:
     for index, column in enumerate(table.columns[1:]):
         cells = [row.cells[index] for row in table.rows]
         if column.name in BARS and any(cell.value is not None for cell in cells):
-            figure = _figure(height=60 + 34 * len(cells))
+            lines = max(_wrapped(row.name).count("<br>") + 1 for row in table.rows)
+            figure = _figure(height=60 + (14 * lines + 12) * len(cells))
             for row, cell in zip(table.rows, cells, strict=True):
                 figure.add_bar(
                     x=[cell.value or 0], y=[_wrapped(row.name)], orientation="h", width=[0.7], text=[cell.text],

@@ -206,7 +206,7 @@ def _section(targets: tuple[str, ...], found: Sequence[Found]) -> Section:
         axis = _axis(point)
         rest = {key: value for key, value in point.settings.items() if key != axis}
         families.setdefault(json.dumps(rest, sort_keys=True), []).append(point)
-    curves = tuple(_curve(family) for family in families.values())
+    curves = _with_own_names([_curve(family) for family in families.values()])
     section = Section(", ".join(targets), tuple(_sides(found[0], "source")), targets, curves)
     return _with_learning_share(section)
 
@@ -298,8 +298,20 @@ def _with_variants(points: Sequence[Point]) -> list[Point]:
 
 
 def _setting_text(key: str, settings: Mapping[str, Any]) -> str:
-    value = str(settings.get(key, "unset"))
-    return f"{key.rpartition('.')[2]} {value}" if len(value) <= 24 else f"{key} differs"
+    name, value = key.rpartition(".")[2], str(settings.get(key, "unset"))
+    if value.startswith("["):
+        return f"other {name}"
+    return f"{name} {value}" if len(value) <= 24 else f"{name} …{value[-23:]}"
+
+
+def _with_own_names(curves: Sequence[Curve]) -> tuple[Curve, ...]:
+    """Number the curves whose names would be alike, such as those of two long lists of training text."""
+    named: list[Curve] = []
+    for number, curve in enumerate(curves):
+        same = sum(other.name == curve.name for other in curves[:number])
+        points = tuple(replace(p, variant=f"{p.variant} #{same + 1}") for p in curve.points) if same else curve.points
+        named.append(replace(curve, name=points[0].name, points=points))
+    return tuple(named)
 
 
 def _with_learning_share(section: Section) -> Section:

@@ -70,8 +70,10 @@ def _backbone(record: Record) -> str:
 
 def _windows(record: Record) -> tuple[Any, Any]:
     settings = flat(record.config)
-    context = settings.get("evaluation.context_tokens") or settings.get("data.block_tokens")
-    stride = settings.get("evaluation.stride_tokens") or (max(1, context // 2) if context else None)
+    keys = ("evaluation.context_tokens", "context_tokens", "data.block_tokens")  # the second: of evaluation alone
+    context = next((settings[key] for key in keys if key in settings), None)
+    stride = settings.get("evaluation.stride_tokens") or settings.get("stride_tokens")
+    stride = stride or (max(1, context // 2) if context else None)
     return context, stride
 
 
