@@ -77,7 +77,7 @@ def gate_texts(
     if not layers:
         return []
     numbers = layer_numbers(list(layers))
-    longest = min(MAX_TOKENS, (context_length(model.config) or MAX_TOKENS + 1) - 1)  # type: ignore[arg-type]
+    longest = min(MAX_TOKENS, (context_length(model.config) or MAX_TOKENS + 1) - 1)
     found = []
     for text in texts:
         ids = tokenizer(text.text, add_special_tokens=False)["input_ids"][:longest]

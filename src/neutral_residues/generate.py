@@ -54,7 +54,7 @@ def generate_both(
         UserError: for an empty prompt, one that does not fit the model's context, or a setting out of range.
     """
     _check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
-    prompt_1T = check_prompt(model.config, tokenizer, prompt, max_new_tokens=max_new_tokens)  # type: ignore[arg-type]
+    prompt_1T = check_prompt(model.config, tokenizer, prompt, max_new_tokens=max_new_tokens)
     settings = _settings(model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     with inference(model, reference):
         with as_backbone(model, reference) as backbone:

@@ -9,14 +9,14 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from neutral_residues.adapters.neutral import BUDGET_TOLERANCE
 from neutral_residues.adapters.places import count_backbone_weights, find_layers, text_config
 from neutral_residues.adapters.settings import PREFIX
-from neutral_residues.errors import UserError
+from neutral_residues.errors import UserError, first_line
 
 OUTPUT_PROJECTIONS = (
     "o_proj",
@@ -37,10 +37,11 @@ def expand_blocks(model: PreTrainedModel, *, budget: float) -> nn.Module:
     """Insert copies of layers, as many as the budget allows; only they train. In place.
 
     Raises:
-        UserError: if no whole number of layers comes within 2 % of the budget (names the two nearest), or a layer's
-            output projections are not found.
+        UserError: if no whole number of layers comes within 2 % of the budget (names the two nearest), a layer's
+            output projections are not found, or the expanded model is not the backbone at the start.
     """
     layers = find_layers(model)
+    before = _few_logits(model)
     count = _count_for_budget(model, budget, layers)
     model.requires_grad_(False)
     after = _spread(count, len(layers))
@@ -55,7 +56,31 @@ def expand_blocks(model: PreTrainedModel, *, budget: float) -> nn.Module:
     _put(model, next(iter(layers)), blocks)
     _renumber(blocks)
     _expand_config(text_config(model), order)
+    _check_identity(model, before)
     return model
+
+
+@torch.no_grad()
+def _few_logits(model: nn.Module) -> Tensor:
+    device = next(model.parameters()).device
+    logits: Tensor = model(input_ids=torch.arange(8, device=device)[None], use_cache=False).logits
+    return logits
+
+
+def _check_identity(model: nn.Module, before: Tensor) -> None:
+    """Some architectures add more to the residual stream than two projections, or count their layers elsewhere too."""
+    try:
+        change = (_few_logits(model) - before).abs().max()
+    except Exception as error:
+        raise _not_expandable(model, first_line(error)) from error
+    if before.is_meta:  # only counted, never run
+        return
+    if change > 1e-4 * before.abs().max():
+        raise _not_expandable(model, f"silent copies change its logits by {change:.1e}")
+
+
+def _not_expandable(model: nn.Module, got: str) -> UserError:
+    return UserError(f"block expansion cannot expand {type(model).__name__}", got=got, do="choose another method")
 
 
 def _count_for_budget(model: nn.Module, budget: float, layers: dict[str, nn.Module]) -> int:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from peft import LoraConfig, OSFConfig, get_peft_model
+from peft import LoraConfig, OSFConfig, PeftConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from neutral_residues.adapters.neutral import BUDGET_TOLERANCE
 from neutral_residues.adapters.places import count_backbone_weights, find_blocks
 from neutral_residues.adapters.settings import PREFIX
-from neutral_residues.errors import UserError
+from neutral_residues.errors import UserError, first_line
 
 
 def attach_lora(
@@ -41,9 +41,10 @@ def attach_lora(
         r=rank,
         lora_alpha=alpha_over_rank * rank if alpha is None else alpha,
         target_modules=list(places),
+        fan_in_fan_out=isinstance(model.get_submodule(next(iter(places))), Conv1D),
         **kind,
     )
-    return get_peft_model(model, config)
+    return _attached(model, config)
 
 
 def attach_osf(model: PreTrainedModel, *, budget: float) -> nn.Module:
@@ -54,7 +55,8 @@ def attach_osf(model: PreTrainedModel, *, budget: float) -> nn.Module:
     Raises:
         UserError: as `attach_lora`; also for a model whose layers are not `nn.Linear`.
     """
-    places = _linear_places(model, only_ffn=False)
+    # A layer with one output, such as a gate, has no direction to spare.
+    places = {name: shape for name, shape in _linear_places(model, only_ffn=False).items() if min(shape) > 1}
     foreign = [name for name in places if not isinstance(model.get_submodule(name), nn.Linear)]
     if foreign:
         raise UserError("osf works on nn.Linear layers only", got=f"{foreign[0]} is another kind", do="choose lora")
@@ -66,9 +68,15 @@ def attach_osf(model: PreTrainedModel, *, budget: float) -> nn.Module:
         raise UserError(
             "budget leaves OSF no direction to protect", got=budget, allowed=f"up to {smallest - 1} directions a layer"
         )
-    return get_peft_model(
-        model, OSFConfig(task_type="CAUSAL_LM", target_modules=list(places), rank_pattern=dict(preserved))
-    )
+    config = OSFConfig(task_type="CAUSAL_LM", target_modules=list(places), rank_pattern=dict(preserved))
+    return _attached(model, config)
+
+
+def _attached(model: PreTrainedModel, config: PeftConfig) -> nn.Module:
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:  # PEFT refuses some modules of some architectures
+        raise UserError("PEFT cannot attach this method", got=first_line(error), do="choose another method") from error
 
 
 def _linear_places(model: nn.Module, *, only_ffn: bool) -> dict[str, tuple[int, int]]:
@@ -87,7 +95,8 @@ def _linear_places(model: nn.Module, *, only_ffn: bool) -> dict[str, tuple[int, 
 
 
 def _shape(module: Any) -> tuple[int, int] | None:
-    if isinstance(module, nn.Linear):
+    # A router that is a Linear returns more than one tensor, which PEFT does not expect.
+    if isinstance(module, nn.Linear) and "Router" not in type(module).__name__:
         return module.in_features, module.out_features
     if isinstance(module, Conv1D):  # GPT-2's linear layer
         return int(module.nx), int(module.nf)
