@@ -106,7 +106,13 @@ def cost_table(section: Section) -> Table:
         Column("added", "million weights", LOWER),
         Column("stored", "million weights", LOWER),
     )
-    return Table(columns, tuple(Row(numbers.row_name(p, section), _cost_cells(p), p.name) for p in section.rows))
+    cells = [_cost_cells(p) for p in section.rows]
+    known = [n for n in range(len(columns) - 1) if any(row[n].value is not None for row in cells)]
+    rows = [
+        Row(numbers.row_name(p, section), tuple(row[n] for n in known), p.name)
+        for p, row in zip(section.rows, cells, strict=True)
+    ]
+    return Table((columns[0], *(columns[n + 1] for n in known)), tuple(rows))
 
 
 def rates_table(section: Section) -> Table | None:
