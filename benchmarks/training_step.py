@@ -9,7 +9,6 @@ local loss), backward, clipping and AdamW, as in training, without data loading.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,15 +20,19 @@ from typing import Any
 import torch
 
 from neutral_residues.config import RunConfig, make_run
+from neutral_residues.cost import peak_memory_bytes
 from neutral_residues.loading import load_backbone, load_config, pick_device
 from neutral_residues.losses import SOURCE, TARGET, next_token_nats
-from neutral_residues.methods import METHODS, find_method
+from neutral_residues.methods import find_method, resolved
 from neutral_residues.mixin import local_loss
+
+TIMED = ("neutral", "neutral-sigmoid", "adapter", "lora", "lora-mlp", "dora", "osf", "finetune-ffn", "finetune")
+"""Methods that train and that a budget of 20 % fits; full fine-tuning is what the others are held against."""
 
 
 def config_for(method: str, model: str) -> RunConfig:
     corpora = [{"name": role, "role": role, "path": f"{role}.txt"} for role in ("source", "target")]
-    return make_run({"model": model, "method": method, "output": "unused", "data": {"train": corpora}})
+    return resolved(make_run({"model": model, "method": method, "output": "unused", "data": {"train": corpora}}))
 
 
 def make_step(method: str, arguments: argparse.Namespace) -> Callable[[], None]:
@@ -76,8 +79,7 @@ def peak_bytes(method: str, arguments: argparse.Namespace) -> int:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = [method.name for method in METHODS]
-    # First, while this process is small: on Linux a child's peak begins at its parent's size.
+    names = arguments.methods
     memory = {name: peak_bytes(name, arguments) for name in names}
     steps = {name: make_step(name, arguments) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -117,15 +119,16 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--only-memory", choices=[method.name for method in METHODS])
+    parser.add_argument("--methods", nargs="+", choices=TIMED, default=TIMED)
+    parser.add_argument("--only-memory", choices=TIMED)
     arguments = parser.parse_args()
     if arguments.only_memory:
         step = make_step(arguments.only_memory, arguments)
         for _ in range(3):
             step()
-        cuda = torch.cuda.is_available()
-        print(torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        print(peak_memory_bytes(pick_device()))
         return
+    arguments.methods = [*dict.fromkeys([*arguments.methods, "finetune"])]
     text = json.dumps(measure(arguments), indent=2)
     print(text)
     if arguments.output:

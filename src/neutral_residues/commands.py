@@ -20,7 +20,14 @@ from neutral_residues.files import default_cache_folder
 from neutral_residues.generate import generate_both
 from neutral_residues.loading import empty_backbone, load_config, load_tokenizer, pick_device
 from neutral_residues.methods import METHODS, RECIPE_WIDTH, find_method, learning_rate, resolved
-from neutral_residues.preparation import check_context, make_rows, prepare_data, wants_bf16, world_size
+from neutral_residues.preparation import (
+    check_context,
+    evaluation_set,
+    make_rows,
+    prepare_data,
+    wants_bf16,
+    world_size,
+)
 from neutral_residues.results import Record, provenance, write_record
 from neutral_residues.saved import Saved, load_saved
 from neutral_residues.scores import metrics
@@ -112,7 +119,8 @@ def evaluate_folder(
     streams = _streams(saved, corpora, console)
     run = saved.config
     context = context or (run.context_tokens if run else DEFAULT_CONTEXT_TOKENS)
-    stride = stride or max(1, context // 2)
+    if stride is None:
+        stride = run.stride_tokens if run and context == run.context_tokens else max(1, context // 2)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("measuring", total=None)
         scores = evaluate(
@@ -130,12 +138,13 @@ def evaluate_folder(
         kind="evaluate",
         method=run.method if run else "neutral",
         metrics=metrics(scores),
+        sets=[evaluation_set(stream, "evaluate") for stream in streams],
         provenance=provenance(seed=None, device=pick_device().type, tokenizer_key=tokenizer_key(saved.tokenizer)),
         config={
+            **(run.model_dump(mode="json", include={"model", "revision", "label", "budget", "seed"}) if run else {}),
             "extension": str(folder),
             "context_tokens": context,
             "stride_tokens": stride,
-            "sets": [f"{s.role}:{s.name}" for s in streams],
         },
     )
     console.print(sides_table(record))

@@ -36,10 +36,12 @@ class RunData:
 
     def sets(self) -> list[EvaluationSet]:
         """For the record."""
-        return [_set(s, "evaluate") for s in self.evaluate] + [_set(s, "validate") for s in self.validate]
+        evaluated = [evaluation_set(stream, "evaluate") for stream in self.evaluate]
+        return evaluated + [evaluation_set(stream, "validate") for stream in self.validate]
 
 
-def _set(stream: TokenStream, use: str) -> EvaluationSet:
+def evaluation_set(stream: TokenStream, use: str) -> EvaluationSet:
+    """What a record says of a text that was measured; `use` is "evaluate" or "validate"."""
     sizes = {"num_bytes": stream.num_bytes, "num_tokens": stream.num_tokens, "num_documents": stream.num_documents}
     return EvaluationSet.model_validate(
         {"name": stream.name, "role": stream.role, "use": use, "key": stream.content_hash(), **sizes}
