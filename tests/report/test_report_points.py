@@ -167,6 +167,21 @@ def test_comparison_at_equal_learning() -> None:
     assert "9.0 times as much" in verdict(one)
 
 
+def test_weight_averages_end_at_the_model_that_they_average() -> None:
+    one = section(
+        make_record(forgetting=0.5, bits=2.5),
+        make_record("finetune", forgetting=10.0, bits=2.0, new_weights=0),
+        make_record(
+            "finetune", forgetting=1.0, bits=2.4, new_weights=0, rate=5e-4
+        ),  # another rate's average is not here
+        make_record("wise-ft", share=0.5, forgetting=2.0, bits=3.0, new_weights=0),
+    )
+    result = compare(one)
+    assert result is not None
+    # Between share 0.5 (3.0 bits, 2 %) and share 1 (2.0 bits, 10 %): 6 % at 2.5 bits.
+    assert {o.name: o.forgetting for o in result.others}["wise-ft"] == pytest.approx(6.0)
+
+
 @pytest.mark.parametrize(
     ("new_weights", "budget", "found"),
     [(200, 0.2, True), (203, 0.9, True), (0, 0.9, True), (300, 0.201, True), (300, 0.9, False)],

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from neutral_residues.report.points import Curve, Point, Section
+from neutral_residues.report.points import SHARE, Curve, Point, Section
 
 NEUTRAL = "neutral"
 SAME_BUDGET = 0.02
@@ -74,7 +74,7 @@ def compare(section: Section) -> Comparison | None:
     if not candidates:
         return None
     ours = max(candidates, key=lambda point: (point.label == NEUTRAL, point.bits.n))  # the first of equals
-    others = [_at_equal_learning(curve, ours) for curve in section.curves if curve.label != ours.label]
+    others = [_at_equal_learning(curve, section, ours) for curve in section.curves if curve.label != ours.label]
     rivals = [point for point in section.points if point is not ours and _same_budget(point, ours)]
     better = [point for point in rivals if _is_better_on_both_sides(point, ours)]
     return Comparison(ours, tuple(sorted(others, key=_least_first)), tuple(better), len(rivals))
@@ -99,10 +99,18 @@ def forgetting_at(bits: float, curve: Sequence[tuple[float, float]], *, backbone
     return None
 
 
-def _at_equal_learning(curve: Curve, ours: Point) -> EqualLearning:
-    measured = [_xy(point) for point in curve.points]
+def _at_equal_learning(curve: Curve, section: Section, ours: Point) -> EqualLearning:
+    measured = [_xy(point) for point in (*curve.points, *_whole_share(curve, section))]
     forgetting = forgetting_at(ours.bits.mean, measured, backbone_bits=ours.backbone_bits)
     return EqualLearning(curve.name, forgetting, min(y for _, y in measured))
+
+
+def _whole_share(curve: Curve, section: Section) -> list[Point]:
+    """Where a curve of weight averages ends, at share 1: the fine-tuned models that it averages."""
+    if curve.axis != SHARE:
+        return []
+    rate = curve.points[0].learning_rate
+    return [point for point in section.points if point.method == "finetune" and point.learning_rate == rate]
 
 
 def _least_first(other: EqualLearning) -> tuple[bool, float]:
