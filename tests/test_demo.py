@@ -37,6 +37,9 @@ def test_the_demo_from_end_to_end(tmp_path: Path) -> None:
     for part in ("bits per byte", "Il y avait", "trade-off.png", "neutral extend", "plain fine-tuning"):
         assert part in text or part.capitalize() in text, part
     assert (tmp_path / "trade-off.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "finetune" in page
+    assert "Gates over text" in page
     following = load_run(tmp_path / "next.yaml")
     assert following.model == "HuggingFaceTB/SmolLM2-135M"
     assert {corpus.role for corpus in following.data.train} == {"source", "target"}

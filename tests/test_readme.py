@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from neutral_residues.cells import expand
+from neutral_residues.comparison import load_comparison
 from neutral_residues.config import load_run, make_run
+from neutral_residues.demo import DEMO_DATA
 from neutral_residues.results import find, read_record
 
 ROOT = Path(__file__).parent.parent
@@ -43,9 +46,22 @@ def test_the_run_file_is_valid() -> None:
     assert config.budget == 0.20
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+RUNS = [path for folder in ("", "small", "large") for path in sorted((ROOT / "recipes" / folder).glob("*.yaml"))]
+COMPARISONS = sorted((ROOT / "recipes" / "compare").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda p: f"{p.parent.stem}/{p.stem}")
 def test_every_recipe_is_valid(path: Path) -> None:
     assert load_run(path).data.source_share == 0.1
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)
+def test_every_comparison_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell is checked, with the backbone that ships in place of the shared one, which is the same."""
+    monkeypatch.chdir(ROOT)
+    config = load_comparison(path, (f"set.model={DEMO_DATA / 'backbone'}",))
+    assert len(expand(config).trained) >= len(config.methods) - 1
+    assert config.seeds == (0, 1, 2)
 
 
 def test_commands_exist() -> None:

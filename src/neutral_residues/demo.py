@@ -14,6 +14,7 @@ from rich.text import Text
 from neutral_residues.config import RunConfig, make_run
 from neutral_residues.figures import draw_trade_off
 from neutral_residues.files import write_text
+from neutral_residues.report.command import write_report
 from neutral_residues.results import Record
 from neutral_residues.run import extend
 
@@ -75,7 +76,7 @@ def demo_config(method: str, output: Path, *, steps: int, test_documents: int | 
 def run_demo(
     output: Path, *, console: Console | None = None, steps: int = 200, test_documents: int | None = None
 ) -> dict[str, Record]:
-    """Run both methods, print both sides, draw the picture, say what to type next. Resumes if interrupted.
+    """Run both methods, print both sides, draw page and picture, say what to type next. Resumes if interrupted.
 
     Args:
         output: folder for the runs.
@@ -98,9 +99,11 @@ def run_demo(
     )
     console.print(_table(records))
     _print_samples(records, console)
+    page = write_report([output / method for method in METHODS], output / "report", console=Console(quiet=True))
     next_run = output / "next.yaml"
     write_text(next_run, NEXT_RUN.format(path=next_run, output=output / "next"))
-    console.print(f"\npicture     {picture}", highlight=False)
+    console.print(f"\npage        {page}", highlight=False)
+    console.print(f"picture     {picture}", highlight=False)
     for method in METHODS:
         console.print(f"{method:<11} {output / method} (extension/, record.json, run.yaml)", highlight=False)
     console.print("\nNext, with a model from the Hub:", highlight=False)

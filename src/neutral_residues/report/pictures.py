@@ -92,7 +92,7 @@ def _plane(section: Section) -> "Figure":
     front = pareto_front(section.rows)
     axis.plot([p.forgetting.mean for p in front], [p.bits.mean for p in front], ":", color=GREY, linewidth=1, zorder=1)
     axis.axvline(0, color=GREY, linewidth=0.8, zorder=0)
-    xs, ys = [0.0, *(p.forgetting.mean for p in section.rows)], [p.bits.mean for p in section.rows]
+    xs, ys = [0.0, *(p.forgetting.mean for p in section.framed)], [p.bits.mean for p in section.framed]
     axis.set_xlim(_limits(xs))
     axis.set_ylim(_limits(ys))
     axis.set_xlabel(

@@ -80,7 +80,7 @@ def plane(section: Section) -> Plot:
     figure.update_xaxes(title=first["title"], range=first["range"], zeroline=True)
     figure.update_yaxes(
         title=f"bits per byte, {html.escape(_short(section.name))}, down is good",
-        range=_range([p.bits.mean for p in section.rows]),
+        range=_range([p.bits.mean for p in section.framed]),
     )
     alt = (
         f"Forgetting (left is good) against bits per byte on {section.name} (down is good) of {len(section.points)} "
@@ -145,7 +145,7 @@ def _view(section: Section, name: str, of: Callable[[Point], Spread]) -> dict[st
         "y": [*ys, [p.bits.mean for p in front], [section.backbone_bits]],
         "error": [[of(p).deviation for p in curve.points] for curve in section.curves],
         "title": f"forgetting, {'mean' if name == MEAN else html.escape(_short(name))} [%], left is good",
-        "range": _range([0.0, *(of(p).mean for p in section.rows)]),
+        "range": _range([0.0, *(of(p).mean for p in section.framed)]),
     }
 
 

@@ -173,6 +173,11 @@ class Section:
         return [point for point in self.points if point.is_chosen is not False]
 
     @property
+    def framed(self) -> list[Point]:
+        """The points that a picture is cropped to: weight averages reach all the way back to the backbone."""
+        return [point for point in self.points if point.share is None] or self.points
+
+    @property
     def backbone_bits(self) -> float:
         return self.points[0].backbone_bits
 
