@@ -139,26 +139,30 @@ def _values(base: dict[str, Any], method: Method, settings: Mapping[str, Any]) -
 def _group(config: CompareConfig, run: str, values: dict[str, Any], method: Method) -> Iterator[Cell]:
     """The cells of one group: learning rates x seeds."""
     first = resolved(make_run({**values, "output": "unused"}))
-    source = find_method(DERIVED_FROM) if method.learning_rate is None else method
-    own_rate = learning_rate(first.model_copy(update={"method": source.name}), hidden_size=_width(first))
+    trained = find_method(DERIVED_FROM) if method.learning_rate is None else method
+    own_rate = learning_rate(first.model_copy(update={"method": trained.name}), hidden_size=_width(first))
     label = (first.label or method.name).replace(":", ".")
-    parts = [f"p{first.data.source_share:g}"]
-    if method.has_budget:
-        parts.insert(0, f"b{first.budget:g}")
-    if method.curve:
-        section, name = method.curve[0].split(".")
-        parts.insert(0, f"{name}{getattr(getattr(first, section), name):g}")
-    group = "/".join([run, label, *parts])
-    made_of = "" if method.learning_rate is not None else "/".join([run, DERIVED_FROM, parts[-1]])
+    sizes, share = _sizes(first, method), f"p{first.data.source_share:g}"
+    group = "/".join([run, label, *sizes, share])
+    made_of = "" if trained is method else f"{run}/{DERIVED_FROM}/{share}"
     for factor in config.learning_rate_factors:
         rate = float(f"{own_rate * factor:.4g}")
         for seed in config.seeds:
-            name = f"{run}/{label}/" + "-".join([*parts[:-1], f"lr{rate:g}", parts[-1], f"s{seed}"])
+            ending = f"lr{rate:g}-{share}-s{seed}"
+            name = f"{run}/{label}/{'-'.join([*sizes, ending])}"
             cell = _with(values, output=config.output / "cells" / name, seed=seed, learning_rate=rate)
             if made_of:
-                twin = f"{run}/{DERIVED_FROM}/lr{rate:g}-{parts[-1]}-s{seed}"
-                put(cell, "averaging.finetuned", str(config.output / "cells" / twin))
+                put(cell, "averaging.finetuned", str(config.output / "cells" / run / DERIVED_FROM / ending))
             yield Cell(name, resolved(make_run(cell)), group, factor, made_of)
+
+
+def _sizes(config: RunConfig, method: Method) -> list[str]:
+    """The parts of a cell's name that say how large it is, or where on its curve."""
+    sizes = [f"b{config.budget:g}"] if method.has_budget else []
+    if method.curve:
+        section, name = method.curve[0].split(".")
+        sizes.append(f"{name}{getattr(getattr(config, section), name):g}")
+    return sizes
 
 
 def _with(values: dict[str, Any], *, output: Path, seed: int, learning_rate: float) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class MethodEntry(Settings):
 
     method: str
     """A row of the table of methods, or "module:NAME" for one of your own."""
-    label: str | None = Field(default=None, min_length=1, pattern=r"^[\w.+-]+$")
+    label: str | None = Field(default=None, min_length=1, pattern=r"^\w[\w.+-]*$")
     """How tables call it; null takes the method's name."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Settings of this entry alone, by dotted key, for example {residues.init: paper}."""

@@ -222,7 +222,7 @@ class RunConfig(Settings):
     """Allow the model's own code from the Hub to run."""
     method: str = "neutral"
     """A row of the table of methods (`methods.py`): neutral, adapter, lora, finetune, ..."""
-    label: str | None = Field(default=None, min_length=1, pattern=r"^[\w.+-]+$")
+    label: str | None = Field(default=None, min_length=1, pattern=r"^\w[\w.+-]*$")
     """How tables call this run; null takes the method's name."""
     budget: float = Field(default=0.20, gt=0)
     """New weights as a share of the backbone's, embeddings counted; methods that add none have no use for it."""
