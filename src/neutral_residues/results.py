@@ -141,7 +141,7 @@ class Cost(_Schema):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads that it was given; times compare only at equal numbers and equal load."""
     peak_memory_bytes: int | None = Field(default=None, ge=0)
-    """The most memory held at once: of the accelerator, or of the process where there is none."""
+    """The most memory held at once until training ended: of the accelerator, or of the process where there is none."""
     trainable_weights: int | None = Field(default=None, ge=0)
     """Weights that received gradients."""
     new_weights: int | None = Field(default=None, ge=0)

@@ -165,10 +165,8 @@ class _Run:
 
     def _with_totals(self, cost: Cost) -> Cost:
         """With what this process took in all."""
-        peak = max(peak_memory_bytes(self.device), cost.peak_memory_bytes or 0)
         seconds = time.monotonic() - self.started + (cost.wall_seconds or 0)
-        totals = {"peak_memory_bytes": peak, "wall_seconds": seconds, "threads": torch.get_num_threads()}
-        return cost.model_copy(update=totals)
+        return cost.model_copy(update={"wall_seconds": seconds, "threads": torch.get_num_threads()})
 
     def _backbone(self, *, frozen: bool) -> nn.Module:
         # Frozen weights can live in bfloat16; weights that train are kept in float32 and cast by autocast.
@@ -228,6 +226,7 @@ class _Run:
             tokens=len(self.rows) * self.config.data.block_tokens,
             seconds=seconds if checkpoint is None else None,
             step_seconds=clock.median_seconds,
+            peak_memory_bytes=peak_memory_bytes(self.device),
             saves_whole_model=not self.method.keeps_backbone,
         )
         return trainer, cost
