@@ -24,7 +24,14 @@ import filelock
 import torch
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from neutral_residues.cells import Cell, Cells, best_factors, expand
@@ -158,7 +165,13 @@ class _Runner:
         self.running: list[_Running] = []
         self.stopping = False
         self.progress = Progress(
-            TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+            TextColumn("cells"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
         )
         self.task = self.progress.add_task("cells", total=total)
         self.live: Live | None = None
@@ -167,11 +180,14 @@ class _Runner:
     def showing(self) -> Iterator[None]:
         """A live panel on a terminal; elsewhere a line for each cell."""
         with _stop_on_signal(self):
-            if not self.console.is_terminal:
-                yield
-                return
-            with Live(self._panel(), console=self.console, refresh_per_second=4) as self.live:
-                yield
+            try:
+                if not self.console.is_terminal:
+                    yield
+                    return
+                with Live(self._panel(), console=self.console, refresh_per_second=4) as self.live:
+                    yield
+            finally:
+                self._let_go()  # nothing is running any more unless we were stopped, or broke
 
     def run(self, cells: Sequence[Cell]) -> None:
         """All of these cells, those that are done already left alone."""
@@ -179,7 +195,8 @@ class _Runner:
         waiting.reverse()
         while waiting or self.running:
             if self.stopping:
-                self._stop()
+                self._say("stopping: every running cell writes its checkpoint ...")
+                raise KeyboardInterrupt
             while waiting and len(self.running) < self.jobs:
                 self.running.append(self._start(waiting.pop()))
             time.sleep(POLL_SECONDS)
@@ -213,7 +230,8 @@ class _Runner:
     def _process(self, plan: Path, log: IO[bytes], slot: int) -> subprocess.Popen[bytes]:
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "COLUMNS": "200"}
         if self.num_gpus > 1:
-            environment["CUDA_VISIBLE_DEVICES"] = str(slot % self.num_gpus)
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(self.num_gpus)))
+            environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot % self.num_gpus]
         return subprocess.Popen(
             [sys.executable, "-m", "neutral_residues.cli", "extend", str(plan)],
             stdin=subprocess.DEVNULL,
@@ -243,14 +261,12 @@ class _Runner:
             write_json(RunFolder(cell.config.output).failure, failure.model_dump(mode="json"))
         self._say(f"{cell.name}  failed: {reason}")
 
-    def _stop(self) -> None:
-        """Ask every running cell for a checkpoint and wait for it; then leave."""
-        self._say("stopping: every running cell writes its checkpoint ...")
+    def _let_go(self) -> None:
+        """Ask every running cell for a checkpoint and wait for it."""
         for one in self.running:
             one.process.send_signal(signal.SIGINT)
         for one in self.running:
             one.process.wait()
-        raise KeyboardInterrupt
 
     def _say(self, line: str) -> None:
         self.console.print(Text(line), soft_wrap=True)
