@@ -14,6 +14,7 @@ from neutral_residues.report.fronts import compare, forgetting_at, pareto_front
 from neutral_residues.report.looks import looks
 from neutral_residues.report.numbers import number, spread
 from neutral_residues.report.points import Section, Spread, sections
+from neutral_residues.report.tables import equal_learning_table
 from neutral_residues.report.verdict import verdict
 from neutral_residues.results import Record, read_record
 
@@ -165,6 +166,14 @@ def test_comparison_at_equal_learning() -> None:
     assert result.better_on_both_sides == ()
     assert result.num_same_budget == 3
     assert "9.0 times as much" in verdict(one)
+    table = equal_learning_table(one)
+    assert table is not None
+    assert [[row.name, *(cell.text for cell in row.cells)] for row in table.rows] == [
+        ["neutral", "+0.50", "1"],
+        ["lora", "+4.50", "9.0"],
+        ["adapter", "+8.00", "16.0"],
+        ["llama-pro", "does not learn as much (3.000 bits per byte)", "-"],
+    ]
 
 
 def test_weight_averages_end_at_the_model_that_they_average() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from neutral_residues.report.collect import Collection
 from neutral_residues.report.points import Section
-from neutral_residues.report.tables import Table, summary_table
+from neutral_residues.report.tables import Table, equal_learning_table, summary_table
 from neutral_residues.report.verdict import verdict
 
 
@@ -19,6 +19,8 @@ def summary(collection: Collection, sections: Sequence[tuple[Section, Mapping[st
     for section, pictures in sections:
         lines += [f"## What was learnt, what was forgotten: {escaped(section.name)}", "", escaped(verdict(section)), ""]
         lines += [*markdown_table(summary_table(section)), ""]
+        equal = equal_learning_table(section)
+        lines += ["At equal learning:", "", *markdown_table(equal), ""] if equal else []
         lines += [line for title, file in pictures.items() for line in (f"![{title}]({file})", "")]
     if collection.unfinished:
         lines += ["## Runs without a result", "", "| run | state | reason |", "|---|---|---|"]

@@ -17,7 +17,7 @@ from neutral_residues.report.heat import HeatText, heat_texts
 from neutral_residues.report.looks import Look, looks
 from neutral_residues.report.plots import Plot, all_plots
 from neutral_residues.report.points import Point, Section
-from neutral_residues.report.tables import Table, cost_table, points_table, rates_table
+from neutral_residues.report.tables import Table, cost_table, equal_learning_table, points_table, rates_table
 from neutral_residues.report.verdict import verdict
 
 HERE = Path(__file__).parent
@@ -63,6 +63,7 @@ class Shown:
     plots: list[Plot]
     points: Table
     costs: Table
+    equal: Table | None
     rates: Table | None
     heat: list[HeatText]
     samples: list[Continuations]
@@ -120,6 +121,7 @@ def _shown(number: int, section: Section) -> Shown:
         plots=all_plots(section),
         points=points_table(section),
         costs=cost_table(section),
+        equal=equal_learning_table(section),
         rates=rates_table(section),
         heat=heat_texts(section),
         samples=_samples(section),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import neutral_residues.report.numbers as numbers
-from neutral_residues.report.fronts import pareto_front
+from neutral_residues.report.fronts import compare, pareto_front
 from neutral_residues.report.points import LEARNING_RATE, Point, Section, Spread
 
 LOWER, HIGHER, NEITHER = "lower is better", "higher is better", ""
@@ -91,6 +91,25 @@ def summary_table(section: Section) -> Table:
     cells = zip(*(cells for _, cells in fields), strict=True)
     lines = [Row(numbers.row_name(p, section), line, p.name) for p, line in zip(rows, cells, strict=True)]
     return Table((Column("run"), *(column for column, _ in fields)), tuple(lines))
+
+
+def equal_learning_table(section: Section) -> Table | None:
+    """What every other method forgets where it has learnt as much as neutral residues; None without either."""
+    comparison = compare(section)
+    if comparison is None or not comparison.others:
+        return None
+    ours = comparison.ours
+    rows = [Row(numbers.row_name(ours, section), (_cell(ours.forgetting, 2, sign=True), Cell("1", 1)), ours.name)]
+    for other in comparison.others:
+        if other.forgetting is None:
+            cells = (Cell(f"does not learn as much ({numbers.number(other.lowest_bits)} bits per byte)"), Cell("-"))
+        else:
+            times = other.forgetting / ours.forgetting.mean if ours.forgetting.mean > 0 else None
+            forgets = Cell(numbers.number(other.forgetting, 2, sign=True), other.forgetting)
+            cells = (forgets, Cell(numbers.number(times, 1), times))
+        rows.append(Row(other.name, cells, other.name))
+    forgetting = Column(f"forgetting at {numbers.number(ours.bits.mean)} bits per byte of {section.name}", "%", LOWER)
+    return Table((Column("run"), forgetting, Column("times as much")), tuple(rows))
 
 
 def cost_table(section: Section) -> Table:
