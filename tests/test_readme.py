@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from neutral_residues.cells import expand
-from neutral_residues.comparison import load_comparison
-from neutral_residues.config import load_run, make_run
+from neutral_residues.comparison import CompareConfig, load_comparison
+from neutral_residues.config import checked, load_run, make_run
 from neutral_residues.demo import DEMO_DATA
+from neutral_residues.methods import find_method
 from neutral_residues.results import find, read_record
 
 ROOT = Path(__file__).parent.parent
@@ -41,9 +42,11 @@ def test_the_three_lines_define_a_trainer() -> None:
     assert issubclass(namespace["MyTrainer"], Trainer)
 
 
-def test_the_run_file_is_valid() -> None:
-    config = make_run(yaml.safe_load(blocks("yaml")[0]))
-    assert config.budget == 0.20
+def test_run_file_and_comparison_are_valid() -> None:
+    run, comparison = blocks("yaml")
+    assert make_run(yaml.safe_load(run)).budget == 0.20
+    methods = checked(CompareConfig, yaml.safe_load(comparison)).methods
+    assert all(find_method(entry.method) for entry in methods)
 
 
 RUNS = [path for folder in ("", "small", "large") for path in sorted((ROOT / "recipes" / folder).glob("*.yaml"))]
