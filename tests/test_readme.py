@@ -64,7 +64,7 @@ def test_every_comparison_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(ROOT)
     config = load_comparison(path, (f"set.model={DEMO_DATA / 'backbone'}",))
     assert len(expand(config).trained) >= len(config.methods) - 1
-    assert config.seeds == (0, 1, 2)
+    assert config.seeds == ((0,) if path.stem == "figure1" else (0, 1, 2))
 
 
 def test_commands_exist() -> None:
