@@ -88,6 +88,17 @@ def test_validation_bits_are_those_at_the_end() -> None:
     assert validation_bits(_record(1.75)) == 1.75
 
 
+def test_a_method_of_ones_own_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "our_rows.py").write_text(
+        "import dataclasses\n"
+        "from neutral_residues.methods import find_method\n"
+        "SLOW = dataclasses.replace(find_method('finetune'), name='slow', learning_rate=1e-5)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (cell,) = expand(comparison(tmp_path, methods=["our_rows:SLOW"])).trained
+    assert (cell.name, cell.config.method) == ("tiny/slow/lr6e-05-p0.25-s0", "our_rows:SLOW")
+
+
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
