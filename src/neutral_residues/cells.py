@@ -139,12 +139,13 @@ def _values(base: dict[str, Any], method: Method, settings: Mapping[str, Any]) -
 def _group(config: CompareConfig, run: str, values: dict[str, Any], method: Method) -> Iterator[Cell]:
     """The cells of one group: learning rates x seeds."""
     first = resolved(make_run({**values, "output": "unused"}))
-    trained = find_method(DERIVED_FROM) if method.learning_rate is None else method
-    own_rate = learning_rate(first.model_copy(update={"method": trained.name}), hidden_size=_width(first))
+    derived = method.learning_rate is None
+    trained = first.model_copy(update={"method": DERIVED_FROM}) if derived else first
+    own_rate = learning_rate(trained, hidden_size=_width(first))
     label = (first.label or method.name).replace(":", ".")
     sizes, share = _sizes(first, method), f"p{first.data.source_share:g}"
     group = "/".join([run, label, *sizes, share])
-    made_of = "" if trained is method else f"{run}/{DERIVED_FROM}/{share}"
+    made_of = f"{run}/{DERIVED_FROM}/{share}" if derived else ""
     for factor in config.learning_rate_factors:
         rate = float(f"{own_rate * factor:.4g}")
         for seed in config.seeds:
