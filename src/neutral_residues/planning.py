@@ -55,6 +55,11 @@ class CellPlan:
     seconds: float | None = None
     done: bool = False
 
+    @property
+    def label(self) -> str:
+        """As its record will have it."""
+        return self.cell.config.label or find_method(self.cell.config.method).name
+
 
 def print_plan(config: CompareConfig, *, console: Console | None = None) -> list[CellPlan]:
     """Print the cells of a comparison, one line for each group, and what all of them take; returns the cells.
@@ -67,8 +72,9 @@ def print_plan(config: CompareConfig, *, console: Console | None = None) -> list
     console = console or Console()
     cells = expand(config)
     everything = [*cells.trained, *cells.derived]
-    by_group = {cell.group: _count(cell) for cell in reversed(everything)}  # learning rate and seed change no count
-    plans = [replace(by_group[cell.group], cell=cell) for cell in everything]
+    one_of_each = {cell.group: cell for cell in reversed(everything)}  # learning rate and seed change no count
+    counted = {group: _count(cell) for group, cell in one_of_each.items()}
+    plans = [replace(counted[cell.group], cell=cell) for cell in everything]
     jobs, threads = shares_of_machine(config)
     plans = _with_seconds(plans, finished_records(config, everything), threads=threads)
     console.print(_table(plans))
@@ -115,24 +121,23 @@ def _data(config: RunConfig) -> RunData:
 
 
 def _with_seconds(plans: Sequence[CellPlan], done: dict[str, Record], *, threads: int) -> list[CellPlan]:
-    """Seconds of each cell: its own where it is done, the median of its label's, or operations at the probed speed."""
+    """Seconds of each cell from those that are done, its own label's before others', or at the probed speed."""
     known: dict[str, list[float]] = {}
     for plan in plans:
         record = done.get(plan.cell.name)
-        if record is not None and record.cost.wall_seconds and plan.operations:
+        # What a weight average records is the time of the fine-tuning behind it too.
+        if record is not None and record.cost.wall_seconds and plan.trained_weights:
             known.setdefault(record.label, []).append(record.cost.wall_seconds / plan.operations)
-    speed = (
-        None
-        if all(plan.cell.name in done for plan in plans)
-        else _operations_per_second(plans[0].cell.config, threads=threads)
-    )
-    found = []
-    for plan in plans:
-        label = plan.cell.config.label or plan.cell.config.method
-        each = median(known[label]) if label in known else None if speed is None else 1 / speed
-        seconds = None if each is None or plan.problem else plan.operations * each
-        found.append(replace(plan, seconds=seconds, done=plan.cell.name in done))
-    return found
+    each = {label: median(values) for label, values in known.items()}
+    other = median(each.values()) if each else 1 / _operations_per_second(plans[0].cell.config, threads=threads)
+    return [
+        replace(
+            plan,
+            seconds=None if plan.problem else plan.operations * each.get(plan.label, other),
+            done=plan.cell.name in done,
+        )
+        for plan in plans
+    ]
 
 
 @torch.inference_mode()
