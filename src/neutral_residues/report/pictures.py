@@ -89,7 +89,7 @@ def _plane(section: Section) -> "Figure":
                 color=look.colour, markerfacecolor="white" if open_ else look.colour, markersize=5 if open_ else 8,
                 capsize=2, linewidth=1, label=_shown(curve.name) if point is curve.points[0] else None,
             )  # fmt: skip
-    front = pareto_front(section.rows)
+    front = pareto_front(section.points)
     axis.plot([p.forgetting.mean for p in front], [p.bits.mean for p in front], ":", color=GREY, linewidth=1, zorder=1)
     axis.axvline(0, color=GREY, linewidth=0.8, zorder=0)
     xs, ys = [0.0, *(p.forgetting.mean for p in section.framed)], [p.bits.mean for p in section.framed]

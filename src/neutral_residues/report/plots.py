@@ -137,7 +137,7 @@ def costs(section: Section) -> list[Plot]:
 
 def _view(section: Section, name: str, of: Callable[[Point], Spread]) -> dict[str, Any]:
     """x, y and error of every trace for one choice of the x axis: the curves, the front, the backbone."""
-    front = pareto_front(section.rows, lambda p: of(p).mean)
+    front = pareto_front(section.points, lambda p: of(p).mean)
     xs = [[of(p).mean for p in curve.points] for curve in section.curves]
     ys = [[p.bits.mean for p in curve.points] for curve in section.curves]
     return {

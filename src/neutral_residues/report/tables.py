@@ -168,7 +168,7 @@ def neutral_tokens(point: Point) -> Spread | None:
 def _point_fields(section: Section) -> list[tuple[Column, list[Cell]]]:
     """Columns of the table of points with their cells; a column that would say nothing is left out."""
     points = section.points
-    front = pareto_front(section.rows)
+    front = pareto_front(section.points)
     fields = [
         (Column("learning rate"), [Cell(numbers.rate(p), p.learning_rate) for p in points]),
         (Column("share of the average"), [Cell(_plain(p.share), p.share) for p in points]),

@@ -81,6 +81,6 @@ def _without_neutral(section: Section) -> str:
 
 
 def _front(section: Section) -> str:
-    front = pareto_front(section.rows)
+    front = pareto_front(section.points)
     names = ", ".join(dict.fromkeys(point.name for point in front))
     return f"No run of neutral residues is among them; the Pareto front is {names}."
