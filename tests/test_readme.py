@@ -1,8 +1,12 @@
 """What the README says is run, or held against the project."""
 
 import contextlib
+import gzip
 import io
+import json
+import math
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,7 @@ from neutral_residues.comparison import CompareConfig, load_comparison
 from neutral_residues.config import checked, load_run, make_run
 from neutral_residues.demo import DEMO_DATA
 from neutral_residues.methods import find_method
-from neutral_residues.results import find, read_record
+from neutral_residues.results import Record, find
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -83,21 +87,58 @@ def test_links_and_pictures_exist() -> None:
 
 
 ROWS = {
-    "full fine-tuning": "finetune",
-    "LoRA on the same budget": "lora",
-    "gate-less adapter": "adapter",
-    "**neutral residues**": "neutral",
+    "full fine-tuning": "finetune/lr0.004-p0.1",
+    "LoRA on the same budget": "lora/b0.2-lr0.006-p0.1",
+    "gate-less adapter": "adapter/b0.2-lr0.01-p0.1",
+    "weight averaging, 0.4": "wise-ft/share0.4-lr0.004-p0.1",
+    "**neutral residues**": "neutral/b0.2-lr0.005-p0.1",
 }
+
+
+def packed(name: str) -> dict[str, Record]:
+    """The records of a comparison that ships with the repository: path of the cell -> record."""
+    lines = gzip.decompress((ROOT / "docs" / "comparisons" / f"{name}.jsonl.gz").read_bytes()).decode().splitlines()
+    return {entry["path"]: Record.model_validate(entry["content"]) for entry in map(json.loads, lines)}
+
+
+def table_row(title: str) -> list[str]:
+    line = next(line for line in README.splitlines() if line.startswith(f"| {title} |"))
+    return [cell.strip(" *") for cell in line.strip("|").split("|")[1:]]
 
 
 @pytest.mark.parametrize("title", ROWS)
 def test_the_results_are_those_of_the_records(title: str) -> None:
-    record = read_record(ROOT / "docs" / "records" / f"french-{ROWS[title]}.json")
-    row = next(line for line in README.splitlines() if line.startswith(f"| {title} |"))
-    printed = [float(cell.strip(" *").split()[0]) for cell in row.strip("|").split("|")[1:]]
-    sets = ("en", "en-pubmed", "en-wiki", "fr")
-    measured = [find(record, "bits_per_byte", set=name, of="extended").value for name in sets]
-    assert printed == [round(value, 3) for value in measured]
+    runs = [record for path, record in packed("main").items() if path.startswith(f"cells/french/{ROWS[title]}-s")]
+    assert len(runs) == 3
+    for cell, name in zip(table_row(title), ("en", "en-pubmed", "en-wiki", "fr"), strict=False):
+        after, before = (
+            statistics.fmean(find(run, "bits_per_byte", set=name, of=of).value for run in runs)
+            for of in ("extended", "backbone")
+        )
+        shown = [f"{after:.3f}", f"({100 * (after / before - 1):+.1f} %)"]
+        assert cell == (shown[0] if name == "fr" else " ".join(shown))
+        assert table_row("backbone")[("en", "en-pubmed", "en-wiki", "fr").index(name)] == f"{before:.3f}"
+
+
+def test_the_claims_are_those_of_the_report() -> None:
+    """Forgetting at equal learning, as the report works it out from the same records."""
+    from neutral_residues.report.collect import Found
+    from neutral_residues.report.fronts import compare
+    from neutral_residues.report.points import sections
+
+    (section,) = sections([Found(path, record) for path, record in packed("main").items()])
+    comparison = compare(section)
+    assert comparison is not None
+    assert comparison.better_on_both_sides == ()
+    forgets: dict[str, float] = {}
+    for other in comparison.others:
+        if other.forgetting is not None:
+            label = other.name.split(" ")[0]
+            forgets[label] = min(forgets.get(label, math.inf), other.forgetting)
+    for title, name in ROWS.items():
+        label = name.split("/")[0]
+        expected = comparison.ours.forgetting.mean if label == "neutral" else forgets[label]
+        assert table_row(title)[-1] == f"{expected:+.1f} %"
 
 
 def test_the_file_tree_is_complete() -> None:
