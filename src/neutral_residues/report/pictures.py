@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GREY = "#8C8C8C"
+LEGEND_INSIDE = 6
+"""A longer legend stands beside the figure, where it hides no point."""
 HEAT_COLUMNS, HEAT_TOKENS = 96, 240
 """Letters in a line of the heat map; how many tokens of a text are drawn."""
 
@@ -76,7 +78,7 @@ def _new_figure(width: float, height: float) -> "Figure":
 
 
 def _plane(section: Section) -> "Figure":
-    figure = _new_figure(6.4, 4.8)
+    figure = _new_figure(6.4 if len(section.curves) <= LEGEND_INSIDE else 8.6, 4.8)
     axis, style = figure.add_subplot(), looks(section.curves)
     for curve in section.curves:
         look = style[curve.name]
@@ -213,7 +215,11 @@ def _heat_text(axis: "Axes", text: HeatText, lines: Sequence[Sequence[tuple[int,
 def _finish(axis: "Axes", *, legend: bool) -> None:
     axis.grid(visible=True, alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    if legend and axis.get_legend_handles_labels()[1]:
+    handles, labels = axis.get_legend_handles_labels()
+    figure = axis.get_figure(root=True)
+    if legend and figure is not None and len(labels) > LEGEND_INSIDE:
+        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+    elif legend and labels:
         axis.legend(frameon=False, fontsize=8)
 
 
