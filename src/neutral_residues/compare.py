@@ -40,7 +40,7 @@ from neutral_residues.config import dump_run
 from neutral_residues.errors import UserError
 from neutral_residues.files import disk_errors, write_json, write_text
 from neutral_residues.results import Failure, Record, find, read_record
-from neutral_residues.run_folder import LOCK, RunFolder
+from neutral_residues.run_folder import LOCK, RunFolder, check_free
 
 POLL_SECONDS = 0.2
 
@@ -100,11 +100,8 @@ def _claimed(config: CompareConfig) -> Iterator[None]:
     """The output folder is this comparison's alone; the resolved file is written into it."""
     file = config.output / "compare.yaml"
     with disk_errors(config.output):
-        occupied = next(config.output.iterdir(), None) if config.output.exists() else None
-        if occupied is not None and not file.is_file():
-            raise UserError(
-                f"output folder {config.output} is not empty", got=occupied.name, do="choose an empty or new folder"
-            )
+        if not file.is_file():
+            check_free(config.output, but=(LOCK,))
         config.output.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(config.output / LOCK)
         try:

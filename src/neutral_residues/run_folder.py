@@ -11,7 +11,7 @@ The record is written last, so its presence means: finished.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,14 +63,11 @@ class RunFolder:
             UserError: if it holds another run or other files.
         """
         with disk_errors(self.path):
-            inside = self.path.iterdir() if self.path.exists() else iter(())
-            occupied = next((path for path in inside if path.name not in (LOCK, self.failure.name)), None)
-        if self.config.is_file():
+            is_a_run = self.config.is_file()
+        if is_a_run:
             self._check_same_run(config)
-        elif occupied is not None:
-            raise UserError(
-                f"output folder {self.path} is not empty", got=occupied.name, do="choose an empty or new folder"
-            )
+        else:
+            check_free(self.path, but=(LOCK, self.failure.name))
 
     def claim(self, config: RunConfig) -> None:
         """Make the folder this run's own by writing the resolved configuration into it.
@@ -119,6 +116,15 @@ class RunFolder:
     def drop_checkpoints(self) -> None:
         """Free the disk once the result is safe."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def check_free(folder: Path, *, but: Collection[str] = ()) -> None:
+    """Raise a UserError unless the folder is new or empty, files of the names `but` not counted."""
+    with disk_errors(folder):
+        inside = folder.iterdir() if folder.exists() else iter(())
+        occupied = next((path for path in inside if path.name not in but), None)
+    if occupied is not None:
+        raise UserError(f"output folder {folder} is not empty", got=occupied.name, do="choose an empty or new folder")
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Any:
