@@ -285,7 +285,8 @@ def print_outcome(outcome: Outcome, config: CompareConfig, *, console: Console |
     console.print(f"{len(outcome.records)} cells done, {len(outcome.failures)} failed, in {config.output}")
     for name, reason in outcome.failures.items():
         console.print(Text(f"  {name}: {reason}"), soft_wrap=True)
-    console.print(f"the page: neutral report {config.output}", highlight=False)
+    if outcome.records:
+        console.print(f"the page: neutral report {config.output}", highlight=False)
 
 
 def _sides(record: Record) -> str:

@@ -21,11 +21,13 @@ class EqualLearning:
     Attributes:
         forgetting: in %, interpolated; None where the curve does not reach that learning.
         lowest_bits: the fewest target bits per byte that the curve reaches.
+        num_points: of the curve; with one, the way there is a straight line from the backbone, which overstates.
     """
 
     name: str
     forgetting: float | None
     lowest_bits: float
+    num_points: int
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def forgetting_at(bits: float, curve: Sequence[tuple[float, float]], *, backbone
 def _at_equal_learning(curve: Curve, section: Section, ours: Point) -> EqualLearning:
     measured = [_xy(point) for point in (*curve.points, *_whole_share(curve, section))]
     forgetting = forgetting_at(ours.bits.mean, measured, backbone_bits=ours.backbone_bits)
-    return EqualLearning(curve.name, forgetting, min(y for _, y in measured))
+    return EqualLearning(curve.name, forgetting, min(y for _, y in measured), len(measured))
 
 
 def _whole_share(curve: Curve, section: Section) -> list[Point]:

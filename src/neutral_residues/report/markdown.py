@@ -8,6 +8,10 @@ from neutral_residues.report.points import Section
 from neutral_residues.report.tables import Table, equal_learning_table, summary_table
 from neutral_residues.report.verdict import verdict
 
+EQUAL_LEARNING = (
+    "At equal learning (where a method has one point, on a straight line from the backbone, which overstates):"
+)
+
 
 def summary(collection: Collection, sections: Sequence[tuple[Section, Mapping[str, str]]]) -> str:
     """The whole text.
@@ -20,7 +24,7 @@ def summary(collection: Collection, sections: Sequence[tuple[Section, Mapping[st
         lines += [f"## What was learnt, what was forgotten: {escaped(section.name)}", "", escaped(verdict(section)), ""]
         lines += [*markdown_table(summary_table(section)), ""]
         equal = equal_learning_table(section)
-        lines += ["At equal learning:", "", *markdown_table(equal), ""] if equal else []
+        lines += [EQUAL_LEARNING, "", *markdown_table(equal), ""] if equal else []
         lines += [line for title, file in pictures.items() for line in (f"![{title}]({file})", "")]
     if collection.unfinished:
         lines += ["## Runs without a result", "", "| run | state | reason |", "|---|---|---|"]

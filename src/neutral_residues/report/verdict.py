@@ -43,6 +43,8 @@ def _equal_learning(comparison: Comparison) -> str:
         nearest = min(comparison.others, key=lambda other: other.lowest_bits)
         return f"No other method learns as much: {nearest.name} comes nearest with {number(nearest.lowest_bits)}"
     theirs = f"{number(best.forgetting, 2, sign=True)} %"
+    if best.num_points == 1:
+        theirs += " (on a straight line from the backbone to its one point, which overstates it)"
     if best.forgetting <= ours:
         return f"At equal learning {best.name} forgets less: {theirs}"
     if comparison.ratio is None:
