@@ -8,6 +8,7 @@ Cells that differ in learning rate and seed only are a *group*; tuning chooses a
 takes its weights from another's run (`wise-ft`) gives *derived* cells, which wait for that run.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from neutral_residues.config import RunConfig, make_run, put, read_values
 from neutral_residues.errors import UserError
 from neutral_residues.loading import load_config
 from neutral_residues.methods import METHOD_SECTIONS, Method, find_method, learning_rate, resolved
-from neutral_residues.results import Record
+from neutral_residues.results import Record, validation_bits
 
 DERIVED_FROM = "finetune"
 """The method whose runs the derived ones average."""
@@ -141,7 +142,7 @@ def _group(config: CompareConfig, run: str, values: dict[str, Any], method: Meth
     first = resolved(make_run({**values, "output": "unused"}))
     derived = method.learning_rate is None
     trained = first.model_copy(update={"method": DERIVED_FROM}) if derived else first
-    own_rate = learning_rate(trained, hidden_size=_width(first))
+    own_rate = learning_rate(trained, hidden_size=_width(first.model, first.revision, first.trust_remote_code))
     label = (first.label or method.name).replace(":", ".")
     sizes, share = _sizes(first, method), f"p{first.data.source_share:g}"
     group = "/".join([run, label, *sizes, share])
@@ -172,9 +173,11 @@ def _with(values: dict[str, Any], *, output: Path, seed: int, learning_rate: flo
     return {**copied, "output": str(output), "seed": seed}
 
 
-def _width(config: RunConfig) -> int:
-    model = load_config(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    return int(model.get_text_config().hidden_size)
+@functools.lru_cache(maxsize=16)
+def _width(model: str, revision: str | None, trust_remote_code: bool) -> int:
+    """Asked for every group, and a model on the Hub answers over the network."""
+    config = load_config(model, revision=revision, trust_remote_code=trust_remote_code)
+    return int(config.get_text_config().hidden_size)
 
 
 def _check_tuning(config: CompareConfig, cells: Sequence[Cell]) -> None:
@@ -191,18 +194,13 @@ def _check_tuning(config: CompareConfig, cells: Sequence[Cell]) -> None:
             )
 
 
-def validation_bits(record: Record) -> float:
-    """Bits per byte at the end of training, mean over the target sets of `data.validate_on`."""
-    keys = [f"bits_per_byte/{s.name}" for s in record.sets if s.use == "validate" and s.role == "target"]
-    last = next(point for point in reversed(record.curve) if all(key in point for key in keys))
-    return sum(last[key] for key in keys) / len(keys)
-
-
 def best_factors(records: Mapping[str, Record], cells: Sequence[Cell]) -> dict[str, float]:
     """Group -> the factor whose cell (by name in `records`) has the fewest bits per byte on validation text."""
     best: dict[str, tuple[float, float]] = {}
     for cell in cells:
         if cell.name in records:
-            found = (validation_bits(records[cell.name]), cell.factor)
+            bits = validation_bits(records[cell.name])
+            assert bits is not None  # tuning was refused without text to validate on
+            found = (bits, cell.factor)
             best[cell.group] = min(best.get(cell.group, found), found)
     return {group: factor for group, (_, factor) in best.items()}

@@ -12,6 +12,7 @@ are read, with what they lack left empty. A run that failed inside a comparison 
 
 import json
 import platform as platform_module
+import statistics
 import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
@@ -308,6 +309,19 @@ def find(record: Record, name: str, *, set: str, of: Of, layer: int | None = Non
     wanted = _label(name, set, of, layer)
     held = [_label(m.name, m.set, m.of, m.layer) for m in record.metrics if m.layer is None or layer is not None]
     raise UserError("the record lacks a metric", got=wanted, do=nearest(wanted, held) if held else "it holds none")
+
+
+def validation_bits(record: Record) -> float | None:
+    """Bits per byte at the end of training, mean over the target sets to validate on; None if none was measured.
+
+    Learning rates are chosen by it, and the report shows what was chosen by it.
+    """
+    keys = [f"bits_per_byte/{s.name}" for s in record.sets if s.use == "validate" and s.role == "target"]
+    measured = [point for point in record.curve if keys and all(key in point for key in keys)]
+    if not measured:
+        return None
+    last = max(measured, key=lambda point: point["step"])
+    return statistics.fmean(last[key] for key in keys)
 
 
 def provenance(*, seed: int | None = None, device: str = "cpu", tokenizer_key: str | None = None) -> Provenance:

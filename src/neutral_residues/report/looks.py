@@ -62,3 +62,10 @@ def _look(number: int) -> Look:
     marker, picture_marker, path = MARKERS[number % len(MARKERS)]
     dash, picture_dash = DASHES[number // len(COLOURS) % len(DASHES)]
     return Look(COLOURS[number % len(COLOURS)], marker, picture_marker, path, dash, picture_dash)
+
+
+def limits(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis that shows all values, with room around them."""
+    low, high = min(values), max(values)
+    margin = 0.12 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - margin, high + margin

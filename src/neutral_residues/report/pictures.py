@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import neutral_residues.report.numbers as numbers
 from neutral_residues.report.fronts import pareto_front
 from neutral_residues.report.heat import STEPS, HeatText, HeatToken, heat_texts
-from neutral_residues.report.looks import COLOURS, DASHES, MARKERS, looks
+from neutral_residues.report.looks import COLOURS, DASHES, MARKERS, limits, looks
 from neutral_residues.report.measured import courses, layer_values, sets_in_curves
 from neutral_residues.report.points import Section
 
@@ -95,8 +95,8 @@ def _plane(section: Section) -> "Figure":
     axis.plot([p.forgetting.mean for p in front], [p.bits.mean for p in front], ":", color=GREY, linewidth=1, zorder=1)
     axis.axvline(0, color=GREY, linewidth=0.8, zorder=0)
     xs, ys = [0.0, *(p.forgetting.mean for p in section.framed)], [p.bits.mean for p in section.framed]
-    axis.set_xlim(_limits(xs))
-    axis.set_ylim(_limits(ys))
+    axis.set_xlim(limits(xs))
+    axis.set_ylim(limits(ys))
     axis.set_xlabel(
         f"forgetting: bits per byte of {_shown(', '.join(section.sources), 60)}, change in %\n(left is good)"
     )
@@ -221,11 +221,6 @@ def _finish(axis: "Axes", *, legend: bool) -> None:
         figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
     elif legend and labels:
         axis.legend(frameon=False, fontsize=8)
-
-
-def _limits(values: Sequence[float]) -> tuple[float, float]:
-    margin = 0.12 * (max(values) - min(values)) or 0.05 * abs(max(values)) or 1.0
-    return min(values) - margin, max(values) + margin
 
 
 def _shown(text: str, length: int = 40) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import neutral_residues.report.numbers as numbers
 from neutral_residues.report.fronts import pareto_front
-from neutral_residues.report.looks import COLOURS, DASHES, MARKERS, Look, looks
+from neutral_residues.report.looks import COLOURS, DASHES, MARKERS, Look, limits, looks
 from neutral_residues.report.measured import courses, layer_values, sets_in_curves
 from neutral_residues.report.points import Point, Section, Spread
 from neutral_residues.report.tables import Cell, Column, Row, Table, by_set, cost_table
@@ -80,7 +80,7 @@ def plane(section: Section) -> Plot:
     figure.update_xaxes(title=first["title"], range=first["range"], zeroline=True)
     figure.update_yaxes(
         title=f"bits per byte, {html.escape(_short(section.name))}, down is good",
-        range=_range([p.bits.mean for p in section.framed]),
+        range=limits([p.bits.mean for p in section.framed]),
     )
     alt = (
         f"Forgetting (left is good) against bits per byte on {section.name} (down is good) of {len(section.points)} "
@@ -145,7 +145,7 @@ def _view(section: Section, name: str, of: Callable[[Point], Spread]) -> dict[st
         "y": [*ys, [p.bits.mean for p in front], [section.backbone_bits]],
         "error": [[of(p).deviation for p in curve.points] for curve in section.curves],
         "title": f"forgetting, {'mean' if name == MEAN else html.escape(_short(name))} [%], left is good",
-        "range": _range([0.0, *(of(p).mean for p in section.framed)]),
+        "range": limits([0.0, *(of(p).mean for p in section.framed)]),
     }
 
 
@@ -255,12 +255,6 @@ def _wrapped(text: str) -> str:
 
 def _short(text: str, length: int = 40) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
-def _range(values: Iterable[float]) -> list[float]:
-    low, high = min(values := list(values)), max(values)
-    margin = 0.12 * (high - low) or 0.05 * abs(high) or 1
-    return [low - margin, high + margin]
 
 
 def _figure(*, height: int) -> "go.Figure":

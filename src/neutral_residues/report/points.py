@@ -25,7 +25,7 @@ from typing import Any
 from neutral_residues.errors import UserError
 from neutral_residues.report.collect import Found
 from neutral_residues.report.settings import check_alike, point_settings
-from neutral_residues.results import Record
+from neutral_residues.results import Record, validation_bits
 from neutral_residues.scores import learning_share
 
 LEARNING_RATE, SHARE = "training.learning_rate", "averaging.share"
@@ -194,11 +194,6 @@ def sections(found: Sequence[Found]) -> list[Section]:
     return [_section(targets, items) for targets, items in by_targets.items()]
 
 
-def validation_sets(record: Record) -> list[str]:
-    """Names of its target sets to validate on."""
-    return [s.name for s in record.sets if s.use == "validate" and s.role == "target"]
-
-
 def _section(targets: tuple[str, ...], found: Sequence[Found]) -> Section:
     for item in found[1:]:
         check_alike(found[0], item)
@@ -236,7 +231,7 @@ def _point(runs: Sequence[Found]) -> Point:
     sources, targets = ([_sides(run, role) for run in runs] for role in ("source", "target"))
     before = statistics.fmean(side.backbone for side in targets[0].values())
     bits = Spread.of([statistics.fmean(side.extended for side in run.values()) for run in targets])
-    validation = [_validation_bits(run.record) for run in runs]
+    validation = [validation_bits(run.record) for run in runs]
     known = [value for value in validation if value is not None]
     return Point(
         label=record.label,
@@ -256,15 +251,6 @@ def _point(runs: Sequence[Found]) -> Point:
 def _seed(record: Record) -> int:
     seed = record.config.get("seed", record.provenance.seed)
     return seed if isinstance(seed, int) else 0
-
-
-def _validation_bits(record: Record) -> float | None:
-    keys = [f"bits_per_byte/{name}" for name in validation_sets(record)]
-    measured = [point for point in record.curve if keys and all(key in point for key in keys)]
-    if not measured:
-        return None
-    last = max(measured, key=lambda point: point["step"])
-    return statistics.fmean(last[key] for key in keys)
 
 
 def _axis(point: Point) -> str:
