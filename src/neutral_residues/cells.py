@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neutral_residues.comparison import CompareConfig, MethodEntry
+from neutral_residues.comparison import CELLS, CompareConfig, MethodEntry
 from neutral_residues.config import RunConfig, make_run, put, read_values
 from neutral_residues.errors import UserError
 from neutral_residues.loading import load_config
@@ -152,9 +152,9 @@ def _group(config: CompareConfig, run: str, values: dict[str, Any], method: Meth
         for seed in config.seeds:
             ending = f"lr{rate:g}-{share}-s{seed}"
             name = f"{run}/{label}/{'-'.join([*sizes, ending])}"
-            cell = _with(values, output=config.output / "cells" / name, seed=seed, learning_rate=rate)
+            cell = _with(values, output=config.output / CELLS / name, seed=seed, learning_rate=rate)
             if made_of:
-                put(cell, "averaging.finetuned", str(config.output / "cells" / run / DERIVED_FROM / ending))
+                put(cell, "averaging.finetuned", str(config.output / CELLS / run / DERIVED_FROM / ending))
             yield Cell(name, resolved(make_run(cell)), group, factor, made_of)
 
 

@@ -35,7 +35,7 @@ from rich.progress import (
 from rich.text import Text
 
 from neutral_residues.cells import Cell, Cells, best_factors, expand
-from neutral_residues.comparison import CompareConfig
+from neutral_residues.comparison import CELLS, COMPARISON, CompareConfig
 from neutral_residues.config import dump_run
 from neutral_residues.errors import UserError
 from neutral_residues.files import disk_errors, write_json, write_text
@@ -98,7 +98,7 @@ def finished_records(config: CompareConfig, cells: Sequence[Cell]) -> dict[str, 
 @contextmanager
 def _claimed(config: CompareConfig) -> Iterator[None]:
     """The output folder is this comparison's alone; the resolved file is written into it."""
-    file = config.output / "compare.yaml"
+    file = config.output / COMPARISON
     with disk_errors(config.output):
         if not file.is_file():
             check_free(config.output, but=(LOCK,))
@@ -119,7 +119,7 @@ def _claimed(config: CompareConfig) -> Iterator[None]:
 
 def _remove_weights(records: dict[str, Record], output: Path) -> None:
     for name in records:
-        RunFolder(output / "cells" / name).drop_extension()
+        RunFolder(output / CELLS / name).drop_extension()
 
 
 @dataclass

@@ -17,6 +17,9 @@ from pydantic import Field, field_validator, model_validator
 
 from neutral_residues.config import Settings, checked, read_overrides, read_values
 
+COMPARISON, CELLS = "compare.yaml", "cells"
+"""Names inside the output folder that the report looks for too."""
+
 
 class MethodEntry(Settings):
     """One method of a comparison."""

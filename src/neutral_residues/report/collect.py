@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from neutral_residues.comparison import CELLS, COMPARISON
 from neutral_residues.errors import UserError
 from neutral_residues.files import disk_errors
 from neutral_residues.results import Record, read_failure, read_record
 
-RECORD, FAILURE, RUN, COMPARISON, CELLS = "record.json", "failure.json", "run.yaml", "compare.yaml", "cells"
+RECORD, FAILURE, RUN = "record.json", "failure.json", "run.yaml"
 
 
 @dataclass(frozen=True)

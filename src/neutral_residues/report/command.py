@@ -5,9 +5,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from neutral_residues.comparison import COMPARISON
 from neutral_residues.errors import UserError
 from neutral_residues.files import disk_errors, whole_folder, write_text
-from neutral_residues.report.collect import COMPARISON, RECORD, collect
+from neutral_residues.report.collect import RECORD, collect
 from neutral_residues.report.markdown import summary
 from neutral_residues.report.page import GENERATOR, render
 from neutral_residues.report.pictures import draw_pictures, prefixes
