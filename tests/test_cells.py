@@ -10,7 +10,8 @@ from neutral_residues.cells import best_factors, expand
 from neutral_residues.comparison import CompareConfig, load_comparison
 from neutral_residues.config import checked
 from neutral_residues.errors import UserError
-from neutral_residues.results import EvaluationSet, Record, provenance, validation_bits
+from neutral_residues.record import EvaluationSet, Record
+from neutral_residues.results import provenance, validation_bits
 from tiny_run import run_values, write_run
 
 

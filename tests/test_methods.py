@@ -15,7 +15,8 @@ from neutral_residues.errors import UserError
 from neutral_residues.evaluate import as_backbone
 from neutral_residues.loading import empty_backbone, load_backbone, load_config
 from neutral_residues.methods import METHODS, RECIPE_WIDTH, Method, find_method, learning_rate, resolved
-from neutral_residues.results import Record, find, read_record
+from neutral_residues.record import Record
+from neutral_residues.results import find, read_record
 from neutral_residues.run import extend
 from neutral_residues.saved import load_saved
 from tiny_run import make_backbone, method_values, run_values

@@ -17,7 +17,8 @@ from neutral_residues.comparison import CompareConfig, load_comparison
 from neutral_residues.config import checked, load_run, make_run
 from neutral_residues.demo import DEMO_DATA
 from neutral_residues.methods import find_method
-from neutral_residues.results import Record, find
+from neutral_residues.record import Record
+from neutral_residues.results import find
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

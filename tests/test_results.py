@@ -13,7 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from neutral_residues.errors import UserError
-from neutral_residues.results import Cost, Metric, Record, Sample, find, provenance, read_record, write_record
+from neutral_residues.record import Cost, Metric, Sample
+from neutral_residues.results import Record, find, provenance, read_record, write_record
 
 
 def metric(**changes: Any) -> Metric:

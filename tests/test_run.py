@@ -21,7 +21,8 @@ from transformers import TrainerCallback
 
 from neutral_residues.config import load_run, make_run
 from neutral_residues.errors import Stopped, UserError
-from neutral_residues.results import Record, find, read_record
+from neutral_residues.record import Record
+from neutral_residues.results import find, read_record
 from neutral_residues.run import extend
 from neutral_residues.run_folder import RunFolder
 from neutral_residues.train import ExtensionTrainer

@@ -4,7 +4,8 @@ import io
 
 from rich.console import Console
 
-from neutral_residues.results import Record, provenance
+from neutral_residues.record import Record
+from neutral_residues.results import provenance
 from neutral_residues.scores import SetScore, metrics
 from neutral_residues.summary import sides_table
 

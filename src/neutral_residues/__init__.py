@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from neutral_residues.adapters.attach import NeutralResiduesModel, residue_layers
     from neutral_residues.adapters.settings import NeutralResiduesConfig
     from neutral_residues.mixin import NeutralResiduesTrainerMixin, local_loss
-    from neutral_residues.results import Record
+    from neutral_residues.record import Record
     from neutral_residues.run import extend
 
 __version__ = "0.1.0"

@@ -19,7 +19,8 @@ from neutral_residues.config import RunConfig, make_run, put, read_values
 from neutral_residues.errors import UserError
 from neutral_residues.loading import load_config
 from neutral_residues.methods import METHOD_SECTIONS, Method, find_method, learning_rate, resolved
-from neutral_residues.results import Record, validation_bits
+from neutral_residues.record import Record
+from neutral_residues.results import validation_bits
 
 DERIVED_FROM = "finetune"
 """The method whose runs the derived ones average."""

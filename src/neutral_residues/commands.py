@@ -28,7 +28,8 @@ from neutral_residues.preparation import (
     wants_bf16,
     world_size,
 )
-from neutral_residues.results import Record, provenance, write_record
+from neutral_residues.record import Record
+from neutral_residues.results import provenance, write_record
 from neutral_residues.saved import Saved, load_saved
 from neutral_residues.scores import metrics
 from neutral_residues.summary import sides_table

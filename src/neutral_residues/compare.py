@@ -39,7 +39,8 @@ from neutral_residues.comparison import CELLS, COMPARISON, CompareConfig
 from neutral_residues.config import dump_run
 from neutral_residues.errors import UserError
 from neutral_residues.files import disk_errors, write_json, write_text
-from neutral_residues.results import Failure, Record, find, read_record
+from neutral_residues.record import Failure, Record
+from neutral_residues.results import find, read_record
 from neutral_residues.run_folder import LOCK, RunFolder, check_free
 
 POLL_SECONDS = 0.2

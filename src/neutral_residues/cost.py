@@ -12,7 +12,7 @@ from torch import nn
 from neutral_residues.adapters.places import count_backbone_weights
 from neutral_residues.adapters.settings import PREFIX
 from neutral_residues.config import RunConfig
-from neutral_residues.results import Cost
+from neutral_residues.record import Cost
 
 ADAM_BYTES_PER_WEIGHT = 4 + 4 + 8
 """A trained weight in float32: itself, its gradient, AdamW's two moments."""

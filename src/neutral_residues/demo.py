@@ -14,8 +14,8 @@ from rich.text import Text
 from neutral_residues.config import RunConfig, make_run
 from neutral_residues.figures import draw_trade_off
 from neutral_residues.files import write_text
+from neutral_residues.record import Record
 from neutral_residues.report.command import write_report
-from neutral_residues.results import Record
 from neutral_residues.run import extend
 
 DEMO_DATA = Path(__file__).parent / "demo_data"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from neutral_residues.files import disk_errors
-from neutral_residues.results import Record
+from neutral_residues.record import Record
 
 COLOURS = {"neutral": "#0072B2", "adapter": "#E69F00", "lora": "#009E73", "finetune": "#D55E00"}
 MARKERS = {"neutral": "o", "adapter": "s", "lora": "^", "finetune": "D"}

@@ -15,7 +15,7 @@ from neutral_residues.adapters.attach import NeutralResiduesLayer, residue_layer
 from neutral_residues.adapters.neutral import Residue
 from neutral_residues.evaluate import ScorableText, inference, layer_numbers
 from neutral_residues.loading import context_length
-from neutral_residues.results import GateText
+from neutral_residues.record import GateText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

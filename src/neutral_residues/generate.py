@@ -21,7 +21,7 @@ from transformers import GenerationConfig
 from neutral_residues.errors import UserError
 from neutral_residues.evaluate import as_backbone, inference
 from neutral_residues.loading import context_length
-from neutral_residues.results import Sample
+from neutral_residues.record import Sample
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

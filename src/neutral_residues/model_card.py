@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from neutral_residues.files import write_text
-from neutral_residues.results import Record
+from neutral_residues.record import Record
 
 _LOAD_ADAPTER = """import neutral_residues  # registers the method with PEFT; must come first
 from peft import AutoPeftModelForCausalLM

@@ -27,7 +27,7 @@ from neutral_residues.errors import UserError
 from neutral_residues.loading import empty_backbone, load_backbone, load_config, load_tokenizer, pick_device
 from neutral_residues.methods import find_method
 from neutral_residues.preparation import RunData, prepare_data, wants_bf16
-from neutral_residues.results import Record
+from neutral_residues.record import Record
 
 PROBE_SECONDS = 2.0
 

@@ -18,7 +18,7 @@ from neutral_residues.errors import UserError
 from neutral_residues.files import default_cache_folder
 from neutral_residues.loading import context_length
 from neutral_residues.methods import find_method
-from neutral_residues.results import EvaluationSet
+from neutral_residues.record import EvaluationSet
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ from neutral_residues.preparation import (
     wants_bf16,
     world_size,
 )
-from neutral_residues.results import Cost, GateText, Record, Sample, provenance, read_record, write_record
+from neutral_residues.record import Cost, GateText, Record, Sample
+from neutral_residues.results import provenance, read_record, write_record
 from neutral_residues.run_folder import RunFolder
 from neutral_residues.scores import SetScore, metrics
 from neutral_residues.train import (

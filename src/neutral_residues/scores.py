@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from neutral_residues.config import Role
-from neutral_residues.results import Direction, Metric, Of
+from neutral_residues.record import Direction, Metric, Of
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def learning_share(
 
 
 def metrics(scores: Sequence[SetScore]) -> list[Metric]:
-    """All numbers of these sets, named, for the record (see `results.Metric`)."""
+    """All numbers of these sets, named, for the record (see `record.Metric`)."""
     return [metric for score in scores for metric in (*_losses(score), *_changes(score), *_residues(score))]
 
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from neutral_residues.results import Record
+from neutral_residues.record import Record
 
 
 def print_summary(record: Record, output: Path, *, console: Console | None = None) -> None:

@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from neutral_residues.results import Cost, EvaluationSet, GateText, Metric, Provenance, Record, Sample, write_record
+from neutral_residues.record import Cost, EvaluationSet, GateText, Metric, Provenance, Record, Sample
+from neutral_residues.results import write_record
 
 HOSTILE = "<script>alert('x')</script>"
 BACKBONE = {"en": 1.0, "wiki": 2.0, "fr": 4.0, "de": 5.0}

@@ -15,10 +15,11 @@ from synthetic import HOSTILE, make_comparison, make_record
 
 from neutral_residues import cli
 from neutral_residues.errors import UserError
+from neutral_residues.record import Cost
 from neutral_residues.report.collect import collect
 from neutral_residues.report.command import write_report
 from neutral_residues.report.heat import level, visible
-from neutral_residues.results import Cost, write_record
+from neutral_residues.results import write_record
 
 RECORDS = Path(__file__).parent.parent.parent / "docs" / "records"
 

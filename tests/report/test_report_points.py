@@ -9,6 +9,7 @@ import pytest
 from synthetic import comparison_records, make_record, metric
 
 from neutral_residues.errors import UserError
+from neutral_residues.record import Record
 from neutral_residues.report.collect import Found, collect
 from neutral_residues.report.fronts import compare, forgetting_at, pareto_front
 from neutral_residues.report.looks import looks
@@ -16,7 +17,7 @@ from neutral_residues.report.numbers import number, spread
 from neutral_residues.report.points import Section, Spread, sections
 from neutral_residues.report.tables import equal_learning_table
 from neutral_residues.report.verdict import verdict
-from neutral_residues.results import Record, read_record
+from neutral_residues.results import read_record
 
 RECORDS = Path(__file__).parent.parent.parent / "docs" / "records"
 

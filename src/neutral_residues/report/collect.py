@@ -11,7 +11,8 @@ from pathlib import Path
 from neutral_residues.comparison import CELLS, COMPARISON
 from neutral_residues.errors import UserError
 from neutral_residues.files import disk_errors
-from neutral_residues.results import Record, read_failure, read_record
+from neutral_residues.record import Record
+from neutral_residues.results import read_failure, read_record
 
 RECORD, FAILURE, RUN = "record.json", "failure.json", "run.yaml"
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from neutral_residues.record import GateText
 from neutral_residues.report.numbers import number, row_name
 from neutral_residues.report.points import Section
-from neutral_residues.results import GateText
 
 STEPS = 8
 """Steps of colour above 0."""

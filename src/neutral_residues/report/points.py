@@ -23,9 +23,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from neutral_residues.errors import UserError
+from neutral_residues.record import Record
 from neutral_residues.report.collect import Found
 from neutral_residues.report.settings import check_alike, point_settings
-from neutral_residues.results import Record, validation_bits
+from neutral_residues.results import validation_bits
 from neutral_residues.scores import learning_share
 
 LEARNING_RATE, SHARE = "training.learning_rate", "averaging.share"

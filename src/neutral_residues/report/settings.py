@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from neutral_residues.errors import UserError
+from neutral_residues.record import Record
 from neutral_residues.report.collect import Found
-from neutral_residues.results import Record
 
 NO_SETTING = frozenset(
     {
