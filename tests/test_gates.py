@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from neutral_residues.adapters.attach import BLOCK, residue_layers
+from neutral_residues.adapters.layer import BLOCK, residue_layers
 from neutral_residues.gates import MAX_TOKENS, NamedText, code_switched, gate_texts, token_pieces
 from neutral_residues.loading import load_tokenizer
 from tiny_run import END_OF_TEXT, byte_tokenizer, make_backbone

@@ -11,7 +11,8 @@ from neutral_residues.errors import UserError
 from neutral_residues.registration import register_with_peft
 
 if TYPE_CHECKING:
-    from neutral_residues.adapters.attach import NeutralResiduesModel, residue_layers
+    from neutral_residues.adapters.attach import NeutralResiduesModel
+    from neutral_residues.adapters.layer import residue_layers
     from neutral_residues.adapters.settings import NeutralResiduesConfig
     from neutral_residues.mixin import NeutralResiduesTrainerMixin, local_loss
     from neutral_residues.record import Record
@@ -22,11 +23,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "NeutralResiduesConfig": "adapters.settings",
     "NeutralResiduesModel": "adapters.attach",
-    "residue_layers": "adapters.attach",
+    "residue_layers": "adapters.layer",
     "NeutralResiduesTrainerMixin": "mixin",
     "local_loss": "mixin",
     "extend": "run",
-    "Record": "results",
+    "Record": "record",
 }
 
 __all__ = [  # noqa: RUF022 - in the order in which people meet them

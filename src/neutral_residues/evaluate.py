@@ -32,7 +32,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neutral_residues.adapters.attach import NeutralResiduesLayer, residue_layers, tapped
+from neutral_residues.adapters.layer import NeutralResiduesLayer, residue_layers, tapped
 from neutral_residues.adapters.neutral import Residue
 from neutral_residues.config import Role
 from neutral_residues.errors import UserError

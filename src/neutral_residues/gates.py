@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from neutral_residues.adapters.attach import NeutralResiduesLayer, residue_layers, tapped
+from neutral_residues.adapters.layer import NeutralResiduesLayer, residue_layers, tapped
 from neutral_residues.adapters.neutral import Residue
 from neutral_residues.evaluate import ScorableText, inference, layer_numbers
 from neutral_residues.loading import context_length

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neutral_residues.adapters.attach import NeutralResiduesLayer, gate_parameters, residue_layers, tapped
+from neutral_residues.adapters.layer import NeutralResiduesLayer, gate_parameters, residue_layers, tapped
 from neutral_residues.adapters.neutral import Residue
 from neutral_residues.collator import DOMAIN_LABELS, DomainLabelCollator
 from neutral_residues.config import ResidueSettings

@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, Trainer, TrainingArgu
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from neutral_residues import NeutralResiduesConfig, UserError, residue_layers
-from neutral_residues.adapters.attach import PREFIX, NeutralResiduesLayer, tapped
+from neutral_residues.adapters.layer import NeutralResiduesLayer, tapped
 from neutral_residues.adapters.neutral import Residue
 from neutral_residues.adapters.places import count_backbone_weights
+from neutral_residues.adapters.settings import PREFIX
 
 # --- attach, disable, detach
 

@@ -7,7 +7,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from neutral_residues.adapters.attach import PREFIX, NeutralResiduesConfig
+from neutral_residues.adapters.settings import PREFIX, NeutralResiduesConfig
 
 
 def tiny_llama(**changes: object) -> PreTrainedModel:
