@@ -16,7 +16,7 @@ ORDER = [
     *("report.pictures", "report.markdown", "report.page", "report.command"),
     *("data.text", "data.encoding", "data.tokens"),
     *("adapters.neutral", "adapters.places", "adapters.glu", "adapters.settings", "adapters.open_tokens"),
-    *("adapters.layer", "adapters.attach", "losses", "collator", "mixin"),
+    *("adapters.layer", "adapters.fused", "adapters.attach", "losses", "collator", "mixin"),
     *("adapters.low_rank", "adapters.whole", "adapters.expansion", "data.mixing", "data.noise", "loading", "methods"),
     *("preparation", "cost", "evaluate", "gates", "generate", "train", "run", "saved"),
     *("cells", "compare", "planning", "commands", "demo", "cli"),

@@ -20,9 +20,9 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
-from neutral_residues.adapters.layer import NeutralResiduesLayer, not_mergeable, per_request, residue_layers
+from neutral_residues.adapters.layer import NeutralResiduesLayer, not_mergeable, residue_layers
 from neutral_residues.adapters.neutral import num_weights, width_for_budget
-from neutral_residues.adapters.open_tokens import check_requests
+from neutral_residues.adapters.open_tokens import check_length, per_request
 from neutral_residues.adapters.places import (
     backbone_activation,
     check_same_backbone,
@@ -121,11 +121,9 @@ class NeutralResiduesModel(BaseTuner):
         if adapter_names is None:
             yield
             return
-        if self.training:
-            raise UserError("adapter_names is for inference, and the model is in training mode", do="call model.eval()")
         inputs = args[0] if args else next(kwargs[k] for k in ("input_ids", "inputs_embeds", "inputs") if k in kwargs)
-        check_requests(adapter_names, num_rows=len(inputs), known=list(self.peft_config))
-        with per_request(list(residue_layers(self.model).values()), adapter_names):
+        check_length(adapter_names, num_rows=len(inputs))
+        with per_request(self.model, adapter_names, rows_per_name=None):
             yield
 
     @classmethod

@@ -12,21 +12,33 @@ Two things make it shorter when nothing is trained or watched, with the same res
 No maths here: `neutral.py` holds it. No loss either: while a `Tap` is set on the layers, they report to it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from neutral_residues.adapters.neutral import BlockGate, Residue, initialise, new_projections, residue
-from neutral_residues.adapters.open_tokens import Requests, open_tokens
+from neutral_residues.adapters.open_tokens import AnswersRequests, open_tokens
 from neutral_residues.adapters.places import activation_module
 from neutral_residues.adapters.settings import PREFIX, NeutralResiduesConfig
 from neutral_residues.errors import UserError
 
-GATE, UP, DOWN, BLOCK = (PREFIX + role for role in ("gate", "up", "down", "block"))
+GATE, UP, DOWN, BLOCK = ROLES = tuple(PREFIX + role for role in ("gate", "up", "down", "block"))
+
+
+class Adapter(NamedTuple):
+    """The parts of one adapter in one layer; w is None where the block gate is "none"."""
+
+    name: str
+    w_g: nn.Linear
+    w_i: nn.Linear
+    w_o: nn.Linear
+    w: nn.Linear | None
+    activation: nn.Module
+    kind: BlockGate
 
 
 class Tap(Protocol):
@@ -35,10 +47,10 @@ class Tap(Protocol):
     def see(self, layer: "NeutralResiduesLayer", residue: Residue) -> None: ...
 
 
-class NeutralResiduesLayer(nn.Module, BaseTunerLayer):
+class NeutralResiduesLayer(nn.Module, BaseTunerLayer, AnswersRequests):
     """A block of the backbone with residues beside it, one for each named adapter; active ones are summed."""
 
-    adapter_layer_names = (GATE, UP, DOWN, BLOCK)
+    adapter_layer_names = ROLES
     other_param_names = ("width", "block_gate", "activations", "loaded")
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -53,7 +65,6 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.tap: Tap | None = None
-        self.requests: Requests | None = None
         self.skips = True
 
     def add(self, name: str, config: NeutralResiduesConfig, *, width_in: int, num_layers: int) -> None:
@@ -85,34 +96,48 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         # The base layer first: Mixtral's jitter writes into its input, which autograd forbids once we have read it.
         output = self.base_layer(hidden_states, *args, **kwargs)
-        if self.disable_adapters:
-            return output
         extended, *rest = output if isinstance(output, tuple) else (output,)
-        for name in self._wanted():
+        for name in self.wanted():
             if not self.loaded[name] and not torch.compiler.is_compiling():
                 self._check_loaded(name)
             extended = self._extend(extended, hidden_states, name)
         return (extended, *rest) if isinstance(output, tuple) else extended
 
-    def _wanted(self) -> list[str]:
-        """The adapters of this layer that the current pass needs."""
+    def wanted(self) -> list[str]:
+        """The adapters of this layer that a pass computes now."""
         names = self.active_adapters if self.requests is None else self.requests.adapters
-        return [name for name in names if name in self.width]
+        return [] if self.disable_adapters else [name for name in names if name in self.width]
 
-    def residue(self, hidden_states: Tensor, name: str) -> Residue:
-        """What adapter `name` adds at each token of `hidden_states` (..., D)."""
-        w_g = getattr(self, GATE)[name]
-        if not torch.is_autocast_enabled(hidden_states.device.type):
-            hidden_states = hidden_states.to(w_g.weight.dtype)
+    def known_adapters(self) -> list[str]:
+        """All adapters of this layer, active or not."""
+        return list(self.width)
+
+    def adapter(self, name: str) -> Adapter:
+        """The parts of adapter `name`."""
         blocks = getattr(self, BLOCK)
-        return residue(
-            hidden_states,
-            w_g=w_g,
+        return Adapter(
+            name,
+            w_g=getattr(self, GATE)[name],
             w_i=getattr(self, UP)[name],
             w_o=getattr(self, DOWN)[name],
             w=blocks[name] if name in blocks else None,  # noqa: SIM401 - a ModuleDict has no get
             activation=self.activations[name],
-            gate_kind=self.block_gate[name],
+            kind=self.block_gate[name],
+        )
+
+    def residue(self, hidden_states: Tensor, name: str) -> Residue:
+        """What adapter `name` adds at each token of `hidden_states` (..., D)."""
+        adapter = self.adapter(name)
+        if not torch.is_autocast_enabled(hidden_states.device.type):
+            hidden_states = hidden_states.to(adapter.w_g.weight.dtype)
+        return residue(
+            hidden_states,
+            w_g=adapter.w_g,
+            w_i=adapter.w_i,
+            w_o=adapter.w_o,
+            w=adapter.w,
+            activation=adapter.activation,
+            gate_kind=adapter.kind,
         )
 
     def _extend(self, extended: Tensor, hidden_states: Tensor, name: str) -> Tensor:
@@ -133,8 +158,9 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer):
         """Positions of the tokens to compute, in row-major order; None means all."""
         tokens_N = None
         if self.requests is not None:
-            num_tokens = hidden_states.shape[:-1].numel()
-            tokens_N = self.requests.tokens(name, num_tokens=num_tokens, device=hidden_states.device)
+            if self.tap is not None:
+                raise UserError("adapter_names cannot be used while residues are watched", do="leave the other block")
+            tokens_N = self.requests.tokens(name, hidden_states)
         if not self._may_skip(hidden_states, name) or (tokens_N is not None and not len(tokens_N)):
             return tokens_N
         w = getattr(self, BLOCK)[name]
@@ -232,25 +258,6 @@ def every_token(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, skips in zip(layers, before, strict=True):
             layer.skips = skips
-
-
-@contextmanager
-def per_request(layers: Sequence[NeutralResiduesLayer], names: Sequence[str]) -> Iterator[None]:
-    """Within the block each row of a batch gets the adapter that `names` says for it, whatever is active.
-
-    Raises:
-        UserError: if the residues are being watched: a tap sees whole batches.
-    """
-    if any(layer.tap is not None for layer in layers):
-        raise UserError("adapter_names cannot be used while residues are being watched", do="leave the other block")
-    requests = Requests(names)
-    for layer in layers:
-        layer.requests = requests
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.requests = None
 
 
 def _at(hidden_states: Tensor, tokens_N: Tensor) -> Tensor:

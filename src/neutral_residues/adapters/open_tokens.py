@@ -8,11 +8,12 @@ fewer rows, which may round the last bit differently.
 Suffixes: N chosen tokens, of all tokens of the batch in row-major order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neutral_residues.errors import UserError, nearest
 
@@ -31,38 +32,93 @@ class Requests:
 
     Args:
         names: for each row the name of an adapter, or `BACKBONE`.
+        rows_per_name: how many rows of a batch share a name (beams, returned sequences); None takes any number.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], rows_per_name: int | None = 1) -> None:
         self.names = tuple(names)
         self.adapters = tuple(name for name in dict.fromkeys(names) if name != BACKBONE)
+        self.rows_per_name = rows_per_name
         self._tokens_N: dict[tuple[str, int, torch.device], Tensor] = {}
 
-    def tokens(self, name: str, *, num_tokens: int, device: torch.device) -> Tensor:
-        """(N,) positions of the tokens that want `name`, among `num_tokens`.
+    def tokens(self, name: str, hidden_states: Tensor) -> Tensor:
+        """(N,) positions of the tokens that want `name`, in row-major order.
 
-        Beams and several returned sequences repeat each row; a backbone may fold rows and tokens into one dimension.
-        Both leave the tokens of a request side by side.
+        Rows that share a name stand side by side, also where a backbone folds rows and tokens into one dimension.
         """
-        key = (name, num_tokens, device)
+        num_tokens = hidden_states.shape[:-1].numel()
+        key = (name, num_tokens, hidden_states.device)
         if key not in self._tokens_N:
-            per_request = num_tokens // len(self.names)
-            wanted = torch.tensor([n == name for n in self.names], device=device)
-            self._tokens_N[key] = wanted.repeat_interleave(per_request).nonzero().squeeze(1)
+            self._check(hidden_states)
+            wanted = torch.tensor([n == name for n in self.names], device=hidden_states.device)
+            tokens_per_name = num_tokens // len(self.names)
+            self._tokens_N[key] = wanted.repeat_interleave(tokens_per_name).nonzero().squeeze(1)
         return self._tokens_N[key]
 
+    def _check(self, hidden_states: Tensor) -> None:
+        num_rows, expected = len(hidden_states), len(self.names) * (self.rows_per_name or 1)
+        exact = self.rows_per_name is not None and hidden_states.ndim == 3
+        if num_rows != expected if exact else num_rows % expected:
+            raise _wrong_length(len(self.names), num_rows)
 
-def check_requests(names: Any, *, num_rows: int, known: Sequence[str]) -> None:
-    """Raise a UserError unless `names` holds one known adapter, or `BACKBONE`, for each row of the batch."""
+
+class AnswersRequests:
+    """A module that computes adapters by name."""
+
+    requests: Requests | None = None
+
+    def known_adapters(self) -> list[str]:
+        raise NotImplementedError
+
+
+@contextmanager
+def per_request(model: nn.Module, names: Sequence[str], *, rows_per_name: int | None = 1) -> Iterator[None]:
+    """Within the block each row of a batch gets the adapter that `names` says for it, whatever is active.
+
+        with per_request(model, ["french", "__base__", "german"]):
+            model.generate(**three_prompts)
+
+    A PeftModel takes the same list as its argument `adapter_names`; a fused model needs this block.
+
+    Args:
+        names: for each row the name of an adapter, or `BACKBONE` for none.
+        rows_per_name: how many rows share a name: the number of beams, or of returned sequences; None takes any.
+
+    Raises:
+        UserError: for a name that is not loaded; in training mode; in the forward pass, for a wrong number of names.
+    """
+    modules = [module for module in model.modules() if isinstance(module, AnswersRequests)]
+    _check_names(names, known=list(dict.fromkeys(name for module in modules for name in module.known_adapters())))
+    if model.training:
+        raise UserError("adapter_names is for inference, and the model is in training mode", do="call model.eval()")
+    requests = Requests(names, rows_per_name)
+    for module in modules:
+        module.requests = requests
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.requests = None
+
+
+def check_length(names: Any, *, num_rows: int) -> None:
+    """Raise a UserError unless `names` is a list with one name for each row of the batch."""
     if isinstance(names, str) or len(names) != num_rows:
-        got = f"{names!r}" if isinstance(names, str) else f"{len(names)} names for {num_rows} rows"
-        raise UserError("adapter_names", got=got, allowed="a list with one name for each row of the batch")
+        raise _wrong_length(names if isinstance(names, str) else len(names), num_rows)
+
+
+def _wrong_length(got: int | str, num_rows: int) -> UserError:
+    names = repr(got) if isinstance(got, str) else f"{got} names for {num_rows} rows"
+    return UserError("adapter_names", got=names, allowed="a list with one name for each row of the batch")
+
+
+def _check_names(names: Sequence[str], *, known: Sequence[str]) -> None:
     for name in names:
         if name != BACKBONE and name not in known:
             raise UserError(
                 "adapter_names: this adapter is not loaded",
                 got=name,
-                allowed=f"{', '.join(known)}, or {BACKBONE} for none",
+                allowed=f"{', '.join(known) or 'none is'}, or {BACKBONE} for none",
                 do=nearest(name, known),
             )
 
