@@ -30,9 +30,12 @@ LOCAL_LOSSES: tuple[str, ...] = get_args(LocalLoss)
 
 def next_token_nats(logits_BTV: Tensor, input_ids_BT: Tensor) -> Tensor:
     """Nats of each token given those before it, (B, T-1): entry t is for token t+1. Always in float32."""
-    logits = logits_BTV[:, :-1].float().flatten(0, 1)
-    nats = F.cross_entropy(logits, input_ids_BT[:, 1:].flatten(), reduction="none")
-    return nats.view(input_ids_BT.shape[0], -1)
+    # The targets are shifted, not the logits: a slice of those would be copied, and its gradient padded, at full size.
+    targets_BT = F.pad(input_ids_BT[:, 1:], (0, 1), value=IGNORE)
+    nats = F.cross_entropy(
+        logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORE, reduction="none"
+    )
+    return nats.view(input_ids_BT.shape)[:, :-1]
 
 
 def local_loss_sum(residue: Residue, domain_labels: Tensor, kind: LocalLoss) -> Tensor:
@@ -51,8 +54,8 @@ def local_loss_sum(residue: Residue, domain_labels: Tensor, kind: LocalLoss) -> 
         raise UserError("domain_labels", got=got, allowed="one each")
     labels = domain_labels.reshape(shape)
     if kind == "l1":
-        size = residue.delta.float().abs().mean(dim=-1)
-        return (size * (labels == SOURCE)).sum()
+        norm = torch.linalg.vector_norm(residue.delta, ord=1, dim=-1, dtype=torch.float32)
+        return (norm * (labels == SOURCE)).sum() / residue.delta.shape[-1]
     if residue.gate_logits is None:
         raise UserError("local_loss cross_entropy needs a block gate", got="none", allowed="sigmoid")
     is_target = (labels == TARGET).float()

@@ -20,6 +20,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from neutral_residues.adapters.glu import Glu, can_train_frozen, frozen_glu, plain_glu
 from neutral_residues.adapters.neutral import BlockGate, Residue, initialise, new_projections, residue
 from neutral_residues.adapters.open_tokens import AnswersRequests, open_tokens
 from neutral_residues.adapters.places import activation_module
@@ -66,6 +67,8 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, AnswersRequests):
         self.merged_adapters: list[str] = []
         self.tap: Tap | None = None
         self.skips = True
+        self._glu: Glu | None = None
+        self._looked = False
 
     def add(self, name: str, config: NeutralResiduesConfig, *, width_in: int, num_layers: int) -> None:
         """A new residue of that name on the base layer's device: fresh, or NaN where a checkpoint is about to fill it.
@@ -95,13 +98,23 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, AnswersRequests):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         # The base layer first: Mixtral's jitter writes into its input, which autograd forbids once we have read it.
-        output = self.base_layer(hidden_states, *args, **kwargs)
+        output = self._base(hidden_states, *args, **kwargs)
         extended, *rest = output if isinstance(output, tuple) else (output,)
         for name in self.wanted():
             if not self.loaded[name] and not torch.compiler.is_compiling():
                 self._check_loaded(name)
             extended = self._extend(extended, hidden_states, name)
         return (extended, *rest) if isinstance(output, tuple) else extended
+
+    def _base(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the backbone's own block returns; a frozen gated unit keeps less of it for the backward pass."""
+        # A compiler decides by itself what to keep.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not args and not kwargs:
+            if not self._looked:
+                self._glu, self._looked = plain_glu(self.base_layer), True
+            if self._glu is not None and can_train_frozen(self.base_layer, self._glu, hidden_states):
+                return frozen_glu(self._glu, hidden_states)
+        return self.base_layer(hidden_states, *args, **kwargs)
 
     def wanted(self) -> list[str]:
         """The adapters of this layer that a pass computes now."""
