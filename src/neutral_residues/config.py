@@ -172,6 +172,11 @@ class TrainingSettings(Settings):
     """Gradients are clipped to this norm."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """bfloat16 means autocast around fp32 trained weights; auto takes it on a GPU that has it and float32 elsewhere."""
+    frozen_weights: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = "auto"
+    """How weights that do not train are held; those that train are always float32. auto follows `precision`; int8 and
+    nf4 (8 and 4 bits) need bitsandbytes, and both sides are then measured on the quantised backbone."""
+    compile: bool = False
+    """Compile the model with torch.compile: the first step takes a minute or more, each later one less."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     log_every: int = Field(default=10, ge=1)

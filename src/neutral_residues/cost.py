@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from neutral_residues.adapters.places import count_backbone_weights
+from neutral_residues.adapters.places import count_backbone_weights, num_weights_in
 from neutral_residues.adapters.settings import PREFIX
 from neutral_residues.config import RunConfig
 from neutral_residues.record import Cost
@@ -39,7 +39,7 @@ class WeightCount:
 
     def with_model(self, model: nn.Module) -> "WeightCount":
         """After the method is attached."""
-        total = sum(parameter.numel() for parameter in model.parameters())
+        total = sum(num_weights_in(parameter) for parameter in model.parameters())
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         return replace(self, num_new_weights=total - self.num_backbone_weights, num_trained_weights=trained)
 

@@ -1,13 +1,16 @@
 """Backbones and tokenizers from a folder or the Hub, and everything that can be wrong with them in one line."""
 
+import importlib.util
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -15,6 +18,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from neutral_residues.errors import UserError, first_line
+
+Quantised = Literal["int8", "nf4"]
 
 
 def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -71,17 +76,28 @@ def load_tokenizer(
 
 
 def load_backbone(
-    name: str, *, revision: str | None = None, trust_remote_code: bool = False, dtype: torch.dtype
+    name: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype,
+    quantised: Quantised | None = None,
 ) -> PreTrainedModel:
-    """The model's weights in `dtype`; every weight must be there.
+    """The model's weights, all of them: in `dtype` in main memory, or with its linear layers quantised on the device.
 
     Raises:
-        UserError: also for a weight file cut short.
+        UserError: also for a weight file cut short, or without the package that quantises.
     """
     load_config(name, revision=revision, trust_remote_code=trust_remote_code)
+    options: dict[str, Any] = _quantisation(quantised, dtype) if quantised else {}
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            name, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype, output_loading_info=True
+            name,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            dtype=dtype,
+            output_loading_info=True,
+            **options,
         )
     except Exception as error:  # safetensors raises its own type for a file cut short
         raise UserError(
@@ -94,7 +110,26 @@ def load_backbone(
             got=f"{len(missing)} missing, first {missing[0]}",
             do="fetch the model again",
         )
+    for module in model.modules():
+        # On some CPUs a pass in eval mode would turn 4-bit weights into a form through which no gradient flows.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model
+
+
+def _quantisation(kind: Quantised, dtype: torch.dtype) -> dict[str, Any]:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{kind} weights need the package bitsandbytes", do="pip install 'neutral-residues[quantised]'")
+    # What it says at every product in float32 is so by intent: activations are cast to float16 there.
+    warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
+    four_bit = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    config = BitsAndBytesConfig(**four_bit if kind == "nf4" else {"load_in_8bit": True})
+    return {"quantization_config": config, "device_map": {"": pick_device()}}
+
+
+def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model on `device`; a quantised one is there already, and must not be moved."""
+    return model if getattr(model, "is_quantized", False) else model.to(device)
 
 
 def empty_backbone(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:

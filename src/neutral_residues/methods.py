@@ -336,6 +336,12 @@ def resolved(config: RunConfig) -> RunConfig:
     sections = {section: getattr(config, section).model_copy(update=update) for section, update in changes.items()}
     config = config.model_copy(update=sections)
     _check_settings_are_used(config, method)
+    if config.training.frozen_weights != "auto" and not method.keeps_backbone:
+        raise UserError(
+            f"training.frozen_weights has no effect on method {method.name}, which has no frozen backbone",
+            got=config.training.frozen_weights,
+            do="remove it",
+        )
     return config
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -16,7 +17,7 @@ from neutral_residues.data.noise import NoisedMixture
 from neutral_residues.data.tokens import TokenStream, check_not_the_same, tokenise
 from neutral_residues.errors import UserError
 from neutral_residues.files import default_cache_folder
-from neutral_residues.loading import context_length
+from neutral_residues.loading import Quantised, context_length
 from neutral_residues.methods import find_method
 from neutral_residues.record import EvaluationSet
 
@@ -126,3 +127,18 @@ def wants_bf16(config: RunConfig, device: torch.device) -> bool:
     if config.training.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return config.training.precision == "bfloat16"
+
+
+class FrozenPrecision(NamedTuple):
+    """How weights that do not train are held."""
+
+    dtype: torch.dtype
+    quantised: Quantised | None
+
+
+def frozen_precision(config: RunConfig, device: torch.device) -> FrozenPrecision:
+    """As the run says; "auto" holds them in the precision that is computed in."""
+    held = config.training.frozen_weights
+    bf16 = wants_bf16(config, device) if held not in ("float32", "bfloat16") else held == "bfloat16"
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    return FrozenPrecision(dtype, "int8" if held == "int8" else "nf4" if held == "nf4" else None)

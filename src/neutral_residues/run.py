@@ -30,13 +30,14 @@ from neutral_residues.evaluate import evaluate
 from neutral_residues.files import whole_folder
 from neutral_residues.gates import default_texts, gate_texts
 from neutral_residues.generate import check_prompt, generate_both
-from neutral_residues.loading import load_backbone, load_config, load_tokenizer, pick_device
+from neutral_residues.loading import load_backbone, load_config, load_tokenizer, on_device, pick_device
 from neutral_residues.methods import Method, find_method, learning_rate, resolved
 from neutral_residues.model_card import write_card
 from neutral_residues.preparation import (
     RunData,
     check_context,
     first_rank_first,
+    frozen_precision,
     is_first_rank,
     make_rows,
     prepare_data,
@@ -170,13 +171,17 @@ class _Run:
         return cost.model_copy(update={"wall_seconds": seconds, "threads": torch.get_num_threads()})
 
     def _backbone(self, *, frozen: bool) -> nn.Module:
-        # Frozen weights can live in bfloat16; weights that train are kept in float32 and cast by autocast.
-        dtype = torch.bfloat16 if self.bf16 and frozen else torch.float32
+        # Weights that train are kept in float32, and autocast casts them.
+        dtype, quantised = frozen_precision(self.config, self.device) if frozen else (torch.float32, None)
         config = self.config
         model = load_backbone(
-            config.model, revision=config.revision, trust_remote_code=config.trust_remote_code, dtype=dtype
+            config.model,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            dtype=dtype,
+            quantised=quantised,
         )
-        return model.to(self.device)
+        return on_device(model, self.device)
 
     def _display(self) -> TrainingDisplay:
         training = self.config.training

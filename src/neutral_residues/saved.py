@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from neutral_residues.config import RunConfig, load_run
 from neutral_residues.errors import UserError, first_line
-from neutral_residues.loading import load_backbone, load_tokenizer, pick_device
+from neutral_residues.loading import load_backbone, load_tokenizer, on_device, pick_device
+from neutral_residues.preparation import frozen_precision
 from neutral_residues.run_folder import RunFolder
 
 
@@ -75,10 +76,13 @@ def _load_adapter(extension: Path, config: RunConfig | None, dtype: torch.dtype)
 
 
 def _backbone(name: str, config: RunConfig | None, dtype: torch.dtype) -> nn.Module:
+    """In `dtype`, but quantised where it was in training: another backbone would be measured otherwise."""
+    quantised = frozen_precision(config, pick_device()).quantised if config else None
     model = load_backbone(
         name,
         revision=config.revision if config else None,
         trust_remote_code=config.trust_remote_code if config else False,
         dtype=dtype,
+        quantised=quantised,
     )
-    return model.to(pick_device()).eval()
+    return on_device(model, pick_device()).eval()

@@ -190,6 +190,7 @@ def training_arguments(config: RunConfig, *, output_dir: Path, learning_rate: fl
             adam_beta2=training.adam_betas[1],
             max_grad_norm=training.max_grad_norm,
             bf16=bf16,
+            torch_compile=training.compile,
             activation_checkpointing=training.gradient_checkpointing,
             activation_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
             logging_steps=training.log_every,

@@ -155,17 +155,19 @@ def check_same_backbone(saved: dict[str, int], backbone: dict[str, int]) -> None
 
 
 def count_backbone_weights(model: nn.Module, *, added: str) -> int:
-    """Weights of the backbone, embeddings counted, those below a module whose name begins with `added` not.
-
-    4-bit weights count as the numbers they stand for.
-    """
+    """Weights of the backbone, embeddings counted, those below a module whose name begins with `added` not."""
     counted = 0
     for name, parameter in model.named_parameters():
         if f".{added}" in name or "modules_to_save." in name:
             continue
-        packed = type(parameter).__name__ == "Params4bit"
-        counted += parameter.numel() * (2 * parameter.element_size() if packed else 1)
+        counted += num_weights_in(parameter)
     return counted
+
+
+def num_weights_in(parameter: nn.Parameter) -> int:
+    """How many weights a parameter stands for: 4-bit weights are packed, two in a byte."""
+    packed = type(parameter).__name__ == "Params4bit"
+    return parameter.numel() * (2 * parameter.element_size() if packed else 1)
 
 
 def backbone_activation(model_config: Mapping[str, object]) -> str:
