@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "neutral_residues"
 
 # One way down: text -> tokens -> mixed rows -> model with residues -> loss -> training -> evaluation -> record.
 ORDER = [
-    *("registration", "errors", "files", "config", "comparison", "record", "results", "scores"),
+    *("registration", "errors", "files", "config", "comparison", "record", "results", "speed", "scores"),
     *("display", "summary", "model_card", "figures"),
     *("run_folder", "report.collect", "report.settings", "report.points", "report.fronts", "report.numbers"),
     *("report.verdict", "report.looks", "report.tables", "report.measured", "report.heat", "report.plots"),

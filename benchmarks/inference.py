@@ -1,0 +1,220 @@
+"""Decode and prefill of source and target text, memory and start-up, against the backbone.
+
+    python benchmarks/inference.py [--width 1024] [--layers 8] [--budget 0.2] [--output FILE.json]
+    python benchmarks/inference.py --extension FOLDER --source FILE.jsonl.gz --target FILE.jsonl.gz
+
+The first form takes a random Llama and gates that are all shut ("source") or all open ("target"), the best and the
+worst that text can be; the second a trained extension on real text. Everybody takes turns, token by token in decoding:
+the backbone, the plain path of the PEFT model, the same with skipping (the default on a CPU), and the fused model.
+"""
+
+import argparse
+import copy
+import functools
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from models import bound_of, extended, finished, in_turns, random_llama, ratio, set_gates
+from neutral_residues.adapters.fused import fuse
+from neutral_residues.adapters.layer import residue_layers
+from neutral_residues.config import Corpus
+from neutral_residues.cost import peak_memory_bytes
+from neutral_residues.data.text import iter_documents
+from neutral_residues.loading import load_backbone, pick_device
+from neutral_residues.saved import load_saved
+from neutral_residues.speed import Bound, Measured
+
+WHO = ("backbone", "plain", "skip", "fused")
+SIDES = ("source", "target")
+
+
+Models = dict[str, nn.Module]
+"""One of `WHO` -> a model of its own, so that nothing is switched while the clock runs."""
+
+
+def all_of_them(model: Any) -> Models:
+    plain = copy.deepcopy(model)
+    for layer in residue_layers(plain).values():
+        layer.skips = False
+    return {
+        "backbone": copy.deepcopy(model).unload(),
+        "plain": plain,
+        "skip": model,
+        "fused": fuse(copy.deepcopy(model)),
+    }
+
+
+@torch.inference_mode()
+def run(model: nn.Module, input_ids: Tensor, cache: DynamicCache | None = None) -> None:
+    model(input_ids=input_ids, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1)
+
+
+def prefill(models: Models, ids_1T: Tensor, *, rounds: int) -> dict[str, list[float]]:
+    """Seconds of one pass over all tokens at once."""
+    return in_turns({name: functools.partial(run, model, ids_1T) for name, model in models.items()}, rounds=rounds)
+
+
+def decode(models: Models, ids_1T: Tensor, *, prompt_tokens: int) -> dict[str, list[float]]:
+    """Seconds of each further token of the text, one at a time after a prompt, everybody taking turns at each."""
+    caches = {name: DynamicCache() for name in models}
+    for name, model in models.items():
+        run(model, ids_1T[:, :prompt_tokens], caches[name])
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for position in range(prompt_tokens, ids_1T.shape[1]):
+        token_11 = ids_1T[:, position : position + 1]
+        tasks = {name: functools.partial(run, model, token_11, caches[name]) for name, model in models.items()}
+        for name, values in in_turns(tasks, rounds=1, warm_up=0).items():
+            seconds[name] += values
+    return {name: values[2:] for name, values in seconds.items()}
+
+
+def against_backbone(group: str, seconds: dict[str, list[float]], *, bound: Bound, side: str) -> list[Measured]:
+    """Each runner's time against the backbone's, beside what arithmetic says of it."""
+    wide = bound.run_open
+    bounds = {"backbone": 1.0, "plain": wide, "skip": 1.0 if side == "source" else wide}
+    return [
+        Measured(
+            group=group,
+            name=name,
+            against="backbone",
+            ratio=ratio(seconds, name, "backbone"),
+            bound=bounds.get(name, bounds["skip"]),
+            value=statistics.median(values),
+        )
+        for name, values in seconds.items()
+    ]
+
+
+def texts(arguments: argparse.Namespace, tokenizer: Any, side: str) -> Tensor:
+    """(1, T) tokens of the text of that side; random ones without a file."""
+    wanted = arguments.tokens
+    if tokenizer is None:
+        return torch.randint(8192, (1, wanted), generator=torch.Generator().manual_seed(0))
+    path = getattr(arguments, side)
+    corpus = Corpus.model_validate({"name": side, "role": side, "path": path})
+    ids: list[int] = []
+    for text in iter_documents(corpus):
+        if len(ids) >= wanted:
+            break
+        ids += tokenizer(text)["input_ids"]
+    return torch.tensor([ids[:wanted]])
+
+
+def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """The extended model and its tokenizer, or None for a random one."""
+    if arguments.extension:
+        saved = load_saved(arguments.extension)
+        return saved.model, saved.tokenizer
+    return extended(random_llama(width=arguments.width, layers=arguments.layers), budget=arguments.budget), None
+
+
+def measure(arguments: argparse.Namespace) -> list[Measured]:
+    model, tokenizer = load(arguments)
+    bound, rows = bound_of(model), []
+    for side in SIDES:
+        if tokenizer is None:
+            set_gates(model, is_open=side == "target")
+        models = all_of_them(model)
+        ids_1T = texts(arguments, tokenizer, side).to(pick_device())
+        seconds = decode(models, ids_1T, prompt_tokens=arguments.prompt_tokens)
+        rows += against_backbone(f"decode, {side} text", seconds, bound=bound, side=side)
+        rows += against_backbone(
+            f"prefill, {side} text", prefill(models, ids_1T, rounds=arguments.rounds), bound=bound, side=side
+        )
+    return rows + memory(arguments, bound) + (start_up(arguments) if arguments.extension else [])
+
+
+def memory(arguments: argparse.Namespace, bound: Bound) -> list[Measured]:
+    """Peak of a process of its own for each: load, one prefill, and a fused model's folding."""
+    command = [sys.executable, *sys.argv, "--only-memory"]
+    peaks = {
+        who: int(subprocess.run([*command, who], check=True, capture_output=True, text=True).stdout.split()[-1])
+        for who in ("nothing", "backbone", "skip", "fused")
+    }
+    nothing = peaks.pop("nothing")  # Python and PyTorch themselves
+    return [
+        Measured(
+            group="peak memory above Python's own",
+            name=who,
+            against="backbone",
+            quantity="memory",
+            ratio=(peak - nothing) / (peaks["backbone"] - nothing),
+            bound=1.0 if who == "backbone" else bound.run_open,
+            value=peak,
+        )
+        for who, peak in peaks.items()
+    ]
+
+
+def only_memory(arguments: argparse.Namespace) -> None:
+    if arguments.only_memory != "nothing":
+        if arguments.only_memory != "backbone":
+            model, _ = load(arguments)
+        elif arguments.extension:
+            model = load_backbone(backbone_of(arguments.extension), dtype=torch.float32)
+        else:
+            model = random_llama(width=arguments.width, layers=arguments.layers)
+        model = fuse(model) if arguments.only_memory == "fused" else model
+        with torch.inference_mode():
+            model(input_ids=torch.zeros((1, arguments.tokens), dtype=torch.long, device=pick_device()))
+    print(peak_memory_bytes(pick_device()))
+
+
+def backbone_of(extension: Path) -> str:
+    folder = extension / "extension" if (extension / "run.yaml").is_file() else extension
+    return str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
+
+
+def start_up(arguments: argparse.Namespace) -> list[Measured]:
+    """From the disk to a model that runs."""
+    tasks: dict[str, Callable[[], object]] = {
+        "backbone": lambda: load_backbone(backbone_of(arguments.extension), dtype=torch.float32),
+        "skip": lambda: load_saved(arguments.extension),
+        "fused": lambda: fuse(load_saved(arguments.extension).model),
+    }
+    seconds = in_turns(tasks, rounds=arguments.rounds)
+    return [
+        Measured(
+            group="start-up",
+            name=who,
+            against="backbone",
+            ratio=ratio(seconds, who, "backbone"),
+            value=statistics.median(values),
+        )
+        for who, values in seconds.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--budget", type=float, default=0.2)
+    parser.add_argument("--extension", type=Path)
+    parser.add_argument("--source")
+    parser.add_argument("--target")
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--only-memory", choices=("nothing", "backbone", "skip", "fused"))
+    arguments = parser.parse_args()
+    if bool(arguments.extension) != bool(arguments.source and arguments.target):
+        parser.error("--extension, --source and --target belong together")
+    if arguments.only_memory:
+        only_memory(arguments)
+        return
+    finished("inference", "Running an extended model", measure(arguments), arguments)
+
+
+if __name__ == "__main__":
+    main()

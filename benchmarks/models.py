@@ -1,0 +1,122 @@
+"""What the benchmarks share: random Llamas with gates shut or open at will, turns, and the file that comes out."""
+
+import argparse
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from neutral_residues import NeutralResiduesConfig, residue_layers
+from neutral_residues.adapters.layer import BLOCK, DOWN
+from neutral_residues.loading import pick_device
+from neutral_residues.results import provenance
+from neutral_residues.speed import Benchmark, Bound, Measured, write_benchmark
+
+
+def random_llama(*, width: int, layers: int, vocabulary: int = 8192) -> nn.Module:
+    """FFN 11/4 of the width, heads of 64, on the accelerator in bfloat16 or on the CPU in float32."""
+    config = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=width * 11 // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 64),
+        num_key_value_heads=max(1, width // 64),
+        vocab_size=vocabulary,
+        max_position_embeddings=8192,
+    )
+    torch.manual_seed(0)
+    device = pick_device()
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def extended(backbone: nn.Module, *, budget: float, extensions: int = 1) -> PeftModel:
+    """With that many extensions of `budget` each, all active, output projections not zero."""
+    names = [f"extension{number}" for number in range(extensions)]
+    model = get_peft_model(backbone, NeutralResiduesConfig(budget=budget), adapter_name=names[0])
+    for name in names[1:]:
+        model.add_adapter(name, NeutralResiduesConfig(budget=budget))
+    model.base_model.set_adapter(names)
+    with torch.no_grad():
+        for layer in residue_layers(model).values():
+            for w_o in getattr(layer, DOWN).values():
+                nn.init.normal_(w_o.weight, std=0.02)
+    return model.eval()
+
+
+@torch.no_grad()
+def set_gates(model: nn.Module, *, is_open: bool) -> None:
+    """All gates 1, or all 0: what every gate is on target and on source text at best."""
+    for layer in residue_layers(model).values():
+        for w in getattr(layer, BLOCK).values():
+            w.weight.zero_()
+            w.bias.fill_(1.0 if is_open else -1.0)
+
+
+def bound_of(model: nn.Module) -> Bound:
+    """Weights in matrix products: linear layers, and the embedding once more where it is also the head."""
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    adapters = {
+        id(m)
+        for layer in residue_layers(model).values()
+        for role in (layer.adapter_layer_names)
+        for m in getattr(layer, role).values()
+    }
+    new = sum(m.weight.numel() for m in linears if id(m) in adapters)
+    return Bound(backbone=sum(m.weight.numel() for m in linears) - new, new=new)
+
+
+def wait() -> None:
+    """Until the accelerator has done what it was asked to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def in_turns(tasks: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
+    """Seconds of each task, A B C A B C ..., so that a slow minute of the machine hits all."""
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for number in range(rounds + warm_up):
+        for name, task in tasks.items():
+            wait()
+            start = time.perf_counter()
+            task()
+            wait()
+            if number >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+        if sys.stderr.isatty():
+            print(f"\r{number + 1}/{rounds + warm_up}", end="", file=sys.stderr)
+    return seconds
+
+
+def ratio(seconds: Mapping[str, list[float]], name: str, against: str) -> float:
+    """Median over rounds of one task's time by another's."""
+    return statistics.median(a / b for a, b in zip(seconds[name], seconds[against], strict=True))
+
+
+def finished(name: str, title: str, rows: list[Measured], arguments: argparse.Namespace) -> None:
+    """Print what was measured, and write it where `--output` says."""
+    for row in rows:
+        where = "" if row.x is None else f" {row.x_label} {row.x:g}"
+        bound = "" if row.bound is None else f"   bound {row.bound:.3f}"
+        print(f"{row.group:32}{where:18} {row.name:16} {row.ratio:7.3f} x {row.against}{bound}   ({row.value:.6g})")
+    if arguments.output is None:
+        return
+    kept = {key: value for key, value in vars(arguments).items() if isinstance(value, str | int | float)}
+    benchmark = Benchmark(
+        name=name,
+        title=title,
+        command=shlex.join(["python", *sys.argv]),
+        threads=torch.get_num_threads(),
+        rounds=arguments.rounds,
+        settings=kept,
+        provenance=provenance(device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"),
+        rows=rows,
+    )
+    write_benchmark(arguments.output, benchmark)
