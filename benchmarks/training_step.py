@@ -49,7 +49,7 @@ def make_step(method: str, arguments: argparse.Namespace) -> Callable[[], None]:
     bf16 = device.type == "cuda"
     frozen_in_bf16 = bf16 and find_method(method).keeps_backbone
     backbone = backbone_for(arguments, dtype=torch.bfloat16 if frozen_in_bf16 else torch.float32)
-    model = find_method(method).attach(backbone, config).train()  # type: ignore[arg-type]
+    model = find_method(method).attach(backbone, config).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, betas=(0.9, 0.95))
     generator = torch.Generator().manual_seed(0)
@@ -117,7 +117,7 @@ def time_bound(name: str, arguments: argparse.Namespace) -> float | None:
         return 1.0
     if name not in ("neutral", "neutral-sigmoid", "adapter"):
         return None
-    model = find_method(name).attach(backbone_for(arguments, dtype=torch.float32), config_for(name))  # type: ignore[arg-type]
+    model = find_method(name).attach(backbone_for(arguments, dtype=torch.float32), config_for(name))
     return bound_of(model).train_frozen
 
 

@@ -1,5 +1,6 @@
 """A fused block is the extended block: every gate, several adapters, several families, decoding and requests."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,12 +105,15 @@ def test_it_holds_no_weight_twice() -> None:
     assert abs(held - num_weights) <= 4
 
 
-def test_a_fused_model_neither_trains_nor_saves() -> None:
+def test_a_fused_model_neither_trains_nor_saves(tmp_path: Path) -> None:
     fused = fuse(extended_llama())
     with pytest.raises(UserError, match="a fused model cannot train; train the extension itself"):
         fused.train()(input_ids=token_ids())
     with pytest.raises(UserError, match="a fused model cannot be saved"):
-        fused.save_pretrained("nowhere")
+        fused.save_pretrained(tmp_path / "folder")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="a fused model cannot be saved"):
+        fused.state_dict()
 
 
 def test_what_cannot_be_fused() -> None:

@@ -145,7 +145,7 @@ class FusedBlock(nn.Module, AnswersRequests):
         return open_tokens(gate_logits if tokens_N is None else gate_logits[tokens_N], tokens_N)
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise UserError("a fused model cannot be saved", do="save the extension itself, or use neutral export")
+        _refuse_to_save()
 
 
 def _places(adapters: Sequence[Adapter], *, width: int, num_shared: int) -> list[_Place]:
@@ -208,4 +208,9 @@ def fuse(model: nn.Module) -> nn.Module:
             do="run it unfused",
         )
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner.save_pretrained = _refuse_to_save  # before it writes the first of its files
     return inner.eval()
+
+
+def _refuse_to_save(*args: Any, **kwargs: Any) -> NoReturn:
+    raise UserError("a fused model cannot be saved", do="save the extension itself, or use neutral export")
