@@ -13,7 +13,7 @@ ORDER = [
     *("display", "summary", "model_card", "figures"),
     *("run_folder", "report.collect", "report.settings", "report.points", "report.fronts", "report.numbers"),
     *("report.verdict", "report.looks", "report.tables", "report.measured", "report.heat", "report.plots"),
-    *("report.pictures", "report.markdown", "report.page", "report.command"),
+    *("report.benchmarks", "report.pictures", "report.markdown", "report.page", "report.command"),
     *("data.text", "data.encoding", "data.tokens"),
     *("adapters.neutral", "adapters.places", "adapters.glu", "adapters.settings", "adapters.open_tokens"),
     *("adapters.layer", "adapters.fused", "adapters.attach", "losses", "collator", "mixin"),

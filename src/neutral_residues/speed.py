@@ -97,6 +97,12 @@ def write_benchmark(path: Path, benchmark: Benchmark) -> None:
     write_json(path, benchmark.model_dump(mode="json"))
 
 
+def is_benchmark(path: Path) -> bool:
+    """Whether the file says that it holds a benchmark."""
+    with disk_errors(path), path.open("rb") as file:
+        return BENCHMARK_FORMAT.encode() in file.read(200)
+
+
 def read_benchmark(path: Path) -> Benchmark:
     """The benchmark in that file.
 

@@ -1,7 +1,8 @@
-"""What a report is made of: records, found behind the paths that a person gives.
+"""What a report is made of: records and benchmarks, found behind the paths that a person gives.
 
-A path is a record file, the output folder of a run, or the folder of a comparison (`compare.yaml`, and below `cells/`
-one folder for each run: with a record, with a failure, or with neither while it is not done). No numbers here.
+A path is the file of a benchmark, a record file, the output folder of a run, or the folder of a comparison
+(`compare.yaml`, and below `cells/` one folder for each run: with a record, with a failure, or with neither while it is
+not done). No numbers here.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from neutral_residues.errors import UserError
 from neutral_residues.files import disk_errors
 from neutral_residues.record import Record
 from neutral_residues.results import read_failure, read_record
+from neutral_residues.speed import Benchmark, is_benchmark, read_benchmark
 
 RECORD, FAILURE, RUN = "record.json", "failure.json", "run.yaml"
 
@@ -46,20 +48,22 @@ class Unfinished:
 
 @dataclass(frozen=True)
 class Collection:
-    """All that was found: records in the order of the paths, and what is missing."""
+    """All that was found: records in the order of the paths, what is missing, and benchmarks."""
 
     found: tuple[Found, ...]
     unfinished: tuple[Unfinished, ...]
+    benchmarks: tuple[Benchmark, ...] = ()
 
 
 def collect(paths: Sequence[Path]) -> Collection:
     """All records behind `paths`; one that is reached twice counts once.
 
     Raises:
-        UserError: if a path is none of the three kinds, a record cannot be read, or there is none at all.
+        UserError: if a path is none of these kinds, a record cannot be read, or there is none at all.
     """
     found: dict[Path, Found] = {}
     unfinished: dict[Path, Unfinished] = {}
+    benchmarks: dict[Path, Benchmark] = {}
     for path in paths:
         for file in _files(path):
             if file.name == FAILURE:
@@ -67,12 +71,14 @@ def collect(paths: Sequence[Path]) -> Collection:
                 unfinished[file.resolve()] = Unfinished(_origin(path, file.parent), failure.label, failure.reason)
             elif file.is_dir():
                 unfinished[file.resolve()] = Unfinished(_origin(path, file), "", None)
+            elif is_benchmark(file):
+                benchmarks.setdefault(file.resolve(), read_benchmark(file))
             else:
                 found.setdefault(file.resolve(), Found(_origin(path, file), read_record(file)))
-    if not found:
+    if not found and not benchmarks:
         state = f"; {len(unfinished)} runs failed or are not done" if unfinished else ""
         raise UserError(f"no record in {', '.join(map(str, paths)) or 'nothing'}{state}", do="finish a run first")
-    return Collection(tuple(found.values()), tuple(unfinished.values()))
+    return Collection(tuple(found.values()), tuple(unfinished.values()), tuple(benchmarks.values()))
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from neutral_residues.report.benchmarks import benchmark_table
 from neutral_residues.report.collect import Collection
 from neutral_residues.report.points import Section
 from neutral_residues.report.tables import Table, equal_learning_table, summary_table
@@ -10,6 +11,11 @@ from neutral_residues.report.verdict import verdict
 
 EQUAL_LEARNING = (
     "At equal learning (where a method has one point, on a straight line from the backbone, which overstates):"
+)
+
+NUMBERS = (
+    "Bits per byte on held-out text. Forgetting is the change on source text in % of the backbone's; ± is one "
+    "standard deviation over seeds."
 )
 
 
@@ -26,17 +32,17 @@ def summary(collection: Collection, sections: Sequence[tuple[Section, Mapping[st
         equal = equal_learning_table(section)
         lines += [EQUAL_LEARNING, "", *markdown_table(equal), ""] if equal else []
         lines += [line for title, file in pictures.items() for line in (f"![{title}]({file})", "")]
+    for benchmark in collection.benchmarks:
+        lines += [f"## {escaped(benchmark.title)}", "", *markdown_table(benchmark_table(benchmark)), ""]
     if collection.unfinished:
         lines += ["## Runs without a result", "", "| run | state | reason |", "|---|---|---|"]
         for cell in collection.unfinished:
             state = "not done yet" if cell.reason is None else "failed"
             lines.append(f"| {escaped(cell.label or cell.origin)} | {state} | {escaped(cell.reason or '')} |")
         lines.append("")
-    lines.append(
-        "Bits per byte on held-out text. Forgetting is the change on source text in % of the backbone's; ± is one "
-        "standard deviation over seeds."
-    )
-    return "\n".join(lines) + "\n"
+    if sections:
+        lines.append(NUMBERS)
+    return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def markdown_table(table: Table) -> list[str]:

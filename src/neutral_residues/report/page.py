@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import neutral_residues.report.numbers as numbers
+from neutral_residues.report.benchmarks import shown_benchmarks
 from neutral_residues.report.collect import Collection
 from neutral_residues.report.heat import HeatText, heat_texts
 from neutral_residues.report.looks import Look, looks
@@ -90,16 +91,21 @@ def render(collection: Collection, sections: Sequence[Section]) -> str:
     )
     page = environment.get_template("page.html.jinja").render(
         generator=GENERATOR,
-        title=f"Learning and forgetting: {'; '.join(section.name for section in sections)}",
+        title=_title(sections),
         shown=[_shown(number, section) for number, section in enumerate(sections, start=1)],
         unfinished=collection.unfinished,
         num_records=len(collection.found),
+        benchmarks=shown_benchmarks(collection.benchmarks),
         figure_json=lambda plot: Markup(figure_json(plot)),
         css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         js=Markup((HERE / "page.js").read_text(encoding="utf-8")),
         plotly=Markup(get_plotlyjs()),
     )
     return page.lstrip()
+
+
+def _title(sections: Sequence[Section]) -> str:
+    return f"Learning and forgetting: {'; '.join(s.name for s in sections)}" if sections else "Speed"
 
 
 def figure_json(plot: Plot) -> str:
