@@ -162,6 +162,7 @@ METHODS: tuple[Method, ...] = (
         has_local_loss=True,
         uses=("residues",),
         fixed={"residues.block_gate": "sigmoid"},
+        recipe={"residues.gate_start": "half"},
     ),
     Method(
         name="neutral-classifier",
