@@ -1,0 +1,94 @@
+"""An extended model taken apart: the plain backbone, and the weights of the adapters that ran beside its blocks.
+
+The writers of all formats work from these parts and meet neither PEFT nor the tuner.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from neutral_residues.adapters.attach import BLOCK, DOWN, GATE, UP, residue_layers
+from neutral_residues.adapters.neutral import BlockGate, Projections
+from neutral_residues.adapters.places import Place, find_blocks
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter.
+
+    Attributes:
+        name: as in PEFT.
+        block_gate: kind of its gate.
+        activation: by its name in Transformers.
+        width: R.
+        beside: full name of a block in the backbone -> the four projections that run beside it.
+    """
+
+    name: str
+    block_gate: BlockGate
+    activation: str
+    width: int
+    placement: Place
+    beside: dict[str, Projections]
+
+    @property
+    def has_bias(self) -> bool:
+        return any(p.w is not None and p.w.bias is not None for p in self.beside.values())
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A backbone and the adapters whose residues are added to its blocks.
+
+    Attributes:
+        backbone: without any trace of PEFT.
+        adapters: those that were active; none where everything was merged into the backbone.
+        merged: its matrices are not the old ones, because updates were added to them.
+    """
+
+    backbone: PreTrainedModel
+    adapters: tuple[Adapter, ...]
+    merged: bool = False
+
+    @property
+    def model_type(self) -> str:
+        return str(self.backbone.config.model_type)
+
+    def layer_numbers(self, adapter: Adapter) -> dict[int, Projections]:
+        """Layer, counted from 0 -> what runs beside its block."""
+        blocks = list(find_blocks(self.backbone, adapter.placement))
+        return {blocks.index(name): projections for name, projections in adapter.beside.items()}
+
+
+def take_apart(model: PeftModel) -> Parts:
+    """The parts of `model`, which is not usable afterwards: nothing is copied. Low-rank updates are merged."""
+    layers = residue_layers(model.get_base_model())
+    if not layers:
+        return Parts(_settled(model.merge_and_unload()), (), merged=True)
+    adapters = tuple(_adapter(model, name, layers) for name in model.base_model.active_adapters)
+    return Parts(_settled(model.unload()), adapters)
+
+
+def _adapter(model: PeftModel, name: str, layers: dict[str, Any]) -> Adapter:
+    config = model.peft_config[name]
+    beside = {
+        place: Projections(
+            w_g=getattr(layer, GATE)[name],
+            w_i=getattr(layer, UP)[name],
+            w_o=getattr(layer, DOWN)[name],
+            w=getattr(layer, BLOCK)[name] if name in getattr(layer, BLOCK) else None,
+        )
+        for place, layer in layers.items()
+        if name in layer.width
+    }
+    return Adapter(name, config.block_gate, config.activation, config.width, config.placement, beside)
+
+
+def _settled(backbone: PreTrainedModel) -> PreTrainedModel:
+    """An output matrix that was trained apart from the embeddings it was tied to is no longer tied."""
+    head, embeddings = backbone.get_output_embeddings(), backbone.get_input_embeddings()
+    if head is not None and head.weight is not embeddings.weight:
+        backbone.config.tie_word_embeddings = False
+    return backbone.eval()
