@@ -33,7 +33,10 @@ def write_export_card(folder: Path, row: Format, parts: Parts, difference: Diffe
     lines += [f"# {Path(backbone).name}, extended", ""]
     lines += [f"An extension of {backbone} as {row.title}. Written by neutral-residues, which is not needed to use it."]
     lines += ["", "```python", loading, "```", ""]
-    lines += [f"Loaded in a fresh process it was compared with the live model in float32: {describe(difference, row)}.", ""]
+    lines += [
+        f"Loaded in a fresh process it was compared with the live model in float32: {describe(difference, row)}.",
+        "",
+    ]
     holds_backbone = row.kind == "model"
     lines += [_LICENCE if holds_backbone else "No weight of the backbone is in this folder."]
     write_text(folder / "README.md", "\n".join(lines) + "\n")

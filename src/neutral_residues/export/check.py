@@ -97,5 +97,5 @@ def check(difference: Difference, *, rounded: bool) -> None:
             "the export is not the live model",
             got=f"logits that differ by up to {difference.logits:.2g}, and by {difference.cache:.2g} with a cache",
             allowed=f"{tolerance * difference.largest:.2g}",
-            do="please report the backbone's type; the format transformers holds every extension",
+            do="please report it, with the type of the backbone",
         )

@@ -26,6 +26,7 @@ def main(request: Path) -> None:
     if wanted["kind"] == "model":
         answer = compare_model(Path(wanted["folder"]), seen, trust_remote_code=wanted["trust_remote_code"])
     else:
+        sys.modules["transformers"] = None  # type: ignore[assignment]  # nor is that needed there
         answer = compare_residues(Path(wanted["folder"]), seen)
     (request / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
 
@@ -81,8 +82,6 @@ def compare_residues(folder: Path, seen: dict[str, Any]) -> dict[str, Any]:
             found = reference.residue(seen[f"inputs.{block}"], int(layer))
             largest = max(largest, expected.abs().max().item())
             difference = max(difference, (found - expected).abs().max().item())
-    if "transformers" in sys.modules:
-        return {"error": "reference.py imports transformers"}
     return {"largest": largest, "difference": difference, "cache_difference": 0.0}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from neutral_residues.adapters.glu import Glu, plain_glu
 from neutral_residues.adapters.neutral import Projections
-from neutral_residues.adapters.places import backbone_activation, find_blocks
+from neutral_residues.adapters.places import backbone_activation
 from neutral_residues.export.parts import Parts
 from neutral_residues.export.remote_code import save_filled
 
@@ -32,10 +32,11 @@ def dense_refusal(parts: Parts) -> str | None:
             return f"a {adapter.block_gate} gate depends on the token, so no matrix equals it"
         if adapter.activation != activation:
             return f"a wider block has one activation, {activation}; this adapter has {adapter.activation}"
-        if adapter.placement != "ffn":
-            return f"only beside the feed-forward block an adapter makes it wider; this one is beside {adapter.placement}"
+        strange = parts.strange_place(adapter)
+        if strange is not None:
+            return f"only a feed-forward block becomes wider; this adapter runs beside {strange}"
     width = getattr(config, "intermediate_size", None)
-    for name, block in find_blocks(parts.backbone, "ffn").items():
+    for name, block in parts.ffns.items():
         glu = plain_glu(block)
         if glu is None or glu.gate.out_features != width:
             return f"{name} is no gated linear unit of the width in the configuration, so it cannot just be wider"
@@ -47,7 +48,7 @@ def write_dense(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
     backbone = parts.backbone
     config, weights = copy.deepcopy(backbone.config), backbone.state_dict()
     config.get_text_config(decoder=True).intermediate_size += sum(adapter.width for adapter in parts.adapters)
-    for place, block in find_blocks(backbone, "ffn").items() if parts.adapters else ():
+    for place, block in parts.ffns.items() if parts.adapters else ():
         glu = plain_glu(block)
         assert glu is not None
         beside = [adapter.beside.get(place) or _nothing(glu, adapter.width) for adapter in parts.adapters]

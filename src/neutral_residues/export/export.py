@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from neutral_residues.errors import UserError, nearest
+from neutral_residues.errors import UserError, first_line, nearest
 from neutral_residues.export.card import write_export_card
 from neutral_residues.export.check import Difference, check, measure
 from neutral_residues.export.formats import FORMATS, Format, find_format
@@ -52,6 +53,8 @@ def export_model(model: nn.Module, target: Target, *, tokenizer: PreTrainedToken
     """
     if not isinstance(model, PeftModel):
         raise UserError("this is a whole model, not an extension: it is already stock", do="use it as it is")
+    if not all(parameter.is_floating_point() for parameter in model.parameters()):
+        raise UserError("the backbone is quantised", do="load it in float32, and export that")
     model = _rounded(model.to("cpu").eval(), target.dtype)
     seen = look_at(model)
     parts = take_apart(model)
@@ -61,8 +64,11 @@ def export_model(model: nn.Module, target: Target, *, tokenizer: PreTrainedToken
         raise UserError(
             f"{target.row.name} cannot hold this extension: {reason}", do=f"formats that can: {', '.join(others)}"
         )
-    with whole_folder(target.folder) as folder:
-        return _fill(folder, target, parts, seen, tokenizer)
+    try:
+        with whole_folder(target.folder) as folder:
+            return _fill(folder, target, parts, seen, tokenizer)
+    except SafetensorError as error:  # its own type for a full disk
+        raise UserError(f"cannot write {target.folder}", got=first_line(error)) from error
 
 
 def _fill(
@@ -90,4 +96,3 @@ def _rounded(model: PeftModel, dtype: torch.dtype) -> PeftModel:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype).float()
     return model
-

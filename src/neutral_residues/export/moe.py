@@ -10,7 +10,7 @@ dense (`mlp_only_layers`). The backbone's attention, norms and embeddings must b
     backbone                       stock model   what is not merely copied
     Llama, Mistral, Ministral      qwen2_moe     nothing
     Qwen2                          qwen2_moe     nothing (biases of q, k and v)
-    Gemma (the first)              qwen2_moe     norms 1 + w; the embeddings' scale sqrt(D) folded into them, head untied
+    Gemma (the first)              qwen2_moe     norms 1 + w; the embeddings' scale sqrt(D) folded in, the head untied
     Qwen3                          qwen3_next    norms w - 1; the output gate of its attention held at 1/2 by zeros in
                                                  q, undone by o doubled (both powers of two: exact)
 
@@ -30,8 +30,7 @@ from torch import Tensor, nn
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM, Qwen3NextConfig, Qwen3NextForCausalLM
 
 from neutral_residues.adapters.glu import plain_glu
-from neutral_residues.adapters.places import find_blocks
-from neutral_residues.export.parts import Adapter, Parts
+from neutral_residues.export.parts import Parts
 from neutral_residues.export.remote_code import save_filled
 
 SAME_KEYS = (
@@ -66,6 +65,8 @@ class Stock:
         holds: model types of the backbones that it holds exactly.
         settings: the backbone's configuration -> what the stock one needs beside `SAME_KEYS` and the experts.
         convert: key, tensor, backbone's configuration -> the tensor that the stock model needs under that key.
+        has_output_bias: whether its attention can have a bias behind the heads.
+        has_windows: whether its attention can see a window only.
     """
 
     config: type[Any]
@@ -73,6 +74,8 @@ class Stock:
     holds: tuple[str, ...]
     settings: Callable[[Any], dict[str, Any]]
     convert: Callable[[str, Tensor, Any], Tensor]
+    has_output_bias: bool = False
+    has_windows: bool = False
 
 
 def _qwen2_moe_settings(config: Any) -> dict[str, Any]:
@@ -121,58 +124,56 @@ QWEN2_MOE = Stock(
     ("llama", "mistral", "ministral", "qwen2", "gemma"),
     _qwen2_moe_settings,
     _to_qwen2_moe,
+    has_windows=True,
 )
-QWEN3_NEXT = Stock(Qwen3NextConfig, Qwen3NextForCausalLM, ("qwen3",), _qwen3_next_settings, _to_qwen3_next)
+QWEN3_NEXT = Stock(
+    Qwen3NextConfig, Qwen3NextForCausalLM, ("qwen3",), _qwen3_next_settings, _to_qwen3_next, has_output_bias=True
+)
 
 
 def moe_refusal(stock: Stock, parts: Parts) -> str | None:
     """Why that architecture cannot hold the extension, or None."""
-    config = parts.backbone.config
     if parts.model_type not in stock.holds:
         return f"it holds backbones of the types {', '.join(stock.holds)}; this one is {parts.model_type}"
     if len(parts.adapters) != 1:
         return f"it holds one adapter; this model has {len(parts.adapters)}"
-    adapter = parts.adapters[0]
-    return _adapter_refusal(adapter, config.hidden_act) or _backbone_refusal(parts)
+    return _adapter_refusal(parts) or _backbone_refusal(stock, parts)
 
 
-def _adapter_refusal(adapter: Adapter, activation: str) -> str | None:
+def _adapter_refusal(parts: Parts) -> str | None:
+    adapter, activation = parts.adapters[0], parts.backbone.config.hidden_act
+    strange = parts.strange_place(adapter)
     if adapter.block_gate != "sigmoid":
         return f"its shared expert has a sigmoid gate; this one is {adapter.block_gate} (train neutral-sigmoid)"
     if adapter.has_bias:
         return "its shared expert's gate has no bias, and this one has; train with residues.gate_start: half"
-    if adapter.placement != "ffn":
-        return f"its shared expert runs beside the feed-forward block; this adapter beside {adapter.placement}"
+    if strange is not None:
+        return f"its shared expert runs beside the feed-forward block; this adapter beside {strange}"
     if adapter.activation != activation:
         return f"its experts all have the backbone's activation {activation}; this adapter has {adapter.activation}"
     return None
 
 
-def _backbone_refusal(parts: Parts) -> str | None:
+def _backbone_refusal(stock: Stock, parts: Parts) -> str | None:
     config = parts.backbone.config
-    for name, block in find_blocks(parts.backbone, "ffn").items():
+    for name, block in parts.ffns.items():
         glu = plain_glu(block)
-        if glu is None or glu.down.bias is not None or glu.gate.bias is not None:
+        if glu is None or any(linear.bias is not None for linear in (glu.gate, glu.up, glu.down)):
             return f"its experts are gated linear units without biases; {name} is not"
-    attention = next(iter(find_blocks(parts.backbone, "attention").values()))
-    if attention.o_proj.bias is not None and "attention_bias" not in _fields(parts.model_type):
-        return "its attention has no bias behind the heads; this backbone has (attention_bias)"
+    if not stock.has_output_bias and any(key.endswith("o_proj.bias") for key in parts.backbone.state_dict()):
+        return "its attention has no bias behind the heads; this backbone's has (attention_bias)"
+    if not stock.has_windows and "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        return "its attention has no sliding window; this backbone's has"
     if getattr(config, "use_bidirectional_attention", None):
         return "its attention is causal; this backbone's is not"
-    if parts.model_type == "qwen3" and set(config.layer_types) != {"full_attention"}:
-        return "its attention has no sliding window; this backbone's has"
     return None
-
-
-def _fields(model_type: str) -> tuple[str, ...]:
-    return ("attention_bias",) if model_type in QWEN3_NEXT.holds else ()
 
 
 def write_moe(stock: Stock, parts: Parts, folder: Path, dtype: torch.dtype) -> None:
     """Write configuration and weights of the stock model into `folder`."""
     backbone, adapter = parts.backbone, parts.adapters[0]
     config = backbone.config
-    layers = parts.layer_numbers(adapter)
+    extended = set(parts.layer_numbers(adapter).values())
     settings = {key: getattr(config, key) for key in SAME_KEYS if getattr(config, key, None) is not None}
     settings |= stock.settings(config)
     settings |= {
@@ -182,7 +183,7 @@ def write_moe(stock: Stock, parts: Parts, folder: Path, dtype: torch.dtype) -> N
         "moe_intermediate_size": config.intermediate_size,
         "shared_expert_intermediate_size": adapter.width,
         "decoder_sparse_step": 1,
-        "mlp_only_layers": [n for n in range(config.num_hidden_layers) if n not in layers],
+        "mlp_only_layers": [n for n in range(config.num_hidden_layers) if n not in extended],
     }
     weights = {
         key: stock.convert(key, tensor, config)

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel
 
 from neutral_residues.adapters.attach import BLOCK, DOWN, GATE, UP, residue_layers
 from neutral_residues.adapters.neutral import BlockGate, Projections
-from neutral_residues.adapters.places import Place, find_blocks
+from neutral_residues.adapters.places import find_blocks, find_layers
+from neutral_residues.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,6 @@ class Adapter:
     block_gate: BlockGate
     activation: str
     width: int
-    placement: Place
     beside: dict[str, Projections]
 
     @property
@@ -56,10 +57,28 @@ class Parts:
     def model_type(self) -> str:
         return str(self.backbone.config.model_type)
 
-    def layer_numbers(self, adapter: Adapter) -> dict[int, Projections]:
-        """Layer, counted from 0 -> what runs beside its block."""
-        blocks = list(find_blocks(self.backbone, adapter.placement))
-        return {blocks.index(name): projections for name, projections in adapter.beside.items()}
+    @property
+    def ffns(self) -> dict[str, nn.Module]:
+        """The feed-forward blocks by full name, in layer order; empty where the layers have none."""
+        try:
+            return find_blocks(self.backbone, "ffn")
+        except UserError:
+            return {}
+
+    def layer_numbers(self, adapter: Adapter) -> dict[str, int]:
+        """Name of a block that the adapter runs beside -> its layer, counted from 0; blocks outside are left out."""
+        layers = list(find_layers(self.backbone))
+        return {
+            block: number
+            for block in adapter.beside
+            for number, layer in enumerate(layers)
+            if block.startswith(f"{layer}.")
+        }
+
+    def strange_place(self, adapter: Adapter) -> str | None:
+        """The first block beside which the adapter runs that is no feed-forward block."""
+        ffns = self.ffns
+        return next((block for block in adapter.beside if block not in ffns), None)
 
 
 def take_apart(model: PeftModel) -> Parts:
@@ -78,12 +97,12 @@ def _adapter(model: PeftModel, name: str, layers: dict[str, Any]) -> Adapter:
             w_g=getattr(layer, GATE)[name],
             w_i=getattr(layer, UP)[name],
             w_o=getattr(layer, DOWN)[name],
-            w=getattr(layer, BLOCK)[name] if name in getattr(layer, BLOCK) else None,
+            w=getattr(layer, BLOCK)[name] if config.gated else None,
         )
         for place, layer in layers.items()
         if name in layer.width
     }
-    return Adapter(name, config.block_gate, config.activation, config.width, config.placement, beside)
+    return Adapter(name, config.block_gate, config.activation, config.width, beside)
 
 
 def _settled(backbone: PreTrainedModel) -> PreTrainedModel:

@@ -1,8 +1,8 @@
 """The format `safetensors`: the adapter alone as plain tensors, with the formula, for a runtime of one's own.
 
-    model.safetensors        layers.3.w_g (R, D), .w_i (R, D), .w_o (D, R), and where there is a gate .w (D), .b (1)
-    neutral_residues.json    the formula, the sizes, the layers, and which module of which backbone each belongs to
-    reference.py             the formula in twenty lines of PyTorch
+model.safetensors        layers.3.w_g (R, D), .w_i (R, D), .w_o (D, R), and where there is a gate .w (D), .b (1)
+neutral_residues.json    the formula, the sizes, the layers, and which module of which backbone each belongs to
+reference.py             the formula in twenty lines of PyTorch
 """
 
 from pathlib import Path
@@ -44,6 +44,8 @@ def plain_refusal(parts: Parts) -> str | None:
     if len(parts.adapters) != 1:
         return f"it holds one adapter; this model has {len(parts.adapters)}"
     adapter = parts.adapters[0]
+    if len(set(parts.layer_numbers(adapter).values())) < len(adapter.beside):
+        return f"it names blocks by their layer; this adapter runs beside {', '.join(adapter.beside)}"
     if adapter.activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         return f"it writes the formulas of the activations {known}; this adapter has {adapter.activation}"
@@ -54,7 +56,8 @@ def write_plain(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
     """Write tensors, description and reference into `folder`."""
     adapter = parts.adapters[0]
     tensors: dict[str, Tensor] = {}
-    for number, (w_g, w_i, w_o, w) in parts.layer_numbers(adapter).items():
+    for block, number in parts.layer_numbers(adapter).items():
+        w_g, w_i, w_o, w = adapter.beside[block]
         layer = {"w_g": w_g.weight, "w_i": w_i.weight, "w_o": w_o.weight}
         layer |= {} if w is None else {"w": w.weight[0]}
         layer |= {} if w is None or w.bias is None else {"b": w.bias}
@@ -74,9 +77,8 @@ def _gate_lines(adapter: Adapter) -> str:
     if adapter.block_gate == "none":
         return "return adapter"
     bias = ' + WEIGHTS[f"layers.{layer}.b"]' if adapter.has_bias else ""
-    return (
-        f's = (x @ WEIGHTS[f"layers.{{layer}}.w"]).unsqueeze(-1){bias}\n    return ({GATES[adapter.block_gate]}) * adapter'
-    )
+    logits = 's = (x @ WEIGHTS[f"layers.{layer}.w"]).unsqueeze(-1)' + bias
+    return f"{logits}\n    return ({GATES[adapter.block_gate]}) * adapter"
 
 
 def _description(parts: Parts, adapter: Adapter) -> dict[str, Any]:
@@ -88,8 +90,7 @@ def _description(parts: Parts, adapter: Adapter) -> dict[str, Any]:
         "shapes": {"w_g": "(R, D)", "w_i": "(R, D)", "w_o": "(D, R)", "w": "(D)", "b": "(1)"},
         "D": next(iter(adapter.beside.values())).w_g.in_features,
         "R": adapter.width,
-        "beside": adapter.placement,
-        "layers": dict(zip(map(str, parts.layer_numbers(adapter)), adapter.beside, strict=True)),
+        "layers": {str(number): block for block, number in parts.layer_numbers(adapter).items()},
         "backbone": {"name": parts.backbone.name_or_path, "model_type": parts.model_type}
         | describe_backbone(parts.backbone),
     }

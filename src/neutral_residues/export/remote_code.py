@@ -4,7 +4,8 @@ The code is one file, `modeling.py.template` filled in with the names of the bac
 not need this package. Its `model_type` and `architectures` are new, so that a program that knows only the backbone
 refuses the folder instead of loading the backbone alone. It is written to the rules of vLLM's Transformers backend:
 changes sit in the decoder, stock blocks and adapters are separate modules, no forward is a closure, and the projection
-inside the activation comes first.
+inside the activation comes first. `serve.py` beside it starts the OpenAI-compatible server of Transformers, whose own
+command finds stock classes only.
 """
 
 import importlib.util
@@ -25,6 +26,7 @@ from neutral_residues.files import write_text
 CODE_FILE = "modeling_neutral_residues.py"
 CLASS_PREFIX = "NeutralResidues"
 _TEMPLATE = Template((Path(__file__).parent / "modeling.py.template").read_text(encoding="utf-8"))
+_SERVE = Template((Path(__file__).parent / "serve.py.template").read_text(encoding="utf-8"))
 _ROLES = {"w_g": "adapter.gate", "w_i": "adapter.up", "w_o": "adapter.down", "w": "block_gate"}
 
 
@@ -57,6 +59,7 @@ def write_remote_code(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
         "AutoModel": f"{stem}.{names['Decoder']}",
         "AutoModelForCausalLM": f"{stem}.{names['Head']}",
     }
+    write_text(folder / "serve.py", _SERVE.substitute(names, module=stem))
     save_filled(getattr(module, names["Head"]), config, _weights(parts), folder, dtype=dtype, like=backbone)
 
 
