@@ -46,7 +46,7 @@ def test_several_adapters_make_it_wider_still(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "settings", "reason"),
     [
-        ("llama", {}, "a relu gate depends on the token"),
+        ("llama", {}, "its relu gate depends on the token"),
         ("llama", GATELESS | {"activation": "gelu"}, "one activation, silu; this adapter has gelu"),
         ("llama", GATELESS | {"placement": "attention"}, "this adapter runs beside model.layers.1.self_attn"),
         ("gpt_neox", GATELESS, r"gpt_neox.layers.0.mlp is no gated linear unit"),

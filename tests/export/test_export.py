@@ -50,7 +50,7 @@ def neutral(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("method", "to", "said"),
     [
-        ("neutral", "transformers", "logits are equal, bit for bit; generation with a cache from that without by "),
+        ("neutral", "transformers", "logits are equal, bit for bit; generation with a cache "),
         ("neutral", "safetensors", "residues up to "),
         ("lora", "dense", "logits up to "),
     ],
@@ -64,7 +64,7 @@ def test_a_run_becomes_a_folder_that_others_load(
     assert said in printed
     card = (output / "README.md").read_text()
     assert f"base_model: {runs / 'backbone'}" in card
-    assert ("trust_remote_code=True" in card) == (to == "transformers")
+    assert card.count("trust_remote_code=True") == 2 * (to == "transformers")
     assert ("licence" in card) == (to != "safetensors") == (output / "tokenizer.json").is_file()
     assert not [path for path in tmp_path.iterdir() if path.name not in ("exported", "cache", "modules")]
 
@@ -141,7 +141,7 @@ def test_the_probe_looks_for_tokens_on_which_the_adapters_speak() -> None:
     [
         ("finetune", ["--to", "dense"], "already a stock model in {runs}/finetune/extension; got method finetune"),
         ("lora", ["--to", "qwen2_moe"], "nothing stands beside a block; formats that can: dense"),
-        ("neutral", ["--to", "dense"], "a relu gate depends on the token, so no matrix equals it; formats that can:"),
+        ("neutral", ["--to", "dense"], "its relu gate depends on the token, so no matrix equals it; formats that can:"),
         ("neutral", ["--to", "gguf"], "unknown format gguf; known: dense, "),
         ("neutral", ["--to", "transformer"], "unknown format transformer; did you mean 'transformers'?"),
         ("neutral", ["--to", "dense", "--dtype", "int8"], "dtype; got int8; allowed: float32, bfloat16, float16"),

@@ -98,7 +98,7 @@ def test_the_server_script_names_what_the_code_defines(tmp_path: Path) -> None:
     exported(extended(), "transformers", tmp_path)
     script = (tmp_path / "serve.py").read_text()
     compile(script, "serve.py", "exec")
-    assert "from modeling_neutral_residues import NeutralResiduesLlamaConfig, NeutralResiduesLlamaForCausalLM" in script
+    assert "from modeling_neutral_residues import NeutralResiduesLlamaForCausalLM" in script
 
 
 def test_a_backbone_with_code_of_its_own_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from neutral_residues.files import write_text
 _LOAD_MODEL = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder"{option})
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")"""
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder"{option})"""
 
 _LOAD_PLAIN = """from reference import residue  # in this folder
 
@@ -49,7 +49,8 @@ def describe(difference: Difference, row: Format) -> str:
     if difference.logits:
         parts = [f"{what} up to {difference.largest:.3g} differ by at most {difference.logits:.1e}"]
     if row.kind == "model":
-        parts += [f"generation with a cache from that without by {difference.cache:.1e}"]
+        cache = f"differs by at most {difference.cache:.1e}" if difference.cache else "is equal too"
+        parts += [f"generation with a cache {cache}"]
     if difference.num_silent:
         parts += [f"in {difference.num_silent} layers every gate stayed shut, so these are not compared"]
     return "; ".join(parts)

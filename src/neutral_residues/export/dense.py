@@ -29,7 +29,7 @@ def dense_refusal(parts: Parts) -> str | None:
     activation = backbone_activation(config.to_dict())
     for adapter in parts.adapters:
         if adapter.block_gate != "none":
-            return f"a {adapter.block_gate} gate depends on the token, so no matrix equals it"
+            return f"its {adapter.block_gate} gate depends on the token, so no matrix equals it"
         if adapter.activation != activation:
             return f"a wider block has one activation, {activation}; this adapter has {adapter.activation}"
         strange = parts.strange_place(adapter)
