@@ -129,6 +129,7 @@ def export(
     to: Annotated[str, typer.Option("--to", help="Format, see above.", show_default=False)],
     output: Annotated[Path, typer.Option(help="New folder to write.", show_default=False)],
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16: how the weights are stored.")] = "float32",
+    text: Annotated[str, typer.Option(help="Target text to compare on, where random tokens open no gate.")] = "",
 ) -> None:
     """Write an extension in a form that other programs load, and check it against the live model.
 
@@ -142,7 +143,7 @@ def export(
     _quiet()
     from neutral_residues.export.command import export_folder
 
-    export_folder(folder, to=to, output=output, dtype=dtype)
+    export_folder(folder, to=to, output=output, dtype=dtype, text=text)
 
 
 @app.command()

@@ -136,6 +136,22 @@ def test_the_probe_looks_for_tokens_on_which_the_adapters_speak() -> None:
     assert look_at(model).num_silent == 1
 
 
+@torch.no_grad()
+def test_where_random_tokens_open_no_gate_a_text_does(tmp_path: Path) -> None:
+    """A gate that opens after two tokens in turn, over and over, and nowhere else."""
+    model = extended_llama(layers_to_transform=[0])
+    text_ids = [42, 7] * 20
+    x_D = look_at(model, text_ids).inputs["model.layers.0.mlp"][0, -1]
+    gate = model.base_model.model.model.layers[0].mlp.neutral_residues_block["default"]
+    gate.weight.copy_(x_D[None])
+    gate.bias.fill_(-0.9999 * x_D.square().sum())
+    with pytest.raises(UserError, match=r"every gate stayed shut .*; give some text of the target, 32 tokens or more"):
+        export_model(model, Target.of(tmp_path / "out", to="transformers"))
+    seen = look_at(model, text_ids)
+    assert seen.num_silent == 0
+    assert (seen.token_ids_BT == torch.tensor(text_ids[:32])).all(dim=1).any()
+
+
 @pytest.mark.parametrize(
     ("method", "options", "line"),
     [

@@ -12,7 +12,9 @@ from neutral_residues.run_folder import RunFolder
 from neutral_residues.saved import load_saved
 
 
-def export_folder(folder: Path, *, to: str, output: Path, dtype: str, console: Console | None = None) -> None:
+def export_folder(
+    folder: Path, *, to: str, output: Path, dtype: str, text: str = "", console: Console | None = None
+) -> None:
     """Export the extension in `folder` and print how far the result is from the live model."""
     console = console or Console()
     target = Target.of(output, to=to, dtype=dtype)
@@ -23,7 +25,7 @@ def export_folder(folder: Path, *, to: str, output: Path, dtype: str, console: C
             f"already a stock model in {where}", got=f"method {saved.config.method}" if saved.config else None
         )
     with console.status(f"exporting to {to}, and comparing it in a fresh process"):
-        difference = export_model(saved.model, target, tokenizer=saved.tokenizer)
+        difference = export_model(saved.model, target, tokenizer=saved.tokenizer, text=text)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     console.print(f"{output}: {target.row.title}, {human_bytes(size)}", highlight=False)
     console.print(f"against the live model: {describe(difference, target.row)}", highlight=False)

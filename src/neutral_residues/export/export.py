@@ -39,10 +39,16 @@ class Target:
         return cls(folder, row, DTYPES[dtype])
 
 
-def export_model(model: nn.Module, target: Target, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Difference:
+def export_model(
+    model: nn.Module, target: Target, *, tokenizer: PreTrainedTokenizerBase | None = None, text: str = ""
+) -> Difference:
     """Write the active adapters of `model`, with its backbone where the format has one, and compare the result.
 
     `model` is moved to the CPU, rounded to the target's type and taken apart: it is not usable afterwards.
+
+    Args:
+        tokenizer: saved beside the model.
+        text: some text on which the adapters speak, to compare on; random tokens are tried as well.
 
     Returns:
         The measured difference to the live model.
@@ -56,7 +62,9 @@ def export_model(model: nn.Module, target: Target, *, tokenizer: PreTrainedToken
     if not all(parameter.is_floating_point() for parameter in model.parameters()):
         raise UserError("the backbone is quantised", do="load it in float32, and export that")
     model = _rounded(model.to("cpu").eval(), target.dtype)
-    seen = look_at(model)
+    if text and tokenizer is None:
+        raise UserError("text has no effect without a tokenizer", do="give both")
+    seen = look_at(model, tokenizer(text)["input_ids"] if tokenizer is not None and text else ())
     parts = take_apart(model)
     reason = _refusal(target.row, parts)
     if reason is not None:

@@ -1,10 +1,12 @@
 """What the live model makes of some tokens on which its adapters speak, to be found again in what was exported.
 
 A gate that is trained to stay shut stays shut on most strange text too, and a silent adapter proves nothing about an
-export. So rows of random tokens are drawn until every layer's residue is heard on one of those that are kept; layers
-that stay silent all the same are counted, and the count is shown.
+export. So rows of the user's text, if there is one, and of random tokens are tried until every layer's residue is heard
+on one of those that are kept. Layers that stay silent all the same are counted, and the count is shown; if all do,
+nothing can be said, and that is an error.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from neutral_residues.adapters.attach import NeutralResiduesLayer, residue_layers
+from neutral_residues.errors import UserError
 from neutral_residues.loading import context_length
 
 PROBE_TOKENS = 32
@@ -49,12 +52,20 @@ class Seen:
         return int((self.loudness_BL.amax(dim=0) == 0).sum())
 
 
-def look_at(model: PeftModel) -> Seen:
-    """Run the live model on up to `MAX_ROWS` rows of tokens on which as many layers as possible speak."""
+def look_at(model: PeftModel, text_ids: Sequence[int] = ()) -> Seen:
+    """Run the live model on up to `MAX_ROWS` rows of tokens on which as many layers as possible speak.
+
+    Args:
+        text_ids: tokens of a text on which they should.
+
+    Raises:
+        UserError: if no layer does.
+    """
     length = min(PROBE_TOKENS, context_length(model.config) or PROBE_TOKENS)
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     generator = torch.Generator().manual_seed(0)
-    kept_BT = torch.empty(0, length, dtype=torch.long)
+    num_rows = min(len(text_ids) // length, ROWS_PER_DRAW)
+    kept_BT = torch.tensor(text_ids[: num_rows * length], dtype=torch.long).view(num_rows, length)
     for _ in range(MAX_DRAWS):
         drawn_BT = torch.randint(vocabulary, (ROWS_PER_DRAW, length), generator=generator)
         candidates_BT = torch.cat([kept_BT, drawn_BT])
@@ -62,6 +73,11 @@ def look_at(model: PeftModel) -> Seen:
         seen = _run(model, kept_BT)
         if seen.num_silent == 0:
             break
+    if seen.residues and seen.num_silent == len(seen.residues):
+        raise UserError(
+            "every gate stayed shut on every token that was tried, so the export could not be compared",
+            do=f"give some text of the target, {length} tokens or more (--text)",
+        )
     return seen
 
 

@@ -49,8 +49,10 @@ def write_remote_code(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
     write_text(code, _code(parts))
     module = _imported(code)
     names = _class_names(backbone)
+    backbone.config.save_pretrained(folder)  # through the file: a dict of it would hold infinities in their JSON form
+    values, _ = type(backbone.config).get_config_dict(folder)
     config = getattr(module, names["Config"]).from_dict(
-        {k: v for k, v in backbone.config.to_dict().items() if k not in ("model_type", "architectures")}
+        {key: value for key, value in values.items() if key not in ("model_type", "architectures")}
     )
     config.residues = [_settings(adapter, backbone.base_model_prefix) for adapter in parts.adapters]
     stem = code.stem
