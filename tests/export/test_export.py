@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from adapters.tiny_llama import extended_llama
+from adapters.tiny_llama import extended_llama, perturb, tiny_llama
 from export.tiny_export import SIGMOID, assert_exact, exported, extended
 from neutral_residues import cli
+from neutral_residues.adapters.attach import NeutralResiduesConfig
 from neutral_residues.config import make_run
 from neutral_residues.errors import UserError
 from neutral_residues.export.check import Difference, check
@@ -200,3 +202,20 @@ def test_a_trained_head_comes_along(tmp_path: Path) -> None:
         model.base_model.model.lm_head.modules_to_save["default"].weight.mul_(-1.0)
     assert_exact(exported(model, "qwen2_moe", tmp_path))
     assert not json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"]
+
+
+def test_a_method_of_pefts_that_cannot_be_merged_is_refused(tmp_path: Path) -> None:
+    model = get_peft_model(tiny_llama(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).eval()
+    with pytest.raises(UserError, match="PEFT cannot merge PROMPT_TUNING"):
+        export_model(model, Target.of(tmp_path / "out", to="dense"))
+
+
+def test_only_what_is_active_is_exported(tmp_path: Path) -> None:
+    """The other adapter also runs beside a layer that has no active one."""
+    model = extended()
+    model.add_adapter("other", NeutralResiduesConfig(width=4, first_layer=0))
+    perturb(model)
+    answer = exported(model, "transformers", tmp_path)
+    assert answer["difference"] == 0.0
+    residues = json.loads((tmp_path / "config.json").read_text())["residues"]
+    assert [adapter["name"] for adapter in residues] == ["default"]

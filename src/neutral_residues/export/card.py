@@ -29,7 +29,8 @@ def write_export_card(folder: Path, row: Format, parts: Parts, difference: Diffe
         loading = _LOAD_MODEL.format(option=", trust_remote_code=True" if row.trust_remote_code else "")
     else:
         loading = _LOAD_PLAIN
-    lines = ["---", f"base_model: {backbone}", "library_name: transformers", "tags: [neutral-residues]", "---", ""]
+    library = ["library_name: transformers"] if row.kind == "model" else []
+    lines = ["---", f"base_model: {backbone}", *library, "tags: [neutral-residues]", "---", ""]
     lines += [f"# {Path(backbone).name}, extended", ""]
     lines += [f"An extension of {backbone} as {row.title}. Written by neutral-residues, which is not needed to use it."]
     lines += ["", "```python", loading, "```", ""]

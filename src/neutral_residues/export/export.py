@@ -72,6 +72,7 @@ def export_model(
         raise UserError(
             f"{target.row.name} cannot hold this extension: {reason}", do=f"formats that can: {', '.join(others)}"
         )
+    seen.check_heard()
     try:
         with whole_folder(target.folder) as folder:
             return _fill(folder, target, parts, seen, tokenizer)

@@ -1,4 +1,4 @@
-"""The table of formats: what each holds, why it refuses what it does not, and how it is written."""
+"""The table of formats: why each refuses what it does not hold exactly, and how it is written."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,6 @@ class Format:
     Attributes:
         name: as in `--to`.
         title: what it is.
-        holds: what it holds exactly.
         refusal: why it cannot hold these parts, or None.
         write: writes parts into a folder, in a type.
         computes: whether it writes weights that are not merely copied; they round once more when stored in 16 bits.
@@ -34,7 +33,6 @@ class Format:
 
     name: str
     title: str
-    holds: str
     refusal: Callable[[Parts], str | None]
     write: Callable[[Parts, Path, torch.dtype], None]
     computes: Callable[[Parts], bool] = lambda parts: False
@@ -47,7 +45,6 @@ FORMATS: tuple[Format, ...] = (
     Format(
         name="transformers",
         title="a model folder with its own modelling code (trust_remote_code)",
-        holds="every gate, activation and backbone that is in Transformers",
         refusal=remote_code_refusal,
         write=write_remote_code,
         trust_remote_code=True,
@@ -55,7 +52,6 @@ FORMATS: tuple[Format, ...] = (
     Format(
         name="qwen2_moe",
         title="a stock Qwen2-MoE model: the old FFN as its one expert, the adapter as gated shared expert",
-        holds="a sigmoid gate without bias on Llama, Mistral, Ministral, Qwen2 or Gemma",
         refusal=partial(moe_refusal, QWEN2_MOE),
         write=partial(write_moe, QWEN2_MOE),
         computes=lambda parts: parts.model_type == "gemma",
@@ -63,7 +59,6 @@ FORMATS: tuple[Format, ...] = (
     Format(
         name="qwen3_next",
         title="the same as a stock Qwen3-Next model with full attention in every layer",
-        holds="a sigmoid gate without bias on Qwen3",
         refusal=partial(moe_refusal, QWEN3_NEXT),
         write=partial(write_moe, QWEN3_NEXT),
         computes=lambda parts: True,
@@ -71,7 +66,6 @@ FORMATS: tuple[Format, ...] = (
     Format(
         name="dense",
         title="the backbone's own stock architecture",
-        holds="a gate-less adapter with the backbone's activation, as a wider FFN; LoRA and its family, merged",
         refusal=dense_refusal,
         write=write_dense,
         computes=lambda parts: parts.merged,
@@ -80,7 +74,6 @@ FORMATS: tuple[Format, ...] = (
     Format(
         name="safetensors",
         title="the adapter alone: tensors, formula and a reference in PyTorch, for a runtime of your own",
-        holds="every gate; the usual activations",
         refusal=plain_refusal,
         write=write_plain,
         kind="residues",

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from neutral_residues.adapters.attach import BLOCK, DOWN, GATE, UP, residue_layers
 from neutral_residues.adapters.neutral import BlockGate, Projections
 from neutral_residues.adapters.places import find_blocks, find_layers
-from neutral_residues.errors import UserError
+from neutral_residues.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,24 @@ class Parts:
 
 
 def take_apart(model: PeftModel) -> Parts:
-    """The parts of `model`, which is not usable afterwards: nothing is copied. Low-rank updates are merged."""
+    """The parts of `model`, which is not usable afterwards: nothing is copied. Low-rank updates are merged.
+
+    Raises:
+        UserError: for another method of PEFT's that cannot be merged.
+    """
     layers = residue_layers(model.get_base_model())
     if not layers:
-        return Parts(_settled(model.merge_and_unload()), (), merged=True)
+        return Parts(_merged(model), (), merged=True)
     adapters = tuple(_adapter(model, name, layers) for name in model.base_model.active_adapters)
     return Parts(_settled(model.unload()), adapters)
+
+
+def _merged(model: PeftModel) -> PreTrainedModel:
+    try:
+        return _settled(model.merge_and_unload())
+    except (AttributeError, NotImplementedError, ValueError) as error:  # what PEFT raises depends on the method
+        kind = model.peft_config[model.active_adapter].peft_type.value
+        raise UserError(f"PEFT cannot merge {kind}", got=first_line(error), do="serve it with PEFT") from error
 
 
 def _adapter(model: PeftModel, name: str, layers: dict[str, Any]) -> Adapter:

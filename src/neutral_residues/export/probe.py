@@ -51,15 +51,20 @@ class Seen:
         """Layers whose residue is 0 on every token, so that nothing is known of them."""
         return int((self.loudness_BL.amax(dim=0) == 0).sum())
 
+    def check_heard(self) -> None:
+        """Raise a UserError if there are adapters and none of them did anything."""
+        if self.residues and self.num_silent == len(self.residues):
+            raise UserError(
+                "every gate stayed shut on every token that was tried, so the export could not be compared",
+                do=f"give some text of the target, {self.token_ids_BT.shape[1]} tokens or more (--text)",
+            )
+
 
 def look_at(model: PeftModel, text_ids: Sequence[int] = ()) -> Seen:
     """Run the live model on up to `MAX_ROWS` rows of tokens on which as many layers as possible speak.
 
     Args:
         text_ids: tokens of a text on which they should.
-
-    Raises:
-        UserError: if no layer does.
     """
     length = min(PROBE_TOKENS, context_length(model.config) or PROBE_TOKENS)
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
@@ -73,11 +78,6 @@ def look_at(model: PeftModel, text_ids: Sequence[int] = ()) -> Seen:
         seen = _run(model, kept_BT)
         if seen.num_silent == 0:
             break
-    if seen.residues and seen.num_silent == len(seen.residues):
-        raise UserError(
-            "every gate stayed shut on every token that was tried, so the export could not be compared",
-            do=f"give some text of the target, {length} tokens or more (--text)",
-        )
     return seen
 
 
@@ -105,7 +105,8 @@ def _run(model: PeftModel, token_ids_BT: Tensor) -> Seen:
         def hook(layer: NeutralResiduesLayer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             x = inputs[name] = args[0] if args else kwargs["hidden_states"]
             active = [adapter for adapter in layer.active_adapters if adapter in layer.width]
-            residues[name] = torch.stack([layer.residue(x, adapter).delta for adapter in active]).sum(dim=0)
+            if active:
+                residues[name] = torch.stack([layer.residue(x, adapter).delta for adapter in active]).sum(dim=0)
 
         return hook
 
