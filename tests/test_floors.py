@@ -19,6 +19,8 @@ ORDER = [
     *("adapters.layer", "adapters.fused", "adapters.attach", "losses", "collator", "mixin"),
     *("adapters.low_rank", "adapters.whole", "adapters.expansion", "data.mixing", "data.noise", "loading", "methods"),
     *("preparation", "cost", "evaluate", "gates", "generate", "train", "run", "saved"),
+    *("export.parts", "export.probe", "export.remote_code", "export.moe", "export.dense", "export.plain"),
+    *("export.child", "export.check", "export.formats", "export.card", "export.export", "export.command"),
     *("cells", "compare", "planning", "commands", "demo", "cli"),
 ]
 

@@ -13,6 +13,7 @@ from neutral_residues.config import make_run
 from neutral_residues.cost import WeightCount
 from neutral_residues.errors import UserError
 from neutral_residues.evaluate import as_backbone
+from neutral_residues.export.export import Target, export_model
 from neutral_residues.loading import empty_backbone, load_backbone, load_config
 from neutral_residues.methods import METHODS, RECIPE_WIDTH, Method, find_method, learning_rate, resolved
 from neutral_residues.record import Record
@@ -23,6 +24,7 @@ from tiny_run import make_backbone, method_values, run_values
 
 SHORT = {"steps": 6, "learning_rate": 0.01}
 NAMES = [method.name for method in METHODS]
+STOCK_FORMATS = {"adapter": "dense", "neutral-sigmoid": "qwen2_moe"}
 TRAINED = [method.name for method in METHODS if method.learning_rate is not None]
 
 
@@ -98,7 +100,12 @@ def test_it_can_do_afterwards_what_its_row_says(folder: Path, name: str) -> None
     extension = folder / name / "extension"
     model = load_saved(folder / name).model
     after = logits(model)
-    if "stock" in row.afterwards:
+    if "stock" in row.afterwards and row.keeps_backbone:
+        stock = folder / f"{name}-stock"
+        difference = export_model(model, Target.of(stock, to=STOCK_FORMATS[name]))
+        assert difference.share < 1e-6
+        torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(stock)), after, rtol=0, atol=1e-6)
+    elif "stock" in row.afterwards:
         torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(extension)), after, rtol=0, atol=0)
     elif "merge" in row.afterwards:
         assert isinstance(model, PeftModel)

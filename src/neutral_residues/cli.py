@@ -124,6 +124,29 @@ def generate(
 
 
 @app.command()
+def export(
+    folder: Folder,
+    to: Annotated[str, typer.Option("--to", help="Format, see above.", show_default=False)],
+    output: Annotated[Path, typer.Option(help="New folder to write.", show_default=False)],
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16: how the weights are stored.")] = "float32",
+    text: Annotated[str, typer.Option(help="Target text to compare on, where random tokens open no gate.")] = "",
+) -> None:
+    """Write an extension in a form that other programs load, and check it against the live model.
+
+    \b
+    transformers   any extension, as a model folder with its own code
+    qwen2_moe      a sigmoid gate (gate_start: half) on Llama, Mistral, Qwen2, Gemma: stock
+    qwen3_next     the same on Qwen3: stock
+    dense          a gate-less adapter, or LoRA and its family: the backbone's own architecture
+    safetensors    the adapter alone, with the formula
+    """
+    _quiet()
+    from neutral_residues.export.command import export_folder
+
+    export_folder(folder, to=to, output=output, dtype=dtype, text=text)
+
+
+@app.command()
 def report(
     paths: Annotated[
         list[Path],

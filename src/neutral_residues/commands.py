@@ -92,7 +92,7 @@ def list_methods(*, console: Console | None = None) -> None:
     console.print(
         f"Learning rates are for a backbone of width {RECIPE_WIDTH} and shrink as 1/width.\n"
         "merge: folds into the backbone's matrices. skip: tokens whose gate is 0 need no extra work. "
-        "stock: what is saved is a model that Transformers knows.",
+        "stock: what is saved, or exported, is a model that Transformers knows.",
         highlight=False,
     )
 

@@ -110,8 +110,9 @@ class ResidueSettings(Settings):
     """Activation inside the adapter, by its Transformers name; null takes the backbone's own."""
     init: Literal["usual", "paper"] = "usual"
     """Variance of the inner projections: usual 2/D, paper 1/(D L)."""
-    gate_start: Literal["open", "random"] = "open"
-    """open: every gate starts at 1 on every token; random: half of all tokens start shut, and the gate has no bias."""
+    gate_start: Literal["open", "random", "half"] = "open"
+    """open: every gate starts at 1 on every token; random: half of all tokens start shut, and the gate has no bias;
+    half: a sigmoid gate without bias that starts at 1/2 on every token."""
     layers: tuple[int, ...] | None = None
     """Numbers of the layers that get an adapter; null means all, but not the first of four or more where there is a
     gate."""
@@ -128,6 +129,12 @@ class ResidueSettings(Settings):
     def _cross_entropy_needs_sigmoid(self) -> Self:
         if self.local_loss == "cross_entropy" and self.block_gate != "sigmoid":
             raise ValueError("local_loss: cross_entropy needs block_gate: sigmoid")
+        return self
+
+    @model_validator(mode="after")
+    def _half_needs_sigmoid(self) -> Self:
+        if self.gate_start == "half" and self.block_gate != "sigmoid":
+            raise ValueError("gate_start: half needs block_gate: sigmoid; any other is 0 there and would never learn")
         return self
 
 

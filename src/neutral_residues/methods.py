@@ -29,7 +29,7 @@ RECIPE_WIDTH = 192
 
 Afterwards = Literal["merge", "skip", "stock"]
 """merge: folds into the backbone's own matrices. skip: where a gate is exactly 0 nothing need be computed. stock: what
-is saved is a model of an architecture that Transformers has."""
+is saved, or exported from it (`neutral export`), is a model of an architecture that Transformers has."""
 
 METHOD_SECTIONS = ("residues", "lora", "averaging")
 """Sections of the run file that belong to some methods only."""
@@ -159,9 +159,11 @@ METHODS: tuple[Method, ...] = (
         size="adapter width",
         attach=_attach_neutral,
         learning_rate=5e-3,
+        afterwards=("stock",),
         has_local_loss=True,
         uses=("residues",),
         fixed={"residues.block_gate": "sigmoid"},
+        recipe={"residues.gate_start": "half"},
     ),
     Method(
         name="neutral-classifier",
@@ -184,6 +186,7 @@ METHODS: tuple[Method, ...] = (
         size="adapter width",
         attach=_attach_adapter,
         learning_rate=5e-3,
+        afterwards=("stock",),
         uses=("residues.activation", "residues.init", "residues.layers", "residues.placement"),
     ),
     Method(

@@ -16,6 +16,7 @@ from neutral_residues.adapters.neutral import (
     residue,
     width_for_budget,
 )
+from neutral_residues.adapters.settings import NeutralResiduesConfig
 from neutral_residues.errors import UserError
 
 
@@ -197,7 +198,25 @@ def test_an_open_gate_starts_at_one_on_every_token() -> None:
 def test_a_gate_that_starts_at_random_has_no_bias_and_shuts_out_half() -> None:
     torch.manual_seed(0)
     weights = new_projections(width_in=64, width=8, gated=True, gate_start="random")
-    initialise(**weights._asdict(), num_layers=2, init="usual")
+    initialise(**weights._asdict(), num_layers=2, init="usual", gate_start="random")
     assert weights.w.bias is None
     gate = residue(torch.randn(4000, 64), **weights._asdict(), activation=nn.SiLU(), gate_kind="relu").gate
     assert 0.4 < float((gate == 0).float().mean()) < 0.6
+
+
+def test_a_gate_that_starts_half_open_has_no_bias_and_learns() -> None:
+    weights = new_projections(width_in=16, width=8, gated=True, gate_start="half")
+    initialise(**weights._asdict(), num_layers=2, init="usual", gate_start="half")
+    x = torch.randn(50, 16)
+    result = residue(x, **weights._asdict(), activation=nn.SiLU(), gate_kind="sigmoid")
+    assert torch.equal(result.gate, torch.full((50, 1), 0.5))
+    assert weights.w.bias is None
+    assert num_weights(width_in=16, width=8, gated=True, gate_start="half") == 3 * 16 * 8 + 16
+    result.delta.sum().backward()
+    assert weights.w_o.weight.grad.any()
+
+
+@pytest.mark.parametrize("gate", ["relu", "elu", "none"])
+def test_only_a_sigmoid_gate_starts_half_open(gate: str) -> None:
+    with pytest.raises(UserError, match="gate_start: half needs block_gate: sigmoid"):
+        NeutralResiduesConfig(block_gate=gate, gate_start="half")  # type: ignore[arg-type]

@@ -86,7 +86,15 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, AnswersRequests):
         if config.from_checkpoint:
             _fill_with_nan(w_g, w_i, w_o, w)
         else:
-            initialise(w_g=w_g, w_i=w_i, w_o=w_o, w=w, num_layers=num_layers, init=config.init)
+            initialise(
+                w_g=w_g,
+                w_i=w_i,
+                w_o=w_o,
+                w=w,
+                num_layers=num_layers,
+                init=config.init,
+                gate_start=config.gate_start,
+            )
         getattr(self, GATE)[name], getattr(self, UP)[name], getattr(self, DOWN)[name] = w_g, w_i, w_o
         if w is not None:
             getattr(self, BLOCK)[name] = w

@@ -27,6 +27,9 @@ Where we choose (the paper, as far as it is known, leaves these open):
 - The gate starts open: w = 0 and b = 1, so g = 1 on every token. The adapter learns from the first step as if it had
   no gate, and the local loss then closes the gate where the text is source. With w random and no b ("random"), half
   of all tokens start shut and learn nothing there; LAB.md has both measured, and shows that open gates do not die.
+- A sigmoid gate can also start "half": w = 0 and no b, so g = 1/2 on every token. Without b the layer is exactly a
+  mixture-of-experts layer with a gated shared expert, which stock runtimes have. ReLU and ELU cannot start there: they
+  are 0 at 0, and with W_o = 0 as well no weight would ever have a gradient.
 - The inner projections start with the usual variance by default: with an open gate it learns more and forgets no more.
 - The activation inside A is the backbone's own unless set.
 """
@@ -42,7 +45,7 @@ from neutral_residues.errors import UserError
 
 BlockGate = Literal["relu", "elu", "sigmoid", "none"]
 Init = Literal["paper", "usual"]
-GateStart = Literal["open", "random"]
+GateStart = Literal["open", "random", "half"]
 
 BLOCK_GATES: tuple[str, ...] = get_args(BlockGate)
 INITS: tuple[str, ...] = get_args(Init)
@@ -106,7 +109,7 @@ class Projections(NamedTuple):
 
 
 def new_projections(*, width_in: int, width: int, gated: bool, gate_start: GateStart = "open") -> Projections:
-    """For D = `width_in` and R = `width`, not initialised yet; a gate that starts at random has no b."""
+    """For D = `width_in` and R = `width`, not initialised yet; only a gate that starts open has a b."""
     return Projections(
         w_g=nn.Linear(width_in, width, bias=False),
         w_i=nn.Linear(width_in, width, bias=False),
@@ -117,12 +120,19 @@ def new_projections(*, width_in: int, width: int, gated: bool, gate_start: GateS
 
 @torch.no_grad()
 def initialise(
-    *, w_g: nn.Linear, w_i: nn.Linear, w_o: nn.Linear, w: nn.Linear | None, num_layers: int, init: Init
+    *,
+    w_g: nn.Linear,
+    w_i: nn.Linear,
+    w_o: nn.Linear,
+    w: nn.Linear | None,
+    num_layers: int,
+    init: Init,
+    gate_start: GateStart = "open",
 ) -> None:
     """Fill the weights of one adapter in place. W_o = 0, so at step 0 the extended model *is* the backbone.
 
     `init="paper"`: W_g and W_i have variance 1/(D L), the paper's "low variance" (section 3, "Initialisation");
-    `init="usual"`: 2/D. A gate with b starts open on every token; one without starts with variance 1/(D L).
+    `init="usual"`: 2/D. A gate that starts at random has variance 1/(D L); the others start with w = 0.
 
     Args:
         num_layers: L, the number of layers of the backbone that carry an adapter.
@@ -136,15 +146,16 @@ def initialise(
     nn.init.zeros_(w_o.weight)
     if w is None:
         return
-    if w.bias is None:
+    if gate_start == "random":
         nn.init.normal_(w.weight, std=math.sqrt(1 / (width_in * num_layers)))
     else:
         nn.init.zeros_(w.weight)
+    if w.bias is not None:
         nn.init.ones_(w.bias)
 
 
 def num_weights(*, width_in: int, width: int, gated: bool, gate_start: GateStart = "open") -> int:
-    """Weights of one adapter: three projections of D x R and, if gated, one row of D and its b."""
+    """Weights of one adapter: three projections of D x R and, if gated, one row of D and, where it starts open, b."""
     gate = width_in + (gate_start == "open") if gated else 0
     return 3 * width_in * width + gate
 

@@ -31,7 +31,8 @@ class NeutralResiduesConfig(PeftConfig):
         block_gate: "relu" (the paper), "elu", "sigmoid", or "none" for a gate-less adapter.
         activation: inside the adapter, by its name in Transformers; None takes the backbone's own.
         init: "paper" (variance 1/(D L)) or "usual" (2/D) for the inner projections.
-        gate_start: "open" (w = 0, b = 1: every token starts with g = 1) or "random" (no b).
+        gate_start: "open" (w = 0, b = 1: every token starts with g = 1), "random" (no b), or
+            "half" (w = 0, no b: g = 1/2), which only a sigmoid gate can.
         placement: "ffn" (the paper) or "attention": the block that the adapter runs parallel to.
         first_layer: the first layer that gets an adapter. None means 1 for a gated adapter in a model of four layers
             or more, because the first layer sees a token before its context has told what it is, and leaves its gate
@@ -74,6 +75,12 @@ class NeutralResiduesConfig(PeftConfig):
             raise UserError("init", got=self.init, allowed=", ".join(INITS))
         if self.gate_start not in GATE_STARTS:
             raise UserError("gate_start", got=self.gate_start, allowed=", ".join(GATE_STARTS))
+        if self.gate_start == "half" and self.block_gate != "sigmoid":
+            raise UserError(
+                "gate_start: half needs block_gate: sigmoid",
+                got=self.block_gate,
+                do="another gate is 0 there and would never learn; choose open",
+            )
         if self.placement not in BLOCK_NAMES:
             raise UserError("placement", got=self.placement, allowed=", ".join(BLOCK_NAMES))
         if self.width is not None and (type(self.width) is not int or self.width < 1):
