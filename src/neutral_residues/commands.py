@@ -9,6 +9,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from neutral_residues.breakdown import breakdowns
 from neutral_residues.config import Corpus, RunConfig
 from neutral_residues.cost import WeightCount
 from neutral_residues.data.encoding import end_of_text_id, tokenizer_key
@@ -140,6 +141,7 @@ def evaluate_folder(
         method=run.method if run else "neutral",
         metrics=metrics(scores),
         sets=[evaluation_set(stream, "evaluate") for stream in streams],
+        breakdowns=breakdowns(scores, streams, saved.tokenizer),
         provenance=provenance(seed=None, device=pick_device().type, tokenizer_key=tokenizer_key(saved.tokenizer)),
         config={
             **(run.model_dump(mode="json", include={"model", "revision", "label", "budget", "seed"}) if run else {}),

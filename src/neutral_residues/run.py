@@ -20,6 +20,7 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
+from neutral_residues.breakdown import breakdowns
 from neutral_residues.config import RunConfig, make_run
 from neutral_residues.cost import WeightCount, peak_memory_bytes
 from neutral_residues.data.encoding import end_of_text_id, tokenizer_key
@@ -149,6 +150,7 @@ class _Run:
             curve=[point for point in history if "train_runtime" not in point],
             samples=samples,
             gates=gates,
+            breakdowns=breakdowns(scores, self.data.evaluate, self.tokenizer),
             cost=self._with_totals(cost),
             provenance=provenance(
                 seed=self.config.seed, device=self._device_name(), tokenizer_key=tokenizer_key(self.tokenizer)
