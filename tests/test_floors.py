@@ -18,7 +18,8 @@ ORDER = [
     *("data.text", "data.encoding", "data.tokens"),
     *("adapters.neutral", "adapters.places", "adapters.settings", "adapters.attach", "losses", "collator", "mixin"),
     *("adapters.low_rank", "adapters.whole", "adapters.expansion", "data.mixing", "data.noise", "loading", "methods"),
-    *("preparation", "cost", "tally", "evaluate", "breakdown", "gates", "generate", "train", "run", "saved"),
+    *("corpus_check", "advice", "preparation", "text_facts", "cost", "tally", "evaluate", "breakdown", "gates"),
+    *("generate", "train", "run", "probe", "advise", "saved"),
     *("cells", "compare", "planning", "commands", "demo", "cli"),
 ]
 
