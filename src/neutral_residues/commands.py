@@ -11,7 +11,7 @@ from rich.text import Text
 
 from neutral_residues.breakdown import breakdowns
 from neutral_residues.config import Corpus, RunConfig
-from neutral_residues.cost import WeightCount
+from neutral_residues.cost import WeightCount, peak_memory_bytes
 from neutral_residues.data.encoding import end_of_text_id, tokenizer_key
 from neutral_residues.data.tokens import TokenStream, tokenise
 from neutral_residues.display import human_bytes
@@ -69,8 +69,11 @@ def describe(config: RunConfig, *, console: Console | None = None) -> None:
     for stream in data.evaluate:
         table.add_row(f"  held out: {stream.name} ({stream.role})", _stream_line(stream))
     memory = weights.training_memory_bytes(config, model_config=text_config, bf16=bf16)
+    if pick_device().type == "cpu":
+        memory += peak_memory_bytes(pick_device())  # libraries and tokenizer, which the run needs too
     table.add_row(
-        "memory while training", f"about {human_bytes(memory)} (estimate, {'bfloat16' if bf16 else 'float32'})"
+        "memory while training",
+        f"roughly {human_bytes(memory)} ({'bfloat16' if bf16 else 'float32'}); neutral advise tries a few steps",
     )
     disk = weights.checkpoint_bytes() * (config.training.keep_checkpoints + 1) + weights.num_new_weights * 4
     table.add_row("disk", f"about {human_bytes(disk)} in {config.output}")
