@@ -70,6 +70,11 @@ def test_a_side_that_is_not_measured(role: str) -> None:
     assert f"no evaluation set has role: {role}" in said(left)
 
 
+def test_nothing_is_replayed() -> None:
+    left = [t for t in both() if not (t.use == "train" and t.role == "source")]
+    assert said(left).startswith("no training corpus has role: source")
+
+
 def test_replay_of_another_genre() -> None:
     near, far = (DistanceFacts(set="wiki", bits=bits, replay_bits=0.05, target_bits=0.5) for bits in (0.09, 0.2))
     assert said(both(), distances=[near]) == ""

@@ -51,7 +51,7 @@ def test_everything_in_one_go(tmp_path: Path) -> None:
 
 def test_a_method_that_trains_nothing_is_not_tried(tmp_path: Path) -> None:
     values = run_values(tmp_path) | {"method": "wise-ft", "averaging": {"finetuned": str(tmp_path / "none")}}
-    advice, text = printed(values)
+    advice, text = printed(values, probe_steps=20)
     assert advice.probe is None
     assert "wise-ft trains nothing" in text
 
@@ -61,7 +61,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="probe_steps; got 3"):
         printed(values, probe_steps=3)
     with pytest.raises(UserError, match="budget"):
-        printed(values | {"budget": 1e-6})
+        printed(values | {"budget": 1e-6}, probe_steps=0)
     assert not (tmp_path / "run").exists()
 
 

@@ -151,6 +151,10 @@ class Recommendation(Part):
 class Advice(Part):
     """All of it."""
 
+    format: Literal["neutral-residues/advice"] = "neutral-residues/advice"
+    """Says that the file is ours."""
+    version: Literal[1] = 1
+    """Version of this schema."""
     texts: list[TextFacts]
     """Every text of the run."""
     corpora: list[CorpusFacts]
@@ -246,11 +250,16 @@ def _not_measured(texts: Sequence[TextFacts]) -> list[str]:
         "target": "what is learnt cannot be said",
     }
     roles = {text.role for text in texts if text.use == "evaluate"}
-    return [
+    found = [
         f"no evaluation set has role: {role}, so {what}; add one to data.evaluate"
         for role, what in lost.items()
         if role not in roles
     ]
+    if not any(text.use == "train" and text.role == "source" for text in texts):
+        found.append(
+            "no training corpus has role: source, so nothing of the source is replayed and nothing protects it"
+        )
+    return found
 
 
 def _costly_target(texts: Sequence[TextFacts]) -> list[str]:

@@ -10,6 +10,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -26,17 +27,16 @@ from neutral_residues.evaluate import evaluate
 from neutral_residues.files import write_json
 from neutral_residues.loading import empty_backbone, load_backbone, load_config, load_tokenizer, pick_device
 from neutral_residues.methods import find_method, resolved
-from neutral_residues.preparation import RunData, check_context, make_rows, prepare_data, tokens_per_step
+from neutral_residues.preparation import RunData, check_context, make_rows, prepare_data, tokens_per_step, wants_bf16
 from neutral_residues.probe import Rehearsal, probe, whole_run_seconds
 from neutral_residues.text_facts import corpus_facts, distances, sample_stream, text_facts
 
-PROBE_STEPS = 20
 SAMPLE_TOKENS = 4000
 """So much of each text the backbone reads."""
 
 
 def advise(
-    config: RunConfig, *, probe_steps: int = PROBE_STEPS, output: Path | None = None, console: Console | None = None
+    config: RunConfig, *, probe_steps: int, output: Path | None = None, console: Console | None = None
 ) -> Advice:
     """Look at everything that a run will meet, print it with warnings and recommendations; write it if asked.
 
@@ -90,14 +90,16 @@ def _with_bits(
     texts: list[TextFacts], config: RunConfig, data: RunData, tokenizer: PreTrainedTokenizerBase
 ) -> list[TextFacts]:
     """With the backbone's bits per byte on a sample of each text."""
-    import torch
-
     streams = [
         sample_stream(stream, SAMPLE_TOKENS, tokenizer) for stream in (*data.train, *data.evaluate, *data.validate)
     ]
+    device = pick_device()
     model = load_backbone(
-        config.model, revision=config.revision, trust_remote_code=config.trust_remote_code, dtype=torch.float32
-    ).to(pick_device())
+        config.model,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        dtype=torch.bfloat16 if wants_bf16(config, device) else torch.float32,
+    ).to(device)
     found = []
     for facts, stream in zip(texts, streams, strict=True):  # one by one: train and held-out parts may share a name
         (score,) = evaluate(
@@ -110,6 +112,9 @@ def _with_bits(
             backbone=False,
         )
         found.append(facts.model_copy(update={"backbone_bits": score.extended_bits_per_byte}))
+    del model
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the probe's process needs it
     return found
 
 

@@ -33,7 +33,7 @@ from neutral_residues.record import Record
 from neutral_residues.results import provenance, write_record
 from neutral_residues.saved import Saved, load_saved
 from neutral_residues.scores import metrics
-from neutral_residues.summary import sides_table
+from neutral_residues.summary import print_few_tokens, sides_table
 
 DEFAULT_CONTEXT_TOKENS = 512
 
@@ -154,6 +154,7 @@ def evaluate_folder(
         },
     )
     console.print(sides_table(record))
+    print_few_tokens(record, console=console)
     console.print(f"windows of {context} tokens, stride {stride}", highlight=False)
     if output is not None:
         write_record(output, record)

@@ -80,16 +80,14 @@ def distances(data: RunData) -> list[DistanceFacts]:
         return []
     size = min(DISTANCE_TOKENS, sum(s.num_tokens for s in replay) // 2, *(s.num_tokens for s in (*target, *tests)))
     ours = _sample(replay, 2 * size)
-    one, other = ours[::2], ours[1::2]
-    vocabulary = 1 + max(int(s.tokens.max()) for s in (*replay, *target, *tests))
-
-    def divergence(documents: Sequence[NDArray[np.int64]]) -> float:
-        return jensen_shannon_bits(*(_frequencies(d, size, vocabulary) for d in (one, documents)))
-
-    near, far = divergence(other), divergence(_sample(target, size))
+    samples = [np.concatenate(d)[:size] for d in (ours[::2], ours[1::2], _sample(target, size))]
+    samples += [np.concatenate(_sample([test], size))[:size] for test in tests]
+    vocabulary = 1 + max(int(sample.max()) for sample in samples)
+    base, *others = (np.bincount(sample, minlength=vocabulary) / len(sample) for sample in samples)
+    near, far, *found = (jensen_shannon_bits(base, other) for other in others)
     return [
-        DistanceFacts(set=test.name, bits=divergence(_sample([test], size)), replay_bits=near, target_bits=far)
-        for test in tests
+        DistanceFacts(set=test.name, bits=bits, replay_bits=near, target_bits=far)
+        for test, bits in zip(tests, found, strict=True)
     ]
 
 
@@ -167,8 +165,3 @@ def _first_texts(stream: TokenStream, tokenizer: "PreTrainedTokenizerBase") -> I
         part = whole if size <= left else whole[: max(1, len(whole) * left // size)]
         left -= size
         yield _text(part, tokenizer)
-
-
-def _frequencies(documents: Sequence[NDArray[np.int64]], size: int, vocabulary: int) -> NDArray[np.float64]:
-    tokens = np.concatenate(documents)[:size]
-    return np.bincount(tokens, minlength=vocabulary) / len(tokens)

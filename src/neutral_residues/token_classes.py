@@ -28,7 +28,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from neutral_residues.record import TokenKind
+from neutral_residues.record import Breakdown, TokenKind
 
 KINDS: tuple[TokenKind, ...] = get_args(TokenKind)
 REPLACEMENT = "\ufffd"
@@ -55,6 +55,16 @@ class Concentration:
     carriers: tuple[int, ...]
     tokens_share: float
     is_concentrated: bool
+
+
+def few_tokens_line(breakdown: Breakdown) -> str:
+    """What a concentrated change is warned of with."""
+    tokens = ", ".join(repr(carrier.text) for carrier in breakdown.carriers)
+    return (
+        f"{breakdown.set}: half of all change is carried by {breakdown.num_carriers} of {breakdown.num_types} "
+        f"different tokens, {100 * breakdown.carriers_share:.1f} % of the text ({tokens}); the set's bits per byte say "
+        "little about the rest of it"
+    )
 
 
 def classify(texts: Sequence[str], counts: Sequence[int], *, special: Collection[int] = ()) -> list[TokenKind]:

@@ -12,7 +12,7 @@ from neutral_residues.record import Breakdown, TokenKind
 from neutral_residues.report.plots import Plot, bare_figure, wrapped
 from neutral_residues.report.points import Point, Section
 from neutral_residues.report.tables import Cell, Column, Row, Table, by_set
-from neutral_residues.token_classes import FEW_TOKENS, KINDS
+from neutral_residues.token_classes import FEW_TOKENS, KINDS, few_tokens_line
 
 COLOURS: dict[TokenKind, str] = {
     "end of text": "#555555",
@@ -54,17 +54,8 @@ def change_plots(section: Section) -> list[Plot]:
 
 def concentrated(section: Section) -> list[str]:
     """A sentence for each change that a few token types carry."""
-    found = []
-    for point, breakdown in _all(section):
-        if breakdown.is_concentrated:
-            tokens = ", ".join(f'"{carrier.text}"' for carrier in breakdown.carriers)
-            found.append(
-                f"{numbers.row_name(point, section)} on {breakdown.set}: half of all change is carried by "
-                f"{breakdown.num_carriers} of {breakdown.num_types} different tokens, "
-                f"{numbers.share(breakdown.carriers_share, 1)} of the text ({tokens}). "
-                "The set's bits per byte say little about the rest of it."
-            )
-    return found
+    found = [(point, breakdown) for point, breakdown in _all(section) if breakdown.is_concentrated]
+    return [f"{numbers.row_name(point, section)} on {few_tokens_line(breakdown)}." for point, breakdown in found]
 
 
 def worst_documents(section: Section) -> dict[str, list[WorstDocument]]:
