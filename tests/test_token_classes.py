@@ -27,6 +27,17 @@ def test_the_main_script_is_that_of_the_set() -> None:
     ]
 
 
+def test_a_twin_counts_with_and_without_its_blank() -> None:
+    assert classify([" Will", "will", " will"], [5, 3, 3])[0] != "names"
+    assert classify([" Will", "will"], [5, 3])[0] == "names"
+
+
+def test_vowel_signs_are_letters_and_emoji_are_not() -> None:
+    assert classify(["की", "ि", " का", "❤️", "一", " and"], [5, 5, 5, 5, 1, 1]) == [
+        *("frequent words", "frequent words", "rare words", "punctuation", "other script", "other script"),
+    ]
+
+
 def test_frequent_words_make_up_half() -> None:
     kinds = classify(["a", "b", "c", "d", "e"], [10, 50, 20, 10, 10])
     assert kinds == ["rare words", "frequent words", "rare words", "rare words", "rare words"]

@@ -51,16 +51,8 @@ def advise(
     if probe_steps and probe_steps < 4:
         raise UserError("probe_steps", got=probe_steps, allowed="0, or 4 and more: the first three are not timed")
     config = resolved(config)
-    settings: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    model_config = load_config(config.model, **settings)
-    check_context(config, model_config)
-    tokenizer = load_tokenizer(config.model, **settings)
-    data = prepare_data(config, tokenizer, show_progress=console.is_terminal)
-    make_rows(config, data, tokenizer)
-    backbone = empty_backbone(model_config, trust_remote_code=config.trust_remote_code)
     trains = find_method(config.method).learning_rate is not None
-    if trains:
-        find_method(config.method).attach(backbone, config)
+    data, tokenizer, hidden_size = _checked(config, console, trains=trains)
     with console.status("reading the texts ..."):
         texts, corpora, far = text_facts(data, tokenizer), corpus_facts(data, tokenizer), distances(data)
     with console.status("measuring the backbone ..."):
@@ -70,7 +62,6 @@ def advise(
         with console.status(f"trying {probe_steps} steps ..."):
             tried = _probe_facts(config, data, probe(config, num_steps=probe_steps))
     per_step = tokens_per_step(config)
-    hidden_size = model_config.get_text_config().hidden_size
     advice = Advice(
         texts=texts,
         corpora=corpora,
@@ -84,6 +75,20 @@ def advise(
         write_json(output, advice.model_dump(mode="json"))
         console.print(f"\nadvice: {output}", highlight=False)
     return advice
+
+
+def _checked(config: RunConfig, console: Console, *, trains: bool) -> tuple[RunData, PreTrainedTokenizerBase, int]:
+    """Texts, tokenizer and width of the backbone, after everything that the run checks before its first step."""
+    settings: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    model_config = load_config(config.model, **settings)
+    check_context(config, model_config)
+    tokenizer = load_tokenizer(config.model, **settings)
+    data = prepare_data(config, tokenizer, show_progress=console.is_terminal)
+    make_rows(config, data, tokenizer)
+    if trains:
+        backbone = empty_backbone(model_config, trust_remote_code=config.trust_remote_code)
+        find_method(config.method).attach(backbone, config)
+    return data, tokenizer, model_config.get_text_config().hidden_size
 
 
 def _with_bits(

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from neutral_residues.config import RunConfig, dump_run, load_run
 from neutral_residues.errors import UserError
-from neutral_residues.files import write_json, write_text
+from neutral_residues.files import disk_errors, write_json, write_text
 from neutral_residues.loading import load_tokenizer
 from neutral_residues.methods import find_method, resolved
 from neutral_residues.preparation import prepare_data
@@ -54,7 +54,9 @@ def probe(config: RunConfig, *, num_steps: int) -> Rehearsal:
     Raises:
         UserError: what the run itself would raise; or if the process is killed.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    # Beside the run's own folder: its checkpoints go to the same disk, and /tmp may be memory.
+    parent = next(path for path in config.output.absolute().parents if path.is_dir())
+    with disk_errors(parent), tempfile.TemporaryDirectory(prefix=".neutral-probe-", dir=parent) as folder:
         plan, result = Path(folder) / "run.yaml", Path(folder) / "result.json"
         write_text(plan, dump_run(in_small(config, output=Path(folder) / "run", num_steps=num_steps)))
         done = subprocess.run(

@@ -31,7 +31,7 @@ DOCUMENT_TOKENS = 1024
 """So much of a document is looked at: one book must not stand for a corpus."""
 FERTILITY_TOKENS = 50_000
 DISTANCE_TOKENS = 20_000
-CHECKED_BYTES = 4 * 2**20
+CHECKED_BYTES = 2 * 2**20
 """So much text of each corpus, from its beginning, is searched for repetition: about a second."""
 
 

@@ -21,7 +21,7 @@ the first word of a letter's Unicode name ("LATIN"); kana and Chinese characters
 
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -32,6 +32,8 @@ from neutral_residues.record import Breakdown, TokenKind
 
 KINDS: tuple[TokenKind, ...] = get_args(TokenKind)
 REPLACEMENT = "\ufffd"
+NO_SCRIPT = {"COMBINING", "VARIATION", "ZERO", "MODIFIER"}
+"""Marks that stand with letters of any script, or with none."""
 JAPANESE = {"HIRAGANA": "CJK", "KATAKANA": "CJK", "KATAKANA-HIRAGANA": "CJK"}
 
 FEW_TYPES = 0.01
@@ -76,7 +78,9 @@ def classify(texts: Sequence[str], counts: Sequence[int], *, special: Collection
         special: places of the special tokens.
     """
     main = _main_script(texts, counts)
-    by_text = {text.strip(): count for text, count in zip(texts, counts, strict=True)}
+    by_text: Counter[str] = Counter()
+    for text, count in zip(texts, counts, strict=True):
+        by_text[text.strip()] += count  # with and without its blank
     kinds: list[TokenKind | None] = [_kind(text.strip(), main, by_text) for text in texts]
     for place in special:
         kinds[place] = "end of text"
@@ -84,20 +88,21 @@ def classify(texts: Sequence[str], counts: Sequence[int], *, special: Collection
     return [kind or ("frequent words" if place in frequent else "rare words") for place, kind in enumerate(kinds)]
 
 
-def _kind(text: str, main: str, counts: Mapping[str, int]) -> TokenKind | None:
+def _kind(text: str, main: str, counts: Counter[str]) -> TokenKind | None:
     """What a type is by its text alone; None for a word."""
     if REPLACEMENT in text:
         return "parts of letters"
     if not text:
         return "white space"
-    if not any(sign.isalnum() for sign in text):
-        return "punctuation"
-    if any(sign.isnumeric() for sign in text):
+    if any(unicodedata.category(sign)[0] == "N" for sign in text):
         return "digits"
-    if any(_script(sign) != main for sign in text if sign.isalpha()):
+    scripts = _scripts(text)
+    if not scripts:
+        return "punctuation"
+    if any(script != main for script in scripts):
         return "other script"
     small = text.lower()
-    if text[0].isupper() and counts.get(text, 0) >= counts.get(small, 0):
+    if text[0].isupper() and counts[text] >= counts[small]:
         return "names"
     return None
 
@@ -117,15 +122,15 @@ def _frequent(words: Sequence[int], counts: Sequence[int]) -> set[int]:
 def _main_script(texts: Sequence[str], counts: Sequence[int]) -> str:
     letters: Counter[str] = Counter()
     for text, count in zip(texts, counts, strict=True):
-        for sign in text:
-            if sign.isalpha():
-                letters[_script(sign)] += count
+        for script in _scripts(text):
+            letters[script] += count
     return letters.most_common(1)[0][0] if letters else ""
 
 
-def _script(letter: str) -> str:
-    word = unicodedata.name(letter, "").partition(" ")[0]
-    return JAPANESE.get(word, word)
+def _scripts(text: str) -> list[str]:
+    """The script of each letter, and of each vowel sign that is written like one."""
+    words = [unicodedata.name(s, "").partition(" ")[0] for s in text if unicodedata.category(s)[0] in "LM"]
+    return [JAPANESE.get(word, word) for word in words if word not in NO_SCRIPT]
 
 
 def concentration(
