@@ -132,7 +132,8 @@ class ProbeFacts(Part):
     reached_bits: float | None
     """At the end of the probe: the run will reach at least this unless its learning rate is too high."""
     continued_bits: float | None
-    """If every further doubling of the steps gained as much as the probe's last one; null beyond four doublings."""
+    """If every further doubling of the steps gained as much as the probe's last one; null beyond four doublings, and
+    where the tokenizer cuts the target so fine that learning stops early."""
 
 
 class Recommendation(Part):
@@ -178,7 +179,7 @@ def warnings(
     tokens_per_step: int,
 ) -> list[str]:
     """What to look at before anything is spent, each in a sentence."""
-    found = [*_not_measured(texts), *_costly_target(texts), *_known_target(texts)]
+    found = [*_not_measured(texts), *costly_target(texts), *_known_target(texts)]
     found += [line for corpus in corpora for line in _repetition(corpus)]
     for d in distances:
         if d.bits > FAR * d.replay_bits:
@@ -216,7 +217,7 @@ def recommendations(
     found = []
     if method.has_budget:
         reason = "the budget of every comparison in LAB, as in the paper; no other was measured here"
-        if _costly_target(texts):
+        if costly_target(texts):
             reason += ". More of it is no help where a vocabulary is missing (LAB, Ukrainian)"
         found.append(_recommend("budget", 0.2, config.budget, reason))
     if any(text.use == "train" and text.role == "source" for text in texts):
@@ -244,6 +245,25 @@ def continued(curve: Sequence[tuple[int, float]], *, steps: int) -> float | None
     return low - (high - low) / math.log2(last / before) * doublings
 
 
+def costly_target(texts: Sequence[TextFacts]) -> list[str]:
+    """A warning if the target costs far more tokens than the source does; else none."""
+    target, source = _of_role(texts, "target"), _of_role(texts, "source")
+    if not (target and source):
+        return []
+    unit = "word" if all(text.tokens_per_word is not None for text in (*target, *source)) else "sign"
+    costs = [
+        _mean([t.tokens_per_word if unit == "word" else t.tokens_per_sign for t in side]) for side in (target, source)
+    ]
+    times = costs[0] / costs[1]
+    if times <= COSTLY:
+        return []
+    return [
+        f"the target costs {costs[0]:.2f} tokens a {unit}, the source {costs[1]:.2f}: {times:.1f} times as many. The "
+        "context holds so much less text, and time grows as much. Where only bytes are left, frozen embeddings stop "
+        "learning early (LAB, Ukrainian: 5.0 bits per byte, fine-tuning 2.1): a vocabulary is missing, not width"
+    ]
+
+
 def _not_measured(texts: Sequence[TextFacts]) -> list[str]:
     lost = {
         "source": "what is forgotten, and how far replay is from it, cannot be said",
@@ -260,25 +280,6 @@ def _not_measured(texts: Sequence[TextFacts]) -> list[str]:
             "no training corpus has role: source, so nothing of the source is replayed and nothing protects it"
         )
     return found
-
-
-def _costly_target(texts: Sequence[TextFacts]) -> list[str]:
-    """A warning if the target costs far more tokens than the source does."""
-    target, source = _of_role(texts, "target"), _of_role(texts, "source")
-    if not (target and source):
-        return []
-    unit = "word" if all(text.tokens_per_word is not None for text in (*target, *source)) else "sign"
-    costs = [
-        _mean([t.tokens_per_word if unit == "word" else t.tokens_per_sign for t in side]) for side in (target, source)
-    ]
-    times = costs[0] / costs[1]
-    if times <= COSTLY:
-        return []
-    return [
-        f"the target costs {costs[0]:.2f} tokens a {unit}, the source {costs[1]:.2f}: {times:.1f} times as many. The "
-        "context holds so much less text, and time grows as much. Where only bytes are left, frozen embeddings stop "
-        "learning early (LAB, Ukrainian: 5.0 bits per byte, fine-tuning 2.1): a vocabulary is missing, not width"
-    ]
 
 
 def _known_target(texts: Sequence[TextFacts]) -> list[str]:

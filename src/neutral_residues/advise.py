@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from neutral_residues.advice import Advice, CorpusFacts, DistanceFacts, ProbeFacts, TextFacts, continued
+from neutral_residues.advice import Advice, CorpusFacts, DistanceFacts, ProbeFacts, TextFacts, continued, costly_target
 from neutral_residues.advice import recommendations as recommend
 from neutral_residues.advice import warnings as warn
 from neutral_residues.config import RunConfig
@@ -61,6 +61,8 @@ def advise(
     if trains and probe_steps:
         with console.status(f"trying {probe_steps} steps ..."):
             tried = _probe_facts(config, data, probe(config, num_steps=probe_steps))
+            if costly_target(texts):
+                tried = tried.model_copy(update={"continued_bits": None})
     per_step = tokens_per_step(config)
     advice = Advice(
         texts=texts,
