@@ -1,11 +1,14 @@
 """Rules from numbers to sentences: each fires where it should and is silent where it should not."""
 
+import gzip
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from neutral_residues.advice import (
+    TUNED,
     CorpusFacts,
     DistanceFacts,
     RepeatedLine,
@@ -15,6 +18,8 @@ from neutral_residues.advice import (
     warnings,
 )
 from neutral_residues.config import make_run
+from neutral_residues.record import Record
+from neutral_residues.results import validation_bits
 
 PER_STEP = 1000
 
@@ -115,6 +120,26 @@ def test_recommendations_fit_the_method_and_the_width() -> None:
     assert "budget" not in settings(method="finetune")
     assert settings(method="dora")["training.learning_rate"] == 3e-3  # its recipe: nothing was tuned
     assert "training.learning_rate" not in settings(method="wise-ft", averaging={"finetuned": Path("x").name})
+
+
+def test_tuned_learning_rates_are_those_that_validation_chose() -> None:
+    """From the records of the comparison that LAB.md reports, the first seed at every learning rate."""
+    packed = Path(__file__).parent.parent / "docs" / "comparisons" / "main.jsonl.gz"
+    tried: dict[str, dict[float, float]] = {}
+    for line in gzip.decompress(packed.read_bytes()).decode().splitlines():
+        entry = json.loads(line)
+        if "/french/" in entry["path"] and entry["path"].endswith("-s0/record.json"):
+            record = Record.model_validate(entry["content"])
+            if record.method in TUNED and (bits := validation_bits(record)) is not None:
+                tried.setdefault(record.method, {})[record.config["training"]["learning_rate"]] = bits
+    for method, (rate, between) in TUNED.items():
+        assert min(tried[method], key=tried[method].__getitem__) == rate
+        assert between == f"{_short(min(tried[method]))} to {_short(max(tried[method]))}"
+
+
+def _short(rate: float) -> str:
+    digits, exponent = f"{rate:e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
 
 
 def test_a_curve_is_continued_by_doublings() -> None:
