@@ -276,6 +276,10 @@ def test_evaluate_describe_generate(tmp_path: Path, finished: Path, neutral: Cal
     code, printed = neutral("describe", tmp_path / "run.yaml")
     assert code == 0, printed
     assert "new weights" in printed
+    code, printed = neutral("advise", tmp_path / "run.yaml", "--probe-steps", 0, "--output", tmp_path / "advice.json")
+    assert code == 0, printed
+    assert json.loads((tmp_path / "advice.json").read_text())["recommendations"]
+    assert_one_line(neutral("advise", tmp_path / "run.yaml", "modle=x"), "did you mean 'model'")
 
 
 def test_bad_saved_folders(tmp_path: Path, finished: Path, neutral: Callable[..., tuple[int, str]]) -> None:

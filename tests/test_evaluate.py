@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from neutral_residues import NeutralResiduesConfig, UserError, residue_layers
 from neutral_residues.evaluate import as_backbone, evaluate, inference, windows
-from neutral_residues.scores import SetScore, learning_share, metrics
+from neutral_residues.scores import SetScore, TokenSums, learning_share, metrics
 
 VOCABULARY, END = 64, 0
 
@@ -243,6 +243,24 @@ def test_sliding_window_equals_one_token_at_a_time(context: int, stride: int, nu
     assert found.kl_nats > 0.01  # the two sides do differ
 
 
+@pytest.mark.parametrize(("context", "stride"), [(16, 16), (16, 5)])
+def test_nats_by_token_and_document_are_those_of_each_token_alone(context: int, stride: int) -> None:
+    model, stream = extended(), text(20, 7, 30, 11)
+    found = score(model, stream, context_tokens=context, stride_tokens=stride, batch_rows=2)
+    sums = found.by_token
+    assert sums is not None
+    for one, by_type, by_document, total in (
+        (model, sums.extended_V, sums.extended_D, found.extended_nats),
+        (llama(), sums.backbone_V, sums.backbone_D, found.backbone_nats),
+    ):
+        nats = np.array(naive_nats(one, stream.tokens, context, stride))
+        np.testing.assert_allclose(by_type, np.bincount(stream.tokens, nats, VOCABULARY), rtol=1e-4)
+        np.testing.assert_allclose(by_document, np.add.reduceat(nats, [0, *stream.document_ends[:-1]]), rtol=1e-4)
+        assert by_type.sum() == pytest.approx(total, rel=1e-12)
+        assert by_document.sum() == pytest.approx(total, rel=1e-12)
+    assert sums.counts_V.tolist() == np.bincount(stream.tokens, minlength=VOCABULARY).tolist()
+
+
 def test_stride_is_half_of_the_context_by_default() -> None:
     model, stream = extended(), text(40)
     assert score(model, stream) == score(model, stream, stride_tokens=8)
@@ -256,6 +274,10 @@ def test_stride_is_half_of_the_context_by_default() -> None:
 def same(a: SetScore, b: SetScore) -> None:
     for name, value in vars(a).items():
         expected = getattr(b, name)
+        if isinstance(value, TokenSums):
+            for array, other in zip(vars(value).values(), vars(expected).values(), strict=True):
+                np.testing.assert_allclose(array, other, rtol=1e-5)
+            continue
         if isinstance(value, float) or (isinstance(value, tuple) and value and isinstance(value[0], float)):
             expected = pytest.approx(expected, rel=1e-5)
         assert value == expected, name
@@ -275,7 +297,7 @@ def test_deterministic() -> None:
 def test_chunks_of_logits_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     model, stream = extended(), text(50)
     whole = score(model, stream)
-    monkeypatch.setattr("neutral_residues.evaluate.LOGITS_PER_CHUNK", 3 * VOCABULARY)
+    monkeypatch.setattr("neutral_residues.tally.LOGITS_PER_CHUNK", 3 * VOCABULARY)
     same(score(model, stream), whole)
 
 

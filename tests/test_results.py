@@ -66,7 +66,7 @@ def test_file_says_what_it_is_and_when_in_utc(tmp_path: Path) -> None:
     noon_in_paris = datetime(2025, 7, 1, 12, 0, tzinfo=timezone(timedelta(hours=2)))
     write_record(tmp_path / "r.json", record(created=noon_in_paris))
     value = json.loads((tmp_path / "r.json").read_text())
-    assert (value["format"], value["version"]) == ("neutral-residues/record", 2)
+    assert (value["format"], value["version"]) == ("neutral-residues/record", 3)
     assert value["created"] == "2025-07-01T10:00:00Z"
 
 
@@ -102,8 +102,8 @@ def test_foreign_json(tmp_path: Path, content: str) -> None:
 
 
 def test_newer_version(tmp_path: Path) -> None:
-    written(tmp_path / "r.json", version=3, a_field_of_the_future=1)
-    with pytest.raises(UserError, match="newer version; got 3; allowed: up to 2; update"):
+    written(tmp_path / "r.json", version=4, a_field_of_the_future=1)
+    with pytest.raises(UserError, match="newer version; got 4; allowed: up to 3; update"):
         read_record(tmp_path / "r.json")
 
 

@@ -262,6 +262,10 @@ def test_the_record_says_what_was_measured_and_what_it_took(tmp_path: Path) -> N
     assert 0 < cost.step_seconds < cost.seconds < cost.wall_seconds
     assert (cost.stored_weights, cost.threads) == (cost.new_weights, 1)
     assert [text.kind for text in record.gates] == ["target", "source", "code-switched"]
+    for breakdown in record.breakdowns:
+        rise = bits(record, "extended", breakdown.set) - bits(record, "backbone", breakdown.set)
+        assert breakdown.change == pytest.approx(rise)
+    assert [breakdown.set for breakdown in record.breakdowns] == ["fr", "en"]
 
 
 def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:

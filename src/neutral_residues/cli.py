@@ -27,7 +27,11 @@ Folder = Annotated[Path, typer.Argument(help="Output folder of a run, or an exte
 
 
 @app.command()
-def extend(run: RunFile, overrides: Overrides = None) -> None:
+def extend(
+    run: RunFile,
+    overrides: Overrides = None,
+    advice: Annotated[bool, typer.Option(help="Look at the texts first and warn; a few seconds.")] = True,
+) -> None:
     """Train an extension as the run file says; the same command resumes it."""
     _quiet()
     from neutral_residues.config import load_run
@@ -36,7 +40,7 @@ def extend(run: RunFile, overrides: Overrides = None) -> None:
     from neutral_residues.summary import print_summary
 
     config = load_run(run, tuple(overrides or ()))
-    record = extend_(config)
+    record = extend_(config, advice=advice)
     if is_first_rank():
         print_summary(record, config.output)
 
@@ -85,6 +89,21 @@ def describe(run: RunFile, overrides: Overrides = None) -> None:
     from neutral_residues.config import load_run
 
     describe_(load_run(run, tuple(overrides or ())))
+
+
+@app.command()
+def advise(
+    run: RunFile,
+    overrides: Overrides = None,
+    probe_steps: Annotated[int, typer.Option(help="Real steps to try; 0 tries none.")] = 20,
+    output: Annotated[Path | None, typer.Option(help="Where to write the advice (JSON).")] = None,
+) -> None:
+    """Look at a run's texts, its backbone and a few of its steps, and say what to expect and what to set."""
+    _quiet()
+    from neutral_residues.advise import advise as advise_
+    from neutral_residues.config import load_run
+
+    advise_(load_run(run, tuple(overrides or ())), probe_steps=probe_steps, output=output)
 
 
 @app.command()

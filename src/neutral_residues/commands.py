@@ -9,8 +9,9 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from neutral_residues.breakdown import breakdowns
 from neutral_residues.config import Corpus, RunConfig
-from neutral_residues.cost import WeightCount
+from neutral_residues.cost import WeightCount, peak_memory_bytes
 from neutral_residues.data.encoding import end_of_text_id, tokenizer_key
 from neutral_residues.data.tokens import TokenStream, tokenise
 from neutral_residues.display import human_bytes
@@ -32,7 +33,7 @@ from neutral_residues.record import Record
 from neutral_residues.results import provenance, write_record
 from neutral_residues.saved import Saved, load_saved
 from neutral_residues.scores import metrics
-from neutral_residues.summary import sides_table
+from neutral_residues.summary import print_few_tokens, sides_table
 
 DEFAULT_CONTEXT_TOKENS = 512
 
@@ -68,8 +69,11 @@ def describe(config: RunConfig, *, console: Console | None = None) -> None:
     for stream in data.evaluate:
         table.add_row(f"  held out: {stream.name} ({stream.role})", _stream_line(stream))
     memory = weights.training_memory_bytes(config, model_config=text_config, bf16=bf16)
+    if pick_device().type == "cpu":
+        memory += peak_memory_bytes(pick_device())  # libraries and tokenizer, which the run needs too
     table.add_row(
-        "memory while training", f"about {human_bytes(memory)} (estimate, {'bfloat16' if bf16 else 'float32'})"
+        "memory while training",
+        f"roughly {human_bytes(memory)} ({'bfloat16' if bf16 else 'float32'}); neutral advise tries a few steps",
     )
     disk = weights.checkpoint_bytes() * (config.training.keep_checkpoints + 1) + weights.num_new_weights * 4
     table.add_row("disk", f"about {human_bytes(disk)} in {config.output}")
@@ -140,6 +144,7 @@ def evaluate_folder(
         method=run.method if run else "neutral",
         metrics=metrics(scores),
         sets=[evaluation_set(stream, "evaluate") for stream in streams],
+        breakdowns=breakdowns(scores, streams, saved.tokenizer),
         provenance=provenance(seed=None, device=pick_device().type, tokenizer_key=tokenizer_key(saved.tokenizer)),
         config={
             **(run.model_dump(mode="json", include={"model", "revision", "label", "budget", "seed"}) if run else {}),
@@ -149,6 +154,7 @@ def evaluate_folder(
         },
     )
     console.print(sides_table(record))
+    print_few_tokens(record, console=console)
     console.print(f"windows of {context} tokens, stride {stride}", highlight=False)
     if output is not None:
         write_record(output, record)

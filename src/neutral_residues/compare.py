@@ -231,7 +231,7 @@ class _Runner:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(self.num_gpus)))
             environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot % self.num_gpus]
         return subprocess.Popen(
-            [sys.executable, "-m", "neutral_residues.cli", "extend", str(plan)],
+            [sys.executable, "-m", "neutral_residues.cli", "extend", "--no-advice", str(plan)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -62,10 +62,11 @@ class WeightCount:
         )
 
     def training_memory_bytes(self, config: RunConfig, *, model_config: Any, bf16: bool) -> int:
-        """Estimate of the peak while training: weights, AdamW, activations of one forward pass, logits.
+        """Rough estimate of what training adds at its peak: weights, AdamW, activations of one forward pass, logits.
 
-        Activations are counted as 14 model widths and 4 FFN widths a token and layer, logits three times in float32;
-        kernels and the allocator add to it.
+        Activations are counted as 14 model widths and 4 FFN widths a token and layer, logits three times in float32.
+        What a method keeps of its own (LoRA's inputs and updates), kernels and the allocator add to it: it can be a
+        third of the whole too low (LAB.md). `probe.py` measures instead.
         """
         frozen = self.num_backbone_weights + self.num_new_weights - self.num_trained_weights
         weights = frozen * (2 if bf16 else 4) + self.num_trained_weights * ADAM_BYTES_PER_WEIGHT

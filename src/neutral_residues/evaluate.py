@@ -22,7 +22,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,17 +30,12 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from neutral_residues.adapters.layer import NeutralResiduesLayer, residue_layers, tapped
-from neutral_residues.adapters.neutral import Residue
+from neutral_residues.adapters.layer import residue_layers, tapped
 from neutral_residues.config import Role
 from neutral_residues.errors import UserError
-from neutral_residues.losses import kl_nats
-from neutral_residues.scores import SetScore
-
-# Logits are turned into probabilities so many numbers at a time: 32 MB of float32 for each temporary.
-LOGITS_PER_CHUNK = 2**23
+from neutral_residues.scores import SetScore, TokenSums
+from neutral_residues.tally import Sums, Watcher
 
 OnProgress = Callable[[str, int, int], None]
 """Called after each batch with the set's name, the tokens scored so far and the tokens in all."""
@@ -194,7 +189,7 @@ class _Text:
     role: Role
     tokens: NDArray[Any]
     num_bytes: int
-    num_documents: int
+    document_ends: NDArray[np.int64]
     end_of_text: int
 
     @classmethod
@@ -208,7 +203,8 @@ class _Text:
         num_bytes = int(stream.document_bytes[:num_documents].sum())
         if num_tokens == 0 or num_bytes == 0:
             raise UserError(f"evaluation set {stream.name} holds no text", do="name another file")
-        return cls(stream.name, stream.role, stream.tokens[:num_tokens], num_bytes, num_documents, end_of_text)
+        ends = np.asarray(stream.document_ends[:num_documents])
+        return cls(stream.name, stream.role, stream.tokens[:num_tokens], num_bytes, ends, end_of_text)
 
     def rows(self, batch: Sequence[Window]) -> tuple[Tensor, Tensor]:
         """Inputs and targets of equally long windows, each (B, T) int64: input t is the token before target t."""
@@ -218,73 +214,6 @@ class _Text:
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
-class _Watcher:
-    """A tap that keeps, for one batch and each layer, where the gate is 0 and how large the residue is."""
-
-    def __init__(self, layers: dict[str, NeutralResiduesLayer]) -> None:
-        self.layers = layers
-        self.numbers = layer_numbers(list(layers))
-        self.gated = False
-        self.hidden = 0
-        self._index = {id(layer): index for index, layer in enumerate(layers.values())}
-        self.start(0, 0)
-
-    def start(self, num_rows: int, num_inputs: int) -> None:
-        """Forget the batch before; the next one is of this shape."""
-        self._shape = (num_rows, num_inputs)
-        self.gate_zero_BT: dict[int, Tensor] = {}
-        self.square_BT: dict[int, Tensor] = {}
-        self._delta = torch.empty(0)
-
-    def see(self, layer: NeutralResiduesLayer, residue: Residue) -> None:
-        index = self._index[id(layer)]
-        delta = residue.delta.float()
-        if residue.gate is None:
-            zero = torch.zeros(delta.shape[:-1], dtype=torch.bool, device=delta.device)
-        else:
-            zero = residue.gate == 0
-        self.gated |= residue.gate is not None
-        self.hidden = delta.shape[-1]
-        zero_BT = zero.reshape(self._shape)
-        if index in self.gate_zero_BT:  # another active extension in the same layer: the model adds their sum
-            delta = self._delta + delta
-            zero_BT = zero_BT & self.gate_zero_BT[index]
-        self.gate_zero_BT[index] = zero_BT
-        self.square_BT[index] = delta.square().sum(-1).reshape(self._shape)
-        self._delta = delta
-
-
-@dataclass
-class _Sums:
-    """What adds up, batch by batch, in float64."""
-
-    extended_nats: float = 0.0
-    backbone_nats: float = 0.0
-    kl_nats: float = 0.0
-    num_neutral_tokens: int = 0
-    gates_zero: list[int] = field(default_factory=list)
-    squares: list[float] = field(default_factory=list)
-
-    def add_residues(self, watcher: _Watcher, scored_BT: Tensor) -> None:
-        """Count the gates and residues of a batch at its scored positions."""
-        neutral_BT = scored_BT
-        for index in sorted(watcher.gate_zero_BT):
-            zero_BT = watcher.gate_zero_BT[index].cpu() & scored_BT
-            neutral_BT = neutral_BT & zero_BT
-            self.gates_zero[index] += int(zero_BT.sum())
-            self.squares[index] += float(watcher.square_BT[index].cpu()[scored_BT].double().sum())
-        self.num_neutral_tokens += int(neutral_BT.sum())
-
-    def add_nats(self, extended_KV: Tensor, backbone_KV: Tensor | None, targets_K: Tensor) -> None:
-        """Add the nats of scored positions (K of them, in any order), a chunk at a time."""
-        for rows in torch.arange(len(targets_K)).split(max(1, LOGITS_PER_CHUNK // extended_KV.shape[-1])):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            self.extended_nats += _sum(_nats(extended_KV[part], targets_K[part]))
-            if backbone_KV is not None:
-                self.backbone_nats += _sum(_nats(backbone_KV[part], targets_K[part]))
-                self.kl_nats += _sum(kl_nats(extended_KV[part], backbone_KV[part].to(extended_KV.device)))
-
-
 class _Scorer:
     """Runs the extended model and the backbone over windows and adds up."""
 
@@ -292,12 +221,14 @@ class _Scorer:
         self.model = model
         self.reference = reference
         self.backbone = backbone
-        self.watcher = _Watcher(residue_layers(model))
+        self.watcher = Watcher(residue_layers(model))
+        self.vocabulary = vocabulary_size(model)
 
     def score(self, text: _Text, plan: Sequence[Window], batch_rows: int, on_progress: OnProgress | None) -> SetScore:
         """The sums over all windows of `plan`."""
         num_layers = len(self.watcher.layers)
-        sums = _Sums(gates_zero=[0] * num_layers, squares=[0.0] * num_layers)
+        by_token = TokenSums.empty(self.vocabulary, text.document_ends)
+        sums = Sums(by_token, gates_zero=[0] * num_layers, squares=[0.0] * num_layers)
         for first in range(0, len(plan), batch_rows):
             batch = plan[first : first + batch_rows]
             self._add_batch(sums, text, batch)
@@ -307,7 +238,7 @@ class _Scorer:
                 on_progress(text.name, batch[-1].end, len(text.tokens))
         return self._set_score(text, sums)
 
-    def _add_batch(self, sums: _Sums, text: _Text, batch: Sequence[Window]) -> None:
+    def _add_batch(self, sums: Sums, text: _Text, batch: Sequence[Window]) -> None:
         inputs_BT, targets_BT = text.rows(batch)
         scored_from = torch.tensor([w.scored_from - w.start for w in batch])
         scored_BT = torch.arange(inputs_BT.shape[1]) >= scored_from[:, None]
@@ -323,16 +254,17 @@ class _Scorer:
         # Window by window, because its scored positions are its last ones: a slice, not a copy.
         for row, num_scored in enumerate(scored_BT.sum(1).tolist()):
             backbone_KV = None if backbone_BKV is None else backbone_BKV[row, -num_scored:]
-            sums.add_nats(extended_BKV[row, -num_scored:], backbone_KV, targets_BT[row, -num_scored:])
+            first = batch[row].end - num_scored
+            sums.add_nats(extended_BKV[row, -num_scored:], backbone_KV, targets_BT[row, -num_scored:], first)
 
-    def _set_score(self, text: _Text, sums: _Sums) -> SetScore:
+    def _set_score(self, text: _Text, sums: Sums) -> SetScore:
         gated = self.watcher.gated
         return SetScore(
             name=text.name,
             role=text.role,
             num_tokens=len(text.tokens),
             num_bytes=text.num_bytes,
-            num_documents=text.num_documents,
+            num_documents=len(text.document_ends),
             extended_nats=sums.extended_nats,
             backbone_nats=sums.backbone_nats if self.backbone else None,
             kl_nats=sums.kl_nats if self.backbone else None,
@@ -341,6 +273,7 @@ class _Scorer:
             gates_zero_by_layer=tuple(sums.gates_zero) if gated else (),
             residue_square_sum_by_layer=tuple(sums.squares),
             hidden=self.watcher.hidden,
+            by_token=sums.by_token,
         )
 
 
@@ -353,18 +286,9 @@ def _last_logits(model: Any, inputs_BT: Tensor, keep: int) -> Tensor:
     return logits[:, -keep:]
 
 
-def _nats(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
-    return F.cross_entropy(logits_KV.float(), targets_K.to(logits_KV.device), reduction="none")
-
-
-def _sum(values: Tensor) -> float:
-    return float(values.cpu().double().sum())  # on the CPU: not every accelerator has float64
-
-
-def layer_numbers(names: Sequence[str]) -> tuple[int, ...]:
-    """The layers' own numbers, as in "model.layers.3.mlp"; a plain count where the names do not tell them apart."""
-    numbers = [int(parts[-1]) for name in names if (parts := [p for p in name.split(".") if p.isdigit()])]
-    return tuple(numbers) if len(set(numbers)) == len(names) else tuple(range(len(names)))
+def vocabulary_size(model: Any) -> int:
+    """Rows of the model's embedding: no token is larger."""
+    return int(model.get_input_embeddings().num_embeddings)
 
 
 def _check_settings(model: Any, *, context_tokens: int, stride_tokens: int, batch_rows: int) -> None:
@@ -379,7 +303,7 @@ def _check_settings(model: Any, *, context_tokens: int, stride_tokens: int, batc
 
 
 def _check_texts(model: Any, texts: Sequence[_Text]) -> None:
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = vocabulary_size(model)
     names = [text.name for text in texts]
     for text in texts:
         if names.count(text.name) > 1:

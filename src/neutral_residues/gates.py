@@ -13,9 +13,10 @@ from torch import nn
 
 from neutral_residues.adapters.layer import NeutralResiduesLayer, residue_layers, tapped
 from neutral_residues.adapters.neutral import Residue
-from neutral_residues.evaluate import ScorableText, inference, layer_numbers
+from neutral_residues.evaluate import ScorableText, inference
 from neutral_residues.loading import context_length
 from neutral_residues.record import GateText
+from neutral_residues.tally import layer_numbers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -22,7 +22,7 @@ from neutral_residues.compare import finished_records, shares_of_machine
 from neutral_residues.comparison import CompareConfig
 from neutral_residues.config import RunConfig
 from neutral_residues.cost import WeightCount
-from neutral_residues.display import human_bytes
+from neutral_residues.display import human_bytes, human_seconds
 from neutral_residues.errors import UserError
 from neutral_residues.loading import empty_backbone, load_backbone, load_config, load_tokenizer, pick_device
 from neutral_residues.methods import find_method
@@ -183,7 +183,7 @@ def _table(plans: Sequence[CellPlan]) -> Table:
             f"{100 * one.budget:.2f} %",
             f"{one.trained_weights:,}",
             " ".join(f"{rate:g}" for rate in rates) if one.trained_weights else "-",
-            "-" if one.seconds is None else _duration(one.seconds),
+            "-" if one.seconds is None else human_seconds(one.seconds),
         )
     return table
 
@@ -204,11 +204,5 @@ def _print_totals(plans: Sequence[CellPlan], cells: Cells, config: CompareConfig
         total = sum(seconds) * share / jobs
         operations = sum(plan.operations for plan in left) * share
         console.print(
-            f"time left: about {_duration(total)} for {operations:.1e} operations (estimate)", highlight=False
+            f"time left: about {human_seconds(total)} for {operations:.1e} operations (estimate)", highlight=False
         )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

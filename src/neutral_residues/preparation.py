@@ -102,6 +102,12 @@ def make_rows(config: RunConfig, data: RunData, tokenizer: PreTrainedTokenizerBa
     )
 
 
+def tokens_per_step(config: RunConfig) -> int:
+    """Tokens that one optimiser step reads, on all ranks."""
+    training = config.training
+    return training.batch_rows * training.accumulation * world_size() * config.data.block_tokens
+
+
 def world_size() -> int:
     """Number of ranks, as torchrun and accelerate launch announce it."""
     return int(os.environ.get("WORLD_SIZE", "1"))

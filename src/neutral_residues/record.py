@@ -9,11 +9,23 @@ from typing import Any, Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 FORMAT: Literal["neutral-residues/record"] = "neutral-residues/record"
-VERSION: Literal[2] = 2
+VERSION: Literal[3] = 3
 FAILURE_FORMAT: Literal["neutral-residues/failure"] = "neutral-residues/failure"
 
 Of = Literal["backbone", "extended", "difference"]
 Direction = Literal["lower", "higher", "none"]
+TokenKind = Literal[
+    "end of text",
+    "parts of letters",
+    "white space",
+    "punctuation",
+    "digits",
+    "other script",
+    "names",
+    "frequent words",
+    "rare words",
+]
+"""Kinds of tokens, each token being of one; `token_classes.py` says by what rule."""
 
 
 class Part(BaseModel):
@@ -106,6 +118,75 @@ class GateText(Part):
         return self
 
 
+class TokenClass(Part):
+    """What the tokens of one kind contribute to the bits per byte of a set; the contributions of all add up to it."""
+
+    kind: TokenKind
+    """Which kind."""
+    num_types: int = Field(ge=1)
+    """How many different tokens of that kind occur."""
+    num_tokens: int = Field(ge=1)
+    """How often they occur together."""
+    backbone: float = Field(ge=0)
+    """Their bits under the backbone, over all bytes of the set."""
+    extended: float = Field(ge=0)
+    """The same under the extended model."""
+
+
+class TokenChange(Part):
+    """One token and what it changed."""
+
+    text: str
+    """The token as text."""
+    num_tokens: int = Field(ge=1)
+    """How often it occurs in the set."""
+    change: float
+    """Its bits, extended minus backbone, over all bytes of the set."""
+
+
+class DocumentChange(Part):
+    """One document and how much worse it got."""
+
+    number: int = Field(ge=0)
+    """Its place in the set, from 0."""
+    num_bytes: int = Field(ge=1)
+    """UTF-8 bytes of its text."""
+    backbone: float = Field(ge=0)
+    """Bits per byte of this document under the backbone."""
+    extended: float = Field(ge=0)
+    """The same under the extended model."""
+    excerpt: str = Field(max_length=200)
+    """How its text begins."""
+
+
+class Breakdown(Part):
+    """Why the bits per byte of one set moved: by kind of token, by token and by document."""
+
+    set: str = Field(min_length=1)
+    """Name of the evaluation set."""
+    role: Literal["source", "target"]
+    """source: what the backbone knows. target: what it was to learn."""
+    classes: list[TokenClass]
+    """Every kind that occurs."""
+    num_types: int = Field(ge=1)
+    """How many different tokens occur."""
+    num_carriers: int = Field(ge=0)
+    """The fewest different tokens that carry half of all change, rises and falls alike; 0 where nothing changed."""
+    carriers_share: float = Field(ge=0, le=1)
+    """Share of the set's tokens that they are."""
+    carriers: list[TokenChange]
+    """The first of them, largest change first."""
+    is_concentrated: bool
+    """Whether so few and so rare tokens carry it that the set's number says little about its text."""
+    documents: list[DocumentChange]
+    """Documents whose bits per byte rose most (or fell least), the worst first."""
+
+    @property
+    def change(self) -> float:
+        """Bits per byte of the set, extended minus backbone."""
+        return sum(c.extended - c.backbone for c in self.classes)
+
+
 class Cost(Part):
     """What the run took; null where it was not measured."""
 
@@ -157,7 +238,7 @@ class Record(Part):
 
     format: Literal["neutral-residues/record"] = FORMAT
     """Says that the file is ours."""
-    version: Literal[1, 2] = VERSION
+    version: Literal[1, 2, 3] = VERSION
     """Version of this schema."""
     kind: Literal["extend", "evaluate"]
     """extend: training and then evaluation. evaluate: evaluation only."""
@@ -175,6 +256,8 @@ class Record(Part):
     """Continuations by both models."""
     gates: list[GateText] = []
     """Gates over short texts; empty for a method without block gates."""
+    breakdowns: list[Breakdown] = []
+    """Why each set's bits per byte moved; empty in records before version 3."""
     cost: Cost = Cost()
     """Time, memory and weights."""
     provenance: Provenance

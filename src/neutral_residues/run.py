@@ -20,6 +20,7 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
+from neutral_residues.breakdown import breakdowns
 from neutral_residues.config import RunConfig, make_run
 from neutral_residues.cost import WeightCount, peak_memory_bytes
 from neutral_residues.data.encoding import end_of_text_id, tokenizer_key
@@ -48,6 +49,7 @@ from neutral_residues.record import Cost, GateText, Record, Sample
 from neutral_residues.results import provenance, read_record, write_record
 from neutral_residues.run_folder import RunFolder
 from neutral_residues.scores import SetScore, metrics
+from neutral_residues.text_facts import text_warnings
 from neutral_residues.train import (
     ExtensionTrainer,
     StepClock,
@@ -61,12 +63,15 @@ SAMPLE_TOKENS = 60
 """How many tokens are added to each prompt at the end of a run."""
 
 
-def extend(config: RunConfig | None = None, *, console: Console | None = None, **settings: Any) -> Record:
+def extend(
+    config: RunConfig | None = None, *, console: Console | None = None, advice: bool = True, **settings: Any
+) -> Record:
     """Extend a model as a run file says; returns the record that is also written to the output folder.
 
     Args:
         config: a checked configuration; or give its keys as `settings`, nested as in the YAML file.
         console: where progress goes; default: standard error.
+        advice: look at the texts of a new run and warn; changes nothing of the run.
 
     Raises:
         UserError: for whatever the user can mend, before anything is written where possible.
@@ -89,10 +94,14 @@ def extend(config: RunConfig | None = None, *, console: Console | None = None, *
         return read_record(folder.record)
     with first_rank_first():
         data = prepare_data(config, tokenizer, show_progress=console.is_terminal)
-    return _Run(config, method, folder, tokenizer, data, console).go()
+    run = Run(config, method, folder, tokenizer, data, console)
+    if advice and is_first_rank() and not folder.config.is_file():
+        for line in text_warnings(config, data, tokenizer):
+            console.print(f"warning: {line}", highlight=False, markup=False)
+    return run.go()
 
 
-class _Run:
+class Run:
     """One run with everything it needs in hand."""
 
     def __init__(
@@ -112,11 +121,7 @@ class _Run:
         self.rows = make_rows(config, data, tokenizer)
 
     def go(self) -> Record:
-        set_seed(self.config.seed)
-        backbone = self._backbone(frozen=self.method.keeps_backbone)
-        weights = WeightCount.of_backbone(backbone)
-        model = self.method.attach(backbone, self.config)
-        weights = weights.with_model(model)
+        model, weights = self.attached()
         with ExitStack() as until_the_end:
             with first_rank_first():
                 self.folder.claim(self.config)
@@ -127,9 +132,17 @@ class _Run:
                 self._work(model, weights)
         return read_record(self.folder.record)
 
+    def attached(self) -> tuple[nn.Module, WeightCount]:
+        """The model to train, from the run's seed."""
+        set_seed(self.config.seed)
+        backbone = self._backbone(frozen=self.method.keeps_backbone)
+        weights = WeightCount.of_backbone(backbone)
+        model = self.method.attach(backbone, self.config)
+        return model, weights.with_model(model)
+
     def _work(self, model: nn.Module, weights: WeightCount) -> None:
         trains = any(parameter.requires_grad for parameter in model.parameters())
-        trainer, cost = self._train(model, weights) if trains else (None, self._cost_of_average())
+        trainer, cost = self.train(model, weights) if trains else (None, self._cost_of_average())
         if is_first_rank():
             self._finish(model, trainer.state.log_history if trainer else [], cost)
         if trainer is not None:
@@ -150,6 +163,7 @@ class _Run:
             curve=[point for point in history if "train_runtime" not in point],
             samples=samples,
             gates=gates,
+            breakdowns=breakdowns(scores, self.data.evaluate, self.tokenizer),
             cost=self._with_totals(cost),
             provenance=provenance(
                 seed=self.config.seed, device=self._device_name(), tokenizer_key=tokenizer_key(self.tokenizer)
@@ -220,7 +234,7 @@ class _Run:
             **options,
         )
 
-    def _train(self, model: nn.Module, weights: WeightCount) -> tuple[ExtensionTrainer, Cost]:
+    def train(self, model: nn.Module, weights: WeightCount) -> tuple[ExtensionTrainer, Cost]:
         """Train from the last whole checkpoint; a resumed run does not know its seconds."""
         with self._display() as display:
             checkpoint = last_checkpoint(self.folder.checkpoints)
@@ -285,7 +299,7 @@ class _Run:
 class _Measure(TrainerCallback):
     """Measures the extended model every so many steps and tells the log and the display; step 0 is the backbone."""
 
-    def __init__(self, run: _Run, trainer: ExtensionTrainer, display: TrainingDisplay) -> None:
+    def __init__(self, run: Run, trainer: ExtensionTrainer, display: TrainingDisplay) -> None:
         self.run, self.trainer, self.display = run, trainer, display
         # Nothing is trained yet, so the model is its backbone, also where a checkpoint will be loaded.
         self.backbone = run.quick_scores(trainer.model)

@@ -13,10 +13,53 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from neutral_residues.config import Role
 from neutral_residues.record import Direction, Metric, Of
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSums:
+    """Where the nats of an evaluation set fall: by token type (V of the vocabulary) and by document (D). All float64.
+
+    Attributes:
+        ends_D: where each document ends in the stream.
+        counts_V: how often each type is scored.
+        extended_V, backbone_V: nats of each type under either model; the second is zero where it was not run.
+        extended_D, backbone_D: the same of each document.
+    """
+
+    ends_D: NDArray[np.int64]
+    counts_V: NDArray[np.int64]
+    extended_V: NDArray[np.float64]
+    backbone_V: NDArray[np.float64]
+    extended_D: NDArray[np.float64]
+    backbone_D: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, vocabulary: int, ends_D: NDArray[np.int64]) -> "TokenSums":
+        """Nothing added yet."""
+        types, documents = (np.zeros((2, n)) for n in (vocabulary, len(ends_D)))
+        return cls(ends_D, np.zeros(vocabulary, dtype=np.int64), *types, *documents)
+
+    def add(
+        self, first: int, targets_K: NDArray[Any], extended_K: NDArray[Any], backbone_K: NDArray[Any] | None
+    ) -> None:
+        """Add the nats of K tokens that follow each other in the stream, `first` being the place of the first."""
+        document_K = np.searchsorted(self.ends_D, np.arange(first, first + len(targets_K)), side="right")
+        np.add.at(self.counts_V, targets_K, 1)
+        for by_type, by_document, nats_K in (
+            (self.extended_V, self.extended_D, extended_K),
+            (self.backbone_V, self.backbone_D, backbone_K),
+        ):
+            if nats_K is not None:
+                np.add.at(by_type, targets_K, nats_K)
+                np.add.at(by_document, document_K, nats_K)
 
 
 @dataclass(frozen=True)
@@ -35,6 +78,7 @@ class SetScore:
         gates_zero_by_layer: tokens on which that layer's gate is exactly 0; empty without a block gate.
         residue_square_sum_by_layer: sum over tokens and width of (g(x) * A(x))^2.
         hidden: width D of the residues; 0 without any.
+        by_token: the same nats by token type and by document.
     """
 
     name: str
@@ -50,6 +94,7 @@ class SetScore:
     gates_zero_by_layer: tuple[int, ...] = ()
     residue_square_sum_by_layer: tuple[float, ...] = ()
     hidden: int = 0
+    by_token: TokenSums | None = field(default=None, compare=False, repr=False)
 
     @property
     def extended_bits_per_byte(self) -> float:

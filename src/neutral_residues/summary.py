@@ -7,12 +7,14 @@ from rich.table import Table
 from rich.text import Text
 
 from neutral_residues.record import Record
+from neutral_residues.token_classes import few_tokens_line
 
 
 def print_summary(record: Record, output: Path, *, console: Console | None = None) -> None:
     """Print both sides of a record and where everything was saved."""
     console = console or Console()
     console.print(sides_table(record))
+    print_few_tokens(record, console=console)
     cost = record.cost
     if cost.new_weights is not None and cost.backbone_weights and cost.tokens is not None and cost.seconds is not None:
         share = 100 * cost.new_weights / cost.backbone_weights
@@ -26,6 +28,13 @@ def print_summary(record: Record, output: Path, *, console: Console | None = Non
         console.print(f"  backbone   {sample.backbone}", highlight=False, markup=False)
         console.print(f"  extended   {sample.extended}", highlight=False, markup=False)
     console.print(f"\nextension: {output / 'extension'}\nrecord:    {output / 'record.json'}", highlight=False)
+
+
+def print_few_tokens(record: Record, *, console: Console) -> None:
+    """A warning for each set whose change a few tokens carry."""
+    for breakdown in record.breakdowns:
+        if breakdown.is_concentrated:
+            console.print(Text(f"warning: {few_tokens_line(breakdown)}", style="yellow"))
 
 
 def sides_table(record: Record) -> Table:

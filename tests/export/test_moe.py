@@ -39,7 +39,9 @@ def test_it_is_exactly_a_qwen2_moe(tmp_path: Path, family: str, backbone: dict[s
     assert_exact(exported(extended(family, backbone=backbone, **SIGMOID), "qwen2_moe", tmp_path))
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"] == ["Qwen2MoeForCausalLM"]
-    assert config["mlp_only_layers"] == [0]
+    # As other runtimes want it.
+    assert config["mlp_only_layers"] == []
+    assert not config["tie_word_embeddings"]
     assert "auto_map" not in config
 
 

@@ -5,7 +5,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from neutral_residues.record import Cost, EvaluationSet, GateText, Metric, Provenance, Record, Sample
+from neutral_residues.record import (
+    Breakdown,
+    Cost,
+    DocumentChange,
+    EvaluationSet,
+    GateText,
+    Metric,
+    Provenance,
+    Record,
+    Sample,
+    TokenChange,
+    TokenClass,
+)
 from neutral_residues.results import write_record
 
 HOSTILE = "<script>alert('x')</script>"
@@ -76,6 +88,10 @@ def make_record(
             Sample(prompt=f"Il y a {HOSTILE}", backbone=" and then,", extended=f" la mère </script> & {label}")
         ],
         "gates": _gate_texts(target) if gated else [],
+        "breakdowns": [
+            _breakdown("en", "source", 0.005 * forgetting, is_concentrated=label == "lora"),
+            _breakdown(target, "target", bits - BACKBONE[target]),
+        ],
         "cost": Cost(
             tokens=100_000,
             seconds=50.0,
@@ -139,6 +155,26 @@ def _curve(target: str, forgetting: float, bits: float, validation: float | None
         for step, way in ((0, 0.0), (100, 0.6), (200, 1.0))
     ]
     return [*curve, {"step": 200, "loss": 1.5, "learning_rate": 1e-4}]
+
+
+def _breakdown(set: str, role: str, change: float, *, is_concentrated: bool = False) -> Breakdown:
+    """Three fifths of the change on rare words, half of it on frequent ones, the rest the other way on punctuation."""
+    before = {"punctuation": 0.2, "frequent words": 0.3, "rare words": BACKBONE[set] - 0.5}
+    shares = {"punctuation": -0.1, "frequent words": 0.5, "rare words": 0.6}
+    return Breakdown(
+        set=set,
+        role=role,
+        classes=[
+            TokenClass(kind=kind, num_types=10, num_tokens=100, backbone=bits, extended=max(0, bits + share * change))
+            for (kind, bits), share in zip(before.items(), shares.values(), strict=True)
+        ],
+        num_types=300,
+        num_carriers=2,
+        carriers_share=0.02,
+        carriers=[TokenChange(text=f" {HOSTILE}", num_tokens=4, change=change / 3)],
+        is_concentrated=is_concentrated,
+        documents=[DocumentChange(number=4, num_bytes=100, backbone=1.0, extended=1.5, excerpt=f"Once {HOSTILE}")],
+    )
 
 
 def _gate_metrics(target: str) -> list[Metric]:

@@ -70,8 +70,9 @@ def test_every_figure_is_drawn(open_page: Any) -> None:
             width: canvas.querySelector(".main-svg").getBoundingClientRect().width,
         }))"""
     )
-    # For each of two languages: the plane, two sets through training, two times two by layer, five costs.
-    assert len(drawn) == 2 * (1 + 2 + 4 + 5)
+    # For each of two languages: the plane, two sets through training, two times two by layer, five costs, two sets
+    # broken down.
+    assert len(drawn) == 2 * (1 + 2 + 4 + 5 + 2)
     for figure in drawn:
         assert figure["svgs"] >= 1, figure
         assert figure["traces"] == figure["given"] > 0, figure
@@ -144,7 +145,7 @@ def test_the_legend_hides_a_run_everywhere(open_page: Any) -> None:
     button = page.locator("#s1 .legend button", has_text="lora")
     button.click()
     assert button.get_attribute("aria-pressed") == "false"
-    assert sum(1 for n in page.evaluate(hidden) if n) == 1 + 2 + 5  # plane, training, costs of its own section
+    assert sum(1 for n in page.evaluate(hidden) if n) == 1 + 2 + 2 + 5  # plane, training, why, costs of its own section
     button.click()
     assert sum(page.evaluate(hidden)) == 0
 

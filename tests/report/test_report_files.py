@@ -225,6 +225,23 @@ def test_failed_and_unfinished_cells_are_named(comparison: Path) -> None:
         assert "not done yet" in text
 
 
+def test_the_page_says_why_the_numbers_moved(comparison: Path, tmp_path: Path) -> None:
+    text = (comparison / "report" / "index.html").read_text(encoding="utf-8")
+    assert text.count("A few tokens carry it.") == 2  # lora on English, once in each section
+    assert "lora on en: half of all change is carried by 2 of 300 different tokens, 2.0 % of the text" in text
+    assert "The worst documents of en (source)" in text
+    write_record(tmp_path / "record.json", make_record(forgetting=10.0, bits=3.5))
+    page, _ = report(tmp_path)
+    data = next(json.loads(text)["data"] for text in Page(page.read_text(encoding="utf-8")).data if "rare" in text)
+    drawn = {trace["name"]: trace["x"][0] for trace in data if trace.get("meta")}
+    assert drawn == pytest.approx({"punctuation": -0.005, "frequent words": 0.025, "rare words": 0.03})
+    summary = (page.parent / "summary.md").read_text(encoding="utf-8")
+    assert "en +0.050 (rare words +0.030, frequent words +0.025); fr −0.500 (rare words −0.300" in summary
+    write_record(tmp_path / "old.json", make_record(breakdowns=[]))
+    page, _ = report(tmp_path / "old.json", output=tmp_path / "old")
+    assert "Why the numbers moved" not in page.read_text(encoding="utf-8")
+
+
 def test_summary_is_markdown_for_a_model_card(comparison: Path) -> None:
     text = (comparison / "report" / "summary.md").read_text(encoding="utf-8")
     assert text.startswith(

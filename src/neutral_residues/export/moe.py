@@ -4,15 +4,19 @@
     ours:         FFN(x)                                    +  sigmoid(w . x) A(x)
 
 With one routed expert its softmax is over one number, so p_1 = 1 on every token whatever the router holds. The old FFN
-is that expert, the adapter is S, and the gate is s; s has no bias, so neither may w. Layers without an adapter stay
-dense (`mlp_only_layers`). The backbone's attention, norms and embeddings must be the stock model's too:
+is that expert, the adapter is S, and the gate is s; s has no bias, so neither may w. The backbone's attention, norms
+and embeddings must be the stock model's too:
 
     backbone                       stock model   what is not merely copied
     Llama, Mistral, Ministral      qwen2_moe     nothing
     Qwen2                          qwen2_moe     nothing (biases of q, k and v)
-    Gemma (the first)              qwen2_moe     norms 1 + w; the embeddings' scale sqrt(D) folded in, the head untied
+    Gemma (the first)              qwen2_moe     norms 1 + w; the embeddings' scale sqrt(D) folded in
     Qwen3                          qwen3_next    norms w - 1; the output gate of its attention held at 1/2 by zeros in
                                                  q, undone by o doubled (both powers of two: exact)
+
+For runtimes other than Transformers that know the architecture (llama.cpp, tried: LAB.md) every layer is a mixture and
+the head a matrix of its own, though Transformers could do with less: a layer without an adapter gets a shared expert of
+zeros, behind a gate that is not (llama.cpp's sigmoid of exactly 0 is 0/0).
 
 No stock model with a gated shared expert holds the others. Gemma 2 and 3 and GLM 4 have a norm behind the FFN, OLMo 2
 and 3 one instead of that before it; granite scales its branches, SmolLM 3 leaves positions out in some layers, and
@@ -30,7 +34,7 @@ from torch import Tensor, nn
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM, Qwen3NextConfig, Qwen3NextForCausalLM
 
 from neutral_residues.adapters.glu import plain_glu
-from neutral_residues.export.parts import Parts
+from neutral_residues.export.parts import Adapter, Parts
 from neutral_residues.export.remote_code import save_filled
 
 SAME_KEYS = (
@@ -48,7 +52,6 @@ SAME_KEYS = (
     "use_cache",
     "rope_parameters",
     "attention_dropout",
-    "tie_word_embeddings",
     "pad_token_id",
     "bos_token_id",
     "eos_token_id",
@@ -87,7 +90,7 @@ def _qwen2_moe_settings(config: Any) -> dict[str, Any]:
         "layer_types": list(layer_types),
         "use_sliding_window": "sliding_attention" in layer_types,
         "sliding_window": window,
-    } | ({"tie_word_embeddings": False} if config.model_type == "gemma" else {})
+    }
 
 
 def _to_qwen2_moe(key: str, tensor: Tensor, config: Any) -> Tensor:
@@ -173,7 +176,6 @@ def write_moe(stock: Stock, parts: Parts, folder: Path, dtype: torch.dtype) -> N
     """Write configuration and weights of the stock model into `folder`."""
     backbone, adapter = parts.backbone, parts.adapters[0]
     config = backbone.config
-    extended = set(parts.layer_numbers(adapter).values())
     settings = {key: getattr(config, key) for key in SAME_KEYS if getattr(config, key, None) is not None}
     settings |= stock.settings(config)
     settings |= {
@@ -183,21 +185,37 @@ def write_moe(stock: Stock, parts: Parts, folder: Path, dtype: torch.dtype) -> N
         "moe_intermediate_size": config.intermediate_size,
         "shared_expert_intermediate_size": adapter.width,
         "decoder_sparse_step": 1,
-        "mlp_only_layers": [n for n in range(config.num_hidden_layers) if n not in extended],
+        "mlp_only_layers": [],
+        "tie_word_embeddings": False,
     }
     weights = {
         key: stock.convert(key, tensor, config)
         for key, tensor in backbone.state_dict().items()
-        if not any(key.startswith(f"{place}.") for place in adapter.beside)
+        if not any(key.startswith(f"{place}.") for place in parts.ffns)
     }
-    for place, (w_g, w_i, w_o, w) in adapter.beside.items():
-        assert w is not None
-        weights |= {f"{place}.{key}": tensor for key, tensor in _old_ffn(backbone.get_submodule(place)).items()}
-        weights[f"{place}.shared_expert.gate_proj.weight"] = w_g.weight.detach()
-        weights[f"{place}.shared_expert.up_proj.weight"] = w_i.weight.detach()
-        weights[f"{place}.shared_expert.down_proj.weight"] = w_o.weight.detach()
-        weights[f"{place}.shared_expert_gate.weight"] = w.weight.detach()
+    for place, block in parts.ffns.items():
+        experts = {**_old_ffn(block), **_shared_expert(adapter, place, width_in=config.hidden_size)}
+        weights |= {f"{place}.{key}": tensor for key, tensor in experts.items()}
     save_filled(stock.model, stock.config(**settings), weights, folder, dtype=dtype, like=backbone)
+
+
+def _shared_expert(adapter: Adapter, place: str, *, width_in: int) -> dict[str, Tensor]:
+    """The adapter at that block, or one that adds nothing."""
+    if place not in adapter.beside:
+        return {
+            "shared_expert.gate_proj.weight": torch.zeros(adapter.width, width_in),
+            "shared_expert.up_proj.weight": torch.zeros(adapter.width, width_in),
+            "shared_expert.down_proj.weight": torch.zeros(width_in, adapter.width),
+            "shared_expert_gate.weight": torch.ones(1, width_in),
+        }
+    w_g, w_i, w_o, w = adapter.beside[place]
+    assert w is not None
+    return {
+        "shared_expert.gate_proj.weight": w_g.weight.detach(),
+        "shared_expert.up_proj.weight": w_i.weight.detach(),
+        "shared_expert.down_proj.weight": w_o.weight.detach(),
+        "shared_expert_gate.weight": w.weight.detach(),
+    }
 
 
 def _old_ffn(block: nn.Module) -> dict[str, Tensor]:

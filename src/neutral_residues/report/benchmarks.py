@@ -7,7 +7,7 @@ from typing import Any
 
 import neutral_residues.report.numbers as numbers
 from neutral_residues.report.looks import COLOURS, DASHES, MARKERS
-from neutral_residues.report.plots import Plot, new_figure
+from neutral_residues.report.plots import Plot, bare_figure
 from neutral_residues.report.tables import Cell, Column, Row, Table
 from neutral_residues.speed import Benchmark, Measured
 
@@ -67,7 +67,7 @@ def benchmark_table(benchmark: Benchmark) -> Table:
 
 
 def _bars(key: str, group: str, rows: list[Measured]) -> Plot:
-    figure, names = new_figure(height=90 + 34 * len(rows)), [html.escape(row.name) for row in rows]
+    figure, names = bare_figure(height=90 + 34 * len(rows)), [html.escape(row.name) for row in rows]
     against = html.escape(rows[0].against)
     texts = [f"<b>{name}</b><br>{numbers.number(r.ratio, 3)} x {against}" for name, r in zip(names, rows, strict=True)]
     figure.add_bar(
@@ -89,7 +89,7 @@ def _bars(key: str, group: str, rows: list[Measured]) -> Plot:
 
 
 def _lines(key: str, group: str, rows: list[Measured]) -> Plot:
-    figure = new_figure(height=320)
+    figure = bare_figure(height=320)
     for number, name in enumerate(dict.fromkeys(row.name for row in rows)):
         mine = [row for row in rows if row.name == name]
         colour, xs, bounds = COLOURS[number % len(COLOURS)], [row.x for row in mine], [row.bound for row in mine]

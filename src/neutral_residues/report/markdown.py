@@ -8,6 +8,7 @@ from neutral_residues.report.collect import Collection
 from neutral_residues.report.points import Section
 from neutral_residues.report.tables import Table, equal_learning_table, summary_table
 from neutral_residues.report.verdict import verdict
+from neutral_residues.report.why import moved
 
 EQUAL_LEARNING = (
     "At equal learning (where a method has one point, on a straight line from the backbone, which overstates):"
@@ -31,6 +32,8 @@ def summary(collection: Collection, sections: Sequence[tuple[Section, Mapping[st
         lines += [*markdown_table(summary_table(section)), ""]
         equal = equal_learning_table(section)
         lines += [EQUAL_LEARNING, "", *markdown_table(equal), ""] if equal else []
+        why = moved(section)
+        lines += [escaped(why), ""] if why else []
         lines += [line for title, file in pictures.items() for line in (f"![{title}]({file})", "")]
     for benchmark in collection.benchmarks:
         lines += [f"## {escaped(benchmark.title)}", "", *markdown_table(benchmark_table(benchmark)), ""]

@@ -20,6 +20,7 @@ from neutral_residues.report.plots import Plot, all_plots
 from neutral_residues.report.points import Point, Section
 from neutral_residues.report.tables import Table, cost_table, equal_learning_table, points_table, rates_table
 from neutral_residues.report.verdict import verdict
+from neutral_residues.report.why import WorstDocument, change_plots, concentrated, explanation, worst_documents
 
 HERE = Path(__file__).parent
 GENERATOR = "neutral-residues report"
@@ -67,6 +68,8 @@ class Shown:
     equal: Table | None
     rates: Table | None
     heat: list[HeatText]
+    concentrated: list[str]
+    worst_documents: dict[str, list[WorstDocument]]
     samples: list[Continuations]
     sources: list[Source]
 
@@ -96,6 +99,7 @@ def render(collection: Collection, sections: Sequence[Section]) -> str:
         unfinished=collection.unfinished,
         num_records=len(collection.found),
         benchmarks=shown_benchmarks(collection.benchmarks),
+        few_tokens=explanation(),
         figure_json=lambda plot: Markup(figure_json(plot)),
         css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         js=Markup((HERE / "page.js").read_text(encoding="utf-8")),
@@ -124,12 +128,14 @@ def _shown(number: int, section: Section) -> Shown:
         section=section,
         verdict=verdict(section),
         looks=looks(section.curves),
-        plots=all_plots(section),
+        plots=[*all_plots(section), *change_plots(section)],
         points=points_table(section),
         costs=cost_table(section),
         equal=equal_learning_table(section),
         rates=rates_table(section),
         heat=heat_texts(section),
+        concentrated=concentrated(section),
+        worst_documents=worst_documents(section),
         samples=_samples(section),
         sources=[_source(point) for point in section.points],
     )

@@ -54,7 +54,7 @@ def plane(section: Section) -> Plot:
         choices[source] = lambda p, source=source: p.forgetting_by_set[source]  # type: ignore[misc]
     views = {name: _view(section, name, of) for name, of in choices.items()}
     first = next(iter(views.values()))
-    figure = new_figure(height=460)
+    figure = bare_figure(height=460)
     style = looks(section.curves)
     for number, curve in enumerate(section.curves):
         figure.add_scatter(
@@ -119,11 +119,11 @@ def costs(section: Section) -> list[Plot]:
     for index, column in enumerate(table.columns[1:]):
         cells = [row.cells[index] for row in table.rows]
         if column.name in BARS and any(cell.value is not None for cell in cells):
-            lines = max(_wrapped(row.name).count("<br>") + 1 for row in table.rows)
-            figure = new_figure(height=60 + (14 * lines + 12) * len(cells))
+            lines = max(wrapped(row.name).count("<br>") + 1 for row in table.rows)
+            figure = bare_figure(height=60 + (14 * lines + 12) * len(cells))
             for row, cell in zip(table.rows, cells, strict=True):
                 figure.add_bar(
-                    x=[cell.value or 0], y=[_wrapped(row.name)], orientation="h", width=[0.7], text=[cell.text],
+                    x=[cell.value or 0], y=[wrapped(row.name)], orientation="h", width=[0.7], text=[cell.text],
                     textposition="auto", textangle=0, marker={"color": style[row.curve].colour}, hoverinfo="skip",
                     name=html.escape(row.name), meta={"curve": row.curve},
                 )  # fmt: skip
@@ -179,7 +179,7 @@ def _hover(point: Point, section: Section) -> str:
 
 
 def _training(section: Section, set: str, role: str) -> Plot:
-    figure, style = new_figure(height=320), looks(section.curves)
+    figure, style = bare_figure(height=320), looks(section.curves)
     found = courses(section, set)
     for course in found:
         look, name = style[course.point.name], numbers.row_name(course.point, section)
@@ -214,7 +214,7 @@ def _training(section: Section, set: str, role: str) -> Plot:
 
 
 def _layers(key: str, title: str, unit: str, values: Mapping[str, Mapping[int, float]], in_percent: bool) -> Plot:
-    figure, factor = new_figure(height=320), 100 if in_percent else 1
+    figure, factor = bare_figure(height=320), 100 if in_percent else 1
     for number, (set, by_layer) in enumerate(values.items()):
         shown = {layer: factor * value for layer, value in by_layer.items()}
         texts = [
@@ -248,7 +248,7 @@ def _error(deviations: Sequence[float | None]) -> dict[str, Any]:
     return {"type": "data", "array": [d or 0 for d in deviations], "visible": shown, "thickness": 1, "width": 3}
 
 
-def _wrapped(text: str) -> str:
+def wrapped(text: str) -> str:
     """A name for an axis, in short lines."""
     return "<br>".join(html.escape(line) for line in textwrap.wrap(text, 22)[:3])
 
@@ -257,8 +257,8 @@ def _short(text: str, length: int = 40) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def new_figure(*, height: int) -> "go.Figure":
-    """An empty figure that takes its colours from the page."""
+def bare_figure(*, height: int) -> "go.Figure":
+    """An empty figure in the look of the page."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
