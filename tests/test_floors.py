@@ -9,15 +9,17 @@ PACKAGE = Path(__file__).parent.parent / "src" / "neutral_residues"
 
 # One way down: text -> tokens -> mixed rows -> model with residues -> loss -> training -> evaluation -> record.
 ORDER = [
-    *("registration", "errors", "files", "config", "comparison", "record", "results", "scores"),
+    *("registration", "errors", "files", "config", "comparison", "languages", "record", "results", "scores"),
     *("display", "summary", "model_card", "figures"),
     *("run_folder", "report.collect", "report.settings", "report.points", "report.fronts", "report.numbers"),
-    *("report.verdict", "report.looks", "report.tables", "report.measured", "report.heat", "report.plots"),
-    *("report.pictures", "report.markdown", "report.page", "report.command"),
+    *("report.verdict", "report.looks", "report.tables", "report.tasks", "report.measured", "report.heat"),
+    *("report.plots", "report.pictures", "report.markdown", "report.page", "report.command"),
     *("data.text", "data.encoding", "data.tokens"),
     *("adapters.neutral", "adapters.places", "adapters.settings", "adapters.attach", "losses", "collator", "mixin"),
     *("adapters.low_rank", "adapters.whole", "adapters.expansion", "data.mixing", "data.noise", "loading", "methods"),
-    *("preparation", "cost", "evaluate", "gates", "generate", "train", "run", "saved"),
+    *("preparation", "cost", "evaluate", "gates", "generate"),
+    *("tasks.paired", "tasks.pairs", "tasks.cloze", "tasks.suites", "tasks.harness", "tasks.measure"),
+    *("train", "run", "saved"),
     *("cells", "compare", "planning", "commands", "demo", "cli"),
 ]
 

@@ -43,10 +43,12 @@ from neutral_residues.preparation import (
     wants_bf16,
     world_size,
 )
-from neutral_residues.record import Cost, GateText, Record, Sample
+from neutral_residues.record import Cost, GateText, Record, Sample, TaskScore
 from neutral_residues.results import provenance, read_record, write_record
 from neutral_residues.run_folder import RunFolder
 from neutral_residues.scores import SetScore, metrics
+from neutral_residues.tasks.measure import TaskSettings, measure_tasks, plan_tasks, weights_key
+from neutral_residues.tasks.suites import AskedTask
 from neutral_residues.train import (
     ExtensionTrainer,
     StepClock,
@@ -88,7 +90,15 @@ def extend(config: RunConfig | None = None, *, console: Console | None = None, *
         return read_record(folder.record)
     with first_rank_first():
         data = prepare_data(config, tokenizer, show_progress=console.is_terminal)
-    return _Run(config, method, folder, tokenizer, data, console).go()
+    tasks = _asked_tasks(config, data, console)
+    return _Run(config, method, folder, tokenizer, data, tasks, console).go()
+
+
+def _asked_tasks(config: RunConfig, data: RunData, console: Console) -> list[AskedTask]:
+    """Checked before training: a misspelt task must not cost a run."""
+    sets = {stream.name: stream.role for stream in data.evaluate}
+    evaluation = config.evaluation
+    return plan_tasks(evaluation.tasks, sets=sets, task_data=evaluation.task_data, console=console)
 
 
 class _Run:
@@ -101,10 +111,11 @@ class _Run:
         folder: RunFolder,
         tokenizer: PreTrainedTokenizerBase,
         data: RunData,
+        tasks: Sequence[AskedTask],
         console: Console,
     ) -> None:
         self.config, self.method, self.folder = config, method, folder
-        self.tokenizer, self.data, self.console = tokenizer, data, console
+        self.tokenizer, self.data, self.tasks, self.console = tokenizer, data, tasks, console
         self.started = time.monotonic()
         self.device = pick_device()
         self.bf16 = wants_bf16(config, self.device)
@@ -140,7 +151,8 @@ class _Run:
     def _finish(self, model: nn.Module, history: list[dict[str, Any]], cost: Cost) -> None:
         """Save, measure, write the record."""
         self._save(model)
-        scores, samples, gates = self._measure_all(model)
+        reference = None if self.method.keeps_backbone else self._backbone(frozen=True)
+        scores, samples, gates = self._measure_all(model, reference)
         record = Record(
             kind="extend",
             method=self.method.name,
@@ -149,6 +161,7 @@ class _Run:
             curve=[point for point in history if "train_runtime" not in point],
             samples=samples,
             gates=gates,
+            tasks=self._measure_tasks(model, reference),
             cost=self._with_totals(cost),
             provenance=provenance(
                 seed=self.config.seed, device=self._device_name(), tokenizer_key=tokenizer_key(self.tokenizer)
@@ -253,9 +266,10 @@ class _Run:
             model.save_pretrained(partial)  # type: ignore[operator]
             self.tokenizer.save_pretrained(partial)
 
-    def _measure_all(self, model: nn.Module) -> tuple[list[SetScore], list[Sample], list[GateText]]:
+    def _measure_all(
+        self, model: nn.Module, reference: nn.Module | None
+    ) -> tuple[list[SetScore], list[Sample], list[GateText]]:
         self.console.print("measuring both sides ...", highlight=False)
-        reference = None if self.method.keeps_backbone else self._backbone(frozen=True)
         scores = self._evaluate(model, self.data.evaluate, reference=reference)
         samples = [
             generate_both(
@@ -272,6 +286,23 @@ class _Run:
         texts = default_texts(self.data.evaluate, self.tokenizer, self.config.evaluation.gate_texts)
         gates = gate_texts(model, self.tokenizer, texts, end_of_text=end_of_text_id(self.tokenizer))
         return scores, samples, gates
+
+    def _measure_tasks(self, model: nn.Module, reference: nn.Module | None) -> list[TaskScore]:
+        """Finished tasks are kept in the run's folder, so that a run stopped among them goes on with the next."""
+        if not self.tasks:
+            return []
+        evaluation = self.config.evaluation
+        return measure_tasks(
+            model,
+            self.tokenizer,
+            self.tasks,
+            settings=TaskSettings(evaluation.batch_rows, self.config.context_tokens, evaluation.task_limit),
+            streams=self.data.evaluate,
+            folder=self.folder.tasks,
+            model_key=weights_key(self.folder.extension, self.config.model, self.config.revision),
+            reference=reference,
+            console=self.console,
+        )
 
     def _device_name(self) -> str:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type

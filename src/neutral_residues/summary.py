@@ -6,13 +6,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from neutral_residues.record import Record
+from neutral_residues.record import Record, TaskScore
 
 
 def print_summary(record: Record, output: Path, *, console: Console | None = None) -> None:
     """Print both sides of a record and where everything was saved."""
     console = console or Console()
     console.print(sides_table(record))
+    if record.tasks:
+        console.print(tasks_table(record))
     cost = record.cost
     if cost.new_weights is not None and cost.backbone_weights and cost.tokens is not None and cost.seconds is not None:
         share = 100 * cost.new_weights / cost.backbone_weights
@@ -50,3 +52,40 @@ def sides_table(record: Record) -> Table:
             "-" if neutral is None else f"{100 * neutral:.1f} %",
         )
     return table
+
+
+def tasks_table(record: Record) -> Table:
+    """Both models on every task, with the interval of the difference."""
+    table = Table(title=f"{record.label}: tasks, shares in %", title_justify="left")
+    for column in ("task", "role", "score"):
+        table.add_column(column)
+    for column in ("items", "shots", "cut", "backbone", "extended", "difference, 95 % interval"):
+        table.add_column(column, justify="right")
+    for task in record.tasks:
+        factor = factor_of(task)
+        table.add_row(
+            task.name,
+            task.role,
+            task.metric + ("" if task.direction == "higher" else " (lower is better)"),
+            f"{task.num_items:,}",
+            str(task.num_fewshot),
+            str(task.num_truncated),
+            f"{factor * task.backbone:.2f}",
+            f"{factor * task.extended:.2f}",
+            change_in_words(factor * task.difference, factor * task.low, factor * task.high, direction=task.direction),
+        )
+    return table
+
+
+def factor_of(task: TaskScore) -> int:
+    """Shares are shown in %."""
+    return 100 if task.unit == "share" else 1
+
+
+def change_in_words(difference: float, low: float, high: float, *, direction: str) -> str:
+    """For example "no change beyond noise (-0.1 ± 0.4)": judged by whether the 95 % interval holds 0."""
+    numbers = f"({difference:+.1f} ± {(high - low) / 2:.1f})".replace("-0.0 ", "0.0 ").replace("+0.0 ", "0.0 ")
+    if low <= 0 <= high:
+        return f"no change beyond noise {numbers}".replace("-", "−")
+    is_better = (difference > 0) == (direction == "higher")
+    return f"{'better' if is_better else 'worse'} {numbers}".replace("-", "−")

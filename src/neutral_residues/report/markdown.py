@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from neutral_residues.report.collect import Collection
 from neutral_residues.report.points import Section
 from neutral_residues.report.tables import Table, equal_learning_table, summary_table
+from neutral_residues.report.tasks import task_sentences, tasks_table
 from neutral_residues.report.verdict import verdict
 
 EQUAL_LEARNING = (
     "At equal learning (where a method has one point, on a straight line from the backbone, which overstates):"
 )
+
+TASKS = "Tasks (change of the score on the same items, shares in percentage points, ± half of the 95 % interval):"
 
 
 def summary(collection: Collection, sections: Sequence[tuple[Section, Mapping[str, str]]]) -> str:
@@ -25,6 +28,9 @@ def summary(collection: Collection, sections: Sequence[tuple[Section, Mapping[st
         lines += [*markdown_table(summary_table(section)), ""]
         equal = equal_learning_table(section)
         lines += [EQUAL_LEARNING, "", *markdown_table(equal), ""] if equal else []
+        tasks = tasks_table(section)
+        sentences = [line for sentence in task_sentences(section) for line in (escaped(sentence), "")]
+        lines += [TASKS, "", *sentences, *markdown_table(tasks), ""] if tasks else []
         lines += [line for title, file in pictures.items() for line in (f"![{title}]({file})", "")]
     if collection.unfinished:
         lines += ["## Runs without a result", "", "| run | state | reason |", "|---|---|---|"]
