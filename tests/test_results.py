@@ -13,8 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from neutral_residues.errors import UserError
-from neutral_residues.record import Cost, Metric, Sample
-from neutral_residues.results import Record, find, provenance, read_record, write_record
+from neutral_residues.record import Cost, Metric, Sample, TaskScore
+from neutral_residues.results import PACKAGES, Record, find, provenance, read_record, write_record
 
 
 def metric(**changes: Any) -> Metric:
@@ -66,7 +66,7 @@ def test_file_says_what_it_is_and_when_in_utc(tmp_path: Path) -> None:
     noon_in_paris = datetime(2025, 7, 1, 12, 0, tzinfo=timezone(timedelta(hours=2)))
     write_record(tmp_path / "r.json", record(created=noon_in_paris))
     value = json.loads((tmp_path / "r.json").read_text())
-    assert (value["format"], value["version"]) == ("neutral-residues/record", 2)
+    assert (value["format"], value["version"]) == ("neutral-residues/record", 3)
     assert value["created"] == "2025-07-01T10:00:00Z"
 
 
@@ -102,8 +102,8 @@ def test_foreign_json(tmp_path: Path, content: str) -> None:
 
 
 def test_newer_version(tmp_path: Path) -> None:
-    written(tmp_path / "r.json", version=3, a_field_of_the_future=1)
-    with pytest.raises(UserError, match="newer version; got 3; allowed: up to 2; update"):
+    written(tmp_path / "r.json", version=4, a_field_of_the_future=1)
+    with pytest.raises(UserError, match="newer version; got 4; allowed: up to 3; update"):
         read_record(tmp_path / "r.json")
 
 
@@ -171,13 +171,13 @@ def test_find() -> None:
 def test_provenance_names_versions() -> None:
     found = provenance(seed=1)
     assert found.packages["torch"] == metadata.version("torch")
-    assert set(found.packages) == {"neutral-residues", "torch", "transformers", "peft", "datasets", "tokenizers"}
+    assert set(found.packages) == set(PACKAGES)
     assert found.python == ".".join(str(part) for part in sys.version_info[:3])
     assert found.git_commit is None or len(found.git_commit.removesuffix("-dirty")) == 40
 
 
 def test_every_field_is_documented() -> None:
-    for model in (Metric, Sample, Cost, Record, type(provenance())):
+    for model in (Metric, Sample, Cost, Record, TaskScore, type(provenance())):
         schema = model.model_json_schema()["properties"]
         assert [name for name, field in schema.items() if not field.get("description")] == []
 

@@ -101,7 +101,7 @@ class TaskScore(Part):
     num_fewshot: int = Field(ge=0)
     """Solved examples in front of each item; the most of any part of a group."""
     num_truncated: int = Field(ge=0)
-    """Prompts that were longer than the model's context and lost their beginning."""
+    """Prompts, each with one answer, that were longer than the model's context and lost their beginning."""
     key: str
     """Hash of items, prompts and metric: two scores compare only where it agrees."""
 

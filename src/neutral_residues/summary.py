@@ -57,19 +57,24 @@ def sides_table(record: Record) -> Table:
 def tasks_table(record: Record) -> Table:
     """Both models on every task, with the interval of the difference."""
     table = Table(title=f"{record.label}: tasks, shares in %", title_justify="left")
+    has_shots, has_cut = (any(getattr(t, name) for t in record.tasks) for name in ("num_fewshot", "num_truncated"))
     for column in ("task", "role", "score"):
         table.add_column(column)
-    for column in ("items", "shots", "cut", "backbone", "extended", "difference, 95 % interval"):
+    counts = ["items", *(["shots"] if has_shots else []), *(["prompts cut"] if has_cut else [])]
+    for column in (*counts, "backbone", "extended"):
         table.add_column(column, justify="right")
+    table.add_column("difference, 95 %")
     for task in record.tasks:
         factor = factor_of(task)
+        shots = [str(task.num_fewshot)] if has_shots else []
+        cut = [f"{task.num_truncated:,}"] if has_cut else []
         table.add_row(
             task.name,
             task.role,
             task.metric + ("" if task.direction == "higher" else " (lower is better)"),
             f"{task.num_items:,}",
-            str(task.num_fewshot),
-            str(task.num_truncated),
+            *shots,
+            *cut,
             f"{factor * task.backbone:.2f}",
             f"{factor * task.extended:.2f}",
             change_in_words(factor * task.difference, factor * task.low, factor * task.high, direction=task.direction),

@@ -1,8 +1,8 @@
 """Tasks of a section: every run's change on every task, over seeds, with how sure it is.
 
 Seeds see the same items, so an average over them does not make the interval over items narrower: the ends shown are
-the means of the seeds' ends. Tasks of one language are also averaged; as their items differ, the half-widths add as
-squares.
+the means of the seeds' ends. Where a language has many tasks they are averaged too; as their items differ, the
+half-widths add as squares.
 """
 
 import math
@@ -17,6 +17,9 @@ from neutral_residues.record import TaskScore
 from neutral_residues.report.points import Point, Section, Spread
 from neutral_residues.report.tables import Cell, Column, Row, Table
 from neutral_residues.summary import change_in_words, factor_of
+
+MANY = 4
+"""So many tasks of a language are averaged in a sentence; fewer are named."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +71,26 @@ def tasks_table(section: Section) -> Table | None:
     if not found:
         return None
     columns = (
-        Column("run"), Column("task"), Column("role"), Column("score"), Column("items"), Column("shots"),
-        Column("prompts cut"), Column("backbone"), Column("extended"), Column("difference"),
-        Column("95 % interval"), Column("p"), Column("seeds"),
+        Column("task"), Column("role"), Column("score"), Column("items"), Column("shots"), Column("prompts cut"),
+        Column("backbone"), Column("extended"), Column("difference"), Column("95 % interval"), Column("p"),
+        Column("seeds"),
     )  # fmt: skip
-    return Table(columns, tuple(Row(numbers.row_name(r.point, section), _cells(r), r.point.name) for r in found))
+    cells = [_cells(result) for result in found]
+    silent = {"role": "none", "shots": "0", "prompts cut": "0", "p": numbers.NONE}
+    shown = [n for n, column in enumerate(columns) if any(row[n].text != silent.get(column.name) for row in cells)]
+    rows = [
+        Row(numbers.row_name(r.point, section), tuple(row[n] for n in shown), r.point.name)
+        for r, row in zip(found, cells, strict=True)
+    ]
+    return Table((Column("run"), *(columns[n] for n in shown)), tuple(rows))
 
 
 def task_sentences(section: Section) -> list[str]:
-    """One sentence for each run: how each language changed, averaged over its tasks."""
+    """One sentence for each run: how each language changed."""
     by_point: dict[str, list[TaskResult]] = {}
     for result in task_results(section):
         by_point.setdefault(numbers.row_name(result.point, section), []).append(result)
-    return [f"{name}: {'; '.join(_by_language(found))}." for name, found in by_point.items()]
+    return [f"{name} – {'; '.join(_by_language(found))}." for name, found in by_point.items()]
 
 
 def _of_point(point: Point) -> Iterator[TaskResult]:
@@ -148,20 +158,17 @@ def _p_value(result: TaskResult) -> str:
 
 
 def _by_language(found: Sequence[TaskResult]) -> Iterator[str]:
-    """Shares averaged over a language's tasks; other scores, and tasks of no known language, one by one."""
-    groups: dict[str, list[TaskResult]] = {}
+    """Each language's tasks, and the mean of many; scores that are no shares do not average."""
+    groups: dict[str | None, list[TaskResult]] = {}
     for result in found:
         averages = result.score.unit == "share" and result.score.direction == "higher"
-        language = language_name(result.score.language) if averages else None
-        groups.setdefault(language or result.score.name, []).append(result)
+        groups.setdefault(language_name(result.score.language) if averages else None, []).append(result)
     for name, results in groups.items():
-        half = math.sqrt(sum(((r.high - r.low) / 2) ** 2 for r in results)) / len(results)
-        mean = statistics.fmean(r.difference.mean for r in results)
-        alone = "" if name == results[0].score.name else f" ({results[0].score.name})"
-        of = alone if len(results) == 1 else f" (mean of {len(results)} tasks)"
-        words = (
-            results[0].change
-            if len(results) == 1
-            else change_in_words(mean, mean - half, mean + half, direction="higher")
-        )
-        yield f"{name}{of} {words}"
+        if name is None or len(results) < MANY:
+            words = ", ".join(f"{r.score.name} {r.change}" for r in results)
+        else:
+            half = math.sqrt(sum(((r.high - r.low) / 2) ** 2 for r in results)) / len(results)
+            mean = statistics.fmean(r.difference.mean for r in results)
+            change = change_in_words(mean, mean - half, mean + half, direction="higher")
+            words = f"mean of {len(results)} tasks {change}"
+        yield f"{name}: {words}" if name else words

@@ -127,16 +127,16 @@ class WatchedModel(HFLM):
         return super().tok_batch_encode(strings, padding_side, left_truncate_len, **kwargs)
 
     def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> Any:
-        longest = max((len(answer) for _, _, answer in requests), default=0)
-        if longest > self.max_length:
-            raise UserError(
-                "an answer of a task is longer than the model's context",
-                got=f"{longest} tokens",
-                allowed=f"at most {self.max_length}",
-                do="leave the task out",
-            )
-        self.num_truncated += sum(len(prompt) + len(answer) > self.max_length + 1 for _, prompt, answer in requests)
-        return super()._loglikelihood_tokens(requests, *args, **kwargs)
+        """lm-eval cuts a prompt that is too long from its left; of an answer that alone is, its end is scored here."""
+        longest = self.max_length
+        self.num_truncated += sum(len(prompt) + len(answer) > longest + 1 for _, prompt, answer in requests)
+        fitting = [
+            (text, answer[-longest - 1 : -longest], answer[-longest:])
+            if len(answer) > longest
+            else (text, prompt, answer)
+            for text, prompt, answer in requests
+        ]
+        return super()._loglikelihood_tokens(fitting, *args, **kwargs)
 
     def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         self.on_rows(len(inps))

@@ -239,14 +239,9 @@ class _Runner:
             num_requests = harness.build_requests(parts, num_fewshot=task.num_fewshot, limit=limit)
             progress.update(progress.task_ids[0], total=2 * num_requests)
             lm = self._lm(progress)
-            try:
-                answers, num_truncated = harness.answer_both(
-                    lm, parts, model=self.model, reference=self.reference, limit=limit
-                )
-            except UserError as error:
-                raise UserError(f"task {task.name}: {error}") from error
+            answers, cut = harness.answer_both(lm, parts, model=self.model, reference=self.reference, limit=limit)
         metric = _metric(task, answers)
-        score = _score(task, parts, answers, metric, num_truncated)
+        score = _score(task, parts, answers, metric, cut)
         kept.write(score, list(_sample_lines(answers)))
         self._say(score)
         return score

@@ -3,10 +3,11 @@
 Both models answered every item, so the items are paired: what they agree on carries no noise, and the interval is far
 narrower than that of two separate scores.
 
-Where we choose: scores that are means over items get the interval of the paired t-test; for right-or-wrong items the
-p-value is McNemar's, exact. Where no item changed there is no spread to measure: the interval then reaches as far as
-the share of changing items could (Clopper-Pearson). Any other score (perplexity, corpus F1) is computed again on
-items drawn anew (bootstrap). No torch; scipy is imported where it is used.
+Where we choose: scores that are means over items get the interval of the paired t-test. For right-or-wrong items the
+p-value is McNemar's, exact, and the interval is widened, where need be, to the exact one that belongs to it: that of
+the better ones' share among the changed items. So an interval that leaves out 0 always has a p-value below 0.05, also
+where few items change. Where none changed, it reaches as far as the share of changing items could. Any other score
+(perplexity, corpus F1) is computed again on items drawn anew (bootstrap). No torch; scipy is imported where it is used.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,14 +57,14 @@ def paired_means(backbone: Sequence[float], extended: Sequence[float]) -> Paired
     before, after = np.asarray(backbone, dtype=np.float64), np.asarray(extended, dtype=np.float64)
     assert before.shape == after.shape, "paired items"
     changes = after - before
-    is_binary = bool(np.isin([before, after], (0.0, 1.0)).all())
-    if not changes.any() and is_binary:
-        low, high, interval = *_nothing_changed(len(changes)), "Clopper-Pearson of changed items, none changed"
+    low, high = _t_interval(changes)
+    p_value: float | None
+    if np.isin([before, after], (0.0, 1.0)).all():
+        exact_low, exact_high, p_value = _mcnemar(changes)
+        low, high, interval = min(low, exact_low), max(high, exact_high), "paired t, and no narrower than exact McNemar"
     else:
-        low, high, interval = *_t_interval(changes), "paired t"
-    test = "exact McNemar" if is_binary else "paired t-test"
-    p_value = _mcnemar(changes) if is_binary else _t_test(changes)
-    return Paired(float(before.mean()), float(after.mean()), low, high, p_value, f"{interval}; {test}")
+        p_value, interval = _t_test(changes), "paired t"
+    return Paired(float(before.mean()), float(after.mean()), low, high, p_value, interval)
 
 
 def paired_scores(backbone: Sequence[Any], extended: Sequence[Any], score: Callable[[list[Any]], float]) -> Paired:
@@ -99,18 +100,17 @@ def _t_interval(changes: NDArray[np.float64]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def _nothing_changed(num_items: int) -> tuple[float, float]:
-    from scipy.stats import binomtest
-
-    most = float(binomtest(0, num_items).proportion_ci(LEVEL).high)
-    return -most, most
-
-
-def _mcnemar(changes: NDArray[np.float64]) -> float:
+def _mcnemar(changes: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Exact interval of the mean change, given how many items changed, and its p-value."""
     from scipy.stats import binomtest
 
     better, changed = int((changes > 0).sum()), int((changes != 0).sum())
-    return float(binomtest(better, changed).pvalue) if changed else 1.0
+    if not changed:
+        most = float(binomtest(0, len(changes)).proportion_ci(LEVEL).high)
+        return -most, most, 1.0
+    test = binomtest(better, changed)
+    share, found = changed / len(changes), test.proportion_ci(LEVEL)
+    return share * float(2 * found.low - 1), share * float(2 * found.high - 1), float(test.pvalue)
 
 
 def _t_test(changes: NDArray[np.float64]) -> float | None:
