@@ -302,13 +302,18 @@ def test_tasks(tmp_path: Path, finished: Path, neutral: Callable[..., tuple[int,
 def test_bad_tasks(tmp_path: Path, finished: Path, neutral: Callable[..., tuple[int, str]]) -> None:
     pytest.importorskip("lm_eval")
     values = run_values(tmp_path) | {"output": str(tmp_path / "other")}
-    run = write_run(tmp_path, changed(values, "evaluation.tasks", ["minimal-pairs-hu"]), "other.yaml")
-    assert_one_line(neutral("extend", run), "no minimal pairs in that language", "de, en, fr")
-    assert not (tmp_path / "other").exists()
+    for task, parts in {
+        "minimal-pairs-hu": ["no minimal pairs in that language", "de, en, fr"],
+        "cloze-fr": ["no items in cloze-fr"],
+        "belebele_fra_Latn": ["data of task belebele_fra_Latn are not on this machine"],
+    }.items():  # before a training is lost on it
+        run = write_run(tmp_path, changed(values, "evaluation.tasks", [task]), "other.yaml")
+        assert_one_line(neutral("extend", run), *parts)
+        assert not (tmp_path / "other").exists()
     (tmp_path / "empty.fr.jsonl").write_text("")
     for options, parts in {
         ("--tasks", "cloze-frr"): ["unknown evaluation set in cloze-frr", "did you mean 'fr'"],
-        ("--tasks", "cloze"): ["no items in cloze-fr", "leave the task out"],  # words without a full stop
+        ("--tasks", "cloze"): ["no items in cloze-fr", "name other tasks"],  # words without a full stop
         ("--tasks", "empty-fr", "--task-data", tmp_path): ["no items in", "empty.fr.jsonl"],
         ("--tasks", "quick", "--task-data", tmp_path / "none"): ["task_data is no folder"],
         ("--limit", 3): ["--limit goes with --tasks"],
@@ -316,6 +321,7 @@ def test_bad_tasks(tmp_path: Path, finished: Path, neutral: Callable[..., tuple[
     }.items():
         assert_one_line(neutral("evaluate", finished, *options), *parts)
     assert_one_line(neutral("evaluate", finished / "extension", "--tasks", "quick", "--into-record"), "record.json")
+    assert_one_line(neutral("evaluate", finished / "extension", "--tasks", "cloze"), "there are none", "--set")
 
 
 def test_bad_saved_folders(tmp_path: Path, finished: Path, neutral: Callable[..., tuple[int, str]]) -> None:

@@ -18,7 +18,8 @@ ORDER = [
     *("adapters.neutral", "adapters.places", "adapters.settings", "adapters.attach", "losses", "collator", "mixin"),
     *("adapters.low_rank", "adapters.whole", "adapters.expansion", "data.mixing", "data.noise", "loading", "methods"),
     *("preparation", "cost", "evaluate", "gates", "generate"),
-    *("tasks.paired", "tasks.pairs", "tasks.cloze", "tasks.suites", "tasks.harness", "tasks.measure"),
+    *("tasks.paired", "tasks.pairs", "tasks.cloze", "tasks.suites", "tasks.keeping", "tasks.scoring"),
+    *("tasks.harness", "tasks.measure"),
     *("train", "run", "saved"),
     *("cells", "compare", "planning", "commands", "demo", "cli"),
 ]

@@ -35,7 +35,8 @@ from neutral_residues.run_folder import RunFolder
 from neutral_residues.saved import Saved, load_saved
 from neutral_residues.scores import SetScore, metrics
 from neutral_residues.summary import sides_table, tasks_table
-from neutral_residues.tasks.measure import TaskSettings, measure_tasks, plan_tasks, weights_key
+from neutral_residues.tasks.keeping import weights_key
+from neutral_residues.tasks.measure import TaskSettings, measure_tasks, plan_tasks
 from neutral_residues.tasks.suites import AskedTask
 
 DEFAULT_CONTEXT_TOKENS = 512

@@ -47,7 +47,8 @@ from neutral_residues.record import Cost, GateText, Record, Sample, TaskScore
 from neutral_residues.results import provenance, read_record, write_record
 from neutral_residues.run_folder import RunFolder
 from neutral_residues.scores import SetScore, metrics
-from neutral_residues.tasks.measure import TaskSettings, measure_tasks, plan_tasks, weights_key
+from neutral_residues.tasks.keeping import weights_key
+from neutral_residues.tasks.measure import TaskSettings, check_tasks, measure_tasks, plan_tasks
 from neutral_residues.tasks.suites import AskedTask
 from neutral_residues.train import (
     ExtensionTrainer,
@@ -90,15 +91,24 @@ def extend(config: RunConfig | None = None, *, console: Console | None = None, *
         return read_record(folder.record)
     with first_rank_first():
         data = prepare_data(config, tokenizer, show_progress=console.is_terminal)
-    tasks = _asked_tasks(config, data, console)
+    tasks = _asked_tasks(config, data, tokenizer, console)
     return _Run(config, method, folder, tokenizer, data, tasks, console).go()
 
 
-def _asked_tasks(config: RunConfig, data: RunData, console: Console) -> list[AskedTask]:
-    """Checked before training: a misspelt task must not cost a run."""
+def _asked_tasks(
+    config: RunConfig, data: RunData, tokenizer: PreTrainedTokenizerBase, console: Console
+) -> list[AskedTask]:
+    """Checked before training: a misspelt task, or one without data, must not cost a run."""
     sets = {stream.name: stream.role for stream in data.evaluate}
     evaluation = config.evaluation
-    return plan_tasks(evaluation.tasks, sets=sets, task_data=evaluation.task_data, console=console)
+    tasks = plan_tasks(evaluation.tasks, sets=sets, task_data=evaluation.task_data, console=console)
+    folder = RunFolder(config.output).tasks
+    check_tasks(tasks, tokenizer, settings=_task_settings(config), streams=data.evaluate, folder=folder)
+    return tasks
+
+
+def _task_settings(config: RunConfig) -> TaskSettings:
+    return TaskSettings(config.evaluation.batch_rows, config.context_tokens, config.evaluation.task_limit)
 
 
 class _Run:
@@ -291,12 +301,11 @@ class _Run:
         """Finished tasks are kept in the run's folder, so that a run stopped among them goes on with the next."""
         if not self.tasks:
             return []
-        evaluation = self.config.evaluation
         return measure_tasks(
             model,
             self.tokenizer,
             self.tasks,
-            settings=TaskSettings(evaluation.batch_rows, self.config.context_tokens, evaluation.task_limit),
+            settings=_task_settings(self.config),
             streams=self.data.evaluate,
             folder=self.folder.tasks,
             model_key=weights_key(self.folder.extension, self.config.model, self.config.revision),

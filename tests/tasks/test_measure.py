@@ -24,7 +24,8 @@ from neutral_residues.errors import UserError
 from neutral_residues.evaluate import as_backbone
 from neutral_residues.loading import load_backbone, load_tokenizer
 from neutral_residues.record import TaskScore
-from neutral_residues.tasks.measure import TaskSettings, measure_tasks, plan_tasks, weights_key
+from neutral_residues.tasks.keeping import weights_key
+from neutral_residues.tasks.measure import TaskSettings, measure_tasks, plan_tasks
 from neutral_residues.tasks.pairs import pair_files, pairs_task, read_pairs
 from tiny_run import END_OF_TEXT, make_backbone
 
@@ -222,7 +223,7 @@ def test_any_task_of_lm_eval(tmp_path: Path, model: nn.Module, monkeypatch: pyte
     assert hashlib.sha256(repr(np.random.get_state()).encode()).hexdigest() == random_state
     # Drawn examples: both sides see the same, and so does whoever measures again.
     five = [t for t in plan_tasks(["paper-en"], sets={}) if t.name == "commonsense_qa"]
-    monkeypatch.setattr("neutral_residues.tasks.measure.BY_LETTER", ())
+    monkeypatch.setattr("neutral_residues.tasks.scoring.BY_LETTER", ())
     commonsense = [_measure_planned(model, tmp_path, five, key) for key in ("one", "two")]
     assert commonsense[0] == commonsense[1]
     assert (commonsense[0].num_fewshot, commonsense[0].suite) == (5, "paper-en")
@@ -251,3 +252,24 @@ def test_without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan_tasks([], sets={}) == []
     with pytest.raises(UserError, match=r"pip install neutral-residues\[tasks\]"):
         plan_tasks(["quick"], sets={})
+
+
+def test_a_group_counts_all_items_alike(tmp_path: Path, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lm_eval.api.task.datasets.load_dataset", arc)
+    (score,) = measured(model, tmp_path, "ai2_arc")
+    kept = lines(tmp_path, "ai2_arc")
+    assert {line["task"] for line in kept} == {"arc_challenge", "arc_easy"}
+    assert score.num_items == len(kept) == 2 * LIMIT
+    assert score.extended == pytest.approx(np.mean([line["extended"]["acc_norm"] for line in kept]))
+
+
+def test_a_task_that_its_author_broke_is_one_line(
+    tmp_path: Path, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lm_eval.api.task.datasets.load_dataset", arc)
+    monkeypatch.setattr(
+        "lm_eval.api.task.ConfigurableTask.process_results", lambda *a: json.loads("this wants another package")
+    )
+    with pytest.raises(UserError, match="task arc_challenge failed inside lm-eval") as caught:
+        measured(model, tmp_path, "arc_challenge")
+    assert "\n" not in str(caught.value)

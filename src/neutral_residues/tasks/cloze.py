@@ -95,7 +95,7 @@ def cloze_items(
         items += [item] if item else []
     if len(items) < 2:
         what = f"no items in cloze-{stream.name}: the set holds too few paragraphs of several sentences"
-        raise UserError(what, got=f"{len(items)} items", do="give it more documents, or leave the task out")
+        raise UserError(what, got=f"{len(items)} items", do="give it more documents, or name other tasks")
     return items
 
 

@@ -1,17 +1,10 @@
 """Tasks given to backbone and extended model from one copy of the weights; each task, once done, is kept.
 
-For every task two files appear in the folder that keeps them, whole or not at all:
-
-    NAME.jsonl     one line for each item: the item, both models' answers and scores
-    NAME.json      its scores for the record, what they were measured on, and the hash of the other file
-
-A task whose files are there, whole, of this very model and these settings, is not measured again; so whatever
-interrupts a list of tasks loses one task at most. Progress is shown; lm-eval is imported only when needed.
+A task whose files are there, whole, of this very model and these settings (`keeping.py`), is not measured again; so
+whatever interrupts a list of tasks loses one task at most. Progress is shown; lm-eval is imported only when needed.
 """
 
 import contextlib
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,28 +13,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
 from neutral_residues.config import Role
 from neutral_residues.data.encoding import tokenizer_key
-from neutral_residues.errors import UserError
-from neutral_residues.files import disk_errors, write_json, write_text
+from neutral_residues.errors import UserError, first_line
 from neutral_residues.record import TaskScore
 from neutral_residues.tasks.cloze import Documents, cloze_items, cloze_task
-from neutral_residues.tasks.paired import paired_means, paired_scores
+from neutral_residues.tasks.keeping import Kept, value_hash
 from neutral_residues.tasks.pairs import pairs_task, read_pairs
+from neutral_residues.tasks.scoring import choose_metric, sample_lines, score_task
 from neutral_residues.tasks.suites import PAPER, AskedTask, asked_tasks, paper_suite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-METRICS = ("acc_mutual_info", "acc_norm", "acc", "exact_match", "f1")
-"""The first that a task has is the one of the record; else the task's own first. The files keep all."""
-BY_LETTER = ("mmlu", "belebele", "commonsense")
-"""Where the answers are letters, acc_norm would divide by the length of a letter: acc is the usual score."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +75,32 @@ def plan_tasks(
     return tasks
 
 
+def check_tasks(
+    tasks: Sequence[AskedTask],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    settings: TaskSettings,
+    streams: Sequence[Documents],
+    folder: Path,
+) -> None:
+    """Raise now what would be raised when a long training is over: data that are not there, sets without items.
+
+    A task that has files in `folder` is not looked at: it was measured before, maybe where there was a network.
+
+    Raises:
+        UserError: as `measure_tasks`.
+    """
+    by_name = {stream.name: stream for stream in streams}
+    for task in tasks:
+        if (folder / f"{task.name}.json").is_file():
+            continue
+        if _own_items(task, tokenizer, by_name, settings) is None:
+            from neutral_residues.tasks.harness import load_named
+
+            with _quiet_lm_eval():
+                load_named(task.name)
+
+
 def measure_tasks(
     model: nn.Module,
     tokenizer: "PreTrainedTokenizerBase",
@@ -123,26 +136,15 @@ def measure_tasks(
     }
     by_name = {stream.name: stream for stream in streams}
     runner = _Runner(model, reference, tokenizer, settings, console)
+    own_items = [_own_items(task, tokenizer, by_name, settings) for task in tasks]
     scores = []
-    for task in tasks:
-        own = _own_items(task, tokenizer, by_name, settings)
-        kept = _Kept(folder, task.name, common | _identity(task, own))
+    for task, own in zip(tasks, own_items, strict=True):
+        kept = Kept(folder, task.name, common | _identity(task, own))
         score = kept.read()
         if score is None:
             score = runner.run(task, own, kept)
         scores.append(score.model_copy(update={"suite": task.suite, "language": task.language, "role": task.role}))
     return scores
-
-
-def weights_key(folder: Path, backbone: str, revision: str | None = None) -> str:
-    """Names an extended model: hash of the weight files in `folder` and of the backbone's name and revision."""
-    digest = hashlib.sha256(f"{backbone}@{revision}".encode())
-    with disk_errors(folder):
-        for path in sorted(folder.glob("*.safetensors")):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _index() -> frozenset[str]:
@@ -174,43 +176,8 @@ def _own_items(
 
 def _identity(task: AskedTask, own: _Own | None) -> dict[str, Any]:
     """What makes a task this task, as far as it is known without lm-eval's data."""
-    items = None if own is None else _hash([own.config["metadata"], own.items])
+    items = None if own is None else value_hash([own.config["metadata"], own.items])
     return {"task": task.name, "num_fewshot": task.num_fewshot, "items": items}
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """The two files of a finished task."""
-
-    folder: Path
-    name: str
-    identity: dict[str, Any]
-
-    @property
-    def summary(self) -> Path:
-        return self.folder / f"{self.name}.json"
-
-    @property
-    def samples(self) -> Path:
-        return self.folder / f"{self.name}.jsonl"
-
-    def read(self) -> TaskScore | None:
-        """The score, if both files are there, whole, and of this very task and model."""
-        try:
-            found = json.loads(self.summary.read_text(encoding="utf-8"))
-            whole = found["samples_sha256"] == hashlib.sha256(self.samples.read_bytes()).hexdigest()
-            return TaskScore.model_validate(found["score"]) if whole and found["of"] == self.identity else None
-        except (OSError, ValueError, KeyError, TypeError, ValidationError):
-            return None
-
-    def write(self, score: TaskScore, lines: Sequence[str]) -> None:
-        """The samples first: without the other file they do not count."""
-        text = "".join(f"{line}\n" for line in lines)
-        write_text(self.samples, text)
-        sealed = hashlib.sha256(text.encode()).hexdigest()
-        write_json(
-            self.summary, {"of": self.identity, "samples_sha256": sealed, "score": score.model_dump(mode="json")}
-        )
 
 
 class _Runner:
@@ -229,7 +196,7 @@ class _Runner:
         self.console = Console(file=console.file, quiet=console.quiet, force_terminal=console.is_terminal)
         self.lm: Any = None
 
-    def run(self, task: AskedTask, own: _Own | None, kept: _Kept) -> TaskScore:
+    def run(self, task: AskedTask, own: _Own | None, kept: Kept) -> TaskScore:
         """Measure one task and keep it."""
         import neutral_residues.tasks.harness as harness
 
@@ -239,10 +206,19 @@ class _Runner:
             num_requests = harness.build_requests(parts, num_fewshot=task.num_fewshot, limit=limit)
             progress.update(progress.task_ids[0], total=2 * num_requests)
             lm = self._lm(progress)
-            answers, cut = harness.answer_both(lm, parts, model=self.model, reference=self.reference, limit=limit)
-        metric = _metric(task, answers)
-        score = _score(task, parts, answers, metric, cut)
-        kept.write(score, list(_sample_lines(answers)))
+            try:
+                answers, cut = harness.answer_both(lm, parts, model=self.model, reference=self.reference, limit=limit)
+            except Exception as error:
+                if own is not None:
+                    raise
+                # The code of a task is its author's: it may want another package, or a judge.
+                what = f"task {task.name} failed inside lm-eval"
+                raise UserError(what, got=first_line(error), do="leave it out") from error
+        metric = choose_metric(task, answers)
+        score = score_task(
+            parts, answers, metric=metric, aggregate=harness.score_of(parts, metric), num_truncated=cut, name=task.name
+        )
+        kept.write(score, list(sample_lines(answers)))
         self._say(score)
         return score
 
@@ -263,7 +239,7 @@ class _Runner:
     @contextlib.contextmanager
     def _progress(self, name: str) -> Iterator[Progress]:
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
             progress.add_task(name, total=None)
             yield progress
 
@@ -275,67 +251,6 @@ class _Runner:
             f"{score.num_items} items{cut}",
             highlight=False,
         )
-
-
-def _metric(task: AskedTask, answers: Mapping[str, Any]) -> str:
-    names = next(iter(answers.values())).extended[0]["metrics"]
-    order = [m for m in METRICS if m != "acc_norm"] if any(part in task.name for part in BY_LETTER) else METRICS
-    return next((metric for metric in order if metric in names), names[0])
-
-
-def _score(
-    task: AskedTask, parts: Mapping[str, Any], answers: Mapping[str, Any], metric: str, num_truncated: int
-) -> TaskScore:
-    from neutral_residues.tasks.harness import score_of
-
-    pairs = [pair for found in answers.values() for pair in _first_filter(found)]
-    if len(pairs) < 2:
-        raise UserError(f"task {task.name} has one item only", do="raise the limit, or leave the task out")
-    before, after = ([pair[side][metric] for pair in pairs] for side in (0, 1))
-    aggregate = score_of(parts, metric)
-    paired = paired_scores(before, after, aggregate) if aggregate else paired_means(before, after)
-    first = next(iter(parts.values()))
-    is_share = aggregate is None and {*before, *after} <= {0, 1}
-    return TaskScore(
-        name=task.name,
-        metric=metric,
-        unit="share" if is_share else "score",
-        direction="higher" if first.higher_is_better()[metric] else "lower",
-        num_items=len(pairs),
-        backbone=paired.backbone,
-        extended=paired.extended,
-        difference=paired.difference,
-        low=paired.low,
-        high=paired.high,
-        p_value=paired.p_value,
-        interval=paired.interval,
-        num_fewshot=max(part.get_config("num_fewshot") or 0 for part in parts.values()),
-        num_truncated=num_truncated,
-        key=_hash([metric, [[s["doc_hash"], s["prompt_hash"], s["target_hash"]] for s, _ in pairs]]),
-    )
-
-
-def _first_filter(found: Any) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """(backbone's, extended model's) sample of each item; where a task filters answers in several ways, the first."""
-    name = found.extended[0]["filter"]
-    for before, after in zip(found.backbone, found.extended, strict=True):
-        assert before["doc_hash"] == after["doc_hash"], "both sides answer the same items"
-        if after["filter"] == name:
-            yield before, after
-
-
-def _sample_lines(answers: Mapping[str, Any]) -> Iterator[str]:
-    for name, found in answers.items():
-        for before, after in zip(found.backbone, found.extended, strict=True):
-            line = {"task": name, "filter": after["filter"], "item": after["doc"], "target": after["target"]}
-            for side, sample in (("backbone", before), ("extended", after)):
-                line[side] = {m: sample[m] for m in sample["metrics"]} | {"answers": sample["filtered_resps"]}
-            yield json.dumps(line, ensure_ascii=False, default=str)
-
-
-def _hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 @contextlib.contextmanager

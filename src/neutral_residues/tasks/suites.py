@@ -155,6 +155,8 @@ def _expanded(
         return [replace(task, suite=name) for task in tasks]
     if name.startswith(PAPER):
         return paper_suite(name.removeprefix(PAPER), index())[0]
+    if name == "cloze" and not sets:
+        raise UserError("cloze is made from evaluation sets, and there are none", do="add --set target:NAME=FILE")
     if name == "cloze":
         return [replace(_cloze(set, role), suite=name) for set, role in sets.items()]
     if name.startswith(CLOZE):
