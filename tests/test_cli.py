@@ -284,7 +284,7 @@ def test_tasks(tmp_path: Path, finished: Path, neutral: Callable[..., tuple[int,
     options = ("--tasks", "clams-fr, clams-de", "--limit", 5)
     code, printed = neutral("evaluate", finished, *options, "--output", record, "--into-record")
     assert code == 0, printed
-    for part in ("clams-fr", "noise", "bits per byte"):
+    for part in ("clams-fr", "beyond", "bits per byte"):
         assert part in printed
     both = [json.loads(path.read_text()) for path in (record, finished / "record.json")]
     assert [[task["name"] for task in one["tasks"]] for one in both] == 2 * [["clams-fr", "clams-de"]]

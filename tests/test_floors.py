@@ -72,7 +72,16 @@ def test_imports_point_one_way(name: str) -> None:
 @pytest.mark.parametrize("name", NO_TORCH)
 def test_light_files_do_not_import_heavy_ones(name: str) -> None:
     for line, imported in imports(modules()[name], top_level_only=True):
-        heavy = imported.split(".")[0] in {"torch", "transformers", "peft", "datasets", "trl", "matplotlib", "plotly"}
+        heavy = imported.split(".")[0] in {
+            "torch",
+            "transformers",
+            "peft",
+            "datasets",
+            "trl",
+            "matplotlib",
+            "plotly",
+            "lm_eval",
+        }
         ours = imported.removeprefix("neutral_residues.")
         also_heavy = imported.startswith("neutral_residues.") and ours not in NO_TORCH
         assert not heavy, f"{name}.py line {line} imports {imported}"

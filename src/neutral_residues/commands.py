@@ -159,14 +159,11 @@ def evaluate_folder(
     if stride is None:
         stride = run.stride_tokens if run and context == run.context_tokens else max(1, context // 2)
     scores = _measure_sets(saved, streams, context, stride, console) if streams else []
-    rows = run.evaluation.batch_rows if run else EvaluationSettings().batch_rows
-    task_scores = _measure_tasks(saved, folder, asked, streams, TaskSettings(rows, context, tasks.limit), console)
     record = Record(
         kind="evaluate",
         method=run.method if run else "neutral",
         metrics=metrics(scores),
         sets=[evaluation_set(stream, "evaluate") for stream in streams],
-        tasks=task_scores,
         provenance=provenance(seed=None, device=pick_device().type, tokenizer_key=tokenizer_key(saved.tokenizer)),
         config={
             **(run.model_dump(mode="json", include={"model", "revision", "label", "budget", "seed"}) if run else {}),
@@ -175,7 +172,14 @@ def evaluate_folder(
             "stride_tokens": stride,
         },
     )
-    _show(record, console, context, stride)
+    if record.metrics:
+        console.print(sides_table(record))
+        console.print(f"windows of {context} tokens, stride {stride}", highlight=False)
+    if asked:
+        rows = run.evaluation.batch_rows if run else EvaluationSettings().batch_rows
+        found = _measure_tasks(saved, folder, asked, streams, TaskSettings(rows, context, tasks.limit), console)
+        record = record.model_copy(update={"tasks": found})
+        console.print(tasks_table(record))
     if output is not None:
         write_record(output, record)
         console.print(f"record: {output}", highlight=False)
@@ -210,8 +214,6 @@ def _measure_tasks(
     settings: TaskSettings,
     console: Console,
 ) -> list[TaskScore]:
-    if not asked:
-        return []
     run = RunFolder(folder)
     weights = run.extension if saved.config else folder
     name = saved.config.model if saved.config else str(saved.model.config._name_or_path)  # type: ignore[union-attr]
@@ -227,14 +229,6 @@ def _measure_tasks(
         reference=saved.reference,
         console=console,
     )
-
-
-def _show(record: Record, console: Console, context: int, stride: int) -> None:
-    if record.metrics:
-        console.print(sides_table(record))
-        console.print(f"windows of {context} tokens, stride {stride}", highlight=False)
-    if record.tasks:
-        console.print(tasks_table(record))
 
 
 def _into_record(folder: Path, found: Record, console: Console) -> None:

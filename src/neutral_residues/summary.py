@@ -58,26 +58,27 @@ def tasks_table(record: Record) -> Table:
     """Both models on every task, with the interval of the difference."""
     table = Table(title=f"{record.label}: tasks, shares in %", title_justify="left")
     has_shots, has_cut = (any(getattr(t, name) for t in record.tasks) for name in ("num_fewshot", "num_truncated"))
-    for column in ("task", "role", "score"):
-        table.add_column(column)
+    for column in ("task", "score"):
+        table.add_column(column, overflow="fold")
     counts = ["items", *(["shots"] if has_shots else []), *(["prompts cut"] if has_cut else [])]
     for column in (*counts, "backbone", "extended"):
         table.add_column(column, justify="right")
-    table.add_column("difference, 95 %")
+    table.add_column("change, 95 %", justify="right", no_wrap=True)
+    table.add_column("beyond noise")
     for task in record.tasks:
         factor = factor_of(task)
         shots = [str(task.num_fewshot)] if has_shots else []
         cut = [f"{task.num_truncated:,}"] if has_cut else []
         table.add_row(
             task.name,
-            task.role,
             task.metric + ("" if task.direction == "higher" else " (lower is better)"),
             f"{task.num_items:,}",
             *shots,
             *cut,
             f"{factor * task.backbone:.2f}",
             f"{factor * task.extended:.2f}",
-            change_in_words(factor * task.difference, factor * task.low, factor * task.high, direction=task.direction),
+            _with_half_width(factor * task.difference, factor * task.low, factor * task.high),
+            "no" if task.low <= 0 <= task.high else _good_or_bad(task.difference, task.direction),
         )
     return table
 
@@ -89,8 +90,17 @@ def factor_of(task: TaskScore) -> int:
 
 def change_in_words(difference: float, low: float, high: float, *, direction: str) -> str:
     """For example "no change beyond noise (-0.1 ± 0.4)": judged by whether the 95 % interval holds 0."""
-    numbers = f"({difference:+.1f} ± {(high - low) / 2:.1f})".replace("-0.0 ", "0.0 ").replace("+0.0 ", "0.0 ")
+    numbers = f"({_with_half_width(difference, low, high)})"
     if low <= 0 <= high:
-        return f"no change beyond noise {numbers}".replace("-", "−")
-    is_better = (difference > 0) == (direction == "higher")
-    return f"{'better' if is_better else 'worse'} {numbers}".replace("-", "−")
+        return f"no change beyond noise {numbers}"
+    return f"{_good_or_bad(difference, direction)} {numbers}"
+
+
+def _good_or_bad(difference: float, direction: str) -> str:
+    return "better" if (difference > 0) == (direction == "higher") else "worse"
+
+
+def _with_half_width(difference: float, low: float, high: float) -> str:
+    """With a true minus, and never "-0.0"."""
+    text = f"{round(difference, 1) or 0.0:+.1f}".replace("+0.0", "0.0").replace("-", "−")
+    return f"{text} ± {(high - low) / 2:.1f}"

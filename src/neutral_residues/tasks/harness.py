@@ -207,7 +207,7 @@ def _fixed_seeds() -> Iterator[None]:
     random.seed(0)
     np.random.seed(1234)
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1234)
             yield
     finally:
