@@ -207,7 +207,7 @@ def arc(path: str, **_: Any) -> DatasetDict:
     """A stand-in for a data set of the Hub."""
     docs = [
         {
-            "question": f"Which is number {i}?", "answerKey": "ABCD"[i % 4],
+            "question": f"Which is number {i}?", "answerKey": "ABCD"[i % 4], "answer": "ABCD"[i % 4],
             "choices": {"text": [f"{i} {letter}" for letter in "abcde"], "label": list("ABCDE")},
         }
         for i in range(20)
@@ -227,6 +227,9 @@ def test_any_task_of_lm_eval(tmp_path: Path, model: nn.Module, monkeypatch: pyte
     commonsense = [_measure_planned(model, tmp_path, five, key) for key in ("one", "two")]
     assert commonsense[0] == commonsense[1]
     assert (commonsense[0].num_fewshot, commonsense[0].suite) == (5, "paper-en")
+    # The Norwegian one has test questions only.
+    (norwegian,) = (t for t in plan_tasks(["paper-nb"], sets={}) if t.name.startswith("norcommonsenseqa"))
+    assert _measure_planned(model, tmp_path, [norwegian], "one").num_fewshot == 0
     assert commonsense[0].num_truncated > 0  # five examples in bytes do not fit 256
 
 

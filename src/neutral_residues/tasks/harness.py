@@ -151,13 +151,14 @@ def build_requests(tasks: Mapping[str, Any], *, num_fewshot: int | None, limit: 
     """Build the prompts of all tasks, once for both sides; returns how many requests one side will answer.
 
     Args:
-        num_fewshot: solved examples; None, or a task whose configuration says 0, leaves it to the task.
+        num_fewshot: solved examples; None leaves it to the task, and so does a task whose configuration says 0 or that
+            could only draw them from the questions it is asked.
         limit: only the first so many items of each task.
     """
     for task in tasks.values():
         own = task.get_config("num_fewshot")
-        if own is None or (num_fewshot is not None and own != 0):
-            task.set_config("num_fewshot", num_fewshot or 0)
+        wanted = num_fewshot if own != 0 and _has_examples(task) else None
+        task.set_config("num_fewshot", (own or 0) if wanted is None else wanted)
         task.set_fewshot_seed(FEWSHOT_SEED)
         with _fixed_seeds(), contextlib.redirect_stderr(io.StringIO()):
             try:
@@ -167,6 +168,13 @@ def build_requests(tasks: Mapping[str, Any], *, num_fewshot: int | None, limit: 
         # lm-eval would build them again for the other side, and draw other examples.
         task.build_all_requests = lambda **_: None
     return sum(len(task.instances) for task in tasks.values())
+
+
+def _has_examples(task: Any) -> bool:
+    """Whether a task has a split to draw examples from, besides the one that it is evaluated on."""
+    splits = [task.get_config(f"{name}_split") for name in ("fewshot", "training", "validation")]
+    evaluated_on = task.get_config("test_split") or task.get_config("validation_split")
+    return next((split for split in splits if split), evaluated_on) != evaluated_on
 
 
 def answer_both(

@@ -12,7 +12,8 @@ named. Nothing here imports lm-eval or torch.
 
 Where we choose: the paper's shot counts are not known. Ours: none for ARC-challenge, HellaSwag and Belebele (whose
 examples would come from its own test questions); five for MMLU and CommonsenseQA, whose answers are letters, so that
-a model without instruction training sees what is asked. A task whose own configuration says 0 keeps it, as in lm-eval.
+a model without instruction training sees what is asked. A task whose own configuration says 0 keeps it, as in lm-eval,
+and one that could only take examples from its own questions gets none. The record says how many there were.
 ARC-challenge and HellaSwag are scored by acc_norm (likelihood per character), the rest by acc, where a task has both.
 """
 
@@ -34,6 +35,7 @@ class Benchmark:
     """One of the paper's five.
 
     Attributes:
+        title: how people call it.
         english: lm-eval's name of the English one.
         patterns: its names in other languages, the first that exists is taken; {code} is "fr", {long} "fra_Latn".
         num_fewshot: solved examples in front of each item.
