@@ -282,6 +282,52 @@ def test_evaluate_describe_generate(tmp_path: Path, finished: Path, neutral: Cal
     assert_one_line(neutral("advise", tmp_path / "run.yaml", "modle=x"), "did you mean 'model'")
 
 
+def test_tasks(tmp_path: Path, finished: Path, neutral: Callable[..., tuple[int, str]]) -> None:
+    pytest.importorskip("lm_eval")
+    record = tmp_path / "tasks.json"
+    options = ("--tasks", "clams-fr, clams-de", "--limit", 5)
+    code, printed = neutral("evaluate", finished, *options, "--output", record, "--into-record")
+    assert code == 0, printed
+    for part in ("clams-fr", "beyond", "bits per byte"):
+        assert part in printed
+    both = [json.loads(path.read_text()) for path in (record, finished / "record.json")]
+    assert [[task["name"] for task in one["tasks"]] for one in both] == 2 * [["clams-fr", "clams-de"]]
+    assert both[1]["kind"] == "extend"
+    code, printed = neutral("report", finished)
+    assert code == 0, printed
+    assert "clams-de" in (finished / "report" / "summary.md").read_text()
+    # An extension without its run has no sets, and needs none.
+    shutil.copytree(finished / "extension", tmp_path / "alone")
+    code, printed = neutral("evaluate", tmp_path / "alone", "--tasks", "clams-fr", "--limit", 2)
+    assert code == 0, printed
+    assert (tmp_path / "alone" / "tasks" / "clams-fr.json").is_file()
+
+
+def test_bad_tasks(tmp_path: Path, finished: Path, neutral: Callable[..., tuple[int, str]]) -> None:
+    pytest.importorskip("lm_eval")
+    values = run_values(tmp_path) | {"output": str(tmp_path / "other")}
+    for task, parts in {
+        "minimal-pairs-hu": ["no minimal pairs in that language", "de, en, fr"],
+        "cloze-fr": ["no items in cloze-fr"],
+        "belebele_fra_Latn": ["data of task belebele_fra_Latn are not on this machine"],
+    }.items():  # before a training is lost on it
+        run = write_run(tmp_path, changed(values, "evaluation.tasks", [task]), "other.yaml")
+        assert_one_line(neutral("extend", run), *parts)
+        assert not (tmp_path / "other").exists()
+    (tmp_path / "empty.fr.jsonl").write_text("")
+    for options, parts in {
+        ("--tasks", "cloze-frr"): ["unknown evaluation set in cloze-frr", "did you mean 'fr'"],
+        ("--tasks", "cloze"): ["no items in cloze-fr", "name other tasks"],  # words without a full stop
+        ("--tasks", "empty-fr", "--task-data", tmp_path): ["no items in", "empty.fr.jsonl"],
+        ("--tasks", "quick", "--task-data", tmp_path / "none"): ["task_data is no folder"],
+        ("--limit", 3): ["--limit goes with --tasks"],
+        ("--tasks", "quick", "--limit", 1): ["--limit", "2 or more"],
+    }.items():
+        assert_one_line(neutral("evaluate", finished, *options), *parts)
+    assert_one_line(neutral("evaluate", finished / "extension", "--tasks", "quick", "--into-record"), "record.json")
+    assert_one_line(neutral("evaluate", finished / "extension", "--tasks", "cloze"), "there are none", "--set")
+
+
 def test_bad_saved_folders(tmp_path: Path, finished: Path, neutral: Callable[..., tuple[int, str]]) -> None:
     assert_one_line(neutral("evaluate", tmp_path / "none"), "no such folder")
     (tmp_path / "empty").mkdir()

@@ -9,17 +9,19 @@ PACKAGE = Path(__file__).parent.parent / "src" / "neutral_residues"
 
 # One way down: text -> tokens -> mixed rows -> model with residues -> loss -> training -> evaluation -> record.
 ORDER = [
-    *("registration", "errors", "files", "config", "comparison", "record", "results", "speed", "scores"),
+    *("registration", "errors", "files", "config", "comparison", "languages", "record", "results", "speed", "scores"),
     *("token_classes", "display", "summary", "model_card", "figures"),
     *("run_folder", "report.collect", "report.settings", "report.points", "report.fronts", "report.numbers"),
-    *("report.verdict", "report.looks", "report.tables", "report.measured", "report.heat", "report.plots"),
-    *("report.why", "report.benchmarks", "report.pictures", "report.markdown", "report.page", "report.command"),
+    *("report.verdict", "report.looks", "report.tables", "report.tasks", "report.measured", "report.heat"),
+    *("report.plots", "report.why", "report.benchmarks", "report.pictures", "report.markdown", "report.page"),
+    "report.command",
     *("data.text", "data.encoding", "data.tokens"),
     *("adapters.neutral", "adapters.places", "adapters.glu", "adapters.settings", "adapters.open_tokens"),
     *("adapters.layer", "adapters.fused", "adapters.attach", "losses", "collator", "mixin"),
     *("adapters.low_rank", "adapters.whole", "adapters.expansion", "data.mixing", "data.noise", "loading", "methods"),
     *("corpus_check", "advice", "preparation", "text_facts", "cost", "tally", "evaluate", "breakdown", "gates"),
-    *("generate", "train", "run", "probe", "advise", "saved"),
+    *("generate", "tasks.paired", "tasks.pairs", "tasks.cloze", "tasks.suites", "tasks.keeping", "tasks.scoring"),
+    *("tasks.harness", "tasks.measure", "train", "watching", "run", "probe", "advise", "saved"),
     *("export.parts", "export.probe", "export.remote_code", "export.moe", "export.dense", "export.plain"),
     *("export.child", "export.check", "export.formats", "export.card", "export.export", "export.command"),
     *("cells", "compare", "planning", "commands", "demo", "cli"),
@@ -73,7 +75,16 @@ def test_imports_point_one_way(name: str) -> None:
 @pytest.mark.parametrize("name", NO_TORCH)
 def test_light_files_do_not_import_heavy_ones(name: str) -> None:
     for line, imported in imports(modules()[name], top_level_only=True):
-        heavy = imported.split(".")[0] in {"torch", "transformers", "peft", "datasets", "trl", "matplotlib", "plotly"}
+        heavy = imported.split(".")[0] in {
+            "torch",
+            "transformers",
+            "peft",
+            "datasets",
+            "trl",
+            "matplotlib",
+            "plotly",
+            "lm_eval",
+        }
         ours = imported.removeprefix("neutral_residues.")
         also_heavy = imported.startswith("neutral_residues.") and ours not in NO_TORCH
         assert not heavy, f"{name}.py line {line} imports {imported}"

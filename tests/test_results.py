@@ -13,8 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from neutral_residues.errors import UserError
-from neutral_residues.record import Cost, Metric, Sample
-from neutral_residues.results import Record, find, provenance, read_record, write_record
+from neutral_residues.record import Cost, Metric, Sample, TaskScore
+from neutral_residues.results import PACKAGES, Record, find, provenance, read_record, write_record
 
 
 def metric(**changes: Any) -> Metric:
@@ -171,13 +171,13 @@ def test_find() -> None:
 def test_provenance_names_versions() -> None:
     found = provenance(seed=1)
     assert found.packages["torch"] == metadata.version("torch")
-    assert set(found.packages) == {"neutral-residues", "torch", "transformers", "peft", "datasets", "tokenizers"}
+    assert set(found.packages) == set(PACKAGES)
     assert found.python == ".".join(str(part) for part in sys.version_info[:3])
     assert found.git_commit is None or len(found.git_commit.removesuffix("-dirty")) == 40
 
 
 def test_every_field_is_documented() -> None:
-    for model in (Metric, Sample, Cost, Record, type(provenance())):
+    for model in (Metric, Sample, Cost, Record, TaskScore, type(provenance())):
         schema = model.model_json_schema()["properties"]
         assert [name for name, field in schema.items() if not field.get("description")] == []
 

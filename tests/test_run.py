@@ -320,3 +320,36 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
         for key in ("loss", "loss_nats/fr", "loss_nats/en", "local_loss", "open_gates_target"):
             if key in theirs:
                 assert ours[key] == pytest.approx(theirs[key], rel=1e-4)
+
+
+def test_a_run_measures_tasks_and_goes_on_with_them_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    import neutral_residues.tasks.harness as harness
+
+    values = run_values(tmp_path, steps=3, learning_rate=0.02)
+    values["evaluation"] |= {"tasks": ["clams-fr", "minimal-pairs-de"], "task_limit": 6}
+    real, measured = harness.answer_both, []
+
+    def killed_in_the_second(*args: Any, **kwargs: Any) -> Any:
+        measured.extend(args[1])
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(harness, "answer_both", killed_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        extend(make_run(values))
+    assert not (tmp_path / "run" / "record.json").exists()
+    record = extend(make_run(values))
+    assert measured == ["clams-fr", "clams-de", "clams-de"]
+    found = {task.name: task for task in record.tasks}
+    assert {name: (task.suite, task.role, task.num_items) for name, task in found.items()} == {
+        "clams-fr": (None, "target", 6), "clams-de": ("minimal-pairs-de", "none", 6),
+    }  # fmt: skip
+    assert read_record(tmp_path / "run" / "record.json") == record
+    # Full fine-tuning has its backbone beside it, and it is the same one.
+    finetuned = extend(make_run(values | {"method": "finetune", "output": str(tmp_path / "finetune")}))
+    assert [task.backbone for task in finetuned.tasks] == [task.backbone for task in record.tasks]
+    assert [task.key for task in finetuned.tasks] == [task.key for task in record.tasks]

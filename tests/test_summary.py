@@ -2,12 +2,13 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
-from neutral_residues.record import Breakdown, Record, TokenChange
+from neutral_residues.record import Breakdown, Record, TaskScore, TokenChange
 from neutral_residues.results import provenance
 from neutral_residues.scores import SetScore, metrics
-from neutral_residues.summary import print_few_tokens, sides_table
+from neutral_residues.summary import change_in_words, print_few_tokens, sides_table, tasks_table
 
 
 def printed(*scores: SetScore) -> str:
@@ -51,3 +52,35 @@ def test_a_change_that_few_tokens_carry_is_said() -> None:
     assert "warning: en: half of all change is carried by 2 of 300 different tokens, 2.0 % of the text ('\\n')" in said(
         True
     )
+
+
+def test_tasks() -> None:
+    score = TaskScore(
+        name="clams-fr", metric="acc", unit="share", direction="higher", num_items=3280, backbone=0.5015,
+        extended=0.5323, difference=0.0308, low=0.0164, high=0.0452, p_value=0.001, interval="t", num_fewshot=0,
+        num_truncated=0, key="k",
+    )  # fmt: skip
+    losses = score.model_copy(
+        update={"name": "wikitext", "unit": "score", "direction": "lower", "difference": -0.2, "low": -0.3, "high": 0.1}
+    )
+    console = Console(file=io.StringIO(), width=160)
+    record = Record(kind="evaluate", method="neutral", tasks=[score, losses], provenance=provenance())
+    console.print(tasks_table(record))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for part in ("clams-fr", "3,280", "50.15", "53.23", "+3.1 ± 1.4", "better", "−0.2 ± 0.2", "no"):
+        assert part in text
+    assert "shots" not in text
+
+
+@pytest.mark.parametrize(
+    ("change", "direction", "words"),
+    [
+        ((-0.1, -0.5, 0.3), "higher", "no change beyond noise (−0.1 ± 0.4)"),
+        ((-0.04, -0.5, 0.42), "higher", "no change beyond noise (0.0 ± 0.5)"),
+        ((2.0, 1.0, 3.0), "higher", "better (+2.0 ± 1.0)"),
+        ((2.0, 1.0, 3.0), "lower", "worse (+2.0 ± 1.0)"),
+        ((-2.0, -3.0, -1.0), "lower", "better (−2.0 ± 1.0)"),
+    ],
+)
+def test_changes_in_words(change: tuple[float, float, float], direction: str, words: str) -> None:
+    assert change_in_words(*change, direction=direction) == words

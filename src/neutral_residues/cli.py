@@ -118,12 +118,25 @@ def evaluate(
     context: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
     stride: Annotated[int | None, typer.Option(help="New tokens scored in each window.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write the record (JSON).")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Tasks and suites, set off by commas: quick, minimal-pairs-fr, cloze, paper-fr, arc_fr, ..."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many items of each task.")] = None,
+    task_data: Annotated[
+        Path | None, typer.Option(help="Folder with minimal pairs, for example clams.fr.jsonl.gz.")
+    ] = None,
+    into_record: Annotated[
+        bool, typer.Option("--into-record", help="Put the tasks' scores into the finished run's own record.")
+    ] = False,
 ) -> None:
-    """Measure backbone and extension on any number of source and target sets."""
+    """Measure backbone and extension on any number of source and target sets, and on tasks; finished tasks are kept."""
     _quiet()
-    from neutral_residues.commands import evaluate_folder
+    from neutral_residues.commands import TaskOptions, evaluate_folder
 
-    evaluate_folder(folder, sets=tuple(sets or ()), context=context, stride=stride, output=output)
+    names = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
+    options = TaskOptions(names, limit, task_data, into_record)
+    evaluate_folder(folder, sets=tuple(sets or ()), context=context, stride=stride, output=output, tasks=options)
 
 
 @app.command()

@@ -215,6 +215,13 @@ class EvaluationSettings(Settings):
     """Continued by backbone and extension at the end, side by side."""
     temperature: float = Field(default=0.0, ge=0)
     """Of these continuations; 0 is greedy. Both draw with the run's seed."""
+    tasks: tuple[str, ...] = ()
+    """Tasks and suites that both sides are given at the end: lm-eval's names, paper-fr, minimal-pairs-fr, cloze-SET,
+    quick; see `tasks/suites.py`."""
+    task_limit: int | None = Field(default=None, ge=2)
+    """Only so many items of each task (of each part of a group), from its beginning; null takes all."""
+    task_data: Path | None = None
+    """Folder with minimal pairs (NAME.LANGUAGE.jsonl.gz); its files go before those that ship with the package."""
 
     @model_validator(mode="after")
     def _stride_within_context(self) -> Self:

@@ -82,7 +82,7 @@ def rehearse(config: RunConfig) -> Rehearsal:
     tokenizer = load_tokenizer(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
     data = prepare_data(config, tokenizer, show_progress=False)
     folder, console = RunFolder(config.output), Console(quiet=True)
-    run = Run(config, find_method(config.method), folder, tokenizer, data, console)
+    run = Run(config, find_method(config.method), folder, tokenizer, data, [], console)
     model, weights = run.attached()
     ready = time.monotonic()
     trainer, cost = run.train(model, weights)

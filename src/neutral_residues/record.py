@@ -77,6 +77,47 @@ class Sample(Part):
     """What the extended model adds to it, without the prompt."""
 
 
+class TaskScore(Part):
+    """Both models on the same items of one task, and how sure the difference is."""
+
+    name: str = Field(min_length=1)
+    """The task: lm-eval's name for it, or one of ours, for example "clams-fr" or "cloze-fr"."""
+    suite: str | None = None
+    """Suite that brought it in, for example "paper-fr"; null for a task that was named itself."""
+    language: str | None = None
+    """Two-letter code of its language; null where not known."""
+    role: Literal["source", "target", "none"] = "none"
+    """Whether its language is what the backbone knows or what it was to learn; "none" where not known."""
+    metric: str = Field(min_length=1)
+    """lm-eval's name of the score, for example "acc" or "acc_norm"."""
+    unit: Literal["share", "score"]
+    """share: of items answered rightly, 0 to 1, each item being right or wrong. score: anything else."""
+    direction: Literal["lower", "higher"]
+    """Which is better."""
+    num_items: int = Field(ge=1)
+    """Items that both models answered; in a group of tasks all items count alike."""
+    backbone: float
+    """Score of the backbone."""
+    extended: float
+    """Score of the extended model."""
+    difference: float
+    """Extended minus backbone."""
+    low: float
+    """Lower end of the 95 % interval of the difference, over the paired items."""
+    high: float
+    """Upper end of that interval."""
+    p_value: float | None = Field(ge=0, le=1)
+    """Two-sided, of no difference; null where the interval has none."""
+    interval: str
+    """How interval and p-value were found."""
+    num_fewshot: int = Field(ge=0)
+    """Solved examples in front of each item; the most of any part of a group."""
+    num_truncated: int = Field(ge=0)
+    """Prompts, each with one answer, that were longer than the model's context and lost their beginning."""
+    key: str
+    """Hash of items, prompts and metric: two scores compare only where it agrees."""
+
+
 class EvaluationSet(Part):
     """A text that was measured: two records compare only where these agree."""
 
@@ -258,6 +299,8 @@ class Record(Part):
     """Gates over short texts; empty for a method without block gates."""
     breakdowns: list[Breakdown] = []
     """Why each set's bits per byte moved; empty in records before version 3."""
+    tasks: list[TaskScore] = []
+    """Tasks, each once; empty in records of versions 1 and 2."""
     cost: Cost = Cost()
     """Time, memory and weights."""
     provenance: Provenance
@@ -291,6 +334,14 @@ class Record(Part):
                 raise ValueError(f"metric twice: {key}")
             seen.add(key)
         return self
+
+    @field_validator("tasks")
+    @classmethod
+    def _no_task_twice(cls, tasks: list[TaskScore]) -> list[TaskScore]:
+        names = [task.name for task in tasks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"task twice: {', '.join(sorted({name for name in names if names.count(name) > 1}))}")
+        return tasks
 
 
 class Failure(Part):

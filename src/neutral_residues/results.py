@@ -24,7 +24,7 @@ from neutral_residues.errors import UserError, nearest
 from neutral_residues.files import disk_errors, write_json
 from neutral_residues.record import FORMAT, VERSION, Failure, Metric, Of, Part, Provenance, Record
 
-PACKAGES = ("neutral-residues", "torch", "transformers", "peft", "datasets", "tokenizers")
+PACKAGES = ("neutral-residues", "torch", "transformers", "peft", "datasets", "tokenizers", "lm-eval")
 
 Schema = TypeVar("Schema", bound=Part)
 

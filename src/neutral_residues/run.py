@@ -7,18 +7,16 @@ Nothing is written to the output folder before everything that can be checked is
 goes on from the last whole checkpoint. Under torchrun every rank calls this; the first one writes and measures.
 """
 
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from rich.console import Console
 from torch import nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from neutral_residues.breakdown import breakdowns
 from neutral_residues.config import RunConfig, make_run
@@ -45,10 +43,13 @@ from neutral_residues.preparation import (
     wants_bf16,
     world_size,
 )
-from neutral_residues.record import Cost, GateText, Record, Sample
+from neutral_residues.record import Cost, GateText, Record, Sample, TaskScore
 from neutral_residues.results import provenance, read_record, write_record
 from neutral_residues.run_folder import RunFolder
 from neutral_residues.scores import SetScore, metrics
+from neutral_residues.tasks.keeping import weights_key
+from neutral_residues.tasks.measure import TaskSettings, check_tasks, measure_tasks, plan_tasks
+from neutral_residues.tasks.suites import AskedTask
 from neutral_residues.text_facts import text_warnings
 from neutral_residues.train import (
     ExtensionTrainer,
@@ -58,6 +59,7 @@ from neutral_residues.train import (
     make_trainer,
     training_arguments,
 )
+from neutral_residues.watching import Measure, Show, stop_on_signal
 
 SAMPLE_TOKENS = 60
 """How many tokens are added to each prompt at the end of a run."""
@@ -94,11 +96,28 @@ def extend(
         return read_record(folder.record)
     with first_rank_first():
         data = prepare_data(config, tokenizer, show_progress=console.is_terminal)
-    run = Run(config, method, folder, tokenizer, data, console)
+    tasks = _asked_tasks(config, data, tokenizer, console)
+    run = Run(config, method, folder, tokenizer, data, tasks, console)
     if advice and is_first_rank() and not folder.config.is_file():
         for line in text_warnings(config, data, tokenizer):
             console.print(f"warning: {line}", highlight=False, markup=False)
     return run.go()
+
+
+def _asked_tasks(
+    config: RunConfig, data: RunData, tokenizer: PreTrainedTokenizerBase, console: Console
+) -> list[AskedTask]:
+    """Checked before training: a misspelt task, or one without data, must not cost a run."""
+    sets = {stream.name: stream.role for stream in data.evaluate}
+    evaluation = config.evaluation
+    tasks = plan_tasks(evaluation.tasks, sets=sets, task_data=evaluation.task_data, console=console)
+    folder = RunFolder(config.output).tasks
+    check_tasks(tasks, tokenizer, settings=_task_settings(config), streams=data.evaluate, folder=folder)
+    return tasks
+
+
+def _task_settings(config: RunConfig) -> TaskSettings:
+    return TaskSettings(config.evaluation.batch_rows, config.context_tokens, config.evaluation.task_limit)
 
 
 class Run:
@@ -111,10 +130,11 @@ class Run:
         folder: RunFolder,
         tokenizer: PreTrainedTokenizerBase,
         data: RunData,
+        tasks: Sequence[AskedTask],
         console: Console,
     ) -> None:
         self.config, self.method, self.folder = config, method, folder
-        self.tokenizer, self.data, self.console = tokenizer, data, console
+        self.tokenizer, self.data, self.tasks, self.console = tokenizer, data, tasks, console
         self.started = time.monotonic()
         self.device = pick_device()
         self.bf16 = wants_bf16(config, self.device)
@@ -154,7 +174,8 @@ class Run:
     def _finish(self, model: nn.Module, history: list[dict[str, Any]], cost: Cost) -> None:
         """Save, measure, write the record."""
         self._save(model)
-        scores, samples, gates = self._measure_all(model)
+        reference = None if self.method.keeps_backbone else self._backbone(frozen=True)
+        scores, samples, gates = self._measure_all(model, reference)
         record = Record(
             kind="extend",
             method=self.method.name,
@@ -164,6 +185,7 @@ class Run:
             samples=samples,
             gates=gates,
             breakdowns=breakdowns(scores, self.data.evaluate, self.tokenizer),
+            tasks=self._measure_tasks(model, reference),
             cost=self._with_totals(cost),
             provenance=provenance(
                 seed=self.config.seed, device=self._device_name(), tokenizer_key=tokenizer_key(self.tokenizer)
@@ -257,11 +279,12 @@ class Run:
             self.console.print(f"resuming from {checkpoint}", highlight=False)
         measure = None
         if trainer.is_world_process_zero():
-            measure = _Measure(self, trainer, display)
+            every = self.config.training.evaluate_every
+            measure = Measure(self.quick_scores, every=every, trainer=trainer, display=display)
             trainer.add_callback(measure)
-            trainer.add_callback(_Show(display))
+            trainer.add_callback(Show(display))
         start = time.monotonic()
-        with _stop_on_signal(trainer):
+        with stop_on_signal(trainer):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if trainer.state.global_step < self.config.training.steps:
             raise Stopped(trainer.state.global_step, self.config.training.steps)
@@ -272,9 +295,10 @@ class Run:
             model.save_pretrained(partial)  # type: ignore[operator]
             self.tokenizer.save_pretrained(partial)
 
-    def _measure_all(self, model: nn.Module) -> tuple[list[SetScore], list[Sample], list[GateText]]:
+    def _measure_all(
+        self, model: nn.Module, reference: nn.Module | None
+    ) -> tuple[list[SetScore], list[Sample], list[GateText]]:
         self.console.print("measuring both sides ...", highlight=False)
-        reference = None if self.method.keeps_backbone else self._backbone(frozen=True)
         scores = self._evaluate(model, self.data.evaluate, reference=reference)
         samples = [
             generate_both(
@@ -292,76 +316,21 @@ class Run:
         gates = gate_texts(model, self.tokenizer, texts, end_of_text=end_of_text_id(self.tokenizer))
         return scores, samples, gates
 
+    def _measure_tasks(self, model: nn.Module, reference: nn.Module | None) -> list[TaskScore]:
+        """Finished tasks are kept in the run's folder, so that a run stopped among them goes on with the next."""
+        if not self.tasks:
+            return []
+        return measure_tasks(
+            model,
+            self.tokenizer,
+            self.tasks,
+            settings=_task_settings(self.config),
+            streams=self.data.evaluate,
+            folder=self.folder.tasks,
+            model_key=weights_key(self.folder.extension, self.config.model, self.config.revision),
+            reference=reference,
+            console=self.console,
+        )
+
     def _device_name(self) -> str:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-
-
-class _Measure(TrainerCallback):
-    """Measures the extended model every so many steps and tells the log and the display; step 0 is the backbone."""
-
-    def __init__(self, run: Run, trainer: ExtensionTrainer, display: TrainingDisplay) -> None:
-        self.run, self.trainer, self.display = run, trainer, display
-        # Nothing is trained yet, so the model is its backbone, also where a checkpoint will be loaded.
-        self.backbone = run.quick_scores(trainer.model)
-        self.seconds = 0.0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 0:
-            self._log(self.backbone)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        every = self.run.config.training.evaluate_every
-        if state.global_step % every == 0 or state.global_step == state.max_steps:
-            start = time.monotonic()
-            scores = self.run.quick_scores(self.trainer.model)
-            self.seconds += time.monotonic() - start
-            self._log(scores)
-            before = _bits(self.backbone)
-            self.display.measured(state.global_step, {n: (before[n], value) for n, value in _bits(scores).items()})
-
-    def _log(self, scores: list[SetScore]) -> None:
-        logs = {f"bits_per_byte/{name}": value for name, value in _bits(scores).items()}
-        logs |= {f"neutral_tokens/{s.name}": s.neutral_share for s in scores if s.neutral_share is not None}
-        # Trainer takes any line in the log for the one that is due at this step, and would leave that out.
-        due = self.trainer.control.should_log
-        self.trainer.log(logs)
-        self.trainer.control.should_log = due
-
-
-class _Show(TrainerCallback):
-    """Passes steps and logs on to the display."""
-
-    def __init__(self, display: TrainingDisplay) -> None:
-        self.display = display
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.display.step(state.global_step)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            self.display.logged(state.global_step, logs)
-
-
-def _bits(scores: list[SetScore]) -> dict[str, float]:
-    return {score.name: score.extended_bits_per_byte for score in scores}
-
-
-@contextmanager
-def _stop_on_signal(trainer: ExtensionTrainer) -> Iterator[None]:
-    """Ctrl-C and termination ask for a checkpoint after the step; a second Ctrl-C does not wait."""
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if trainer.stop_requested:
-            raise KeyboardInterrupt
-        trainer.stop_requested = True
-
-    try:
-        old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: then whoever owns it decides
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

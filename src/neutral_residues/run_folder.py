@@ -3,6 +3,7 @@
     run.yaml        the resolved configuration, written before the first step
     checkpoints/    whole checkpoints, the newest ones
     extension/      the result: a PEFT adapter folder, or a whole model for full fine-tuning
+    tasks/          each finished task: its scores, and both models' answers to every item
     record.json     every number of the run, see `results.py`
     failure.json    instead of the record: why the run failed inside a comparison
     .lock           while a process works in the folder
@@ -43,6 +44,10 @@ class RunFolder:
     @property
     def extension(self) -> Path:
         return self.path / "extension"
+
+    @property
+    def tasks(self) -> Path:
+        return self.path / "tasks"
 
     @property
     def record(self) -> Path:

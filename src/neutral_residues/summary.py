@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from neutral_residues.record import Record
+from neutral_residues.record import Record, TaskScore
 from neutral_residues.token_classes import few_tokens_line
 
 
@@ -15,6 +15,8 @@ def print_summary(record: Record, output: Path, *, console: Console | None = Non
     console = console or Console()
     console.print(sides_table(record))
     print_few_tokens(record, console=console)
+    if record.tasks:
+        console.print(tasks_table(record))
     cost = record.cost
     if cost.new_weights is not None and cost.backbone_weights and cost.tokens is not None and cost.seconds is not None:
         share = 100 * cost.new_weights / cost.backbone_weights
@@ -59,3 +61,55 @@ def sides_table(record: Record) -> Table:
             "-" if neutral is None else f"{100 * neutral:.1f} %",
         )
     return table
+
+
+def tasks_table(record: Record) -> Table:
+    """Both models on every task, with the interval of the difference."""
+    table = Table(title=f"{record.label}: tasks, shares in %", title_justify="left")
+    has_shots, has_cut = (any(getattr(t, name) for t in record.tasks) for name in ("num_fewshot", "num_truncated"))
+    for column in ("task", "score"):
+        table.add_column(column, overflow="fold")
+    counts = ["items", *(["shots"] if has_shots else []), *(["prompts cut"] if has_cut else [])]
+    for column in (*counts, "backbone", "extended"):
+        table.add_column(column, justify="right")
+    table.add_column("change, 95 %", justify="right", no_wrap=True)
+    table.add_column("beyond noise")
+    for task in record.tasks:
+        factor = factor_of(task)
+        shots = [str(task.num_fewshot)] if has_shots else []
+        cut = [f"{task.num_truncated:,}"] if has_cut else []
+        table.add_row(
+            task.name,
+            task.metric + ("" if task.direction == "higher" else " (lower is better)"),
+            f"{task.num_items:,}",
+            *shots,
+            *cut,
+            f"{factor * task.backbone:.2f}",
+            f"{factor * task.extended:.2f}",
+            _with_half_width(factor * task.difference, factor * task.low, factor * task.high),
+            "no" if task.low <= 0 <= task.high else _good_or_bad(task.difference, task.direction),
+        )
+    return table
+
+
+def factor_of(task: TaskScore) -> int:
+    """Shares are shown in %."""
+    return 100 if task.unit == "share" else 1
+
+
+def change_in_words(difference: float, low: float, high: float, *, direction: str) -> str:
+    """For example "no change beyond noise (-0.1 ± 0.4)": judged by whether the 95 % interval holds 0."""
+    numbers = f"({_with_half_width(difference, low, high)})"
+    if low <= 0 <= high:
+        return f"no change beyond noise {numbers}"
+    return f"{_good_or_bad(difference, direction)} {numbers}"
+
+
+def _good_or_bad(difference: float, direction: str) -> str:
+    return "better" if (difference > 0) == (direction == "higher") else "worse"
+
+
+def _with_half_width(difference: float, low: float, high: float) -> str:
+    """With a true minus, and never "-0.0"."""
+    text = f"{round(difference, 1) or 0.0:+.1f}".replace("+0.0", "0.0").replace("-", "−")
+    return f"{text} ± {(high - low) / 2:.1f}"

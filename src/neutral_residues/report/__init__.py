@@ -5,6 +5,7 @@
     points.py      records -> points (seeds averaged), curves (learning rates, shares) and sections (target languages)
     fronts.py      points -> Pareto front, forgetting at equal learning, who is better on both sides
     verdict.py     the result in two sentences
+    tasks.py       tasks over seeds: table and sentences
     numbers.py     how numbers are written
     looks.py       a colour, a marker and a dash for each curve
     plots.py       interactive figures

@@ -7,6 +7,7 @@ from neutral_residues.report.benchmarks import benchmark_table
 from neutral_residues.report.collect import Collection
 from neutral_residues.report.points import Section
 from neutral_residues.report.tables import Table, equal_learning_table, summary_table
+from neutral_residues.report.tasks import task_sentences, tasks_table
 from neutral_residues.report.verdict import verdict
 from neutral_residues.report.why import moved
 
@@ -18,6 +19,8 @@ NUMBERS = (
     "Bits per byte on held-out text. Forgetting is the change on source text in % of the backbone's; ± is one "
     "standard deviation over seeds."
 )
+
+TASKS = "Tasks (change of the score on the same items, shares in percentage points, ± half of the 95 % interval):"
 
 
 def summary(collection: Collection, sections: Sequence[tuple[Section, Mapping[str, str]]]) -> str:
@@ -34,6 +37,9 @@ def summary(collection: Collection, sections: Sequence[tuple[Section, Mapping[st
         lines += [EQUAL_LEARNING, "", *markdown_table(equal), ""] if equal else []
         why = moved(section)
         lines += [escaped(why), ""] if why else []
+        tasks = tasks_table(section)
+        sentences = [line for sentence in task_sentences(section) for line in (escaped(sentence), "")]
+        lines += [TASKS, "", *sentences, *markdown_table(tasks), ""] if tasks else []
         lines += [line for title, file in pictures.items() for line in (f"![{title}]({file})", "")]
     for benchmark in collection.benchmarks:
         lines += [f"## {escaped(benchmark.title)}", "", *markdown_table(benchmark_table(benchmark)), ""]

@@ -19,6 +19,7 @@ from neutral_residues.report.looks import Look, looks
 from neutral_residues.report.plots import Plot, all_plots
 from neutral_residues.report.points import Point, Section
 from neutral_residues.report.tables import Table, cost_table, equal_learning_table, points_table, rates_table
+from neutral_residues.report.tasks import task_sentences, tasks_table
 from neutral_residues.report.verdict import verdict
 from neutral_residues.report.why import WorstDocument, change_plots, concentrated, explanation, worst_documents
 
@@ -67,6 +68,8 @@ class Shown:
     costs: Table
     equal: Table | None
     rates: Table | None
+    tasks: Table | None
+    task_sentences: list[str]
     heat: list[HeatText]
     concentrated: list[str]
     worst_documents: dict[str, list[WorstDocument]]
@@ -133,6 +136,8 @@ def _shown(number: int, section: Section) -> Shown:
         costs=cost_table(section),
         equal=equal_learning_table(section),
         rates=rates_table(section),
+        tasks=tasks_table(section),
+        task_sentences=task_sentences(section),
         heat=heat_texts(section),
         concentrated=concentrated(section),
         worst_documents=worst_documents(section),

@@ -15,6 +15,7 @@ from neutral_residues.report.looks import COLOURS, DASHES, MARKERS, Look, limits
 from neutral_residues.report.measured import courses, layer_values, sets_in_curves
 from neutral_residues.report.points import Point, Section, Spread
 from neutral_residues.report.tables import Cell, Column, Row, Table, by_set, cost_table
+from neutral_residues.report.tasks import TaskResult, task_results
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -133,6 +134,45 @@ def costs(section: Section) -> list[Plot]:
             alt = f"Bars of {column.text}, one for each run. The table has the numbers."
             found.append(Plot(f"cost-{index}", column.text, figure, alt))
     return found
+
+
+def tasks(section: Section) -> list[Plot]:
+    """Change on each task with its 95 % interval: one plot for right-or-wrong tasks; others differ in scale."""
+    found = [result for result in task_results(section) if result.score.unit == "share"]
+    if not found:
+        return []
+    names = list(dict.fromkeys(result.score.name for result in found))
+    by_run: dict[str, list[TaskResult]] = {}
+    for result in found:
+        by_run.setdefault(numbers.row_name(result.point, section), []).append(result)
+    figure, style = bare_figure(height=90 + len(names) * (24 + 15 * len(by_run))), looks(section.curves)
+    for number, (run, results) in enumerate(by_run.items()):
+        look = style[results[0].point.name]
+        # Runs side by side within their task, the first on top.
+        places = [names.index(r.score.name) + 0.7 * ((number + 0.5) / len(by_run) - 0.5) for r in results]
+        means = [r.difference.mean for r in results]
+        figure.add_scatter(
+            x=means, y=places, mode="markers", marker={"color": look.colour, "symbol": look.marker, "size": 9},
+            error_x={
+                "type": "data", "symmetric": False, "thickness": 1.5, "width": 4,
+                "array": [r.high - m for r, m in zip(results, means, strict=True)],
+                "arrayminus": [m - r.low for r, m in zip(results, means, strict=True)],
+            },
+            hovertext=[
+                f"<b>{html.escape(run)}</b><br>{html.escape(r.score.name)}: {numbers.number(r.backbone, 1)} to "
+                f"{numbers.number(r.extended, 1)} %<br>{r.change}"
+                for r in results
+            ],
+            hoverinfo="text", name=html.escape(run), meta={"curve": results[0].point.name},
+        )  # fmt: skip
+    labels = {r.score.name: html.escape(_short(r.score.name)) for r in found}
+    figure.update_xaxes(title="change of the score, percentage points, right is good", zeroline=True)
+    figure.update_yaxes(
+        tickvals=list(range(len(names))), ticktext=[labels[name] for name in names],
+        range=[len(names) - 0.5, -0.5], automargin=True,
+    )  # fmt: skip
+    alt = "Change of each run on each task with its 95 % interval; the line at 0 is the backbone. The table has all."
+    return [Plot("tasks", "Change on tasks, with 95 % intervals", figure, alt)]
 
 
 def _view(section: Section, name: str, of: Callable[[Point], Spread]) -> dict[str, Any]:
@@ -280,4 +320,4 @@ def bare_figure(*, height: int) -> "go.Figure":
 
 def all_plots(section: Section) -> list[Plot]:
     """Every figure of a section."""
-    return [plane(section), *training(section), *layers(section), *costs(section)]
+    return [plane(section), *training(section), *tasks(section), *layers(section), *costs(section)]

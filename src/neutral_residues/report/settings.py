@@ -13,6 +13,7 @@ NO_SETTING = frozenset(
         *("output", "seed", "data.cache", "data.workers", "averaging.finetuned", "training.log_every"),
         *("training.save_every", "training.keep_checkpoints", "training.report_to", "evaluation.batch_rows"),
         *("evaluation.context_tokens", "evaluation.stride_tokens", "evaluation.prompts", "evaluation.temperature"),
+        *("evaluation.tasks", "evaluation.task_limit", "evaluation.task_data"),
     }
 )
 """Configuration that makes no other point: it changes no weight, or all records of a section must agree in it."""

@@ -1,0 +1,45 @@
+"""Makes the minimal pairs that ship with the package from the full files, byte for byte the same each time.
+
+    python recipes/task_samples.py FOLDER_WITH_JSONL_GZ
+
+Of each construction (`uid`) the same number of pairs, drawn with a fixed seed. Licences: see LICENSE.md beside the
+output.
+"""
+
+import gzip
+import json
+import random
+import sys
+from pathlib import Path
+
+TASK_DATA = Path(__file__).parent.parent / "src" / "neutral_residues" / "task_data"
+PAIRS_OF_EACH = {"blimp.en": 10, "clams.en": 10, "clams.fr": 40, "clams.de": 40}
+
+
+def sample(file: Path, pairs_of_each: int) -> list[dict[str, str]]:
+    """So many pairs of each construction, constructions in alphabetical order."""
+    by_uid: dict[str, list[dict[str, str]]] = {}
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            pair = json.loads(line)
+            by_uid.setdefault(pair["uid"], []).append(pair)
+    return [
+        pair
+        for uid, pairs in sorted(by_uid.items())
+        for pair in random.Random(f"0/{uid}").sample(pairs, min(pairs_of_each, len(pairs)))
+    ]
+
+
+def main(folder: Path) -> None:
+    TASK_DATA.mkdir(exist_ok=True)
+    for name, pairs_of_each in PAIRS_OF_EACH.items():
+        pairs = sample(folder / f"{name}.jsonl.gz", pairs_of_each)
+        text = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
+        # No time stamp in the file, so that it is reproducible.
+        packed = gzip.compress(text.encode(), compresslevel=9, mtime=0)
+        (TASK_DATA / f"{name}.jsonl.gz").write_bytes(packed)
+        print(f"{name}: {len(pairs)} pairs, {len(packed):,} bytes")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,119 @@
+"""How sure a difference is that two models show on the same items: interval and p-value, from scipy.
+
+Both models answered every item, so the items are paired: what they agree on carries no noise, and the interval is far
+narrower than that of two separate scores.
+
+Where we choose: scores that are means over items get the interval of the paired t-test. For right-or-wrong items the
+p-value is McNemar's, exact, and the interval is widened, where need be, to the exact one that belongs to it: that of
+the better ones' share among the changed items. So an interval that leaves out 0 always has a p-value below 0.05, also
+where few items change. Where none changed, it reaches as far as the share of changing items could. Any other score
+(perplexity, corpus F1) is computed again on items drawn anew (bootstrap). No torch; scipy is imported where it is used.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEVEL = 0.95
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Scores of both models on the same items.
+
+    Attributes:
+        backbone: score of the backbone.
+        extended: score of the extended model.
+        low: lower end of the 95 % interval of extended - backbone.
+        high: upper end.
+        p_value: two-sided, of no difference; None where there is no test.
+        interval: how the two were found.
+    """
+
+    backbone: float
+    extended: float
+    low: float
+    high: float
+    p_value: float | None
+    interval: str
+
+    @property
+    def difference(self) -> float:
+        """Extended minus backbone."""
+        return self.extended - self.backbone
+
+
+def paired_means(backbone: Sequence[float], extended: Sequence[float]) -> Paired:
+    """For a score that is the mean of one number for each item.
+
+    Args:
+        backbone: (n) the backbone's, n at least 2.
+        extended: (n) the extended model's on the same items.
+    """
+    before, after = np.asarray(backbone, dtype=np.float64), np.asarray(extended, dtype=np.float64)
+    assert before.shape == after.shape, "paired items"
+    changes = after - before
+    low, high = _t_interval(changes)
+    p_value: float | None
+    if np.isin([before, after], (0.0, 1.0)).all():
+        exact_low, exact_high, p_value = _mcnemar(changes)
+        low, high, interval = min(low, exact_low), max(high, exact_high), "paired t, and no narrower than exact McNemar"
+    else:
+        p_value, interval = _t_test(changes), "paired t"
+    return Paired(float(before.mean()), float(after.mean()), low, high, p_value, interval)
+
+
+def paired_scores(backbone: Sequence[Any], extended: Sequence[Any], score: Callable[[list[Any]], float]) -> Paired:
+    """For any score of a list of items, such as perplexity or a corpus F1: percentile bootstrap over the items.
+
+    Args:
+        backbone: (n) what the score takes for each item, of the backbone; n at least 2.
+        extended: (n) of the extended model on the same items.
+        score: from any list of these to a number.
+    """
+    from scipy.stats import bootstrap
+
+    def difference(indices: NDArray[np.int64]) -> float:
+        return score([extended[i] for i in indices]) - score([backbone[i] for i in indices])
+
+    found = bootstrap(
+        (np.arange(len(backbone)),),
+        difference,
+        n_resamples=RESAMPLES,
+        vectorized=False,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    before, after = float(score(list(backbone))), float(score(list(extended)))
+    return Paired(before, after, float(found.low), float(found.high), None, f"bootstrap of {RESAMPLES}")
+
+
+def _t_interval(changes: NDArray[np.float64]) -> tuple[float, float]:
+    from scipy.stats import sem, t
+
+    mean, half = float(changes.mean()), float(sem(changes) * t.ppf((1 + LEVEL) / 2, len(changes) - 1))
+    return mean - half, mean + half
+
+
+def _mcnemar(changes: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Exact interval of the mean change, given how many items changed, and its p-value."""
+    from scipy.stats import binomtest
+
+    better, changed = int((changes > 0).sum()), int((changes != 0).sum())
+    if not changed:
+        most = float(binomtest(0, len(changes)).proportion_ci(LEVEL).high)
+        return -most, most, 1.0
+    test = binomtest(better, changed)
+    share, found = changed / len(changes), test.proportion_ci(LEVEL)
+    return share * float(2 * found.low - 1), share * float(2 * found.high - 1), float(test.pvalue)
+
+
+def _t_test(changes: NDArray[np.float64]) -> float | None:
+    from scipy.stats import ttest_1samp
+
+    return float(ttest_1samp(changes, 0.0).pvalue) if np.ptp(changes) > 0 else None
