@@ -193,6 +193,9 @@ def write_moe(stock: Stock, parts: Parts, folder: Path, dtype: torch.dtype) -> N
         for key, tensor in backbone.state_dict().items()
         if not any(key.startswith(f"{place}.") for place in parts.ffns)
     }
+    weights["lm_head.weight"] = (
+        backbone.get_output_embeddings().weight.detach().clone()
+    )  # shared, it would not be saved
     for place, block in parts.ffns.items():
         experts = {**_old_ffn(block), **_shared_expert(adapter, place, width_in=config.hidden_size)}
         weights |= {f"{place}.{key}": tensor for key, tensor in experts.items()}

@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from neutral_residues.adapters.layer import NeutralResiduesLayer, residue_layers
+from neutral_residues.adapters.layer import NeutralResiduesLayer, every_token, residue_layers
 from neutral_residues.errors import UserError
 from neutral_residues.loading import context_length
 
@@ -113,7 +113,8 @@ def _run(model: PeftModel, token_ids_BT: Tensor) -> Seen:
     layers = residue_layers(model.get_base_model())
     handles = [layer.register_forward_hook(listen(name), with_kwargs=True) for name, layer in layers.items()]
     try:
-        logits_BTV = model(input_ids=token_ids_BT).logits
+        with every_token(model):  # exported code skips nothing
+            logits_BTV = model(input_ids=token_ids_BT).logits
     finally:
         for handle in handles:
             handle.remove()
