@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neutral_residues.adapters.glu import Glu, plain_glu
-from neutral_residues.adapters.layer import Adapter, residue_layers
+from neutral_residues.adapters.layer import Adapter, NeutralResiduesLayer, residue_layers
 from neutral_residues.adapters.neutral import BlockGate, block_gate
 from neutral_residues.adapters.open_tokens import AnswersRequests, open_tokens
 from neutral_residues.errors import UserError
@@ -37,7 +37,7 @@ class _Place(NamedTuple):
     kind: BlockGate
     activation: nn.Module
     gate: int | None
-    """Row of its w in `wide_in`."""
+    """Which of the gates is its own."""
     rows: slice
     """Rows of its W_g and W_i in `wide_in`."""
     columns: slice
@@ -101,47 +101,56 @@ class FusedBlock(nn.Module, AnswersRequests):
         )
         if self.bias_in is not None:
             shared = shared + self.bias_in
-        parts = [self._ffn(shared)]
-        parts += [self._gated(shared, both, place) for both, place in zip(inner, self.places, strict=True)]
+        gate, up, logits = shared.split([self.width, self.width, self.num_shared - 2 * self.width], dim=1)
+        parts = [self.activation(gate) * up]
+        for both, place in zip(inner, self.places, strict=True):
+            gate, up = both.chunk(2, dim=1)
+            parts.append(self._gated(gate, up, logits, place))
         return F.linear(torch.cat(parts, dim=1), self.wide_out, self.bias_out)
 
     def _in_parts(self, hidden_states: Tensor, x_ND: Tensor) -> Tensor:
-        """What every token needs, then each adapter for the tokens that it is wanted and open for."""
-        shared = F.linear(x_ND, self.wide_in[: self.num_shared], self.bias_in)
-        out_ND = F.linear(self._ffn(shared), self.wide_out[:, : self.width], self.bias_out)
+        """What every token needs, then each adapter for the tokens that it is wanted and open for.
+
+        Each product by itself: the halves of a wide one lie strided in memory, and a CPU pays for that at every step.
+        """
+        width, end = self.width, self.num_shared
+        gate, up, logits = (self._inner(x_ND, a, b) for a, b in ((0, width), (width, 2 * width), (2 * width, end)))
+        out_ND = F.linear(self.activation(gate) * up, self.wide_out[:, :width], self.bias_out)
         for place in self.places:
-            tokens_N = self._tokens(hidden_states, shared, place)
+            tokens_N = self._tokens(hidden_states, logits, place)
             if tokens_N is None:
-                out_ND = out_ND + self._delta(x_ND, shared, place)
+                out_ND = out_ND + self._delta(x_ND, logits, place)
             elif len(tokens_N):
-                out_ND = out_ND.index_add(0, tokens_N, self._delta(x_ND[tokens_N], shared[tokens_N], place))
+                out_ND = out_ND.index_add(0, tokens_N, self._delta(x_ND[tokens_N], logits[tokens_N], place))
         return out_ND
 
-    def _ffn(self, shared: Tensor) -> Tensor:
-        hidden: Tensor = self.activation(shared[:, : self.width]) * shared[:, self.width : 2 * self.width]
-        return hidden
+    def _inner(self, x_ND: Tensor, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of the first product; only those that every token needs have a bias."""
+        bias = None if self.bias_in is None or start >= self.num_shared else self.bias_in[start:stop]
+        return F.linear(x_ND, self.wide_in[start:stop], bias)
 
-    def _delta(self, x_ND: Tensor, shared: Tensor, place: _Place) -> Tensor:
-        inner = F.linear(x_ND, self.wide_in[place.rows])
-        return F.linear(self._gated(shared, inner, place), self.wide_out[:, place.columns])
+    def _delta(self, x_ND: Tensor, logits: Tensor, place: _Place) -> Tensor:
+        start, stop = place.rows.start, place.rows.stop
+        middle = (start + stop) // 2
+        gate, up = self._inner(x_ND, start, middle), self._inner(x_ND, middle, stop)
+        return F.linear(self._gated(gate, up, logits, place), self.wide_out[:, place.columns])
 
-    def _gated(self, shared: Tensor, inner: Tensor, place: _Place) -> Tensor:
+    def _gated(self, gate: Tensor, up: Tensor, logits: Tensor, place: _Place) -> Tensor:
         """g * b: (N, R)."""
-        gate_side, up_side = inner.chunk(2, dim=1)
-        hidden: Tensor = place.activation(gate_side) * up_side
+        hidden: Tensor = place.activation(gate) * up
         if place.gate is None:
             return hidden
-        return hidden * block_gate(shared[:, place.gate : place.gate + 1], place.kind)
+        return hidden * block_gate(logits[:, place.gate : place.gate + 1], place.kind)
 
-    def _tokens(self, hidden_states: Tensor, shared: Tensor, place: _Place) -> Tensor | None:
+    def _tokens(self, hidden_states: Tensor, logits: Tensor, place: _Place) -> Tensor | None:
         """Positions of the tokens to compute; None means all."""
         tokens_N = None
         if self.requests is not None:
             tokens_N = self.requests.tokens(place.name, hidden_states)
-        if place.kind != "relu" or shared.device.type != "cpu" or torch.compiler.is_compiling():
+        if place.kind != "relu" or logits.device.type != "cpu" or torch.compiler.is_compiling():
             return tokens_N
         assert place.gate is not None
-        gate_logits = shared[:, place.gate]
+        gate_logits = logits[:, place.gate]
         return open_tokens(gate_logits if tokens_N is None else gate_logits[tokens_N], tokens_N)
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -150,7 +159,7 @@ class FusedBlock(nn.Module, AnswersRequests):
 
 def _places(adapters: Sequence[Adapter], *, width: int, num_shared: int) -> list[_Place]:
     places: list[_Place] = []
-    row, column, gate = num_shared, width, 2 * width
+    row, column, gate = num_shared, width, 0
     for adapter in adapters:
         inner = adapter.w_g.out_features
         places.append(
@@ -188,19 +197,11 @@ def fuse(model: nn.Module) -> nn.Module:
     Raises:
         UserError: if there is nothing to fold: no enabled residues, or no block that is a plain gated unit.
     """
-    layers = {name: layer for name, layer in residue_layers(model).items() if layer.wanted()}
-    if not layers:
+    names = [name for name, layer in residue_layers(model).items() if layer.wanted()]
+    if not names:
         raise UserError("the model has no enabled neutral residues to fuse", do="load an extension, and enable it")
-    folded = 0
-    for name, layer in layers.items():
-        glu = plain_glu(layer.base_layer)
-        if glu is not None:
-            adapters = [layer.adapter(adapter) for adapter in layer.wanted()]
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, FusedBlock(glu, adapters))
-            folded += 1
-    if not folded:
-        block = type(next(iter(layers.values())).base_layer).__name__
+    if sum(_fold(model, name) for name in names) == 0:
+        block = type(model.get_submodule(names[0]).base_layer).__name__
         raise UserError(
             "no feed-forward block of this backbone can be fused",
             got=block,
@@ -210,6 +211,18 @@ def fuse(model: nn.Module) -> nn.Module:
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     inner.save_pretrained = _refuse_to_save  # before it writes the first of its files
     return inner.eval()
+
+
+def _fold(model: nn.Module, name: str) -> bool:
+    """Replace that block by its fused form, if it has one; nobody else holds on to the old one."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, NeutralResiduesLayer)
+    glu = plain_glu(layer.base_layer)
+    if glu is None:
+        return False
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, FusedBlock(glu, [layer.adapter(n) for n in layer.wanted()]))
+    return True
 
 
 def _refuse_to_save(*args: Any, **kwargs: Any) -> NoReturn:

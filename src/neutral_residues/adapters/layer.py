@@ -192,9 +192,9 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, AnswersRequests):
         return (
             self.skips
             and self.tap is None
-            and self.block_gate[name] == "relu"
-            and hidden_states.device.type == "cpu"
             and not torch.is_grad_enabled()
+            and self.block_gate[name] == "relu"
+            and hidden_states.is_cpu
             and not torch.compiler.is_compiling()
         )
 

@@ -23,6 +23,8 @@ BACKBONE = "__base__"
 DENSE_SHARE = 0.75
 """With more than this share of gates open, computing every token costs less than gathering (measured: LAB.md)."""
 
+NO_TOKENS = torch.empty(0, dtype=torch.long)
+
 GATHER_FROM = 64
 """A pass over fewer tokens is computed for all of them or, where every gate is 0, for none: too small to gather."""
 
@@ -129,10 +131,13 @@ def open_tokens(gate_logits: Tensor, tokens_N: Tensor | None) -> Tensor | None:
     Args:
         gate_logits: (N, 1), or any shape with as many numbers; NaN counts as open, so that it is seen.
     """
-    is_open_N = ~(gate_logits <= 0).flatten()
-    if len(is_open_N) < GATHER_FROM:
-        return tokens_N if bool(is_open_N.any()) else is_open_N.new_empty(0, dtype=torch.long)
-    chosen = is_open_N.nonzero().squeeze(1)
-    if len(chosen) > DENSE_SHARE * len(is_open_N):
+    num_tokens = gate_logits.numel()
+    if num_tokens == 1:  # a decoding step, where every microsecond counts
+        return NO_TOKENS if gate_logits.item() <= 0 else tokens_N
+    is_shut_N = (gate_logits <= 0).flatten()
+    if num_tokens < GATHER_FROM:
+        return NO_TOKENS if bool(is_shut_N.all()) else tokens_N
+    chosen = is_shut_N.logical_not().nonzero().squeeze(1)
+    if len(chosen) > DENSE_SHARE * num_tokens:
         return tokens_N
     return chosen if tokens_N is None else tokens_N[chosen]
