@@ -1,11 +1,12 @@
-"""How the cost of an extension grows: with tokens, width, layers, budget and the number of extensions.
+"""How the cost of an extension grows: with tokens, width, layers, budget, the number of extensions and open gates.
 
     python benchmarks/growth.py [--rounds 8] [--output FILE.json]
 
 One thing is changed at a time from the middle of the road: a random Llama of width 512 with 4 layers, 256 tokens, one
 extension of 20 %. Each point is the time of a prefill by the backbone's, in turns: with all gates shut and all open, on
 the default path and fused; and of a training step (forward, local loss, backward) by the backbone's with all weights
-training.
+training. `open share` opens the gates of that share of tokens, at random, gathers them always, and shows from where on
+computing every token is as fast.
 """
 
 import argparse
@@ -19,12 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from inference import all_of_them, run
-from models import bound_of, extended, finished, in_turns, random_llama, ratio, set_gates
+from models import bound_of, extended, finished, in_turns, open_some_gates, random_llama, ratio, set_gates
+from neutral_residues.adapters import open_tokens
 from neutral_residues.loading import pick_device
 from neutral_residues.losses import SOURCE, TARGET, next_token_nats
 from neutral_residues.mixin import local_loss
 from neutral_residues.speed import Measured
 
+OPEN_SHARE = "open share"
 MIDDLE: dict[str, Any] = {"tokens": 256, "width": 512, "layers": 4, "budget": 0.2, "extensions": 1}
 AXES: dict[str, list[float]] = {
     "tokens": [16, 64, 256, 1024],
@@ -32,6 +35,7 @@ AXES: dict[str, list[float]] = {
     "layers": [2, 4, 8],
     "budget": [0.05, 0.1, 0.2, 0.4],
     "extensions": [1, 2, 4],
+    OPEN_SHARE: [0.0, 0.25, 0.5, 0.75, 0.9],
 }
 
 
@@ -46,49 +50,76 @@ def train_step(model: nn.Module, input_ids: Tensor, labels: Tensor | None) -> No
     model.zero_grad()
 
 
+Seconds = dict[str, list[float]]
+
+
+def measured(
+    group: str, name: str, against: str, seconds: Seconds, *, axis: str, value: float, limit: float
+) -> Measured:
+    return Measured(
+        group=f"{group} by {axis}",
+        name=name,
+        against=against,
+        ratio=ratio(seconds, name, against),
+        bound=limit,
+        value=statistics.median(seconds[name]),
+        x=float(value),
+        x_label=axis,
+    )
+
+
+def sized(axis: str, value: float) -> tuple[Any, Tensor]:
+    """A model and tokens with one thing changed."""
+    size = {**MIDDLE, axis: type(MIDDLE.get(axis, 0.0))(value)}
+    backbone = random_llama(width=size["width"], layers=size["layers"])
+    model = extended(backbone, budget=size["budget"], extensions=size["extensions"])
+    generator = torch.Generator().manual_seed(0)
+    return model, torch.randint(8192, (1, size["tokens"]), generator=generator).to(pick_device())
+
+
 def point(axis: str, value: float, *, rounds: int) -> list[Measured]:
     """All measurements with one thing changed."""
-    size = {**MIDDLE, axis: type(MIDDLE[axis])(value)}
-    model = extended(
-        random_llama(width=size["width"], layers=size["layers"]), budget=size["budget"], extensions=size["extensions"]
-    )
-    bound = bound_of(model)
-    generator = torch.Generator().manual_seed(0)
-    input_ids = torch.randint(8192, (1, size["tokens"]), generator=generator).to(pick_device())
-    rows: list[Measured] = []
-
-    def add(group: str, name: str, seconds: dict[str, list[float]], against: str, limit: float) -> None:
-        rows.append(
-            Measured(
-                group=f"{group} by {axis}",
-                name=name,
-                against=against,
-                ratio=ratio(seconds, name, against),
-                bound=limit,
-                value=statistics.median(seconds[name]),
-                x=float(value),
-                x_label=axis,
-            )
-        )
-
+    model, input_ids = sized(axis, value)
+    bound, rows = bound_of(model), []
     for is_open in (False, True):
         set_gates(model, is_open=is_open)
         models = {who: m for who, m in all_of_them(model).items() if who != "plain"}
         tasks = {who: functools.partial(run, m, input_ids) for who, m in models.items()}
         names = {who: f"{who}, gates {'open' if is_open else 'shut'}" for who in ("skip", "fused")}
         seconds = {names.get(who, who): values for who, values in in_turns(tasks, rounds=rounds).items()}
-        for name in names.values():
-            add("prefill", name, seconds, "backbone", bound.run_open if is_open else 1.0)
+        limit = bound.run_open if is_open else 1.0
+        rows += [
+            measured("prefill", name, "backbone", seconds, axis=axis, value=value, limit=limit)
+            for name in names.values()
+        ]
     everything = copy.deepcopy(model).unload().train().requires_grad_(True)
     labels = torch.full_like(input_ids, TARGET)
-    labels[:, : max(1, size["tokens"] // 10)] = SOURCE
+    labels[:, : max(1, input_ids.shape[1] // 10)] = SOURCE
     trained = {
         "full fine-tuning": functools.partial(train_step, everything, input_ids, None),
         "neutral residues": functools.partial(train_step, model.train(), input_ids, labels),
     }
     seconds = in_turns(trained, rounds=rounds)
-    add("training", "neutral residues", seconds, "full fine-tuning", bound.train_frozen)
+    limit, against = bound.train_frozen, "full fine-tuning"
+    rows.append(measured("training", "neutral residues", against, seconds, axis=axis, value=value, limit=limit))
     return rows
+
+
+def gathered(share: float, *, rounds: int) -> list[Measured]:
+    """Prefill with gates open on that share of the tokens: gathered, and computed for every token."""
+    model, input_ids = sized(OPEN_SHARE, share)
+    open_some_gates(model, share)
+    models = {name: m for name, m in all_of_them(model).items() if name != "fused"}
+    usual, open_tokens.DENSE_SHARE = open_tokens.DENSE_SHARE, 1.0
+    seconds = in_turns({name: functools.partial(run, m, input_ids) for name, m in models.items()}, rounds=rounds)
+    open_tokens.DENSE_SHARE = usual
+    new = bound_of(model).run_open - 1
+    seconds = {"gathered": seconds["skip"], "every token": seconds["plain"], "backbone": seconds["backbone"]}
+    limits = {"gathered": 1 + share * new, "every token": 1 + new}
+    return [
+        measured("prefill", name, "backbone", seconds, axis=OPEN_SHARE, value=share, limit=limit)
+        for name, limit in limits.items()
+    ]
 
 
 def main() -> None:
@@ -97,9 +128,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    rows = [
-        row for axis in arguments.axes for value in AXES[axis] for row in point(axis, value, rounds=arguments.rounds)
-    ]
+    rows = []
+    for axis in arguments.axes:
+        for value in AXES[axis]:
+            rounds = arguments.rounds
+            rows += gathered(value, rounds=rounds) if axis == OPEN_SHARE else point(axis, value, rounds=rounds)
     finished("growth", "How the cost of an extension grows", rows, arguments)
 
 

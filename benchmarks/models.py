@@ -60,6 +60,16 @@ def set_gates(model: nn.Module, *, is_open: bool) -> None:
             w.bias.fill_(1.0 if is_open else -1.0)
 
 
+@torch.no_grad()
+def open_some_gates(model: nn.Module, share: float) -> None:
+    """Gates that are open on about this share of the tokens, at random: the FFN's input is near a unit normal."""
+    generator = torch.Generator().manual_seed(0)
+    for layer in residue_layers(model).values():
+        for w in getattr(layer, BLOCK).values():
+            w.weight.copy_(torch.randn(w.weight.shape, generator=generator) / w.in_features**0.5)
+            w.bias.fill_(statistics.NormalDist().inv_cdf(min(max(share, 1e-9), 1 - 1e-9)))
+
+
 def bound_of(model: nn.Module) -> Bound:
     """Weights in matrix products: linear layers, and the embedding once more where it is also the head."""
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]

@@ -47,6 +47,24 @@ def test_the_three_lines_define_a_trainer() -> None:
     assert issubclass(namespace["MyTrainer"], Trainer)
 
 
+def test_the_fast_example_gives_each_request_its_own() -> None:
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from neutral_residues import NeutralResiduesConfig
+
+    folder = ROOT / "src" / "neutral_residues" / "demo_data" / "backbone"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder), NeutralResiduesConfig(width=8), adapter_name="french"
+    )
+    model.add_adapter("german", NeutralResiduesConfig(width=8))
+    model.base_model.set_adapter(["french", "german"])
+    prompts = tokenizer(["The cat", "The dog", "The man"], return_tensors="pt")
+    prompts = {name: prompts[name] for name in ("input_ids", "attention_mask")} | {"max_new_tokens": 2}
+    exec(compile(blocks("python")[2], "README.md", "exec"), {"model": model.eval(), "prompts": prompts})
+
+
 def test_run_file_and_comparison_are_valid() -> None:
     run, comparison = blocks("yaml")
     assert make_run(yaml.safe_load(run)).budget == 0.20

@@ -12,7 +12,9 @@ from neutral_residues.registration import register_with_peft
 
 if TYPE_CHECKING:
     from neutral_residues.adapters.attach import NeutralResiduesModel
+    from neutral_residues.adapters.fused import fuse
     from neutral_residues.adapters.layer import residue_layers
+    from neutral_residues.adapters.open_tokens import per_request
     from neutral_residues.adapters.settings import NeutralResiduesConfig
     from neutral_residues.mixin import NeutralResiduesTrainerMixin, local_loss
     from neutral_residues.record import Record
@@ -24,6 +26,8 @@ _HOMES = {
     "NeutralResiduesConfig": "adapters.settings",
     "NeutralResiduesModel": "adapters.attach",
     "residue_layers": "adapters.layer",
+    "fuse": "adapters.fused",
+    "per_request": "adapters.open_tokens",
     "NeutralResiduesTrainerMixin": "mixin",
     "local_loss": "mixin",
     "extend": "run",
@@ -36,6 +40,8 @@ __all__ = [  # noqa: RUF022 - in the order in which people meet them
     "NeutralResiduesTrainerMixin",
     "local_loss",
     "residue_layers",
+    "fuse",
+    "per_request",
     "extend",
     "Record",
     "UserError",
