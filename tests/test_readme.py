@@ -19,6 +19,7 @@ from neutral_residues.demo import DEMO_DATA
 from neutral_residues.methods import find_method
 from neutral_residues.record import Record
 from neutral_residues.results import find
+from neutral_residues.speed import read_benchmark
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -158,6 +159,36 @@ def test_the_claims_are_those_of_the_report() -> None:
         label = name.split("/")[0]
         expected = comparison.ours.forgetting.mean if label == "neutral" else forgets[label]
         assert table_row(title)[-1] == f"{expected:+.1f} %"
+
+
+WHO_RUNS = {"plain PEFT path": "plain", "skipping": "skip", "fused": "fused"}
+WHO_TRAINS = {"neutral residues": "neutral", "gate-less adapter": "adapter", "LoRA, all linear": "lora"}
+WHO_TRAINS |= {"LoRA on the MLP": "lora-mlp"}
+
+
+def ratios(file: str) -> dict[tuple[str, str], str]:
+    rows = read_benchmark(ROOT / "docs" / "benchmarks" / f"{file}.json").rows
+    return {(row.group.split(" of training")[0], row.name): f"{row.ratio:.2f}" for row in rows}
+
+
+def test_the_times_are_those_of_the_benchmarks() -> None:
+    running = table("time, x backbone")
+    for number, (title, *cells) in enumerate(running[1:]):
+        measured = ratios("inference-400m" if number < 3 else "inference-en3m")
+        who = next(short for long, short in WHO_RUNS.items() if long in title)
+        assert cells == [measured[group, who] for group in running[0][1:]], title
+    training = table("x full fine-tuning")
+    for title, *cells in training[1:]:
+        what, size = title.split(", ")
+        measured = ratios("training-en3m" if size == "3 M weights" else "training-100m")
+        assert cells == [measured[what, WHO_TRAINS[name]] for name in training[0][1:]], title
+
+
+def table(first: str) -> list[list[str]]:
+    """Cells of the README's table whose first heading is that, without the line below the headings."""
+    lines = README[README.index(f"| {first} |") :].split("\n\n")[0].splitlines()
+    rows = [re.split(r" *\| *", line.strip("| ")) for line in lines]
+    return [rows[0], *rows[2:]]
 
 
 def test_the_file_tree_is_complete() -> None:
