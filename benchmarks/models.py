@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from neutral_residues import NeutralResiduesConfig, residue_layers
 from neutral_residues.adapters.layer import BLOCK, DOWN
+from neutral_residues.adapters.places import find_layers
 from neutral_residues.loading import pick_device
 from neutral_residues.results import provenance
 from neutral_residues.speed import Benchmark, Bound, Measured, write_benchmark
@@ -70,7 +71,7 @@ def open_some_gates(model: nn.Module, share: float) -> None:
             w.bias.fill_(statistics.NormalDist().inv_cdf(min(max(share, 1e-9), 1 - 1e-9)))
 
 
-def bound_of(model: nn.Module) -> Bound:
+def bound_of(model: PeftModel) -> Bound:
     """Weights in matrix products: linear layers, and the embedding once more where it is also the head."""
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
     adapters = {
@@ -80,7 +81,13 @@ def bound_of(model: nn.Module) -> Bound:
         for m in getattr(layer, role).values()
     }
     new = sum(m.weight.numel() for m in linears if id(m) in adapters)
-    return Bound(backbone=sum(m.weight.numel() for m in linears) - new, new=new)
+    below = 0
+    for layer in find_layers(model.get_base_model()).values():
+        mine = [m for m in layer.modules() if isinstance(m, nn.Linear)]
+        below += sum(m.weight.numel() for m in mine if id(m) not in adapters)
+        if any(id(m) in adapters for m in mine):
+            break
+    return Bound(backbone=sum(m.weight.numel() for m in linears) - new, new=new, below=below)
 
 
 def wait() -> None:

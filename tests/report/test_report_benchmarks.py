@@ -75,4 +75,5 @@ def test_a_file_that_is_cut_short(tmp_path: Path) -> None:
 
 def test_the_bounds() -> None:
     assert Bound(backbone=100, new=20).train_frozen == pytest.approx(5.2 / 6)
+    assert Bound(backbone=100, new=20, below=30).train_frozen == pytest.approx(4.6 / 6)
     assert Bound(backbone=100, new=20).run_open == pytest.approx(1.2)
