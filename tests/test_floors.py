@@ -21,7 +21,7 @@ ORDER = [
     *("adapters.low_rank", "adapters.whole", "adapters.expansion", "data.mixing", "data.noise", "loading", "methods"),
     *("corpus_check", "advice", "preparation", "text_facts", "cost", "tally", "evaluate", "breakdown", "gates"),
     *("generate", "tasks.paired", "tasks.pairs", "tasks.cloze", "tasks.suites", "tasks.keeping", "tasks.scoring"),
-    *("tasks.harness", "tasks.measure", "train", "watching", "run", "probe", "advise", "saved"),
+    *("tasks.harness", "tasks.measure", "train", "watching", "run", "probe", "advise", "saved", "measure_saved"),
     *("export.parts", "export.probe", "export.remote_code", "export.moe", "export.dense", "export.plain"),
     *("export.child", "export.check", "export.formats", "export.card", "export.export", "export.command"),
     *("cells", "compare", "planning", "commands", "demo", "cli"),

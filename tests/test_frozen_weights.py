@@ -11,9 +11,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from neutral_residues.adapters.layer import residue_layers
-from neutral_residues.commands import evaluate_folder
 from neutral_residues.config import make_run
 from neutral_residues.errors import UserError
+from neutral_residues.measure_saved import evaluate_folder
 from neutral_residues.results import find
 from neutral_residues.run import extend
 from neutral_residues.run_folder import RunFolder

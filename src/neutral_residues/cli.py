@@ -132,7 +132,7 @@ def evaluate(
 ) -> None:
     """Measure backbone and extension on any number of source and target sets, and on tasks; finished tasks are kept."""
     _quiet()
-    from neutral_residues.commands import TaskOptions, evaluate_folder
+    from neutral_residues.measure_saved import TaskOptions, evaluate_folder
 
     names = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
     options = TaskOptions(names, limit, task_data, into_record)
@@ -216,7 +216,7 @@ def _quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
-    for name in ("torch.distributed", "bitsandbytes"):
+    for name in ("torch.distributed", "bitsandbytes", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     from transformers.utils.logging import disable_progress_bar
 
