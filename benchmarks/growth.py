@@ -12,7 +12,6 @@ computing every token is as fast.
 import argparse
 import copy
 import functools
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from inference import all_of_them, run
-from models import bound_of, extended, finished, in_turns, open_some_gates, random_llama, ratio, set_gates
+from models import bound_of, extended, finished, in_turns, open_some_gates, random_llama, set_gates, timed
 from neutral_residues.adapters import open_tokens
 from neutral_residues.loading import pick_device
 from neutral_residues.losses import SOURCE, TARGET, next_token_nats
@@ -56,16 +55,9 @@ Seconds = dict[str, list[float]]
 def measured(
     group: str, name: str, against: str, seconds: Seconds, *, axis: str, value: float, limit: float
 ) -> Measured:
-    return Measured(
-        group=f"{group} by {axis}",
-        name=name,
-        against=against,
-        ratio=ratio(seconds, name, against),
-        bound=limit,
-        value=statistics.median(seconds[name]),
-        x=float(value),
-        x_label=axis,
-    )
+    rows = timed(f"{group} by {axis}", seconds, against=against, bounds={name: limit})
+    row = next(row for row in rows if row.name == name)
+    return row.model_copy(update={"x": float(value), "x_label": axis})
 
 
 def sized(axis: str, value: float) -> tuple[Any, Tensor]:

@@ -11,9 +11,6 @@ the backbone, the plain path of the PEFT model, the same with skipping (the defa
 import argparse
 import copy
 import functools
-import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from models import bound_of, extended, finished, in_turns, random_llama, ratio, set_gates
+from models import bound_of, extended, finished, in_turns, peaks, random_llama, set_gates, timed
 from neutral_residues.adapters.fused import fuse
 from neutral_residues.adapters.layer import residue_layers
 from neutral_residues.config import Corpus
@@ -33,12 +30,10 @@ from neutral_residues.loading import load_backbone, pick_device
 from neutral_residues.saved import load_saved
 from neutral_residues.speed import Bound, Measured
 
-WHO = ("backbone", "plain", "skip", "fused")
 SIDES = ("source", "target")
 
-
 Models = dict[str, nn.Module]
-"""One of `WHO` -> a model of its own, so that nothing is switched while the clock runs."""
+"""backbone, plain, skip, fused -> a model of its own, so that nothing is switched while the clock runs."""
 
 
 def twin(model: Any) -> Any:
@@ -82,21 +77,10 @@ def decode(models: Models, ids_1T: Tensor, *, prompt_tokens: int) -> dict[str, l
     return {name: values[2:] for name, values in seconds.items()}
 
 
-def against_backbone(group: str, seconds: dict[str, list[float]], *, bound: Bound, side: str) -> list[Measured]:
-    """Each runner's time against the backbone's, beside what arithmetic says of it."""
-    wide = bound.run_open
-    bounds = {"backbone": 1.0, "plain": wide, "skip": 1.0 if side == "source" else wide}
-    return [
-        Measured(
-            group=group,
-            name=name,
-            against="backbone",
-            ratio=ratio(seconds, name, "backbone"),
-            bound=bounds.get(name, bounds["skip"]),
-            value=statistics.median(values),
-        )
-        for name, values in seconds.items()
-    ]
+def bounds_of(bound: Bound, side: str) -> dict[str, float]:
+    """What arithmetic says of each, on text whose gates are all shut or all open."""
+    spared = 1.0 if side == "source" else bound.run_open
+    return {"backbone": 1.0, "plain": bound.run_open, "skip": spared, "fused": spared}
 
 
 def texts(arguments: argparse.Namespace, tokenizer: Any, side: str) -> Tensor:
@@ -130,34 +114,14 @@ def measure(arguments: argparse.Namespace) -> list[Measured]:
             set_gates(model, is_open=side == "target")
         models = all_of_them(model)
         ids_1T = texts(arguments, tokenizer, side).to(pick_device())
+        bounds = bounds_of(bound, side)
         seconds = decode(models, ids_1T, prompt_tokens=arguments.prompt_tokens)
-        rows += against_backbone(f"decode, {side} text", seconds, bound=bound, side=side)
-        rows += against_backbone(
-            f"prefill, {side} text", prefill(models, ids_1T, rounds=arguments.rounds), bound=bound, side=side
-        )
-    return rows + memory(arguments, bound) + (start_up(arguments) if arguments.extension else [])
-
-
-def memory(arguments: argparse.Namespace, bound: Bound) -> list[Measured]:
-    """Peak of a process of its own for each: load, one prefill, and a fused model's folding."""
-    command = [sys.executable, *sys.argv, "--only-memory"]
-    peaks = {
-        who: int(subprocess.run([*command, who], check=True, capture_output=True, text=True).stdout.split()[-1])
-        for who in ("nothing", "backbone", "skip", "fused")
-    }
-    nothing = peaks.pop("nothing")  # Python and PyTorch themselves
-    return [
-        Measured(
-            group="peak memory above Python's own",
-            name=who,
-            against="backbone",
-            quantity="memory",
-            ratio=(peak - nothing) / (peaks["backbone"] - nothing),
-            bound=1.0 if who == "backbone" else bound.run_open,
-            value=peak,
-        )
-        for who, peak in peaks.items()
-    ]
+        rows += timed(f"decode, {side} text", seconds, against="backbone", bounds=bounds)
+        seconds = prefill(models, ids_1T, rounds=arguments.rounds)
+        rows += timed(f"prefill, {side} text", seconds, against="backbone", bounds=bounds)
+    wide = {"backbone": 1.0, "skip": bound.run_open, "fused": bound.run_open}
+    rows += peaks("peak memory above Python's own", tuple(wide), against="backbone", bounds=wide)
+    return rows + (start_up(arguments) if arguments.extension else [])
 
 
 def only_memory(arguments: argparse.Namespace) -> None:
@@ -186,17 +150,7 @@ def start_up(arguments: argparse.Namespace) -> list[Measured]:
         "skip": lambda: load_saved(arguments.extension),
         "fused": lambda: fuse(load_saved(arguments.extension).model),
     }
-    seconds = in_turns(tasks, rounds=arguments.rounds)
-    return [
-        Measured(
-            group="start-up",
-            name=who,
-            against="backbone",
-            ratio=ratio(seconds, who, "backbone"),
-            value=statistics.median(values),
-        )
-        for who, values in seconds.items()
-    ]
+    return timed("start-up", in_turns(tasks, rounds=arguments.rounds), against="backbone")
 
 
 def main() -> None:

@@ -3,9 +3,10 @@
 import argparse
 import shlex
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -18,6 +19,9 @@ from neutral_residues.adapters.places import find_layers
 from neutral_residues.loading import pick_device
 from neutral_residues.results import provenance
 from neutral_residues.speed import Benchmark, Bound, Measured, write_benchmark
+
+Bounds = Mapping[str, float | None]
+NO_BOUNDS: Bounds = {}
 
 
 def random_llama(*, width: int, layers: int, vocabulary: int = 8192) -> nn.Module:
@@ -115,6 +119,46 @@ def in_turns(tasks: Mapping[str, Callable[[], object]], *, rounds: int, warm_up:
 def ratio(seconds: Mapping[str, list[float]], name: str, against: str) -> float:
     """Median over rounds of one task's time by another's."""
     return statistics.median(a / b for a, b in zip(seconds[name], seconds[against], strict=True))
+
+
+def timed(
+    group: str, seconds: Mapping[str, list[float]], *, against: str, bounds: Bounds = NO_BOUNDS
+) -> list[Measured]:
+    """A row for each task: its time by that of `against`."""
+    return [
+        Measured(
+            group=group,
+            name=name,
+            against=against,
+            ratio=ratio(seconds, name, against),
+            bound=bounds.get(name),
+            value=statistics.median(values),
+        )
+        for name, values in seconds.items()
+    ]
+
+
+def peaks(group: str, names: Sequence[str], *, against: str, bounds: Bounds = NO_BOUNDS) -> list[Measured]:
+    """A row for each: the peak of a process of its own (this script with `--only-memory NAME`) above a bare one's."""
+    found = {name: _peak_bytes(name) for name in names}
+    nothing = _peak_bytes("nothing")  # Python and PyTorch themselves
+    return [
+        Measured(
+            group=group,
+            name=name,
+            against=against,
+            quantity="memory",
+            ratio=(peak - nothing) / (found[against] - nothing),
+            bound=bounds.get(name),
+            value=peak,
+        )
+        for name, peak in found.items()
+    ]
+
+
+def _peak_bytes(name: str) -> int:
+    command = [sys.executable, *sys.argv, "--only-memory", name]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def finished(name: str, title: str, rows: list[Measured], arguments: argparse.Namespace) -> None:

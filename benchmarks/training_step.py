@@ -9,16 +9,13 @@ local loss), backward, clipping and AdamW, as in training, without data loading.
 """
 
 import argparse
-import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from models import bound_of, finished, in_turns, random_llama, ratio
+from models import bound_of, finished, in_turns, peaks, random_llama, timed
 from neutral_residues.config import RunConfig, make_run
 from neutral_residues.cost import peak_memory_bytes
 from neutral_residues.loading import load_backbone, pick_device
@@ -76,39 +73,12 @@ def make_step(method: str, arguments: argparse.Namespace) -> Callable[[], None]:
     return step
 
 
-def peak_bytes(who: str) -> int:
-    """Peak memory of three steps in a process of its own; "nothing" only imports."""
-    command = [sys.executable, *sys.argv, "--only-memory", who]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
 def measure(arguments: argparse.Namespace) -> list[Measured]:
     names = arguments.methods
-    memory = {name: peak_bytes(name) for name in names}
-    nothing = peak_bytes("nothing")
+    memory = peaks("peak memory of training above Python's own", names, against="finetune")
     seconds = in_turns({name: make_step(name, arguments) for name in names}, rounds=arguments.rounds)
-    rows = [
-        Measured(
-            group="training step",
-            name=name,
-            against="finetune",
-            ratio=ratio(seconds, name, "finetune"),
-            bound=time_bound(name, arguments),
-            value=statistics.median(values),
-        )
-        for name, values in seconds.items()
-    ]
-    return rows + [
-        Measured(
-            group="peak memory of training above Python's own",
-            name=name,
-            against="finetune",
-            quantity="memory",
-            ratio=(peak - nothing) / (memory["finetune"] - nothing),
-            value=peak,
-        )
-        for name, peak in memory.items()
-    ]
+    bounds = {name: time_bound(name, arguments) for name in names}
+    return timed("training step", seconds, against="finetune", bounds=bounds) + memory
 
 
 def time_bound(name: str, arguments: argparse.Namespace) -> float | None:

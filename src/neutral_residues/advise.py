@@ -7,6 +7,7 @@ run's own output folder stays untouched: it must be free when the run starts.
 """
 
 import statistics
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,16 @@ from neutral_residues.display import human_bytes, human_seconds
 from neutral_residues.errors import UserError
 from neutral_residues.evaluate import evaluate
 from neutral_residues.files import write_json
-from neutral_residues.loading import empty_backbone, load_backbone, load_config, load_tokenizer, pick_device
+from neutral_residues.loading import empty_backbone, load_config, load_tokenizer, pick_device
 from neutral_residues.methods import find_method, resolved
-from neutral_residues.preparation import RunData, check_context, make_rows, prepare_data, tokens_per_step, wants_bf16
+from neutral_residues.preparation import (
+    RunData,
+    check_context,
+    frozen_backbone,
+    make_rows,
+    prepare_data,
+    tokens_per_step,
+)
 from neutral_residues.probe import Rehearsal, probe, whole_run_seconds
 from neutral_residues.text_facts import corpus_facts, distances, sample_stream, text_facts
 
@@ -101,12 +109,7 @@ def _with_bits(
         sample_stream(stream, SAMPLE_TOKENS, tokenizer) for stream in (*data.train, *data.evaluate, *data.validate)
     ]
     device = pick_device()
-    model = load_backbone(
-        config.model,
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-        dtype=torch.bfloat16 if wants_bf16(config, device) else torch.float32,
-    ).to(device)
+    model = frozen_backbone(config, device)
     found = []
     for facts, stream in zip(texts, streams, strict=True):  # one by one: train and held-out parts may share a name
         (score,) = evaluate(
@@ -160,9 +163,7 @@ def print_advice(advice: Advice, config: RunConfig, *, console: Console) -> None
     elif find_method(config.method).learning_rate is None:
         console.print(f"{config.method} trains nothing, so there is no step to try")
     print_warnings(advice.warnings, console=console)
-    table = Table(title="Recommended", title_justify="left")
-    for column in ("setting", "value", "in the run", "why"):
-        table.add_column(column, justify="right" if column in ("value", "in the run") else "left")
+    table = _headed("Recommended", ["setting", "value", "in the run", "why"], right=("value", "in the run"))
     for r in advice.recommendations:
         table.add_row(r.setting, f"{r.value:g}", f"{r.now:g}", r.reason)
     console.print(table)
@@ -174,35 +175,37 @@ def print_warnings(lines: list[str], *, console: Console) -> None:
         console.print(Text.assemble(("warning: ", "bold yellow"), line))
 
 
+def _headed(title: str, columns: Sequence[str], *, right: Collection[str]) -> Table:
+    """An empty table; the columns named in `right` hold numbers."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left")
+    return table
+
+
 def _texts_table(texts: list[TextFacts]) -> Table:
-    table = Table(title="Texts under the backbone", title_justify="left")
-    for column in ("text", "role", "use"):
-        table.add_column(column)
-    for column in ("documents", "tokens", "bytes/token", "tokens/word", "bits/byte", "bits/sign"):
-        table.add_column(column, justify="right")
+    sizes = ["documents", "tokens", "bytes/token", "tokens/word", "bits/byte", "bits/sign"]
+    table = _headed("Texts under the backbone", ["text", "role", "use", *sizes], right=sizes)
     for text in texts:
         per_word = "-" if text.tokens_per_word is None else f"{text.tokens_per_word:.2f}"
         bits = [f"{value:.3f}" if value is not None else "-" for value in (text.backbone_bits, text.bits_per_sign)]
-        sizes = [f"{text.num_documents:,}", f"{text.num_tokens:,}", f"{text.num_bytes / text.num_tokens:.2f}"]
-        table.add_row(text.name, text.role, text.use, *sizes, per_word, *bits)
+        counts = [f"{text.num_documents:,}", f"{text.num_tokens:,}", f"{text.num_bytes / text.num_tokens:.2f}"]
+        table.add_row(text.name, text.role, text.use, *counts, per_word, *bits)
     return table
 
 
 def _distance_table(found: list[DistanceFacts]) -> Table:
-    table = Table(title="How far replay is (0: like itself, 1: as far as the target)", title_justify="left")
-    table.add_column("source set")
-    for column in ("distance", "divergence [bits]", "replay to itself", "replay to target"):
-        table.add_column(column, justify="right")
+    title = "How far replay is (0: like itself, 1: as far as the target)"
+    numbers = ["distance", "divergence [bits]", "replay to itself", "replay to target"]
+    table = _headed(title, ["source set", *numbers], right=numbers)
     for d in found:
         table.add_row(d.set, f"{d.way_to_target:.2f}", f"{d.bits:.3f}", f"{d.replay_bits:.3f}", f"{d.target_bits:.3f}")
     return table
 
 
 def _corpora_table(corpora: list[CorpusFacts]) -> Table:
-    table = Table(title="What training text holds twice", title_justify="left")
-    table.add_column("corpus")
-    for column in ("looked at", "copies", "nearly copies", "repeated lines"):
-        table.add_column(column, justify="right")
+    numbers = ["looked at", "copies", "nearly copies", "repeated lines"]
+    table = _headed("What training text holds twice", ["corpus", *numbers], right=numbers)
     for c in corpora:
         shares = (c.duplicate_share, c.near_duplicate_share, c.boilerplate_share)
         looked_at = f"{c.checked_documents:,} documents, {human_bytes(c.checked_bytes)}"

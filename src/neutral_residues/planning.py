@@ -24,9 +24,9 @@ from neutral_residues.config import RunConfig
 from neutral_residues.cost import WeightCount
 from neutral_residues.display import human_bytes, human_seconds
 from neutral_residues.errors import UserError
-from neutral_residues.loading import empty_backbone, load_backbone, load_config, load_tokenizer, pick_device
+from neutral_residues.loading import empty_backbone, load_config, load_tokenizer, pick_device
 from neutral_residues.methods import find_method
-from neutral_residues.preparation import RunData, prepare_data, wants_bf16
+from neutral_residues.preparation import RunData, frozen_backbone, prepare_data
 from neutral_residues.record import Record
 
 PROBE_SECONDS = 2.0
@@ -146,10 +146,7 @@ def _operations_per_second(config: RunConfig, *, threads: int) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     device = pick_device()
-    dtype = torch.bfloat16 if wants_bf16(config, device) else torch.float32
-    model = load_backbone(
-        config.model, revision=config.revision, trust_remote_code=config.trust_remote_code, dtype=dtype
-    ).to(device)
+    model = frozen_backbone(config, device)
     rows = torch.zeros((config.training.batch_rows, config.data.block_tokens), dtype=torch.long, device=device)
     passes, start = 0, time.monotonic()
     while passes < 2 or time.monotonic() - start < PROBE_SECONDS:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from neutral_residues.config import Corpus, RunConfig
 from neutral_residues.data.encoding import end_of_text_id
@@ -17,7 +17,7 @@ from neutral_residues.data.noise import NoisedMixture
 from neutral_residues.data.tokens import TokenStream, check_not_the_same, tokenise
 from neutral_residues.errors import UserError
 from neutral_residues.files import default_cache_folder
-from neutral_residues.loading import Quantised, context_length
+from neutral_residues.loading import Quantised, context_length, load_backbone, on_device
 from neutral_residues.methods import find_method
 from neutral_residues.record import EvaluationSet
 
@@ -133,6 +133,19 @@ def wants_bf16(config: RunConfig, device: torch.device) -> bool:
     if config.training.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return config.training.precision == "bfloat16"
+
+
+def frozen_backbone(config: RunConfig, device: torch.device) -> PreTrainedModel:
+    """The run's backbone on `device`, held as weights are that do not train."""
+    dtype, quantised = frozen_precision(config, device)
+    model = load_backbone(
+        config.model,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        dtype=dtype,
+        quantised=quantised,
+    )
+    return on_device(model, device)
 
 
 class FrozenPrecision(NamedTuple):

@@ -29,14 +29,14 @@ from neutral_residues.evaluate import evaluate
 from neutral_residues.files import whole_folder
 from neutral_residues.gates import default_texts, gate_texts
 from neutral_residues.generate import check_prompt, generate_both
-from neutral_residues.loading import load_backbone, load_config, load_tokenizer, on_device, pick_device
+from neutral_residues.loading import load_backbone, load_config, load_tokenizer, pick_device
 from neutral_residues.methods import Method, find_method, learning_rate, resolved
 from neutral_residues.model_card import write_card
 from neutral_residues.preparation import (
     RunData,
     check_context,
     first_rank_first,
-    frozen_precision,
+    frozen_backbone,
     is_first_rank,
     make_rows,
     prepare_data,
@@ -207,17 +207,17 @@ class Run:
         return cost.model_copy(update={"wall_seconds": seconds, "threads": torch.get_num_threads()})
 
     def _backbone(self, *, frozen: bool) -> nn.Module:
+        if frozen:
+            return frozen_backbone(self.config, self.device)
         # Weights that train are kept in float32, and autocast casts them.
-        dtype, quantised = frozen_precision(self.config, self.device) if frozen else (torch.float32, None)
         config = self.config
         model = load_backbone(
             config.model,
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
-            dtype=dtype,
-            quantised=quantised,
+            dtype=torch.float32,
         )
-        return on_device(model, self.device)
+        return model.to(self.device)
 
     def _display(self) -> TrainingDisplay:
         training = self.config.training

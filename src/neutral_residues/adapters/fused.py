@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from neutral_residues.adapters.glu import Glu, plain_glu
 from neutral_residues.adapters.layer import Adapter, NeutralResiduesLayer, residue_layers
 from neutral_residues.adapters.neutral import BlockGate, block_gate
-from neutral_residues.adapters.open_tokens import AnswersRequests, open_tokens
+from neutral_residues.adapters.open_tokens import AnswersRequests, can_skip, open_tokens
 from neutral_residues.errors import UserError
 
 
@@ -86,7 +86,7 @@ class FusedBlock(nn.Module, AnswersRequests):
         if self.training and torch.is_grad_enabled():
             raise UserError("a fused model cannot train", do="train the extension itself, and fuse it again")
         x_ND = hidden_states.flatten(0, -2)
-        in_parts = self.requests is not None or (x_ND.device.type == "cpu" and not torch.compiler.is_compiling())
+        in_parts = self.requests is not None or (x_ND.is_cpu and not torch.compiler.is_compiling())
         out_ND = self._in_parts(hidden_states, x_ND) if in_parts else self._at_once(x_ND)
         return out_ND.view(hidden_states.shape)
 
@@ -147,7 +147,7 @@ class FusedBlock(nn.Module, AnswersRequests):
         tokens_N = None
         if self.requests is not None:
             tokens_N = self.requests.tokens(place.name, hidden_states)
-        if place.kind != "relu" or logits.device.type != "cpu" or torch.compiler.is_compiling():
+        if not can_skip(place.kind, logits):
             return tokens_N
         assert place.gate is not None
         gate_logits = logits[:, place.gate]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from neutral_residues.adapters.glu import Glu, can_train_frozen, frozen_glu, plain_glu
 from neutral_residues.adapters.neutral import BlockGate, Residue, initialise, new_projections, residue
-from neutral_residues.adapters.open_tokens import AnswersRequests, open_tokens
+from neutral_residues.adapters.open_tokens import AnswersRequests, can_skip, open_tokens
 from neutral_residues.adapters.places import activation_module
 from neutral_residues.adapters.settings import PREFIX, NeutralResiduesConfig
 from neutral_residues.errors import UserError
@@ -189,14 +189,8 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, AnswersRequests):
         return open_tokens(w(x.to(w.weight.dtype)), tokens_N)
 
     def _may_skip(self, hidden_states: Tensor, name: str) -> bool:
-        return (
-            self.skips
-            and self.tap is None
-            and not torch.is_grad_enabled()
-            and self.block_gate[name] == "relu"
-            and hidden_states.is_cpu
-            and not torch.compiler.is_compiling()
-        )
+        unwatched = self.skips and self.tap is None and not torch.is_grad_enabled()
+        return unwatched and can_skip(self.block_gate[name], hidden_states)
 
     def _check_loaded(self, name: str) -> None:
         """Once for each adapter that was made for a checkpoint: raise unless all its weights have come."""

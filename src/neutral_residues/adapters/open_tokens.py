@@ -8,6 +8,7 @@ fewer rows, which may round the last bit differently.
 Suffixes: N chosen tokens, of all tokens of the batch in row-major order.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -64,13 +65,14 @@ class Requests:
             raise _wrong_length(len(self.names), num_rows)
 
 
-class AnswersRequests:
+class AnswersRequests(ABC):
     """A module that computes adapters by name."""
 
     requests: Requests | None = None
 
+    @abstractmethod
     def known_adapters(self) -> list[str]:
-        raise NotImplementedError
+        """The names that it can be asked for."""
 
 
 @contextmanager
@@ -123,6 +125,11 @@ def _check_names(names: Sequence[str], *, known: Sequence[str]) -> None:
                 allowed=f"{', '.join(known) or 'none is'}, or {BACKBONE} for none",
                 do=nearest(name, known),
             )
+
+
+def can_skip(kind: str, x: Tensor) -> bool:
+    """Whether a token's gate can be exactly 0, and the host may look at it without making an accelerator wait."""
+    return kind == "relu" and x.is_cpu and not torch.compiler.is_compiling()
 
 
 def open_tokens(gate_logits: Tensor, tokens_N: Tensor | None) -> Tensor | None:

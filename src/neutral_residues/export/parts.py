@@ -4,13 +4,12 @@ The writers of all formats work from these parts and meet neither PEFT nor the t
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from neutral_residues.adapters.layer import BLOCK, DOWN, GATE, UP, residue_layers
+from neutral_residues.adapters.layer import NeutralResiduesLayer, residue_layers
 from neutral_residues.adapters.neutral import BlockGate, Projections
 from neutral_residues.adapters.places import find_blocks, find_layers
 from neutral_residues.errors import UserError, first_line
@@ -102,18 +101,10 @@ def _merged(model: PeftModel) -> PreTrainedModel:
         raise UserError(f"PEFT cannot merge {kind}", got=first_line(error), do="serve it with PEFT") from error
 
 
-def _adapter(model: PeftModel, name: str, layers: dict[str, Any]) -> Adapter:
+def _adapter(model: PeftModel, name: str, layers: dict[str, NeutralResiduesLayer]) -> Adapter:
     config = model.peft_config[name]
-    beside = {
-        place: Projections(
-            w_g=getattr(layer, GATE)[name],
-            w_i=getattr(layer, UP)[name],
-            w_o=getattr(layer, DOWN)[name],
-            w=getattr(layer, BLOCK)[name] if config.gated else None,
-        )
-        for place, layer in layers.items()
-        if name in layer.width
-    }
+    there = {place: layer.adapter(name) for place, layer in layers.items() if name in layer.width}
+    beside = {place: Projections(w_g=a.w_g, w_i=a.w_i, w_o=a.w_o, w=a.w) for place, a in there.items()}
     return Adapter(name, config.block_gate, config.activation, config.width, beside)
 
 

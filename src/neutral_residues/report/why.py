@@ -79,7 +79,7 @@ def moved(section: Section) -> str:
         return ""
     parts = []
     for breakdown in point.first.breakdowns:
-        changes = {c.kind: c.extended - c.backbone for c in breakdown.classes}
+        changes = _changes(breakdown)
         largest = sorted(changes, key=lambda kind: -abs(changes[kind]))[:2]
         kinds = ", ".join(f"{kind} {numbers.number(changes[kind], 3, sign=True)}" for kind in largest)
         total = numbers.number(breakdown.change, 3, sign=True)

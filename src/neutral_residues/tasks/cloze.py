@@ -16,15 +16,14 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from neutral_residues.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from neutral_residues.evaluate import ScorableText
 
 NUM_CHOICES = 4
 MAX_ITEMS = 500
@@ -40,22 +39,6 @@ SENTENCE = re.compile(
 )
 
 
-class Documents(Protocol):
-    """An evaluation set as tokens."""
-
-    @property
-    def name(self) -> str:
-        """How the set is called."""
-
-    @property
-    def tokens(self) -> NDArray[Any]:
-        """(num_tokens,) each document ends with the end-of-text token."""
-
-    @property
-    def document_ends(self) -> NDArray[np.int64]:
-        """(num_documents,) where each document ends in `tokens`."""
-
-
 @dataclass(frozen=True)
 class _Gap:
     """A place where a sentence follows a paragraph."""
@@ -67,7 +50,7 @@ class _Gap:
 
 
 def cloze_items(
-    stream: Documents, tokenizer: "PreTrainedTokenizerBase", *, context_tokens: int
+    stream: "ScorableText", tokenizer: "PreTrainedTokenizerBase", *, context_tokens: int
 ) -> list[dict[str, Any]]:
     """The items of a set: each with "context", "choices" and "answer", the number of the right choice.
 
@@ -118,7 +101,7 @@ def cloze_task(name: str) -> dict[str, Any]:
 
 
 def _texts(
-    stream: Documents, tokenizer: "PreTrainedTokenizerBase", generator: random.Random
+    stream: "ScorableText", tokenizer: "PreTrainedTokenizerBase", generator: random.Random
 ) -> Iterator[tuple[int, str]]:
     """Number and text of documents, a random part of many."""
     ends = stream.document_ends.tolist()

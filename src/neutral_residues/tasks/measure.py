@@ -21,7 +21,7 @@ from neutral_residues.config import Role
 from neutral_residues.data.encoding import tokenizer_key
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.record import TaskScore
-from neutral_residues.tasks.cloze import Documents, cloze_items, cloze_task
+from neutral_residues.tasks.cloze import cloze_items, cloze_task
 from neutral_residues.tasks.keeping import Kept, value_hash
 from neutral_residues.tasks.pairs import pairs_task, read_pairs
 from neutral_residues.tasks.scoring import choose_metric, sample_lines, score_task
@@ -29,6 +29,8 @@ from neutral_residues.tasks.suites import PAPER, AskedTask, asked_tasks, paper_s
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from neutral_residues.evaluate import ScorableText
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def check_tasks(
     tokenizer: "PreTrainedTokenizerBase",
     *,
     settings: TaskSettings,
-    streams: Sequence[Documents],
+    streams: Sequence["ScorableText"],
     folder: Path,
 ) -> None:
     """Raise now what would be raised when a long training is over: data that are not there, sets without items.
@@ -107,7 +109,7 @@ def measure_tasks(
     tasks: Sequence[AskedTask],
     *,
     settings: TaskSettings,
-    streams: Sequence[Documents],
+    streams: Sequence["ScorableText"],
     folder: Path,
     model_key: str,
     reference: nn.Module | None = None,
@@ -162,7 +164,7 @@ class _Own:
 
 
 def _own_items(
-    task: AskedTask, tokenizer: "PreTrainedTokenizerBase", streams: Mapping[str, Documents], settings: TaskSettings
+    task: AskedTask, tokenizer: "PreTrainedTokenizerBase", streams: Mapping[str, "ScorableText"], settings: TaskSettings
 ) -> _Own | None:
     if task.kind == "pairs":
         assert task.file is not None
