@@ -1,0 +1,64 @@
+"""A fixed tiny run and everything that a refactor must not change: inputs, losses, measurements, logits.
+
+    python tests/golden/golden_run.py FILE      writes what the code gives now
+
+`golden.json` beside this file was written that way. Whoever changes the numbers on purpose writes it anew, in a
+commit that says why (and LAB.md has the reason).
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import AutoPeftModelForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from tiny_run import run_values
+
+from neutral_residues import extend
+from neutral_residues.config import make_run
+from neutral_residues.loading import load_tokenizer
+from neutral_residues.preparation import make_rows, prepare_data
+
+NUM_ROWS = 16
+PROMPT = "the cat sat on a mat, le chat est sur un tapis"
+
+
+def golden_run(folder: Path) -> dict[str, Any]:
+    """Train and measure the tiny run in `folder`; numbers as JSON holds them, exact to the last bit."""
+    values = run_values(folder) | {"seed": 3}
+    values["evaluation"] = values["evaluation"] | {"prompts": ["le "]}
+    config = make_run(values)
+    tokenizer = load_tokenizer(config.model)
+    rows = make_rows(config, prepare_data(config, tokenizer, show_progress=False), tokenizer)
+    record = extend(config).model_dump(mode="json")
+    for part in ("created", "provenance", "config"):
+        del record[part]
+    for part in ("seconds", "step_seconds", "wall_seconds", "tokens_per_second", "peak_memory_bytes", "threads"):
+        del record["cost"][part]
+    model = AutoPeftModelForCausalLM.from_pretrained(config.output / "extension").eval()
+    input_ids = tokenizer(PROMPT, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        logits = model(input_ids=input_ids).logits[0, -1]
+    return {
+        "input_ids": [rows[i]["input_ids"].tolist() for i in range(NUM_ROWS)],
+        "domain_labels": [rows[i]["domain_labels"].tolist() for i in range(NUM_ROWS)],
+        "corpus_id": [rows[i]["corpus_id"] for i in range(NUM_ROWS)],
+        "record": record,
+        "last_logits": logits.tolist(),
+    }
+
+
+def main(path: Path) -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        found = golden_run(Path(folder))
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
