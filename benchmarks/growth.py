@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from inference import all_of_them, run
 from models import bound_of, extended, finished, in_turns, open_some_gates, random_llama, set_gates, timed
-from neutral_residues.adapters import open_tokens
-from neutral_residues.loading import pick_device
-from neutral_residues.losses import SOURCE, TARGET, next_token_nats
-from neutral_residues.mixin import local_loss
-from neutral_residues.speed import Measured
+from neutral_residues.backbone import pick_device
+from neutral_residues.data.labels import SOURCE, TARGET
+from neutral_residues.losses import next_token_nats
+from neutral_residues.results.benchmark import Measured
+from neutral_residues.training.local_loss import local_loss
+from neutral_residues.tuner import skipping as open_tokens
 
 OPEN_SHARE = "open share"
 MIDDLE: dict[str, Any] = {"tokens": 256, "width": 512, "layers": 4, "budget": 0.2, "extensions": 1}

@@ -14,11 +14,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from neutral_residues import NeutralResiduesConfig, residue_layers
-from neutral_residues.adapters.layer import BLOCK, DOWN
-from neutral_residues.adapters.places import find_layers
-from neutral_residues.loading import pick_device
-from neutral_residues.results import provenance
-from neutral_residues.speed import Benchmark, Bound, Measured, write_benchmark
+from neutral_residues.backbone import pick_device
+from neutral_residues.results.benchmark import Benchmark, Bound, Measured, write_benchmark
+from neutral_residues.results.store import provenance
+from neutral_residues.tuner.blocks import find_layers
+from neutral_residues.tuner.layer import BLOCK, DOWN
 
 Bounds = Mapping[str, float | None]
 NO_BOUNDS: Bounds = {}

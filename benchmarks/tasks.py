@@ -24,13 +24,13 @@ from peft import get_peft_model
 from rich.console import Console
 from torch import nn
 
-import neutral_residues.tasks.harness as harness
+import neutral_residues.evaluation.tasks.lm_eval_bridge as harness
 from neutral_residues import NeutralResiduesConfig
-from neutral_residues.demo import DEMO_DATA
-from neutral_residues.evaluate import as_backbone, inference
-from neutral_residues.loading import load_backbone, load_tokenizer
-from neutral_residues.tasks.measure import TaskSettings, measure_tasks, plan_tasks
-from neutral_residues.tasks.pairs import pair_files, pairs_task, read_pairs
+from neutral_residues.backbone import load_backbone, load_tokenizer
+from neutral_residues.demo.run import DEMO_DATA
+from neutral_residues.evaluation.evaluate import as_backbone, inference
+from neutral_residues.evaluation.tasks.minimal_pairs import pair_files, pairs_task, read_pairs
+from neutral_residues.evaluation.tasks.runner import TaskSettings, measure_tasks, plan_tasks
 
 TASK = "blimp-en"
 

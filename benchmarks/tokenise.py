@@ -70,8 +70,8 @@ def tokenise_here(corpus_path: Path, model: Path, num_workers: int) -> dict[str,
     """Tokenise one corpus in this process (and its workers), without a cache from before."""
     from transformers import AutoTokenizer
 
-    from neutral_residues.config import Corpus
-    from neutral_residues.data.tokens import tokenise
+    from neutral_residues.config.run import Corpus
+    from neutral_residues.data.token_stream import tokenise
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     corpus = Corpus(name="benchmark", role="target", path=corpus_path)

@@ -16,13 +16,14 @@ import torch
 from torch import nn
 
 from models import bound_of, finished, in_turns, peaks, random_llama, timed
-from neutral_residues.config import RunConfig, make_run
-from neutral_residues.cost import peak_memory_bytes
-from neutral_residues.loading import load_backbone, pick_device
-from neutral_residues.losses import SOURCE, TARGET, next_token_nats
-from neutral_residues.methods import find_method, resolved
-from neutral_residues.mixin import local_loss
-from neutral_residues.speed import Measured
+from neutral_residues.backbone import load_backbone, pick_device
+from neutral_residues.config.run import RunConfig, make_run
+from neutral_residues.data.labels import SOURCE, TARGET
+from neutral_residues.losses import next_token_nats
+from neutral_residues.methods.table import find_method, resolved
+from neutral_residues.results.benchmark import Measured
+from neutral_residues.training.cost import peak_memory_bytes
+from neutral_residues.training.local_loss import local_loss
 
 TIMED = ("neutral", "neutral-sigmoid", "adapter", "lora", "lora-mlp", "dora", "osf", "finetune-ffn", "finetune")
 """Methods that train and that a budget of 20 % fits; full fine-tuning is what the others are held against."""

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-DEMO_DATA = Path(__file__).parent.parent / "src" / "neutral_residues" / "demo_data"
+DEMO_DATA = Path(__file__).parent.parent / "src" / "neutral_residues" / "demo" / "data"
 
 
 def documents(file: Path, keep: Callable[[str], bool] = lambda source: True) -> Iterator[dict[str, str]]:

@@ -12,7 +12,7 @@ import random
 import sys
 from pathlib import Path
 
-TASK_DATA = Path(__file__).parent.parent / "src" / "neutral_residues" / "task_data"
+TASK_DATA = Path(__file__).parent.parent / "src" / "neutral_residues" / "evaluation" / "tasks" / "data"
 PAIRS_OF_EACH = {"blimp.en": 10, "clams.en": 10, "clams.fr": 40, "clams.de": 40}
 
 

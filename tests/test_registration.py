@@ -10,8 +10,8 @@ import torch
 from peft import get_peft_model, mapping
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from neutral_residues.adapters import attach
 from neutral_residues.registration import enter_in_peft
+from neutral_residues.tuner import model as attach
 
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -82,7 +82,7 @@ def test_registering_again_is_harmless() -> None:
     assert mapping.PEFT_TYPE_TO_CONFIG_MAPPING["NEUTRAL_RESIDUES"] is config
 
 
-@pytest.mark.parametrize("first", ["neutral_residues.adapters.settings", "neutral_residues.methods"])
+@pytest.mark.parametrize("first", ["neutral_residues.tuner.config", "neutral_residues.methods.table"])
 def test_any_of_our_files_may_be_the_first_to_import_peft(first: str) -> None:
     code = f"import {first}, neutral_residues; neutral_residues.NeutralResiduesConfig(budget=0.1)"
     subprocess.run([sys.executable, "-c", code], check=True)

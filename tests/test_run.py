@@ -19,13 +19,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from neutral_residues.config import load_run, make_run
+from neutral_residues.config.run import load_run, make_run
 from neutral_residues.errors import Stopped, UserError
-from neutral_residues.record import Record
-from neutral_residues.results import find, read_record
+from neutral_residues.results.record import Record
+from neutral_residues.results.run_folder import RunFolder
+from neutral_residues.results.store import find, read_record
 from neutral_residues.run import extend
-from neutral_residues.run_folder import RunFolder
-from neutral_residues.train import ExtensionTrainer
+from neutral_residues.training.trainer import ExtensionTrainer
 from tiny_run import TARGET_WORDS, make_text, run_values, write_run
 
 
@@ -123,7 +123,7 @@ def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(tmp_path: Path)
     values = run_values(tmp_path, steps=60, save_every=5, keep_checkpoints=1)
     whole = extend(make_run(values | {"output": str(tmp_path / "whole")}))
     run = write_run(tmp_path, values)
-    code = "import torch; torch.set_num_threads(1); from neutral_residues.cli import main; main()"
+    code = "import torch; torch.set_num_threads(1); from neutral_residues.cli.app import main; main()"
     process = subprocess.Popen([sys.executable, "-c", code, "extend", str(run)], stderr=subprocess.DEVNULL)
     checkpoints = tmp_path / "run" / "checkpoints"
     while not list(checkpoints.glob("checkpoint-*/complete.json")):
@@ -192,7 +192,7 @@ def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_before_the_optimiser_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import neutral_residues.train as train
+    import neutral_residues.training.trainer as train
 
     real = train.next_token_nats
     calls = iter(range(100))
@@ -304,7 +304,7 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
     run = write_run(tmp_path, values | {"training": values["training"] | {"accumulation": 1}})
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, "-m", "neutral_residues.cli", "extend", str(run)],
+        [*command, "-m", "neutral_residues.cli.app", "extend", str(run)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -326,7 +326,7 @@ def test_a_run_measures_tasks_and_goes_on_with_them_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval")
-    import neutral_residues.tasks.harness as harness
+    import neutral_residues.evaluation.tasks.lm_eval_bridge as harness
 
     values = run_values(tmp_path, steps=3, learning_rate=0.02)
     values["evaluation"] |= {"tasks": ["clams-fr", "minimal-pairs-de"], "task_limit": 6}

@@ -11,27 +11,28 @@ from neutral_residues.errors import UserError
 from neutral_residues.registration import register_with_peft
 
 if TYPE_CHECKING:
-    from neutral_residues.adapters.attach import NeutralResiduesModel
-    from neutral_residues.adapters.fused import fuse
-    from neutral_residues.adapters.layer import residue_layers
-    from neutral_residues.adapters.open_tokens import per_request
-    from neutral_residues.adapters.settings import NeutralResiduesConfig
-    from neutral_residues.mixin import NeutralResiduesTrainerMixin, local_loss
-    from neutral_residues.record import Record
+    from neutral_residues.results.record import Record
     from neutral_residues.run import extend
+    from neutral_residues.training.local_loss import local_loss
+    from neutral_residues.training.mixin import NeutralResiduesTrainerMixin
+    from neutral_residues.tuner.config import NeutralResiduesConfig
+    from neutral_residues.tuner.fused import fuse
+    from neutral_residues.tuner.layer import residue_layers
+    from neutral_residues.tuner.model import NeutralResiduesModel
+    from neutral_residues.tuner.skipping import per_request
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "NeutralResiduesConfig": "adapters.settings",
-    "NeutralResiduesModel": "adapters.attach",
-    "residue_layers": "adapters.layer",
-    "fuse": "adapters.fused",
-    "per_request": "adapters.open_tokens",
-    "NeutralResiduesTrainerMixin": "mixin",
-    "local_loss": "mixin",
+    "NeutralResiduesConfig": "tuner.config",
+    "NeutralResiduesModel": "tuner.model",
+    "residue_layers": "tuner.layer",
+    "fuse": "tuner.fused",
+    "per_request": "tuner.skipping",
+    "NeutralResiduesTrainerMixin": "training.mixin",
+    "local_loss": "training.local_loss",
     "extend": "run",
-    "Record": "record",
+    "Record": "results.record",
 }
 
 __all__ = [  # noqa: RUF022 - in the order in which people meet them

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from neutral_residues.adapters.neutral import Residue
+from neutral_residues.data.labels import IGNORE, SOURCE, TARGET
 from neutral_residues.errors import UserError
-
-TARGET, SOURCE, IGNORE = 0, 1, -100
+from neutral_residues.tuner.neutral import Residue
 
 LocalLoss = Literal["l1", "cross_entropy"]
 LOCAL_LOSSES: tuple[str, ...] = get_args(LocalLoss)

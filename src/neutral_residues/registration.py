@@ -12,7 +12,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-TUNER_MODULE = "neutral_residues.adapters.attach"
+TUNER_MODULE = "neutral_residues.tuner.model"
 
 
 class _RegisterAfterPeft(MetaPathFinder):

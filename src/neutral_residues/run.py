@@ -18,48 +18,47 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from neutral_residues.breakdown import breakdowns
-from neutral_residues.config import RunConfig, make_run
-from neutral_residues.cost import WeightCount, peak_memory_bytes
-from neutral_residues.data.encoding import end_of_text_id, tokenizer_key
-from neutral_residues.data.tokens import TokenStream
-from neutral_residues.display import TrainingDisplay
+from neutral_residues.advice.text_statistics import text_warnings
+from neutral_residues.backbone import (
+    frozen_backbone,
+    load_backbone,
+    load_config,
+    load_tokenizer,
+    pick_device,
+    wants_bf16,
+)
+from neutral_residues.config.run import RunConfig, make_run
+from neutral_residues.data.token_stream import TokenStream
+from neutral_residues.data.tokenise import end_of_text_id, tokenizer_key
 from neutral_residues.errors import Stopped
-from neutral_residues.evaluate import evaluate
+from neutral_residues.evaluation.breakdown import breakdowns
+from neutral_residues.evaluation.evaluate import evaluate
+from neutral_residues.evaluation.gate_maps import default_texts, gate_texts
+from neutral_residues.evaluation.generate import check_prompt, generate_both
+from neutral_residues.evaluation.metrics import SetScore, metrics
+from neutral_residues.evaluation.tasks.cache import weights_key
+from neutral_residues.evaluation.tasks.registry import AskedTask
+from neutral_residues.evaluation.tasks.runner import TaskSettings, check_tasks, measure_tasks, plan_tasks
 from neutral_residues.files import whole_folder
-from neutral_residues.gates import default_texts, gate_texts
-from neutral_residues.generate import check_prompt, generate_both
-from neutral_residues.loading import load_backbone, load_config, load_tokenizer, pick_device
-from neutral_residues.methods import Method, find_method, learning_rate, resolved
-from neutral_residues.model_card import write_card
-from neutral_residues.preparation import (
+from neutral_residues.methods.table import Method, find_method, learning_rate, resolved
+from neutral_residues.results.model_card import write_card
+from neutral_residues.results.record import Cost, GateText, Record, Sample, TaskScore
+from neutral_residues.results.run_folder import RunFolder
+from neutral_residues.results.store import provenance, read_record, write_record
+from neutral_residues.training.callbacks import Measure, Show, StepClock, stop_on_signal
+from neutral_residues.training.checkpoints import last_checkpoint
+from neutral_residues.training.cost import WeightCount, peak_memory_bytes
+from neutral_residues.training.progress import TrainingDisplay
+from neutral_residues.training.setup import (
     RunData,
     check_context,
     first_rank_first,
-    frozen_backbone,
     is_first_rank,
     make_rows,
     prepare_data,
-    wants_bf16,
     world_size,
 )
-from neutral_residues.record import Cost, GateText, Record, Sample, TaskScore
-from neutral_residues.results import provenance, read_record, write_record
-from neutral_residues.run_folder import RunFolder
-from neutral_residues.scores import SetScore, metrics
-from neutral_residues.tasks.keeping import weights_key
-from neutral_residues.tasks.measure import TaskSettings, check_tasks, measure_tasks, plan_tasks
-from neutral_residues.tasks.suites import AskedTask
-from neutral_residues.text_facts import text_warnings
-from neutral_residues.train import (
-    ExtensionTrainer,
-    StepClock,
-    check_trackers,
-    last_checkpoint,
-    make_trainer,
-    training_arguments,
-)
-from neutral_residues.watching import Measure, Show, stop_on_signal
+from neutral_residues.training.trainer import ExtensionTrainer, check_trackers, make_trainer, training_arguments
 
 SAMPLE_TOKENS = 60
 """How many tokens are added to each prompt at the end of a run."""

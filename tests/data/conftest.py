@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from neutral_residues.config import Corpus
+from neutral_residues.config.run import Corpus
 
 END_OF_TEXT = 256
 

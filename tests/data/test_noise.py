@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from neutral_residues.data.mixing import Mixture
+from neutral_residues.data.mixture import Mixture
 from neutral_residues.data.noise import NoisedMixture
-from neutral_residues.data.tokens import tokenise
+from neutral_residues.data.token_stream import tokenise
 from neutral_residues.errors import UserError
 
 END_OF_TEXT = 256

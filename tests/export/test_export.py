@@ -10,17 +10,17 @@ import torch
 from peft import PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from adapters.tiny_llama import extended_llama, perturb, tiny_llama
-from export.tiny_export import SIGMOID, assert_exact, exported, extended
-from neutral_residues import cli
-from neutral_residues.adapters.settings import NeutralResiduesConfig
-from neutral_residues.config import make_run
+from neutral_residues.cli import app as cli
+from neutral_residues.config.run import make_run
 from neutral_residues.errors import UserError
-from neutral_residues.export.check import Difference, check
 from neutral_residues.export.export import Target, export_model
-from neutral_residues.export.formats import FORMATS
-from neutral_residues.export.probe import look_at
+from neutral_residues.export.formats.table import FORMATS
+from neutral_residues.export.reference import look_at
+from neutral_residues.export.verify import Difference, check
 from neutral_residues.run import extend
+from neutral_residues.tuner.config import NeutralResiduesConfig
+from tiny_export import SIGMOID, assert_exact, exported, extended
+from tiny_llama import extended_llama, perturb, tiny_llama
 from tiny_run import method_values
 
 

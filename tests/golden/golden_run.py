@@ -17,12 +17,11 @@ from peft import AutoPeftModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tiny_run import run_values
-
 from neutral_residues import extend
-from neutral_residues.config import make_run
-from neutral_residues.loading import load_tokenizer
-from neutral_residues.preparation import make_rows, prepare_data
+from neutral_residues.backbone import load_tokenizer
+from neutral_residues.config.run import make_run
+from neutral_residues.training.setup import make_rows, prepare_data
+from tiny_run import run_values
 
 NUM_ROWS = 16
 PROMPT = "the cat sat on a mat, le chat est sur un tapis"

@@ -1,1 +1,1 @@
-"""Documents (`text`) -> blocks of tokens on disk (`tokens`) -> rows in a fixed order (`mixing`)."""
+"""Documents -> token streams on disk -> rows in a fixed order."""

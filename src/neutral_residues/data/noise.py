@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from neutral_residues.data.mixing import Mixture, Row
+from neutral_residues.data.mixture import Mixture, Row
 from neutral_residues.errors import UserError
 
 

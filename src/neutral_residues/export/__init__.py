@@ -1,1 +1,1 @@
-"""An extension in forms that other programs load, each checked against the live model before it takes its name."""
+"""Extensions as model folders that other programs load, verified in a process without this package."""

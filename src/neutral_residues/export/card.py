@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from neutral_residues.export.check import Difference
-from neutral_residues.export.formats import Format
+from neutral_residues.export.formats.table import Format
 from neutral_residues.export.parts import Parts
+from neutral_residues.export.verify import Difference
 from neutral_residues.files import write_text
 
 _LOAD_MODEL = """from transformers import AutoModelForCausalLM, AutoTokenizer

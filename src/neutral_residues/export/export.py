@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from neutral_residues.errors import UserError, first_line, nearest
 from neutral_residues.export.card import write_export_card
-from neutral_residues.export.check import Difference, check, measure
-from neutral_residues.export.formats import FORMATS, Format, find_format
+from neutral_residues.export.formats.table import FORMATS, Format, find_format
 from neutral_residues.export.parts import Parts, take_apart
-from neutral_residues.export.probe import Seen, look_at
+from neutral_residues.export.reference import Seen, look_at
+from neutral_residues.export.verify import Difference, check, measure
 from neutral_residues.files import whole_folder
-from neutral_residues.run_folder import check_free
+from neutral_residues.results.run_folder import check_free
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

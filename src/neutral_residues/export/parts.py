@@ -9,10 +9,10 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from neutral_residues.adapters.layer import NeutralResiduesLayer, residue_layers
-from neutral_residues.adapters.neutral import BlockGate, Projections
-from neutral_residues.adapters.places import find_blocks, find_layers
 from neutral_residues.errors import UserError, first_line
+from neutral_residues.tuner.blocks import find_blocks, find_layers
+from neutral_residues.tuner.layer import NeutralResiduesLayer, residue_layers
+from neutral_residues.tuner.neutral import BlockGate, Projections
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import neutral_residues.report.numbers as numbers
-from neutral_residues.report.looks import COLOURS, DASHES, MARKERS
+import neutral_residues.report.formatting as numbers
 from neutral_residues.report.plots import Plot, bare_figure
+from neutral_residues.report.style import COLOURS, DASHES, MARKERS
 from neutral_residues.report.tables import Cell, Column, Row, Table
-from neutral_residues.speed import Benchmark, Measured
+from neutral_residues.results.benchmark import Benchmark, Measured
 
 BOUND = "#8C8C8C"
 

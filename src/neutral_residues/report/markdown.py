@@ -3,13 +3,13 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from neutral_residues.report.aggregate import Section
 from neutral_residues.report.benchmarks import benchmark_table
-from neutral_residues.report.collect import Collection
-from neutral_residues.report.points import Section
+from neutral_residues.report.breakdown import moved
+from neutral_residues.report.load import Collection
 from neutral_residues.report.tables import Table, equal_learning_table, summary_table
 from neutral_residues.report.tasks import task_sentences, tasks_table
 from neutral_residues.report.verdict import verdict
-from neutral_residues.report.why import moved
 
 EQUAL_LEARNING = (
     "At equal learning (where a method has one point, on a straight line from the backbone, which overstates):"

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import neutral_residues.report.numbers as numbers
+import neutral_residues.report.formatting as numbers
+from neutral_residues.report.aggregate import Point, Section
 from neutral_residues.report.benchmarks import shown_benchmarks
-from neutral_residues.report.collect import Collection
-from neutral_residues.report.heat import HeatText, heat_texts
-from neutral_residues.report.looks import Look, looks
+from neutral_residues.report.breakdown import WorstDocument, change_plots, concentrated, explanation, worst_documents
+from neutral_residues.report.gate_heatmap import HeatText, heat_texts
+from neutral_residues.report.load import Collection
 from neutral_residues.report.plots import Plot, all_plots
-from neutral_residues.report.points import Point, Section
+from neutral_residues.report.style import Look, looks
 from neutral_residues.report.tables import Table, cost_table, equal_learning_table, points_table, rates_table
 from neutral_residues.report.tasks import task_sentences, tasks_table
 from neutral_residues.report.verdict import verdict
-from neutral_residues.report.why import WorstDocument, change_plots, concentrated, explanation, worst_documents
 
 HERE = Path(__file__).parent
 GENERATOR = "neutral-residues report"

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import neutral_residues.report.numbers as numbers
-from neutral_residues.report.fronts import pareto_front
-from neutral_residues.report.looks import COLOURS, DASHES, MARKERS, Look, limits, looks
-from neutral_residues.report.measured import courses, layer_values, sets_in_curves
-from neutral_residues.report.points import Point, Section, Spread
+import neutral_residues.report.formatting as numbers
+from neutral_residues.report.aggregate import Point, Section, Spread
+from neutral_residues.report.curves import courses, layer_values, sets_in_curves
+from neutral_residues.report.pareto import pareto_front
+from neutral_residues.report.style import COLOURS, DASHES, MARKERS, Look, limits, looks
 from neutral_residues.report.tables import Cell, Column, Row, Table, by_set, cost_table
 from neutral_residues.report.tasks import TaskResult, task_results
 

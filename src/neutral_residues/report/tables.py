@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import neutral_residues.report.numbers as numbers
-from neutral_residues.report.fronts import compare, pareto_front
-from neutral_residues.report.points import LEARNING_RATE, Point, Section, Spread
+import neutral_residues.report.formatting as numbers
+from neutral_residues.report.aggregate import LEARNING_RATE, Point, Section, Spread
+from neutral_residues.report.pareto import compare, pareto_front
 
 LOWER, HIGHER, NEITHER = "lower is better", "higher is better", ""
 

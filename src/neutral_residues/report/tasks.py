@@ -10,13 +10,13 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import neutral_residues.report.numbers as numbers
+import neutral_residues.report.formatting as numbers
 from neutral_residues.errors import UserError
-from neutral_residues.languages import language_name
-from neutral_residues.record import TaskScore
-from neutral_residues.report.points import Point, Section, Spread
+from neutral_residues.evaluation.tasks.languages import language_name
+from neutral_residues.report.aggregate import Point, Section, Spread
 from neutral_residues.report.tables import Cell, Column, Row, Table
-from neutral_residues.summary import change_in_words, factor_of
+from neutral_residues.results.record import TaskScore
+from neutral_residues.results.wording import change_in_words, factor_of
 
 MANY = 4
 """So many tasks of a language are averaged in a sentence; fewer are named."""

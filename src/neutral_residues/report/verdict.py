@@ -1,8 +1,8 @@
 """The result of a section in two sentences, from the numbers alone and true whatever they are."""
 
-from neutral_residues.report.fronts import Comparison, compare, pareto_front
-from neutral_residues.report.numbers import number, percent, row_name, seeds, share, spread
-from neutral_residues.report.points import Point, Section
+from neutral_residues.report.aggregate import Point, Section
+from neutral_residues.report.formatting import number, percent, row_name, seeds, share, spread
+from neutral_residues.report.pareto import Comparison, compare, pareto_front
 
 
 def verdict(section: Section) -> str:

@@ -1,0 +1,186 @@
+"""Backbones and tokenizers from a folder or the Hub, and everything that can be wrong with them in one line."""
+
+import importlib.util
+import warnings
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from neutral_residues.config.run import RunConfig
+from neutral_residues.errors import UserError, first_line
+
+Quantised = Literal["int8", "nf4"]
+
+
+def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a causal language model.
+
+    Raises:
+        UserError: if there is no model, it cannot be reached, or it is not causal.
+    """
+    folder = Path(name)
+    if folder.exists() and not (folder / "config.json").is_file():
+        do = (
+            "it holds an adapter: give its backbone" if (folder / "adapter_config.json").is_file() else "check the path"
+        )
+        raise UserError(f"{name} is no model folder", got="no config.json in it", do=do)
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot load the model {name}",
+            got=first_line(error),
+            do="give a folder with config.json, or a name on the Hub while the network is there",
+        ) from error
+    _check_causal(name, config)
+    return config
+
+
+def _check_causal(name: str, config: PretrainedConfig) -> None:
+    auto_map = getattr(config, "auto_map", None) or {}
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in auto_map
+    bidirectional = getattr(config, "is_encoder_decoder", False) or _is_masked(config)
+    if not known or bidirectional:
+        raise UserError(
+            f"{name} is not a causal language model",
+            got=f"model_type {config.model_type} ({', '.join(config.architectures or ['?'])})",
+            allowed="a decoder such as Llama, Qwen, Gemma, Mistral, GPT-2",
+        )
+
+
+def _is_masked(config: PretrainedConfig) -> bool:
+    architectures = config.architectures or []
+    return bool(architectures) and not any(
+        a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "HeadModel")) for a in architectures
+    )
+
+
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to a model."""
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizers raises bare Exceptions for broken files
+        raise UserError(f"cannot load the tokenizer of {name}", got=first_line(error), do="check the folder") from error
+
+
+def load_backbone(
+    name: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype,
+    quantised: Quantised | None = None,
+) -> PreTrainedModel:
+    """The model's weights, all of them: in `dtype` in main memory, or with its linear layers quantised on the device.
+
+    Raises:
+        UserError: also for a weight file cut short, or without the package that quantises.
+    """
+    load_config(name, revision=revision, trust_remote_code=trust_remote_code)
+    options: dict[str, Any] = _quantisation(quantised, dtype) if quantised else {}
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            dtype=dtype,
+            output_loading_info=True,
+            **options,
+        )
+    except Exception as error:  # safetensors raises its own type for a file cut short
+        raise UserError(
+            f"cannot load the weights of {name}", got=first_line(error), do="fetch the model again"
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(
+            f"the weights of {name} are incomplete",
+            got=f"{len(missing)} missing, first {missing[0]}",
+            do="fetch the model again",
+        )
+    for module in model.modules():
+        # On some CPUs a pass in eval mode would turn 4-bit weights into a form through which no gradient flows.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _quantisation(kind: Quantised, dtype: torch.dtype) -> dict[str, Any]:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{kind} weights need the package bitsandbytes", do="pip install 'neutral-residues[quantised]'")
+    # What it says at every product in float32 is so by intent: activations are cast to float16 there.
+    warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
+    four_bit = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    config = BitsAndBytesConfig(**four_bit if kind == "nf4" else {"load_in_8bit": True})
+    return {"quantization_config": config, "device_map": {"": pick_device()}}
+
+
+def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model on `device`; a quantised one is there already, and must not be moved."""
+    return model if getattr(model, "is_quantized", False) else model.to(device)
+
+
+def empty_backbone(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model's structure without its weights (on the meta device): for counting."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """How many tokens the model can read, where its configuration says so."""
+    value: Any = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(value) if value else None
+
+
+def pick_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
+
+
+def wants_bf16(config: RunConfig, device: torch.device) -> bool:
+    """bfloat16 as set; "auto" takes it on a GPU that has it."""
+    if config.training.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return config.training.precision == "bfloat16"
+
+
+def frozen_backbone(config: RunConfig, device: torch.device) -> PreTrainedModel:
+    """The run's backbone on `device`, held as weights are that do not train."""
+    dtype, quantised = frozen_precision(config, device)
+    model = load_backbone(
+        config.model,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        dtype=dtype,
+        quantised=quantised,
+    )
+    return on_device(model, device)
+
+
+class FrozenPrecision(NamedTuple):
+    """How weights that do not train are held."""
+
+    dtype: torch.dtype
+    quantised: Quantised | None
+
+
+def frozen_precision(config: RunConfig, device: torch.device) -> FrozenPrecision:
+    """As the run says; "auto" holds them in the precision that is computed in."""
+    held = config.training.frozen_weights
+    bf16 = wants_bf16(config, device) if held not in ("float32", "bfloat16") else held == "bfloat16"
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    return FrozenPrecision(dtype, "int8" if held == "int8" else "nf4" if held == "nf4" else None)

@@ -1,0 +1,242 @@
+"""The command line `neutral`: thin. What a command needs is imported inside it, so that `--help` is instant.
+
+Errors that a user can mend are one line on standard error and exit code 2; Ctrl-C is 130.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neutral_residues.errors import Stopped, UserError
+
+app = typer.Typer(
+    name="neutral",
+    help="Add a language or a domain to a pretrained language model without losing what it already knows.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+RunFile = Annotated[Path, typer.Argument(help="The run file (YAML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings to change, for example training.steps=200.", show_default=False)
+]
+Folder = Annotated[Path, typer.Argument(help="Output folder of a run, or an extension folder.", show_default=False)]
+
+
+@app.command()
+def extend(
+    run: RunFile,
+    overrides: Overrides = None,
+    advice: Annotated[bool, typer.Option(help="Look at the texts first and warn; a few seconds.")] = True,
+) -> None:
+    """Train an extension as the run file says; the same command resumes it."""
+    _quiet()
+    from neutral_residues.cli.tables import print_summary
+    from neutral_residues.config.run import load_run
+    from neutral_residues.run import extend as extend_
+    from neutral_residues.training.setup import is_first_rank
+
+    config = load_run(run, tuple(overrides or ()))
+    record = extend_(config, advice=advice)
+    if is_first_rank():
+        print_summary(record, config.output)
+
+
+@app.command()
+def compare(
+    comparison: Annotated[Path, typer.Argument(help="The comparison file (YAML).", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings to change, for example seeds=[0,1] or set.training.steps=200."),
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print cells, cost and disk, and start nothing.")] = False,
+) -> None:
+    """Run every method on the same budget, rows and evaluation; the same command resumes it."""
+    _quiet()
+    from neutral_residues.config.comparison import load_comparison
+
+    config = load_comparison(comparison, tuple(overrides or ()))
+    if plan:
+        from neutral_residues.compare.plan import print_plan
+
+        print_plan(config)
+        return
+    from neutral_residues.cli.compare import print_outcome
+    from neutral_residues.compare.runner import compare as compare_
+
+    outcome = compare_(config)
+    print_outcome(outcome, config)
+    raise typer.Exit(1 if outcome.failures else 0)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods: what trains, what a budget means for it, and what can be done afterwards."""
+    _quiet()
+    from neutral_residues.cli.methods import list_methods
+
+    list_methods()
+
+
+@app.command()
+def describe(run: RunFile, overrides: Overrides = None) -> None:
+    """Print what a run would do (weights, tokens, steps, memory, disk) without training."""
+    _quiet()
+    from neutral_residues.cli.describe import describe as describe_
+    from neutral_residues.config.run import load_run
+
+    describe_(load_run(run, tuple(overrides or ())))
+
+
+@app.command()
+def advise(
+    run: RunFile,
+    overrides: Overrides = None,
+    probe_steps: Annotated[int, typer.Option(help="Real steps to try; 0 tries none.")] = 20,
+    output: Annotated[Path | None, typer.Option(help="Where to write the advice (JSON).")] = None,
+) -> None:
+    """Look at a run's texts, its backbone and a few of its steps, and say what to expect and what to set."""
+    _quiet()
+    from neutral_residues.advice.advise import advise as advise_
+    from neutral_residues.config.run import load_run
+
+    advise_(load_run(run, tuple(overrides or ())), probe_steps=probe_steps, output=output)
+
+
+@app.command()
+def evaluate(
+    folder: Folder,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="role:name=file, for example source:wiki=wiki.jsonl.gz; default: the run's own sets."
+        ),
+    ] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
+    stride: Annotated[int | None, typer.Option(help="New tokens scored in each window.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to write the record (JSON).")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Tasks and suites, set off by commas: quick, minimal-pairs-fr, cloze, paper-fr, arc_fr, ..."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many items of each task.")] = None,
+    task_data: Annotated[
+        Path | None, typer.Option(help="Folder with minimal pairs, for example clams.fr.jsonl.gz.")
+    ] = None,
+    into_record: Annotated[
+        bool, typer.Option("--into-record", help="Put the tasks' scores into the finished run's own record.")
+    ] = False,
+) -> None:
+    """Measure backbone and extension on any number of source and target sets, and on tasks; finished tasks are kept."""
+    _quiet()
+    from neutral_residues.cli.evaluate import TaskOptions, evaluate_folder
+
+    names = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
+    options = TaskOptions(names, limit, task_data, into_record)
+    evaluate_folder(folder, sets=tuple(sets or ()), context=context, stride=stride, output=output, tasks=options)
+
+
+@app.command()
+def generate(
+    folder: Folder,
+    prompt: Annotated[str, typer.Argument(help="The text to go on from.", show_default=False)],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to add.")] = 60,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling, when temperature is above 0.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling; the same for both.")] = 0,
+) -> None:
+    """Answer a prompt with the backbone and with the extension, side by side."""
+    _quiet()
+    from neutral_residues.cli.generate import generate_folder
+
+    generate_folder(folder, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+
+
+@app.command()
+def export(
+    folder: Folder,
+    to: Annotated[str, typer.Option("--to", help="Format, see above.", show_default=False)],
+    output: Annotated[Path, typer.Option(help="New folder to write.", show_default=False)],
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16: how the weights are stored.")] = "float32",
+    text: Annotated[str, typer.Option(help="Target text to compare on, where random tokens open no gate.")] = "",
+) -> None:
+    """Write an extension in a form that other programs load, and check it against the live model.
+
+    \b
+    transformers   any extension, as a model folder with its own code
+    qwen2_moe      a sigmoid gate (gate_start: half) on Llama, Mistral, Qwen2, Gemma: stock
+    qwen3_next     the same on Qwen3: stock
+    dense          a gate-less adapter, or LoRA and its family: the backbone's own architecture
+    safetensors    the adapter alone, with the formula
+    """
+    _quiet()
+    from neutral_residues.cli.export import export_folder
+
+    export_folder(folder, to=to, output=output, dtype=dtype, text=text)
+
+
+@app.command()
+def report(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Records, output folders of runs, folders of comparisons.", show_default=False),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the report; default: report inside the one given folder, else runs/report."),
+    ] = None,
+) -> None:
+    """Write one page that shows what was learnt, what was forgotten and what it cost; needs no network and no torch."""
+    from neutral_residues.report.build import write_report
+
+    write_report(paths, output)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the demo's runs.")] = Path("runs/demo"),
+) -> None:
+    """Teach a small English model French, with neutral residues and with plain fine-tuning, and show both sides."""
+    _quiet()
+    from neutral_residues.demo.run import run_demo
+
+    run_demo(output)
+
+
+def _quiet() -> None:
+    """Progress bars and warnings of the libraries below would cover our own display."""
+    import logging
+    import os
+    import warnings
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
+    for name in ("torch.distributed", "bitsandbytes", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
+def main() -> None:
+    """Entry point: turns what a user can mend into one line."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

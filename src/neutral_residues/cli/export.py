@@ -1,0 +1,31 @@
+"""`neutral export`: a saved extension into a folder that other programs load."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from neutral_residues.errors import UserError
+from neutral_residues.evaluation.saved import load_saved
+from neutral_residues.export.card import describe
+from neutral_residues.export.export import Target, export_model
+from neutral_residues.results.run_folder import RunFolder
+from neutral_residues.units import human_bytes
+
+
+def export_folder(
+    folder: Path, *, to: str, output: Path, dtype: str, text: str = "", console: Console | None = None
+) -> None:
+    """Export the extension in `folder` and print how far the result is from the live model."""
+    console = console or Console()
+    target = Target.of(output, to=to, dtype=dtype)
+    saved = load_saved(folder)
+    if saved.reference is not None:
+        where = RunFolder(folder).extension
+        raise UserError(
+            f"already a stock model in {where}", got=f"method {saved.config.method}" if saved.config else None
+        )
+    with console.status(f"exporting to {to}, and comparing it in a fresh process"):
+        difference = export_model(saved.model, target, tokenizer=saved.tokenizer, text=text)
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    console.print(f"{output}: {target.row.title}, {human_bytes(size)}", highlight=False)
+    console.print(f"against the live model: {describe(difference, target.row)}", highlight=False)

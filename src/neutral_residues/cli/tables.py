@@ -1,0 +1,93 @@
+"""Both sides of a record in a table, and the end of a run in a few lines. From the record alone, no torch."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from neutral_residues.evaluation.token_kinds import few_tokens_line
+from neutral_residues.results.record import Record
+from neutral_residues.results.wording import _good_or_bad, _with_half_width, factor_of
+
+
+def print_summary(record: Record, output: Path, *, console: Console | None = None) -> None:
+    """Print both sides of a record and where everything was saved."""
+    console = console or Console()
+    console.print(sides_table(record))
+    print_few_tokens(record, console=console)
+    if record.tasks:
+        console.print(tasks_table(record))
+    cost = record.cost
+    if cost.new_weights is not None and cost.backbone_weights and cost.tokens is not None and cost.seconds is not None:
+        share = 100 * cost.new_weights / cost.backbone_weights
+        console.print(
+            f"{cost.new_weights:,} new weights beside {cost.backbone_weights:,} ({share:.2f} %), "
+            f"{cost.tokens:,} tokens in {cost.seconds:.0f} s",
+            highlight=False,
+        )
+    for sample in record.samples:
+        console.print(Text(f"\n{sample.prompt}", style="bold"))
+        console.print(f"  backbone   {sample.backbone}", highlight=False, markup=False)
+        console.print(f"  extended   {sample.extended}", highlight=False, markup=False)
+    console.print(f"\nextension: {output / 'extension'}\nrecord:    {output / 'record.json'}", highlight=False)
+
+
+def print_few_tokens(record: Record, *, console: Console) -> None:
+    """A warning for each set whose change a few tokens carry."""
+    for breakdown in record.breakdowns:
+        if breakdown.is_concentrated:
+            console.print(Text(f"warning: {few_tokens_line(breakdown)}", style="yellow"))
+
+
+def sides_table(record: Record) -> Table:
+    """Bits per byte and perplexity on every held-out set, before and after, with the share of neutral tokens."""
+    table = Table(title=f"{record.label}: bits per byte on held-out text (lower is better)", title_justify="left")
+    table.add_column("set")
+    table.add_column("role")
+    for column in ("backbone", "extended", "change", "token perplexity", "tokens with all gates 0"):
+        table.add_column(column, justify="right")
+    values = {(m.name, m.of, m.set): m.value for m in record.metrics if m.layer is None}
+    for metric in (m for m in record.metrics if m.name == "bits_per_byte" and m.of == "extended"):
+        before = values.get(("bits_per_byte", "backbone", metric.set))
+        perplexities = (values.get(("token_perplexity", of, metric.set)) for of in ("backbone", "extended"))
+        neutral = values.get(("neutral_tokens", "extended", metric.set))
+        table.add_row(
+            metric.set,
+            metric.role,
+            "-" if before is None else f"{before:.4f}",
+            f"{metric.value:.4f}",
+            "-" if before is None else f"{100 * (metric.value / before - 1):+.2f} %",
+            " -> ".join(f"{value:.2f}" for value in perplexities if value is not None),
+            "-" if neutral is None else f"{100 * neutral:.1f} %",
+        )
+    return table
+
+
+def tasks_table(record: Record) -> Table:
+    """Both models on every task, with the interval of the difference."""
+    table = Table(title=f"{record.label}: tasks, shares in %", title_justify="left")
+    has_shots, has_cut = (any(getattr(t, name) for t in record.tasks) for name in ("num_fewshot", "num_truncated"))
+    for column in ("task", "score"):
+        table.add_column(column, overflow="fold")
+    counts = ["items", *(["shots"] if has_shots else []), *(["prompts cut"] if has_cut else [])]
+    for column in (*counts, "backbone", "extended"):
+        table.add_column(column, justify="right")
+    table.add_column("change, 95 %", justify="right", no_wrap=True)
+    table.add_column("beyond noise")
+    for task in record.tasks:
+        factor = factor_of(task)
+        shots = [str(task.num_fewshot)] if has_shots else []
+        cut = [f"{task.num_truncated:,}"] if has_cut else []
+        table.add_row(
+            task.name,
+            task.metric + ("" if task.direction == "higher" else " (lower is better)"),
+            f"{task.num_items:,}",
+            *shots,
+            *cut,
+            f"{factor * task.backbone:.2f}",
+            f"{factor * task.extended:.2f}",
+            _with_half_width(factor * task.difference, factor * task.low, factor * task.high),
+            "no" if task.low <= 0 <= task.high else _good_or_bad(task.difference, task.direction),
+        )
+    return table

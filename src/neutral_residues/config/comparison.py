@@ -1,0 +1,97 @@
+"""The comparison file: which runs, methods and settings `neutral compare` crosses. Checked before anything starts.
+
+Its output folder:
+
+    compare.yaml    the file as it was resolved
+    plan/           a run file for each cell: `neutral extend` on one repeats that cell alone
+    cells/          the output folder of each cell
+    logs/           what each cell printed
+
+Every field is documented by the line under it. No torch here.
+"""
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from neutral_residues.config.base import Settings, checked, read_overrides, read_values
+
+COMPARISON, CELLS = "compare.yaml", "cells"
+"""Names inside the output folder that the report looks for too."""
+
+
+class MethodEntry(Settings):
+    """One method of a comparison."""
+
+    method: str
+    """A row of the table of methods, or "module:NAME" for one of your own."""
+    label: str | None = Field(default=None, min_length=1, pattern=r"^\w[\w.+-]*$")
+    """How tables call it; null takes the method's name."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Settings of this entry alone, by dotted key, for example {residues.init: paper}."""
+
+
+class CompareConfig(Settings):
+    """A comparison, whole: every combination of what is listed is one cell."""
+
+    runs: tuple[Path, ...] = Field(min_length=1)
+    """Run files; each gives model, data and training. Their `method` and `output` do not count, and a section that
+    belongs to some methods only (residues, lora) counts for those."""
+    output: Path
+    """Folder of the comparison."""
+    methods: tuple[MethodEntry, ...] = Field(min_length=1)
+    """Names of methods, or entries with a label and settings of their own."""
+    budgets: tuple[float, ...] = ()
+    """New weights as a share of the backbone's; empty: the run file's."""
+    learning_rate_factors: tuple[float, ...] = Field(default=(1.0,), min_length=1)
+    """Multiples of each method's learning rate (set, or its recipe's)."""
+    source_shares: tuple[float, ...] = ()
+    """Shares of source rows; empty: the run file's."""
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Seeds of initialisation and order of rows."""
+    tune: bool = False
+    """Try all learning rates with the first seed only; the other seeds get the one with the fewest bits per byte on
+    the target sets of `data.validate_on`. The evaluation sets are never chosen by."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Settings of all cells, by dotted key, for example {training.steps: 200}."""
+    jobs: int | None = Field(default=None, ge=1)
+    """Cells side by side; null: one for each GPU, or one on a machine without. The threads of the CPU are shared
+    out."""
+    keep_weights: bool = True
+    """False removes each cell's weights when all is done; the records stay."""
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _names_are_entries(cls, methods: Any) -> Any:
+        if not isinstance(methods, list | tuple):
+            return methods
+        return [{"method": entry} if isinstance(entry, str) else entry for entry in methods]
+
+    @model_validator(mode="after")
+    def _nothing_twice(self) -> Self:
+        labels = [entry.label or entry.method for entry in self.methods]
+        lists: dict[str, list[Any]] = {"label of methods": labels, "run file": [path.stem for path in self.runs]}
+        for name in ("budgets", "learning_rate_factors", "source_shares", "seeds"):
+            lists[name] = list(getattr(self, name))
+        for name, values in lists.items():
+            twice = [value for value in values if values.count(value) > 1]
+            if twice:
+                raise ValueError(f"{name}: {twice[0]} is there twice")
+        if min(self.learning_rate_factors) <= 0:
+            raise ValueError("learning_rate_factors must be above 0")
+        return self
+
+
+def load_comparison(path: Path, overrides: tuple[str, ...] = ()) -> CompareConfig:
+    """Read a comparison file and apply overrides such as "seeds=[0,1]" or "set.training.steps=200".
+
+    Raises:
+        UserError: one line for the first thing that is wrong.
+    """
+    plain = tuple(override for override in overrides if not override.startswith("set."))
+    values = read_values(path, plain)
+    settings = read_overrides(tuple(override.removeprefix("set.") for override in overrides if override not in plain))
+    if settings:
+        values["set"] = {**(values.get("set") or {}), **settings}
+    return checked(CompareConfig, values)

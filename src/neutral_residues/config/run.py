@@ -1,0 +1,273 @@
+"""The run file: everything that one run needs, in one YAML file, checked before anything expensive starts.
+
+Every field is documented by the line under it. Unknown keys are errors that name the nearest known one. The fully
+resolved configuration is written next to the results before the first step. No torch here.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from neutral_residues.config.base import Settings, checked, read_values
+
+Role = Literal["source", "target"]
+"""source: what the backbone knows. target: what it is to learn."""
+
+
+class Corpus(Settings):
+    """Documents of one kind, from local files or from a `datasets` name."""
+
+    name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
+    """How this corpus is called in every table, for example "fr"."""
+    role: Role
+    """source: like what the backbone knows; target: the new language or domain."""
+    path: Path | None = None
+    """A file: .txt (documents set off by blank lines), .jsonl, .parquet; the first two also as .gz or .zst."""
+    dataset: str | None = None
+    """Instead of `path`: the name of a dataset that `datasets.load_dataset` knows."""
+    subset: str | None = None
+    """Configuration of that dataset, for example "20231101.fr"."""
+    split: str = "train"
+    """Split of that dataset."""
+    field: str = "text"
+    """The JSON field or column that holds the text."""
+    max_documents: int | None = Field(default=None, ge=1)
+    """Read only so many documents, from the beginning."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("give either path or dataset")
+        if self.subset is not None and self.dataset is None:
+            raise ValueError("subset goes with dataset")
+        return self
+
+    @property
+    def origin(self) -> str:
+        """The path or dataset name, for messages."""
+        return str(self.path) if self.path is not None else f"{self.dataset}:{self.subset or 'default'}/{self.split}"
+
+
+class DataSettings(Settings):
+    """What the model reads, and in which shares."""
+
+    train: tuple[Corpus, ...] = Field(min_length=1)
+    """Training text; at least one target, and a source corpus unless source_share is 0."""
+    evaluate: tuple[Corpus, ...] = ()
+    """Held-out text of both sides; empty: a part of every training corpus, split by document, is held out."""
+    validate_on: tuple[Corpus, ...] = ()
+    """Other held-out text, measured while training and to choose settings by; empty: `evaluate` serves for that too."""
+    held_out_share: float = Field(default=0.02, gt=0, lt=1)
+    """Share of documents held out of each training corpus when `evaluate` is empty."""
+    source_share: float = Field(default=0.1, ge=0, le=1)
+    """Share of training rows that are source text; exact in every prefix of the run, to within a row (the paper's
+    p)."""
+    block_tokens: int = Field(default=512, ge=2)
+    """Tokens in a training row."""
+    workers: int = Field(default=2, ge=0)
+    """Processes that tokenise and load; the result does not depend on it."""
+    cache: Path | None = None
+    """Folder for tokenised text; default: neutral-residues in the user's cache folder."""
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        for corpora in (self.train, self.evaluate, self.validate_on):
+            names = [corpus.name for corpus in corpora]
+            if len(set(names)) < len(names):
+                raise ValueError(f"corpus names must differ: {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _roles_fit_the_share(self) -> Self:
+        roles = {corpus.role for corpus in self.train}
+        if "target" not in roles and self.source_share < 1:
+            raise ValueError("train has no corpus with role: target, so there is nothing to learn")
+        if "source" not in roles and self.source_share > 0:
+            raise ValueError("train has no corpus with role: source; add one, or set source_share: 0")
+        return self
+
+
+class ResidueSettings(Settings):
+    """The adapter of the methods `neutral`, its variants, and `adapter`."""
+
+    placement: Literal["ffn", "attention"] = "ffn"
+    """The block that the adapters run parallel to."""
+
+    block_gate: Literal["relu", "elu", "sigmoid"] = "relu"
+    """The gate per token and layer. The method `adapter` has none."""
+    activation: str | None = None
+    """Activation inside the adapter, by its Transformers name; null takes the backbone's own."""
+    init: Literal["usual", "paper"] = "usual"
+    """Variance of the inner projections: usual 2/D, paper 1/(D L)."""
+    gate_start: Literal["open", "random", "half"] = "open"
+    """open: every gate starts at 1 on every token; random: half of all tokens start shut, and the gate has no bias;
+    half: a sigmoid gate without bias that starts at 1/2 on every token."""
+    layers: tuple[int, ...] | None = None
+    """Numbers of the layers that get an adapter; null means all, but not the first of four or more where there is a
+    gate."""
+    local_loss: Literal["l1", "cross_entropy"] = "l1"
+    """l1: size of the gated output on source tokens; cross_entropy: the (sigmoid) gate as a classifier."""
+    local_loss_weight: float = Field(default=6.0, ge=0)
+    """alpha, the dial between learning and forgetting."""
+    gate_learning_rate_factor: float = Field(default=2.0, gt=0)
+    """The block gates learn at so many times the learning rate of the projections."""
+    source_noise: float = Field(default=0.5, ge=0, le=1)
+    """Share of source rows that get random tokens, so that gates stay shut on strange text too; see `data/noise.py`."""
+
+    @model_validator(mode="after")
+    def _cross_entropy_needs_sigmoid(self) -> Self:
+        if self.local_loss == "cross_entropy" and self.block_gate != "sigmoid":
+            raise ValueError("local_loss: cross_entropy needs block_gate: sigmoid")
+        return self
+
+    @model_validator(mode="after")
+    def _half_needs_sigmoid(self) -> Self:
+        if self.gate_start == "half" and self.block_gate != "sigmoid":
+            raise ValueError("gate_start: half needs block_gate: sigmoid; any other is 0 there and would never learn")
+        return self
+
+
+class LoraSettings(Settings):
+    """The method `lora` and its variants; the rank follows from the budget."""
+
+    modules: Literal["all-linear", "mlp"] = "all-linear"
+    """Which linear layers get a low-rank update."""
+    alpha_over_rank: float = Field(default=2.0, gt=0)
+    """LoRA's alpha divided by its rank."""
+
+
+class AveragingSettings(Settings):
+    """The method `wise-ft`: the weights of backbone and fine-tuned model, averaged."""
+
+    share: float = Field(default=0.5, ge=0, le=1)
+    """Share of the fine-tuned weights; 0 is the backbone."""
+    finetuned: Path | None = None
+    """Output folder of a finished run of the method `finetune`; `neutral compare` fills it in."""
+
+
+class TrainingSettings(Settings):
+    """The loop; the same for every method."""
+
+    steps: int = Field(default=1000, ge=1)
+    """Optimiser steps."""
+    batch_rows: int = Field(default=8, ge=1)
+    """Rows per forward pass and device."""
+    accumulation: int = Field(default=1, ge=1)
+    """Forward passes per optimiser step."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate; null takes the method's own recipe, scaled to the backbone's width."""
+    warmup_steps: int = Field(default=50, ge=0)
+    """Steps of linear warm-up."""
+    final_learning_rate_share: float = Field(default=0.1, ge=0, le=1)
+    """The cosine ends at this share of the peak."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's betas."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """bfloat16 means autocast around fp32 trained weights; auto takes it on a GPU that has it and float32 elsewhere."""
+    frozen_weights: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = "auto"
+    """How weights that do not train are held; those that train are always float32. auto follows `precision`; int8 and
+    nf4 (8 and 4 bits) need bitsandbytes, and both sides are then measured on the quantised backbone."""
+    compile: bool = False
+    """Compile the model with torch.compile: the first step takes a minute or more, each later one less."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between lines in the log."""
+    evaluate_every: int = Field(default=100, ge=1)
+    """Steps between measurements of both sides."""
+    save_every: int = Field(default=100, ge=1)
+    """Steps between checkpoints."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """How many checkpoints stay on disk."""
+    report_to: tuple[str, ...] = ()
+    """Trackers that Transformers' Trainer knows: tensorboard, wandb, trackio, ..."""
+
+
+class EvaluationSettings(Settings):
+    """How both sides are measured."""
+
+    context_tokens: int | None = Field(default=None, ge=1)
+    """Tokens in a window; null takes block_tokens."""
+    stride_tokens: int | None = Field(default=None, ge=1)
+    """New tokens scored in each window; null takes half of the context."""
+    batch_rows: int = Field(default=16, ge=1)
+    """Windows per forward pass."""
+    tokens_while_training: int = Field(default=20_000, ge=1)
+    """About how many tokens of each set are measured every evaluate_every steps; at the end all are."""
+    gate_texts: tuple[str, ...] = ()
+    """Texts of your own for the gate heat map, beside the beginnings of one source and one target set and a mixture."""
+    prompts: tuple[str, ...] = ()
+    """Continued by backbone and extension at the end, side by side."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Of these continuations; 0 is greedy. Both draw with the run's seed."""
+    tasks: tuple[str, ...] = ()
+    """Tasks and suites that both sides are given at the end: lm-eval's names, paper-fr, minimal-pairs-fr, cloze-SET,
+    quick; see `tasks/suites.py`."""
+    task_limit: int | None = Field(default=None, ge=2)
+    """Only so many items of each task (of each part of a group), from its beginning; null takes all."""
+    task_data: Path | None = None
+    """Folder with minimal pairs (NAME.LANGUAGE.jsonl.gz); its files go before those that ship with the package."""
+
+    @model_validator(mode="after")
+    def _stride_within_context(self) -> Self:
+        if self.context_tokens and self.stride_tokens and self.stride_tokens > self.context_tokens:
+            raise ValueError("stride_tokens must not be larger than context_tokens")
+        return self
+
+
+class RunConfig(Settings):
+    """One run, whole."""
+
+    model: str = Field(min_length=1)
+    """The backbone: a folder, or a name on the Hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the Hub."""
+    trust_remote_code: bool = False
+    """Allow the model's own code from the Hub to run."""
+    method: str = "neutral"
+    """A row of the table of methods (`methods.py`): neutral, adapter, lora, finetune, ..."""
+    label: str | None = Field(default=None, min_length=1, pattern=r"^\w[\w.+-]*$")
+    """How tables call this run; null takes the method's name."""
+    budget: float = Field(default=0.20, gt=0)
+    """New weights as a share of the backbone's, embeddings counted; methods that add none have no use for it."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the initialisation and the order of rows. What is held out does not depend on it, so seeds compare."""
+    output: Path
+    """Folder for checkpoints, log, extension and record. Made anew, or resumed if it holds this very run."""
+    data: DataSettings
+    residues: ResidueSettings = ResidueSettings()
+    lora: LoraSettings = LoraSettings()
+    averaging: AveragingSettings = AveragingSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @property
+    def context_tokens(self) -> int:
+        return self.evaluation.context_tokens or self.data.block_tokens
+
+    @property
+    def stride_tokens(self) -> int:
+        return self.evaluation.stride_tokens or max(1, self.context_tokens // 2)
+
+
+def load_run(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
+    """Read a run file and apply overrides such as "training.steps=200".
+
+    Raises:
+        UserError: one line for the first thing that is wrong.
+    """
+    return make_run(read_values(path, overrides))
+
+
+def make_run(values: dict[str, Any]) -> RunConfig:
+    """A checked configuration from plain values.
+
+    Raises:
+        UserError: one line for the first thing that is wrong.
+    """
+    return checked(RunConfig, values)

@@ -1,0 +1,109 @@
+"""How open every block gate is on every token of a short text: what a gate heat map shows.
+
+By default three texts: the beginning of the first source set, of the first target set, and a mixture that switches
+between the two every few words. The gate shown at a token is the one that the model computes on reading that token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from neutral_residues.backbone import context_length
+from neutral_residues.evaluation.evaluate import ScorableText, inference
+from neutral_residues.results.record import GateText
+from neutral_residues.tuner.layer import NeutralResiduesLayer, layer_numbers, residue_layers, tapped
+from neutral_residues.tuner.neutral import Residue
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_TOKENS = 96
+WORDS_PER_SWITCH = 8
+
+
+@dataclass(frozen=True)
+class NamedText:
+    """A text to look at."""
+
+    name: str
+    kind: Literal["source", "target", "code-switched", "own"]
+    text: str
+
+
+class _Gates:
+    """A tap that keeps the gates of one forward pass, layer by layer; of several active extensions the most open."""
+
+    def __init__(self) -> None:
+        self.by_layer: dict[int, list[float]] = {}
+
+    def see(self, layer: NeutralResiduesLayer, residue: Residue) -> None:
+        if residue.gate is not None:
+            gates = residue.gate.float().flatten().tolist()
+            before = self.by_layer.get(id(layer), gates)
+            self.by_layer[id(layer)] = [max(pair) for pair in zip(gates, before, strict=True)]
+
+
+def default_texts(
+    streams: Sequence[ScorableText], tokenizer: "PreTrainedTokenizerBase", own: Sequence[str] = ()
+) -> list[NamedText]:
+    """The beginning of one set of each side, a mixture of the two, and texts of one's own."""
+    found: dict[str, NamedText] = {}
+    for stream in streams:
+        if stream.role not in found:
+            text = tokenizer.decode(stream.tokens[: min(2 * MAX_TOKENS, int(stream.document_ends[0]) - 1)].tolist())
+            found[stream.role] = NamedText(stream.name, stream.role, str(text))
+    if len(found) == 2:
+        mixed = code_switched(found["source"].text, found["target"].text)
+        found["mixed"] = NamedText("code-switched", "code-switched", mixed)
+    return [*found.values(), *(NamedText(f"text {i + 1}", "own", text) for i, text in enumerate(own))]
+
+
+def code_switched(source: str, target: str) -> str:
+    """The words of two texts in turn, a few of one, then a few of the other."""
+    words = [text.split() for text in (source, target)]
+    length = min(len(part) for part in words)
+    turns = range(0, max(1, length), WORDS_PER_SWITCH)
+    return " ".join(" ".join(part[i : i + WORDS_PER_SWITCH]) for i in turns for part in words)
+
+
+def gate_texts(
+    model: nn.Module, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[NamedText], *, end_of_text: int
+) -> list[GateText]:
+    """The gates on the first `MAX_TOKENS` of each text, or what the model can read. Empty without block gates."""
+    layers = residue_layers(model)
+    if not layers:
+        return []
+    numbers = layer_numbers(list(layers))
+    longest = min(MAX_TOKENS, (context_length(model.config) or MAX_TOKENS + 1) - 1)
+    found = []
+    for text in texts:
+        ids = tokenizer(text.text, add_special_tokens=False)["input_ids"][:longest]
+        gates = _Gates()
+        with inference(model), tapped(layers, gates):
+            device = next(model.parameters()).device
+            model(input_ids=torch.tensor([[end_of_text, *ids]], device=device), use_cache=False)
+        rows = [gates.by_layer[id(layer)][1:] for layer in layers.values() if id(layer) in gates.by_layer]
+        if len(rows) == len(layers) and ids:
+            pieces = token_pieces(tokenizer, ids)
+            found.append(GateText(name=text.name, kind=text.kind, tokens=pieces, layers=list(numbers), gates=rows))
+    return found
+
+
+def token_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text; joined, they are the text.
+
+    A token that ends inside a letter adds nothing, and the one that completes it adds the letter.
+    """
+    whole = tokenizer.decode(list(ids))
+    ends = [_common_length(tokenizer.decode(list(ids[: i + 1])), whole) for i in range(len(ids))]
+    starts = [0, *ends[:-1]]
+    return [whole[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+def _common_length(one: str, other: str) -> int:
+    """How many letters two texts begin with in common."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

@@ -1,0 +1,1 @@
+"""Tasks of lm-eval and of our own, both models on the same items."""

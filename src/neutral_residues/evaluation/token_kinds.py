@@ -1,0 +1,159 @@
+"""What kinds of tokens an evaluation set consists of, and whether a few of them carry its change.
+
+After "Adaptation Odyssey" (arXiv 2410.05581): further training sometimes makes perplexity worse, and a handful of
+uninformative tokens is behind it. Each token type is of the first kind that fits its own text, blanks around it left
+out:
+
+    end of text        the end-of-text token, and other special ones
+    parts of letters   bytes that are no letter by themselves
+    white space        nothing but it
+    punctuation        neither letter nor digit
+    digits             at least one digit
+    other script       a letter of another script than most letters of the set's tokens have
+    names              begins with a capital, and its twin in small letters occurs no more often in the set
+    frequent words     of all that is left, the most frequent types that make up half of its tokens
+    rare words         the rest
+
+Where we choose: a type is judged by its own text, not by the word that it is part of. So a name's later pieces count as
+words; "names" holds single capitals ("I"), words that mostly begin sentences, and in German every noun. A script is
+the first word of a letter's Unicode name ("LATIN"); kana and Chinese characters count as one. No torch.
+"""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neutral_residues.results.record import Breakdown, TokenKind
+
+KINDS: tuple[TokenKind, ...] = get_args(TokenKind)
+REPLACEMENT = "\ufffd"
+NO_SCRIPT = {"COMBINING", "VARIATION", "ZERO", "MODIFIER"}
+"""Marks that stand with letters of any script, or with none."""
+JAPANESE = {"HIRAGANA": "CJK", "KATAKANA": "CJK", "KATAKANA-HIRAGANA": "CJK"}
+
+FEW_TYPES = 0.01
+"""Share of the occurring token types that counts as few."""
+FEW_TOKENS = 0.1
+"""Share of the tokens that counts as few: half of all change is then five times their share."""
+LEAST_CHANGE = 0.001
+"""Changes that sum to less than this share of the backbone's loss are nothing to explain."""
+
+
+@dataclass(frozen=True)
+class Concentration:
+    """How few token types carry the change.
+
+    Attributes:
+        carriers: places, among the occurring types, of the fewest that carry half of all change; largest first.
+        tokens_share: share of the tokens that they are.
+        is_concentrated: whether they are both few types and few tokens.
+    """
+
+    carriers: tuple[int, ...]
+    tokens_share: float
+    is_concentrated: bool
+
+
+def few_tokens_line(breakdown: Breakdown) -> str:
+    """What a concentrated change is warned of with."""
+    tokens = ", ".join(repr(carrier.text) for carrier in breakdown.carriers)
+    return (
+        f"{breakdown.set}: half of all change is carried by {breakdown.num_carriers} of {breakdown.num_types} "
+        f"different tokens, {100 * breakdown.carriers_share:.1f} % of the text ({tokens}); the set's bits per byte say "
+        "little about the rest of it"
+    )
+
+
+def classify(texts: Sequence[str], counts: Sequence[int], *, special: Collection[int] = ()) -> list[TokenKind]:
+    """The kind of each token type that occurs in a set.
+
+    Args:
+        texts: each type's own text.
+        counts: how often each occurs.
+        special: places of the special tokens.
+    """
+    main = _main_script(texts, counts)
+    by_text: Counter[str] = Counter()
+    for text, count in zip(texts, counts, strict=True):
+        by_text[text.strip()] += count  # with and without its blank
+    kinds: list[TokenKind | None] = [_kind(text.strip(), main, by_text) for text in texts]
+    for place in special:
+        kinds[place] = "end of text"
+    frequent = _frequent([place for place, kind in enumerate(kinds) if kind is None], counts)
+    return [kind or ("frequent words" if place in frequent else "rare words") for place, kind in enumerate(kinds)]
+
+
+def _kind(text: str, main: str, counts: Counter[str]) -> TokenKind | None:
+    """What a type is by its text alone; None for a word."""
+    if REPLACEMENT in text:
+        return "parts of letters"
+    if not text:
+        return "white space"
+    if any(unicodedata.category(sign)[0] == "N" for sign in text):
+        return "digits"
+    scripts = _scripts(text)
+    if not scripts:
+        return "punctuation"
+    if any(script != main for script in scripts):
+        return "other script"
+    small = text.lower()
+    if text[0].isupper() and counts[text] >= counts[small]:
+        return "names"
+    return None
+
+
+def _frequent(words: Sequence[int], counts: Sequence[int]) -> set[int]:
+    """The most frequent words that make up half of all; of equally frequent ones the first."""
+    by_count = sorted(words, key=lambda place: -counts[place])
+    half, so_far, found = sum(counts[place] for place in words) / 2, 0, set()
+    for place in by_count:
+        if so_far >= half:
+            break
+        found.add(place)
+        so_far += counts[place]
+    return found
+
+
+def _main_script(texts: Sequence[str], counts: Sequence[int]) -> str:
+    letters: Counter[str] = Counter()
+    for text, count in zip(texts, counts, strict=True):
+        for script in _scripts(text):
+            letters[script] += count
+    return letters.most_common(1)[0][0] if letters else ""
+
+
+def _scripts(text: str) -> list[str]:
+    """The script of each letter, and of each vowel sign that is written like one."""
+    words = [unicodedata.name(s, "").partition(" ")[0] for s in text if unicodedata.category(s)[0] in "LM"]
+    return [JAPANESE.get(word, word) for word in words if word not in NO_SCRIPT]
+
+
+def concentration(
+    counts_N: NDArray[np.int64], backbone_N: NDArray[np.float64], extended_N: NDArray[np.float64]
+) -> Concentration:
+    """Whether few of the N occurring types carry the change of a set.
+
+    Concentrated is a change of which half is carried by at most `FEW_TYPES` of the types (or a single one) that are
+    less than `FEW_TOKENS` of the tokens: frequent tokens carry much of any change, and mean nothing by it.
+
+    Args:
+        counts_N: how often each type occurs.
+        backbone_N, extended_N: its nats under either model.
+    """
+    change_N = np.abs(extended_N - backbone_N)
+    total = float(change_N.sum())
+    if total == 0:
+        return Concentration((), 0.0, False)
+    order_N = np.argsort(-change_N, kind="stable")
+    num_carriers = int(np.searchsorted(np.cumsum(change_N[order_N]), total / 2)) + 1
+    carriers = order_N[:num_carriers]
+    tokens_share = float(counts_N[carriers].sum() / counts_N.sum())
+    few = num_carriers <= max(1, FEW_TYPES * len(counts_N)) and tokens_share < FEW_TOKENS
+    return Concentration(
+        tuple(carriers.tolist()), tokens_share, few and total >= LEAST_CHANGE * float(backbone_N.sum())
+    )

@@ -1,0 +1,1 @@
+"""One file for each form that an extension can be written in."""

@@ -1,0 +1,232 @@
+"""The formats `qwen2_moe` and `qwen3_next`: a sigmoid gate as the shared expert of a stock mixture of experts.
+
+    stock layer:  sum over chosen experts of  p_e(x) E_e(x)  +  sigmoid(s . x) S(x)
+    ours:         FFN(x)                                    +  sigmoid(w . x) A(x)
+
+With one routed expert its softmax is over one number, so p_1 = 1 on every token whatever the router holds. The old FFN
+is that expert, the adapter is S, and the gate is s; s has no bias, so neither may w. The backbone's attention, norms
+and embeddings must be the stock model's too:
+
+    backbone                       stock model   what is not merely copied
+    Llama, Mistral, Ministral      qwen2_moe     nothing
+    Qwen2                          qwen2_moe     nothing (biases of q, k and v)
+    Gemma (the first)              qwen2_moe     norms 1 + w; the embeddings' scale sqrt(D) folded in
+    Qwen3                          qwen3_next    norms w - 1; the output gate of its attention held at 1/2 by zeros in
+                                                 q, undone by o doubled (both powers of two: exact)
+
+For runtimes other than Transformers that know the architecture (llama.cpp, tried: LAB.md) every layer is a mixture and
+the head a matrix of its own, though Transformers could do with less: a layer without an adapter gets a shared expert of
+zeros, behind a gate that is not (llama.cpp's sigmoid of exactly 0 is 0/0).
+
+No stock model with a gated shared expert holds the others. Gemma 2 and 3 and GLM 4 have a norm behind the FFN, OLMo 2
+and 3 one instead of that before it; granite scales its branches, SmolLM 3 leaves positions out in some layers, and
+GPT-NeoX and Phi have FFNs that are no gated units. `qwen3_5_moe`, `qwen4_exp` and the talker of `qwen3_omni_moe` have
+the same expert as `qwen3_next` but inside models with vision, hyper-connections or audio around it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM, Qwen3NextConfig, Qwen3NextForCausalLM
+
+from neutral_residues.export.formats.remote_code import save_filled
+from neutral_residues.export.parts import Adapter, Parts
+from neutral_residues.tuner.gated_mlp import plain_glu
+
+SAME_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "use_cache",
+    "rope_parameters",
+    "attention_dropout",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+)
+
+
+@dataclass(frozen=True)
+class Stock:
+    """A stock mixture-of-experts architecture.
+
+    Attributes:
+        config: its configuration class.
+        model: its class.
+        holds: model types of the backbones that it holds exactly.
+        settings: the backbone's configuration -> what the stock one needs beside `SAME_KEYS` and the experts.
+        convert: key, tensor, backbone's configuration -> the tensor that the stock model needs under that key.
+        has_output_bias: whether its attention can have a bias behind the heads.
+        has_windows: whether its attention can see a window only.
+    """
+
+    config: type[Any]
+    model: type[Any]
+    holds: tuple[str, ...]
+    settings: Callable[[Any], dict[str, Any]]
+    convert: Callable[[str, Tensor, Any], Tensor]
+    has_output_bias: bool = False
+    has_windows: bool = False
+
+
+def _qwen2_moe_settings(config: Any) -> dict[str, Any]:
+    window = getattr(config, "sliding_window", None)
+    everywhere = "sliding_attention" if config.model_type == "mistral" and window else "full_attention"
+    layer_types = getattr(config, "layer_types", None) or [everywhere] * config.num_hidden_layers
+    return {
+        "qkv_bias": config.model_type == "qwen2",
+        "layer_types": list(layer_types),
+        "use_sliding_window": "sliding_attention" in layer_types,
+        "sliding_window": window,
+    }
+
+
+def _to_qwen2_moe(key: str, tensor: Tensor, config: Any) -> Tensor:
+    if config.model_type == "gemma" and key.endswith("norm.weight"):
+        return 1.0 + tensor
+    if config.model_type == "gemma" and key.endswith("embed_tokens.weight"):
+        return tensor * torch.tensor(config.hidden_size**0.5)
+    return tensor
+
+
+def _qwen3_next_settings(config: Any) -> dict[str, Any]:
+    return {
+        "attention_bias": config.attention_bias,
+        "layer_types": ["full_attention"] * config.num_hidden_layers,
+        "partial_rotary_factor": 1.0,
+        "rope_parameters": {**config.rope_parameters, "partial_rotary_factor": 1.0},
+    }
+
+
+def _to_qwen3_next(key: str, tensor: Tensor, config: Any) -> Tensor:
+    if key.endswith("norm.weight"):
+        return tensor - 1.0
+    if ".self_attn.q_proj." in key:  # for each head its queries, then its gates
+        heads = tensor.view(config.num_attention_heads, config.head_dim, -1)
+        return torch.cat([heads, torch.zeros_like(heads)], dim=1).view(2 * tensor.shape[0], *tensor.shape[1:])
+    if key.endswith(".self_attn.o_proj.weight"):
+        return 2.0 * tensor
+    return tensor
+
+
+QWEN2_MOE = Stock(
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    ("llama", "mistral", "ministral", "qwen2", "gemma"),
+    _qwen2_moe_settings,
+    _to_qwen2_moe,
+    has_windows=True,
+)
+QWEN3_NEXT = Stock(
+    Qwen3NextConfig, Qwen3NextForCausalLM, ("qwen3",), _qwen3_next_settings, _to_qwen3_next, has_output_bias=True
+)
+
+
+def moe_refusal(stock: Stock, parts: Parts) -> str | None:
+    """Why that architecture cannot hold the extension, or None."""
+    if parts.model_type not in stock.holds:
+        return f"it holds backbones of the types {', '.join(stock.holds)}; this one is {parts.model_type}"
+    if len(parts.adapters) != 1:
+        return f"it holds one adapter; this model has {len(parts.adapters)}"
+    return _adapter_refusal(parts) or _backbone_refusal(stock, parts)
+
+
+def _adapter_refusal(parts: Parts) -> str | None:
+    adapter, activation = parts.adapters[0], parts.backbone.config.hidden_act
+    strange = parts.strange_place(adapter)
+    if adapter.block_gate != "sigmoid":
+        return f"its shared expert has a sigmoid gate; this one is {adapter.block_gate} (train neutral-sigmoid)"
+    if adapter.has_bias:
+        return "its shared expert's gate has no bias, and this one has; train with residues.gate_start: half"
+    if strange is not None:
+        return f"its shared expert runs beside the feed-forward block; this adapter beside {strange}"
+    if adapter.activation != activation:
+        return f"its experts all have the backbone's activation {activation}; this adapter has {adapter.activation}"
+    return None
+
+
+def _backbone_refusal(stock: Stock, parts: Parts) -> str | None:
+    config = parts.backbone.config
+    for name, block in parts.ffns.items():
+        glu = plain_glu(block)
+        if glu is None or any(linear.bias is not None for linear in (glu.gate, glu.up, glu.down)):
+            return f"its experts are gated linear units without biases; {name} is not"
+    if not stock.has_output_bias and any(key.endswith("o_proj.bias") for key in parts.backbone.state_dict()):
+        return "its attention has no bias behind the heads; this backbone's has (attention_bias)"
+    if not stock.has_windows and "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        return "its attention has no sliding window; this backbone's has"
+    if getattr(config, "use_bidirectional_attention", None):
+        return "its attention is causal; this backbone's is not"
+    return None
+
+
+def write_moe(stock: Stock, parts: Parts, folder: Path, dtype: torch.dtype) -> None:
+    """Write configuration and weights of the stock model into `folder`."""
+    backbone, adapter = parts.backbone, parts.adapters[0]
+    config = backbone.config
+    settings = {key: getattr(config, key) for key in SAME_KEYS if getattr(config, key, None) is not None}
+    settings |= stock.settings(config)
+    settings |= {
+        "num_experts": 1,
+        "num_experts_per_tok": 1,
+        "norm_topk_prob": True,
+        "moe_intermediate_size": config.intermediate_size,
+        "shared_expert_intermediate_size": adapter.width,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "tie_word_embeddings": False,
+    }
+    weights = {
+        key: stock.convert(key, tensor, config)
+        for key, tensor in backbone.state_dict().items()
+        if not any(key.startswith(f"{place}.") for place in parts.ffns)
+    }
+    weights["lm_head.weight"] = (
+        backbone.get_output_embeddings().weight.detach().clone()
+    )  # shared, it would not be saved
+    for place, block in parts.ffns.items():
+        experts = {**_old_ffn(block), **_shared_expert(adapter, place, width_in=config.hidden_size)}
+        weights |= {f"{place}.{key}": tensor for key, tensor in experts.items()}
+    save_filled(stock.model, stock.config(**settings), weights, folder, dtype=dtype, like=backbone)
+
+
+def _shared_expert(adapter: Adapter, place: str, *, width_in: int) -> dict[str, Tensor]:
+    """The adapter at that block, or one that adds nothing."""
+    if place not in adapter.beside:
+        return {
+            "shared_expert.gate_proj.weight": torch.zeros(adapter.width, width_in),
+            "shared_expert.up_proj.weight": torch.zeros(adapter.width, width_in),
+            "shared_expert.down_proj.weight": torch.zeros(width_in, adapter.width),
+            "shared_expert_gate.weight": torch.ones(1, width_in),
+        }
+    w_g, w_i, w_o, w = adapter.beside[place]
+    assert w is not None
+    return {
+        "shared_expert.gate_proj.weight": w_g.weight.detach(),
+        "shared_expert.up_proj.weight": w_i.weight.detach(),
+        "shared_expert.down_proj.weight": w_o.weight.detach(),
+        "shared_expert_gate.weight": w.weight.detach(),
+    }
+
+
+def _old_ffn(block: nn.Module) -> dict[str, Tensor]:
+    """The FFN as the only routed expert, and a router whose softmax is over one number."""
+    glu = plain_glu(block)
+    assert glu is not None
+    return {
+        "experts.gate_up_proj": torch.cat([glu.gate.weight, glu.up.weight]).detach()[None],
+        "experts.down_proj": glu.down.weight.detach()[None],
+        "gate.weight": torch.zeros(1, glu.gate.in_features, dtype=glu.gate.weight.dtype),
+    }

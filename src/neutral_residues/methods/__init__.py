@@ -1,0 +1,1 @@
+"""The methods that are compared: one table, and what PEFT does not have."""

@@ -1,0 +1,125 @@
+"""The low-rank family, all of it PEFT's own: LoRA, rsLoRA, DoRA and OSF, each with a rank that follows from the budget.
+
+Here is only what PEFT does not decide: which linear layers (those inside the decoder's layers, not the embeddings or
+the head), and which rank makes a given share of new weights.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from peft import LoraConfig, OSFConfig, PeftConfig, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from neutral_residues.errors import UserError, first_line
+from neutral_residues.tuner.blocks import count_backbone_weights, find_blocks
+from neutral_residues.tuner.config import PREFIX
+from neutral_residues.tuner.neutral import BUDGET_TOLERANCE
+
+
+def attach_lora(
+    model: PreTrainedModel, *, budget: float, only_ffn: bool, alpha: float | None, alpha_over_rank: float, **kind: bool
+) -> nn.Module:
+    """LoRA beside the linear layers of every decoder layer.
+
+    Args:
+        budget: new weights as a share of the backbone's.
+        only_ffn: leave attention alone.
+        alpha: LoRA's alpha; None takes `alpha_over_rank` times the rank.
+        kind: PEFT's `use_rslora` or `use_dora`.
+
+    Raises:
+        UserError: if no whole rank comes within 2 % of the budget; names the nearest.
+    """
+    places = _linear_places(model, only_ffn=only_ffn)
+    magnitudes = sum(out for _, out in places.values()) if kind.get("use_dora") else 0
+    rank = _rank_for_budget(model, budget, places, fixed_weights=magnitudes)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha_over_rank * rank if alpha is None else alpha,
+        target_modules=list(places),
+        fan_in_fan_out=isinstance(model.get_submodule(next(iter(places))), Conv1D),
+        **kind,
+    )
+    return _attached(model, config)
+
+
+def attach_osf(model: PreTrainedModel, *, budget: float) -> nn.Module:
+    """OSF: the smallest singular directions of every linear layer train, kept orthogonal to the large ones.
+
+    The budget becomes the number of directions that train (PEFT's `effective_rank` is the number that does not).
+
+    Raises:
+        UserError: as `attach_lora`; also for a model whose layers are not `nn.Linear`.
+    """
+    # A layer with one output, such as a gate, has no direction to spare.
+    places = {name: shape for name, shape in _linear_places(model, only_ffn=False).items() if min(shape) > 1}
+    foreign = [name for name in places if not isinstance(model.get_submodule(name), nn.Linear)]
+    if foreign:
+        raise UserError("osf works on nn.Linear layers only", got=f"{foreign[0]} is another kind", do="choose lora")
+    # One singular value for each direction and layer comes on top of LoRA's two vectors.
+    rank = _rank_for_budget(model, budget, places, per_place=1)
+    preserved = {f"^{re.escape(name)}$": min(shape) - rank for name, shape in places.items()}
+    if min(preserved.values()) < 1:
+        smallest = min(min(shape) for shape in places.values())
+        raise UserError(
+            "budget leaves OSF no direction to protect", got=budget, allowed=f"up to {smallest - 1} directions a layer"
+        )
+    config = OSFConfig(task_type="CAUSAL_LM", target_modules=list(places), rank_pattern=dict(preserved))
+    return _attached(model, config)
+
+
+def _attached(model: PreTrainedModel, config: PeftConfig) -> nn.Module:
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:  # PEFT refuses some modules of some architectures
+        raise UserError("PEFT cannot attach this method", got=first_line(error), do="choose another method") from error
+
+
+def _linear_places(model: nn.Module, *, only_ffn: bool) -> dict[str, tuple[int, int]]:
+    """Full name -> (inputs, outputs) of the linear layers inside the decoder's layers.
+
+    Raises:
+        UserError: if there are none.
+    """
+    ffns = tuple(f"{name}." for name in find_blocks(model, "ffn"))
+    layers = tuple(f"{name.rsplit('.', 2)[0]}." for name in ffns)
+    inside = ffns if only_ffn else layers
+    places = {name: shape for name, m in model.named_modules() if name.startswith(inside) and (shape := _shape(m))}
+    if not places:
+        raise UserError(f"no linear layers found in {type(model).__name__}", do="choose the method neutral or adapter")
+    return places
+
+
+def _shape(module: Any) -> tuple[int, int] | None:
+    # A router that is a Linear returns more than one tensor, which PEFT does not expect.
+    if isinstance(module, nn.Linear) and "Router" not in type(module).__name__:
+        return module.in_features, module.out_features
+    if isinstance(module, Conv1D):  # GPT-2's linear layer
+        return int(module.nx), int(module.nf)
+    return None
+
+
+def _rank_for_budget(
+    model: nn.Module,
+    budget: float,
+    places: Mapping[str, tuple[int, int]],
+    *,
+    per_place: int = 0,
+    fixed_weights: int = 0,
+) -> int:
+    """The rank whose weights, `fixed_weights` included, come nearest to the budget, and within 2 % of it."""
+    backbone = count_backbone_weights(model, added=PREFIX)
+    per_rank = sum(sum(shape) + per_place for shape in places.values())
+    rank = max(1, round((budget * backbone - fixed_weights) / per_rank))
+    share = (rank * per_rank + fixed_weights) / backbone
+    if abs(share - budget) > BUDGET_TOLERANCE * budget:
+        raise UserError(
+            "budget cannot be met within 2 % by a whole rank",
+            got=budget,
+            do=f"the nearest is {share:.5f} (rank {rank})",
+        )
+    return rank

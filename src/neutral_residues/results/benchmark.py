@@ -1,0 +1,122 @@
+"""What a benchmark measured, beside what arithmetic says it could be: one JSON file that the report draws. No torch.
+
+    write_benchmark(path, Benchmark(name="inference", rows=[Measured(...)], ...))
+
+Times are only ever compared within one run, as ratios: every row says what it is held against, and the ratio is the
+median over rounds in which both took turns.
+
+The bounds (`Bound`): with N weights in the backbone's matrix products and n new ones, a training token costs 4N + 6n
+operations where the backbone is frozen (forward, gradient of activations, and the gradient of new weights) and 6N where
+all trains; through layers up to the first adapter no gradient flows, which saves 2 for each of their weights. Decoding
+at batch 1 reads every weight that it uses once; a prefill computes with each once a token.
+"""
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import Field, ValidationError
+
+from neutral_residues.errors import UserError
+from neutral_residues.files import disk_errors, write_json
+from neutral_residues.results.record import Part, Provenance
+
+BENCHMARK_FORMAT: Literal["neutral-residues/benchmark"] = "neutral-residues/benchmark"
+
+
+class Measured(Part):
+    """One thing that was timed, against another that took turns with it."""
+
+    group: str = Field(min_length=1)
+    """What was done, for example "decode, source text"; rows of a group share an axis."""
+    name: str = Field(min_length=1)
+    """Who did it, for example "skip" or "lora"."""
+    against: str = Field(min_length=1)
+    """What it is held against; its own row has ratio 1."""
+    quantity: Literal["time", "memory"] = "time"
+    """What the ratio is of."""
+    ratio: float = Field(gt=0)
+    """Median over rounds of its value by that of `against`."""
+    bound: float | None = Field(default=None, gt=0)
+    """The same ratio as arithmetic has it: operations where they bind, bytes read where those do; null if not known."""
+    value: float = Field(ge=0)
+    """Median, in seconds or bytes: of this machine on that day, never to be compared across files."""
+    x: float | None = None
+    """Where the row lies on its group's axis, for what grows: tokens, width, layers, ..."""
+    x_label: str | None = None
+    """The name of that axis."""
+
+
+class Benchmark(Part):
+    """One run of one script in `benchmarks/`."""
+
+    format: Literal["neutral-residues/benchmark"] = BENCHMARK_FORMAT
+    """Says that the file is ours."""
+    version: Literal[1] = 1
+    """Version of this schema."""
+    name: str = Field(min_length=1)
+    """The script."""
+    title: str = Field(min_length=1)
+    """What is shown above the figure."""
+    command: str
+    """What was typed."""
+    threads: int = Field(ge=1)
+    """CPU threads."""
+    rounds: int = Field(ge=1)
+    """Turns that the medians are over."""
+    settings: dict[str, str | int | float] = Field(default={})
+    """Sizes: model, tokens, rows, ..."""
+    provenance: Provenance
+    """Code and machine."""
+    rows: list[Measured]
+    """What was measured."""
+
+
+class Bound(NamedTuple):
+    """The limits that follow from counting weights.
+
+    Attributes:
+        backbone: weights in the backbone's matrix products (embedding rows that are only looked up do not count).
+        new: weights of the extension in matrix products.
+        below: those of the backbone in the layers up to the first one with an adapter, that one included.
+    """
+
+    backbone: int
+    new: int
+    below: int = 0
+
+    @property
+    def train_frozen(self) -> float:
+        """Time of a training step by full fine-tuning's, where operations bind."""
+        return (4 * self.backbone - 2 * self.below + 6 * self.new) / (6 * self.backbone)
+
+    @property
+    def run_open(self) -> float:
+        """Time of a pass by the backbone's, where every adapter is computed."""
+        return (self.backbone + self.new) / self.backbone
+
+
+def write_benchmark(path: Path, benchmark: Benchmark) -> None:
+    """Write it as JSON, whole or not at all."""
+    write_json(path, benchmark.model_dump(mode="json"))
+
+
+def is_benchmark(path: Path) -> bool:
+    """Whether the file says that it holds a benchmark."""
+    with disk_errors(path), path.open("rb") as file:
+        return BENCHMARK_FORMAT.encode() in file.read(200)
+
+
+def read_benchmark(path: Path) -> Benchmark:
+    """The benchmark in that file.
+
+    Raises:
+        UserError: if it is not whole JSON, or its fields are wrong.
+    """
+    with disk_errors(path):
+        raw = path.read_bytes()
+    try:
+        return Benchmark.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(f"benchmark {path}: {where}: {first['msg']}") from error

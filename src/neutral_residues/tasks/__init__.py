@@ -1,1 +1,0 @@
-"""Tasks that both sides are given: lm-eval's own, minimal pairs, and cloze made from held-out text."""

@@ -1,0 +1,120 @@
+"""What goes on beside training: both sides are measured, the display follows, and a wish to stop is heard."""
+
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback
+
+from neutral_residues.evaluation.metrics import SetScore
+from neutral_residues.training.progress import TrainingDisplay
+from neutral_residues.training.trainer import ExtensionTrainer
+
+QuickScores = Callable[[nn.Module], list[SetScore]]
+"""Measures a model on a part of what is measured on the way."""
+
+
+class Measure(TrainerCallback):
+    """Measures the extended model every so many steps and tells the log and the display; step 0 is the backbone.
+
+    Attributes:
+        seconds: that this took after step 0.
+    """
+
+    def __init__(
+        self, quick_scores: QuickScores, *, every: int, trainer: ExtensionTrainer, display: TrainingDisplay
+    ) -> None:
+        self.quick_scores, self.every, self.trainer, self.display = quick_scores, every, trainer, display
+        # Nothing is trained yet, so the model is its backbone, also where a checkpoint will be loaded.
+        self.backbone = quick_scores(trainer.model)
+        self.seconds = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self._log(self.backbone)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            start = time.monotonic()
+            scores = self.quick_scores(self.trainer.model)
+            self.seconds += time.monotonic() - start
+            self._log(scores)
+            before = _bits(self.backbone)
+            self.display.measured(state.global_step, {n: (before[n], value) for n, value in _bits(scores).items()})
+
+    def _log(self, scores: list[SetScore]) -> None:
+        logs = {f"bits_per_byte/{name}": value for name, value in _bits(scores).items()}
+        logs |= {f"neutral_tokens/{s.name}": s.neutral_share for s in scores if s.neutral_share is not None}
+        # Trainer takes any line in the log for the one that is due at this step, and would leave that out.
+        due = self.trainer.control.should_log
+        self.trainer.log(logs)
+        self.trainer.control.should_log = due
+
+
+class Show(TrainerCallback):
+    """Passes steps and logs on to the display."""
+
+    def __init__(self, display: TrainingDisplay) -> None:
+        self.display = display
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.display.step(state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.display.logged(state.global_step, logs)
+
+
+def _bits(scores: list[SetScore]) -> dict[str, float]:
+    return {score.name: score.extended_bits_per_byte for score in scores}
+
+
+@contextmanager
+def stop_on_signal(trainer: ExtensionTrainer) -> Iterator[None]:
+    """Ctrl-C and termination ask for a checkpoint after the step; a second Ctrl-C does not wait."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if trainer.stop_requested:
+            raise KeyboardInterrupt
+        trainer.stop_requested = True
+
+    try:
+        old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: then whoever owns it decides
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+WARMUP_STEPS = 3
+"""So many first steps of a process are not timed: allocators and caches are cold."""
+
+
+class StepClock(TrainerCallback):
+    """Times every optimiser step from its first forward pass to its end; measuring and saving are not in it."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._start = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._start = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Nothing is added to wait for a GPU: the check that the gradient is finite already did.
+        self.seconds.append(time.monotonic() - self._start)
+
+    @property
+    def median_seconds(self) -> float | None:
+        """The first steps warm up and are left out; None if no others were done."""
+        steps = self.seconds[WARMUP_STEPS:]
+        return statistics.median(steps) if steps else None

@@ -1,0 +1,208 @@
+"""The one loop for every method: Transformers' Trainer with our order of rows, loss per corpus, and safe checkpoints.
+
+Promises: rows come in the fixed order of `data.mixing`; the loss of each corpus is reported apart; a loss or
+gradient that is not finite stops the run before the optimiser step; a checkpoint counts only once it is whole; a
+resumed run goes on as if it had never stopped (bit-equal on a CPU). What it does not do: decide anything about data,
+methods or evaluation.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.trainer_callback import PrinterCallback
+
+from neutral_residues.config.run import RunConfig
+from neutral_residues.data.noise import NoisedMixture
+from neutral_residues.errors import UserError, first_line
+from neutral_residues.files import disk_errors
+from neutral_residues.losses import next_token_nats
+from neutral_residues.methods.table import find_method
+from neutral_residues.training.checkpoints import COMPLETE, seal_checkpoint, whole_checkpoints
+from neutral_residues.training.mixin import DeviceSums, NeutralResiduesTrainerMixin
+
+
+class DomainTrainer(Trainer):
+    """Trainer on rows of `NoisedMixture`: `input_ids`, `corpus_id`, `noised` (a mixin takes `domain_labels` out).
+
+    Args:
+        corpus_names: the corpora in the order of `corpus_id`.
+        keep_checkpoints: how many whole checkpoints stay.
+    """
+
+    def __init__(self, *args: Any, corpus_names: Sequence[str], keep_checkpoints: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.loss_is_scaled_for_ga = True
+        self.corpus_names = tuple(corpus_names)
+        self.keep_checkpoints = keep_checkpoints
+        self.stop_requested = False
+        self._corpus_sums = DeviceSums()
+        self._step_nats: Tensor | None = None
+        self.add_callback(_StopWhenAsked(self))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
+        # The order is decided in the data set; shards of a rank follow from accelerate as for any sampler.
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Nats per token, divided by the tokens that one optimiser step predicts on this rank."""
+        input_ids = inputs["input_ids"]
+        outputs = model(input_ids=input_ids, use_cache=False)
+        # A noised row has nothing to predict; its place in the divisor stays, so that no row weighs more for it.
+        counts_B = (~inputs["noised"]).float()
+        nats_BT = next_token_nats(outputs.logits, input_ids) * counts_B[:, None]
+        self._note_corpora(nats_BT.detach(), inputs["corpus_id"], counts_B)
+        rows_per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        loss = nats_BT.sum() / (rows_per_step * nats_BT.shape[1])
+        return (loss, outputs) if return_outputs else loss
+
+    def _note_corpora(self, nats_BT: Tensor, corpus_ids_B: Tensor, counts_B: Tensor) -> None:
+        zeros = torch.zeros(len(self.corpus_names), device=nats_BT.device, dtype=torch.float64)
+        nats = zeros.index_add(0, corpus_ids_B, nats_BT.sum(dim=1, dtype=torch.float64))
+        rows = zeros.index_add(0, corpus_ids_B, counts_B.double())
+        self._step_nats = nats if self._step_nats is None else self._step_nats + nats
+        self._corpus_sums.add("nats", nats)
+        self._corpus_sums.add("tokens", rows * nats_BT.shape[1])
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        # The one place between the backward pass and the optimiser step; one wait for the host covers both checks.
+        norm = super()._clip_grad_norm(model)
+        step_nats, self._step_nats = self._step_nats, None
+        assert step_nats is not None
+        values = torch.cat([step_nats, torch.as_tensor(norm, device=step_nats.device, dtype=torch.float64).view(1)])
+        if not bool(torch.isfinite(values).all()):
+            self._raise_not_finite(step_nats)
+        return norm
+
+    def _raise_not_finite(self, step_nats: Tensor) -> None:
+        bad = [n for n, finite in zip(self.corpus_names, torch.isfinite(step_nats).tolist(), strict=True) if not finite]
+        where = f"the loss on {', '.join(bad)}" if bad else "the gradient (the losses are finite)"
+        raise UserError(
+            f"step {self.state.global_step + 1}: {where} is not finite; stopped before the optimiser step",
+            do="lower training.learning_rate or look at that text; the last checkpoint is whole",
+        )
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            sums = self._corpus_sums.flush(self.accelerator)
+            # Trainer's own mean starts anew when a run resumes between two lines of the log; ours does not.
+            logs["loss"] = sum(sums["nats"]) / sum(sums["tokens"])
+            for name, nats, tokens in zip(self.corpus_names, sums["nats"], sums["tokens"], strict=True):
+                if tokens:
+                    logs[f"loss_nats/{name}"] = nats / tokens
+        super().log(logs, *args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with disk_errors(folder):
+            super()._save_checkpoint(model, trial)
+            sums = {name: sums.state(self.accelerator) for name, sums in self._all_sums().items()}
+            if self.args.should_save:
+                seal_checkpoint(folder, sums=sums)
+                for old in whole_checkpoints(folder.parent)[: -self.keep_checkpoints]:
+                    shutil.rmtree(old)
+
+    def _all_sums(self) -> dict[str, DeviceSums]:
+        return {name: value for name, value in self.__dict__.items() if isinstance(value, DeviceSums)}
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None and self.is_world_process_zero():
+            sealed = json.loads((Path(checkpoint) / COMPLETE).read_text(encoding="utf-8"))
+            for name, sums in self._all_sums().items():
+                sums.load(sealed["sums"][name], self.args.device)
+
+
+class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
+    """The loop with the local loss; for methods without one its weight is 0 and the mixin does nothing."""
+
+
+class _StopWhenAsked(TrainerCallback):
+    """After a step during which somebody asked to stop: save and leave."""
+
+    def __init__(self, trainer: DomainTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        stop = self.trainer.stop_requested
+        if self.trainer.accelerator.num_processes > 1:
+            asked = torch.tensor(float(stop), device=args.device)
+            stop = bool(self.trainer.accelerator.reduce(asked, "sum"))
+        if stop:
+            control.should_save = control.should_training_stop = True
+        return control
+
+
+def training_arguments(config: RunConfig, *, output_dir: Path, learning_rate: float, bf16: bool) -> TrainingArguments:
+    """The run's settings in Trainer's words."""
+    training = config.training
+    try:
+        return TrainingArguments(
+            output_dir=str(output_dir),
+            max_steps=training.steps,
+            per_device_train_batch_size=training.batch_rows,
+            gradient_accumulation_steps=training.accumulation,
+            learning_rate=learning_rate,
+            lr_scheduler_type="cosine_with_min_lr",
+            lr_scheduler_kwargs={"min_lr_rate": training.final_learning_rate_share},
+            warmup_steps=training.warmup_steps,
+            weight_decay=training.weight_decay,
+            adam_beta1=training.adam_betas[0],
+            adam_beta2=training.adam_betas[1],
+            max_grad_norm=training.max_grad_norm,
+            bf16=bf16,
+            torch_compile=training.compile,
+            activation_checkpointing=training.gradient_checkpointing,
+            activation_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
+            logging_steps=training.log_every,
+            logging_first_step=True,
+            logging_nan_inf_filter=False,
+            save_steps=training.save_every,
+            report_to=list(training.report_to),
+            dataloader_num_workers=config.data.workers if torch.accelerator.is_available() else 0,
+            dataloader_pin_memory=torch.accelerator.is_available(),
+            ddp_find_unused_parameters=False,
+            use_cpu=not torch.accelerator.is_available(),
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            seed=config.seed,
+        )
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise UserError("training settings", got=first_line(error)) from error
+
+
+def check_trackers(config: RunConfig) -> None:
+    """Raise if a tracker is unknown to Transformers or not installed."""
+    try:
+        for callback in get_reporting_integration_callbacks(list(config.training.report_to)):
+            callback()
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise UserError("training.report_to", got=first_line(error), do="install it, or remove it") from error
+
+
+def make_trainer(
+    config: RunConfig, model: nn.Module, rows: NoisedMixture, *, args: TrainingArguments, corpus_names: Sequence[str]
+) -> ExtensionTrainer:
+    """The trainer of a run; `local_loss_weight` counts only for a method that has one."""
+    trainer = ExtensionTrainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        corpus_names=corpus_names,
+        keep_checkpoints=config.training.keep_checkpoints,
+        local_loss=config.residues.local_loss,
+        gate_learning_rate_factor=config.residues.gate_learning_rate_factor,
+        local_loss_weight=config.residues.local_loss_weight if find_method(config.method).has_local_loss else 0.0,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer

@@ -1,0 +1,119 @@
+"""What a user sets: the PEFT configuration of neutral residues, checked when it is made."""
+
+import enum
+import math
+from dataclasses import dataclass, field
+
+from peft import PeftConfig
+
+from neutral_residues.errors import UserError
+from neutral_residues.tuner.blocks import BLOCK_NAMES, Place, activation_module, chosen_layers
+from neutral_residues.tuner.neutral import BLOCK_GATES, GATE_STARTS, INITS, BlockGate, GateStart, Init
+
+
+class NeutralResiduesPeftType(str, enum.Enum):  # noqa: UP042 - PEFT looks types up by the hash of a str enum
+    """PEFT's enum of types is closed; one of our own with name == value is found in its dictionaries all the same."""
+
+    NEUTRAL_RESIDUES = "NEUTRAL_RESIDUES"
+
+
+PEFT_TYPE = NeutralResiduesPeftType.NEUTRAL_RESIDUES
+PREFIX = "neutral_residues_"
+
+
+@dataclass
+class NeutralResiduesConfig(PeftConfig):
+    """How to extend a model with neutral residues.
+
+    Args:
+        budget: new weights as a share of the backbone's, embeddings counted; 0.20 is the paper's.
+        width: adapter width R; overrides `budget`.
+        block_gate: "relu" (the paper), "elu", "sigmoid", or "none" for a gate-less adapter.
+        activation: inside the adapter, by its name in Transformers; None takes the backbone's own.
+        init: "paper" (variance 1/(D L)) or "usual" (2/D) for the inner projections.
+        gate_start: "open" (w = 0, b = 1: every token starts with g = 1), "random" (no b), or
+            "half" (w = 0, no b: g = 1/2), which only a sigmoid gate can.
+        placement: "ffn" (the paper) or "attention": the block that the adapter runs parallel to.
+        first_layer: the first layer that gets an adapter. None means 1 for a gated adapter in a model of four layers
+            or more, because the first layer sees a token before its context has told what it is, and leaves its gate
+            open; else 0.
+        target_modules: names of the feed-forward modules; None finds them.
+        exclude_modules: names to leave out.
+        layers_to_transform: numbers of the layers that get an adapter; None means all from `first_layer` on.
+        layers_pattern: name of the list that holds the layers, where PEFT cannot tell.
+        modules_to_save: other modules to train in full and save, for example ["lm_head"].
+
+    Filled in when the extension is attached, saved, and checked when it is loaded: `num_new_weights`,
+    `num_backbone_weights`, `backbone` (width, depth and vocabulary).
+    """
+
+    budget: float = 0.20
+    width: int | None = None
+    block_gate: BlockGate = "relu"
+    activation: str | None = None
+    init: Init = "usual"
+    gate_start: GateStart = "open"
+    placement: Place = "ffn"
+    first_layer: int | None = None
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    num_new_weights: int | None = None
+    num_backbone_weights: int | None = None
+    backbone: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PEFT_TYPE
+        # Not a field, so never saved. Only a config that was attached once knows this number: its weights are on disk.
+        self.from_checkpoint = self.num_new_weights is not None
+        if self.block_gate not in BLOCK_GATES:
+            raise UserError("block_gate", got=self.block_gate, allowed=", ".join(BLOCK_GATES))
+        if self.init not in INITS:
+            raise UserError("init", got=self.init, allowed=", ".join(INITS))
+        if self.gate_start not in GATE_STARTS:
+            raise UserError("gate_start", got=self.gate_start, allowed=", ".join(GATE_STARTS))
+        if self.gate_start == "half" and self.block_gate != "sigmoid":
+            raise UserError(
+                "gate_start: half needs block_gate: sigmoid",
+                got=self.block_gate,
+                do="another gate is 0 there and would never learn; choose open",
+            )
+        if self.placement not in BLOCK_NAMES:
+            raise UserError("placement", got=self.placement, allowed=", ".join(BLOCK_NAMES))
+        if self.width is not None and (type(self.width) is not int or self.width < 1):
+            raise UserError("width", got=self.width, allowed="a whole number, 1 or more")
+        if isinstance(self.budget, bool) or not isinstance(self.budget, int | float) or not 0 < self.budget < math.inf:
+            raise UserError("budget", got=self.budget, allowed="a share above 0, for example 0.20")
+        if self.activation is not None:
+            activation_module(self.activation)
+        self._check_layer_choice()
+
+    def _check_layer_choice(self) -> None:
+        """PEFT would ignore these without a word."""
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise UserError(
+                "layers_to_transform has no effect beside a regular expression in target_modules",
+                do="put the layer numbers into the expression, or give target_modules as a list",
+            )
+        if self.layers_pattern is not None and self.layers_to_transform is None:
+            raise UserError("layers_pattern has no effect without layers_to_transform", do="set both, or neither")
+
+        if self.placement != "ffn" and self.target_modules is not None and not self.from_checkpoint:
+            raise UserError("placement has no effect beside target_modules", do="set one of them")
+        if self.first_layer is not None and self.layers_to_transform is not None:
+            raise UserError("first_layer has no effect beside layers_to_transform", do="set one of them")
+
+    def choose_layers(self, blocks: list[str]) -> list[str]:
+        """Of the modules beside which an adapter can run, one for each layer, those that get one."""
+        if self.layers_to_transform is not None:
+            return chosen_layers(blocks, self.layers_to_transform)
+        if self.first_layer is None:
+            self.first_layer = 1 if self.gated and len(blocks) >= 4 else 0
+        return chosen_layers(blocks, list(range(self.first_layer, len(blocks))))
+
+    @property
+    def gated(self) -> bool:
+        return self.block_gate != "none"

@@ -1,0 +1,58 @@
+"""The run file: what it refuses and how it says so, and that it reads back what it wrote."""
+
+from pathlib import Path
+
+import pytest
+
+from neutral_residues.config.base import dump_run
+from neutral_residues.config.run import load_run, make_run
+from neutral_residues.errors import UserError, nearest
+from tiny_run import run_values
+
+
+def test_a_written_run_reads_back_the_same(tmp_path: Path) -> None:
+    config = make_run(run_values(tmp_path))
+    (tmp_path / "again.yaml").write_text(dump_run(config), encoding="utf-8")
+    assert load_run(tmp_path / "again.yaml") == config
+
+
+def test_overrides_reach_into_sections(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(dump_run(make_run(run_values(tmp_path))), encoding="utf-8")
+    config = load_run(tmp_path / "run.yaml", ("training.steps=7", "method=lora", "evaluation.prompts=[a, b]"))
+    assert (config.training.steps, config.method, config.evaluation.prompts) == (7, "lora", ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"residues": {"local_loss": "cross_entropy"}}, "cross_entropy needs block_gate: sigmoid"),
+        ({"evaluation": {"context_tokens": 8, "stride_tokens": 9}}, "stride_tokens must not be larger"),
+        ({"data": {"train": []}}, "data.train"),
+        ({"training": {"adam_betas": [0.9]}}, "training.adam_betas"),
+        ({"residues": {"locl_loss": 1}}, "unknown key residues.locl_loss; did you mean 'local_loss'?"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make_run(run_values(tmp_path) | changes)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("corpora", "message"),
+    [
+        ([("fr", "target")], "no corpus with role: source"),
+        ([("en", "source")], "nothing to learn"),
+        ([("fr", "target"), ("fr", "source")], "corpus names must differ"),
+    ],
+)
+def test_corpora_must_fit_the_share(corpora: list[tuple[str, str]], message: str) -> None:
+    train = [{"name": name, "role": role, "path": f"{name}.txt"} for name, role in corpora]
+    with pytest.raises(UserError, match=message):
+        make_run({"model": "m", "output": "o", "data": {"train": train}})
+
+
+def test_a_name_far_from_all_known_gets_the_list() -> None:
+    assert nearest("zzz", ["steps", "seed"]) == "known: seed, steps"
+    assert nearest("sted", ["steps", "seed"]) == "did you mean 'seed'?"

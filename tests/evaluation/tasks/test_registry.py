@@ -1,0 +1,92 @@
+"""Names to tasks; which benchmarks exist is asked of the installed lm-eval."""
+
+from pathlib import Path
+
+import pytest
+
+from neutral_residues.errors import UserError
+from neutral_residues.evaluation.tasks.languages import LANGUAGES
+from neutral_residues.evaluation.tasks.registry import asked_tasks, paper_suite
+
+pytest.importorskip("lm_eval")
+
+SETS = {"fr": "target", "en": "source", "en-wiki": "source"}
+
+
+@pytest.fixture(scope="module")
+def index() -> frozenset[str]:
+    from neutral_residues.evaluation.tasks.lm_eval_bridge import known_tasks
+
+    return known_tasks()
+
+
+def names(*asked: str, **options: object) -> list[str]:
+    """Of tasks that need no look at lm-eval."""
+    tasks = asked_tasks(asked, sets=SETS, index=lambda: pytest.fail("asked lm-eval"), **options)  # type: ignore[arg-type]
+    return [task.name for task in tasks]
+
+
+def test_suites_of_ours_need_no_lm_eval() -> None:
+    cloze = ["cloze-fr", "cloze-en", "cloze-en-wiki"]
+    assert names("quick") == ["blimp-en", "clams-en", "clams-fr", *cloze]
+    assert names("minimal-pairs-fr", "cloze-en") == ["clams-fr", "cloze-en"]
+    assert names("cloze", "cloze-fr", "clams-de") == [*cloze, "clams-de"]
+
+
+def test_what_a_task_is_known_by() -> None:
+    tasks = asked_tasks(["quick", "clams-de"], sets=SETS, index=frozenset)
+    found = {task.name: (task.suite, task.language, task.role) for task in tasks}
+    assert found["clams-fr"] == ("quick", "fr", "target")
+    assert found["cloze-en-wiki"] == ("quick", "en", "source")
+    assert found["clams-de"] == (None, "de", "none")
+
+
+def test_the_papers_tasks_by_the_names_that_lm_eval_has(index: frozenset[str]) -> None:
+    tasks, missing = paper_suite("fr", index)
+    assert {(task.name, task.num_fewshot, task.role) for task in tasks} == {
+        ("arc_challenge", 0, "source"), ("hellaswag", 0, "source"), ("mmlu", 5, "source"),
+        ("commonsense_qa", 5, "source"), ("belebele_eng_Latn", 0, "source"),
+        ("arc_fr", 0, "target"), ("hellaswag_fr", 0, "target"), ("m_mmlu_fr", 5, "target"),
+        ("belebele_fra_Latn", 0, "target"),
+    }  # fmt: skip
+    assert missing == ["CommonsenseQA (fr)"]
+    assert [task.name for task in paper_suite("ja", index)[0][5:]] == [
+        "global_mmlu_full_ja", "ja_leaderboard_jcommonsenseqa", "belebele_jpn_Jpan",
+    ]  # fmt: skip
+
+
+def test_every_language_has_belebele_and_most_have_more(index: frozenset[str]) -> None:
+    assert len(LANGUAGES) >= 30
+    found = {code: [task.name for task in paper_suite(code, index)[0]] for code in LANGUAGES}
+    assert all(any(name.startswith("belebele_") for name in names[-1:]) for names in found.values())
+    assert all(name in index for names in found.values() for name in names)
+    assert sum(len(names) >= 8 for names in found.values()) >= 28
+    assert len(found["en"]) == 5
+
+
+def test_lm_evals_own_names(index: frozenset[str]) -> None:
+    (task,) = asked_tasks(["lambada_openai"], sets=SETS, index=lambda: index)
+    assert (task.name, task.kind, task.num_fewshot, task.role) == ("lambada_openai", "lm-eval", None, "none")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("helaswag_fr", ["unknown task helaswag_fr", "did you mean 'hellaswag_fr'"]),
+        ("minimal-pairs-hu", ["no minimal pairs in that language", "got hu", "allowed: de, en, fr"]),
+        ("paper-xx", ["unknown language in paper-xx", "da, de, el, en"]),
+        ("cloze-frr", ["unknown evaluation set in cloze-frr", "did you mean 'fr'"]),
+        ("minimal-pair-fr", ["unknown task", "did you mean 'minimal-pairs-fr'"]),
+        ("xqzxqzxqz", ["unknown task", "clams-fr, ", "quick", "and lm-eval's own"]),
+    ],
+)
+def test_unknown_names(index: frozenset[str], name: str, parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        asked_tasks([name], sets=SETS, index=lambda: index)
+    assert all(part in str(caught.value) for part in parts), caught.value
+    assert len(str(caught.value)) < 900
+
+
+def test_data_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.hu.jsonl").write_text("")
+    assert names("minimal-pairs-hu", task_data=tmp_path) == ["mine-hu"]

@@ -1,0 +1,57 @@
+"""A gate-less adapter as a wider feed-forward block of the same stock model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neutral_residues.tuner.config import NeutralResiduesConfig
+from tiny_export import assert_exact, assert_refused, exported, extended
+from tiny_llama import perturb
+
+GATELESS = {"block_gate": "none"}
+
+
+@pytest.mark.parametrize(
+    ("family", "backbone"),
+    [
+        ("llama", {}),
+        ("llama", {"mlp_bias": True}),
+        ("mistral", {"sliding_window": 8}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+        ("gemma", {}),
+        ("gemma3_text", {}),
+        ("olmo2", {}),
+    ],
+)
+def test_it_is_exactly_the_wider_backbone(tmp_path: Path, family: str, backbone: dict[str, Any]) -> None:
+    model = extended(family, backbone=backbone, **GATELESS)
+    stock = type(model.get_base_model()).__name__
+    assert_exact(exported(model, "dense", tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["architectures"], config["intermediate_size"]) == ([stock], 48 + 8)
+
+
+def test_several_adapters_make_it_wider_still(tmp_path: Path) -> None:
+    model = extended(**GATELESS)
+    model.add_adapter("second", NeutralResiduesConfig(width=4, layers_to_transform=[0], **GATELESS))
+    model.base_model.set_adapter(["default", "second"])
+    perturb(model)
+    assert_exact(exported(model, "dense", tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text())["intermediate_size"] == 48 + 8 + 4
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "reason"),
+    [
+        ("llama", {}, "its relu gate depends on the token"),
+        ("llama", GATELESS | {"activation": "gelu"}, "one activation, silu; this adapter has gelu"),
+        ("llama", GATELESS | {"placement": "attention"}, "this adapter runs beside model.layers.1.self_attn"),
+        ("gpt_neox", GATELESS, r"gpt_neox.layers.0.mlp is no gated linear unit"),
+        ("phi3", GATELESS, r"model.layers.0.mlp is no gated linear unit"),
+    ],
+)
+def test_it_says_why_not(tmp_path: Path, family: str, settings: dict[str, Any], reason: str) -> None:
+    assert_refused(extended(family, **settings), "dense", tmp_path, reason)

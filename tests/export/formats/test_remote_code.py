@@ -1,0 +1,109 @@
+"""A model folder with its own code: any gate, any family; and the rules that let other runtimes read that code."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from neutral_residues.errors import UserError
+from neutral_residues.export.export import Target, export_model
+from neutral_residues.tuner.config import NeutralResiduesConfig
+from tiny_export import SIGMOID, assert_exact, exported, extended
+from tiny_llama import perturb
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("llama", {"block_gate": "relu"}),
+        ("llama", {"block_gate": "elu", "activation": "gelu"}),
+        ("llama", SIGMOID),
+        ("llama", {"block_gate": "none"}),
+        ("llama", {"placement": "attention"}),
+        ("qwen3", {}),
+        ("gemma3_text", {}),
+        ("gpt_neox", {}),
+        ("gpt2", SIGMOID),
+        ("bloom", {}),
+        ("gpt_oss", {}),
+        ("mixtral", {}),
+        ("qwen3_next", {}),
+        ("apertus", {}),
+    ],
+)
+def test_it_holds_every_extension(tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
+    answer = exported(extended(family, **settings), "transformers", tmp_path)
+    assert answer["difference"] == 0.0
+    assert_exact(answer)
+
+
+def test_several_adapters_are_summed(tmp_path: Path) -> None:
+    model = extended()
+    model.add_adapter("second", NeutralResiduesConfig(width=4, layers_to_transform=[0, 1], **SIGMOID))
+    model.base_model.set_adapter(["default", "second"])
+    perturb(model)
+    assert exported(model, "transformers", tmp_path)["difference"] == 0.0
+    assert [r["name"] for r in json.loads((tmp_path / "config.json").read_text())["residues"]] == ["default", "second"]
+
+
+def load(folder: Path, kind: Any = AutoModelForCausalLM) -> nn.Module:
+    return kind.from_pretrained(folder, trust_remote_code=True)
+
+
+def test_a_round_trip_through_transformers_keeps_all(tmp_path: Path) -> None:
+    exported(extended(backbone={"tie_word_embeddings": True}), "transformers", tmp_path / "once")
+    model = load(tmp_path / "once")
+    model.save_pretrained(tmp_path / "twice")
+    ids = torch.arange(3, 23)[None]
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "twice")(ids).logits, model(ids).logits)
+        decoder = load(tmp_path / "once", AutoModel)
+        assert torch.equal(decoder(ids).last_hidden_state, model.model(ids).last_hidden_state)
+
+
+def test_nobody_loads_the_backbone_alone_by_mistake(tmp_path: Path) -> None:
+    exported(extended(), "transformers", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_type"] == "neutral_residues_llama"
+    assert config["architectures"] == ["NeutralResiduesLlamaForCausalLM"]
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        AutoConfig.from_pretrained(tmp_path, trust_remote_code=False)
+
+
+def test_the_code_follows_the_rules_of_other_runtimes(tmp_path: Path) -> None:
+    """vLLM's Transformers backend: it takes forwards apart by their source, and shards linear layers by their names."""
+    exported(extended(), "transformers", tmp_path)
+    model = load(tmp_path)
+    assert type(model).is_backend_compatible()
+    ours = {type(m) for m in model.modules() if type(m).__module__ == type(model).__module__}
+    assert {kind.__name__ for kind in ours} >= {"GatedLinearUnit", "Residue", "BlockWithResidues"}
+    for kind in ours:
+        if "forward" in vars(kind):
+            assert kind.forward.__code__.co_freevars == (), f"{kind.__name__}.forward is a closure"
+            assert list(inspect.signature(kind.forward).parameters)[1] == "hidden_states"
+    unit = model.model.layers[1].mlp.residues[0].adapter
+    assert next(name for name, _ in unit.named_children()) == "gate"
+    plan = model.config.base_model_tp_plan
+    assert plan["layers.*.mlp.block.gate_proj"] == plan["layers.*.mlp.gate_proj"] == "colwise"
+    assert not [key for key in vars(model.config) if "tp_plan" in key]
+
+
+def test_the_server_script_names_what_the_code_defines(tmp_path: Path) -> None:
+    exported(extended(), "transformers", tmp_path)
+    script = (tmp_path / "serve.py").read_text()
+    compile(script, "serve.py", "exec")
+    assert "from modeling_neutral_residues import NeutralResiduesLlamaForCausalLM" in script
+
+
+def test_a_backbone_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
+    exported(extended(), "transformers", tmp_path / "once")
+    twice = get_peft_model(load(tmp_path / "once"), NeutralResiduesConfig(width=4, target_modules=["self_attn"]))
+    with pytest.raises(UserError, match="NeutralResiduesLlamaForCausalLM comes with code of its own"):
+        export_model(twice, Target.of(tmp_path / "twice", to="transformers"))
+    assert not (tmp_path / "twice").exists()

@@ -1,0 +1,54 @@
+"""The adapter alone: its formulas are Transformers', and its reference computes what the live adapter does."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from neutral_residues.export.formats.tensors import ACTIVATIONS, write_plain
+from neutral_residues.export.parts import take_apart
+from neutral_residues.export.reference import look_at
+from neutral_residues.export.verify_child import compare_residues
+from neutral_residues.tuner.blocks import activation_module
+from tiny_export import SIGMOID, assert_refused, extended
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_formulas_are_those_of_transformers(name: str) -> None:
+    z = torch.linspace(-6, 6, 101)
+    torch.testing.assert_close(eval(ACTIVATIONS[name], {"torch": torch, "z": z}), activation_module(name)(z))
+
+
+@pytest.mark.parametrize(
+    ("settings", "roles"),
+    [
+        ({"block_gate": "relu"}, {"w_g", "w_i", "w_o", "w", "b"}),
+        ({"block_gate": "elu", "gate_start": "random"}, {"w_g", "w_i", "w_o", "w"}),
+        (SIGMOID | {"activation": "gelu"}, {"w_g", "w_i", "w_o", "w"}),
+        ({"block_gate": "none", "placement": "attention"}, {"w_g", "w_i", "w_o"}),
+    ],
+)
+def test_the_reference_computes_the_residue(tmp_path: Path, settings: dict[str, Any], roles: set[str]) -> None:
+    model = extended(**settings)
+    seen = look_at(model)
+    write_plain(take_apart(model), tmp_path, torch.float32)
+    tensors = {f"inputs.{name}": x for name, x in seen.inputs.items()}
+    tensors |= {f"residues.{name}": delta for name, delta in seen.residues.items()}
+    answer = compare_residues(tmp_path, tensors)
+    assert answer["difference"] < 1e-5 < 1e-2 < answer["largest"]
+    assert {name.removeprefix("layers.1.") for name in load_file(tmp_path / "model.safetensors")} == roles
+    description = json.loads((tmp_path / "neutral_residues.json").read_text())
+    assert list(description["layers"]) == ["1"]
+    assert (description["D"], description["R"]) == (32, 8)
+
+
+def test_an_activation_without_a_formula_is_refused(tmp_path: Path) -> None:
+    assert_refused(extended(activation="mish"), "safetensors", tmp_path, "this adapter has mish")
+
+
+def test_two_blocks_of_one_layer_are_refused(tmp_path: Path) -> None:
+    model = extended(first_layer=None, target_modules=["mlp", "self_attn"])
+    assert_refused(model, "safetensors", tmp_path, "names blocks by their layer")

@@ -1,0 +1,62 @@
+"""Tiny extended models of any family, and their exports loaded again in this process."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from families import FAMILIES
+from neutral_residues.errors import UserError
+from neutral_residues.export.export import Target, export_model
+from neutral_residues.export.formats.table import find_format
+from neutral_residues.export.parts import take_apart
+from neutral_residues.export.reference import look_at
+from neutral_residues.export.verify_child import compare_model
+from neutral_residues.tuner.config import NeutralResiduesConfig
+from tiny_llama import perturb
+
+SIGMOID = {"block_gate": "sigmoid", "gate_start": "half"}
+
+
+def extended(family: str = "llama", *, backbone: dict[str, Any] | None = None, **settings: Any) -> PeftModel:
+    """A random model of that family whose adapters, from its second layer on, do something."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **FAMILIES[family] | (backbone or {}))
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():  # norms start at 1 or 0 and biases at 0, which would hide a mistake in them
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model = get_peft_model(model, NeutralResiduesConfig(**{"width": 8, "first_layer": 1} | settings))
+    return perturb(model).eval()
+
+
+def exported(model: PeftModel, to: str, folder: Path) -> dict[str, Any]:
+    """Write the export; how far its logits are from the live model's, of which the adapters are a visible part."""
+    with model.disable_adapter():
+        without = look_at(model).logits_BTV
+    seen, row = look_at(model), find_format(to)
+    assert seen.num_silent == 0
+    assert seen.logits_BTV.shape != without.shape or (seen.logits_BTV - without).abs().max() > 1e-2
+    parts = take_apart(model)
+    assert row.refusal(parts) is None
+    folder.mkdir(exist_ok=True)
+    row.write(parts, folder, torch.float32)
+    tensors = {"token_ids": seen.token_ids_BT, "logits": seen.logits_BTV}
+    return compare_model(folder, tensors, trust_remote_code=row.trust_remote_code)
+
+
+def assert_exact(answer: dict[str, Any], tolerance: float = 2e-6) -> None:
+    """Logits of these models are below 2; float32 keeps seven digits."""
+    assert answer["difference"] <= tolerance, answer
+    assert answer["cache_difference"] <= 1e-5, answer
+
+
+def assert_refused(model: PeftModel, to: str, folder: Path, reason: str) -> None:
+    line = f"^{to} cannot hold this extension: .*{reason}.*; formats that can: transformers"
+    with pytest.raises(UserError, match=line):
+        export_model(model, Target.of(folder / "refused", to=to))
+    assert not (folder / "refused").exists()

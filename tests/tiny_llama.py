@@ -1,0 +1,88 @@
+"""A Llama of width 32 with two layers, and what every test of this folder does with it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from neutral_residues.tuner.config import PREFIX, NeutralResiduesConfig
+from neutral_residues.tuner.layer import BLOCK, NeutralResiduesLayer, residue_layers, tapped
+
+
+def tiny_llama(**changes: object) -> PreTrainedModel:
+    """The same random weights at every call."""
+    settings = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+    }
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(LlamaConfig(**(settings | changes))).eval()
+
+
+def perturb(model: nn.Module, seed: int = 1) -> nn.Module:
+    """Give every adapter weight a value that changes the output, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if f".{PREFIX}" in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def extended_llama(seed: int = 1, adapter_name: str = "default", **settings: object) -> PeftModel:
+    """A tiny Llama with a residue that does something."""
+    config = NeutralResiduesConfig(**({"width": 8} | settings))
+    model = get_peft_model(tiny_llama(), config, adapter_name=adapter_name)
+    perturb(model, seed)
+    return model.eval()
+
+
+def token_ids(batch: int = 2, length: int = 12) -> Tensor:
+    return torch.randint(3, 64, (batch, length), generator=torch.Generator().manual_seed(2))
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> Tensor:
+    return model(input_ids=token_ids()).logits
+
+
+def saved(model: PeftModel, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    return folder
+
+
+def set_gates(model: nn.Module, open_share: float) -> None:
+    """Shift every gate's b so that about this share of the tokens of `token_ids(8, 32)` is open."""
+    values: dict[int, Tensor] = {}
+
+    class Watch:
+        def see(self, layer: NeutralResiduesLayer, residue: Any) -> None:
+            values[id(layer)] = residue.gate_logits.detach().flatten()
+
+    for layer in residue_layers(model).values():  # from the first on: a gate changes what later layers read
+        with tapped(residue_layers(model), Watch()), torch.no_grad():
+            model(input_ids=token_ids(8, 32))
+        for w in getattr(layer, BLOCK).values():
+            with torch.no_grad():
+                w.bias -= values[id(layer)].quantile(1 - open_share) if open_share < 1 else values[id(layer)].min() - 1
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, **arguments: Any) -> Tensor:
+    return model(input_ids=token_ids(8, 32), **arguments).logits
+
+
+def two_adapters() -> PeftModel:
+    """Adapters `french` and `german`; the second has another width and its gates are always open."""
+    model = extended_llama(adapter_name="french")
+    model.add_adapter("german", NeutralResiduesConfig(width=16, block_gate="none"))
+    perturb(model, seed=3)
+    return model.eval()

@@ -1,0 +1,41 @@
+"""What a person sees: a live panel on a terminal, plain lines elsewhere, sizes in words."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from neutral_residues.training.progress import TrainingDisplay
+from neutral_residues.units import human_bytes
+
+
+def play(console: Console) -> None:
+    with TrainingDisplay(console, title="neutral", total_steps=4, tokens_per_step=100) as display:
+        for step in range(1, 5):
+            display.step(step)
+        display.logged(4, {"loss_nats/fr": 2.5, "open_gates_source": 0.07, "local_loss": 0.01, "grad_norm": 1.0})
+        display.measured(4, {"en": (1.5, 1.53), "fr": (4.0, 3.0)})
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_losses_gates_and_both_sides_are_shown(terminal: bool) -> None:
+    printed = io.StringIO()
+    play(Console(file=printed, force_terminal=terminal, width=160))
+    text = re.sub(r"\x1b\[[\d;?]*\w", "", printed.getvalue())
+    for part in ("loss fr 2.5", "open gates source 7 %", "1.530", "3.000"):
+        assert part in text, part
+    if terminal:
+        assert "4/4" in text
+        assert "tokens/s" in text
+        assert "-25.00 %" in text
+
+
+def test_sizes_in_words() -> None:
+    assert [human_bytes(n) for n in (12, 1536, 5 * 2**20, 3 * 2**30, 4096 * 2**30)] == [
+        "12 B",
+        "1.5 KiB",
+        "5.0 MiB",
+        "3.0 GiB",
+        "4096.0 GiB",
+    ]
