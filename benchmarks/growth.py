@@ -1,12 +1,14 @@
-"""How the cost of an extension grows: with tokens, width, layers, budget, the number of extensions and open gates.
+"""How the cost of an extension grows: with tokens, width, layers, budget, the number of extensions
+and open gates.
 
     python benchmarks/growth.py [--rounds 8] [--output FILE.json]
 
-One thing is changed at a time from the middle of the road: a random Llama of width 512 with 4 layers, 256 tokens, one
-extension of 20 %. Each point is the time of a prefill by the backbone's, in turns: with all gates shut and all open, on
-the default path and fused; and of a training step (forward, local loss, backward) by the backbone's with all weights
-training. `open share` opens the gates of that share of tokens, at random, gathers them always, and shows from where on
-computing every token is as fast.
+One thing is changed at a time from the middle of the road: a random Llama of width 512 with 4
+layers, 256 tokens, one extension of 20 %. Each point is the time of a prefill by the backbone's, in
+turns: with all gates shut and all open, on the default path and fused; and of a training step
+(forward, local loss, backward) by the backbone's with all weights training. `open share` opens the
+gates of that share of tokens, at random, gathers them always, and shows from where on computing
+every token is as fast.
 """
 
 import argparse
@@ -19,7 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from inference import all_of_them, run
-from models import bound_of, extended, finished, in_turns, open_some_gates, random_llama, set_gates, timed
+from models import (
+    bound_of,
+    extended,
+    finished,
+    in_turns,
+    open_some_gates,
+    random_llama,
+    set_gates,
+    timed,
+)
 from neutral_residues.backbone import pick_device
 from neutral_residues.data.labels import SOURCE, TARGET
 from neutral_residues.losses import next_token_nats
@@ -40,12 +51,17 @@ AXES: dict[str, list[float]] = {
 
 
 def train_step(model: nn.Module, input_ids: Tensor, labels: Tensor | None) -> None:
-    """Forward, loss and backward; with `labels` the local loss too. No optimiser: it grows with the weights alone."""
+    """Forward, loss and backward; with `labels` the local loss too. No optimiser: it grows with the
+    weights alone."""
     if labels is None:
-        next_token_nats(model(input_ids=input_ids, use_cache=False).logits, input_ids).mean().backward()
+        next_token_nats(
+            model(input_ids=input_ids, use_cache=False).logits, input_ids
+        ).mean().backward()
     else:
         with local_loss(model, labels) as local:
-            nats = next_token_nats(model(input_ids=input_ids, use_cache=False).logits, input_ids).mean()
+            nats = next_token_nats(
+                model(input_ids=input_ids, use_cache=False).logits, input_ids
+            ).mean()
             (nats + local.mean()).backward()
     model.zero_grad()
 
@@ -79,7 +95,9 @@ def point(axis: str, value: float, *, rounds: int) -> list[Measured]:
         models = {who: m for who, m in all_of_them(model).items() if who != "plain"}
         tasks = {who: functools.partial(run, m, input_ids) for who, m in models.items()}
         names = {who: f"{who}, gates {'open' if is_open else 'shut'}" for who in ("skip", "fused")}
-        seconds = {names.get(who, who): values for who, values in in_turns(tasks, rounds=rounds).items()}
+        seconds = {
+            names.get(who, who): values for who, values in in_turns(tasks, rounds=rounds).items()
+        }
         limit = bound.run_open if is_open else 1.0
         rows += [
             measured("prefill", name, "backbone", seconds, axis=axis, value=value, limit=limit)
@@ -94,20 +112,31 @@ def point(axis: str, value: float, *, rounds: int) -> list[Measured]:
     }
     seconds = in_turns(trained, rounds=rounds)
     limit, against = bound.train_frozen, "full fine-tuning"
-    rows.append(measured("training", "neutral residues", against, seconds, axis=axis, value=value, limit=limit))
+    rows.append(
+        measured(
+            "training", "neutral residues", against, seconds, axis=axis, value=value, limit=limit
+        )
+    )
     return rows
 
 
 def gathered(share: float, *, rounds: int) -> list[Measured]:
-    """Prefill with gates open on that share of the tokens: gathered, and computed for every token."""
+    """Prefill with gates open on that share of the tokens: gathered, and computed for every
+    token."""
     model, input_ids = sized(OPEN_SHARE, share)
     open_some_gates(model, share)
     models = {name: m for name, m in all_of_them(model).items() if name != "fused"}
     usual, open_tokens.DENSE_SHARE = open_tokens.DENSE_SHARE, 1.0
-    seconds = in_turns({name: functools.partial(run, m, input_ids) for name, m in models.items()}, rounds=rounds)
+    seconds = in_turns(
+        {name: functools.partial(run, m, input_ids) for name, m in models.items()}, rounds=rounds
+    )
     open_tokens.DENSE_SHARE = usual
     new = bound_of(model).run_open - 1
-    seconds = {"gathered": seconds["skip"], "every token": seconds["plain"], "backbone": seconds["backbone"]}
+    seconds = {
+        "gathered": seconds["skip"],
+        "every token": seconds["plain"],
+        "backbone": seconds["backbone"],
+    }
     limits = {"gathered": 1 + share * new, "every token": 1 + new}
     return [
         measured("prefill", name, "backbone", seconds, axis=OPEN_SHARE, value=share, limit=limit)
@@ -116,7 +145,9 @@ def gathered(share: float, *, rounds: int) -> list[Measured]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--axes", nargs="+", choices=tuple(AXES), default=tuple(AXES))
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--output", type=Path)
@@ -125,7 +156,11 @@ def main() -> None:
     for axis in arguments.axes:
         for value in AXES[axis]:
             rounds = arguments.rounds
-            rows += gathered(value, rounds=rounds) if axis == OPEN_SHARE else point(axis, value, rounds=rounds)
+            rows += (
+                gathered(value, rounds=rounds)
+                if axis == OPEN_SHARE
+                else point(axis, value, rounds=rounds)
+            )
     finished("growth", "How the cost of an extension grows", rows, arguments)
 
 

@@ -3,9 +3,10 @@
     python benchmarks/inference.py [--width 1024] [--layers 8] [--budget 0.2] [--output FILE.json]
     python benchmarks/inference.py --extension FOLDER --source FILE.jsonl.gz --target FILE.jsonl.gz
 
-The first form takes a random Llama and gates that are all shut ("source") or all open ("target"), the best and the
-worst that text can be; the second a trained extension on real text. Everybody takes turns, token by token in decoding:
-the backbone, the plain path of the PEFT model, the same with skipping (the default on a CPU), and the fused model.
+The first form takes a random Llama and gates that are all shut ("source") or all open ("target"),
+the best and the worst that text can be; the second a trained extension on real text. Everybody
+takes turns, token by token in decoding: the backbone, the plain path of the PEFT model, the same
+with skipping (the default on a CPU), and the fused model.
 """
 
 import argparse
@@ -33,11 +34,13 @@ from neutral_residues.tuner.layer import residue_layers
 SIDES = ("source", "target")
 
 Models = dict[str, nn.Module]
-"""backbone, plain, skip, fused -> a model of its own, so that nothing is switched while the clock runs."""
+"""backbone, plain, skip, fused -> a model of its own, so that nothing is switched while the clock
+runs."""
 
 
 def twin(model: Any) -> Any:
-    """Another model on the very same weights: where they lie in memory makes a difference of a per cent or two."""
+    """Another model on the very same weights: where they lie in memory makes a difference of a per
+    cent or two."""
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
@@ -60,18 +63,25 @@ def run(model: nn.Module, input_ids: Tensor, cache: DynamicCache | None = None) 
 
 def prefill(models: Models, ids_1T: Tensor, *, rounds: int) -> dict[str, list[float]]:
     """Seconds of one pass over all tokens at once."""
-    return in_turns({name: functools.partial(run, model, ids_1T) for name, model in models.items()}, rounds=rounds)
+    return in_turns(
+        {name: functools.partial(run, model, ids_1T) for name, model in models.items()},
+        rounds=rounds,
+    )
 
 
 def decode(models: Models, ids_1T: Tensor, *, prompt_tokens: int) -> dict[str, list[float]]:
-    """Seconds of each further token of the text, one at a time after a prompt, everybody taking turns at each."""
+    """Seconds of each further token of the text, one at a time after a prompt, everybody taking
+    turns at each."""
     caches = {name: DynamicCache() for name in models}
     for name, model in models.items():
         run(model, ids_1T[:, :prompt_tokens], caches[name])
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for position in range(prompt_tokens, ids_1T.shape[1]):
         token_11 = ids_1T[:, position : position + 1]
-        tasks = {name: functools.partial(run, model, token_11, caches[name]) for name, model in models.items()}
+        tasks = {
+            name: functools.partial(run, model, token_11, caches[name])
+            for name, model in models.items()
+        }
         for name, values in in_turns(tasks, rounds=1, warm_up=0).items():
             seconds[name] += values
     return {name: values[2:] for name, values in seconds.items()}
@@ -103,7 +113,9 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
     if arguments.extension:
         saved = load_saved(arguments.extension)
         return saved.model, saved.tokenizer
-    return extended(random_llama(width=arguments.width, layers=arguments.layers), budget=arguments.budget), None
+    return extended(
+        random_llama(width=arguments.width, layers=arguments.layers), budget=arguments.budget
+    ), None
 
 
 def measure(arguments: argparse.Namespace) -> list[Measured]:
@@ -134,7 +146,9 @@ def only_memory(arguments: argparse.Namespace) -> None:
             model = random_llama(width=arguments.width, layers=arguments.layers)
         model = fuse(model) if arguments.only_memory == "fused" else model
         with torch.inference_mode():
-            model(input_ids=torch.zeros((1, arguments.tokens), dtype=torch.long, device=pick_device()))
+            model(
+                input_ids=torch.zeros((1, arguments.tokens), dtype=torch.long, device=pick_device())
+            )
     print(peak_memory_bytes(pick_device()))
 
 
@@ -154,7 +168,9 @@ def start_up(arguments: argparse.Namespace) -> list[Measured]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--budget", type=float, default=0.2)

@@ -1,4 +1,5 @@
-"""What the benchmarks share: random Llamas with gates shut or open at will, turns, and the file that comes out."""
+"""What the benchmarks share: random Llamas with gates shut or open at will, turns, and the file
+that comes out."""
 
 import argparse
 import shlex
@@ -25,7 +26,8 @@ NO_BOUNDS: Bounds = {}
 
 
 def random_llama(*, width: int, layers: int, vocabulary: int = 8192) -> nn.Module:
-    """FFN 11/4 of the width, heads of 64, on the accelerator in bfloat16 or on the CPU in float32."""
+    """FFN 11/4 of the width, heads of 64, on the accelerator in bfloat16 or on the CPU in
+    float32."""
     config = LlamaConfig(
         hidden_size=width,
         intermediate_size=width * 11 // 4,
@@ -67,7 +69,8 @@ def set_gates(model: nn.Module, *, is_open: bool) -> None:
 
 @torch.no_grad()
 def open_some_gates(model: nn.Module, share: float) -> None:
-    """Gates that are open on about this share of the tokens, at random: the FFN's input is near a unit normal."""
+    """Gates that are open on about this share of the tokens, at random: the FFN's input is near a
+    unit normal."""
     generator = torch.Generator().manual_seed(0)
     for layer in residue_layers(model).values():
         for w in getattr(layer, BLOCK).values():
@@ -76,12 +79,13 @@ def open_some_gates(model: nn.Module, share: float) -> None:
 
 
 def bound_of(model: PeftModel) -> Bound:
-    """Weights in matrix products: linear layers, and the embedding once more where it is also the head."""
+    """Weights in matrix products: linear layers, and the embedding once more where it is also the
+    head."""
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
     adapters = {
         id(m)
         for layer in residue_layers(model).values()
-        for role in (layer.adapter_layer_names)
+        for role in layer.adapter_layer_names
         for m in getattr(layer, role).values()
     }
     new = sum(m.weight.numel() for m in linears if id(m) in adapters)
@@ -100,7 +104,9 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def in_turns(tasks: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
+def in_turns(
+    tasks: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 2
+) -> dict[str, list[float]]:
     """Seconds of each task, A B C A B C ..., so that a slow minute of the machine hits all."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for number in range(rounds + warm_up):
@@ -138,8 +144,11 @@ def timed(
     ]
 
 
-def peaks(group: str, names: Sequence[str], *, against: str, bounds: Bounds = NO_BOUNDS) -> list[Measured]:
-    """A row for each: the peak of a process of its own (this script with `--only-memory NAME`) above a bare one's."""
+def peaks(
+    group: str, names: Sequence[str], *, against: str, bounds: Bounds = NO_BOUNDS
+) -> list[Measured]:
+    """A row for each: the peak of a process of its own (this script with `--only-memory NAME`)
+    above a bare one's."""
     found = {name: _peak_bytes(name) for name in names}
     nothing = _peak_bytes("nothing")  # Python and PyTorch themselves
     return [
@@ -158,7 +167,9 @@ def peaks(group: str, names: Sequence[str], *, against: str, bounds: Bounds = NO
 
 def _peak_bytes(name: str) -> int:
     command = [sys.executable, *sys.argv, "--only-memory", name]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return int(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
+    )
 
 
 def finished(name: str, title: str, rows: list[Measured], arguments: argparse.Namespace) -> None:
@@ -166,10 +177,15 @@ def finished(name: str, title: str, rows: list[Measured], arguments: argparse.Na
     for row in rows:
         where = "" if row.x is None else f" {row.x_label} {row.x:g}"
         bound = "" if row.bound is None else f"   bound {row.bound:.3f}"
-        print(f"{row.group:32}{where:18} {row.name:16} {row.ratio:7.3f} x {row.against}{bound}   ({row.value:.6g})")
+        print(
+            f"{row.group:32}{where:18} {row.name:16} {row.ratio:7.3f} x {row.against}{bound}  "
+            f" ({row.value:.6g})"
+        )
     if arguments.output is None:
         return
-    kept = {key: value for key, value in vars(arguments).items() if isinstance(value, str | int | float)}
+    kept = {
+        key: value for key, value in vars(arguments).items() if isinstance(value, str | int | float)
+    }
     benchmark = Benchmark(
         name=name,
         title=title,
@@ -177,7 +193,9 @@ def finished(name: str, title: str, rows: list[Measured], arguments: argparse.Na
         threads=torch.get_num_threads(),
         rounds=arguments.rounds,
         settings=kept,
-        provenance=provenance(device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"),
+        provenance=provenance(
+            device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        ),
         rows=rows,
     )
     write_benchmark(arguments.output, benchmark)

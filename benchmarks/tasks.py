@@ -1,11 +1,13 @@
-"""What does measuring both sides cost against two plain lm-eval runs? One command, JSON on standard output.
+"""What does measuring both sides cost against two plain lm-eval runs? One command, JSON on standard
+output.
 
     python benchmarks/tasks.py --limit 670
 
-Gives minimal pairs of English to a backbone and its (untrained, but not silent) extension: with `measure_tasks`, which
-loads, builds and tokenises once, and with two calls of lm-eval's own `evaluate`, each with a task of its own. The two
-ways take turns, A B A B; each number is a median. Both give the same scores, or the benchmark fails. Loading the
-models and importing lm-eval are not counted.
+Gives minimal pairs of English to a backbone and its (untrained, but not silent) extension: with
+`measure_tasks`, which loads, builds and tokenises once, and with two calls of lm-eval's own
+`evaluate`, each with a task of its own. The two ways take turns, A B A B; each number is a median.
+Both give the same scores, or the benchmark fails. Loading the models and importing lm-eval are not
+counted.
 """
 
 import argparse
@@ -38,7 +40,9 @@ TASK = "blimp-en"
 def extended(backbone: str) -> nn.Module:
     """An extension whose residues are not silent, so that both sides differ."""
     torch.manual_seed(0)
-    model: Any = get_peft_model(load_backbone(backbone, dtype=torch.float32), NeutralResiduesConfig(budget=0.2))
+    model: Any = get_peft_model(
+        load_backbone(backbone, dtype=torch.float32), NeutralResiduesConfig(budget=0.2)
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -78,8 +82,12 @@ def plain(model: nn.Module, tokenizer: Any, settings: TaskSettings) -> tuple[flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default=str(DEMO_DATA / "backbone"), help="default: the one that ships")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--backbone", default=str(DEMO_DATA / "backbone"), help="default: the one that ships"
+    )
     parser.add_argument("--limit", type=int, default=None, help="items (default: all that ship)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-rows", type=int, default=32)
@@ -88,7 +96,9 @@ def main() -> None:
     settings = TaskSettings(batch_rows=args.batch_rows, context_tokens=128, limit=args.limit)
     ways: dict[str, Callable[..., tuple[float, float]]] = {"ours": ours, "plain": plain}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
-    scores = {way: run(model, tokenizer, settings) for way, run in ways.items()}  # a first round to warm up
+    scores = {
+        way: run(model, tokenizer, settings) for way, run in ways.items()
+    }  # a first round to warm up
     for _ in range(args.rounds):
         for way, run in ways.items():
             start = time.perf_counter()
@@ -96,9 +106,16 @@ def main() -> None:
             seconds[way].append(time.perf_counter() - start)
     if scores["ours"] != scores["plain"]:
         raise SystemExit(f"the scores differ: {scores}")
-    medians = {f"{way}_seconds": round(statistics.median(values), 2) for way, values in seconds.items()}
+    medians = {
+        f"{way}_seconds": round(statistics.median(values), 2) for way, values in seconds.items()
+    }
     ratio = statistics.median(seconds["ours"]) / statistics.median(seconds["plain"])
-    result = {"threads": torch.get_num_threads(), "limit": args.limit, "rounds": args.rounds, **medians}
+    result = {
+        "threads": torch.get_num_threads(),
+        "limit": args.limit,
+        "rounds": args.rounds,
+        **medians,
+    }
     print(json.dumps(result | {"ratio": round(ratio, 3), "scores": scores["ours"]}, indent=2))
 
 

@@ -2,13 +2,13 @@
 
     python benchmarks/tokenise.py --gigabytes 2
 
-Makes a corpus (.jsonl) of that size from made-up words in a temporary folder, and one a tenth of its size; tokenises
-both, each in a process of its own; prints bytes/s, tokens/s and the peak resident memory of that process and its
-workers together. Memory is flat if `peak_rss_ratio` is near 1. Memory shared between processes counts once for each
-of them.
+Makes a corpus (.jsonl) of that size from made-up words in a temporary folder, and one a tenth of
+its size; tokenises both, each in a process of its own; prints bytes/s, tokens/s and the peak
+resident memory of that process and its workers together. Memory is flat if `peak_rss_ratio` is near
+1. Memory shared between processes counts once for each of them.
 
-Speed depends on the text: made-up words from a short list are kinder to a tokenizer than a language is. Give
-`--corpus` for real text.
+Speed depends on the text: made-up words from a short list are kinder to a tokenizer than a language
+is. Give `--corpus` for real text.
 """
 
 import argparse
@@ -32,12 +32,16 @@ SAMPLE_SECONDS = 0.2
 
 
 def sentences(seed: int) -> list[str]:
-    """Sentences of made-up words, frequent and rare ones as in a language (a word's weight is 1 / its rank)."""
+    """Sentences of made-up words, frequent and rare ones as in a language (a word's weight is 1 /
+    its rank)."""
     rng = random.Random(seed)
     words = ["".join(rng.choices(SYLLABLES, k=rng.randint(1, 4))) for _ in range(NUM_WORDS)]
     weights = [1 / rank for rank in range(1, NUM_WORDS + 1)]
     picks = iter(rng.choices(words, weights, k=25 * NUM_SENTENCES))
-    return [" ".join(next(picks) for _ in range(rng.randint(5, 25))).capitalize() + ". " for _ in range(NUM_SENTENCES)]
+    return [
+        " ".join(next(picks) for _ in range(rng.randint(5, 25))).capitalize() + ". "
+        for _ in range(NUM_SENTENCES)
+    ]
 
 
 def documents(num_bytes: int, seed: int) -> Iterator[str]:
@@ -63,7 +67,9 @@ def train_tokenizer(folder: Path) -> None:
     bpe = ByteLevelBPETokenizer()
     text = documents(2_000_000, seed=0)
     bpe.train_from_iterator(text, vocab_size=8000, special_tokens=["<eot>"], show_progress=False)
-    PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<eot>").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<eot>").save_pretrained(
+        folder
+    )
 
 
 def tokenise_here(corpus_path: Path, model: Path, num_workers: int) -> dict[str, Any]:
@@ -90,10 +96,13 @@ def tokenise_here(corpus_path: Path, model: Path, num_workers: int) -> dict[str,
 
 
 def measure(corpus_path: Path, model: Path, num_workers: int) -> dict[str, Any]:
-    """`tokenise_here` in a new process, and the peak resident memory of that process and its workers, in bytes."""
+    """`tokenise_here` in a new process, and the peak resident memory of that process and its
+    workers, in bytes."""
     options = ["--measure", str(corpus_path), "--model", str(model), "--workers", str(num_workers)]
     peak_rss_bytes = 0
-    with subprocess.Popen([sys.executable, __file__, *options], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, __file__, *options], stdout=subprocess.PIPE, text=True
+    ) as process:
         root = psutil.Process(process.pid)
         while process.poll() is None:
             peak_rss_bytes = max(peak_rss_bytes, _tree_rss_bytes(root))
@@ -122,10 +131,20 @@ def _children(root: psutil.Process) -> list[psutil.Process]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the made-up corpus (default: 2)")
-    parser.add_argument("--model", type=Path, help="folder of a tokenizer (default: one learnt from the made-up text)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="default: one for each core")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--gigabytes", type=float, default=2.0, help="size of the made-up corpus (default: 2)"
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="folder of a tokenizer (default: one learnt from the made-up text)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="default: one for each core"
+    )
     parser.add_argument("--corpus", type=Path, help="tokenise this file instead of made-up text")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -3,9 +3,10 @@
     python benchmarks/training_step.py --model FOLDER [--rows 32] [--tokens 128] [--rounds 12] [--output FILE.json]
     python benchmarks/training_step.py --width 1024 --layers 8 --rows 4 ...          a random Llama of that size
 
-Methods take turns (A B C A B C ...), so that a slow minute of the machine hits all; medians and ratios to full
-fine-tuning are printed. Memory is the peak of a process of its own per method. A step is forward, loss (with the
-local loss), backward, clipping and AdamW, as in training, without data loading.
+Methods take turns (A B C A B C ...), so that a slow minute of the machine hits all; medians and
+ratios to full fine-tuning are printed. Memory is the peak of a process of its own per method. A
+step is forward, loss (with the local loss), backward, clipping and AdamW, as in training, without
+data loading.
 """
 
 import argparse
@@ -25,13 +26,28 @@ from neutral_residues.results.benchmark import Measured
 from neutral_residues.training.cost import peak_memory_bytes
 from neutral_residues.training.local_loss import local_loss
 
-TIMED = ("neutral", "neutral-sigmoid", "adapter", "lora", "lora-mlp", "dora", "osf", "finetune-ffn", "finetune")
-"""Methods that train and that a budget of 20 % fits; full fine-tuning is what the others are held against."""
+TIMED = (
+    "neutral",
+    "neutral-sigmoid",
+    "adapter",
+    "lora",
+    "lora-mlp",
+    "dora",
+    "osf",
+    "finetune-ffn",
+    "finetune",
+)
+"""Methods that train and that a budget of 20 % fits; full fine-tuning is what the others are held
+against."""
 
 
 def config_for(method: str) -> RunConfig:
     corpora = [{"name": role, "role": role, "path": f"{role}.txt"} for role in ("source", "target")]
-    return resolved(make_run({"model": "unused", "method": method, "output": "unused", "data": {"train": corpora}}))
+    return resolved(
+        make_run(
+            {"model": "unused", "method": method, "output": "unused", "data": {"train": corpora}}
+        )
+    )
 
 
 def backbone_for(arguments: argparse.Namespace, *, dtype: torch.dtype) -> nn.Module:
@@ -77,13 +93,16 @@ def make_step(method: str, arguments: argparse.Namespace) -> Callable[[], None]:
 def measure(arguments: argparse.Namespace) -> list[Measured]:
     names = arguments.methods
     memory = peaks("peak memory of training above Python's own", names, against="finetune")
-    seconds = in_turns({name: make_step(name, arguments) for name in names}, rounds=arguments.rounds)
+    seconds = in_turns(
+        {name: make_step(name, arguments) for name in names}, rounds=arguments.rounds
+    )
     bounds = {name: time_bound(name, arguments) for name in names}
     return timed("training step", seconds, against="finetune", bounds=bounds) + memory
 
 
 def time_bound(name: str, arguments: argparse.Namespace) -> float | None:
-    """Where operations bind; only for methods whose new weights are all in matrix products of their own."""
+    """Where operations bind; only for methods whose new weights are all in matrix products of their
+    own."""
     if name == "finetune":
         return 1.0
     if name not in ("neutral", "neutral-sigmoid", "adapter"):
@@ -93,7 +112,9 @@ def time_bound(name: str, arguments: argparse.Namespace) -> float | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model")
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=8)

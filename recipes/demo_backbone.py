@@ -2,9 +2,9 @@
 
     python recipes/demo_backbone.py en.train.jsonl.gz OUTPUT_FOLDER
 
-Byte-level BPE of 2,048 tokens trained on the same text; 2,000 steps of 32 x 128 tokens (8.2 M tokens), AdamW (0.9,
-0.95), weight decay 0.1, learning rate 3e-3 with 100 warm-up steps and a cosine to a tenth, gradient clipping 1.0,
-bf16 autocast, seed 0.
+Byte-level BPE of 2,048 tokens trained on the same text; 2,000 steps of 32 x 128 tokens (8.2 M
+tokens), AdamW (0.9, 0.95), weight decay 0.1, learning rate 3e-3 with 100 warm-up steps and a cosine
+to a tenth, gradient clipping 1.0, bf16 autocast, seed 0.
 """
 
 import argparse
@@ -32,15 +32,22 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=2048, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(
+        vocab_size=2048, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, model_max_length=1024
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        model_max_length=1024,
     )
 
 
 def make_blocks(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
-    stream = [token for ids in tokenizer(texts)["input_ids"] for token in [*ids, tokenizer.eos_token_id]]
+    stream = [
+        token for ids in tokenizer(texts)["input_ids"] for token in [*ids, tokenizer.eos_token_id]
+    ]
     num_blocks = len(stream) // BLOCK_TOKENS
     return torch.tensor(stream[: num_blocks * BLOCK_TOKENS]).view(num_blocks, BLOCK_TOKENS)
 

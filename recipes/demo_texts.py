@@ -1,10 +1,11 @@
-"""Makes the texts that ship with the demo from a folder of curated text, byte for byte the same each time.
+"""Makes the texts that ship with the demo from a folder of curated text, byte for byte the same
+each time.
 
     python recipes/demo_texts.py FOLDER_WITH_JSONL_GZ
 
-Only text that is free: novels whose authors died long ago (public domain; ELTeC's editions without their markup),
-Mozilla Common Voice sentences (CC0) and Darwin's *Origin of Species* (public domain). Licences: see LICENSE.md
-beside the output.
+Only text that is free: novels whose authors died long ago (public domain; ELTeC's editions without
+their markup), Mozilla Common Voice sentences (CC0) and Darwin's *Origin of Species* (public
+domain). Licences: see LICENSE.md beside the output.
 """
 
 import gzip
@@ -16,7 +17,9 @@ from pathlib import Path
 DEMO_DATA = Path(__file__).parent.parent / "src" / "neutral_residues" / "demo" / "data"
 
 
-def documents(file: Path, keep: Callable[[str], bool] = lambda source: True) -> Iterator[dict[str, str]]:
+def documents(
+    file: Path, keep: Callable[[str], bool] = lambda source: True
+) -> Iterator[dict[str, str]]:
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         for line in lines:
             document = json.loads(line)
@@ -25,7 +28,8 @@ def documents(file: Path, keep: Callable[[str], bool] = lambda source: True) -> 
 
 
 def write(name: str, chosen: Iterator[dict[str, str]], max_bytes: int) -> None:
-    """The first documents, up to `max_bytes` of text; no time stamp in the file, so that it is reproducible."""
+    """The first documents, up to `max_bytes` of text; no time stamp in the file, so that it is
+    reproducible."""
     lines, num_bytes = [], 0
     for document in chosen:
         num_bytes += len(document["text"].encode())
@@ -43,7 +47,9 @@ def main(folder: Path) -> None:
     write("fr.train.jsonl.gz", documents(folder / "fr.train.jsonl.gz"), 1_000_000)
     write("en.test.jsonl.gz", documents(folder / "en.test.jsonl.gz"), 40_000)
     write("fr.test.jsonl.gz", documents(folder / "fr.test.jsonl.gz"), 40_000)
-    darwin = documents(folder / "en-nonfiction.train.jsonl.gz", lambda source: source == "darwin-origin")
+    darwin = documents(
+        folder / "en-nonfiction.train.jsonl.gz", lambda source: source == "darwin-origin"
+    )
     write("en-science.test.jsonl.gz", darwin, 40_000)
 
 

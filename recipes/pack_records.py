@@ -1,4 +1,5 @@
-"""Packs the records of a comparison into one file for the repository, and unpacks it for `neutral report`.
+"""Packs the records of a comparison into one file for the repository, and unpacks it for `neutral
+report`.
 
 python recipes/pack_records.py runs/compare/main docs/comparisons/main.jsonl.gz
 python recipes/pack_records.py docs/comparisons/main.jsonl.gz runs/compare/main
@@ -12,9 +13,16 @@ from pathlib import Path
 
 def pack(comparison: Path, file: Path) -> int:
     """Every record and failure below `cells/`, a line each, with its path."""
-    found = sorted([*comparison.glob("cells/**/record.json"), *comparison.glob("cells/**/failure.json")])
+    found = sorted(
+        [*comparison.glob("cells/**/record.json"), *comparison.glob("cells/**/failure.json")]
+    )
     lines = [
-        json.dumps({"path": path.relative_to(comparison).as_posix(), "content": json.loads(path.read_text("utf-8"))})
+        json.dumps(
+            {
+                "path": path.relative_to(comparison).as_posix(),
+                "content": json.loads(path.read_text("utf-8")),
+            }
+        )
         for path in found
     ]
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +39,9 @@ def unpack(file: Path, comparison: Path) -> int:
         entry = json.loads(line)
         path = comparison / entry["path"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(entry["content"], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(entry["content"], indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     return len(lines)
 
 

@@ -1,11 +1,13 @@
-"""Serve an exported folder and ask it something through the OpenAI client, as any other program would.
+"""Serve an exported folder and ask it something through the OpenAI client, as any other program
+would.
 
     neutral export runs/french --to qwen2_moe --output served
     pip install "transformers[serving]" openai
     python recipes/serve.py served "Il y avait dans"
 
-A folder with code of its own brings a `serve.py`; a stock one is served by `transformers serve`. What comes back is
-held against the greedy continuation by the same folder in this process, without a cache.
+A folder with code of its own brings a `serve.py`; a stock one is served by `transformers serve`.
+What comes back is held against the greedy continuation by the same folder in this process, without
+a cache.
 """
 
 import socket
@@ -29,7 +31,9 @@ def main(folder: Path, prompt: str) -> None:
     with served(folder) as url:
         client = OpenAI(base_url=f"{url}/v1", api_key="none")
         start = time.perf_counter()
-        answer = client.completions.create(model=str(folder), prompt=prompt, max_tokens=NUM_TOKENS, temperature=0)
+        answer = client.completions.create(
+            model=str(folder), prompt=prompt, max_tokens=NUM_TOKENS, temperature=0
+        )
         seconds = time.perf_counter() - start
     text, expected = answer.choices[0].text, greedy(folder, prompt)
     print(f"{prompt}{text}\n{NUM_TOKENS} tokens in {seconds:.2f} s; expected {expected!r}")
@@ -45,7 +49,9 @@ def served(folder: Path) -> Iterator[str]:
         port = str(free.getsockname()[1])
     own = folder / "serve.py"
     stock = ["-m", "transformers.cli.transformers", "serve", str(folder)]
-    server = subprocess.Popen([sys.executable, *([str(own)] if own.is_file() else stock), "--port", port])
+    server = subprocess.Popen(
+        [sys.executable, *([str(own)] if own.is_file() else stock), "--port", port]
+    )
     url = f"http://localhost:{port}"
     try:
         wait_for(f"{url}/health", server)

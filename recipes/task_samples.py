@@ -1,9 +1,10 @@
-"""Makes the minimal pairs that ship with the package from the full files, byte for byte the same each time.
+"""Makes the minimal pairs that ship with the package from the full files, byte for byte the same
+each time.
 
     python recipes/task_samples.py FOLDER_WITH_JSONL_GZ
 
-Of each construction (`uid`) the same number of pairs, drawn with a fixed seed. Licences: see LICENSE.md beside the
-output.
+Of each construction (`uid`) the same number of pairs, drawn with a fixed seed. Licences: see
+LICENSE.md beside the output.
 """
 
 import gzip
@@ -12,7 +13,9 @@ import random
 import sys
 from pathlib import Path
 
-TASK_DATA = Path(__file__).parent.parent / "src" / "neutral_residues" / "evaluation" / "tasks" / "data"
+TASK_DATA = (
+    Path(__file__).parent.parent / "src" / "neutral_residues" / "evaluation" / "tasks" / "data"
+)
 PAIRS_OF_EACH = {"blimp.en": 10, "clams.en": 10, "clams.fr": 40, "clams.de": 40}
 
 

@@ -1,6 +1,8 @@
-"""A tiny extended Llama, rows of both domains, and training by `Trainer`: shared by the tests of the local loss.
+"""A tiny extended Llama, rows of both domains, and training by `Trainer`: shared by the tests of
+the local loss.
 
-As a script it is one of several ranks: trains and prints what the test compares, as one line of JSON.
+As a script it is one of several ranks: trains and prints what the test compares, as one line of
+JSON.
 """
 
 import json
@@ -50,11 +52,16 @@ def extended_llama(**settings: Any) -> PeftModel:
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
 
 
-def mixed_rows(count: int = STEPS * ROWS_PER_STEP, *, length: int | None = None, seed: int = 3) -> list[dict[str, Any]]:
-    """Rows of 5 to 12 tokens (or `length`): in turn all source, target, mixed within, and target by one number."""
+def mixed_rows(
+    count: int = STEPS * ROWS_PER_STEP, *, length: int | None = None, seed: int = 3
+) -> list[dict[str, Any]]:
+    """Rows of 5 to 12 tokens (or `length`): in turn all source, target, mixed within, and target by
+    one number."""
     random = torch.Generator().manual_seed(seed)
     rows: list[dict[str, Any]] = []
     for i in range(count):
@@ -78,12 +85,17 @@ def as_batch(rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor, Tensor]:
     return ids, (ids != PAD).long(), domains
 
 
-def big_batch_losses(model: nn.Module, rows: list[dict[str, Any]], kind: str = "l1") -> tuple[Tensor, Tensor]:
-    """Mean next-token nats, and mean local loss per counted token and layer, written without the code under test."""
+def big_batch_losses(
+    model: nn.Module, rows: list[dict[str, Any]], kind: str = "l1"
+) -> tuple[Tensor, Tensor]:
+    """Mean next-token nats, and mean local loss per counted token and layer, written without the
+    code under test."""
     ids, mask, domains = as_batch(rows)
     residues = []
     hooks = [
-        layer.register_forward_hook(lambda layer, inputs, _: residues.append(layer.residue(inputs[0], "default")))
+        layer.register_forward_hook(
+            lambda layer, inputs, _: residues.append(layer.residue(inputs[0], "default"))
+        )
         for layer in residue_layers(model).values()
     ]
     logits = model(input_ids=ids, attention_mask=mask).logits
@@ -92,11 +104,15 @@ def big_batch_losses(model: nn.Module, rows: list[dict[str, Any]], kind: str = "
     predicted = mask[:, 1:].bool()
     nats = F.cross_entropy(logits[:, :-1][predicted], ids[:, 1:][predicted])
     if kind == "l1":
-        return nats, torch.stack([residue.delta[domains == SOURCE].abs().mean() for residue in residues]).mean()
+        return nats, torch.stack(
+            [residue.delta[domains == SOURCE].abs().mean() for residue in residues]
+        ).mean()
     counted = domains != IGNORE
     opened = [torch.sigmoid(residue.gate_logits[counted].squeeze(-1)) for residue in residues]
     is_target = domains[counted] == TARGET
-    return nats, -torch.stack([torch.where(is_target, gate, 1 - gate).log().mean() for gate in opened]).mean()
+    return nats, -torch.stack(
+        [torch.where(is_target, gate, 1 - gate).log().mean() for gate in opened]
+    ).mean()
 
 
 def big_batch_training(
@@ -116,17 +132,28 @@ def big_batch_training(
 
 
 class InOrder(NeutralResiduesTrainerMixin, Trainer):
-    """Trainer with the local loss, taking the rows in their order, all weights at one learning rate."""
+    """Trainer with the local loss, taking the rows in their order, all weights at one learning
+    rate."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **({"gate_learning_rate_factor": 1.0, "local_loss_weight": ALPHA} | kwargs))
+        super().__init__(
+            *args, **({"gate_learning_rate_factor": 1.0, "local_loss_weight": ALPHA} | kwargs)
+        )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
 
 
-def arguments(output_dir: str, *, batch: int, accumulation: int, kind: type = TrainingArguments, **changes: Any) -> Any:
-    """Plain gradient descent for two steps, so that a difference in gradients shows in the weights as it is."""
+def arguments(
+    output_dir: str,
+    *,
+    batch: int,
+    accumulation: int,
+    kind: type = TrainingArguments,
+    **changes: Any,
+) -> Any:
+    """Plain gradient descent for two steps, so that a difference in gradients shows in the weights
+    as it is."""
     settings: dict[str, Any] = {
         "output_dir": output_dir,
         "per_device_train_batch_size": batch,
@@ -160,7 +187,13 @@ def main() -> None:
         model = extended_llama()
         with tempfile.TemporaryDirectory() as folder:
             args = arguments(folder, **changes)
-            trainer = InOrder(model, args, train_dataset=mixed_rows(), data_collator=pad_right, local_loss_weight=ALPHA)
+            trainer = InOrder(
+                model,
+                args,
+                train_dataset=mixed_rows(),
+                data_collator=pad_right,
+                local_loss_weight=ALPHA,
+            )
             trainer.train()
         logs = [log for log in trainer.state.log_history if "loss" in log]
         weights = {name: parameter.tolist() for name, parameter in trained(model).items()}

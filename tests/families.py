@@ -1,7 +1,8 @@
-"""One tiny configuration for each family of decoders that the contract test extends: model type -> config arguments.
+"""One tiny configuration for each family of decoders that the contract test extends: model type ->
+config arguments.
 
-Random weights, width 32, two or three layers, vocabulary 64. A family is listed here because its feed-forward block
-differs in name, in call or in place from the others, or because people use it.
+Random weights, width 32, two or three layers, vocabulary 64. A family is listed here because its
+feed-forward block differs in name, in call or in place from the others, or because people use it.
 """
 
 import torch
@@ -28,7 +29,9 @@ MODERN = {
     **_IDS,
 }
 # Families that have no grouped-query attention, or no head_dim of their own.
-PLAIN = {key: value for key, value in MODERN.items() if key not in ("num_key_value_heads", "head_dim")}
+PLAIN = {
+    key: value for key, value in MODERN.items() if key not in ("num_key_value_heads", "head_dim")
+}
 NO_HEAD_DIM = {key: value for key, value in MODERN.items() if key != "head_dim"}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
@@ -61,7 +64,8 @@ FAMILIES: dict[str, dict[str, object]] = {
     # a dense GLU or MLP in `mlp`, before the residual sum
     "llama": MODERN,
     "mistral": MODERN,
-    "ministral": MODERN | {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8},
+    "ministral": MODERN
+    | {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8},
     "qwen2": NO_HEAD_DIM,
     "qwen3": MODERN,
     "gemma": MODERN,
@@ -104,7 +108,8 @@ FAMILIES: dict[str, dict[str, object]] = {
     "glm4": MODERN,
     "olmo2": NO_HEAD_DIM,
     "olmo3": NO_HEAD_DIM,
-    "exaone4": MODERN | {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
+    "exaone4": MODERN
+    | {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
     # parallel to attention
     "phi": NO_HEAD_DIM,
     "gpt_neox": PLAIN,
@@ -112,7 +117,13 @@ FAMILIES: dict[str, dict[str, object]] = {
     "cohere2": MODERN,
     "gptj": GPT | {"rotary_dim": 4},
     "codegen": GPT | {"rotary_dim": 4, "n_ctx": 64},
-    "falcon": {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, **_IDS},
+    "falcon": {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        **_IDS,
+    },
     # the GPT-2 line
     "gpt2": GPT,
     "gpt_bigcode": GPT,
@@ -128,7 +139,14 @@ FAMILIES: dict[str, dict[str, object]] = {
     },
     # the residual sum is inside the block
     "bloom": {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "n_layer": 2, "n_head": 4, **_IDS},
-    "mpt": {"vocab_size": VOCAB_SIZE, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64, **_IDS},
+    "mpt": {
+        "vocab_size": VOCAB_SIZE,
+        "d_model": 32,
+        "n_layers": 2,
+        "n_heads": 4,
+        "max_seq_len": 64,
+        **_IDS,
+    },
     # sparse blocks
     "granitemoe": NO_HEAD_DIM | LOCAL_EXPERTS,
     "granitemoehybrid": NO_HEAD_DIM
@@ -144,7 +162,9 @@ FAMILIES: dict[str, dict[str, object]] = {
     "olmoe": NO_HEAD_DIM | {"num_experts": 4, "num_experts_per_tok": 2},
     "phimoe": NO_HEAD_DIM | LOCAL_EXPERTS,
     "gpt_oss": MODERN | LOCAL_EXPERTS | {"sliding_window": 8},
-    "llama4_text": MODERN | LOCAL_EXPERTS | {"intermediate_size_mlp": 48, "interleave_moe_layer_step": 2},
+    "llama4_text": MODERN
+    | LOCAL_EXPERTS
+    | {"intermediate_size_mlp": 48, "interleave_moe_layer_step": 2},
     "deepseek_v3": DEEPSEEK,
     "deepseek_v2": DEEPSEEK,
     "glm4_moe": MODERN
@@ -160,7 +180,9 @@ FAMILIES: dict[str, dict[str, object]] = {
     "ernie4_5_moe": NO_HEAD_DIM
     | {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16, "moe_layer_start_index": 1},
     "cohere2_moe": MODERN,
-    "minimax": MODERN | LOCAL_EXPERTS | {"layer_types": ["linear_attention", "full_attention"], "block_size": 8},
+    "minimax": MODERN
+    | LOCAL_EXPERTS
+    | {"layer_types": ["linear_attention", "full_attention"], "block_size": 8},
     "qwen3_next": MODERN | EXPERTS | LINEAR_ATTENTION | {"shared_expert_intermediate_size": 16},
     # no softmax attention in some or all layers
     "qwen3_5_text": MODERN | LINEAR_ATTENTION,

@@ -56,10 +56,12 @@ def make_record(
     settings: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Record:
-    """A record whose source sets changed by `forgetting` % (half of it and one and a half), with its target at `bits`.
+    """A record whose source sets changed by `forgetting` % (half of it and one and a half), with
+    its target at `bits`.
 
     Args:
-        validation: bits per byte at the end on target text to validate on; None means there is no such text.
+        validation: bits per byte at the end on target text to validate on; None means there is no
+            such text.
         settings: dotted keys of the configuration to change.
     """
     method = method or label
@@ -74,7 +76,10 @@ def make_record(
             "wiki": BACKBONE["wiki"] * (1 + 1.5 * forgetting / 100),
             target: bits,
         }.items()
-        for m in (metric("bits_per_byte", name, value), metric("bits_per_byte", name, BACKBONE[name], of="backbone"))
+        for m in (
+            metric("bits_per_byte", name, value),
+            metric("bits_per_byte", name, BACKBONE[name], of="backbone"),
+        )
     ]
     gated = method == "neutral"
     values: dict[str, Any] = {
@@ -85,7 +90,11 @@ def make_record(
         "sets": _sets(target, validation is not None),
         "curve": [] if share is not None else _curve(target, forgetting, bits, validation),
         "samples": [
-            Sample(prompt=f"Il y a {HOSTILE}", backbone=" and then,", extended=f" la mère </script> & {label}")
+            Sample(
+                prompt=f"Il y a {HOSTILE}",
+                backbone=" and then,",
+                extended=f" la mère </script> & {label}",
+            )
         ],
         "gates": _gate_texts(target) if gated else [],
         "breakdowns": [
@@ -118,7 +127,9 @@ def make_record(
     return Record(**values | changes)
 
 
-def _config(label: str, method: str, seed: int, rate: float | None, share: float | None, target: str) -> dict[str, Any]:
+def _config(
+    label: str, method: str, seed: int, rate: float | None, share: float | None, target: str
+) -> dict[str, Any]:
     return {
         "model": "models/tiny",
         "method": method,
@@ -126,7 +137,12 @@ def _config(label: str, method: str, seed: int, rate: float | None, share: float
         "budget": 0.2,
         "seed": seed,
         "output": f"runs/{label}-{seed}-{rate}-{share}",
-        "data": {"train": [{"name": target}], "source_share": 0.1, "block_tokens": 128, "cache": None},
+        "data": {
+            "train": [{"name": target}],
+            "source_share": 0.1,
+            "block_tokens": 128,
+            "cache": None,
+        },
         "averaging": {"share": 0.5 if share is None else share, "finetuned": None},
         "training": {"steps": 200, "learning_rate": rate},
         "evaluation": {"context_tokens": 128, "stride_tokens": 64},
@@ -134,16 +150,29 @@ def _config(label: str, method: str, seed: int, rate: float | None, share: float
 
 
 def _sets(target: str, validate: bool) -> list[EvaluationSet]:
-    names = [("en", "source", "evaluate"), ("wiki", "source", "evaluate"), (target, "target", "evaluate")]
-    names += [("en-dev", "source", "validate"), (f"{target}-dev", "target", "validate")] if validate else []
+    names = [
+        ("en", "source", "evaluate"),
+        ("wiki", "source", "evaluate"),
+        (target, "target", "evaluate"),
+    ]
+    names += (
+        [("en-dev", "source", "validate"), (f"{target}-dev", "target", "validate")]
+        if validate
+        else []
+    )
     return [
-        EvaluationSet(name=n, role=r, use=u, key=f"key-{n}", num_bytes=1000, num_tokens=300, num_documents=5)
+        EvaluationSet(
+            name=n, role=r, use=u, key=f"key-{n}", num_bytes=1000, num_tokens=300, num_documents=5
+        )
         for n, r, u in names
     ]
 
 
-def _curve(target: str, forgetting: float, bits: float, validation: float | None) -> list[dict[str, int | float]]:
-    """Half of the way at step 100, all of it at step 200; plus a line of the log without any set."""
+def _curve(
+    target: str, forgetting: float, bits: float, validation: float | None
+) -> list[dict[str, int | float]]:
+    """Half of the way at step 100, all of it at step 200; plus a line of the log without any
+    set."""
     suffix = "" if validation is None else "-dev"
     end = bits if validation is None else validation
     curve: list[dict[str, int | float]] = [
@@ -158,14 +187,21 @@ def _curve(target: str, forgetting: float, bits: float, validation: float | None
 
 
 def _breakdown(set: str, role: str, change: float, *, is_concentrated: bool = False) -> Breakdown:
-    """Three fifths of the change on rare words, half of it on frequent ones, the rest the other way on punctuation."""
+    """Three fifths of the change on rare words, half of it on frequent ones, the rest the other way
+    on punctuation."""
     before = {"punctuation": 0.2, "frequent words": 0.3, "rare words": BACKBONE[set] - 0.5}
     shares = {"punctuation": -0.1, "frequent words": 0.5, "rare words": 0.6}
     return Breakdown(
         set=set,
         role=role,
         classes=[
-            TokenClass(kind=kind, num_types=10, num_tokens=100, backbone=bits, extended=max(0, bits + share * change))
+            TokenClass(
+                kind=kind,
+                num_types=10,
+                num_tokens=100,
+                backbone=bits,
+                extended=max(0, bits + share * change),
+            )
             for (kind, bits), share in zip(before.items(), shares.values(), strict=True)
         ],
         num_types=300,
@@ -173,7 +209,11 @@ def _breakdown(set: str, role: str, change: float, *, is_concentrated: bool = Fa
         carriers_share=0.02,
         carriers=[TokenChange(text=f" {HOSTILE}", num_tokens=4, change=change / 3)],
         is_concentrated=is_concentrated,
-        documents=[DocumentChange(number=4, num_bytes=100, backbone=1.0, extended=1.5, excerpt=f"Once {HOSTILE}")],
+        documents=[
+            DocumentChange(
+                number=4, num_bytes=100, backbone=1.0, extended=1.5, excerpt=f"Once {HOSTILE}"
+            )
+        ],
     )
 
 
@@ -188,9 +228,45 @@ def _gate_metrics(target: str) -> list[Metric]:
 
 def _gate_texts(target: str) -> list[GateText]:
     texts = {
-        ("en", "source"): ["The", " old", " man", " went", " <b>", HOSTILE, ".", "\n", "He", " said", " $x_1", " 好"],
-        (target, "target"): ["Il", " y", " avait", " dans", " la", " ville", "\u00a0!", "\n", "\x00", " un", " homme"],
-        ("code-switched", "code-switched"): ["The", " old", " man", " dans", " la", " ville", " said", " no", "."] * 4,
+        ("en", "source"): [
+            "The",
+            " old",
+            " man",
+            " went",
+            " <b>",
+            HOSTILE,
+            ".",
+            "\n",
+            "He",
+            " said",
+            " $x_1",
+            " 好",
+        ],
+        (target, "target"): [
+            "Il",
+            " y",
+            " avait",
+            " dans",
+            " la",
+            " ville",
+            "\u00a0!",
+            "\n",
+            "\x00",
+            " un",
+            " homme",
+        ],
+        ("code-switched", "code-switched"): [
+            "The",
+            " old",
+            " man",
+            " dans",
+            " la",
+            " ville",
+            " said",
+            " no",
+            ".",
+        ]
+        * 4,
     }
     found = []
     for (name, kind), tokens in texts.items():
@@ -205,17 +281,22 @@ def _gate_texts(target: str) -> list[GateText]:
             for layer in LAYERS
         ]
         gates = [[0.0 if gate < 0.02 else gate for gate in row] for row in gates]
-        found.append(GateText(name=name, kind=kind, tokens=tokens, layers=list(LAYERS), gates=gates))
+        found.append(
+            GateText(name=name, kind=kind, tokens=tokens, layers=list(LAYERS), gates=gates)
+        )
     return found
 
 
 def make_comparison(folder: Path, *, targets: tuple[str, ...] = ("fr", "de")) -> Path:
-    """A comparison folder: tuned methods with two seeds, weight averages, a cell that failed and one not done."""
+    """A comparison folder: tuned methods with two seeds, weight averages, a cell that failed and
+    one not done."""
     (folder / "cells").mkdir(parents=True)
     (folder / "compare.yaml").write_text("seeds: [0, 1]\n")
     for target in targets:
         for record in comparison_records(target):
-            cell = folder / "cells" / target / record.label / Path(str(record.config["output"])).name
+            cell = (
+                folder / "cells" / target / record.label / Path(str(record.config["output"])).name
+            )
             write_record(cell / "record.json", record)
     failed = folder / "cells" / "fr" / "lora" / "lr9-s0"
     failed.mkdir(parents=True)
@@ -236,7 +317,8 @@ def make_comparison(folder: Path, *, targets: tuple[str, ...] = ("fr", "de")) ->
 
 
 def comparison_records(target: str = "fr") -> list[Record]:
-    """Every method at three learning rates with the first seed, and at the best with a second; weight averages."""
+    """Every method at three learning rates with the first seed, and at the best with a second;
+    weight averages."""
     found = []
     methods = {
         # label: forgetting, bits per byte, at the best learning rate
@@ -262,7 +344,10 @@ def comparison_records(target: str = "fr") -> list[Record]:
             found += [make_record(label, seed=seed, rate=1e-3 * factor, **numbers, **common)]
     for share in (0.2, 0.4, 0.6, 0.8):
         for seed in (0, 1):
-            numbers = {"forgetting": 9 * share**2.5 + 0.1 * seed, "bits": 4 - 2.1 * share**0.6 + 0.01 * seed}
+            numbers = {
+                "forgetting": 9 * share**2.5 + 0.1 * seed,
+                "bits": 4 - 2.1 * share**0.6 + 0.01 * seed,
+            }
             common = {"share": share, "target": target, "new_weights": 0, "validation": 0.0}
             found += [make_record("wise-ft", seed=seed, **numbers, **common)]
     return found

@@ -43,7 +43,9 @@ def test_gradient_of_l1_at_zero_is_zero() -> None:
 def test_cross_entropy_wants_the_gate_shut_on_source_and_open_on_target() -> None:
     gate_logits = torch.tensor([[[0.0], [2.0]], [[-1.0], [50.0]]])
     by_hand = math.log(2) + math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))
-    assert local_loss_sum(residue(gate_logits=gate_logits), LABELS, "cross_entropy").item() == pytest.approx(by_hand)
+    assert local_loss_sum(
+        residue(gate_logits=gate_logits), LABELS, "cross_entropy"
+    ).item() == pytest.approx(by_hand)
     assert counted_tokens(LABELS, "cross_entropy").item() == 3
 
 
@@ -80,7 +82,9 @@ def test_next_token_nats_looks_at_the_next_token() -> None:
     assert next_token_nats(logits, torch.tensor([[0, 2, 2]]))[0].tolist() == pytest.approx(
         [-math.log(likely), math.log(4)]
     )
-    assert next_token_nats(logits, torch.tensor([[2, 1, 2]]))[0, 0].item() == pytest.approx(-math.log(unlikely))
+    assert next_token_nats(logits, torch.tensor([[2, 1, 2]]))[0, 0].item() == pytest.approx(
+        -math.log(unlikely)
+    )
 
 
 def test_kl_is_zero_for_equal_logits_and_ignores_a_shift() -> None:

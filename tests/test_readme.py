@@ -58,13 +58,20 @@ def test_the_fast_example_gives_each_request_its_own() -> None:
     folder = ROOT / "src" / "neutral_residues" / "demo" / "data" / "backbone"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(folder), NeutralResiduesConfig(width=8), adapter_name="french"
+        AutoModelForCausalLM.from_pretrained(folder),
+        NeutralResiduesConfig(width=8),
+        adapter_name="french",
     )
     model.add_adapter("german", NeutralResiduesConfig(width=8))
     model.base_model.set_adapter(["french", "german"])
     prompts = tokenizer(["The cat", "The dog", "The man"], return_tensors="pt")
-    prompts = {name: prompts[name] for name in ("input_ids", "attention_mask")} | {"max_new_tokens": 2}
-    exec(compile(blocks("python")[2], "README.md", "exec"), {"model": model.eval(), "prompts": prompts})
+    prompts = {name: prompts[name] for name in ("input_ids", "attention_mask")} | {
+        "max_new_tokens": 2
+    }
+    exec(
+        compile(blocks("python")[2], "README.md", "exec"),
+        {"model": model.eval(), "prompts": prompts},
+    )
 
 
 def test_run_file_and_comparison_are_valid() -> None:
@@ -74,7 +81,11 @@ def test_run_file_and_comparison_are_valid() -> None:
     assert all(find_method(entry.method) for entry in methods)
 
 
-RUNS = [path for folder in ("", "small", "large") for path in sorted((ROOT / "recipes" / folder).glob("*.yaml"))]
+RUNS = [
+    path
+    for folder in ("", "small", "large")
+    for path in sorted((ROOT / "recipes" / folder).glob("*.yaml"))
+]
 COMPARISONS = sorted((ROOT / "recipes" / "compare").glob("*.yaml"))
 
 
@@ -85,7 +96,8 @@ def test_every_recipe_is_valid(path: Path) -> None:
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)
 def test_every_comparison_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every cell is checked, with the backbone that ships in place of the shared one, which is the same."""
+    """Every cell is checked, with the backbone that ships in place of the shared one, which is the
+    same."""
     monkeypatch.chdir(ROOT)
     config = load_comparison(path, (f"set.model={DEMO_DATA / 'backbone'}",))
     assert len(expand(config).trained) >= len(config.methods) - 1
@@ -118,8 +130,14 @@ ROWS = {
 
 def packed(name: str) -> dict[str, Record]:
     """The records of a comparison that ships with the repository: path of the cell -> record."""
-    lines = gzip.decompress((ROOT / "docs" / "comparisons" / f"{name}.jsonl.gz").read_bytes()).decode().splitlines()
-    return {entry["path"]: Record.model_validate(entry["content"]) for entry in map(json.loads, lines)}
+    lines = (
+        gzip.decompress((ROOT / "docs" / "comparisons" / f"{name}.jsonl.gz").read_bytes())
+        .decode()
+        .splitlines()
+    )
+    return {
+        entry["path"]: Record.model_validate(entry["content"]) for entry in map(json.loads, lines)
+    }
 
 
 def table_row(title: str) -> list[str]:
@@ -129,7 +147,11 @@ def table_row(title: str) -> list[str]:
 
 @pytest.mark.parametrize("title", ROWS)
 def test_the_results_are_those_of_the_records(title: str) -> None:
-    runs = [record for path, record in packed("main").items() if path.startswith(f"cells/french/{ROWS[title]}-s")]
+    runs = [
+        record
+        for path, record in packed("main").items()
+        if path.startswith(f"cells/french/{ROWS[title]}-s")
+    ]
     assert len(runs) == 3
     for cell, name in zip(table_row(title), ("en", "en-pubmed", "en-wiki", "fr"), strict=False):
         after, before = (
@@ -138,7 +160,10 @@ def test_the_results_are_those_of_the_records(title: str) -> None:
         )
         shown = [f"{after:.3f}", f"({100 * (after / before - 1):+.1f} %)"]
         assert cell == (shown[0] if name == "fr" else " ".join(shown))
-        assert table_row("backbone")[("en", "en-pubmed", "en-wiki", "fr").index(name)] == f"{before:.3f}"
+        assert (
+            table_row("backbone")[("en", "en-pubmed", "en-wiki", "fr").index(name)]
+            == f"{before:.3f}"
+        )
 
 
 def test_the_claims_are_those_of_the_report() -> None:
@@ -163,7 +188,11 @@ def test_the_claims_are_those_of_the_report() -> None:
 
 
 WHO_RUNS = {"plain PEFT path": "plain", "skipping": "skip", "fused": "fused"}
-WHO_TRAINS = {"neutral residues": "neutral", "gate-less adapter": "adapter", "LoRA, all linear": "lora"}
+WHO_TRAINS = {
+    "neutral residues": "neutral",
+    "gate-less adapter": "adapter",
+    "LoRA, all linear": "lora",
+}
 WHO_TRAINS |= {"LoRA on the MLP": "lora-mlp"}
 
 
@@ -186,7 +215,8 @@ def test_the_times_are_those_of_the_benchmarks() -> None:
 
 
 def table(first: str) -> list[list[str]]:
-    """Cells of the README's table whose first heading is that, without the line below the headings."""
+    """Cells of the README's table whose first heading is that, without the line below the
+    headings."""
     lines = README[README.index(f"| {first} |") :].split("\n\n")[0].splitlines()
     rows = [re.split(r" *\| *", line.strip("| ")) for line in lines]
     return [rows[0], *rows[2:]]

@@ -21,13 +21,11 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_importing_the_package_imports_neither_torch_nor_peft() -> None:
-    done = run(
-        """
+    done = run("""
         import sys, neutral_residues
         heavy = sorted({"torch", "peft", "transformers", "datasets", "numpy"} & set(sys.modules))
         assert not heavy, heavy
-        """
-    )
+        """)
     assert done.returncode == 0, done.stderr
 
 
@@ -46,15 +44,25 @@ PEFT_FIRST = """
     """
 
 
-@pytest.mark.parametrize("imports", [NEUTRAL_RESIDUES_FIRST, PEFT_FIRST], ids=["neutral_residues first", "peft first"])
+@pytest.mark.parametrize(
+    "imports", [NEUTRAL_RESIDUES_FIRST, PEFT_FIRST], ids=["neutral_residues first", "peft first"]
+)
 def test_an_extension_loads_whichever_is_imported_first(imports: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     backbone = LlamaForCausalLM(
-        LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+        LlamaConfig(
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+        )
     )
     backbone.save_pretrained(tmp_path / "backbone")
     backbone = LlamaForCausalLM.from_pretrained(tmp_path / "backbone")
-    get_peft_model(backbone, attach.NeutralResiduesConfig(width=8)).save_pretrained(tmp_path / "extension")
+    get_peft_model(backbone, attach.NeutralResiduesConfig(width=8)).save_pretrained(
+        tmp_path / "extension"
+    )
     check = """
     from peft import AutoPeftModelForCausalLM
     model = AutoPeftModelForCausalLM.from_pretrained(sys.argv[1])
@@ -70,7 +78,8 @@ def test_an_extension_loads_whichever_is_imported_first(imports: str, tmp_path: 
 
 def test_another_package_with_the_same_name_is_a_clear_error() -> None:
     with pytest.raises(
-        RuntimeError, match=r"another package has registered 'neutral_residues_' with PEFT, as .*Config"
+        RuntimeError,
+        match=r"another package has registered 'neutral_residues_' with PEFT, as .*Config",
     ):
         enter_in_peft(attach.PEFT_TYPE, config=int, tuner=int, prefix=attach.PREFIX)
     assert mapping.PEFT_TYPE_TO_TUNER_MAPPING[attach.PEFT_TYPE] is attach.NeutralResiduesModel
@@ -82,7 +91,9 @@ def test_registering_again_is_harmless() -> None:
     assert mapping.PEFT_TYPE_TO_CONFIG_MAPPING["NEUTRAL_RESIDUES"] is config
 
 
-@pytest.mark.parametrize("first", ["neutral_residues.tuner.config", "neutral_residues.methods.table"])
+@pytest.mark.parametrize(
+    "first", ["neutral_residues.tuner.config", "neutral_residues.methods.table"]
+)
 def test_any_of_our_files_may_be_the_first_to_import_peft(first: str) -> None:
     code = f"import {first}, neutral_residues; neutral_residues.NeutralResiduesConfig(budget=0.1)"
     subprocess.run([sys.executable, "-c", code], check=True)

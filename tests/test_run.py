@@ -35,7 +35,9 @@ def one_thread() -> None:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
+    return {
+        k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()
+    }
 
 
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -47,7 +49,10 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 def losses(record: Record) -> list[dict[str, float]]:
     """What was logged, without the clock's numbers."""
-    return [{k: v for k, v in point.items() if "runtime" not in k and "per_second" not in k} for point in record.curve]
+    return [
+        {k: v for k, v in point.items() if "runtime" not in k and "per_second" not in k}
+        for point in record.curve
+    ]
 
 
 def bits(record: Record, of: Any, name: str) -> float:
@@ -59,7 +64,13 @@ def test_a_run_learns_the_target_and_reports_both_sides(tmp_path: Path) -> None:
     record = extend(make_run(values))
     assert bits(record, "extended", "fr") < 0.96 * bits(record, "backbone", "fr")
     logged = [point for point in record.curve if "loss_nats/fr" in point]
-    assert {"loss_nats/fr", "loss_nats/en", "local_loss", "open_gates_source", "learning_rate"} <= logged[-1].keys()
+    assert {
+        "loss_nats/fr",
+        "loss_nats/en",
+        "local_loss",
+        "open_gates_source",
+        "learning_rate",
+    } <= logged[-1].keys()
     assert logged[-1]["loss_nats/fr"] < logged[0]["loss_nats/fr"]
     assert [point["step"] for point in logged] == [1, *range(2, 31, 2)]
     measured = [point["step"] for point in record.curve if "bits_per_byte/en" in point]
@@ -85,7 +96,9 @@ class _After(TrainerCallback):
 class _Interrupt:
     """Asks the run to stop, or breaks it, after a step."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int, error: type[BaseException] | None) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, step: int, error: type[BaseException] | None
+    ) -> None:
         inner = ExtensionTrainer.__init__
 
         def init(trainer: ExtensionTrainer, *args: Any, **kwargs: Any) -> None:
@@ -103,7 +116,9 @@ class _Interrupt:
 
 @pytest.mark.parametrize("method", ["neutral", "finetune"])
 @pytest.mark.parametrize("how", ["stopped", "crashed"])
-def test_resume_is_bit_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, method: str) -> None:
+def test_resume_is_bit_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, method: str
+) -> None:
     values = run_values(tmp_path) | {"method": method}
     whole = extend(make_run(values | {"output": str(tmp_path / "whole")}))
     with monkeypatch.context() as patch:
@@ -123,8 +138,12 @@ def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(tmp_path: Path)
     values = run_values(tmp_path, steps=60, save_every=5, keep_checkpoints=1)
     whole = extend(make_run(values | {"output": str(tmp_path / "whole")}))
     run = write_run(tmp_path, values)
-    code = "import torch; torch.set_num_threads(1); from neutral_residues.cli.app import main; main()"
-    process = subprocess.Popen([sys.executable, "-c", code, "extend", str(run)], stderr=subprocess.DEVNULL)
+    code = (
+        "import torch; torch.set_num_threads(1); from neutral_residues.cli.app import main; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "extend", str(run)], stderr=subprocess.DEVNULL
+    )
     checkpoints = tmp_path / "run" / "checkpoints"
     while not list(checkpoints.glob("checkpoint-*/complete.json")):
         assert process.poll() is None, "the run ended before it could be killed"
@@ -157,7 +176,9 @@ def test_a_run_that_died_while_it_was_measured_is_finished_without_training(
     assert record.cost.seconds is None
 
 
-def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_half_written_checkpoint_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values = run_values(tmp_path)
     with monkeypatch.context() as patch:
         _Interrupt(patch, step=4, error=None)
@@ -177,7 +198,9 @@ def test_a_checkpoint_cut_short_is_refused(tmp_path: Path, monkeypatch: pytest.M
             extend(make_run(values))
     file = tmp_path / "run" / "checkpoints" / "checkpoint-5" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"checkpoint-5 is damaged: adapter_model\.safetensors; got 100 bytes"):
+    with pytest.raises(
+        UserError, match=r"checkpoint-5 is damaged: adapter_model\.safetensors; got 100 bytes"
+    ):
         extend(make_run(values))
 
 
@@ -200,10 +223,16 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimiser_step(
     def broken(logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         nats = real(logits, input_ids)
         # Call 9 is in the fifth step; its third row is a target row.
-        return nats * torch.where(torch.arange(4)[:, None] == 2, float("nan"), 1.0) if next(calls) == 8 else nats
+        return (
+            nats * torch.where(torch.arange(4)[:, None] == 2, float("nan"), 1.0)
+            if next(calls) == 8
+            else nats
+        )
 
     monkeypatch.setattr(train, "next_token_nats", broken)
-    with pytest.raises(UserError, match="step 5: the loss on fr is not finite; stopped before the optimiser step"):
+    with pytest.raises(
+        UserError, match="step 5: the loss on fr is not finite; stopped before the optimiser step"
+    ):
         extend(make_run(run_values(tmp_path)))
     assert (tmp_path / "run" / "checkpoints" / "checkpoint-3" / "complete.json").is_file()
 
@@ -237,10 +266,22 @@ def test_tensorboard_gets_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_settings_without_effect_are_errors(tmp_path: Path) -> None:
     values = run_values(tmp_path)
     for changes, line in (
-        ({"method": "lora", "residues": {"init": "paper"}}, r"residues\.init has no effect on method lora"),
-        ({"method": "adapter", "residues": {"local_loss_weight": 1.0}}, "no effect on method adapter"),
-        ({"method": "neutral", "lora": {"modules": "mlp"}}, r"lora\.modules has no effect on method neutral"),
-        ({"method": "neutral-elu", "residues": {"block_gate": "relu"}}, r"block_gate is fixed by method neutral-elu"),
+        (
+            {"method": "lora", "residues": {"init": "paper"}},
+            r"residues\.init has no effect on method lora",
+        ),
+        (
+            {"method": "adapter", "residues": {"local_loss_weight": 1.0}},
+            "no effect on method adapter",
+        ),
+        (
+            {"method": "neutral", "lora": {"modules": "mlp"}},
+            r"lora\.modules has no effect on method neutral",
+        ),
+        (
+            {"method": "neutral-elu", "residues": {"block_gate": "relu"}},
+            r"block_gate is fixed by method neutral-elu",
+        ),
     ):
         with pytest.raises(UserError, match=line):
             extend(make_run(values | changes))
@@ -253,9 +294,15 @@ def test_the_record_says_what_was_measured_and_what_it_took(tmp_path: Path) -> N
     valid = {"name": "fr-valid", "role": "target", "path": str(tmp_path / "valid.jsonl")}
     values["data"]["validate_on"] = [valid]
     record = extend(make_run(values | {"label": "my-run"}))
-    assert [(s.name, s.use) for s in record.sets] == [("fr", "evaluate"), ("en", "evaluate"), ("fr-valid", "validate")]
+    assert [(s.name, s.use) for s in record.sets] == [
+        ("fr", "evaluate"),
+        ("en", "evaluate"),
+        ("fr-valid", "validate"),
+    ]
     measured = {key for point in record.curve for key in point if key.startswith("bits_per_byte/")}
-    assert measured == {"bits_per_byte/fr-valid"}  # on the way the evaluation sets are not looked at
+    assert measured == {
+        "bits_per_byte/fr-valid"
+    }  # on the way the evaluation sets are not looked at
     assert {metric.set for metric in record.metrics} == {"fr", "en"}
     assert record.label == "my-run"
     cost = record.cost
@@ -273,10 +320,14 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     printed = io.StringIO()
     with folder.held(on_wait=pytest.fail):
-        thread = threading.Thread(target=extend, args=(make_run(values),), kwargs={"console": Console(file=printed)})
+        thread = threading.Thread(
+            target=extend, args=(make_run(values),), kwargs={"console": Console(file=printed)}
+        )
         thread.start()
         deadline = time.monotonic() + 60
-        while "waiting for another process" not in printed.getvalue() and time.monotonic() < deadline:
+        while (
+            "waiting for another process" not in printed.getvalue() and time.monotonic() < deadline
+        ):
             time.sleep(0.05)
         assert not folder.is_finished
     thread.join()
@@ -294,7 +345,10 @@ def test_a_prompt_that_does_not_fit_stops_before_training(tmp_path: Path) -> Non
 def test_the_record_on_disk_is_the_one_returned(tmp_path: Path) -> None:
     record = extend(make_run(run_values(tmp_path, steps=2)))
     assert read_record(tmp_path / "run" / "record.json") == record
-    assert json.loads((tmp_path / "run" / "record.json").read_text())["format"] == "neutral-residues/record"
+    assert (
+        json.loads((tmp_path / "run" / "record.json").read_text())["format"]
+        == "neutral-residues/record"
+    )
     assert yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())["method"] == "neutral"
 
 
@@ -302,7 +356,14 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
     values = run_values(tmp_path, steps=4, batch_rows=4, accumulation=2, evaluate_every=2)
     one = extend(make_run(values | {"output": str(tmp_path / "one")}))
     run = write_run(tmp_path, values | {"training": values["training"] | {"accumulation": 1}})
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     done = subprocess.run(
         [*command, "-m", "neutral_residues.cli.app", "extend", str(run)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -350,6 +411,8 @@ def test_a_run_measures_tasks_and_goes_on_with_them_where_it_was_stopped(
     }  # fmt: skip
     assert read_record(tmp_path / "run" / "record.json") == record
     # Full fine-tuning has its backbone beside it, and it is the same one.
-    finetuned = extend(make_run(values | {"method": "finetune", "output": str(tmp_path / "finetune")}))
+    finetuned = extend(
+        make_run(values | {"method": "finetune", "output": str(tmp_path / "finetune")})
+    )
     assert [task.backbone for task in finetuned.tasks] == [task.backbone for task in record.tasks]
     assert [task.key for task in finetuned.tasks] == [task.key for task in record.tasks]

@@ -21,21 +21,28 @@ from tiny_llama import perturb
 SIGMOID = {"block_gate": "sigmoid", "gate_start": "half"}
 
 
-def extended(family: str = "llama", *, backbone: dict[str, Any] | None = None, **settings: Any) -> PeftModel:
+def extended(
+    family: str = "llama", *, backbone: dict[str, Any] | None = None, **settings: Any
+) -> PeftModel:
     """A random model of that family whose adapters, from its second layer on, do something."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **FAMILIES[family] | (backbone or {}))
     model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():  # norms start at 1 or 0 and biases at 0, which would hide a mistake in them
+    with (
+        torch.no_grad()
+    ):  # norms start at 1 or 0 and biases at 0, which would hide a mistake in them
         for name, parameter in model.named_parameters():
             if name.endswith("bias") or "norm" in name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    model = get_peft_model(model, NeutralResiduesConfig(**{"width": 8, "first_layer": 1} | settings))
+    model = get_peft_model(
+        model, NeutralResiduesConfig(**{"width": 8, "first_layer": 1} | settings)
+    )
     return perturb(model).eval()
 
 
 def exported(model: PeftModel, to: str, folder: Path) -> dict[str, Any]:
-    """Write the export; how far its logits are from the live model's, of which the adapters are a visible part."""
+    """Write the export; how far its logits are from the live model's, of which the adapters are a
+    visible part."""
     with model.disable_adapter():
         without = look_at(model).logits_BTV
     seen, row = look_at(model), find_format(to)

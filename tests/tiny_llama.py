@@ -67,12 +67,18 @@ def set_gates(model: nn.Module, open_share: float) -> None:
         def see(self, layer: NeutralResiduesLayer, residue: Any) -> None:
             values[id(layer)] = residue.gate_logits.detach().flatten()
 
-    for layer in residue_layers(model).values():  # from the first on: a gate changes what later layers read
+    for layer in residue_layers(
+        model
+    ).values():  # from the first on: a gate changes what later layers read
         with tapped(residue_layers(model), Watch()), torch.no_grad():
             model(input_ids=token_ids(8, 32))
         for w in getattr(layer, BLOCK).values():
             with torch.no_grad():
-                w.bias -= values[id(layer)].quantile(1 - open_share) if open_share < 1 else values[id(layer)].min() - 1
+                w.bias -= (
+                    values[id(layer)].quantile(1 - open_share)
+                    if open_share < 1
+                    else values[id(layer)].min() - 1
+                )
 
 
 @torch.no_grad()
@@ -81,7 +87,8 @@ def outputs(model: nn.Module, **arguments: Any) -> Tensor:
 
 
 def two_adapters() -> PeftModel:
-    """Adapters `french` and `german`; the second has another width and its gates are always open."""
+    """Adapters `french` and `german`; the second has another width and its gates are always
+    open."""
     model = extended_llama(adapter_name="french")
     model.add_adapter("german", NeutralResiduesConfig(width=16, block_gate="none"))
     perturb(model, seed=3)

@@ -12,12 +12,28 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 END_OF_TEXT = 256
 SOURCE_WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "dog", "run", "to", "sea"]
-TARGET_WORDS = ["le", "chat", "est", "assis", "sur", "un", "tapis", "et", "voit", "chien", "vers", "la", "mer"]
+TARGET_WORDS = [
+    "le",
+    "chat",
+    "est",
+    "assis",
+    "sur",
+    "un",
+    "tapis",
+    "et",
+    "voit",
+    "chien",
+    "vers",
+    "la",
+    "mer",
+]
 
 
 def byte_tokenizer(eos_token: str | None = "<eot>") -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={sign: i for i, sign in enumerate([*alphabet, "<eot>"])}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={sign: i for i, sign in enumerate([*alphabet, "<eot>"])}, merges=[])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos_token)
@@ -44,7 +60,8 @@ def make_text(path: Path, words: list[str], *, documents: int = 40, seed: int = 
 
 
 def run_values(folder: Path, **training: Any) -> dict[str, Any]:
-    """Settings of a run in `folder`, as a run file holds them; makes backbone and texts on the first call."""
+    """Settings of a run in `folder`, as a run file holds them; makes backbone and texts on the
+    first call."""
     backbone = folder / "backbone"
     if not backbone.exists():
         make_backbone(backbone)
@@ -71,12 +88,19 @@ def run_values(folder: Path, **training: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-BUDGETS = {"lora": 0.2043, "rslora": 0.2043, "dora": 0.1905, "osf": 0.2069, "block-expansion": 0.2764}
+BUDGETS = {
+    "lora": 0.2043,
+    "rslora": 0.2043,
+    "dora": 0.1905,
+    "osf": 0.2069,
+    "block-expansion": 0.2764,
+}
 """What whole ranks and layers meet on so small a backbone; the others meet 0.20."""
 
 
 def method_values(folder: Path, method: str, **training: Any) -> dict[str, Any]:
-    """Settings of a short run of that method; for a weight average, of one whose fine-tuning must have been run."""
+    """Settings of a short run of that method; for a weight average, of one whose fine-tuning must
+    have been run."""
     values = run_values(folder, **training) | {"method": method, "output": str(folder / method)}
     if method == "wise-ft":
         values["averaging"] = {"finetuned": str(folder / "finetune"), "share": 0.5}

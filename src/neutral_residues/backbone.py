@@ -1,4 +1,5 @@
-"""Backbones and tokenizers from a folder or the Hub, and everything that can be wrong with them in one line."""
+"""Backbones and tokenizers from a folder or the Hub, and everything that can be wrong with them in
+one line."""
 
 import importlib.util
 import warnings
@@ -23,7 +24,9 @@ from neutral_residues.errors import UserError, first_line
 Quantised = Literal["int8", "nf4"]
 
 
-def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
+def load_config(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PretrainedConfig:
     """The configuration of a causal language model.
 
     Raises:
@@ -32,11 +35,15 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
     folder = Path(name)
     if folder.exists() and not (folder / "config.json").is_file():
         do = (
-            "it holds an adapter: give its backbone" if (folder / "adapter_config.json").is_file() else "check the path"
+            "it holds an adapter: give its backbone"
+            if (folder / "adapter_config.json").is_file()
+            else "check the path"
         )
         raise UserError(f"{name} is no model folder", got="no config.json in it", do=do)
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot load the model {name}",
@@ -49,7 +56,9 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
 
 def _check_causal(name: str, config: PretrainedConfig) -> None:
     auto_map = getattr(config, "auto_map", None) or {}
-    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in auto_map
+    known = (
+        config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in auto_map
+    )
     bidirectional = getattr(config, "is_encoder_decoder", False) or _is_masked(config)
     if not known or bidirectional:
         raise UserError(
@@ -62,7 +71,8 @@ def _check_causal(name: str, config: PretrainedConfig) -> None:
 def _is_masked(config: PretrainedConfig) -> bool:
     architectures = config.architectures or []
     return bool(architectures) and not any(
-        a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "HeadModel")) for a in architectures
+        a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "HeadModel"))
+        for a in architectures
     )
 
 
@@ -71,9 +81,13 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to a model."""
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code
+        )
     except Exception as error:  # tokenizers raises bare Exceptions for broken files
-        raise UserError(f"cannot load the tokenizer of {name}", got=first_line(error), do="check the folder") from error
+        raise UserError(
+            f"cannot load the tokenizer of {name}", got=first_line(error), do="check the folder"
+        ) from error
 
 
 def load_backbone(
@@ -84,7 +98,8 @@ def load_backbone(
     dtype: torch.dtype,
     quantised: Quantised | None = None,
 ) -> PreTrainedModel:
-    """The model's weights, all of them: in `dtype` in main memory, or with its linear layers quantised on the device.
+    """The model's weights, all of them: in `dtype` in main memory, or with its linear layers
+    quantised on the device.
 
     Raises:
         UserError: also for a weight file cut short, or without the package that quantises.
@@ -112,7 +127,8 @@ def load_backbone(
             do="fetch the model again",
         )
     for module in model.modules():
-        # On some CPUs a pass in eval mode would turn 4-bit weights into a form through which no gradient flows.
+        # On some CPUs a pass in eval mode would turn 4-bit weights into a form through which no
+        # gradient flows.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
@@ -120,8 +136,12 @@ def load_backbone(
 
 def _quantisation(kind: Quantised, dtype: torch.dtype) -> dict[str, Any]:
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"{kind} weights need the package bitsandbytes", do="pip install 'neutral-residues[quantised]'")
-    # What it says at every product in float32 is so by intent: activations are cast to float16 there.
+        raise UserError(
+            f"{kind} weights need the package bitsandbytes",
+            do="pip install 'neutral-residues[quantised]'",
+        )
+    # What it says at every product in float32 is so by intent: activations are cast to float16
+    # there.
     warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
     four_bit = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
     config = BitsAndBytesConfig(**four_bit if kind == "nf4" else {"load_in_8bit": True})
@@ -147,7 +167,9 @@ def context_length(config: PretrainedConfig) -> int | None:
 
 def pick_device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    accelerator = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    )
     return accelerator or torch.device("cpu")
 
 

@@ -1,8 +1,8 @@
 """Errors that a user can cause and can mend.
 
-One line each, always in the same order: what is wrong, what was given, what is allowed, what to do. The command line
-prints the line and exits with code 2; Python users catch `UserError`, which is a `ValueError`. Anything else that is
-raised is our own mistake and keeps its traceback.
+One line each, always in the same order: what is wrong, what was given, what is allowed, what to do.
+The command line prints the line and exits with code 2; Python users catch `UserError`, which is a
+`ValueError`. Anything else that is raised is our own mistake and keeps its traceback.
 """
 
 import difflib
@@ -20,7 +20,12 @@ class UserError(ValueError):
     """
 
     def __init__(
-        self, what: str, *, got: object | None = None, allowed: str | None = None, do: str | None = None
+        self,
+        what: str,
+        *,
+        got: object | None = None,
+        allowed: str | None = None,
+        do: str | None = None,
     ) -> None:
         parts = [what]
         if got is not None:
@@ -33,14 +38,16 @@ class UserError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The sentence that helps someone who misspelt `name`: the closest known name, or all of them."""
+    """The sentence that helps someone who misspelt `name`: the closest known name, or all of
+    them."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says first, cut to a length that fits on a line; its type where it says nothing."""
+    """What another library's error says first, cut to a length that fits on a line; its type where
+    it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
@@ -48,5 +55,7 @@ class Stopped(Exception):
     """Somebody asked a run to stop; a checkpoint was written and the same command resumes it."""
 
     def __init__(self, step: int, total: int) -> None:
-        super().__init__(f"stopped after step {step} of {total}; the same command goes on from there")
+        super().__init__(
+            f"stopped after step {step} of {total}; the same command goes on from there"
+        )
         self.step = step

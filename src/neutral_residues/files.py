@@ -1,7 +1,7 @@
 """Writing so that nothing is ever half there.
 
-A file or folder appears under its final name only when it is complete: it is written beside it, flushed to disk,
-then renamed.
+A file or folder appears under its final name only when it is complete: it is written beside it,
+flushed to disk, then renamed.
 """
 
 import errno
@@ -35,9 +35,14 @@ def disk_errors(path: Path | str) -> Iterator[None]:
 def as_user_error(error: OSError, path: Path | str) -> UserError:
     """The one line for an operating-system error on `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"no space left on the disk of {path}", do="free some space and run the same command again")
+        return UserError(
+            f"no space left on the disk of {path}",
+            do="free some space and run the same command again",
+        )
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-        return UserError(f"no permission for {path}", do="choose another path or change its permissions")
+        return UserError(
+            f"no permission for {path}", do="choose another path or change its permissions"
+        )
     if isinstance(error, FileNotFoundError):
         return UserError(f"no such file or folder: {path}", do="check the path")
     return UserError(f"cannot use {path}", got=error.strerror or str(error))
@@ -59,7 +64,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all. NaN and infinities are refused: they are not JSON."""
+    """Write `value` as indented JSON, whole or not at all. NaN and infinities are refused: they are
+    not JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 

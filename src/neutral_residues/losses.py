@@ -1,16 +1,17 @@
-"""Losses as sums, in nats, over tokens of a named kind. Pure functions; whoever calls them divides, once, at the end.
+"""Losses as sums, in nats, over tokens of a named kind. Pure functions; whoever calls them divides,
+once, at the end.
 
-Every token carries a domain label, in the manner of Transformers' `labels`: SOURCE, TARGET, or IGNORE for padding.
-The labels are per token, so packed, padded and mixed rows all work.
+Every token carries a domain label, in the manner of Transformers' `labels`: SOURCE, TARGET, or
+IGNORE for padding. The labels are per token, so packed, padded and mixed rows all work.
 
     language modelling    nats of each next token                                   `next_token_nats`
     local loss, "l1"      mean over D of |g(x) * A(x)|, source tokens only           paper, section 3, "Training"
     local loss, "cross_entropy"   gate (sigmoid) against "is this a target token"    the paper's alternative
 
-Where we choose: the paper's local loss is the L1 norm of the adapter's output, averaged over adapters and divided by
-D, on source rows. Whether the norm is taken before or after the gate is not known: we take it after, on what is really
-added to the model. Over a batch we divide by (source tokens x layers), so the term does not depend on how many source
-rows a batch has.
+Where we choose: the paper's local loss is the L1 norm of the adapter's output, averaged over
+adapters and divided by D, on source rows. Whether the norm is taken before or after the gate is not
+known: we take it after, on what is really added to the model. Over a batch we divide by (source
+tokens x layers), so the term does not depend on how many source rows a batch has.
 """
 
 from typing import Literal, get_args
@@ -28,21 +29,28 @@ LOCAL_LOSSES: tuple[str, ...] = get_args(LocalLoss)
 
 
 def next_token_nats(logits_BTV: Tensor, input_ids_BT: Tensor) -> Tensor:
-    """Nats of each token given those before it, (B, T-1): entry t is for token t+1. Always in float32."""
-    # The targets are shifted, not the logits: a slice of those would be copied, and its gradient padded, at full size.
+    """Nats of each token given those before it, (B, T-1): entry t is for token t+1. Always in
+    float32."""
+    # The targets are shifted, not the logits: a slice of those would be copied, and its gradient
+    # padded, at full size.
     targets_BT = F.pad(input_ids_BT[:, 1:], (0, 1), value=IGNORE)
     nats = F.cross_entropy(
-        logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORE, reduction="none"
+        logits_BTV.float().flatten(0, 1),
+        targets_BT.flatten(),
+        ignore_index=IGNORE,
+        reduction="none",
     )
     return nats.view(input_ids_BT.shape)[:, :-1]
 
 
 def local_loss_sum(residue: Residue, domain_labels: Tensor, kind: LocalLoss) -> Tensor:
-    """The local loss of one adapter, summed over the tokens it counts (see `counted_tokens`): a float32 scalar.
+    """The local loss of one adapter, summed over the tokens it counts (see `counted_tokens`): a
+    float32 scalar.
 
     Args:
         residue: what the adapter adds, with any leading shape.
-        domain_labels: SOURCE, TARGET or IGNORE for each token; as many numbers as `residue` has tokens.
+        domain_labels: SOURCE, TARGET or IGNORE for each token; as many numbers as `residue` has
+            tokens.
 
     Raises:
         UserError: if there are more or fewer labels than tokens, or no gate that the kind needs.
@@ -56,20 +64,26 @@ def local_loss_sum(residue: Residue, domain_labels: Tensor, kind: LocalLoss) -> 
         norm = torch.linalg.vector_norm(residue.delta, ord=1, dim=-1, dtype=torch.float32)
         return (norm * (labels == SOURCE)).sum() / residue.delta.shape[-1]
     if residue.gate_logits is None:
-        raise UserError("local_loss cross_entropy needs a block gate", got="none", allowed="sigmoid")
+        raise UserError(
+            "local_loss cross_entropy needs a block gate", got="none", allowed="sigmoid"
+        )
     is_target = (labels == TARGET).float()
-    nats = F.binary_cross_entropy_with_logits(residue.gate_logits.float().squeeze(-1), is_target, reduction="none")
+    nats = F.binary_cross_entropy_with_logits(
+        residue.gate_logits.float().squeeze(-1), is_target, reduction="none"
+    )
     return (nats * (labels != IGNORE)).sum()
 
 
 def counted_tokens(domain_labels: Tensor, kind: LocalLoss) -> Tensor:
-    """How many tokens `local_loss_sum` adds up: the source tokens for "l1", all that are not padding otherwise."""
+    """How many tokens `local_loss_sum` adds up: the source tokens for "l1", all that are not
+    padding otherwise."""
     counted = domain_labels == SOURCE if kind == "l1" else domain_labels != IGNORE
     return counted.sum()
 
 
 def kl_nats(logits: Tensor, reference_logits: Tensor) -> Tensor:
-    """KL(reference || model) at each position, in nats, shape of `logits` without its last dimension, in float32."""
+    """KL(reference || model) at each position, in nats, shape of `logits` without its last
+    dimension, in float32."""
     log_p = reference_logits.float().log_softmax(-1)
     log_q = logits.float().log_softmax(-1)
     return torch.sum(log_p.exp() * (log_p - log_q), dim=-1)

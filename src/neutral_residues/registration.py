@@ -1,8 +1,10 @@
-"""Registers the tuner with PEFT as soon as PEFT is there, without importing PEFT (and torch) before anybody needs it.
+"""Registers the tuner with PEFT as soon as PEFT is there, without importing PEFT (and torch) before
+anybody needs it.
 
-PEFT has no plugin entry point: its dictionaries must be filled before it reads a saved extension. `import
-neutral_residues` must do that, and must also stay light, because `neutral --help` and the report run without torch. So:
-if PEFT is loaded, register now; else register right after somebody imports it.
+PEFT has no plugin entry point: its dictionaries must be filled before it reads a saved extension.
+`import neutral_residues` must do that, and must also stay light, because `neutral --help` and the
+report run without torch. So: if PEFT is loaded, register now; else register right after somebody
+imports it.
 """
 
 import importlib
@@ -16,9 +18,11 @@ TUNER_MODULE = "neutral_residues.tuner.model"
 
 
 class _RegisterAfterPeft(MetaPathFinder):
-    """Finds `peft` as the other finders would, and has our tuner imported when PEFT's own import is done.
+    """Finds `peft` as the other finders would, and has our tuner imported when PEFT's own import is
+    done.
 
-    Transformers asks for PEFT's spec long before it imports it, so this finder stays until PEFT has really been loaded.
+    Transformers asks for PEFT's spec long before it imports it, so this finder stays until PEFT has
+    really been loaded.
     """
 
     def find_spec(
@@ -27,7 +31,9 @@ class _RegisterAfterPeft(MetaPathFinder):
         if fullname != "peft":
             return None
         others = [finder for finder in sys.meta_path if finder is not self]
-        spec = next((spec for finder in others if (spec := finder.find_spec(fullname, path, target))), None)
+        spec = next(
+            (spec for finder in others if (spec := finder.find_spec(fullname, path, target))), None
+        )
         if spec is not None and spec.loader is not None:
             spec.loader = _LoadThenRegister(spec.loader, self)
         return spec
@@ -76,6 +82,8 @@ def enter_in_peft(peft_type: str, *, config: type, tuner: type, prefix: str) -> 
     )
     for registry, entry in entries:
         if registry.get(peft_type, entry) != entry:
-            raise RuntimeError(f"another package has registered {prefix!r} with PEFT, as {registry[peft_type]!r}")
+            raise RuntimeError(
+                f"another package has registered {prefix!r} with PEFT, as {registry[peft_type]!r}"
+            )
     for registry, entry in entries:
         registry[peft_type] = entry

@@ -1,10 +1,12 @@
-"""From a run file to an extension with both sides measured: the order in which the other files are called.
+"""From a run file to an extension with both sides measured: the order in which the other files are
+called.
 
-    check -> tokenise -> attach the method -> claim the output folder -> train, measuring -> save -> measure all
-    -> record
+    check -> tokenise -> attach the method -> claim the output folder -> train, measuring -> save ->
+    measure all -> record
 
-Nothing is written to the output folder before everything that can be checked is. Interrupted anywhere, the same call
-goes on from the last whole checkpoint. Under torchrun every rank calls this; the first one writes and measures.
+Nothing is written to the output folder before everything that can be checked is. Interrupted
+anywhere, the same call goes on from the last whole checkpoint. Under torchrun every rank calls
+this; the first one writes and measures.
 """
 
 import time
@@ -38,7 +40,12 @@ from neutral_residues.evaluation.generate import check_prompt, generate_both
 from neutral_residues.evaluation.metrics import SetScore, metrics
 from neutral_residues.evaluation.tasks.cache import weights_key
 from neutral_residues.evaluation.tasks.registry import AskedTask
-from neutral_residues.evaluation.tasks.runner import TaskSettings, check_tasks, measure_tasks, plan_tasks
+from neutral_residues.evaluation.tasks.runner import (
+    TaskSettings,
+    check_tasks,
+    measure_tasks,
+    plan_tasks,
+)
 from neutral_residues.files import whole_folder
 from neutral_residues.methods.table import Method, find_method, learning_rate, resolved
 from neutral_residues.results.model_card import write_card
@@ -58,16 +65,26 @@ from neutral_residues.training.setup import (
     prepare_data,
     world_size,
 )
-from neutral_residues.training.trainer import ExtensionTrainer, check_trackers, make_trainer, training_arguments
+from neutral_residues.training.trainer import (
+    ExtensionTrainer,
+    check_trackers,
+    make_trainer,
+    training_arguments,
+)
 
 SAMPLE_TOKENS = 60
 """How many tokens are added to each prompt at the end of a run."""
 
 
 def extend(
-    config: RunConfig | None = None, *, console: Console | None = None, advice: bool = True, **settings: Any
+    config: RunConfig | None = None,
+    *,
+    console: Console | None = None,
+    advice: bool = True,
+    **settings: Any,
 ) -> Record:
-    """Extend a model as a run file says; returns the record that is also written to the output folder.
+    """Extend a model as a run file says; returns the record that is also written to the output
+    folder.
 
     Args:
         config: a checked configuration; or give its keys as `settings`, nested as in the YAML file.
@@ -82,10 +99,14 @@ def extend(
     console = console or Console(stderr=True, quiet=not is_first_rank())
     method = find_method(config.method)
     check_trackers(config)
-    model_config = load_config(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    model_config = load_config(
+        config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
     check_context(config, model_config)
     folder = RunFolder(config.output)
-    tokenizer = load_tokenizer(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(
+        config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
     end_of_text_id(tokenizer)
     for prompt in config.evaluation.prompts:
         check_prompt(model_config, tokenizer, prompt, max_new_tokens=SAMPLE_TOKENS)
@@ -111,12 +132,16 @@ def _asked_tasks(
     evaluation = config.evaluation
     tasks = plan_tasks(evaluation.tasks, sets=sets, task_data=evaluation.task_data, console=console)
     folder = RunFolder(config.output).tasks
-    check_tasks(tasks, tokenizer, settings=_task_settings(config), streams=data.evaluate, folder=folder)
+    check_tasks(
+        tasks, tokenizer, settings=_task_settings(config), streams=data.evaluate, folder=folder
+    )
     return tasks
 
 
 def _task_settings(config: RunConfig) -> TaskSettings:
-    return TaskSettings(config.evaluation.batch_rows, config.context_tokens, config.evaluation.task_limit)
+    return TaskSettings(
+        config.evaluation.batch_rows, config.context_tokens, config.evaluation.task_limit
+    )
 
 
 class Run:
@@ -168,7 +193,9 @@ class Run:
             trainer.accelerator.wait_for_everyone()
 
     def _say_that_we_wait(self) -> None:
-        self.console.print(f"waiting for another process that works in {self.folder.path}", highlight=False)
+        self.console.print(
+            f"waiting for another process that works in {self.folder.path}", highlight=False
+        )
 
     def _finish(self, model: nn.Module, history: list[dict[str, Any]], cost: Cost) -> None:
         """Save, measure, write the record."""
@@ -187,7 +214,9 @@ class Run:
             tasks=self._measure_tasks(model, reference),
             cost=self._with_totals(cost),
             provenance=provenance(
-                seed=self.config.seed, device=self._device_name(), tokenizer_key=tokenizer_key(self.tokenizer)
+                seed=self.config.seed,
+                device=self._device_name(),
+                tokenizer_key=tokenizer_key(self.tokenizer),
             ),
             config=self.config.model_dump(mode="json"),
         )
@@ -244,7 +273,9 @@ class Run:
         limit = self.config.evaluation.tokens_while_training
         return self._evaluate(model, self.data.while_training, backbone=False, max_tokens=limit)
 
-    def _evaluate(self, model: nn.Module, streams: Sequence[TokenStream], **options: Any) -> list[SetScore]:
+    def _evaluate(
+        self, model: nn.Module, streams: Sequence[TokenStream], **options: Any
+    ) -> list[SetScore]:
         return evaluate(
             model,
             streams,
@@ -272,7 +303,9 @@ class Run:
         )
         return trainer, cost
 
-    def _train_from(self, checkpoint: Path | None, trainer: ExtensionTrainer, display: TrainingDisplay) -> float:
+    def _train_from(
+        self, checkpoint: Path | None, trainer: ExtensionTrainer, display: TrainingDisplay
+    ) -> float:
         """Seconds of training, without the measuring in between."""
         if checkpoint is not None:
             self.console.print(f"resuming from {checkpoint}", highlight=False)
@@ -316,7 +349,8 @@ class Run:
         return scores, samples, gates
 
     def _measure_tasks(self, model: nn.Module, reference: nn.Module | None) -> list[TaskScore]:
-        """Finished tasks are kept in the run's folder, so that a run stopped among them goes on with the next."""
+        """Finished tasks are kept in the run's folder, so that a run stopped among them goes on
+        with the next."""
         if not self.tasks:
             return []
         return measure_tasks(
@@ -332,4 +366,8 @@ class Run:
         )
 
     def _device_name(self) -> str:
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return (
+            torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else self.device.type
+        )

@@ -27,7 +27,8 @@ PER_STEP = 1000
 
 def config(**changes: Any) -> Any:
     corpora = [
-        {"name": name, "role": role, "path": f"{name}.txt"} for name, role in (("fr", "target"), ("en", "source"))
+        {"name": name, "role": role, "path": f"{name}.txt"}
+        for name, role in (("fr", "target"), ("en", "source"))
     ]
     values = {"model": "x", "output": "y", "data": {"train": corpora}, "training": {"steps": 100}}
     return make_run(values | changes)
@@ -41,14 +42,22 @@ def text(name: str, role: str, use: str = "train", **changes: Any) -> TextFacts:
     return TextFacts(**values | changes)
 
 
-def both(target: dict[str, Any] | None = None, source: dict[str, Any] | None = None) -> list[TextFacts]:
+def both(
+    target: dict[str, Any] | None = None, source: dict[str, Any] | None = None
+) -> list[TextFacts]:
     target = {"backbone_bits": 3.0} | (target or {})
     sides = (("fr", "target", target), ("en", "source", source or {}))
-    return [text(name, role, use, **changes) for use in ("train", "evaluate") for name, role, changes in sides]
+    return [
+        text(name, role, use, **changes)
+        for use in ("train", "evaluate")
+        for name, role, changes in sides
+    ]
 
 
 def said(texts: list[TextFacts], corpora: Any = (), distances: Any = (), **changes: Any) -> str:
-    return "\n".join(warnings(config(**changes), texts, corpora, distances, tokens_per_step=PER_STEP))
+    return "\n".join(
+        warnings(config(**changes), texts, corpora, distances, tokens_per_step=PER_STEP)
+    )
 
 
 def test_an_ordinary_run_is_not_warned_of() -> None:
@@ -58,7 +67,9 @@ def test_an_ordinary_run_is_not_warned_of() -> None:
 
 
 def test_a_target_that_the_tokenizer_cuts_fine() -> None:
-    assert "the target costs 10.00 tokens a word, the source 1.50: 6.7 times" in said(both({"tokens_per_word": 10.0}))
+    assert "the target costs 10.00 tokens a word, the source 1.50: 6.7 times" in said(
+        both({"tokens_per_word": 10.0})
+    )
     by_sign = both({"tokens_per_word": None, "tokens_per_sign": 1.0})
     assert "the target costs 1.00 tokens a sign, the source 0.25: 4.0 times" in said(by_sign)
 
@@ -82,27 +93,47 @@ def test_nothing_is_replayed() -> None:
 
 
 def test_replay_of_another_genre() -> None:
-    near, far = (DistanceFacts(set="wiki", bits=bits, replay_bits=0.05, target_bits=0.5) for bits in (0.09, 0.2))
+    near, far = (
+        DistanceFacts(set="wiki", bits=bits, replay_bits=0.05, target_bits=0.5)
+        for bits in (0.09, 0.2)
+    )
     assert said(both(), distances=[near]) == ""
-    assert "replay is far from wiki: 0.20 bits, and 0.05 from itself" in said(both(), distances=[far])
+    assert "replay is far from wiki: 0.20 bits, and 0.05 from itself" in said(
+        both(), distances=[far]
+    )
     assert far.way_to_target == pytest.approx(1 / 3)
 
 
 def test_repetition() -> None:
     values = {"duplicate_share": 0.04, "near_duplicate_share": 0.06, "boilerplate_share": 0.2}
     lines = [RepeatedLine(text="Share this page", num_documents=9)]
-    corpus = CorpusFacts(name="web", role="target", checked_documents=9, checked_bytes=99, boilerplate=lines, **values)
+    corpus = CorpusFacts(
+        name="web",
+        role="target",
+        checked_documents=9,
+        checked_bytes=99,
+        boilerplate=lines,
+        **values,
+    )
     assert said(both(), corpora=[corpus]).splitlines() == [
         "corpus web: 6 % of its documents are nearly copies of others",
-        'corpus web: 20 % of its text are lines that stand in many documents ("Share this page" in 9)',
+        (
+            'corpus web: 20 % of its text are lines that stand in many documents ("Share this page"'
+            " in 9)"
+        ),
     ]
 
 
 def test_text_that_is_read_too_often() -> None:
-    assert said(both({"num_tokens": 22_500})) == ""  # 90,000 of the 100,000 tokens are target: four times
+    assert (
+        said(both({"num_tokens": 22_500})) == ""
+    )  # 90,000 of the 100,000 tokens are target: four times
     few = both({"num_tokens": 15_000})
     assert "reads its target text 6.0 times" in said(few)
-    found = {r.setting: r for r in recommendations(config(), few, tokens_per_step=PER_STEP, hidden_size=192)}
+    found = {
+        r.setting: r
+        for r in recommendations(config(), few, tokens_per_step=PER_STEP, hidden_size=192)
+    }
     assert (found["training.steps"].value, found["training.steps"].now) == (66, 100)
     assert "reads its source text 5.0 times" in said(both(source={"num_tokens": 2_000}))
 
@@ -119,12 +150,17 @@ def test_recommendations_fit_the_method_and_the_width() -> None:
     }  # fmt: skip
     assert settings(hidden_size=1920)["training.learning_rate"] == 5e-4
     assert "budget" not in settings(method="finetune")
-    assert settings(method="dora")["training.learning_rate"] == 3e-3  # its recipe: nothing was tuned
-    assert "training.learning_rate" not in settings(method="wise-ft", averaging={"finetuned": Path("x").name})
+    assert (
+        settings(method="dora")["training.learning_rate"] == 3e-3
+    )  # its recipe: nothing was tuned
+    assert "training.learning_rate" not in settings(
+        method="wise-ft", averaging={"finetuned": Path("x").name}
+    )
 
 
 def test_tuned_learning_rates_are_those_that_validation_chose() -> None:
-    """From the records of the comparison that LAB.md reports, the first seed at every learning rate."""
+    """From the records of the comparison that LAB.md reports, the first seed at every learning
+    rate."""
     packed = COMPARISONS / "main.jsonl.gz"
     tried: dict[str, dict[float, float]] = {}
     for line in gzip.decompress(packed.read_bytes()).decode().splitlines():
@@ -132,7 +168,9 @@ def test_tuned_learning_rates_are_those_that_validation_chose() -> None:
         if "/french/" in entry["path"] and entry["path"].endswith("-s0/record.json"):
             record = Record.model_validate(entry["content"])
             if record.method in TUNED and (bits := validation_bits(record)) is not None:
-                tried.setdefault(record.method, {})[record.config["training"]["learning_rate"]] = bits
+                tried.setdefault(record.method, {})[record.config["training"]["learning_rate"]] = (
+                    bits
+                )
     for method, (rate, between) in TUNED.items():
         assert min(tried[method], key=tried[method].__getitem__) == rate
         assert between == f"{_short(min(tried[method]))} to {_short(max(tried[method]))}"

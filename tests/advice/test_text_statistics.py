@@ -50,7 +50,9 @@ def test_distance_is_0_for_like_text_and_1_for_the_target() -> None:
     like = stream("like", "source", texts(SOURCE_WORDS, seed=3))
     as_target = stream("as-target", "source", texts(TARGET_WORDS, seed=4))
     between = stream("between", "source", texts(SOURCE_WORDS + TARGET_WORDS, seed=5))
-    found = {d.set: d for d in distances(data(texts(SOURCE_WORDS, seed=2), like, as_target, between))}
+    found = {
+        d.set: d for d in distances(data(texts(SOURCE_WORDS, seed=2), like, as_target, between))
+    }
     assert found["like"].way_to_target < 0.05
     assert found["as-target"].way_to_target == pytest.approx(1, abs=0.05)
     assert 0.1 < found["between"].way_to_target < 0.6
@@ -58,11 +60,16 @@ def test_distance_is_0_for_like_text_and_1_for_the_target() -> None:
 
 
 def test_fertility_by_hand() -> None:
-    found = text_facts(RunData((stream("fr", "target", ["ab é"] * 5),), (), ()), byte_tokenizer())[0]
+    found = text_facts(RunData((stream("fr", "target", ["ab é"] * 5),), (), ()), byte_tokenizer())[
+        0
+    ]
     # Two words, four signs and five bytes in a document; six tokens with the end of text.
     assert (found.tokens_per_word, found.tokens_per_sign, found.bytes_per_sign) == (3.0, 1.5, 1.25)
     assert (
-        text_facts(RunData((stream("zh", "target", ["好" * 40]),), (), ()), byte_tokenizer())[0].tokens_per_word is None
+        text_facts(RunData((stream("zh", "target", ["好" * 40]),), (), ()), byte_tokenizer())[
+            0
+        ].tokens_per_word
+        is None
     )
 
 

@@ -1,4 +1,5 @@
-"""The command line as a person meets it: instant help, and one line with exit code 2 for each kind of bad input."""
+"""The command line as a person meets it: instant help, and one line with exit code 2 for each kind
+of bad input."""
 
 import errno
 import gzip
@@ -26,7 +27,9 @@ def one_thread() -> None:
 
 
 @pytest.fixture
-def neutral(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+def neutral(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
     """Runs the command line in this process: exit code and what it printed."""
 
     def run(*arguments: object) -> tuple[int, str]:
@@ -57,9 +60,18 @@ def test_help_is_instant() -> None:
     for _ in range(3):
         start = time.process_time_ns(), time.monotonic()
         children = os.times()
-        subprocess.run([sys.executable, "-m", "neutral_residues.cli.app", "--help"], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "neutral_residues.cli.app", "--help"],
+            check=True,
+            capture_output=True,
+        )
         after = os.times()
-        seconds.append(after.children_user + after.children_system - children.children_user - children.children_system)
+        seconds.append(
+            after.children_user
+            + after.children_system
+            - children.children_user
+            - children.children_system
+        )
         assert start
     # Processor time, not wall time: other work on the machine must not fail this.
     assert min(seconds) < 0.5
@@ -67,7 +79,10 @@ def test_help_is_instant() -> None:
 
 def test_the_light_path_never_imports_torch() -> None:
     code = "import sys; sys.argv = ['neutral', '--help']\n"
-    code += "from neutral_residues.cli.app import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    code += (
+        "from neutral_residues.cli.app import main\ntry: main()\nexcept SystemExit: pass\nassert"
+        " 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
@@ -135,7 +150,11 @@ def _no_json(path: Path) -> None:
         ("bad.jsonl.gz", _broken_gzip, ["bad.jsonl.gz"]),
         ("bad.jsonl", _no_field, ["bad.jsonl", "line 2", "text", "body"]),
         ("bad.jsonl", _no_json, ["bad.jsonl", "line 2"]),
-        ("bad.jsonl", lambda p: p.write_text("".join(f'{{"text": "{n}"}}\n' for n in range(14))), ["fr", "32"]),
+        (
+            "bad.jsonl",
+            lambda p: p.write_text("".join(f'{{"text": "{n}"}}\n' for n in range(14))),
+            ["fr", "32"],
+        ),
         ("bad.docx", lambda p: p.write_text("x"), ["bad.docx", ".jsonl"]),
         ("bad.jsonl", lambda p: p.mkdir(), ["bad.jsonl"]),
     ],
@@ -155,13 +174,17 @@ def test_bad_text(
     assert not (tmp_path / "run").exists()
 
 
-def test_target_and_source_are_the_same_file(tmp_path: Path, neutral: Callable[..., tuple[int, str]]) -> None:
+def test_target_and_source_are_the_same_file(
+    tmp_path: Path, neutral: Callable[..., tuple[int, str]]
+) -> None:
     values = run_values(tmp_path)
     run = write_run(tmp_path, changed(values, "data.train.0.path", str(tmp_path / "en.jsonl")))
     assert_one_line(neutral("extend", run), "en.jsonl", "same")
 
 
-def test_tokenizer_without_end_of_text(tmp_path: Path, neutral: Callable[..., tuple[int, str]]) -> None:
+def test_tokenizer_without_end_of_text(
+    tmp_path: Path, neutral: Callable[..., tuple[int, str]]
+) -> None:
     values = run_values(tmp_path)
     make_backbone(tmp_path / "mute", eos_token=None)
     run = write_run(tmp_path, changed(values, "model", str(tmp_path / "mute")))
@@ -169,9 +192,16 @@ def test_tokenizer_without_end_of_text(tmp_path: Path, neutral: Callable[..., tu
     assert not (tmp_path / "run").exists()
 
 
-def test_backbone_that_is_not_causal(tmp_path: Path, neutral: Callable[..., tuple[int, str]]) -> None:
+def test_backbone_that_is_not_causal(
+    tmp_path: Path, neutral: Callable[..., tuple[int, str]]
+) -> None:
     values = run_values(tmp_path)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     BertForMaskedLM(BertConfig(vocab_size=64, **sizes)).save_pretrained(tmp_path / "bert")
     run = write_run(tmp_path, changed(values, "model", str(tmp_path / "bert")))
     assert_one_line(neutral("extend", run), "not a causal language model", "BertForMaskedLM")
@@ -191,7 +221,9 @@ def test_weights_cut_short(tmp_path: Path, neutral: Callable[..., tuple[int, str
     assert_one_line(neutral("extend", write_run(tmp_path, values)), "cannot load the weights")
 
 
-def test_output_folder_of_another_run(tmp_path: Path, neutral: Callable[..., tuple[int, str]]) -> None:
+def test_output_folder_of_another_run(
+    tmp_path: Path, neutral: Callable[..., tuple[int, str]]
+) -> None:
     values = run_values(tmp_path, steps=1)
     assert neutral("extend", write_run(tmp_path, values))[0] == 0
     other = write_run(tmp_path, changed(values, "training.steps", 2), "other.yaml")
@@ -251,12 +283,16 @@ def test_run_file_itself(tmp_path: Path, neutral: Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def finished(tmp_path: Path, neutral: Callable[..., tuple[int, str]]) -> Path:
-    code, printed = neutral("extend", write_run(tmp_path, run_values(tmp_path, steps=3, learning_rate=0.02)))
+    code, printed = neutral(
+        "extend", write_run(tmp_path, run_values(tmp_path, steps=3, learning_rate=0.02))
+    )
     assert code == 0, printed
     return tmp_path / "run"
 
 
-def test_evaluate_describe_generate(tmp_path: Path, finished: Path, neutral: Callable[..., tuple[int, str]]) -> None:
+def test_evaluate_describe_generate(
+    tmp_path: Path, finished: Path, neutral: Callable[..., tuple[int, str]]
+) -> None:
     code, printed = neutral("evaluate", finished)
     assert code == 0
     assert "fr" in printed
@@ -274,7 +310,9 @@ def test_evaluate_describe_generate(tmp_path: Path, finished: Path, neutral: Cal
     code, printed = neutral("describe", tmp_path / "run.yaml")
     assert code == 0, printed
     assert "new weights" in printed
-    code, printed = neutral("advise", tmp_path / "run.yaml", "--probe-steps", 0, "--output", tmp_path / "advice.json")
+    code, printed = neutral(
+        "advise", tmp_path / "run.yaml", "--probe-steps", 0, "--output", tmp_path / "advice.json"
+    )
     assert code == 0, printed
     assert json.loads((tmp_path / "advice.json").read_text())["recommendations"]
     assert_one_line(neutral("advise", tmp_path / "run.yaml", "modle=x"), "did you mean 'model'")
@@ -289,7 +327,9 @@ def test_tasks(tmp_path: Path, finished: Path, neutral: Callable[..., tuple[int,
     for part in ("clams-fr", "beyond", "bits per byte"):
         assert part in printed
     both = [json.loads(path.read_text()) for path in (record, finished / "record.json")]
-    assert [[task["name"] for task in one["tasks"]] for one in both] == 2 * [["clams-fr", "clams-de"]]
+    assert [[task["name"] for task in one["tasks"]] for one in both] == 2 * [
+        ["clams-fr", "clams-de"]
+    ]
     assert both[1]["kind"] == "extend"
     code, printed = neutral("report", finished)
     assert code == 0, printed
@@ -315,18 +355,28 @@ def test_bad_tasks(tmp_path: Path, finished: Path, neutral: Callable[..., tuple[
     (tmp_path / "empty.fr.jsonl").write_text("")
     for options, parts in {
         ("--tasks", "cloze-frr"): ["unknown evaluation set in cloze-frr", "did you mean 'fr'"],
-        ("--tasks", "cloze"): ["no items in cloze-fr", "name other tasks"],  # words without a full stop
+        ("--tasks", "cloze"): [
+            "no items in cloze-fr",
+            "name other tasks",
+        ],  # words without a full stop
         ("--tasks", "empty-fr", "--task-data", tmp_path): ["no items in", "empty.fr.jsonl"],
         ("--tasks", "quick", "--task-data", tmp_path / "none"): ["task_data is no folder"],
         ("--limit", 3): ["--limit goes with --tasks"],
         ("--tasks", "quick", "--limit", 1): ["--limit", "2 or more"],
     }.items():
         assert_one_line(neutral("evaluate", finished, *options), *parts)
-    assert_one_line(neutral("evaluate", finished / "extension", "--tasks", "quick", "--into-record"), "record.json")
-    assert_one_line(neutral("evaluate", finished / "extension", "--tasks", "cloze"), "there are none", "--set")
+    assert_one_line(
+        neutral("evaluate", finished / "extension", "--tasks", "quick", "--into-record"),
+        "record.json",
+    )
+    assert_one_line(
+        neutral("evaluate", finished / "extension", "--tasks", "cloze"), "there are none", "--set"
+    )
 
 
-def test_bad_saved_folders(tmp_path: Path, finished: Path, neutral: Callable[..., tuple[int, str]]) -> None:
+def test_bad_saved_folders(
+    tmp_path: Path, finished: Path, neutral: Callable[..., tuple[int, str]]
+) -> None:
     assert_one_line(neutral("evaluate", tmp_path / "none"), "no such folder")
     (tmp_path / "empty").mkdir()
     assert_one_line(neutral("generate", tmp_path / "empty", "x"), "is no extension")
@@ -343,15 +393,23 @@ def test_bad_saved_folders(tmp_path: Path, finished: Path, neutral: Callable[...
     values = json.loads(config.read_text())
     make_backbone(tmp_path / "deeper", num_hidden_layers=3)
     config.write_text(json.dumps(values | {"base_model_name_or_path": str(tmp_path / "deeper")}))
-    assert_one_line(neutral("evaluate", finished / "extension"), "another backbone", "num_hidden_layers")
+    assert_one_line(
+        neutral("evaluate", finished / "extension"), "another backbone", "num_hidden_layers"
+    )
 
     shutil.rmtree(finished / "extension")
     assert_one_line(neutral("evaluate", finished), "has no extension yet")
 
 
-def test_a_comparison_and_its_report(tmp_path: Path, neutral: Callable[..., tuple[int, str]]) -> None:
+def test_a_comparison_and_its_report(
+    tmp_path: Path, neutral: Callable[..., tuple[int, str]]
+) -> None:
     write_run(tmp_path, run_values(tmp_path, steps=2), "tiny.yaml")
-    values = {"runs": [str(tmp_path / "tiny.yaml")], "output": str(tmp_path / "out"), "methods": ["finetune"]}
+    values = {
+        "runs": [str(tmp_path / "tiny.yaml")],
+        "output": str(tmp_path / "out"),
+        "methods": ["finetune"],
+    }
     file = write_run(tmp_path, values, "compare.yaml")
     code, printed = neutral("compare", file, "--plan")
     assert code == 0, printed
@@ -369,7 +427,9 @@ def test_a_comparison_and_its_report(tmp_path: Path, neutral: Callable[..., tupl
     other["config"]["seed"] = 1
     other["sets"][0]["key"] = "another text"
     (tmp_path / "other.json").write_text(json.dumps(other))
-    assert_one_line(neutral("report", record, tmp_path / "other.json"), "do not compare", "report them apart")
+    assert_one_line(
+        neutral("report", record, tmp_path / "other.json"), "do not compare", "report them apart"
+    )
     (tmp_path / "half.json").write_text(record.read_text()[:1000])
     assert_one_line(neutral("report", tmp_path / "half.json"), "not whole JSON")
     (tmp_path / "newer.json").write_text(json.dumps(other | {"version": 99}))
@@ -381,10 +441,18 @@ def test_bad_comparisons(tmp_path: Path, neutral: Callable[..., tuple[int, str]]
     values = {"runs": [str(run)], "output": str(tmp_path / "out"), "methods": ["neutral"]}
     file = write_run(tmp_path, values, "compare.yaml")
     assert_one_line(neutral("compare", tmp_path / "none.yaml"), "no such run file")
-    assert_one_line(neutral("compare", file, "methods=[neutrall]"), "unknown method neutrall", "did you mean 'neutral'")
-    assert_one_line(neutral("compare", file, "metods=[neutral]"), "unknown key metods", "did you mean 'methods'")
+    assert_one_line(
+        neutral("compare", file, "methods=[neutrall]"),
+        "unknown method neutrall",
+        "did you mean 'neutral'",
+    )
+    assert_one_line(
+        neutral("compare", file, "metods=[neutral]"), "unknown key metods", "did you mean 'methods'"
+    )
     assert_one_line(neutral("compare", file, "set.training.steps=x"), "training.steps")
-    assert_one_line(neutral("compare", file, "set.model=/nowhere"), "cannot load the model /nowhere")
+    assert_one_line(
+        neutral("compare", file, "set.model=/nowhere"), "cannot load the model /nowhere"
+    )
     assert not (tmp_path / "out").exists()
     # A budget that nothing meets is the failure of its cell, not of the comparison.
     code, printed = neutral("compare", file, 'methods=["lora"]')

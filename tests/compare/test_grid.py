@@ -1,4 +1,5 @@
-"""Comparison files and their cells: what is crossed, what is named how, what waits for what, what is refused."""
+"""Comparison files and their cells: what is crossed, what is named how, what waits for what, what
+is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,11 @@ from tiny_run import run_values, write_run
 
 def comparison(folder: Path, **settings: Any) -> CompareConfig:
     run = write_run(folder, run_values(folder), "tiny.yaml")
-    values = {"runs": [str(run)], "output": str(folder / "out"), "methods": ["neutral", "finetune"]} | settings
+    values = {
+        "runs": [str(run)],
+        "output": str(folder / "out"),
+        "methods": ["neutral", "finetune"],
+    } | settings
     return checked(CompareConfig, values)
 
 
@@ -40,17 +45,30 @@ def test_every_combination_is_a_cell_named_by_what_it_is(tmp_path: Path) -> None
 
 
 def test_an_entry_has_settings_of_its_own(tmp_path: Path) -> None:
-    entry = {"method": "neutral", "label": "mine", "set": {"budget": 0.5, "residues": {"init": "paper"}}}
-    cells = expand(comparison(tmp_path, methods=[entry], budgets=[0.1, 0.2], set={"training.steps": 3}))
+    entry = {
+        "method": "neutral",
+        "label": "mine",
+        "set": {"budget": 0.5, "residues": {"init": "paper"}},
+    }
+    cells = expand(
+        comparison(tmp_path, methods=[entry], budgets=[0.1, 0.2], set={"training.steps": 3})
+    )
     (cell,) = cells.trained
     assert cell.name == "tiny/mine/b0.5-lr0.03-p0.25-s0"
     config = cell.config
-    assert (config.label, config.budget, config.residues.init, config.training.steps) == ("mine", 0.5, "paper", 3)
+    assert (config.label, config.budget, config.residues.init, config.training.steps) == (
+        "mine",
+        0.5,
+        "paper",
+        3,
+    )
     assert config.training.batch_rows == 4  # the rest is the run file's
 
 
 def test_a_section_of_the_run_file_counts_for_the_methods_that_use_it(tmp_path: Path) -> None:
-    run = write_run(tmp_path, run_values(tmp_path) | {"residues": {"local_loss_weight": 2.0}}, "tiny.yaml")
+    run = write_run(
+        tmp_path, run_values(tmp_path) | {"residues": {"local_loss_weight": 2.0}}, "tiny.yaml"
+    )
     values = {"runs": [str(run)], "output": "out", "methods": ["neutral", "finetune"]}
     neutral, finetune = expand(checked(CompareConfig, values)).trained
     assert neutral.config.residues.local_loss_weight == 2.0
@@ -59,17 +77,28 @@ def test_a_section_of_the_run_file_counts_for_the_methods_that_use_it(tmp_path: 
 
 def test_tuning_tries_all_rates_with_one_seed_and_averages_the_best(tmp_path: Path) -> None:
     run = run_values(tmp_path)
-    run["data"]["validate_on"] = [{"name": "v", "role": "target", "path": str(tmp_path / "v.jsonl")}]
+    run["data"]["validate_on"] = [
+        {"name": "v", "role": "target", "path": str(tmp_path / "v.jsonl")}
+    ]
     path = write_run(tmp_path, run, "tiny.yaml")
     settings = {"learning_rate_factors": [1, 2], "seeds": [4, 5, 6], "tune": True}
     methods = ["finetune", {"method": "wise-ft", "set": {"averaging.share": 0.3}}]
-    config = checked(CompareConfig, {"runs": [str(path)], "output": "out", "methods": methods} | settings)
+    config = checked(
+        CompareConfig, {"runs": [str(path)], "output": "out", "methods": methods} | settings
+    )
     cells = expand(config)
-    assert names(cells.first_wave()) == ["tiny/finetune/lr0.006-p0.25-s4", "tiny/finetune/lr0.012-p0.25-s4"]
-    records = {cell.name: _record(bits) for cell, bits in zip(cells.first_wave(), (2.0, 1.5), strict=True)}
+    assert names(cells.first_wave()) == [
+        "tiny/finetune/lr0.006-p0.25-s4",
+        "tiny/finetune/lr0.012-p0.25-s4",
+    ]
+    records = {
+        cell.name: _record(bits) for cell, bits in zip(cells.first_wave(), (2.0, 1.5), strict=True)
+    }
     best = best_factors(records, cells.first_wave())
     assert best == {"tiny/finetune/p0.25": 2}
-    assert names(cells.second_wave(best)) == [f"tiny/finetune/lr0.012-p0.25-s{seed}" for seed in (5, 6)]
+    assert names(cells.second_wave(best)) == [
+        f"tiny/finetune/lr0.012-p0.25-s{seed}" for seed in (5, 6)
+    ]
     third = cells.third_wave(best)
     assert names(third) == [f"tiny/wise-ft/share0.3-lr0.012-p0.25-s{seed}" for seed in (4, 5, 6)]
     assert third[0].config.averaging.finetuned == Path("out/cells/tiny/finetune/lr0.012-p0.25-s4")
@@ -80,8 +109,15 @@ def test_tuning_tries_all_rates_with_one_seed_and_averages_the_best(tmp_path: Pa
 def _record(bits: float) -> Record:
     """Validation text ends at `bits`; the evaluation sets and earlier points must not count."""
     common = {"role": "target", "key": "k", "num_bytes": 1, "num_tokens": 1, "num_documents": 1}
-    sets = [EvaluationSet(name=name, use=use, **common) for name, use in (("v", "validate"), ("fr", "evaluate"))]
-    curve = [{"step": 0, "bits_per_byte/v": 0.1}, {"step": 5, "bits_per_byte/v": bits}, {"step": 5, "loss": 0.2}]
+    sets = [
+        EvaluationSet(name=name, use=use, **common)
+        for name, use in (("v", "validate"), ("fr", "evaluate"))
+    ]
+    curve = [
+        {"step": 0, "bits_per_byte/v": 0.1},
+        {"step": 5, "bits_per_byte/v": bits},
+        {"step": 5, "loss": 0.2},
+    ]
     return Record(kind="extend", method="finetune", sets=sets, curve=curve, provenance=provenance())
 
 
@@ -109,7 +145,10 @@ def test_a_method_of_ones_own_is_one_entry(tmp_path: Path, monkeypatch: pytest.M
         ({"seeds": []}, "seeds"),
         ({"learning_rate_factors": [0]}, "above 0"),
         ({"method": ["neutral"]}, "unknown key method; did you mean 'methods'"),
-        ({"methods": [{"method": "lora", "set": {"residues.init": "paper"}}]}, "no effect on method lora"),
+        (
+            {"methods": [{"method": "lora", "set": {"residues.init": "paper"}}]},
+            "no effect on method lora",
+        ),
         ({"set": {"training.stpes": 3}}, "unknown key training.stpes; did you mean 'steps'"),
         ({"methods": ["wise-ft"]}, "wise-ft averages runs of finetune.*add finetune"),
         ({"tune": True}, "tune has nothing to choose from"),
@@ -125,7 +164,12 @@ def test_bad_input_is_one_line(tmp_path: Path, settings: dict[str, Any], line: s
 def test_overrides_reach_the_comparison_and_its_runs(tmp_path: Path) -> None:
     run = write_run(tmp_path, run_values(tmp_path), "tiny.yaml")
     file = tmp_path / "compare.yaml"
-    values = {"runs": [str(run)], "output": "out", "methods": ["neutral"], "set": {"training.steps": 3}}
+    values = {
+        "runs": [str(run)],
+        "output": "out",
+        "methods": ["neutral"],
+        "set": {"training.steps": 3},
+    }
     file.write_text(yaml.safe_dump(values))
     config = load_comparison(file, ("seeds=[3]", "set.training.steps=5", "set.budget=0.5"))
     (cell,) = expand(config).trained

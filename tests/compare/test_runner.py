@@ -36,7 +36,9 @@ def one_thread() -> None:
 def comparison(folder: Path, steps: int = 4, **settings: Any) -> CompareConfig:
     values = run_values(folder, steps=steps)
     make_text(folder / "valid.jsonl", TARGET_WORDS, documents=4, seed=5)
-    values["data"]["validate_on"] = [{"name": "fr-valid", "role": "target", "path": str(folder / "valid.jsonl")}]
+    values["data"]["validate_on"] = [
+        {"name": "fr-valid", "role": "target", "path": str(folder / "valid.jsonl")}
+    ]
     run = write_run(folder, values, "tiny.yaml")
     common = {"runs": [str(run)], "output": str(folder / "out"), "jobs": 2}
     return checked(CompareConfig, common | {"methods": ["finetune"]} | settings)
@@ -46,11 +48,16 @@ def test_cells_are_tuned_averaged_and_never_done_twice(tmp_path: Path) -> None:
     entry = {"method": "wise-ft", "set": {"averaging.share": 0.5}}
     lora = {"method": "lora", "set": {"budget": 0.21}}  # no whole rank meets it
     config = comparison(
-        tmp_path, methods=["finetune", entry, lora], learning_rate_factors=[0.01, 1], seeds=[0, 1], tune=True
+        tmp_path,
+        methods=["finetune", entry, lora],
+        learning_rate_factors=[0.01, 1],
+        seeds=[0, 1],
+        tune=True,
     )
     printed = io.StringIO()
     outcome = compare(config, console=Console(file=printed, width=200))
-    # The first seed at both rates, the second at the better one, an average of each of those; LoRA failed twice.
+    # The first seed at both rates, the second at the better one, an average of each of those; LoRA
+    # failed twice.
     assert sorted(outcome.records) == [
         "tiny/finetune/lr0.006-p0.25-s0",
         "tiny/finetune/lr0.006-p0.25-s1",
@@ -75,9 +82,13 @@ def test_cells_are_tuned_averaged_and_never_done_twice(tmp_path: Path) -> None:
     assert "failed: budget cannot be met" in printed.getvalue()
 
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("record.json")}
-    again = compare(config.model_copy(update={"keep_weights": False}), console=Console(file=io.StringIO()))
+    again = compare(
+        config.model_copy(update={"keep_weights": False}), console=Console(file=io.StringIO())
+    )
     assert again.records == outcome.records
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("record.json")} == times
+    assert {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("record.json")
+    } == times
     assert not list((tmp_path / "out").rglob("*.safetensors"))
     summary = io.StringIO()
     print_outcome(again, config, console=Console(file=summary, width=200))
@@ -101,7 +112,14 @@ def test_stopped_and_resumed(tmp_path: Path) -> None:
     file = tmp_path / "compare.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert load_comparison(file) == config
-    command = [sys.executable, "-m", "neutral_residues.cli.app", "compare", str(file), "set.training.save_every=5"]
+    command = [
+        sys.executable,
+        "-m",
+        "neutral_residues.cli.app",
+        "compare",
+        str(file),
+        "set.training.save_every=5",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     cell = tmp_path / "out" / "cells" / "tiny" / "finetune" / "lr0.006-p0.25-s0"
     while not list(cell.glob("checkpoints/checkpoint-*/complete.json")):
@@ -117,7 +135,10 @@ def test_stopped_and_resumed(tmp_path: Path) -> None:
     assert not RunFolder(cell).is_finished
     assert not RunFolder(cell).failure.exists()
     # The process is gone and left the step it was at.
-    sealed = max(int(p.parent.name.rsplit("-", 1)[1]) for p in cell.glob("checkpoints/checkpoint-*/complete.json"))
+    sealed = max(
+        int(p.parent.name.rsplit("-", 1)[1])
+        for p in cell.glob("checkpoints/checkpoint-*/complete.json")
+    )
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"resuming from {cell}/checkpoints/checkpoint-{sealed}" in "".join(
@@ -125,18 +146,26 @@ def test_stopped_and_resumed(tmp_path: Path) -> None:
     )
 
 
-def test_a_killed_cell_says_so_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_cell_says_so_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from neutral_residues.compare import runner as module
 
     class Killed(subprocess.Popen[bytes]):
         def __init__(self, command: list[str], **options: Any) -> None:
             first = "s0" in command[-1]
-            script = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]
+            script = [
+                sys.executable,
+                "-c",
+                "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+            ]
             super().__init__(script if first else command, **options)
 
     monkeypatch.setattr(module.subprocess, "Popen", Killed)
     outcome = compare(comparison(tmp_path, seeds=[0, 1]), console=Console(file=io.StringIO()))
-    assert outcome.failures == {"tiny/finetune/lr0.006-p0.25-s0": "killed by SIGKILL (out of memory?)"}
+    assert outcome.failures == {
+        "tiny/finetune/lr0.006-p0.25-s0": "killed by SIGKILL (out of memory?)"
+    }
     assert list(outcome.records) == ["tiny/finetune/lr0.006-p0.25-s1"]
 
 
@@ -159,7 +188,11 @@ def test_a_cell_with_other_settings_is_a_failure_not_a_mixture(tmp_path: Path) -
 def test_the_plan_counts_cells_weights_and_disk(tmp_path: Path) -> None:
     lora = {"method": "lora", "set": {"budget": 0.21}}
     config = comparison(
-        tmp_path, methods=["finetune", "neutral", lora], learning_rate_factors=[1, 2], seeds=[0, 1, 2], tune=True
+        tmp_path,
+        methods=["finetune", "neutral", lora],
+        learning_rate_factors=[1, 2],
+        seeds=[0, 1, 2],
+        tune=True,
     )
     printed = io.StringIO()
     plans = print_plan(config, console=Console(file=printed, width=160))
@@ -172,11 +205,22 @@ def test_the_plan_counts_cells_weights_and_disk(tmp_path: Path) -> None:
     tokens = 4 * 4 * 2 * 32
     measured = 2 * 2 * (2 * 37280)  # half strides, backbone and extended model
     run = by_method["finetune"].cell.config
-    evaluated = sum(s.num_tokens for s in prepare_data(run, load_tokenizer(run.model), show_progress=False).evaluate)
-    assert by_method["finetune"].operations == pytest.approx(tokens * 6 * 37280 + evaluated * measured)
+    evaluated = sum(
+        s.num_tokens
+        for s in prepare_data(run, load_tokenizer(run.model), show_progress=False).evaluate
+    )
+    assert by_method["finetune"].operations == pytest.approx(
+        tokens * 6 * 37280 + evaluated * measured
+    )
     text = printed.getvalue()
     # Three methods: the first seed at two rates, and two more seeds at the better one.
-    for part in ("12 cells at most", "0 done, 2 side by side", "cannot run", "disk: about", "time left: about"):
+    for part in (
+        "12 cells at most",
+        "0 done, 2 side by side",
+        "cannot run",
+        "disk: about",
+        "time left: about",
+    ):
         assert part in text, text
 
 

@@ -18,18 +18,30 @@ def test_a_written_run_reads_back_the_same(tmp_path: Path) -> None:
 
 def test_overrides_reach_into_sections(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(dump_run(make_run(run_values(tmp_path))), encoding="utf-8")
-    config = load_run(tmp_path / "run.yaml", ("training.steps=7", "method=lora", "evaluation.prompts=[a, b]"))
-    assert (config.training.steps, config.method, config.evaluation.prompts) == (7, "lora", ("a", "b"))
+    config = load_run(
+        tmp_path / "run.yaml", ("training.steps=7", "method=lora", "evaluation.prompts=[a, b]")
+    )
+    assert (config.training.steps, config.method, config.evaluation.prompts) == (
+        7,
+        "lora",
+        ("a", "b"),
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"residues": {"local_loss": "cross_entropy"}}, "cross_entropy needs block_gate: sigmoid"),
-        ({"evaluation": {"context_tokens": 8, "stride_tokens": 9}}, "stride_tokens must not be larger"),
+        (
+            {"evaluation": {"context_tokens": 8, "stride_tokens": 9}},
+            "stride_tokens must not be larger",
+        ),
         ({"data": {"train": []}}, "data.train"),
         ({"training": {"adam_betas": [0.9]}}, "training.adam_betas"),
-        ({"residues": {"locl_loss": 1}}, "unknown key residues.locl_loss; did you mean 'local_loss'?"),
+        (
+            {"residues": {"locl_loss": 1}},
+            "unknown key residues.locl_loss; did you mean 'local_loss'?",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line(tmp_path: Path, changes: dict, message: str) -> None:

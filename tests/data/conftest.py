@@ -1,4 +1,5 @@
-"""A tokenizer of 256 bytes and one end-of-text token: what a test expects can be counted by hand."""
+"""A tokenizer of 256 bytes and one end-of-text token: what a test expects can be counted by
+hand."""
 
 import json
 from pathlib import Path
@@ -18,7 +19,9 @@ def make_byte_tokenizer(**settings) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **({"eos_token": "<eot>"} | settings))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **({"eos_token": "<eot>"} | settings)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +42,9 @@ def write_jsonl(tmp_path: Path):
 
     def write(documents: list[str], name: str = "fr", role: str = "target", **settings) -> Corpus:
         path = tmp_path / f"{name}.jsonl"
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
+        path.write_text(
+            "".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8"
+        )
         return Corpus(name=name, role=role, path=path, **settings)
 
     return write

@@ -13,14 +13,21 @@ from neutral_residues.data.documents import content_key, iter_documents
 from neutral_residues.errors import UserError
 
 DOCUMENTS = ["Un été.\nDeux lignes.", "line separator \u2028 inside", "Привіт \N{GRINNING FACE}"]
-JSONL = "".join(json.dumps({"id": 1, "text": text}) + "\n" for text in [*DOCUMENTS[:1], " \n", None, *DOCUMENTS[1:]])
+JSONL = "".join(
+    json.dumps({"id": 1, "text": text}) + "\n"
+    for text in [*DOCUMENTS[:1], " \n", None, *DOCUMENTS[1:]]
+)
 TXT = "\n\n \n".join(DOCUMENTS) + "\n"
 
 
 def packed(name: str, data: bytes) -> bytes:
     if name.endswith(".gz"):
         return gzip.compress(data[:20]) + gzip.compress(data[20:])  # joined streams are one file
-    return zstandard.compress(data[:20]) + zstandard.compress(data[20:]) if name.endswith(".zst") else data
+    return (
+        zstandard.compress(data[:20]) + zstandard.compress(data[20:])
+        if name.endswith(".zst")
+        else data
+    )
 
 
 def parquet_bytes(**columns) -> bytes:
@@ -40,7 +47,11 @@ def corpus_of(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_every_kind_of_file_gives_the_same_documents(corpus_of, suffix):
-    for name, content in (("a.txt", TXT), ("a.jsonl", JSONL), ("b.TXT", "\ufeff" + TXT.replace("\n", "\r\n"))):
+    for name, content in (
+        ("a.txt", TXT),
+        ("a.jsonl", JSONL),
+        ("b.TXT", "\ufeff" + TXT.replace("\n", "\r\n")),
+    ):
         corpus = corpus_of(name + suffix, packed(suffix, content.encode()))
         assert list(iter_documents(corpus)) == DOCUMENTS, name
         assert list(iter_documents(corpus.model_copy(update={"max_documents": 2}))) == DOCUMENTS[:2]
@@ -100,7 +111,11 @@ BAD_FILES = {
     "packed parquet": ("a.parquet.gz", b"a", ["a.parquet.gz", ".txt, .jsonl"]),
     "empty": ("a.jsonl", b"", ["no documents"]),
     "blank": ("a.txt", b"\n \n\t\n", ["no documents"]),
-    "not UTF-8": ("a.jsonl", GOOD + b'{"text": "\xe9t\xe9"}\n', ["UTF-8", "0xe9 at column 11 of line 2"]),
+    "not UTF-8": (
+        "a.jsonl",
+        GOOD + b'{"text": "\xe9t\xe9"}\n',
+        ["UTF-8", "0xe9 at column 11 of line 2"],
+    ),
     "UTF-16": ("a.txt", "été".encode("utf-16"), ["UTF-8", "line 1"]),
     "not JSON": ("a.jsonl", GOOD + b"\n{'text': 1}\n", ["line 3", "{'text': 1}"]),
     "deep JSON": ("a.jsonl", b"[" * 100_000, ["line 1"]),
@@ -154,7 +169,12 @@ def test_content_key_follows_content_and_settings_only(tmp_path, corpus_of):
     key = content_key(corpus)
     (tmp_path / "copy.jsonl").write_bytes(JSONL.encode())
     assert (
-        content_key(corpus.model_copy(update={"path": tmp_path / "copy.jsonl", "name": "x", "role": "source"})) == key
+        content_key(
+            corpus.model_copy(
+                update={"path": tmp_path / "copy.jsonl", "name": "x", "role": "source"}
+            )
+        )
+        == key
     )
     (tmp_path / "copy.txt").write_bytes(JSONL.encode())
     for change in ({"field": "id"}, {"max_documents": 1}, {"path": tmp_path / "copy.txt"}):

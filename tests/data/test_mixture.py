@@ -22,7 +22,11 @@ def stream(name: str, role: str, num_blocks: int, first: int) -> TokenStream:
     return TokenStream(name, role, tokens, np.array([len(tokens)]), np.array([len(tokens)]))
 
 
-STREAMS = [stream("en", "source", 5, 0), stream("fr", "target", 30, 100), stream("de", "target", 10, 200)]
+STREAMS = [
+    stream("en", "source", 5, 0),
+    stream("fr", "target", 30, 100),
+    stream("de", "target", 10, 200),
+]
 
 
 def mixture(source_share=0.1, num_rows=500, seed=0, streams=STREAMS) -> Mixture:
@@ -31,7 +35,9 @@ def mixture(source_share=0.1, num_rows=500, seed=0, streams=STREAMS) -> Mixture:
 
 @pytest.mark.parametrize("share", ["0", ".01", ".1", ".37", ".5", "1"])
 def test_share_is_exact_in_every_prefix(share):
-    labels = [row["domain_labels"] for row in map(mixture(float(share), 300).__getitem__, range(300))]
+    labels = [
+        row["domain_labels"] for row in map(mixture(float(share), 300).__getitem__, range(300))
+    ]
     assert all(set(row.tolist()) in ({SOURCE}, {TARGET}) for row in labels)
     num_source = 0
     for i, row in enumerate(labels, start=1):
@@ -64,7 +70,9 @@ def test_rows_are_blocks_of_their_corpus_and_each_comes_once_an_epoch():
 
 def test_order_follows_the_seed():
     def order(seed):
-        return [row["input_ids"][0].item() for row in map(mixture(0.1, 45, seed).__getitem__, range(45))]
+        return [
+            row["input_ids"][0].item() for row in map(mixture(0.1, 45, seed).__getitem__, range(45))
+        ]
 
     assert order(0) == order(0)
     assert order(0) != order(1)
@@ -78,7 +86,8 @@ def test_permutation_is_a_bijection(size):
 
 
 def test_permutation_has_no_favourites():
-    # 7 places, 5000 keys: each place gets the first block 714 times, with a standard deviation of 25.
+    # 7 places, 5000 keys: each place gets the first block 714 times, with a standard deviation of
+    # 25.
     counts = np.bincount([permuted(0, 7, f"{seed}/source/0") for seed in range(5000)], minlength=7)
     assert abs(counts - 5000 / 7).max() < 125
     # Neighbours do not stay neighbours, and large domains cost no memory.
@@ -89,7 +98,10 @@ def test_permutation_has_no_favourites():
 
 @pytest.fixture
 def mapped_mixture(tokenizer, write_jsonl, tmp_path) -> Mixture:
-    corpora = [write_jsonl([name * 40] * 9, name, role) for name, role in (("en", "source"), ("fr", "target"))]
+    corpora = [
+        write_jsonl([name * 40] * 9, name, role)
+        for name, role in (("en", "source"), ("fr", "target"))
+    ]
     settings = {"cache_dir": tmp_path / "cache", "num_workers": 0, "show_progress": False}
     streams = [tokenise(corpus, tokenizer, **settings)[0] for corpus in corpora]
     return Mixture(streams, block_tokens=8, source_share=0.37, num_rows=60, seed=3)
@@ -98,7 +110,9 @@ def mapped_mixture(tokenizer, write_jsonl, tmp_path) -> Mixture:
 def same_rows(ones, others) -> bool:
     pairs = list(zip(ones, others, strict=True))
     return all(
-        torch.equal(torch.as_tensor(one[key]), torch.as_tensor(other[key])) for one, other in pairs for key in one
+        torch.equal(torch.as_tensor(one[key]), torch.as_tensor(other[key]))
+        for one, other in pairs
+        for key in one
     )
 
 

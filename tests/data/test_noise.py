@@ -26,7 +26,9 @@ def noised(mixture: Mixture, share: float) -> NoisedMixture:
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.5, 1])
-def test_the_share_of_noised_source_rows_is_exact_in_every_prefix(mixture: Mixture, share: float) -> None:
+def test_the_share_of_noised_source_rows_is_exact_in_every_prefix(
+    mixture: Mixture, share: float
+) -> None:
     rows = noised(mixture, share)
     sources = seen = 0
     for index in range(len(rows)):

@@ -16,12 +16,19 @@ from neutral_residues.config.run import Corpus
 from neutral_residues.data import token_stream as tokens
 from neutral_residues.data import tokenise as encoding
 from neutral_residues.data.documents import iter_documents
-from neutral_residues.data.token_stream import check_not_the_same, end_of_text_id, tokenise, tokenizer_key
+from neutral_residues.data.token_stream import (
+    check_not_the_same,
+    end_of_text_id,
+    tokenise,
+    tokenizer_key,
+)
 from neutral_residues.errors import UserError
 
 END_OF_TEXT = 256  # the id after those of the bytes
 RNG = random.Random(0)
-DOCUMENTS = ["".join(RNG.choices("abcdéжñ 😀\n", k=RNG.randint(1, 60))).strip() or "x" for _ in range(300)]
+DOCUMENTS = [
+    "".join(RNG.choices("abcdéжñ 😀\n", k=RNG.randint(1, 60))).strip() or "x" for _ in range(300)
+]
 DOCUMENTS += DOCUMENTS[:20]
 FILES = ("tokens.bin", "document_ends.bin", "document_bytes.bin")
 
@@ -53,7 +60,9 @@ def documents_of(stream, tokenizer) -> list[str]:
 def test_stream_is_the_documents_token_for_token(make, write_jsonl, tokenizer):
     stream, held_out = make(write_jsonl(DOCUMENTS))
     expected = [
-        id for text in DOCUMENTS for id in [*tokenizer(text, add_special_tokens=False)["input_ids"], END_OF_TEXT]
+        id
+        for text in DOCUMENTS
+        for id in [*tokenizer(text, add_special_tokens=False)["input_ids"], END_OF_TEXT]
     ]
     assert held_out is None
     assert stream.tokens.tolist() == expected
@@ -61,7 +70,12 @@ def test_stream_is_the_documents_token_for_token(make, write_jsonl, tokenizer):
     # One token a byte, and one more for each document.
     assert stream.document_bytes.tolist() == [len(text.encode()) for text in DOCUMENTS]
     assert stream.num_tokens == stream.num_bytes + len(DOCUMENTS)
-    assert (stream.num_documents, stream.tokens.dtype, stream.name, stream.role) == (320, np.uint16, "fr", "target")
+    assert (stream.num_documents, stream.tokens.dtype, stream.name, stream.role) == (
+        320,
+        np.uint16,
+        "fr",
+        "target",
+    )
     assert isinstance(stream.tokens, np.memmap)
 
 
@@ -82,13 +96,18 @@ def test_blocks_leave_out_the_tail(make, write_jsonl):
     assert stream.num_tokens == 10
     np.testing.assert_array_equal(stream.blocks(4), stream.tokens[:8].reshape(2, 4))
     assert stream.blocks(10).shape == (1, 10)
-    with pytest.raises(UserError, match=r"'fr'.*got 10 tokens; allowed: at least block_tokens = 11"):
+    with pytest.raises(
+        UserError, match=r"'fr'.*got 10 tokens; allowed: at least block_tokens = 11"
+    ):
         stream.blocks(11)
 
 
 def test_held_out_is_by_document_and_stable(make, write_jsonl, tokenizer):
     def sides(documents, seed=0):
-        return [documents_of(s, tokenizer) for s in make(write_jsonl(documents), held_out_share=0.25, seed=seed)]
+        return [
+            documents_of(s, tokenizer)
+            for s in make(write_jsonl(documents), held_out_share=0.25, seed=seed)
+        ]
 
     train, held_out = sides(DOCUMENTS)
     assert sorted(train + held_out) == sorted(DOCUMENTS)
@@ -109,7 +128,12 @@ def test_second_call_reads_the_cache(make, write_jsonl, monkeypatch, tokenizer, 
     assert (second.name, second.role, second.folder) == ("other", "source", first.folder)
     np.testing.assert_array_equal(first.tokens, second.tokens)
     # What an earlier call left in the tokenizer is no part of it.
-    tokenizer("some text", truncation=True, max_length=2, padding="max_length" if tokenizer.pad_token else False)
+    tokenizer(
+        "some text",
+        truncation=True,
+        max_length=2,
+        padding="max_length" if tokenizer.pad_token else False,
+    )
     make(corpus)
     monkeypatch.undo()
     assert make(corpus, tokenizer=byte_tokenizer(eos_token="a"))[0].folder != first.folder
@@ -117,7 +141,8 @@ def test_second_call_reads_the_cache(make, write_jsonl, monkeypatch, tokenizer, 
 
 
 @pytest.mark.parametrize(
-    "file", ["meta.json", "train/tokens.bin", "train/document_ends.bin", "held_out/document_bytes.bin"]
+    "file",
+    ["meta.json", "train/tokens.bin", "train/document_ends.bin", "held_out/document_bytes.bin"],
 )
 def test_damaged_cache_is_made_again(make, write_jsonl, file):
     corpus = write_jsonl(DOCUMENTS)
@@ -191,8 +216,15 @@ def test_two_processes_make_one_cache(make, write_jsonl, monkeypatch, tmp_path):
 def test_tokenizers_written_in_python_work_too(make, write_jsonl):
     slow = ByT5Tokenizer()
     stream, _ = make(write_jsonl(["aé"]), tokenizer=slow)
-    assert stream.tokens.tolist() == [*slow.encode("aé", add_special_tokens=False), slow.eos_token_id]
-    assert tokenizer_key(slow) == tokenizer_key(ByT5Tokenizer()) != tokenizer_key(ByT5Tokenizer(extra_ids=3))
+    assert stream.tokens.tolist() == [
+        *slow.encode("aé", add_special_tokens=False),
+        slow.eos_token_id,
+    ]
+    assert (
+        tokenizer_key(slow)
+        == tokenizer_key(ByT5Tokenizer())
+        != tokenizer_key(ByT5Tokenizer(extra_ids=3))
+    )
 
 
 @pytest.mark.parametrize(("last_id", "dtype"), [(2**16 - 1, np.uint16), (2**16, np.uint32)])
@@ -226,7 +258,8 @@ def test_what_a_user_can_get_wrong(make, write_jsonl, byte_tokenizer, tmp_path):
     with pytest.raises(UserError, match="num_workers; got -1"):
         make(corpus, num_workers=-1)
     with pytest.raises(
-        UserError, match=r"no document left for its held_out part; got 1 documents, held_out_share 0.01"
+        UserError,
+        match=r"no document left for its held_out part; got 1 documents, held_out_share 0.01",
     ):
         make(write_jsonl(["a"], name="one"), held_out_share=0.01)
     (tmp_path / "file").write_text("")
@@ -242,10 +275,14 @@ def test_source_and_target_must_differ(write_jsonl, tmp_path):
     (tmp_path / "copy.jsonl").write_bytes(source.path.read_bytes())
     for path in (source.path, tmp_path / "link.jsonl", tmp_path / "copy.jsonl"):
         same = target.model_copy(update={"path": path, "max_documents": 1})
-        with pytest.raises(UserError, match=r"'en' \(source\) and 'fr' \(target\) are the same text"):
+        with pytest.raises(
+            UserError, match=r"'en' \(source\) and 'fr' \(target\) are the same text"
+        ):
             check_not_the_same([source, same])
     # Two fields of one file, and one file twice on one side, are no contradiction.
-    check_not_the_same([source, source.model_copy(update={"role": "target", "name": "x", "field": "other"})])
+    check_not_the_same(
+        [source, source.model_copy(update={"role": "target", "name": "x", "field": "other"})]
+    )
     check_not_the_same([source, source.model_copy(update={"name": "again"})])
 
 

@@ -1,4 +1,5 @@
-"""The demo with a few steps: what ships is whole and free, both runs go through, picture and next run are there."""
+"""The demo with a few steps: what ships is whole and free, both runs go through, picture and next
+run are there."""
 
 import gzip
 import io
@@ -29,12 +30,20 @@ def test_the_demo_from_end_to_end(tmp_path: Path) -> None:
     for values in bits.values():
         assert values["extended", "French"] < values["backbone", "French"]
     neutral, finetuned = bits.values()
-    assert neutral["backbone", "English"] == pytest.approx(finetuned["backbone", "English"], rel=1e-9)
+    assert neutral["backbone", "English"] == pytest.approx(
+        finetuned["backbone", "English"], rel=1e-9
+    )
     # Even after five steps fine-tuning has begun to forget, and more than neutral residues.
     assert finetuned["extended", "English"] > neutral["extended", "English"]
 
     text = printed.getvalue()
-    for part in ("bits per byte", "Il y avait", "trade-off.png", "neutral extend", "plain fine-tuning"):
+    for part in (
+        "bits per byte",
+        "Il y avait",
+        "trade-off.png",
+        "neutral extend",
+        "plain fine-tuning",
+    ):
         assert part in text or part.capitalize() in text, part
     assert (tmp_path / "trade-off.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
@@ -61,4 +70,6 @@ def test_what_ships_is_small_and_says_where_it_comes_from() -> None:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             sources = {json.loads(line)["source"] for line in lines}
         # Novels by their ELTeC number, Common Voice, Darwin: nothing with another licence.
-        assert all(s.startswith(("ENG", "FRA")) or s in ("common-voice", "darwin-origin") for s in sources), path.name
+        assert all(
+            s.startswith(("ENG", "FRA")) or s in ("common-voice", "darwin-origin") for s in sources
+        ), path.name

@@ -1,4 +1,5 @@
-"""From sums to the record: kinds add up to the set, documents are the right ones, texts are the tokens' own."""
+"""From sums to the record: kinds add up to the set, documents are the right ones, texts are the
+tokens' own."""
 
 import numpy as np
 import pytest
@@ -31,7 +32,12 @@ def measured(*documents: str) -> tuple[SetScore, TokenStream]:
 def byte_ids(values: np.ndarray) -> np.ndarray:
     """Bytes as the ids of the byte tokenizer, whose alphabet is in another order."""
     tokenizer = byte_tokenizer()
-    table = np.array([*(tokenizer.encode(chr(b), add_special_tokens=False)[0] for b in range(128)), *range(128, 257)])
+    table = np.array(
+        [
+            *(tokenizer.encode(chr(b), add_special_tokens=False)[0] for b in range(128)),
+            *range(128, 257),
+        ]
+    )
     return table[values]
 
 
@@ -40,8 +46,12 @@ def test_kinds_add_up_to_the_set() -> None:
     (found,) = breakdowns([score], [stream], byte_tokenizer())
     assert sum(c.num_tokens for c in found.classes) == score.num_tokens
     assert sum(c.num_types for c in found.classes) == found.num_types
-    assert sum(c.extended for c in found.classes) == pytest.approx(score.extended_bits_per_byte, rel=1e-12)
-    assert sum(c.backbone for c in found.classes) == pytest.approx(score.backbone_bits_per_byte, rel=1e-12)
+    assert sum(c.extended for c in found.classes) == pytest.approx(
+        score.extended_bits_per_byte, rel=1e-12
+    )
+    assert sum(c.backbone for c in found.classes) == pytest.approx(
+        score.backbone_bits_per_byte, rel=1e-12
+    )
     assert found.change == pytest.approx(score.rise_bits_per_byte)
     by_kind = {c.kind: c for c in found.classes}
     assert by_kind["digits"].num_tokens == 3
@@ -52,16 +62,27 @@ def test_kinds_add_up_to_the_set() -> None:
 
 
 def test_the_worst_documents_are_those_that_rose_most_per_byte() -> None:
-    score, stream = measured("plain words and more", "some x, some not at all", "one x of ten", "12 34 56 78", "x")
+    score, stream = measured(
+        "plain words and more", "some x, some not at all", "one x of ten", "12 34 56 78", "x"
+    )
     (found,) = breakdowns([score], [stream], byte_tokenizer())
-    assert [document.number for document in found.documents] == [2, 1, 0]  # the last is too short to say anything
+    assert [document.number for document in found.documents] == [
+        2,
+        1,
+        0,
+    ]  # the last is too short to say anything
     assert found.documents[0].excerpt == "one x of ten"
     assert found.documents[0].extended > found.documents[0].backbone
 
 
 def test_a_set_without_backbone_is_left_out() -> None:
     score, stream = measured("x")
-    assert breakdowns([SetScore("en", "source", 1, 1, 1, 1.0, None, None, None)], [stream], byte_tokenizer()) == []
+    assert (
+        breakdowns(
+            [SetScore("en", "source", 1, 1, 1, 1.0, None, None, None)], [stream], byte_tokenizer()
+        )
+        == []
+    )
     assert len(breakdowns([score], [stream], byte_tokenizer())) == 1
 
 

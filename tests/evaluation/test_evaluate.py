@@ -1,4 +1,5 @@
-"""Both sides of the trade-off: against values by hand, and against a loop that scores one token at a time."""
+"""Both sides of the trade-off: against values by hand, and against a loop that scores one token at
+a time."""
 
 import math
 from collections.abc import Iterator
@@ -65,7 +66,9 @@ def llama(seed: int = 0) -> LlamaForCausalLM:
 
 def extended(*, identity: bool = False, **config: Any) -> Any:
     """The tiny model with an extension, which changes its output unless `identity`."""
-    model = peft.get_peft_model(llama(), NeutralResiduesConfig(**({"width": 8, "gate_start": "random"} | config)))
+    model = peft.get_peft_model(
+        llama(), NeutralResiduesConfig(**({"width": 8, "gate_start": "random"} | config))
+    )
     if not identity:
         torch.manual_seed(1)
         for layer in residue_layers(model).values():
@@ -108,7 +111,8 @@ def test_uniform_model_has_the_vocabulary_as_its_perplexity() -> None:
 
 
 def rigged() -> Any:
-    """Gates that depend on the input token alone: open in layer 0 on even ones, in layer 1 on multiples of three."""
+    """Gates that depend on the input token alone: open in layer 0 on even ones, in layer 1 on
+    multiples of three."""
     model = extended()
     inner = model.get_base_model().model
     with torch.no_grad():
@@ -180,7 +184,9 @@ def test_metrics_by_hand() -> None:
         hidden=2,
     )
     target = SetScore("fr", "target", 10, 40, 1, 10 * math.log(2), 20 * math.log(2), 2.0, None)
-    found = {(m.name, m.of, m.set, m.layer): (m.value, m.direction) for m in metrics([source, target])}
+    found = {
+        (m.name, m.of, m.set, m.layer): (m.value, m.direction) for m in metrics([source, target])
+    }
     expected = {
         ("bits_per_byte", "extended", "en", None): (0.75, "lower"),
         ("bits_per_byte", "backbone", "en", None): (0.5, "lower"),
@@ -208,9 +214,16 @@ def test_metrics_by_hand() -> None:
 
 def test_learning_share_by_hand() -> None:
     # The paper's main table: (1.175 - 0.793) / (1.175 - 0.758).
-    share = learning_share(extended_bits_per_byte=0.793, backbone_bits_per_byte=1.175, finetuned_bits_per_byte=0.758)
+    share = learning_share(
+        extended_bits_per_byte=0.793, backbone_bits_per_byte=1.175, finetuned_bits_per_byte=0.758
+    )
     assert share == pytest.approx(0.916, abs=5e-4)
-    assert learning_share(extended_bits_per_byte=1, backbone_bits_per_byte=1, finetuned_bits_per_byte=1) is None
+    assert (
+        learning_share(
+            extended_bits_per_byte=1, backbone_bits_per_byte=1, finetuned_bits_per_byte=1
+        )
+        is None
+    )
 
 
 # --- windows
@@ -231,20 +244,38 @@ def test_every_token_is_scored_once_in_windows_of_one_length(num_tokens: int, co
 
 @pytest.mark.parametrize(
     ("context", "stride", "num_tokens"),
-    [(8, 8, 24), (8, 4, 21), (8, 1, 12), (7, 3, 15), (5, 5, 13), (16, 8, 9), (16, 4, 16), (1, 1, 6), (12, 10, 23)],
+    [
+        (8, 8, 24),
+        (8, 4, 21),
+        (8, 1, 12),
+        (7, 3, 15),
+        (5, 5, 13),
+        (16, 8, 9),
+        (16, 4, 16),
+        (1, 1, 6),
+        (12, 10, 23),
+    ],
 )
-def test_sliding_window_equals_one_token_at_a_time(context: int, stride: int, num_tokens: int) -> None:
+def test_sliding_window_equals_one_token_at_a_time(
+    context: int, stride: int, num_tokens: int
+) -> None:
     model, stream = extended(), text(num_tokens)
     found = score(model, stream, context_tokens=context, stride_tokens=stride, batch_rows=3)
     assert found.num_tokens == num_tokens
-    assert found.extended_nats == pytest.approx(sum(naive_nats(model, stream.tokens, context, stride)), rel=1e-5)
-    assert found.backbone_nats == pytest.approx(sum(naive_nats(llama(), stream.tokens, context, stride)), rel=1e-5)
+    assert found.extended_nats == pytest.approx(
+        sum(naive_nats(model, stream.tokens, context, stride)), rel=1e-5
+    )
+    assert found.backbone_nats == pytest.approx(
+        sum(naive_nats(llama(), stream.tokens, context, stride)), rel=1e-5
+    )
     assert found.kl_nats is not None
     assert found.kl_nats > 0.01  # the two sides do differ
 
 
 @pytest.mark.parametrize(("context", "stride"), [(16, 16), (16, 5)])
-def test_nats_by_token_and_document_are_those_of_each_token_alone(context: int, stride: int) -> None:
+def test_nats_by_token_and_document_are_those_of_each_token_alone(
+    context: int, stride: int
+) -> None:
     model, stream = extended(), text(20, 7, 30, 11)
     found = score(model, stream, context_tokens=context, stride_tokens=stride, batch_rows=2)
     sums = found.by_token
@@ -255,7 +286,9 @@ def test_nats_by_token_and_document_are_those_of_each_token_alone(context: int, 
     ):
         nats = np.array(naive_nats(one, stream.tokens, context, stride))
         np.testing.assert_allclose(by_type, np.bincount(stream.tokens, nats, VOCABULARY), rtol=1e-4)
-        np.testing.assert_allclose(by_document, np.add.reduceat(nats, [0, *stream.document_ends[:-1]]), rtol=1e-4)
+        np.testing.assert_allclose(
+            by_document, np.add.reduceat(nats, [0, *stream.document_ends[:-1]]), rtol=1e-4
+        )
         assert by_type.sum() == pytest.approx(total, rel=1e-12)
         assert by_document.sum() == pytest.approx(total, rel=1e-12)
     assert sums.counts_V.tolist() == np.bincount(stream.tokens, minlength=VOCABULARY).tolist()
@@ -278,7 +311,9 @@ def same(a: SetScore, b: SetScore) -> None:
             for array, other in zip(vars(value).values(), vars(expected).values(), strict=True):
                 np.testing.assert_allclose(array, other, rtol=1e-5)
             continue
-        if isinstance(value, float) or (isinstance(value, tuple) and value and isinstance(value[0], float)):
+        if isinstance(value, float) or (
+            isinstance(value, tuple) and value and isinstance(value[0], float)
+        ):
             expected = pytest.approx(expected, rel=1e-5)
         assert value == expected, name
 
@@ -361,14 +396,22 @@ def test_backbone_side_is_the_plain_model() -> None:
     found = score(extended(), stream)
     assert found.backbone_nats == plain.extended_nats
     assert found.extended_nats != plain.extended_nats
-    assert (plain.backbone_nats, plain.kl_nats, plain.num_neutral_tokens, plain.layers) == (None, None, None, ())
+    assert (plain.backbone_nats, plain.kl_nats, plain.num_neutral_tokens, plain.layers) == (
+        None,
+        None,
+        None,
+        (),
+    )
     assert {m.of for m in metrics([plain])} == {"extended"}
 
 
 def test_only_one_side() -> None:
     model, stream = extended(), text(50)
     both, one = score(model, stream), score(model, stream, backbone=False)
-    assert (one.extended_nats, one.num_neutral_tokens) == (both.extended_nats, both.num_neutral_tokens)
+    assert (one.extended_nats, one.num_neutral_tokens) == (
+        both.extended_nats,
+        both.num_neutral_tokens,
+    )
     assert one.backbone_bits_per_byte is None
 
 
@@ -386,21 +429,33 @@ def test_full_fine_tuning_needs_a_reference() -> None:
 
 
 def test_lora_has_both_sides_and_no_gates() -> None:
-    model = peft.get_peft_model(llama(), peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model = peft.get_peft_model(
+        llama(), peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    )
     stream = text(50)
     found = score(model, stream)
     assert found.backbone_nats == score(llama(), stream, backbone=False).extended_nats
     assert found.extended_nats != found.backbone_nats
-    assert (found.num_neutral_tokens, found.layers, found.residue_square_sum_by_layer) == (None, (), ())
+    assert (found.num_neutral_tokens, found.layers, found.residue_square_sum_by_layer) == (
+        None,
+        (),
+        (),
+    )
 
 
 def test_adapter_attached_by_transformers() -> None:
     model, stream = llama(), text(30)
     plain = score(model, stream, backbone=False)
-    model.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False), "lora")
+    model.add_adapter(
+        peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False), "lora"
+    )
     found = score(model, stream)
     assert found.backbone_nats == plain.extended_nats
-    assert found.extended_nats == score(model, stream, backbone=False).extended_nats != plain.extended_nats
+    assert (
+        found.extended_nats
+        == score(model, stream, backbone=False).extended_nats
+        != plain.extended_nats
+    )
 
 
 def test_gateless_adapter_has_sizes_but_no_gates() -> None:
@@ -421,7 +476,9 @@ def test_model_is_left_as_it_was() -> None:
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trainable != set()
     assert {name for name, module in model.named_modules() if module.training} == training
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
-    assert all(layer.tap is None and not layer.disable_adapters for layer in residue_layers(model).values())
+    assert all(
+        layer.tap is None and not layer.disable_adapters for layer in residue_layers(model).values()
+    )
     model(input_ids=torch.tensor([[1, 2, 3]])).logits.sum().backward()
 
 
@@ -460,10 +517,23 @@ def test_autocast_is_off_within() -> None:
 
 def test_max_tokens_takes_whole_documents_and_their_bytes() -> None:
     model, stream = extended(), text(10, 12, 7)
-    for max_tokens, documents, tokens in ((1, 1, 10), (10, 1, 10), (21, 1, 10), (22, 2, 22), (28, 2, 22), (99, 3, 29)):
+    for max_tokens, documents, tokens in (
+        (1, 1, 10),
+        (10, 1, 10),
+        (21, 1, 10),
+        (22, 2, 22),
+        (28, 2, 22),
+        (99, 3, 29),
+    ):
         found = score(model, stream, max_tokens=max_tokens)
-        assert (found.num_documents, found.num_tokens, found.num_bytes) == (documents, tokens, 3 * tokens)
-    first = Text("en", "source", stream.tokens[:22], stream.document_ends[:2], stream.document_bytes[:2])
+        assert (found.num_documents, found.num_tokens, found.num_bytes) == (
+            documents,
+            tokens,
+            3 * tokens,
+        )
+    first = Text(
+        "en", "source", stream.tokens[:22], stream.document_ends[:2], stream.document_bytes[:2]
+    )
     assert score(model, stream, max_tokens=25) == score(model, first)
 
 
@@ -473,14 +543,22 @@ def test_tokens_on_disk_of_any_type(tmp_path: Any) -> None:
     for kind in (np.uint16, np.uint32, np.int64):
         stream.tokens.astype(kind).tofile(tmp_path / "tokens.bin")
         mapped = np.memmap(tmp_path / "tokens.bin", kind, mode="r")
-        assert score(model, Text("en", "source", mapped, stream.document_ends, stream.document_bytes)) == expected
+        assert (
+            score(model, Text("en", "source", mapped, stream.document_ends, stream.document_bytes))
+            == expected
+        )
 
 
 def test_progress_reaches_the_end_of_every_set() -> None:
     seen: list[tuple[str, int, int]] = []
     sets = [text(40), text(10, name="fr", role="target")]
     scores = evaluate(
-        extended(), sets, end_of_text=END, context_tokens=16, batch_rows=2, on_progress=lambda *now: seen.append(now)
+        extended(),
+        sets,
+        end_of_text=END,
+        context_tokens=16,
+        batch_rows=2,
+        on_progress=lambda *now: seen.append(now),
     )
     assert seen == [("en", 24, 40), ("en", 40, 40), ("fr", 10, 10)]
     assert [(s.name, s.role) for s in scores] == [("en", "source"), ("fr", "target")]
@@ -506,7 +584,16 @@ def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
 def test_streams_that_cannot_be_scored() -> None:
     model, stream = extended(), text(30)
     with pytest.raises(UserError, match="en holds no text"):
-        score(model, Text("en", "source", stream.tokens[:0], stream.document_ends[:0], stream.document_bytes[:0]))
+        score(
+            model,
+            Text(
+                "en",
+                "source",
+                stream.tokens[:0],
+                stream.document_ends[:0],
+                stream.document_bytes[:0],
+            ),
+        )
     stream.tokens[3] = VOCABULARY
     with pytest.raises(UserError, match=r"another tokenizer.*got 64; allowed: below .* 64"):
         score(model, stream)

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from neutral_residues.backbone import load_tokenizer
-from neutral_residues.evaluation.gate_maps import MAX_TOKENS, NamedText, code_switched, gate_texts, token_pieces
+from neutral_residues.evaluation.gate_maps import (
+    MAX_TOKENS,
+    NamedText,
+    code_switched,
+    gate_texts,
+    token_pieces,
+)
 from neutral_residues.tuner.layer import BLOCK, residue_layers
 from paths import DEMO_BACKBONE as SHIPPED
 from tiny_run import END_OF_TEXT, byte_tokenizer, make_backbone
@@ -45,7 +51,9 @@ def test_gates_are_those_of_the_model(tmp_path: Path) -> None:
     texts = [NamedText("own", "own", "abc"), NamedText("long", "source", "x" * 500)]
     one, long = gate_texts(model, tokenizer, texts, end_of_text=END_OF_TEXT)
     assert (one.tokens, one.layers, one.gates) == (["a", "b", "c"], [0, 1], [[0.0] * 3, [0.5] * 3])
-    assert len(long.tokens) == 64 - 1 < MAX_TOKENS  # with the end-of-text token before them, what the model can read
+    assert (
+        len(long.tokens) == 64 - 1 < MAX_TOKENS
+    )  # with the end-of-text token before them, what the model can read
     assert model.training
 
 
@@ -53,4 +61,9 @@ def test_a_model_without_gates_has_none(tmp_path: Path) -> None:
     from neutral_residues.backbone import load_backbone
 
     backbone = load_backbone(str(make_backbone(tmp_path / "b")), dtype=torch.float32)
-    assert gate_texts(backbone, byte_tokenizer(), [NamedText("a", "own", "abc")], end_of_text=END_OF_TEXT) == []
+    assert (
+        gate_texts(
+            backbone, byte_tokenizer(), [NamedText("a", "own", "abc")], end_of_text=END_OF_TEXT
+        )
+        == []
+    )

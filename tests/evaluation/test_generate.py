@@ -73,7 +73,9 @@ def most_probable(model: nn.Module, tokens: list[int], num_new: int) -> str:
 
 
 @pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
-def test_greedy_is_the_most_probable_token_of_each_side(tokenizer: Any, task_type: str | None) -> None:
+def test_greedy_is_the_most_probable_token_of_each_side(
+    tokenizer: Any, task_type: str | None
+) -> None:
     model = extended(task_type=task_type)
     sample = generate_both(model, tokenizer, "w5 w9 w12", max_new_tokens=8)
     assert sample.prompt == "w5 w9 w12"
@@ -85,7 +87,8 @@ def test_greedy_is_the_most_probable_token_of_each_side(tokenizer: Any, task_typ
 def test_both_sides_get_the_same_luck(tokenizer: Any) -> None:
     model = peft.get_peft_model(llama(), NeutralResiduesConfig(width=8))  # adds nothing yet
     samples = [
-        generate_both(model, tokenizer, "w5 w9", max_new_tokens=12, temperature=1.0, seed=seed) for seed in (1, 1, 2)
+        generate_both(model, tokenizer, "w5 w9", max_new_tokens=12, temperature=1.0, seed=seed)
+        for seed in (1, 1, 2)
     ]
     assert all(sample.backbone == sample.extended for sample in samples)
     assert samples[0] == samples[1] != samples[2]
@@ -110,7 +113,9 @@ def test_fine_tuned_model_beside_its_reference(tokenizer: Any) -> None:
 
 def test_stops_at_the_end_of_text_and_leaves_it_out(tokenizer: Any) -> None:
     model = extended()
-    nn.init.zeros_(model.get_output_embeddings().weight)  # all alike, so the most probable is the first: end of text
+    nn.init.zeros_(
+        model.get_output_embeddings().weight
+    )  # all alike, so the most probable is the first: end of text
     assert generate_both(model, tokenizer, "w5", max_new_tokens=8).extended == ""
 
 
@@ -121,7 +126,13 @@ def test_no_warning_and_nothing_changed_whatever_the_model_suggests(
     plain = generate_both(model, tokenizer, "w5 w9", max_new_tokens=8)
     inner = model.get_base_model()
     own = GenerationConfig(
-        do_sample=True, temperature=0.6, top_p=0.9, top_k=7, max_length=20, repetition_penalty=3.0, eos_token_id=[0]
+        do_sample=True,
+        temperature=0.6,
+        top_p=0.9,
+        top_k=7,
+        max_length=20,
+        repetition_penalty=3.0,
+        eos_token_id=[0],
     )
     inner.generation_config = own
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
@@ -145,7 +156,9 @@ def test_prompt_longer_than_the_context(tokenizer: Any) -> None:
     model = extended()
     assert generate_both(model, tokenizer, "w5 " * 28, max_new_tokens=4).extended
     for words, new in ((29, 4), (100, 1)):
-        with pytest.raises(UserError, match=rf"context; got {words} \+ {new} tokens; allowed: up to 32"):
+        with pytest.raises(
+            UserError, match=rf"context; got {words} \+ {new} tokens; allowed: up to 32"
+        ):
             generate_both(model, tokenizer, "w5 " * words, max_new_tokens=new)
 
 

@@ -7,13 +7,40 @@ from neutral_residues.evaluation.token_kinds import classify, concentration
 
 
 def test_each_kind_by_example() -> None:
-    texts = ["<eot>", "\ufffd", " ", "\n\n", " (", "…", " 1", "2nd", "½", " мир", "Ω", " Paris", " The", " the", " und"]
+    texts = [
+        "<eot>",
+        "\ufffd",
+        " ",
+        "\n\n",
+        " (",
+        "…",
+        " 1",
+        "2nd",
+        "½",
+        " мир",
+        "Ω",
+        " Paris",
+        " The",
+        " the",
+        " und",
+    ]
     counts = [9, 9, 9, 9, 9, 9, 9, 9, 9, 1, 1, 3, 4, 40, 3]
     kinds = classify(texts, counts, special={0})
     assert kinds == [
-        *("end of text", "parts of letters", "white space", "white space", "punctuation", "punctuation"),
+        *(
+            "end of text",
+            "parts of letters",
+            "white space",
+            "white space",
+            "punctuation",
+            "punctuation",
+        ),
         *("digits", "digits", "digits", "other script", "other script", "names"),
-        *("rare words", "frequent words", "rare words"),  # " The" only begins sentences: its twin is more frequent
+        *(
+            "rare words",
+            "frequent words",
+            "rare words",
+        ),  # " The" only begins sentences: its twin is more frequent
     ]
 
 
@@ -34,7 +61,14 @@ def test_a_twin_counts_with_and_without_its_blank() -> None:
 
 def test_vowel_signs_are_letters_and_emoji_are_not() -> None:
     assert classify(["की", "ि", " का", "❤️", "一", " and"], [5, 5, 5, 5, 1, 1]) == [
-        *("frequent words", "frequent words", "rare words", "punctuation", "other script", "other script"),
+        *(
+            "frequent words",
+            "frequent words",
+            "rare words",
+            "punctuation",
+            "other script",
+            "other script",
+        )
     ]
 
 

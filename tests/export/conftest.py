@@ -1,4 +1,5 @@
-"""What the export tests share: one thread, no progress bars, and code of exported folders in a cache of their own."""
+"""What the export tests share: one thread, no progress bars, and code of exported folders in a
+cache of their own."""
 
 from pathlib import Path
 

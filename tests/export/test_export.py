@@ -1,4 +1,5 @@
-"""From a saved extension to a checked folder, in fresh processes; and what is refused, in one line, leaving nothing."""
+"""From a saved extension to a checked folder, in fresh processes; and what is refused, in one line,
+leaving nothing."""
 
 import json
 import sys
@@ -35,7 +36,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def neutral(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+def neutral(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
     def run(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["neutral", *map(str, arguments)])
         code = 0
@@ -58,7 +61,12 @@ def neutral(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     ],
 )
 def test_a_run_becomes_a_folder_that_others_load(
-    runs: Path, tmp_path: Path, neutral: Callable[..., tuple[int, str]], method: str, to: str, said: str
+    runs: Path,
+    tmp_path: Path,
+    neutral: Callable[..., tuple[int, str]],
+    method: str,
+    to: str,
+    said: str,
 ) -> None:
     output = tmp_path / "exported"
     code, printed = neutral("export", runs / method, "--to", to, "--output", output)
@@ -68,19 +76,26 @@ def test_a_run_becomes_a_folder_that_others_load(
     assert f"base_model: {runs / 'backbone'}" in card
     assert card.count("trust_remote_code=True") == 2 * (to == "transformers")
     assert ("licence" in card) == (to != "safetensors") == (output / "tokenizer.json").is_file()
-    assert not [path for path in tmp_path.iterdir() if path.name not in ("exported", "cache", "modules")]
+    assert not [
+        path for path in tmp_path.iterdir() if path.name not in ("exported", "cache", "modules")
+    ]
 
 
 def test_sixteen_bits_are_compared_with_the_rounded_model(tmp_path: Path) -> None:
-    difference = export_model(extended(**SIGMOID), Target.of(tmp_path / "out", to="qwen2_moe", dtype="bfloat16"))
+    difference = export_model(
+        extended(**SIGMOID), Target.of(tmp_path / "out", to="qwen2_moe", dtype="bfloat16")
+    )
     assert difference.logits <= 2e-6  # bfloat16 itself moves logits by a thousandth
-    assert {str(tensor.dtype) for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {
-        "torch.bfloat16"
-    }
+    assert {
+        str(tensor.dtype) for tensor in load_file(tmp_path / "out" / "model.safetensors").values()
+    } == {"torch.bfloat16"}
 
 
-def test_the_fresh_process_notices_a_wrong_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tensor changed behind the writer's back: nothing is left, and the line says by how much it differs."""
+def test_the_fresh_process_notices_a_wrong_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tensor changed behind the writer's back: nothing is left, and the line says by how much it
+    differs."""
     from neutral_residues.export import export as module
 
     def measure_damaged(folder: Path, *args: object, **kwargs: object) -> Difference:
@@ -91,12 +106,16 @@ def test_the_fresh_process_notices_a_wrong_export(tmp_path: Path, monkeypatch: p
 
     measure = module.measure
     monkeypatch.setattr(module, "measure", measure_damaged)
-    with pytest.raises(UserError, match=r"the export is not the live model; got logits that differ by up to 0\.\d+"):
+    with pytest.raises(
+        UserError, match=r"the export is not the live model; got logits that differ by up to 0\.\d+"
+    ):
         export_model(extended(**SIGMOID), Target.of(tmp_path / "out", to="qwen2_moe"))
     assert not list(tmp_path.glob("*out*"))
 
 
-def test_a_folder_that_needs_this_package_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_needs_this_package_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from neutral_residues.export import export as module
 
     def measure_dependent(folder: Path, *args: object, **kwargs: object) -> Difference:
@@ -110,7 +129,9 @@ def test_a_folder_that_needs_this_package_is_not_loaded(tmp_path: Path, monkeypa
         export_model(extended_llama(), Target.of(tmp_path / "out", to="safetensors"))
 
 
-@pytest.mark.parametrize(("share", "rounded", "fine"), [(9e-5, False, True), (2e-4, False, False), (2e-4, True, True)])
+@pytest.mark.parametrize(
+    ("share", "rounded", "fine"), [(9e-5, False, True), (2e-4, False, False), (2e-4, True, True)]
+)
 def test_the_tolerance(share: float, rounded: bool, fine: bool) -> None:
     difference = Difference(logits=0.0, cache=20 * share, largest=20.0, num_silent=0)
     if fine:
@@ -147,7 +168,10 @@ def test_where_random_tokens_open_no_gate_a_text_does(tmp_path: Path) -> None:
     gate = model.base_model.model.model.layers[0].mlp.neutral_residues_block["default"]
     gate.weight.copy_(x_D[None])
     gate.bias.fill_(-0.9999 * x_D.square().sum())
-    with pytest.raises(UserError, match=r"every gate stayed shut .*; give some text of the target, 32 tokens or more"):
+    with pytest.raises(
+        UserError,
+        match=r"every gate stayed shut .*; give some text of the target, 32 tokens or more",
+    ):
         export_model(model, Target.of(tmp_path / "out", to="transformers"))
     seen = look_at(model, text_ids)
     assert seen.num_silent == 0
@@ -157,12 +181,28 @@ def test_where_random_tokens_open_no_gate_a_text_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "options", "line"),
     [
-        ("finetune", ["--to", "dense"], "already a stock model in {runs}/finetune/extension; got method finetune"),
+        (
+            "finetune",
+            ["--to", "dense"],
+            "already a stock model in {runs}/finetune/extension; got method finetune",
+        ),
         ("lora", ["--to", "qwen2_moe"], "nothing stands beside a block; formats that can: dense"),
-        ("neutral", ["--to", "dense"], "its relu gate depends on the token, so no matrix equals it; formats that can:"),
+        (
+            "neutral",
+            ["--to", "dense"],
+            "its relu gate depends on the token, so no matrix equals it; formats that can:",
+        ),
         ("neutral", ["--to", "gguf"], "unknown format gguf; known: dense, "),
-        ("neutral", ["--to", "transformer"], "unknown format transformer; did you mean 'transformers'?"),
-        ("neutral", ["--to", "dense", "--dtype", "int8"], "dtype; got int8; allowed: float32, bfloat16, float16"),
+        (
+            "neutral",
+            ["--to", "transformer"],
+            "unknown format transformer; did you mean 'transformers'?",
+        ),
+        (
+            "neutral",
+            ["--to", "dense", "--dtype", "int8"],
+            "dtype; got int8; allowed: float32, bfloat16, float16",
+        ),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(
@@ -184,7 +224,9 @@ def test_a_folder_that_exists_is_left_alone(
     runs: Path, tmp_path: Path, neutral: Callable[..., tuple[int, str]]
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    code, printed = neutral("export", runs / "neutral", "--to", "transformers", "--output", tmp_path)
+    code, printed = neutral(
+        "export", runs / "neutral", "--to", "transformers", "--output", tmp_path
+    )
     assert (code, (tmp_path / "mine.txt").read_text()) == (2, "mine")
     assert f"output folder {tmp_path} is not empty" in printed
 
@@ -205,7 +247,9 @@ def test_a_trained_head_comes_along(tmp_path: Path) -> None:
 
 
 def test_a_method_of_pefts_that_cannot_be_merged_is_refused(tmp_path: Path) -> None:
-    model = get_peft_model(tiny_llama(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).eval()
+    model = get_peft_model(
+        tiny_llama(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    ).eval()
     with pytest.raises(UserError, match="PEFT cannot merge PROMPT_TUNING"):
         export_model(model, Target.of(tmp_path / "out", to="dense"))
 

@@ -1,9 +1,10 @@
-"""A fixed tiny run and everything that a refactor must not change: inputs, losses, measurements, logits.
+"""A fixed tiny run and everything that a refactor must not change: inputs, losses, measurements,
+logits.
 
-    python tests/golden/golden_run.py FILE      writes what the code gives now
+    PYTHONPATH=tests python tests/golden/golden_run.py FILE      writes what the code gives now
 
-`golden.json` beside this file was written that way. Whoever changes the numbers on purpose writes it anew, in a
-commit that says why (and LAB.md has the reason).
+`golden.json` beside this file was written that way. Whoever changes the numbers on purpose writes
+it anew, in a commit that says why (and LAB.md has the reason).
 """
 
 import json
@@ -14,8 +15,6 @@ from typing import Any
 
 import torch
 from peft import AutoPeftModelForCausalLM
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from neutral_residues import extend
 from neutral_residues.backbone import load_tokenizer
@@ -28,17 +27,15 @@ PROMPT = "the cat sat on a mat, le chat est sur un tapis"
 
 
 def golden_run(folder: Path) -> dict[str, Any]:
-    """Train and measure the tiny run in `folder`; numbers as JSON holds them, exact to the last bit."""
+    """Train and measure the tiny run in `folder`; numbers as JSON holds them, exact to the last
+    bit."""
     values = run_values(folder) | {"seed": 3}
     values["evaluation"] = values["evaluation"] | {"prompts": ["le "]}
     config = make_run(values)
     tokenizer = load_tokenizer(config.model)
     rows = make_rows(config, prepare_data(config, tokenizer, show_progress=False), tokenizer)
-    record = extend(config).model_dump(mode="json")
-    for part in ("created", "provenance", "config"):
-        del record[part]
-    for part in ("seconds", "step_seconds", "wall_seconds", "tokens_per_second", "peak_memory_bytes", "threads"):
-        del record["cost"][part]
+    record = extend(config)
+    numbers = {(m.name, m.of, m.set, m.layer): m.value for m in record.metrics}
     model = AutoPeftModelForCausalLM.from_pretrained(config.output / "extension").eval()
     input_ids = tokenizer(PROMPT, return_tensors="pt").input_ids
     with torch.inference_mode():
@@ -47,7 +44,15 @@ def golden_run(folder: Path) -> dict[str, Any]:
         "input_ids": [rows[i]["input_ids"].tolist() for i in range(NUM_ROWS)],
         "domain_labels": [rows[i]["domain_labels"].tolist() for i in range(NUM_ROWS)],
         "corpus_id": [rows[i]["corpus_id"] for i in range(NUM_ROWS)],
-        "record": record,
+        "curve": record.curve,
+        "bits_per_byte": {
+            s: [numbers["bits_per_byte", of, s, None] for of in ("backbone", "extended")]
+            for s in ("fr", "en")
+        },
+        "gates_zero": {
+            s: [v for (name, _, set_, _), v in numbers.items() if (name, set_) == ("gates_zero", s)]
+            for s in ("fr", "en")
+        },
         "last_logits": logits.tolist(),
     }
 

@@ -1,4 +1,5 @@
-"""What stands beside the method, on several families: low-rank updates, block expansion, residues beside attention."""
+"""What stands beside the method, on several families: low-rank updates, block expansion, residues
+beside attention."""
 
 import re
 
@@ -26,7 +27,8 @@ def nearest_budget(error: UserError) -> float:
 
 
 def on_its_nearest_budget(family: str, attach: object) -> tuple[torch.Tensor, nn.Module]:
-    """Logits of the backbone, and the model attached on the budget that the refusal of 0.2 names."""
+    """Logits of the backbone, and the model attached on the budget that the refusal of 0.2
+    names."""
     backbone = build(family, FAMILIES[family])
     before = logits(backbone)
     try:
@@ -51,20 +53,26 @@ def test_lora_meets_the_budget_that_is_named(family: str) -> None:
 
 @pytest.mark.parametrize("family", DENSE)
 def test_osf_is_the_backbone_at_the_start(family: str) -> None:
-    before, model = on_its_nearest_budget(family, lambda model, budget: attach_osf(model, budget=budget))
+    before, model = on_its_nearest_budget(
+        family, lambda model, budget: attach_osf(model, budget=budget)
+    )
     torch.testing.assert_close(logits(model), before, rtol=0, atol=1e-4)
     with model.disable_adapter():
         assert torch.equal(logits(model), before)
 
 
 def test_osf_refuses_layers_it_would_pass_over() -> None:
-    with pytest.raises(UserError, match=r"osf works on nn\.Linear layers only; got transformer\.h\.0\.attn\.c_attn"):
+    with pytest.raises(
+        UserError, match=r"osf works on nn\.Linear layers only; got transformer\.h\.0\.attn\.c_attn"
+    ):
         attach_osf(build("gpt2", FAMILIES["gpt2"]), budget=0.2)
 
 
 @pytest.mark.parametrize("family", [*DENSE, "gpt2"])
 def test_an_expanded_model_is_the_backbone_and_generates(family: str) -> None:
-    before, model = on_its_nearest_budget(family, lambda model, budget: expand_blocks(model, budget=budget))
+    before, model = on_its_nearest_budget(
+        family, lambda model, budget: expand_blocks(model, budget=budget)
+    )
     assert model.config.num_hidden_layers == FAMILIES[family].get("num_hidden_layers", 2) + 1
     torch.testing.assert_close(logits(model), before, rtol=0, atol=1e-5)
     assert torch.equal(greedy(model, use_cache=True), greedy(model, use_cache=False))

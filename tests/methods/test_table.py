@@ -1,4 +1,5 @@
-"""The table of methods. One contract for every row; then what a budget may be, and rows of one's own."""
+"""The table of methods. One contract for every row; then what a budget may be, and rows of one's
+own."""
 
 import sys
 from pathlib import Path
@@ -15,7 +16,14 @@ from neutral_residues.errors import UserError
 from neutral_residues.evaluation.evaluate import as_backbone
 from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.export.export import Target, export_model
-from neutral_residues.methods.table import METHODS, RECIPE_WIDTH, Method, find_method, learning_rate, resolved
+from neutral_residues.methods.table import (
+    METHODS,
+    RECIPE_WIDTH,
+    Method,
+    find_method,
+    learning_rate,
+    resolved,
+)
 from neutral_residues.results.record import Record
 from neutral_residues.results.store import find, read_record
 from neutral_residues.run import extend
@@ -71,14 +79,17 @@ def test_it_begins_as_the_backbone_on_the_budget(folder: Path, name: str) -> Non
 def test_it_learns_and_its_record_says_so(folder: Path, name: str) -> None:
     record, row = run(folder, name), find_method(name)
     assert record.method == record.label == name
-    before, after = (find(record, "bits_per_byte", set="fr", of=of).value for of in ("backbone", "extended"))
+    before, after = (
+        find(record, "bits_per_byte", set="fr", of=of).value for of in ("backbone", "extended")
+    )
     assert after < before
     on_the_way = [point for point in record.curve if "loss" in point]
     assert bool(on_the_way) == (row.learning_rate is not None)
     assert all(("local_loss" in point) == row.has_local_loss for point in on_the_way)
     assert bool(record.gates) == row.has_local_loss
     assert (
-        record.cost.stored_weights == record.cost.new_weights + (not row.keeps_backbone) * record.cost.backbone_weights
+        record.cost.stored_weights
+        == record.cost.new_weights + (not row.keeps_backbone) * record.cost.backbone_weights
     )
 
 
@@ -88,7 +99,9 @@ def test_what_is_saved_is_what_was_measured(folder: Path, name: str) -> None:
     saved = load_saved(folder / name)
     assert (saved.reference is None) == find_method(name).keeps_backbone
     backbone = load_backbone(record.config["model"], dtype=torch.float32)
-    assert not torch.equal(logits(saved.model), logits(backbone))  # first that it does something ...
+    assert not torch.equal(
+        logits(saved.model), logits(backbone)
+    )  # first that it does something ...
     with as_backbone(saved.model, saved.reference) as off:
         assert torch.equal(logits(off), logits(backbone))  # ... then that it can be switched off
     assert read_record(folder / name / "record.json") == record
@@ -104,18 +117,25 @@ def test_it_can_do_afterwards_what_its_row_says(folder: Path, name: str) -> None
         stock = folder / f"{name}-stock"
         difference = export_model(model, Target.of(stock, to=STOCK_FORMATS[name]))
         assert difference.share < 1e-6
-        torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(stock)), after, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            logits(AutoModelForCausalLM.from_pretrained(stock)), after, rtol=0, atol=1e-6
+        )
     elif "stock" in row.afterwards:
-        torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(extension)), after, rtol=0, atol=0)
+        torch.testing.assert_close(
+            logits(AutoModelForCausalLM.from_pretrained(extension)), after, rtol=0, atol=0
+        )
     elif "merge" in row.afterwards:
         assert isinstance(model, PeftModel)
         torch.testing.assert_close(logits(model.merge_and_unload()), after, rtol=1e-4, atol=1e-4)
     elif isinstance(model, PeftModel):
         with pytest.raises(UserError, match="cannot be merged"):
             model.merge_and_unload()
-    # Only a gate that can be exactly 0 lets anything be skipped; the others are counted and never are.
+    # Only a gate that can be exactly 0 lets anything be skipped; the others are counted and never
+    # are.
     shares = [metric.value for metric in record.metrics if metric.name == "gates_zero"]
-    assert ("skip" in row.afterwards) == (record.config["residues"]["block_gate"] == "relu" and row.has_local_loss)
+    assert ("skip" in row.afterwards) == (
+        record.config["residues"]["block_gate"] == "relu" and row.has_local_loss
+    )
     assert "skip" in row.afterwards or not any(shares)
 
 
@@ -127,26 +147,40 @@ def test_a_weight_average_lies_between_backbone_and_fine_tuned_model(folder: Pat
         values = method_values(folder, "wise-ft") | {"output": str(folder / f"wise-{share}")}
         values["averaging"] = values["averaging"] | {"share": share}
         extend(make_run(values))
-        torch.testing.assert_close(logits(load_saved(folder / f"wise-{share}").model), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            logits(load_saved(folder / f"wise-{share}").model), expected, rtol=0, atol=1e-6
+        )
 
 
 def test_a_weight_average_needs_a_finished_fine_tuning(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"averaging\.finetuned; got .*none; allowed: the output folder of a finished run"
+        UserError,
+        match=r"averaging\.finetuned; got .*none; allowed: the output folder of a finished run",
     ):
         extend(
-            make_run(run_values(tmp_path) | {"method": "wise-ft", "averaging": {"finetuned": str(tmp_path / "none")}})
+            make_run(
+                run_values(tmp_path)
+                | {"method": "wise-ft", "averaging": {"finetuned": str(tmp_path / "none")}}
+            )
         )
 
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("lora", r"0\.20429 \(rank 7\)"), ("dora", r"0\.19056 \(rank 6\)"), ("block-expansion", r"0\.27639 \(1\)")],
+    [
+        ("lora", r"0\.20429 \(rank 7\)"),
+        ("dora", r"0\.19056 \(rank 6\)"),
+        ("block-expansion", r"0\.27639 \(1\)"),
+    ],
 )
-def test_a_budget_that_no_whole_size_meets_is_refused(tmp_path: Path, name: str, nearest: str) -> None:
+def test_a_budget_that_no_whole_size_meets_is_refused(
+    tmp_path: Path, name: str, nearest: str
+) -> None:
     config = resolved(make_run(run_values(tmp_path) | {"method": name, "budget": 0.2}))
     backbone = empty_backbone(load_config(config.model))
-    with pytest.raises(UserError, match=f"budget cannot be met within 2 %.*got 0.2; the nearest .*{nearest}"):
+    with pytest.raises(
+        UserError, match=f"budget cannot be met within 2 %.*got 0.2; the nearest .*{nearest}"
+    ):
         find_method(name).attach(backbone, config)
 
 
@@ -155,27 +189,31 @@ def test_expanded_blocks_are_spread_evenly_and_all_that_trains(tmp_path: Path) -
     model = AutoModelForCausalLM.from_pretrained(backbone)
     layer = sum(p.numel() for p in model.model.layers[0].parameters())
     budget = 2 * layer / sum(p.numel() for p in model.parameters())
-    values = run_values(tmp_path) | {"model": str(backbone), "method": "block-expansion", "budget": budget}
+    values = run_values(tmp_path) | {
+        "model": str(backbone),
+        "method": "block-expansion",
+        "budget": budget,
+    }
     find_method("block-expansion").attach(model, make_run(values))
     trains = [all(p.requires_grad for p in block.parameters()) for block in model.model.layers]
     assert trains == [False, False, False, True, False, False, False, True]
     assert [block.self_attn.layer_idx for block in model.model.layers] == list(range(8))
     assert model.config.num_hidden_layers == 8
     tokens = torch.arange(64, 80)[None]
-    generated = [model.generate(tokens, max_new_tokens=8, do_sample=False, use_cache=cache) for cache in (True, False)]
+    generated = [
+        model.generate(tokens, max_new_tokens=8, do_sample=False, use_cache=cache)
+        for cache in (True, False)
+    ]
     assert torch.equal(*generated)
 
 
 def test_a_row_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_methods.py").write_text(
-        "from neutral_residues.methods.table import Method\n"
-        "def attach(model, config):\n"
-        "    model.requires_grad_(False)\n"
-        "    model.lm_head.requires_grad_(True)\n"
-        "    return model\n"
-        "HEAD = Method(name='head', title='the head', paper='-', trains='the output matrix', size='', attach=attach,\n"
-        "              learning_rate=1e-2, keeps_backbone=False)\n"
-        "OTHER = 3\n"
+        "from neutral_residues.methods.table import Method\ndef attach(model, config):\n   "
+        " model.requires_grad_(False)\n    model.lm_head.requires_grad_(True)\n    return"
+        " model\nHEAD = Method(name='head', title='the head', paper='-', trains='the output"
+        " matrix', size='', attach=attach,\n              learning_rate=1e-2,"
+        " keeps_backbone=False)\nOTHER = 3\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     record = extend(make_run(run_values(tmp_path, steps=2) | {"method": "my_methods:HEAD"}))
@@ -190,7 +228,11 @@ def test_a_row_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_rows_have_recipes_of_their_own(tmp_path: Path) -> None:
     values = run_values(tmp_path) | {"method": "neutral-classifier"}
     residues = resolved(make_run(values)).residues
-    assert (residues.block_gate, residues.local_loss, residues.local_loss_weight) == ("sigmoid", "cross_entropy", 0.1)
+    assert (residues.block_gate, residues.local_loss, residues.local_loss_weight) == (
+        "sigmoid",
+        "cross_entropy",
+        0.1,
+    )
     set_by_hand = resolved(make_run(values | {"residues": {"local_loss_weight": 6.0}}))
     assert set_by_hand.residues.local_loss_weight == 6.0
     assert resolved(set_by_hand) == set_by_hand
@@ -202,7 +244,12 @@ def test_the_learning_rate_is_the_one_set_or_the_recipe_for_the_width(tmp_path: 
     assert recipe is not None
     assert learning_rate(config, hidden_size=RECIPE_WIDTH) == pytest.approx(recipe)
     assert learning_rate(config, hidden_size=4 * RECIPE_WIDTH) == pytest.approx(recipe / 4)
-    assert learning_rate(make_run(run_values(tmp_path, learning_rate=0.5)), hidden_size=4 * RECIPE_WIDTH) == 0.5
+    assert (
+        learning_rate(
+            make_run(run_values(tmp_path, learning_rate=0.5)), hidden_size=4 * RECIPE_WIDTH
+        )
+        == 0.5
+    )
 
 
 def test_names_are_unique_and_an_unknown_one_gets_the_nearest() -> None:

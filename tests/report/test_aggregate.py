@@ -26,7 +26,12 @@ def section(*records: Record) -> Section:
 
 
 def test_seeds_become_a_mean_and_a_standard_deviation() -> None:
-    one = section(*(make_record(seed=n, forgetting=f, bits=b) for n, f, b in ((0, 1, 2.0), (1, 2, 2.2), (2, 6, 2.4))))
+    one = section(
+        *(
+            make_record(seed=n, forgetting=f, bits=b)
+            for n, f, b in ((0, 1, 2.0), (1, 2, 2.2), (2, 6, 2.4))
+        )
+    )
     (point,) = one.points
     assert point.bits.n == 3
     assert point.bits.mean == pytest.approx(2.2)
@@ -47,7 +52,9 @@ def test_one_seed_has_no_deviation() -> None:
 
 def test_forgetting_is_the_mean_over_the_source_sets() -> None:
     record = make_record(forgetting=0)
-    metrics = [m for m in record.metrics if (m.name, m.of, m.set) != ("bits_per_byte", "extended", "wiki")]
+    metrics = [
+        m for m in record.metrics if (m.name, m.of, m.set) != ("bits_per_byte", "extended", "wiki")
+    ]
     metrics.append(metric("bits_per_byte", "wiki", 2.08))  # from 2.0: +4 %
     (point,) = section(record.model_copy(update={"metrics": metrics})).points
     assert point.forgetting_by_set["en"].mean == pytest.approx(0)
@@ -69,7 +76,13 @@ def test_what_makes_no_other_point(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"budget": 0.1}, {"data.source_share": 0.5}, {"training.steps": 7}, {"label": "neutral.other"}]
+    "settings",
+    [
+        {"budget": 0.1},
+        {"data.source_share": 0.5},
+        {"training.steps": 7},
+        {"label": "neutral.other"},
+    ],
 )
 def test_what_makes_another_point(settings: dict[str, Any]) -> None:
     one = section(make_record(), make_record(seed=1, settings=settings))
@@ -90,7 +103,9 @@ def test_a_curve_joins_learning_rates_or_shares() -> None:
 def test_validation_chooses_and_the_evaluation_sets_do_not() -> None:
     one = section(
         make_record(rate=1e-3, bits=2.0, validation=2.5),
-        make_record(rate=2e-3, bits=2.4, validation=2.1),  # worse where results are measured, better to choose by
+        make_record(
+            rate=2e-3, bits=2.4, validation=2.1
+        ),  # worse where results are measured, better to choose by
     )
     assert [p.is_chosen for p in one.points] == [False, True]
     assert [p.learning_rate for p in one.rows] == [2e-3]
@@ -142,15 +157,20 @@ def test_pareto_front() -> None:
     ],
 )
 def test_forgetting_at_equal_learning(bits: float, forgetting: float | None) -> None:
-    # (9, 3.5) forgets more and learns less than (2, 3.0): left out, or the curve would look worse than it is.
+    # (9, 3.5) forgets more and learns less than (2, 3.0): left out, or the curve would look worse
+    # than it is.
     curve = [(6.0, 2.0), (2.0, 3.0), (9.0, 3.5)]
-    assert forgetting_at(bits, curve, backbone_bits=4.0) == (None if forgetting is None else pytest.approx(forgetting))
+    assert forgetting_at(bits, curve, backbone_bits=4.0) == (
+        None if forgetting is None else pytest.approx(forgetting)
+    )
 
 
 def test_comparison_at_equal_learning() -> None:
     one = section(
         make_record(forgetting=0.5, bits=2.5),
-        make_record("lora", forgetting=6.0, bits=2.0),  # at 2.5, three quarters of the way from 4: 4.5 %
+        make_record(
+            "lora", forgetting=6.0, bits=2.0
+        ),  # at 2.5, three quarters of the way from 4: 4.5 %
         make_record("adapter", forgetting=8.0, bits=2.5),
         make_record("llama-pro", forgetting=0.1, bits=3.0),  # does not reach 2.5
     )
@@ -194,8 +214,12 @@ def test_weight_averages_end_at_the_model_that_they_average() -> None:
     ("new_weights", "budget", "found"),
     [(200, 0.2, True), (203, 0.9, True), (0, 0.9, True), (300, 0.201, True), (300, 0.9, False)],
 )
-def test_better_on_both_sides_at_the_same_budget(new_weights: int, budget: float, found: bool) -> None:
-    better = make_record("lora", forgetting=0.1, bits=1.9, new_weights=new_weights, settings={"budget": budget})
+def test_better_on_both_sides_at_the_same_budget(
+    new_weights: int, budget: float, found: bool
+) -> None:
+    better = make_record(
+        "lora", forgetting=0.1, bits=1.9, new_weights=new_weights, settings={"budget": budget}
+    )
     one = section(make_record(), better)
     result = compare(one)
     assert result is not None
@@ -210,7 +234,9 @@ def test_verdicts() -> None:
     assert alone.endswith("Nothing else was measured here, so there is nothing to compare it with.")
 
     nothing = section(make_record(forgetting=-0.1), make_record("lora", forgetting=4, bits=2.0))
-    assert "It forgets nothing; at equal learning the next best, lora, forgets +4.00 %" in verdict(nothing)
+    assert "It forgets nothing; at equal learning the next best, lora, forgets +4.00 %" in verdict(
+        nothing
+    )
 
     short = section(make_record(), make_record("lora", forgetting=4, bits=3.0))
     assert "No other method learns as much: lora comes nearest with 3.000" in verdict(short)
@@ -218,7 +244,9 @@ def test_verdicts() -> None:
     beaten = section(make_record(forgetting=5), make_record("lora", forgetting=1, bits=2.0))
     assert "At equal learning lora forgets less: +1.00 %" in verdict(beaten)
 
-    without = verdict(section(make_record("lora", forgetting=4), make_record("adapter", forgetting=3, bits=2.5)))
+    without = verdict(
+        section(make_record("lora", forgetting=4), make_record("adapter", forgetting=3, bits=2.5))
+    )
     assert "lora learns most" in without
     assert "adapter forgets least" in without
     assert "No run of neutral residues" in without
@@ -249,7 +277,9 @@ def with_set(**changes: Any) -> Record:
 
 def with_metrics(**changes: Any) -> Record:
     record = make_record("lora", sets=[])
-    return record.model_copy(update={"metrics": [m.model_copy(update=changes) for m in record.metrics]})
+    return record.model_copy(
+        update={"metrics": [m.model_copy(update=changes) for m in record.metrics]}
+    )
 
 
 def other_tokenizer() -> Record:
@@ -283,19 +313,26 @@ def test_the_same_run_twice_is_refused() -> None:
         section(make_record(), make_record())
 
 
-@pytest.mark.parametrize(("role", "lacks"), [("source", "a source set"), ("target", "a target set")])
+@pytest.mark.parametrize(
+    ("role", "lacks"), [("source", "a source set"), ("target", "a target set")]
+)
 def test_a_record_with_one_side_is_refused(role: str, lacks: str) -> None:
     record = make_record()
     half = record.model_copy(update={"metrics": [m for m in record.metrics if m.role != role]})
     with pytest.raises(UserError, match=lacks):
         section(half)
-    no_backbone = record.model_copy(update={"metrics": [m for m in record.metrics if m.of != "backbone"]})
+    no_backbone = record.model_copy(
+        update={"metrics": [m for m in record.metrics if m.of != "backbone"]}
+    )
     with pytest.raises(UserError, match="bits per byte of the backbone"):
         section(no_backbone)
 
 
 def test_curves_that_would_have_one_name_are_numbered() -> None:
-    text = [make_record(seed=0, settings={"data.train": [{"name": "fr", "path": path}]}) for path in ("a", "b", "c")]
+    text = [
+        make_record(seed=0, settings={"data.train": [{"name": "fr", "path": path}]})
+        for path in ("a", "b", "c")
+    ]
     one = section(*text)
     assert [curve.name for curve in one.curves] == [
         "neutral (other train)",

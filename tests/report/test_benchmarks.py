@@ -1,4 +1,5 @@
-"""Benchmarks in the report: what was measured is drawn beside its bound, with or without records."""
+"""Benchmarks in the report: what was measured is drawn beside its bound, with or without
+records."""
 
 import json
 import re
@@ -10,19 +11,33 @@ import pytest
 from neutral_residues.errors import UserError
 from neutral_residues.report.benchmarks import benchmark_plots
 from neutral_residues.report.build import write_report
-from neutral_residues.results.benchmark import Benchmark, Bound, Measured, read_benchmark, write_benchmark
+from neutral_residues.results.benchmark import (
+    Benchmark,
+    Bound,
+    Measured,
+    read_benchmark,
+    write_benchmark,
+)
 from neutral_residues.results.store import provenance, write_record
 from synthetic import make_record
 
 
 def row(name: str, ratio: float, **more: Any) -> Measured:
-    return Measured(group="decode <text>", name=name, against="backbone", ratio=ratio, value=0.1, **more)
+    return Measured(
+        group="decode <text>", name=name, against="backbone", ratio=ratio, value=0.1, **more
+    )
 
 
 def benchmark(rows: list[Measured]) -> Benchmark:
     where = provenance()
     return Benchmark(
-        name="inference", title="Running it", command="python x.py", threads=2, rounds=3, provenance=where, rows=rows
+        name="inference",
+        title="Running it",
+        command="python x.py",
+        threads=2,
+        rounds=3,
+        provenance=where,
+        rows=rows,
     )
 
 
@@ -55,7 +70,9 @@ def test_a_report_of_benchmarks_alone_and_beside_a_run(tmp_path: Path) -> None:
     assert re.search(r"\| skip \| decode .*text.* \| 1.013 \| 1 ?.*\| backbone \|", summary)
     assert "| skip, tokens 3 |" in summary
     write_record(tmp_path / "record.json", make_record("neutral"))
-    both = write_report([tmp_path / "record.json", tmp_path / "b.json"], tmp_path / "both").read_text()
+    both = write_report(
+        [tmp_path / "record.json", tmp_path / "b.json"], tmp_path / "both"
+    ).read_text()
     assert "report of 1 run and 1 benchmark" in both
 
 

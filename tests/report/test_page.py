@@ -1,4 +1,5 @@
-"""What is found behind a path, what is written, and what is refused; the page's text without a browser."""
+"""What is found behind a path, what is written, and what is refused; the page's text without a
+browser."""
 
 import io
 import json
@@ -38,7 +39,11 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         values = dict(attributes)
         self.tags.append(tag)
-        self.addresses += [values[key] or "" for key in ("src", "href", "action", "data", "srcset") if key in values]
+        self.addresses += [
+            values[key] or ""
+            for key in ("src", "href", "action", "data", "srcset")
+            if key in values
+        ]
         self.ids += [values["id"] or ""] if "id" in values else []
         self._in_data = values.get("type") == "application/json"
 
@@ -117,7 +122,11 @@ def broken(folder: Path, what: str) -> Path:
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
-    what: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    what: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "report"
     path = broken(tmp_path / "run", what)
@@ -143,17 +152,24 @@ def test_where_the_report_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert {p.name for p in page.parent.iterdir()} == {
         "index.html",
         "summary.md",
-        *(f"fr-{name}.{kind}" for name in ("plane", "training", "layers", "gates") for kind in ("png", "svg")),
+        *(
+            f"fr-{name}.{kind}"
+            for name in ("plane", "training", "layers", "gates")
+            for kind in ("png", "svg")
+        ),
     }
 
 
 def test_neither_torch_nor_its_friends_are_loaded(tmp_path: Path) -> None:
     write_record(tmp_path / "record.json", make_record())
     code = (
-        "import sys; from neutral_residues.cli.app import app; app(['report', sys.argv[1]], standalone_mode=False); "
-        "print([name for name in ('torch', 'transformers', 'peft', 'datasets') if name in sys.modules])"
+        "import sys; from neutral_residues.cli.app import app; app(['report', sys.argv[1]],"
+        " standalone_mode=False); print([name for name in ('torch', 'transformers', 'peft',"
+        " 'datasets') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], check=True, capture_output=True, text=True
+    )
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -177,7 +193,10 @@ def test_an_earlier_report_is_replaced_and_nothing_else_is(tmp_path: Path) -> No
 
 def test_the_same_records_give_the_same_bytes(comparison: Path, tmp_path: Path) -> None:
     report(comparison, output=tmp_path / "again")
-    first, second = ({p.name: p.read_bytes() for p in f.iterdir()} for f in (comparison / "report", tmp_path / "again"))
+    first, second = (
+        {p.name: p.read_bytes() for p in f.iterdir()}
+        for f in (comparison / "report", tmp_path / "again")
+    )
     assert set(first) == set(second)
     assert [name for name in first if first[name] != second[name]] == []
 
@@ -208,7 +227,9 @@ def test_hostile_text_stays_text(comparison: Path) -> None:
 
 
 def test_a_hostile_label_stays_text(tmp_path: Path) -> None:
-    record = make_record().model_copy(update={"method": HOSTILE, "config": make_record().config | {"label": None}})
+    record = make_record().model_copy(
+        update={"method": HOSTILE, "config": make_record().config | {"label": None}}
+    )
     write_record(tmp_path / "record.json", record)
     page, _ = report(tmp_path)
     text = page.read_text(encoding="utf-8")
@@ -227,15 +248,27 @@ def test_failed_and_unfinished_cells_are_named(comparison: Path) -> None:
 def test_the_page_says_why_the_numbers_moved(comparison: Path, tmp_path: Path) -> None:
     text = (comparison / "report" / "index.html").read_text(encoding="utf-8")
     assert text.count("A few tokens carry it.") == 2  # lora on English, once in each section
-    assert "lora on en: half of all change is carried by 2 of 300 different tokens, 2.0 % of the text" in text
+    assert (
+        "lora on en: half of all change is carried by 2 of 300 different tokens, 2.0 % of the text"
+        in text
+    )
     assert "The worst documents of en (source)" in text
     write_record(tmp_path / "record.json", make_record(forgetting=10.0, bits=3.5))
     page, _ = report(tmp_path)
-    data = next(json.loads(text)["data"] for text in Page(page.read_text(encoding="utf-8")).data if "rare" in text)
+    data = next(
+        json.loads(text)["data"]
+        for text in Page(page.read_text(encoding="utf-8")).data
+        if "rare" in text
+    )
     drawn = {trace["name"]: trace["x"][0] for trace in data if trace.get("meta")}
-    assert drawn == pytest.approx({"punctuation": -0.005, "frequent words": 0.025, "rare words": 0.03})
+    assert drawn == pytest.approx(
+        {"punctuation": -0.005, "frequent words": 0.025, "rare words": 0.03}
+    )
     summary = (page.parent / "summary.md").read_text(encoding="utf-8")
-    assert "en +0.050 (rare words +0.030, frequent words +0.025); fr −0.500 (rare words −0.300" in summary
+    assert (
+        "en +0.050 (rare words +0.030, frequent words +0.025); fr −0.500 (rare words −0.300"
+        in summary
+    )
     write_record(tmp_path / "old.json", make_record(breakdowns=[]))
     page, _ = report(tmp_path / "old.json", output=tmp_path / "old")
     assert "Why the numbers moved" not in page.read_text(encoding="utf-8")
@@ -244,13 +277,19 @@ def test_the_page_says_why_the_numbers_moved(comparison: Path, tmp_path: Path) -
 def test_summary_is_markdown_for_a_model_card(comparison: Path) -> None:
     text = (comparison / "report" / "summary.md").read_text(encoding="utf-8")
     assert text.startswith(
-        "## What was learnt, what was forgotten: de\n\nOn de, neutral lowers bits per byte from 5.000"
+        "## What was learnt, what was forgotten: de\n\nOn de, neutral lowers bits per byte from"
+        " 5.000"
     )
     rows = [line for line in text.splitlines() if line.startswith("| neutral |")]
-    assert rows[0] == "| neutral | 0.001 | 2 | 20.0 | +0.45 ± 0.07 | 2.1100 ± 0.0141 | −57.80 ± 0.28 |"
+    assert (
+        rows[0] == "| neutral | 0.001 | 2 | 20.0 | +0.45 ± 0.07 | 2.1100 ± 0.0141 | −57.80 ± 0.28 |"
+    )
     # The table of results is one table, and so is that of equal learning.
     heads = [part for part in text.split("\n\n") if part.startswith("| run |")]
-    assert all(len({line.replace("\\|", "").count("|") for line in part.splitlines()}) == 1 for part in heads)
+    assert all(
+        len({line.replace("\\|", "").count("|") for line in part.splitlines()}) == 1
+        for part in heads
+    )
     for picture in re.findall(r"\]\((.*?)\)", text):
         assert (comparison / "report" / picture).is_file()
 
@@ -274,7 +313,14 @@ def test_levels_of_gates() -> None:
 
 
 def test_records_of_an_evaluation_alone(tmp_path: Path) -> None:
-    bare: dict[str, Any] = {"kind": "evaluate", "curve": [], "samples": [], "gates": [], "sets": [], "cost": Cost()}
+    bare: dict[str, Any] = {
+        "kind": "evaluate",
+        "curve": [],
+        "samples": [],
+        "gates": [],
+        "sets": [],
+        "cost": Cost(),
+    }
     for name in ("one", "two"):
         config = {"extension": f"runs/{name}", "context_tokens": 128, "stride_tokens": 64}
         record = make_record().model_copy(update={**bare, "config": config})

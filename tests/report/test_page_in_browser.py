@@ -12,7 +12,12 @@ from synthetic import make_comparison
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
@@ -32,7 +37,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any, page_file: Path) -> Iterator[Any]:
-    """Opens the page in a context of its own, and afterwards holds what it complained of and asked for."""
+    """Opens the page in a context of its own, and afterwards holds what it complained of and asked
+    for."""
     complaints: list[str] = []
     requests: list[str] = []
     contexts = []
@@ -61,17 +67,15 @@ def open_page(browser: Any, page_file: Path) -> Iterator[Any]:
 
 def test_every_figure_is_drawn(open_page: Any) -> None:
     page = open_page()
-    drawn = page.evaluate(
-        """() => [...document.querySelectorAll(".canvas")].map((canvas) => ({
+    drawn = page.evaluate("""() => [...document.querySelectorAll(".canvas")].map((canvas) => ({
             id: canvas.id,
             svgs: canvas.querySelectorAll(".main-svg").length,
             traces: canvas.querySelectorAll(".scatterlayer .trace, .barlayer .trace").length,
             given: canvas.data.length,
             width: canvas.querySelector(".main-svg").getBoundingClientRect().width,
-        }))"""
-    )
-    # For each of two languages: the plane, two sets through training, two times two by layer, five costs, two sets
-    # broken down.
+        }))""")
+    # For each of two languages: the plane, two sets through training, two times two by layer, five
+    # costs, two sets broken down.
     assert len(drawn) == 2 * (1 + 2 + 4 + 5 + 2)
     for figure in drawn:
         assert figure["svgs"] >= 1, figure
@@ -86,7 +90,10 @@ def test_headings_sort_by_pointer_and_keyboard(open_page: Any) -> None:
 
     def column() -> list[float]:
         index = heading.evaluate("th => th.cellIndex")
-        script = "(table, index) => [...table.tBodies[0].rows].map((row) => Number(row.cells[index].dataset.value))"
+        script = (
+            "(table, index) => [...table.tBodies[0].rows].map((row) =>"
+            " Number(row.cells[index].dataset.value))"
+        )
         return list(table.evaluate(script, index))
 
     before = column()
@@ -103,22 +110,24 @@ def test_headings_sort_by_pointer_and_keyboard(open_page: Any) -> None:
 
 def test_hover_names_the_point(open_page: Any) -> None:
     page = open_page(viewport={"width": 1100, "height": 900})
-    place = page.evaluate(
-        """() => {
+    place = page.evaluate("""() => {
             const canvas = document.getElementById("s1-f0");
             const trace = canvas.data.find((trace) => trace.meta.curve === "neutral");
             const { xaxis, yaxis } = canvas._fullLayout;
             canvas.scrollIntoView({ block: "center", behavior: "instant" });
             const box = canvas.getBoundingClientRect();
             return [box.left + xaxis._offset + xaxis.d2p(trace.x[1]), box.top + yaxis._offset + yaxis.d2p(trace.y[1])];
-        }"""
-    )
+        }""")
     page.mouse.move(place[0] - 3, place[1])
     page.mouse.move(*place)
     label = page.locator("#s1-f0 .hoverlayer .hovertext")
     label.first.wait_for(timeout=10_000)
     text = label.first.text_content()
-    for part in ("neutral at learning rate 0.001", "forgetting +0.45 ± 0.07 %", "2 seeds, chosen by validation"):
+    for part in (
+        "neutral at learning rate 0.001",
+        "forgetting +0.45 ± 0.07 %",
+        "2 seeds, chosen by validation",
+    ):
         assert part in text
 
 
@@ -128,9 +137,13 @@ def test_buttons_change_the_axis(open_page: Any) -> None:
     title = page.locator("#s1-f0 .xtitle")
     assert "mean" in title.text_content()
     figure.get_by_role("button", name="wiki").click()
-    page.wait_for_function("() => document.querySelector('#s1-f0 .xtitle').textContent.includes('wiki')")
+    page.wait_for_function(
+        "() => document.querySelector('#s1-f0 .xtitle').textContent.includes('wiki')"
+    )
     assert figure.locator("[aria-pressed=true]").all_text_contents() == ["wiki"]
-    neutral = "document.getElementById('s1-f0').data.find((trace) => trace.meta.curve === 'neutral')"
+    neutral = (
+        "document.getElementById('s1-f0').data.find((trace) => trace.meta.curve === 'neutral')"
+    )
     # Two seeds with 0.4 and 0.5 % on average, and one and a half times as much on wiki.
     assert page.evaluate(f"{neutral}.x[1]") == pytest.approx(0.675)
     assert page.evaluate(f"{neutral}.error_x.array[1]") == pytest.approx(1.5 * 0.1 / 2**0.5)
@@ -145,7 +158,9 @@ def test_the_legend_hides_a_run_everywhere(open_page: Any) -> None:
     button = page.locator("#s1 .legend button", has_text="lora")
     button.click()
     assert button.get_attribute("aria-pressed") == "false"
-    assert sum(1 for n in page.evaluate(hidden) if n) == 1 + 2 + 2 + 5  # plane, training, why, costs of its own section
+    assert (
+        sum(1 for n in page.evaluate(hidden) if n) == 1 + 2 + 2 + 5
+    )  # plane, training, why, costs of its own section
     button.click()
     assert sum(page.evaluate(hidden)) == 0
 
@@ -153,11 +168,15 @@ def test_the_legend_hides_a_run_everywhere(open_page: Any) -> None:
 def test_copy_yields_markdown(open_page: Any) -> None:
     page = open_page(permissions=["clipboard-read", "clipboard-write"])
     page.locator("[data-copy=s1-points]").click()
-    page.wait_for_function("() => document.querySelector('[data-copy=s1-points]').textContent === 'Copied'")
+    page.wait_for_function(
+        "() => document.querySelector('[data-copy=s1-points]').textContent === 'Copied'"
+    )
     lines = page.evaluate("navigator.clipboard.readText()").splitlines()
     assert lines[0].startswith("| run | learning rate |")
     assert lines[1].startswith("|---|---:|")
-    assert any(line.startswith("| neutral | 0.001 |") and "2.1100 ± 0.0141" in line for line in lines)
+    assert any(
+        line.startswith("| neutral | 0.001 |") and "2.1100 ± 0.0141" in line for line in lines
+    )
     assert len({line.count("|") for line in lines}) == 1
 
 
@@ -184,23 +203,33 @@ def test_dark_mode(open_page: Any) -> None:
     assert at_light[1] != at_dark[1]
     light.emulate_media(color_scheme="dark")  # on change too
     light.wait_for_function(
-        "colour => getComputedStyle(document.querySelector('#s1-f0 .xtitle')).fill === colour", arg=at_dark[1]
+        "colour => getComputedStyle(document.querySelector('#s1-f0 .xtitle')).fill === colour",
+        arg=at_dark[1],
     )
     assert light.evaluate(look) == at_dark
 
 
 def test_a_phone_needs_no_sideways_scrolling(open_page: Any) -> None:
     page = open_page(viewport={"width": 390, "height": 844})
-    width = page.evaluate("Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)")
+    width = page.evaluate(
+        "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)"
+    )
     assert width <= 390
-    assert page.evaluate("document.querySelector('#s1-f0 .main-svg').getBoundingClientRect().width") <= 390
+    assert (
+        page.evaluate("document.querySelector('#s1-f0 .main-svg').getBoundingClientRect().width")
+        <= 390
+    )
 
 
 def test_every_figure_has_a_text(open_page: Any) -> None:
     page = open_page()
     labels = page.evaluate(
-        "() => [...document.querySelectorAll('[role=img]')].map((element) => element.getAttribute('aria-label'))"
+        "() => [...document.querySelectorAll('[role=img]')].map((element) =>"
+        " element.getAttribute('aria-label'))"
     )
     assert all(labels)
     assert page.locator(".heat .t[title*='layer 1']").count() > 10
-    assert page.evaluate("getComputedStyle(document.querySelector('.t b.g0')).backgroundColor") == "rgba(0, 0, 0, 0)"
+    assert (
+        page.evaluate("getComputedStyle(document.querySelector('.t b.g0')).backgroundColor")
+        == "rgba(0, 0, 0, 0)"
+    )

@@ -1,4 +1,5 @@
-"""Tasks in the report: seeds averaged, intervals not narrowed by them, items that differ refused."""
+"""Tasks in the report: seeds averaged, intervals not narrowed by them, items that differ
+refused."""
 
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,17 @@ def test_seeds_are_averaged_and_the_interval_stays_as_wide() -> None:
 
 def test_in_words() -> None:
     assert task_sentences(two_seeds()) == [
-        "neutral – English: blimp-en no change beyond noise (+0.1 ± 1.0); French: clams-fr better (+3.0 ± 2.0).",
+        (
+            "neutral – English: blimp-en no change beyond noise (+0.1 ± 1.0); French: clams-fr"
+            " better (+3.0 ± 2.0)."
+        ),
         "lora – French: clams-fr worse (−2.0 ± 1.0).",
     ]
     many = [score(f"{name}_fr", 0.01, 0.02) for name in ("arc", "hellaswag", "m_mmlu", "belebele")]
     other = score("wikitext", -0.5, 1.0, unit="score", language=None, direction="lower")
     assert task_sentences(section(make_record(tasks=[*many, other]))) == [
-        # Four half-widths of 2 add up to 4 as squares; divided by 4 that is 1, and 0 lies on its edge.
+        # Four half-widths of 2 add up to 4 as squares; divided by 4 that is 1, and 0 lies on its
+        # edge.
         "neutral – French: mean of 4 tasks no change beyond noise (+1.0 ± 1.0); "
         "wikitext no change beyond noise (−0.5 ± 1.0)."
     ]
@@ -79,9 +84,16 @@ def test_table_and_figure() -> None:
     names = [column.name for column in table.columns]
     assert "shots" not in names  # nothing to say
     assert "prompts cut" not in names
-    assert [row.cells[names.index("task") - 1].text for row in table.rows] == ["blimp-en", "clams-fr", "clams-fr"]
+    assert [row.cells[names.index("task") - 1].text for row in table.rows] == [
+        "blimp-en",
+        "clams-fr",
+        "clams-fr",
+    ]
     (plot,) = [plot for plot in all_plots(two_seeds()) if plot.key == "tasks"]
-    assert [list(trace.x) for trace in plot.figure.data] == [[pytest.approx(0.1), pytest.approx(3.0)], [-2.0]]
+    assert [list(trace.x) for trace in plot.figure.data] == [
+        [pytest.approx(0.1), pytest.approx(3.0)],
+        [-2.0],
+    ]
     assert list(plot.figure.data[0].error_x.array) == [pytest.approx(1.0), pytest.approx(2.0)]
     places = [list(trace.y) for trace in plot.figure.data]
     assert places[0][1] < places[1][0]  # of the same task, ours above, and not on top of it

@@ -14,7 +14,14 @@ from pydantic import ValidationError
 
 from neutral_residues.errors import UserError
 from neutral_residues.results.record import Cost, Metric, Sample, TaskScore
-from neutral_residues.results.store import PACKAGES, Record, find, provenance, read_record, write_record
+from neutral_residues.results.store import (
+    PACKAGES,
+    Record,
+    find,
+    provenance,
+    read_record,
+    write_record,
+)
 
 
 def metric(**changes: Any) -> Metric:
@@ -36,10 +43,16 @@ def record(**changes: Any) -> Record:
     values: dict[str, Any] = {
         "kind": "extend",
         "method": "neutral",
-        "metrics": [metric(), metric(of="backbone", value=1.7), metric(name="gates_zero", layer=1, value=0.5)],
+        "metrics": [
+            metric(),
+            metric(of="backbone", value=1.7),
+            metric(name="gates_zero", layer=1, value=0.5),
+        ],
         "curve": [{"step": 0, "loss_nats": 4.5}, {"step": 10, "loss_nats": 3.0}],
         "samples": [Sample(prompt="Hé", backbone=" llo", extended=" là")],
-        "cost": Cost(tokens=1000, seconds=2.5, tokens_per_second=400.0, new_weights=20, backbone_weights=100),
+        "cost": Cost(
+            tokens=1000, seconds=2.5, tokens_per_second=400.0, new_weights=20, backbone_weights=100
+        ),
         "provenance": provenance(seed=3, device="cpu", tokenizer_key="abc"),
         "config": {"method": "neutral", "sets": ["en"], "alpha": 1.0},
     }
@@ -94,7 +107,9 @@ def test_no_json(tmp_path: Path, content: bytes) -> None:
         read_record(tmp_path / "r.json")
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "null", "{}", '{"format": "somebody/else", "version": 9}'])
+@pytest.mark.parametrize(
+    "content", ["[]", "3", "null", "{}", '{"format": "somebody/else", "version": 9}']
+)
 def test_foreign_json(tmp_path: Path, content: str) -> None:
     (tmp_path / "r.json").write_text(content)
     with pytest.raises(UserError, match="not a record of neutral-residues"):
@@ -118,7 +133,9 @@ def test_newer_version(tmp_path: Path) -> None:
         ({"cost": {"tokens": -1}}, r"cost\.tokens: "),
     ],
 )
-def test_wrong_fields_are_one_line_that_names_them(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_wrong_fields_are_one_line_that_names_them(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     written(tmp_path / "r.json", **changes)
     with pytest.raises(UserError, match=message) as caught:
         read_record(tmp_path / "r.json")
@@ -183,5 +200,8 @@ def test_every_field_is_documented() -> None:
 
 
 def test_no_torch_here() -> None:
-    code = "import sys, neutral_residues.results.store, neutral_residues.evaluation.metrics; assert 'torch' not in sys.modules"
+    code = (
+        "import sys, neutral_residues.results.store, neutral_residues.evaluation.metrics; assert"
+        " 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -38,37 +38,57 @@ def quiet() -> Console:
 
 
 @pytest.mark.parametrize("held", ["bfloat16", "int8", "nf4"])
-def test_a_backbone_in_fewer_bits_learns_and_is_measured_as_it_trained(held: str, tmp_path: Path) -> None:
+def test_a_backbone_in_fewer_bits_learns_and_is_measured_as_it_trained(
+    held: str, tmp_path: Path
+) -> None:
     if held in ("int8", "nf4"):
         pytest.importorskip("bitsandbytes")
     record = run(tmp_path, steps=20, frozen_weights=held)
-    fr = {of: find(record, "bits_per_byte", set="fr", of=of).value for of in ("backbone", "extended")}
+    fr = {
+        of: find(record, "bits_per_byte", set="fr", of=of).value for of in ("backbone", "extended")
+    }
     assert fr["extended"] < 0.97 * fr["backbone"]
     extension = RunFolder(tmp_path / "run").extension
-    assert {t.dtype for t in load_file(extension / "adapter_model.safetensors").values()} == {torch.float32}
-    weight = next(iter(residue_layers(load_saved(tmp_path / "run").model).values())).base_layer.gate_proj.weight
+    assert {t.dtype for t in load_file(extension / "adapter_model.safetensors").values()} == {
+        torch.float32
+    }
+    weight = next(
+        iter(residue_layers(load_saved(tmp_path / "run").model).values())
+    ).base_layer.gate_proj.weight
     assert weight.dtype == {"bfloat16": torch.float32, "int8": torch.int8, "nf4": torch.uint8}[held]
     if held != "bfloat16":
-        again = evaluate_folder(tmp_path / "run", sets=(), context=None, stride=None, output=None, console=quiet())
+        again = evaluate_folder(
+            tmp_path / "run", sets=(), context=None, stride=None, output=None, console=quiet()
+        )
         for of, value in fr.items():
-            assert find(again, "bits_per_byte", set="fr", of=of).value == pytest.approx(value, rel=1e-5)
+            assert find(again, "bits_per_byte", set="fr", of=of).value == pytest.approx(
+                value, rel=1e-5
+            )
 
 
 def test_lora_works_around_four_bits_too(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    record = extend(make_run(method_values(tmp_path, "lora", frozen_weights="nf4")), console=quiet())
+    record = extend(
+        make_run(method_values(tmp_path, "lora", frozen_weights="nf4")), console=quiet()
+    )
     assert record.cost.new_weights
 
 
 def test_where_nothing_is_frozen_the_setting_is_refused(tmp_path: Path) -> None:
     values = method_values(tmp_path, "finetune", frozen_weights="nf4")
-    with pytest.raises(UserError, match=r"frozen_weights has no effect on method finetune.*got nf4; remove it"):
+    with pytest.raises(
+        UserError, match=r"frozen_weights has no effect on method finetune.*got nf4; remove it"
+    ):
         extend(make_run(values), console=quiet())
 
 
-def test_without_the_package_that_quantises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_that_quantises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"nf4 weights need the package bitsandbytes; pip install 'neutral"):
+    with pytest.raises(
+        UserError, match=r"nf4 weights need the package bitsandbytes; pip install 'neutral"
+    ):
         run(tmp_path, frozen_weights="nf4")
 
 
@@ -76,9 +96,14 @@ def test_without_the_package_that_quantises(tmp_path: Path, monkeypatch: pytest.
 def test_a_compiled_run_is_the_same_run(tmp_path: Path) -> None:
     plain = run(tmp_path, steps=4)
     compiled = extend(
-        make_run(run_values(tmp_path, learning_rate=0.01, steps=4, compile=True) | {"output": str(tmp_path / "c")}),
+        make_run(
+            run_values(tmp_path, learning_rate=0.01, steps=4, compile=True)
+            | {"output": str(tmp_path / "c")}
+        ),
         console=quiet(),
     )
     for set_name in ("fr", "en"):
-        a, b = (find(r, "bits_per_byte", set=set_name, of="extended").value for r in (plain, compiled))
+        a, b = (
+            find(r, "bits_per_byte", set=set_name, of="extended").value for r in (plain, compiled)
+        )
         assert a == pytest.approx(b, rel=1e-4)

@@ -1,4 +1,5 @@
-"""The local loss in training loops: always against one big batch, written by hand in `distributed_worker.py`."""
+"""The local loss in training loops: always against one big batch, written by hand in
+`distributed_worker.py`."""
 
 import copy
 import gc
@@ -51,17 +52,24 @@ from distributed_worker import (
 )
 from neutral_residues import NeutralResiduesConfig, UserError, residue_layers
 from neutral_residues.training.local_loss import LocalLossTerm, local_loss
-from neutral_residues.training.mixin import DeviceSums, DomainLabelCollator, NeutralResiduesTrainerMixin
+from neutral_residues.training.mixin import (
+    DeviceSums,
+    DomainLabelCollator,
+    NeutralResiduesTrainerMixin,
+)
 
 # Transformers 5.23 renames what TRL and our oldest Transformers call by its old name.
-pytestmark = pytest.mark.filterwarnings(r"ignore:.gradient_checkpointing\w*. is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:.gradient_checkpointing\w*. is deprecated:FutureWarning"
+)
 
 Rows = list[dict[str, Any]]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def what_is_imported_stays() -> Iterator[None]:
-    """Every Trainer collects garbage when it starts; half its time here would be looking through the libraries."""
+    """Every Trainer collects garbage when it starts; half its time here would be looking through
+    the libraries."""
     gc.collect()
     gc.freeze()
     yield
@@ -80,7 +88,9 @@ def quiet_and_one_thread() -> Iterator[None]:
 
 class SFT(NeutralResiduesTrainerMixin, SFTTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **({"gate_learning_rate_factor": 1.0, "local_loss_weight": ALPHA} | kwargs))
+        super().__init__(
+            *args, **({"gate_learning_rate_factor": 1.0, "local_loss_weight": ALPHA} | kwargs)
+        )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
@@ -89,7 +99,11 @@ class SFT(NeutralResiduesTrainerMixin, SFTTrainer):
 def tokenizer(side: str = "right") -> PreTrainedTokenizerFast:
     words = models.WordLevel({f"t{i}": i for i in range(VOCABULARY)}, unk_token="t1")
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(words), pad_token=f"t{PAD}", eos_token="t2", unk_token="t1", padding_side=side
+        tokenizer_object=Tokenizer(words),
+        pad_token=f"t{PAD}",
+        eos_token="t2",
+        unk_token="t1",
+        padding_side=side,
     )
 
 
@@ -120,13 +134,23 @@ def train(
 
 
 def sft(
-    folder: Path, rows: Rows, *, weight: float = ALPHA, batch: int = 4, accumulation: int = 2, **changes: Any
+    folder: Path,
+    rows: Rows,
+    *,
+    weight: float = ALPHA,
+    batch: int = 4,
+    accumulation: int = 2,
+    **changes: Any,
 ) -> SFT:
     settings = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None, "bf16": False}
-    args = arguments(str(folder), batch=batch, accumulation=accumulation, kind=SFTConfig, **(settings | changes))
+    args = arguments(
+        str(folder), batch=batch, accumulation=accumulation, kind=SFTConfig, **(settings | changes)
+    )
     model = extended_llama()
     data = datasets.Dataset.from_list(as_lists(rows))
-    trainer = SFT(model, args, train_dataset=data, processing_class=tokenizer(), local_loss_weight=weight)
+    trainer = SFT(
+        model, args, train_dataset=data, processing_class=tokenizer(), local_loss_weight=weight
+    )
     trainer.train()
     return trainer
 
@@ -134,7 +158,13 @@ def sft(
 def as_lists(rows: Rows) -> Rows:
     """One number for a row spread over its tokens: a column of a data set has one type."""
     return [
-        r | {"domain_labels": torch.as_tensor(r["domain_labels"]).expand(len(r["input_ids"])).tolist()} for r in rows
+        r
+        | {
+            "domain_labels": torch.as_tensor(r["domain_labels"])
+            .expand(len(r["input_ids"]))
+            .tolist()
+        }
+        for r in rows
     ]
 
 
@@ -155,7 +185,9 @@ def assert_same_weights(model: nn.Module, expected: nn.Module, atol: float = 1e-
         )
 
 
-def assert_like_one_big_batch(trainer: Any, rows: Rows, *, kind: str = "l1", **settings: Any) -> None:
+def assert_like_one_big_batch(
+    trainer: Any, rows: Rows, *, kind: str = "l1", **settings: Any
+) -> None:
     expected = extended_llama(**settings)
     local_losses = big_batch_training(expected, rows, kind=kind)
     assert_same_weights(trainer.model, expected)
@@ -169,7 +201,10 @@ def test_the_local_loss_matters_in_these_tests() -> None:
     with_it, without_it = extended_llama(), extended_llama()
     big_batch_training(with_it, mixed_rows())
     big_batch_training(without_it, mixed_rows(), alpha=0)
-    moved = [(a - b).abs().max().item() for a, b in zip(with_it.parameters(), without_it.parameters(), strict=True)]
+    moved = [
+        (a - b).abs().max().item()
+        for a, b in zip(with_it.parameters(), without_it.parameters(), strict=True)
+    ]
     assert max(moved) > 1e-2
 
 
@@ -205,7 +240,14 @@ def test_ready_tensors_that_are_padded_already(tmp_path: Path) -> None:
         if isinstance(domains, list):
             domains = domains + [SOURCE] * (len(ids_T) - len(domains))
         labels_T = ids_T.masked_fill(mask_T == 0, IGNORE)
-        ready.append({"input_ids": ids_T, "attention_mask": mask_T, "labels": labels_T, "domain_labels": domains})
+        ready.append(
+            {
+                "input_ids": ids_T,
+                "attention_mask": mask_T,
+                "labels": labels_T,
+                "domain_labels": domains,
+            }
+        )
     assert_like_one_big_batch(train(tmp_path, ready, collator=default_data_collator), rows)
 
 
@@ -215,7 +257,8 @@ def test_a_data_set_keeps_the_column(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gate", "kind"), [("elu", "l1"), ("sigmoid", "l1"), ("none", "l1"), ("sigmoid", "cross_entropy")]
+    ("gate", "kind"),
+    [("elu", "l1"), ("sigmoid", "l1"), ("none", "l1"), ("sigmoid", "cross_entropy")],
 )
 def test_gates_and_kinds(tmp_path: Path, gate: str, kind: str) -> None:
     trainer = train(tmp_path, mixed_rows(), model=extended_llama(block_gate=gate), local_loss=kind)
@@ -235,7 +278,10 @@ def test_gradient_checkpointing(tmp_path: Path) -> None:
 
 
 def test_reentrant_checkpointing_raises(tmp_path: Path) -> None:
-    reentrant = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    reentrant = {
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": True},
+    }
     model = extended_llama()
     model.enable_input_require_grads()
     with pytest.raises(UserError, match="reentrant gradient checkpointing drops it"):
@@ -244,10 +290,14 @@ def test_reentrant_checkpointing_raises(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scaled", "num_items"), [(None, True), (None, False), (True, True), (True, False), (False, True)]
+    ("scaled", "num_items"),
+    [(None, True), (None, False), (True, True), (True, False), (False, True)],
 )
-def test_who_divides_by_the_accumulation_does_not_matter(tmp_path: Path, scaled: bool | None, num_items: bool) -> None:
-    """The step with the local loss minus the step without it is its gradient, whatever becomes of the other loss."""
+def test_who_divides_by_the_accumulation_does_not_matter(
+    tmp_path: Path, scaled: bool | None, num_items: bool
+) -> None:
+    """The step with the local loss minus the step without it is its gradient, whatever becomes of
+    the other loss."""
     weights = []
     for weight in (ALPHA, 0.0):
         model = extended_llama()
@@ -261,7 +311,9 @@ def test_who_divides_by_the_accumulation_does_not_matter(tmp_path: Path, scaled:
         trainer.loss_is_scaled_for_ga = scaled
         trainer.model_accepts_loss_kwargs = num_items  # False: num_items_in_batch is None
         trainer.train()
-        weights.append({name: parameter.detach().clone() for name, parameter in trained(model).items()})
+        weights.append(
+            {name: parameter.detach().clone() for name, parameter in trained(model).items()}
+        )
     expected = extended_llama()
     big_batch_losses(expected, mixed_rows()[:ROWS_PER_STEP])[1].backward()
     for name, parameter in trained(expected).items():
@@ -281,13 +333,18 @@ def test_a_loss_function_of_the_users(tmp_path: Path) -> None:
 def test_a_model_made_when_training_starts(tmp_path: Path) -> None:
     args = arguments(str(tmp_path), batch=8, accumulation=1)
     trainer = InOrder(
-        args=args, model_init=lambda: extended_llama(), train_dataset=mixed_rows(), data_collator=pad_right
+        args=args,
+        model_init=lambda: extended_llama(),
+        train_dataset=mixed_rows(),
+        data_collator=pad_right,
     )
     trainer.train()
     assert_like_one_big_batch(trainer, mixed_rows())
 
 
-def test_bf16_autocast_keeps_the_term_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_autocast_keeps_the_term_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
     mean = LocalLossTerm.mean
     monkeypatch.setattr(LocalLossTerm, "mean", lambda *args: seen.append(mean(*args)) or seen[-1])
@@ -299,22 +356,37 @@ def test_bf16_autocast_keeps_the_term_in_float32(tmp_path: Path, monkeypatch: py
 
 def test_evaluation_adds_nothing(tmp_path: Path) -> None:
     rows = mixed_rows(8)
-    trainer = train(tmp_path, mixed_rows(), eval_strategy="steps", eval_steps=1, trainer_changes={"eval_dataset": rows})
+    trainer = train(
+        tmp_path,
+        mixed_rows(),
+        eval_strategy="steps",
+        eval_steps=1,
+        trainer_changes={"eval_dataset": rows},
+    )
     nats, _ = big_batch_losses(trainer.model, rows)
     given: set[str] = set()
-    trainer.model.register_forward_pre_hook(lambda model, args, kwargs: given.update(kwargs), with_kwargs=True)
+    trainer.model.register_forward_pre_hook(
+        lambda model, args, kwargs: given.update(kwargs), with_kwargs=True
+    )
     metrics = trainer.evaluate(rows)
     assert logged(trainer, "eval_loss")[STEPS - 1] == metrics["eval_loss"]
     assert trainer.args.eval_batch_size == 8  # so one batch
     assert metrics["eval_loss"] == pytest.approx(nats.item(), rel=1e-5)
-    prediction = trainer.predict([{k: v for k, v in row.items() if k != "labels"} for row in mixed_rows(4, length=6)])
+    prediction = trainer.predict(
+        [{k: v for k, v in row.items() if k != "labels"} for row in mixed_rows(4, length=6)]
+    )
     assert prediction.predictions.shape == (4, 6, VOCABULARY)
     assert "input_ids" in given
     assert "domain_labels" not in given
 
 
 def test_weight_0_only_drops_the_column(tmp_path: Path) -> None:
-    trainer = train(tmp_path, mixed_rows(), model=get_peft_model(llama(), NeutralResiduesConfig(width=8)), weight=0)
+    trainer = train(
+        tmp_path,
+        mixed_rows(),
+        model=get_peft_model(llama(), NeutralResiduesConfig(width=8)),
+        weight=0,
+    )
     assert not logged(trainer, "local_loss")
 
 
@@ -343,14 +415,19 @@ def relabelled(label: Callable[[dict[str, Any]], Any]) -> Rows:
     ("label", "message"),
     [
         (lambda row: None, "domain_labels is missing in some rows"),
-        (lambda row: [SOURCE] * (len(row["input_ids"]) - 1), "got \\d+ for \\d+ tokens; allowed: one each"),
+        (
+            lambda row: [SOURCE] * (len(row["input_ids"]) - 1),
+            "got \\d+ for \\d+ tokens; allowed: one each",
+        ),
         (lambda row: [[SOURCE] * len(row["input_ids"])], "got 1 x \\d+ for \\d+ tokens"),
         (lambda row: 2, "got 2; allowed: 1 \\(source\\), 0 \\(target\\) or -100"),
         (lambda row: [0.5] * len(row["input_ids"]), "got 0.5; allowed"),
         (lambda row: "source", "got source; allowed"),
     ],
 )
-def test_wrong_labels_are_named_in_one_line(tmp_path: Path, label: Callable[[Any], Any], message: str) -> None:
+def test_wrong_labels_are_named_in_one_line(
+    tmp_path: Path, label: Callable[[Any], Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message) as raised:
         train(tmp_path, relabelled(label))
     assert "\n" not in str(raised.value)
@@ -368,13 +445,19 @@ def test_rows_without_labels(tmp_path: Path) -> None:
 # ---- Where the collator puts the labels ----
 
 
-def place(collator: Callable[[Rows], dict[str, Any]], *rows: tuple[list[int], Any]) -> list[list[int]]:
+def place(
+    collator: Callable[[Rows], dict[str, Any]], *rows: tuple[list[int], Any]
+) -> list[list[int]]:
     features = [{"input_ids": ids, "domain_labels": labels} for ids, labels in rows]
     return DomainLabelCollator(collator)(features)["domain_labels"].tolist()
 
 
-def collate(*ids: list[int], mask: list[list[int]] | None = None) -> Callable[[Rows], dict[str, Tensor]]:
-    batch = {"input_ids": torch.tensor(ids)} | ({"attention_mask": torch.tensor(mask)} if mask else {})
+def collate(
+    *ids: list[int], mask: list[list[int]] | None = None
+) -> Callable[[Rows], dict[str, Tensor]]:
+    batch = {"input_ids": torch.tensor(ids)} | (
+        {"attention_mask": torch.tensor(mask)} if mask else {}
+    )
     return lambda rows: batch
 
 
@@ -394,7 +477,14 @@ def test_the_mask_tells_left_from_right_where_tokens_look_like_padding() -> None
 
 
 @pytest.mark.parametrize(
-    "moved", [([5, 6], [8, 0]), ([5, 7, 6], [8, 0, 0]), ([8, 0, 0], [5, 6, 7]), ([5, 6, 7],), ([8, 5, 6, 7],)]
+    "moved",
+    [
+        ([5, 6], [8, 0]),
+        ([5, 7, 6], [8, 0, 0]),
+        ([8, 0, 0], [5, 6, 7]),
+        ([5, 6, 7],),
+        ([8, 5, 6, 7],),
+    ],
 )
 def test_a_collator_that_cuts_or_moves_tokens_is_found_out(moved: tuple[list[int], ...]) -> None:
     with pytest.raises(UserError, match="cut, moved or changed tokens"):
@@ -424,7 +514,9 @@ def open_gates(model: nn.Module, rows: Rows, domain: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (2, 4)])
-def test_logged_numbers_are_those_counted_by_hand(tmp_path: Path, batch: int, accumulation: int) -> None:
+def test_logged_numbers_are_those_counted_by_hand(
+    tmp_path: Path, batch: int, accumulation: int
+) -> None:
     model, rows = extended_llama(), mixed_rows()
     counts: dict[int, list[tuple[int, int]]] = {SOURCE: [], TARGET: []}
     local_losses = []
@@ -497,7 +589,11 @@ def test_gates_learn_at_their_own_rate(tmp_path: Path) -> None:
         before = {name: p.detach().clone() for name, p in trained(model).items()}
         args = arguments(str(tmp_path), batch=4, accumulation=1, max_steps=1)
         InOrder(
-            model, args, train_dataset=mixed_rows(), data_collator=pad_right, gate_learning_rate_factor=factor
+            model,
+            args,
+            train_dataset=mixed_rows(),
+            data_collator=pad_right,
+            gate_learning_rate_factor=factor,
         ).train()
         steps[factor] = {name: p.detach() - before[name] for name, p in trained(model).items()}
     for name, step in steps[1.0].items():
@@ -512,27 +608,41 @@ def test_gates_learn_at_their_own_rate(tmp_path: Path) -> None:
 @pytest.mark.parametrize("padding_free", [False, True])
 @pytest.mark.parametrize("average", [False, True])
 def test_sft_trainer(tmp_path: Path, padding_free: bool, average: bool) -> None:
-    trainer = sft(tmp_path, mixed_rows(), padding_free=padding_free, average_tokens_across_devices=average)
+    trainer = sft(
+        tmp_path, mixed_rows(), padding_free=padding_free, average_tokens_across_devices=average
+    )
     assert_like_one_big_batch(trainer, mixed_rows())
 
 
 def test_sft_trainer_on_packed_rows(tmp_path: Path) -> None:
     rows = mixed_rows(ROWS_PER_STEP)
-    packed = pack_dataset(datasets.Dataset.from_list(as_lists(rows)), seq_length=24, strategy="bfd").to_list()
+    packed = pack_dataset(
+        datasets.Dataset.from_list(as_lists(rows)), seq_length=24, strategy="bfd"
+    ).to_list()
     assert len(packed) < len(rows)
-    trainer = sft(tmp_path, packed, batch=2, accumulation=-(-len(packed) // 2), max_steps=1, padding_free=True)
+    trainer = sft(
+        tmp_path, packed, batch=2, accumulation=-(-len(packed) // 2), max_steps=1, padding_free=True
+    )
     assert_like_one_big_batch(trainer, rows)
 
 
 def test_sft_reports_the_weighted_local_loss(tmp_path: Path) -> None:
     (with_it,), (without_it,) = (
-        [log for log in sft(tmp_path, mixed_rows(), weight=weight, max_steps=1).state.log_history if "loss" in log]
+        [
+            log
+            for log in sft(tmp_path, mixed_rows(), weight=weight, max_steps=1).state.log_history
+            if "loss" in log
+        ]
         for weight in (10.0, 0.0)
     )
-    assert with_it["loss"] - without_it["loss"] == pytest.approx(10 * with_it["local_loss"], rel=1e-5)
+    assert with_it["loss"] - without_it["loss"] == pytest.approx(
+        10 * with_it["local_loss"], rel=1e-5
+    )
 
 
-@pytest.mark.filterwarnings("ignore:.*return_outputs=True:FutureWarning", "ignore:.label_smoothing_factor. is")
+@pytest.mark.filterwarnings(
+    "ignore:.*return_outputs=True:FutureWarning", "ignore:.label_smoothing_factor. is"
+)
 @pytest.mark.parametrize("trainer_type", ["sft", "sft with label smoothing", "plain"])
 def test_outputs_do_not_count_twice(tmp_path: Path, trainer_type: str) -> None:
     class AsksForOutputs:
@@ -574,7 +684,14 @@ def test_outputs_do_not_count_twice(tmp_path: Path, trainer_type: str) -> None:
 
 def test_sft_trainer_that_prepares_the_rows_itself_is_told_what_to_set(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="skip_prepare_dataset"):
-        sft(tmp_path, mixed_rows(), dataset_kwargs=None, packing=True, packing_strategy="bfd", max_length=16)
+        sft(
+            tmp_path,
+            mixed_rows(),
+            dataset_kwargs=None,
+            packing=True,
+            packing_strategy="bfd",
+            max_length=16,
+        )
 
 
 # ---- A loop of one's own ----
@@ -588,7 +705,9 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 def assert_same_gradients(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name, gradient in expected.items():
-        torch.testing.assert_close(got[name], gradient, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            got[name], gradient, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 def forward_loss(model: nn.Module, rows: Rows) -> Tensor:
@@ -626,7 +745,10 @@ def test_own_loop_that_accumulates() -> None:
     for part in (slice(0, 2), slice(2, 8)):
         with local_loss(model, domains[part]) as local:
             share = len(rows[part]) / len(rows)
-            (share * forward_loss(model, rows[part]) + ALPHA * local.mean((domains == SOURCE).sum())).backward()
+            (
+                share * forward_loss(model, rows[part])
+                + ALPHA * local.mean((domains == SOURCE).sum())
+            ).backward()
     assert_same_gradients(gradients(model), expected_gradients(rows))
 
 
@@ -654,7 +776,9 @@ def test_without_gradients_it_measures() -> None:
     rows, model = mixed_rows(8), extended_llama()
     with torch.no_grad(), local_loss(model, as_batch(rows)[2]) as local:
         forward_loss(model, rows)
-        assert local.mean().item() == pytest.approx(big_batch_losses(model, rows)[1].item(), rel=1e-5)
+        assert local.mean().item() == pytest.approx(
+            big_batch_losses(model, rows)[1].item(), rel=1e-5
+        )
 
 
 def test_two_adapters_are_averaged_too() -> None:
@@ -702,7 +826,9 @@ def test_a_frozen_adapter_is_refused() -> None:
 # ---- torch.compile ----
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # torch's own
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiled(checkpointing: bool) -> None:
     """The same gradients for one batch after another, from one compilation."""
@@ -732,7 +858,9 @@ def test_compiled_in_trainer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("base", [Trainer, SFTTrainer])
 def test_the_three_lines_of_the_preface(tmp_path: Path, base: type) -> None:
-    example = re.search(r"\n\n((?:    .*\n){3})", sys.modules[NeutralResiduesTrainerMixin.__module__].__doc__ or "")
+    example = re.search(
+        r"\n\n((?:    .*\n){3})", sys.modules[NeutralResiduesTrainerMixin.__module__].__doc__ or ""
+    )
     assert example is not None
     changes = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}, "bf16": False}
     kind: dict[str, Any] = {} if base is Trainer else {"kind": SFTConfig, **changes}
@@ -748,4 +876,7 @@ def test_the_three_lines_of_the_preface(tmp_path: Path, base: type) -> None:
         names["tokenizer"] = tokenizer()
     before = copy.deepcopy(trained(names["model"]))
     exec(lines, names)
-    assert any(not torch.equal(parameter, before[name]) for name, parameter in trained(names["model"]).items())
+    assert any(
+        not torch.equal(parameter, before[name])
+        for name, parameter in trained(names["model"]).items()
+    )

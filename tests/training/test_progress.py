@@ -14,7 +14,10 @@ def play(console: Console) -> None:
     with TrainingDisplay(console, title="neutral", total_steps=4, tokens_per_step=100) as display:
         for step in range(1, 5):
             display.step(step)
-        display.logged(4, {"loss_nats/fr": 2.5, "open_gates_source": 0.07, "local_loss": 0.01, "grad_norm": 1.0})
+        display.logged(
+            4,
+            {"loss_nats/fr": 2.5, "open_gates_source": 0.07, "local_loss": 0.01, "grad_norm": 1.0},
+        )
         display.measured(4, {"en": (1.5, 1.53), "fr": (4.0, 3.0)})
 
 

@@ -1,4 +1,5 @@
-"""One contract for every family of decoders, wherever its feed-forward block is and however that is called."""
+"""One contract for every family of decoders, wherever its feed-forward block is and however that is
+called."""
 
 import copy
 from pathlib import Path
@@ -33,15 +34,22 @@ def test_contract(family: str, tmp_path: Path) -> None:
     assert torch.equal(greedy(model, use_cache=True), greedy(model, use_cache=False))
 
     model.save_pretrained(tmp_path)
-    assert torch.equal(logits(PeftModel.from_pretrained(untouched, tmp_path)), extended), "saved and loaded"
+    assert torch.equal(logits(PeftModel.from_pretrained(untouched, tmp_path)), extended), (
+        "saved and loaded"
+    )
 
 
 def assert_every_adapter_weight_learns(model: PeftModel) -> None:
-    """In train mode, as a user would; every tensor of every layer gets a gradient and the backbone none."""
+    """In train mode, as a user would; every tensor of every layer gets a gradient and the backbone
+    none."""
     model.train()
     ids = token_ids(batch=4, length=16)
     model(input_ids=ids, labels=ids).loss.backward()
-    without = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    without = [
+        n
+        for n, p in model.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.any())
+    ]
     assert not without
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
     model.eval()
@@ -51,24 +59,32 @@ def assert_every_adapter_weight_learns(model: PeftModel) -> None:
 @pytest.mark.parametrize("family", WITHOUT_FFN)
 def test_a_model_without_a_feed_forward_module_is_refused(family: str) -> None:
     backbone = build(family, WITHOUT_FFN[family])
-    with pytest.raises(UserError, match=r"no feed-forward module.*children .*(fc1|mixer).*set target_modules"):
+    with pytest.raises(
+        UserError, match=r"no feed-forward module.*children .*(fc1|mixer).*set target_modules"
+    ):
         get_peft_model(backbone, NeutralResiduesConfig(width=8))
 
 
 def test_mamba_takes_residues_beside_its_mixers_when_told() -> None:
     backbone = build("mamba", WITHOUT_FFN["mamba"])
     expected = logits(backbone)
-    model = get_peft_model(backbone, NeutralResiduesConfig(width=8, target_modules=["mixer"])).eval()
+    model = get_peft_model(
+        backbone, NeutralResiduesConfig(width=8, target_modules=["mixer"])
+    ).eval()
     assert torch.equal(logits(model), expected)
     perturb(model)
     assert not torch.allclose(logits(model), expected, atol=1e-3)
     assert_every_adapter_weight_learns(model)
 
 
-@pytest.mark.parametrize(("family", "jitter"), [("mixtral", "router_jitter_noise"), ("phimoe", "input_jitter_noise")])
+@pytest.mark.parametrize(
+    ("family", "jitter"), [("mixtral", "router_jitter_noise"), ("phimoe", "input_jitter_noise")]
+)
 def test_a_router_that_writes_noise_into_its_input_trains(family: str, jitter: str) -> None:
     backbone = build(family, FAMILIES[family] | {jitter: 0.1})
-    assert_every_adapter_weight_learns(perturb(get_peft_model(backbone, NeutralResiduesConfig(width=8))))
+    assert_every_adapter_weight_learns(
+        perturb(get_peft_model(backbone, NeutralResiduesConfig(width=8)))
+    )
 
 
 def test_only_the_decoder_of_a_multimodal_model_is_extended() -> None:
@@ -82,7 +98,9 @@ def test_only_the_decoder_of_a_multimodal_model_is_extended() -> None:
         "patch_size": 4,
     }
     torch.manual_seed(0)
-    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    config = AutoConfig.for_model(
+        "gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4
+    )
     backbone = Gemma3ForConditionalGeneration(config).eval()
     assert any("vision" in name and name.endswith(".mlp") for name, _ in backbone.named_modules())
     model = get_peft_model(backbone, NeutralResiduesConfig(width=8))

@@ -1,4 +1,5 @@
-"""A fused block is the extended block: every gate, several adapters, several families, decoding and requests."""
+"""A fused block is the extended block: every gate, several adapters, several families, decoding and
+requests."""
 
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,25 @@ from neutral_residues import NeutralResiduesConfig, UserError
 from neutral_residues.tuner.fused import FusedBlock, fuse
 from neutral_residues.tuner.layer import every_token
 from neutral_residues.tuner.skipping import BACKBONE, per_request
-from tiny_llama import extended_llama, logits, outputs, perturb, set_gates, tiny_llama, token_ids, two_adapters
+from tiny_llama import (
+    extended_llama,
+    logits,
+    outputs,
+    perturb,
+    set_gates,
+    tiny_llama,
+    token_ids,
+    two_adapters,
+)
 
 
 def blocks(model: nn.Module) -> list[FusedBlock]:
     return [module for module in model.modules() if isinstance(module, FusedBlock)]
 
 
-@pytest.mark.parametrize("settings", [{}, {"block_gate": "sigmoid"}, {"block_gate": "elu"}, {"block_gate": "none"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"block_gate": "sigmoid"}, {"block_gate": "elu"}, {"block_gate": "none"}]
+)
 @pytest.mark.parametrize("open_share", [0.0, 0.3, 1.0])
 def test_it_is_the_plain_path(settings: dict[str, Any], open_share: float) -> None:
     model = extended_llama(**settings)
@@ -43,14 +55,18 @@ def test_it_is_the_plain_path(settings: dict[str, Any], open_share: float) -> No
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "gemma", "gemma3_text"])
 def test_families(family: str) -> None:
     torch.manual_seed(0)
-    backbone = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family])).eval()
+    backbone = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, **FAMILIES[family])
+    ).eval()
     model = perturb(get_peft_model(backbone, NeutralResiduesConfig(width=8))).eval()
     expected = logits(model)
     torch.testing.assert_close(logits(fuse(model)), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_biases_are_folded_in_too() -> None:
-    model = perturb(get_peft_model(tiny_llama(mlp_bias=True), NeutralResiduesConfig(width=8))).eval()
+    model = perturb(
+        get_peft_model(tiny_llama(mlp_bias=True), NeutralResiduesConfig(width=8))
+    ).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "_proj.bias" in name:
@@ -62,7 +78,12 @@ def test_biases_are_folded_in_too() -> None:
 def test_generations_are_the_same_token_by_token() -> None:
     model = extended_llama()
     set_gates(model, 0.3)
-    settings = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False, "attention_mask": torch.ones(1, 32)}
+    settings = {
+        "max_new_tokens": 24,
+        "min_new_tokens": 24,
+        "do_sample": False,
+        "attention_mask": torch.ones(1, 32),
+    }
     with every_token(model):
         expected = model.generate(input_ids=token_ids(1, 32), **settings)
     assert torch.equal(fuse(model).generate(input_ids=token_ids(1, 32), **settings), expected)
@@ -83,7 +104,9 @@ def test_several_adapters_and_a_name_for_each_row() -> None:
         outputs(fused)
     with per_request(fused, names[:4], rows_per_name=2):
         outputs(fused)
-    with pytest.raises(UserError, match="not loaded; got frensh; allowed: french, german, or __base__"):
+    with pytest.raises(
+        UserError, match="not loaded; got frensh; allowed: french, german, or __base__"
+    ):
         per_request(fused, ["frensh"]).__enter__()
 
 
@@ -118,7 +141,9 @@ def test_a_fused_model_neither_trains_nor_saves(tmp_path: Path) -> None:
 def test_what_cannot_be_fused() -> None:
     with pytest.raises(UserError, match="no enabled neutral residues to fuse"):
         fuse(tiny_llama())
-    backbone = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_neox", **FAMILIES["gpt_neox"]))
+    backbone = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("gpt_neox", **FAMILIES["gpt_neox"])
+    )
     with pytest.raises(UserError, match=r"can be fused; got GPTNeoXMLP; allowed: down\(act\(gate"):
         fuse(get_peft_model(backbone, NeutralResiduesConfig(width=8)).eval())
 

@@ -18,7 +18,9 @@ def blocks(family: str, **changes: Any) -> list[nn.Module]:
     return list(find_blocks(AutoModelForCausalLM.from_config(config).eval(), "ffn").values())
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "olmo2", "smollm3"])
+@pytest.mark.parametrize(
+    "family", ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "olmo2", "smollm3"]
+)
 def test_a_plain_gated_unit_is_known(family: str) -> None:
     x = torch.randn(3, 32)
     for block in blocks(family):
@@ -27,7 +29,9 @@ def test_a_plain_gated_unit_is_known(family: str) -> None:
         assert torch.equal(glu(x), block(x))
 
 
-@pytest.mark.parametrize("family", ["phi3", "gpt_neox", "mixtral", "qwen2_moe", "nemotron", "bitnet"])
+@pytest.mark.parametrize(
+    "family", ["phi3", "gpt_neox", "mixtral", "qwen2_moe", "nemotron", "bitnet"]
+)
 def test_another_block_is_not(family: str) -> None:
     assert [plain_glu(block) for block in blocks(family)] == [None, None]
 
@@ -79,7 +83,9 @@ def kept_for_backward(run: Callable[[Tensor], Tensor], block: nn.Module) -> int:
 
     def keep(tensor: Tensor) -> Tensor:
         if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // tensor.element_size()
+            kept[tensor.untyped_storage().data_ptr()] = (
+                tensor.untyped_storage().nbytes() // tensor.element_size()
+            )
         return tensor
 
     x = torch.randn(8, 32, requires_grad=True)

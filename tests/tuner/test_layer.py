@@ -1,4 +1,5 @@
-"""The short path through a layer is the plain one: skipped tokens, and requests for different adapters in one batch."""
+"""The short path through a layer is the plain one: skipped tokens, and requests for different
+adapters in one batch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +10,24 @@ import torch
 from torch import nn
 
 from neutral_residues import UserError
-from neutral_residues.tuner.layer import BLOCK, DOWN, NeutralResiduesLayer, every_token, residue_layers, tapped
+from neutral_residues.tuner.layer import (
+    BLOCK,
+    DOWN,
+    NeutralResiduesLayer,
+    every_token,
+    residue_layers,
+    tapped,
+)
 from neutral_residues.tuner.skipping import BACKBONE, DENSE_SHARE, GATHER_FROM, open_tokens
-from tiny_llama import extended_llama, logits, outputs, set_gates, tiny_llama, token_ids, two_adapters
+from tiny_llama import (
+    extended_llama,
+    logits,
+    outputs,
+    set_gates,
+    tiny_llama,
+    token_ids,
+    two_adapters,
+)
 
 
 @contextmanager
@@ -75,7 +91,9 @@ def test_generations_are_the_same_token_by_token(rows: int) -> None:
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6, msg=f"token {step}")
 
 
-@pytest.mark.parametrize("settings", [{"block_gate": "sigmoid"}, {"block_gate": "elu"}, {"block_gate": "none"}])
+@pytest.mark.parametrize(
+    "settings", [{"block_gate": "sigmoid"}, {"block_gate": "elu"}, {"block_gate": "none"}]
+)
 def test_only_a_gate_that_can_be_zero_is_skipped(settings: dict[str, Any]) -> None:
     model = extended_llama(**settings)
     with computed_tokens(model) as computed:
@@ -115,7 +133,9 @@ def test_where_most_gates_are_open_nothing_is_gathered() -> None:
     most, half = int(2 * GATHER_FROM * DENSE_SHARE) + 1, GATHER_FROM
     logits_N1[:half] = 1
     assert open_tokens(logits_N1, None).tolist() == list(range(half))
-    assert open_tokens(logits_N1, torch.arange(2 * GATHER_FROM) + 7).tolist() == [7 + n for n in range(half)]
+    assert open_tokens(logits_N1, torch.arange(2 * GATHER_FROM) + 7).tolist() == [
+        7 + n for n in range(half)
+    ]
     logits_N1[:most] = 1
     assert open_tokens(logits_N1, None) is None
 
@@ -141,7 +161,9 @@ def test_generation_with_beams_and_a_name_for_each_row() -> None:
     model = two_adapters()
     ids, ones = token_ids(3, 12), torch.ones(3, 12, dtype=torch.long)
     settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "num_beams": 2}
-    mixed = model.generate(input_ids=ids, attention_mask=ones, adapter_names=["german", BACKBONE, "french"], **settings)
+    mixed = model.generate(
+        input_ids=ids, attention_mask=ones, adapter_names=["german", BACKBONE, "french"], **settings
+    )
     model.set_adapter("german")
     german = model.generate(input_ids=ids[:1], attention_mask=ones[:1], **settings)
     model.set_adapter("french")
@@ -164,7 +186,13 @@ def test_requests_compile_as_one_graph() -> None:
 @pytest.mark.parametrize(
     ("names", "problem"),
     [
-        (["french"], "adapter_names; got 1 names for 8 rows; allowed: a list with one name for each row of the batch"),
+        (
+            ["french"],
+            (
+                "adapter_names; got 1 names for 8 rows; allowed: a list with one name for each row"
+                " of the batch"
+            ),
+        ),
         ("french", "adapter_names; got 'french'"),
         (
             ["frensh"] * 8,

@@ -1,4 +1,5 @@
-"""PEFT's verbs and Transformers' own, on a tiny Llama: each is shown to matter before it is shown to be undone."""
+"""PEFT's verbs and Transformers' own, on a tiny Llama: each is shown to matter before it is shown
+to be undone."""
 
 from functools import partial
 from pathlib import Path
@@ -105,7 +106,8 @@ def layer_deltas(model: PeftModel) -> list[Tensor]:
 
 
 def two_extensions() -> PeftModel:
-    """Of different widths and gates, in the last layer only, so that both always see the same input."""
+    """Of different widths and gates, in the last layer only, so that both always see the same
+    input."""
     model = extended_llama(adapter_name="french", layers_to_transform=[1])
     config = NeutralResiduesConfig(width=4, block_gate="sigmoid", layers_to_transform=[1])
     model.add_adapter("danish", config)
@@ -136,7 +138,9 @@ def test_active_together_they_are_summed() -> None:
 
     layer = next(iter(residue_layers(model).values()))
     x = torch.randn(1, 3, 32)
-    expected = layer.base_layer(x) + layer.residue(x, "french").delta + layer.residue(x, "danish").delta
+    expected = (
+        layer.base_layer(x) + layer.residue(x, "french").delta + layer.residue(x, "danish").delta
+    )
     assert torch.equal(layer(x), expected)
 
 
@@ -184,7 +188,9 @@ def test_several_extensions_are_saved_apart(tmp_path: Path) -> None:
         ({"target_modules": r".*\.0\.mlp"}, [0]),
     ],
 )
-def test_the_chosen_layers_are_extended(settings: dict[str, Any], layers: list[int], tmp_path: Path) -> None:
+def test_the_chosen_layers_are_extended(
+    settings: dict[str, Any], layers: list[int], tmp_path: Path
+) -> None:
     model = extended_llama(**settings)
     assert [int(name.split(".")[-2]) for name in residue_layers(model)] == layers
     real = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -196,10 +202,16 @@ def test_the_chosen_layers_are_extended(settings: dict[str, Any], layers: list[i
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layers_to_transform": [2]}, r"layers_to_transform; got \[2\]; allowed: numbers from 0 to 1"),
+        (
+            {"layers_to_transform": [2]},
+            r"layers_to_transform; got \[2\]; allowed: numbers from 0 to 1",
+        ),
         ({"layers_to_transform": []}, r"layers_to_transform; got \[\]"),
         ({"target_modules": ["ffn"]}, "target_modules match no module"),
-        ({"target_modules": r".*\.mlp.*"}, r"inside another; got model.layers.0.mlp.\w+ inside model.layers.0.mlp;"),
+        (
+            {"target_modules": r".*\.mlp.*"},
+            r"inside another; got model.layers.0.mlp.\w+ inside model.layers.0.mlp;",
+        ),
         ({"target_modules": ["down_proj"]}, "down_proj, which does not map width 32 to itself"),
     ],
 )
@@ -213,7 +225,9 @@ def test_a_model_that_is_not_from_transformers_is_refused() -> None:
         get_peft_model(nn.Sequential(nn.Linear(2, 2)), NeutralResiduesConfig(width=8))
 
 
-@pytest.mark.filterwarnings("ignore:Adapter name .* should not be contained in the prefix:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Adapter name .* should not be contained in the prefix:UserWarning"
+)
 @pytest.mark.parametrize("name", ["x", "neutral", "residues", "fr.ca", "train", "keys"])
 @pytest.mark.parametrize("native", [False, True], ids=["peft", "transformers"])
 def test_adapter_names_that_would_be_confused_are_refused(name: str, native: bool) -> None:
@@ -234,9 +248,18 @@ def test_adapter_names_that_would_be_confused_are_refused(name: str, native: boo
         ({"budget": -0.1}, "budget; got -0.1"),
         ({"budget": float("nan")}, "budget; got nan"),
         ({"budget": "20%"}, "budget; got 20%"),
-        ({"activation": "swiglu"}, "activation; got swiglu; allowed: one of Transformers', without weights; "),
-        ({"activation": "prelu"}, "activation; got prelu; allowed: one of Transformers', without weights"),
-        ({"target_modules": ".*mlp", "layers_to_transform": [0]}, "layers_to_transform has no effect"),
+        (
+            {"activation": "swiglu"},
+            "activation; got swiglu; allowed: one of Transformers', without weights; ",
+        ),
+        (
+            {"activation": "prelu"},
+            "activation; got prelu; allowed: one of Transformers', without weights",
+        ),
+        (
+            {"target_modules": ".*mlp", "layers_to_transform": [0]},
+            "layers_to_transform has no effect",
+        ),
         ({"layers_pattern": "layers"}, "layers_pattern has no effect without layers_to_transform"),
     ],
 )
@@ -247,17 +270,31 @@ def test_bad_settings_are_refused_at_once(settings: dict[str, Any], message: str
 
 @pytest.mark.parametrize(
     ("backbone", "activation", "expected"),
-    [("silu", None, "silu"), ("gelu", None, "gelu"), ("xielu", None, "silu"), ("silu", "relu", "relu")],
+    [
+        ("silu", None, "silu"),
+        ("gelu", None, "gelu"),
+        ("xielu", None, "silu"),
+        ("silu", "relu", "relu"),
+    ],
 )
-def test_the_activation_is_the_backbones_unless_set(backbone: str, activation: str | None, expected: str) -> None:
+def test_the_activation_is_the_backbones_unless_set(
+    backbone: str, activation: str | None, expected: str
+) -> None:
     model = tiny_llama(hidden_act=backbone)
-    config = get_peft_model(model, NeutralResiduesConfig(width=8, activation=activation)).peft_config["default"]
+    config = get_peft_model(
+        model, NeutralResiduesConfig(width=8, activation=activation)
+    ).peft_config["default"]
     assert config.activation == expected
 
 
 def test_the_activation_of_a_model_that_calls_it_otherwise() -> None:
-    backbone = AutoModelForCausalLM.from_config(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64))
-    assert get_peft_model(backbone, NeutralResiduesConfig(width=8)).peft_config["default"].activation == "gelu_new"
+    backbone = AutoModelForCausalLM.from_config(
+        GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64)
+    )
+    assert (
+        get_peft_model(backbone, NeutralResiduesConfig(width=8)).peft_config["default"].activation
+        == "gelu_new"
+    )
 
 
 # --- how it runs
@@ -273,7 +310,10 @@ def test_gradient_checkpointing_does_not_change_the_gradients() -> None:
     expected = gradients(extended_llama())
     model = extended_llama()
     # The name that Transformers gave it in the course of version 5, or the one before.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable = (
+        getattr(model, "activation_checkpointing_enable", None)
+        or model.gradient_checkpointing_enable
+    )
     enable({"use_reentrant": False})
     found = gradients(model)
     assert model.base_model.model.model.layers[0].gradient_checkpointing
@@ -312,7 +352,12 @@ def test_autocast_decides_the_precision_of_the_residues() -> None:
 
 def test_greedy_decoding_with_a_cache_and_without() -> None:
     model = extended_llama()
-    settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "attention_mask": torch.ones(2, 12)}
+    settings = {
+        "max_new_tokens": 8,
+        "min_new_tokens": 8,
+        "do_sample": False,
+        "attention_mask": torch.ones(2, 12),
+    }
     ids = token_ids()
     cached = model.generate(input_ids=ids, use_cache=True, **settings)
     assert torch.equal(cached, model.generate(input_ids=ids, use_cache=False, **settings))

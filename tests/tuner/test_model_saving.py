@@ -71,7 +71,10 @@ def test_the_adapter_name_is_not_part_of_the_checkpoint(tmp_path: Path) -> None:
     model = extended_llama(adapter_name="french")
     folder = saved(model, tmp_path) / "french"
     for name in ("french", "fr", "default"):
-        assert torch.equal(logits(PeftModel.from_pretrained(tiny_llama(), folder, adapter_name=name)), logits(model))
+        assert torch.equal(
+            logits(PeftModel.from_pretrained(tiny_llama(), folder, adapter_name=name)),
+            logits(model),
+        )
 
 
 def test_loading_without_memory_for_two_copies(tmp_path: Path) -> None:
@@ -81,7 +84,9 @@ def test_loading_without_memory_for_two_copies(tmp_path: Path) -> None:
 
 
 def test_a_loaded_extension_can_be_trained_on(tmp_path: Path) -> None:
-    loaded = PeftModel.from_pretrained(tiny_llama(), saved(extended_llama(), tmp_path), is_trainable=True)
+    loaded = PeftModel.from_pretrained(
+        tiny_llama(), saved(extended_llama(), tmp_path), is_trainable=True
+    )
     loaded(input_ids=token_ids(), labels=token_ids()).loss.backward()
     gradients = [p.grad for p in loaded.parameters() if p.requires_grad]
     assert gradients
@@ -105,11 +110,13 @@ def test_another_module_can_be_trained_and_saved_beside_it(tmp_path: Path) -> No
 
 
 def test_many_layers_of_which_some_are_left_out(tmp_path: Path) -> None:
-    # From 20 targets on, PEFT shortens the list of names; it must still mean the same layers when loaded.
+    # From 20 targets on, PEFT shortens the list of names; it must still mean the same layers when
+    # loaded.
     chosen = [0, *range(2, 24)]
     model = perturb(
         get_peft_model(
-            tiny_llama(num_hidden_layers=24), NeutralResiduesConfig(width=4, layers_to_transform=chosen)
+            tiny_llama(num_hidden_layers=24),
+            NeutralResiduesConfig(width=4, layers_to_transform=chosen),
         ).eval()
     )
     loaded = PeftModel.from_pretrained(tiny_llama(num_hidden_layers=24), saved(model, tmp_path))
@@ -122,10 +129,15 @@ def test_many_layers_of_which_some_are_left_out(tmp_path: Path) -> None:
     [
         (drop_one, r"1 missing tensors, first .*layers\.1\.mlp\.neutral_residues_up"),
         (add_one, r"1 extra tensors, first .*layers\.2\.mlp\.neutral_residues_up"),
-        (cut_one, r"shape of .*layers\.1.*neutral_residues_up.*; got \(7, 32\); allowed: \(8, 32\)"),
+        (
+            cut_one,
+            r"shape of .*layers\.1.*neutral_residues_up.*; got \(7, 32\); allowed: \(8, 32\)",
+        ),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_is_an_error(change: Any, message: str, tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_fit_is_an_error(
+    change: Any, message: str, tmp_path: Path
+) -> None:
     folder = saved(extended_llama(), tmp_path)
     rewrite(folder, change)
     with pytest.raises(UserError, match=message):
@@ -141,7 +153,9 @@ def test_a_checkpoint_that_does_not_fit_is_an_error(change: Any, message: str, t
     ],
 )
 @pytest.mark.parametrize("native", [False, True], ids=["peft", "transformers"])
-def test_another_backbone_is_refused(changes: dict[str, int], message: str, native: bool, tmp_path: Path) -> None:
+def test_another_backbone_is_refused(
+    changes: dict[str, int], message: str, native: bool, tmp_path: Path
+) -> None:
     folder = saved(extended_llama(), tmp_path)
     other = tiny_llama(**changes)
     with pytest.raises(UserError, match=f"made for another backbone: {message}"):
@@ -179,13 +193,17 @@ def test_what_peft_saved_transformers_loads(tmp_path: Path) -> None:
     assert torch.equal(logits(native), logits(model))
 
 
-def test_a_tensor_that_transformers_did_not_find_is_an_error_at_the_first_forward(tmp_path: Path) -> None:
+def test_a_tensor_that_transformers_did_not_find_is_an_error_at_the_first_forward(
+    tmp_path: Path,
+) -> None:
     folder = saved(extended_llama(), tmp_path)
     rewrite(folder, drop_one)
     native = tiny_llama()
     native.load_adapter(str(folder))  # reports the missing tensor, and goes on
     for _ in range(2):
-        with pytest.raises(UserError, match=r"never loaded, or hold NaN: neutral_residues_up.default.weight"):
+        with pytest.raises(
+            UserError, match=r"never loaded, or hold NaN: neutral_residues_up.default.weight"
+        ):
             logits(native)
     native.disable_adapters()
     assert torch.equal(logits(native), logits(tiny_llama()))
@@ -219,9 +237,13 @@ def test_a_config_used_again_starts_from_fresh_weights(tmp_path: Path) -> None:
         assert torch.equal(logits(get_peft_model(tiny_llama(), again).eval()), logits(tiny_llama()))
 
 
-def test_a_config_from_disk_without_its_weights_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+def test_a_config_from_disk_without_its_weights_is_an_error_that_says_what_to_do(
+    tmp_path: Path,
+) -> None:
     config = PeftConfig.from_pretrained(saved(extended_llama(), tmp_path))
-    with pytest.raises(UserError, match=r"never loaded.*dataclasses.replace\(config, num_new_weights=None\)"):
+    with pytest.raises(
+        UserError, match=r"never loaded.*dataclasses.replace\(config, num_new_weights=None\)"
+    ):
         logits(get_peft_model(tiny_llama(), config))
     fresh = dataclasses.replace(config, num_new_weights=None)
     assert torch.equal(logits(get_peft_model(tiny_llama(), fresh).eval()), logits(tiny_llama()))
@@ -231,7 +253,8 @@ def test_the_config_survives_json(tmp_path: Path) -> None:
     model = extended_llama(block_gate="sigmoid", layers_to_transform=[1], init="usual")
     config = model.peft_config["default"]
     loaded = PeftConfig.from_pretrained(saved(model, tmp_path))
-    # PEFT itself marks what it saves as being for inference, and names the backbone's class; all else is the same.
+    # PEFT itself marks what it saves as being for inference, and names the backbone's class; all
+    # else is the same.
     by_peft = {"inference_mode": config.inference_mode, "auto_mapping": config.auto_mapping}
     assert dataclasses.replace(loaded, **by_peft) == config
     assert loaded.num_new_weights == sum(p.numel() for p in model.parameters() if p.requires_grad)

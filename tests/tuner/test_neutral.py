@@ -1,4 +1,5 @@
-"""The formula against values worked out by hand, and the sizes and variances that the method promises."""
+"""The formula against values worked out by hand, and the sizes and variances that the method
+promises."""
 
 import math
 
@@ -28,8 +29,8 @@ def linear(*rows: list[float], bias: bool = False) -> nn.Linear:
     return layer
 
 
-# D = 2, R = 2. At x = (2, 1):
-#   W_g x = (2, -1), relu -> (2, 0);  W_i x = (3, 5);  product (6, 0);  W_o -> (6, 12);  w.x = 2 - 1.5 = 0.5
+# D = 2, R = 2. At x = (2, 1): W_g x = (2, -1), relu -> (2, 0);  W_i x = (3, 5);  product (6, 0);
+# W_o -> (6, 12);  w.x = 2 - 1.5 = 0.5
 W_G = [[1.0, 0.0], [0.0, -1.0]]
 W_I = [[1.0, 1.0], [2.0, 1.0]]
 W_O = [[1.0, 7.0], [2.0, 7.0]]
@@ -112,7 +113,9 @@ def test_the_variance_of_the_inner_projections(init: str, variance: float) -> No
     # 102,400 samples: the relative standard error of a variance is sqrt(2 / n) = 0.44 %.
     for name in ("w_g", "w_i"):
         assert weights[name].weight.var().item() == pytest.approx(variance, rel=0.02)
-        assert weights[name].weight.mean().item() == pytest.approx(0, abs=5 * math.sqrt(variance / 102_400))
+        assert weights[name].weight.mean().item() == pytest.approx(
+            0, abs=5 * math.sqrt(variance / 102_400)
+        )
 
 
 @pytest.mark.parametrize("init", ["paper", "usual"])
@@ -135,7 +138,9 @@ def test_an_unknown_init_is_refused() -> None:
 
 @pytest.mark.parametrize("gated", [True, False])
 def test_num_weights_is_the_real_count(gated: bool) -> None:
-    layers = [layer for layer in new_projections(width_in=16, width=8, gated=gated) if layer is not None]
+    layers = [
+        layer for layer in new_projections(width_in=16, width=8, gated=gated) if layer is not None
+    ]
     real = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
     assert len(layers) == (4 if gated else 3)
     assert num_weights(width_in=16, width=8, gated=gated) == real
@@ -146,7 +151,8 @@ def test_num_weights_is_the_real_count(gated: bool) -> None:
     [
         # 0.2 * 10^9 / (16 * 3 * 2048) = 2034.5, rounded to a multiple of 128: 2048 is 0.7 % more.
         (0.20, 1_000_000_000, 2048, 16, 2048),
-        # 0.2 * 3,049,920 / (6 * 3 * 192) = 176.5 less the gates: 176 is a multiple of 16; one of 32 would be 9 % off.
+        # 0.2 * 3,049,920 / (6 * 3 * 192) = 176.5 less the gates: 176 is a multiple of 16; one of 32
+        # would be 9 % off.
         (0.20, 3_049_920, 192, 6, 176),
         # 0.0286 * 10^6 / (4 * 3 * 64) = 37.2: 36 and 38 are more than 2 % off.
         (0.0286, 1_000_000, 64, 4, 37),
@@ -157,18 +163,28 @@ def test_the_width_for_a_budget(
     budget: float, backbone: int, width_in: int, num_adapters: int, width: int, gated: bool
 ) -> None:
     found = width_for_budget(
-        budget, num_backbone_weights=backbone, width_in=width_in, num_adapters=num_adapters, gated=gated
+        budget,
+        num_backbone_weights=backbone,
+        width_in=width_in,
+        num_adapters=num_adapters,
+        gated=gated,
     )
     assert found == width
 
 
 @pytest.mark.parametrize("budget", [0.005, 0.03, 0.1, 0.2, 0.37, 0.5, 1.0, 2.0])
-@pytest.mark.parametrize(("backbone", "width_in", "num_adapters"), [(3_049_920, 192, 6), (1.24e9, 2048, 16)])
+@pytest.mark.parametrize(
+    ("backbone", "width_in", "num_adapters"), [(3_049_920, 192, 6), (1.24e9, 2048, 16)]
+)
 def test_the_true_share_is_within_two_per_cent(
     budget: float, backbone: float, width_in: int, num_adapters: int
 ) -> None:
     width = width_for_budget(
-        budget, num_backbone_weights=int(backbone), width_in=width_in, num_adapters=num_adapters, gated=True
+        budget,
+        num_backbone_weights=int(backbone),
+        width_in=width_in,
+        num_adapters=num_adapters,
+        gated=True,
     )
     share = num_adapters * num_weights(width_in=width_in, width=width, gated=True) / backbone
     assert share == pytest.approx(budget, rel=0.02)
@@ -176,15 +192,26 @@ def test_the_true_share_is_within_two_per_cent(
 
 def test_a_budget_that_no_width_meets_is_refused_with_the_nearest() -> None:
     # One weight of width costs 2 * 3 * 100 = 600 in 10,000: 6 %. 8 % is between 6 % and 12 %.
-    with pytest.raises(UserError, match=r"got 0.08; the nearest is 0.06000 \(width 1\); set that, or set width"):
-        width_for_budget(0.08, num_backbone_weights=10_000, width_in=100, num_adapters=2, gated=False)
-    assert width_for_budget(0.06, num_backbone_weights=10_000, width_in=100, num_adapters=2, gated=False) == 1
+    with pytest.raises(
+        UserError, match=r"got 0.08; the nearest is 0.06000 \(width 1\); set that, or set width"
+    ):
+        width_for_budget(
+            0.08, num_backbone_weights=10_000, width_in=100, num_adapters=2, gated=False
+        )
+    assert (
+        width_for_budget(
+            0.06, num_backbone_weights=10_000, width_in=100, num_adapters=2, gated=False
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize("budget", [0.0, -0.2, float("nan")])
 def test_a_budget_that_is_not_positive_is_refused(budget: float) -> None:
     with pytest.raises(UserError, match=r"budget; got .*; allowed: a share above 0"):
-        width_for_budget(budget, num_backbone_weights=10_000, width_in=100, num_adapters=2, gated=False)
+        width_for_budget(
+            budget, num_backbone_weights=10_000, width_in=100, num_adapters=2, gated=False
+        )
 
 
 def test_an_open_gate_starts_at_one_on_every_token() -> None:
@@ -200,7 +227,9 @@ def test_a_gate_that_starts_at_random_has_no_bias_and_shuts_out_half() -> None:
     weights = new_projections(width_in=64, width=8, gated=True, gate_start="random")
     initialise(**weights._asdict(), num_layers=2, init="usual", gate_start="random")
     assert weights.w.bias is None
-    gate = residue(torch.randn(4000, 64), **weights._asdict(), activation=nn.SiLU(), gate_kind="relu").gate
+    gate = residue(
+        torch.randn(4000, 64), **weights._asdict(), activation=nn.SiLU(), gate_kind="relu"
+    ).gate
     assert 0.4 < float((gate == 0).float().mean()) < 0.6
 
 

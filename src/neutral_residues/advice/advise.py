@@ -1,9 +1,10 @@
-"""Advice before anything is spent: looks at the texts, the backbone and a few real steps, and prints what follows.
+"""Advice before anything is spent: looks at the texts, the backbone and a few real steps, and
+prints what follows.
 
     texts -> backbone on samples -> a few steps in another process -> warnings, recommendations
 
-Nothing is written but the token cache, which the run then uses, and the advice itself where that is asked for. The
-run's own output folder stays untouched: it must be free when the run starts.
+Nothing is written but the token cache, which the run then uses, and the advice itself where that is
+asked for. The run's own output folder stays untouched: it must be free when the run starts.
 """
 
 import statistics
@@ -28,16 +29,33 @@ from neutral_residues.advice.rules import (
 )
 from neutral_residues.advice.rules import recommendations as recommend
 from neutral_residues.advice.rules import warnings as warn
-from neutral_residues.advice.text_statistics import corpus_facts, distances, sample_stream, text_facts
+from neutral_residues.advice.text_statistics import (
+    corpus_facts,
+    distances,
+    sample_stream,
+    text_facts,
+)
 from neutral_residues.advice.trial_run import Rehearsal, probe, whole_run_seconds
-from neutral_residues.backbone import empty_backbone, frozen_backbone, load_config, load_tokenizer, pick_device
+from neutral_residues.backbone import (
+    empty_backbone,
+    frozen_backbone,
+    load_config,
+    load_tokenizer,
+    pick_device,
+)
 from neutral_residues.config.run import RunConfig
 from neutral_residues.data.tokenise import end_of_text_id
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.evaluate import evaluate
 from neutral_residues.files import write_json
 from neutral_residues.methods.table import find_method, resolved
-from neutral_residues.training.setup import RunData, check_context, make_rows, prepare_data, tokens_per_step
+from neutral_residues.training.setup import (
+    RunData,
+    check_context,
+    make_rows,
+    prepare_data,
+    tokens_per_step,
+)
 from neutral_residues.units import human_bytes, human_seconds
 
 SAMPLE_TOKENS = 4000
@@ -45,9 +63,14 @@ SAMPLE_TOKENS = 4000
 
 
 def advise(
-    config: RunConfig, *, probe_steps: int, output: Path | None = None, console: Console | None = None
+    config: RunConfig,
+    *,
+    probe_steps: int,
+    output: Path | None = None,
+    console: Console | None = None,
 ) -> Advice:
-    """Look at everything that a run will meet, print it with warnings and recommendations; write it if asked.
+    """Look at everything that a run will meet, print it with warnings and recommendations; write it
+    if asked.
 
     Args:
         probe_steps: optimiser steps to try, 4 or more; 0 tries none.
@@ -58,12 +81,20 @@ def advise(
     """
     console = console or Console()
     if probe_steps and probe_steps < 4:
-        raise UserError("probe_steps", got=probe_steps, allowed="0, or 4 and more: the first three are not timed")
+        raise UserError(
+            "probe_steps",
+            got=probe_steps,
+            allowed="0, or 4 and more: the first three are not timed",
+        )
     config = resolved(config)
     trains = find_method(config.method).learning_rate is not None
     data, tokenizer, hidden_size = _checked(config, console, trains=trains)
     with console.status("reading the texts ..."):
-        texts, corpora, far = text_facts(data, tokenizer), corpus_facts(data, tokenizer), distances(data)
+        texts, corpora, far = (
+            text_facts(data, tokenizer),
+            corpus_facts(data, tokenizer),
+            distances(data),
+        )
     with console.status("measuring the backbone ..."):
         texts = _with_bits(texts, config, data, tokenizer)
     tried = None
@@ -88,9 +119,15 @@ def advise(
     return advice
 
 
-def _checked(config: RunConfig, console: Console, *, trains: bool) -> tuple[RunData, PreTrainedTokenizerBase, int]:
-    """Texts, tokenizer and width of the backbone, after everything that the run checks before its first step."""
-    settings: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+def _checked(
+    config: RunConfig, console: Console, *, trains: bool
+) -> tuple[RunData, PreTrainedTokenizerBase, int]:
+    """Texts, tokenizer and width of the backbone, after everything that the run checks before its
+    first step."""
+    settings: dict[str, Any] = {
+        "revision": config.revision,
+        "trust_remote_code": config.trust_remote_code,
+    }
     model_config = load_config(config.model, **settings)
     check_context(config, model_config)
     tokenizer = load_tokenizer(config.model, **settings)
@@ -107,12 +144,15 @@ def _with_bits(
 ) -> list[TextFacts]:
     """With the backbone's bits per byte on a sample of each text."""
     streams = [
-        sample_stream(stream, SAMPLE_TOKENS, tokenizer) for stream in (*data.train, *data.evaluate, *data.validate)
+        sample_stream(stream, SAMPLE_TOKENS, tokenizer)
+        for stream in (*data.train, *data.evaluate, *data.validate)
     ]
     device = pick_device()
     model = frozen_backbone(config, device)
     found = []
-    for facts, stream in zip(texts, streams, strict=True):  # one by one: train and held-out parts may share a name
+    for facts, stream in zip(
+        texts, streams, strict=True
+    ):  # one by one: train and held-out parts may share a name
         (score,) = evaluate(
             model,
             [stream],
@@ -130,7 +170,9 @@ def _with_bits(
 
 
 def _probe_facts(config: RunConfig, data: RunData, found: Rehearsal) -> ProbeFacts:
-    targets = [f"bits_per_byte/{stream.name}" for stream in data.while_training if stream.role == "target"]
+    targets = [
+        f"bits_per_byte/{stream.name}" for stream in data.while_training if stream.role == "target"
+    ]
     curve = [
         (int(point["step"]), statistics.fmean(point[key] for key in targets))
         for point in found.curve
@@ -164,7 +206,9 @@ def print_advice(advice: Advice, config: RunConfig, *, console: Console) -> None
     elif find_method(config.method).learning_rate is None:
         console.print(f"{config.method} trains nothing, so there is no step to try")
     print_warnings(advice.warnings, console=console)
-    table = _headed("Recommended", ["setting", "value", "in the run", "why"], right=("value", "in the run"))
+    table = _headed(
+        "Recommended", ["setting", "value", "in the run", "why"], right=("value", "in the run")
+    )
     for r in advice.recommendations:
         table.add_row(r.setting, f"{r.value:g}", f"{r.now:g}", r.reason)
     console.print(table)
@@ -189,8 +233,15 @@ def _texts_table(texts: list[TextFacts]) -> Table:
     table = _headed("Texts under the backbone", ["text", "role", "use", *sizes], right=sizes)
     for text in texts:
         per_word = "-" if text.tokens_per_word is None else f"{text.tokens_per_word:.2f}"
-        bits = [f"{value:.3f}" if value is not None else "-" for value in (text.backbone_bits, text.bits_per_sign)]
-        counts = [f"{text.num_documents:,}", f"{text.num_tokens:,}", f"{text.num_bytes / text.num_tokens:.2f}"]
+        bits = [
+            f"{value:.3f}" if value is not None else "-"
+            for value in (text.backbone_bits, text.bits_per_sign)
+        ]
+        counts = [
+            f"{text.num_documents:,}",
+            f"{text.num_tokens:,}",
+            f"{text.num_bytes / text.num_tokens:.2f}",
+        ]
         table.add_row(text.name, text.role, text.use, *counts, per_word, *bits)
     return table
 
@@ -200,7 +251,13 @@ def _distance_table(found: list[DistanceFacts]) -> Table:
     numbers = ["distance", "divergence [bits]", "replay to itself", "replay to target"]
     table = _headed(title, ["source set", *numbers], right=numbers)
     for d in found:
-        table.add_row(d.set, f"{d.way_to_target:.2f}", f"{d.bits:.3f}", f"{d.replay_bits:.3f}", f"{d.target_bits:.3f}")
+        table.add_row(
+            d.set,
+            f"{d.way_to_target:.2f}",
+            f"{d.bits:.3f}",
+            f"{d.replay_bits:.3f}",
+            f"{d.target_bits:.3f}",
+        )
     return table
 
 
@@ -222,12 +279,19 @@ def _probe_table(found: ProbeFacts, config: RunConfig) -> Table:
         table.add_row("memory", f"{human_bytes(found.peak_memory_bytes)} at its peak")
     if found.run_seconds is not None and found.step_seconds is not None:
         step = f"{found.step_seconds:.2f} s a step"
-        table.add_row("time", f"about {human_seconds(found.run_seconds)} in all; {step} under the load of now")
+        table.add_row(
+            "time", f"about {human_seconds(found.run_seconds)} in all; {step} under the load of now"
+        )
     if found.reached_bits is not None:
         start = found.target_bits[0][1]
-        gain = f"from {start:.2f} to {found.reached_bits:.2f} bits per byte within the steps tried: the least to expect"
+        gain = (
+            f"from {start:.2f} to {found.reached_bits:.2f} bits per byte within the steps tried:"
+            " the least to expect"
+        )
         table.add_row("gain", gain)
     if found.continued_bits is not None:
         guess = f"{found.continued_bits:.1f} bits per byte after {config.training.steps:,} steps"
-        table.add_row("", f"about {guess}, if each doubling goes on gaining as much as the last (a guess)")
+        table.add_row(
+            "", f"about {guess}, if each doubling goes on gaining as much as the last (a guess)"
+        )
     return table

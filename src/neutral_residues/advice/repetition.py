@@ -1,12 +1,13 @@
-"""How much of a corpus is there twice: documents, near copies of documents, and lines that stand everywhere.
+"""How much of a corpus is there twice: documents, near copies of documents, and lines that stand
+everywhere.
 
     duplicates         documents whose text, blanks evened out, stands in an earlier one
     near duplicates    documents of which half of all n-grams stand in one or another earlier document (13 words, as in
                        Brown et al. 2020, arXiv 2005.14165; 40 signs where blanks do not separate words)
     boilerplate        lines of at least 20 signs that stand in three documents or more: bytes beyond the first time
 
-Where we choose: n-grams are compared by 64-bit hashes of their units, so none is missed and hardly any taken for
-another. Documents are counted in the first category that fits. No torch.
+Where we choose: n-grams are compared by 64-bit hashes of their units, so none is missed and hardly
+any taken for another. Documents are counted in the first category that fits. No torch.
 """
 
 import hashlib
@@ -24,7 +25,8 @@ LINE_SIGNS, LINE_DOCUMENTS, NUM_LINES = 20, 3, 3
 FACTOR = np.uint64(0x9E3779B97F4A7C15)
 """An odd number with no pattern (2^64 over the golden ratio), for a polynomial hash."""
 BLANKS_PER_SIGN = 1 / 15
-"""At least so many blanks where they separate words: Finnish has one in nine signs, Thai and Chinese far fewer."""
+"""At least so many blanks where they separate words: Finnish has one in nine signs, Thai and
+Chinese far fewer."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,9 @@ def _grams(text: str, words: bool) -> NDArray[np.uint64]:
         units = np.array([zlib.crc32(word.encode()) for word in text.split()], dtype=np.uint64)
         length = WORDS_PER_GRAM
     else:
-        units = np.frombuffer("".join(text.split()).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+        units = np.frombuffer("".join(text.split()).encode("utf-32-le"), dtype=np.uint32).astype(
+            np.uint64
+        )
         length = SIGNS_PER_GRAM
     number = max(0, len(units) - length + 1)
     hashes = np.zeros(number, dtype=np.uint64)

@@ -1,7 +1,9 @@
-"""Advice before a run: what was found, what it warns of, what it recommends and why. Numbers in, sentences out.
+"""Advice before a run: what was found, what it warns of, what it recommends and why. Numbers in,
+sentences out.
 
-No number here is invented: each threshold and each recommendation names the measurement or the paper behind it, "LAB"
-being LAB.md of this project. `text_facts.py` and `probe.py` measure; `advise.py` calls and prints.
+No number here is invented: each threshold and each recommendation names the measurement or the
+paper behind it, "LAB" being LAB.md of this project. `text_facts.py` and `probe.py` measure;
+`advise.py` calls and prints.
 """
 
 import math
@@ -17,12 +19,14 @@ from neutral_residues.results.record import Part
 COSTLY = 2.0
 """A target that costs so many times the tokens of the source is warned of."""
 REPETITION = 0.05
-"""A share of the corpus above which repetition is warned of; common corpora have 3 to 14 % (arXiv 2107.06499)."""
+"""A share of the corpus above which repetition is warned of; common corpora have 3 to 14 % (arXiv
+2107.06499)."""
 FAR = 2.0
-"""A source set that diverges from replay so many times as much as replay from itself is of another genre (LAB: held-out
-novels do 1.3 times, Wikipedia 4.6 and PubMed 6.6 times)."""
+"""A source set that diverges from replay so many times as much as replay from itself is of another
+genre (LAB: held-out novels do 1.3 times, Wikipedia 4.6 and PubMed 6.6 times)."""
 READINGS = 4
-"""So often a text can be read nearly as if it were new (Muennighoff et al. 2023, arXiv 2305.16264)."""
+"""So often a text can be read nearly as if it were new (Muennighoff et al. 2023, arXiv
+2305.16264)."""
 MOST_DOUBLINGS = 4
 """A curve is not continued further than this beyond the probe."""
 TUNED = {
@@ -98,7 +102,8 @@ class CorpusFacts(Part):
 
 
 class DistanceFacts(Part):
-    """How far replay is from a source set: Jensen-Shannon divergence of their tokens' frequencies, in bits."""
+    """How far replay is from a source set: Jensen-Shannon divergence of their tokens' frequencies,
+    in bits."""
 
     set: str
     """Name of the source set."""
@@ -130,10 +135,11 @@ class ProbeFacts(Part):
     target_bits: list[tuple[int, float]]
     """(step, bits per byte), mean over the target sets that are measured on the way."""
     reached_bits: float | None
-    """At the end of the probe: the run will reach at least this unless its learning rate is too high."""
+    """At the end of the probe: the run will reach at least this unless its learning rate is too
+    high."""
     continued_bits: float | None
-    """If every further doubling of the steps gained as much as the probe's last one; null beyond four doublings, and
-    where the tokenizer cuts the target so fine that learning stops early."""
+    """If every further doubling of the steps gained as much as the probe's last one; null beyond
+    four doublings, and where the tokenizer cuts the target so fine that learning stops early."""
 
 
 class Recommendation(Part):
@@ -184,20 +190,23 @@ def warnings(
     for d in distances:
         if d.bits > FAR * d.replay_bits:
             found.append(
-                f"replay is far from {d.set}: {d.bits:.2f} bits, and {d.replay_bits:.2f} from itself. Forgetting there "
-                "can be larger (LAB: +0.3 % on English like replay, +0.7 and +0.9 % on PubMed and Wikipedia); "
-                f"source text like {d.set} in data.train would protect it"
+                f"replay is far from {d.set}: {d.bits:.2f} bits, and {d.replay_bits:.2f} from"
+                " itself. Forgetting there can be larger (LAB: +0.3 % on English like replay, +0.7"
+                f" and +0.9 % on PubMed and Wikipedia); source text like {d.set} in data.train"
+                " would protect it"
             )
     for role, readings in readings_by_role(config, texts, tokens_per_step=tokens_per_step).items():
         if readings > READINGS:
             found.append(
-                f"the run reads its {role} text {readings:.1f} times; beyond {READINGS} times reading again teaches "
-                "little (arXiv 2305.16264): give more text or fewer steps"
+                f"the run reads its {role} text {readings:.1f} times; beyond {READINGS} times"
+                " reading again teaches little (arXiv 2305.16264): give more text or fewer steps"
             )
     return found
 
 
-def readings_by_role(config: RunConfig, texts: Sequence[TextFacts], *, tokens_per_step: int) -> dict[Role, float]:
+def readings_by_role(
+    config: RunConfig, texts: Sequence[TextFacts], *, tokens_per_step: int
+) -> dict[Role, float]:
     """How often training reads the text of either side, on average over its corpora."""
     share = config.data.source_share
     found: dict[Role, float] = {}
@@ -216,12 +225,17 @@ def recommendations(
     method = find_method(config.method)
     found = []
     if method.has_budget:
-        reason = "the budget of every comparison in LAB, as in the paper; no other was measured here"
+        reason = (
+            "the budget of every comparison in LAB, as in the paper; no other was measured here"
+        )
         if costly_target(texts):
             reason += ". More of it is no help where a vocabulary is missing (LAB, Ukrainian)"
         found.append(_recommend("budget", 0.2, config.budget, reason))
     if any(text.use == "train" and text.role == "source" for text in texts):
-        reason = "LAB measured every method at 0.1, where neutral residues forget under 1 % on three English texts"
+        reason = (
+            "LAB measured every method at 0.1, where neutral residues forget under 1 % on three"
+            " English texts"
+        )
         found.append(_recommend("data.source_share", 0.1, config.data.source_share, reason))
     rate = learning_rate(config, hidden_size=hidden_size)
     if method.learning_rate is not None:
@@ -250,17 +264,21 @@ def costly_target(texts: Sequence[TextFacts]) -> list[str]:
     target, source = _of_role(texts, "target"), _of_role(texts, "source")
     if not (target and source):
         return []
-    unit = "word" if all(text.tokens_per_word is not None for text in (*target, *source)) else "sign"
+    unit = (
+        "word" if all(text.tokens_per_word is not None for text in (*target, *source)) else "sign"
+    )
     costs = [
-        _mean([t.tokens_per_word if unit == "word" else t.tokens_per_sign for t in side]) for side in (target, source)
+        _mean([t.tokens_per_word if unit == "word" else t.tokens_per_sign for t in side])
+        for side in (target, source)
     ]
     times = costs[0] / costs[1]
     if times <= COSTLY:
         return []
     return [
-        f"the target costs {costs[0]:.2f} tokens a {unit}, the source {costs[1]:.2f}: {times:.1f} times as many. The "
-        "context holds so much less text, and time grows as much. Where only bytes are left, frozen embeddings stop "
-        "learning early (LAB, Ukrainian: 5.0 bits per byte, fine-tuning 2.1): a vocabulary is missing, not width"
+        f"the target costs {costs[0]:.2f} tokens a {unit}, the source {costs[1]:.2f}: {times:.1f}"
+        " times as many. The context holds so much less text, and time grows as much. Where only"
+        " bytes are left, frozen embeddings stop learning early (LAB, Ukrainian: 5.0 bits per"
+        " byte, fine-tuning 2.1): a vocabulary is missing, not width"
     ]
 
 
@@ -277,20 +295,22 @@ def _not_measured(texts: Sequence[TextFacts]) -> list[str]:
     ]
     if not any(text.use == "train" and text.role == "source" for text in texts):
         found.append(
-            "no training corpus has role: source, so nothing of the source is replayed and nothing protects it"
+            "no training corpus has role: source, so nothing of the source is replayed and nothing"
+            " protects it"
         )
     return found
 
 
 def _known_target(texts: Sequence[TextFacts]) -> list[str]:
-    """A warning if the backbone reads the target no worse than the source. By sign: scripts differ in bytes."""
+    """A warning if the backbone reads the target no worse than the source. By sign: scripts differ
+    in bytes."""
     sides = [[t.bits_per_sign for t in _of_role(texts, role)] for role in ("target", "source")]
     target, source = ([bits for bits in side if bits is not None] for side in sides)
     if not (target and source) or _mean(target) > _mean(source):
         return []
     return [
-        f"the backbone already knows the target: {_mean(target):.2f} bits a sign, no more than on source text "
-        f"({_mean(source):.2f}). Expect little to learn"
+        f"the backbone already knows the target: {_mean(target):.2f} bits a sign, no more than on"
+        f" source text ({_mean(source):.2f}). Expect little to learn"
     ]
 
 
@@ -315,7 +335,8 @@ def _repetition(corpus: CorpusFacts) -> list[str]:
     }
     lines = "; ".join(f'"{line.text}" in {line.num_documents}' for line in corpus.boilerplate)
     return [
-        f"corpus {corpus.name}: {100 * share:.0f} % {what}" + (f" ({lines})" if "lines" in what else "")
+        f"corpus {corpus.name}: {100 * share:.0f} % {what}"
+        + (f" ({lines})" if "lines" in what else "")
         for what, share in kinds.items()
         if share > REPETITION
     ]
@@ -326,27 +347,37 @@ def _recommend(setting: str, value: float, now: float, reason: str) -> Recommend
 
 
 def _rate(config: RunConfig, now: float, hidden_size: int) -> Recommendation:
-    scale, scaled = RECIPE_WIDTH / hidden_size, f"scaled from width {RECIPE_WIDTH} as 1/width, which was not measured"
+    scale, scaled = (
+        RECIPE_WIDTH / hidden_size,
+        f"scaled from width {RECIPE_WIDTH} as 1/width, which was not measured",
+    )
     at_hand = "measured at this width" if hidden_size == RECIPE_WIDTH else scaled
     if config.method in TUNED:
         rate, tried = TUNED[config.method]
-        reason = f"validation on French chose {rate:g} of {tried} (LAB), {at_hand}; a higher one forgets more"
+        reason = (
+            f"validation on French chose {rate:g} of {tried} (LAB), {at_hand}; a higher one forgets"
+            " more"
+        )
     else:
         rate = find_method(config.method).learning_rate or 0.0
         reason = f"the method's recipe, {at_hand}; not tuned"
     reason += ". Try half and twice: neutral compare with tune: true"
-    return _recommend("training.learning_rate", float(f"{rate * scale:.3g}"), float(f"{now:.3g}"), reason)
+    return _recommend(
+        "training.learning_rate", float(f"{rate * scale:.3g}"), float(f"{now:.3g}"), reason
+    )
 
 
-def _steps(config: RunConfig, texts: Sequence[TextFacts], tokens_per_step: int) -> list[Recommendation]:
+def _steps(
+    config: RunConfig, texts: Sequence[TextFacts], tokens_per_step: int
+) -> list[Recommendation]:
     steps = config.training.steps
     readings = readings_by_role(config, texts, tokens_per_step=tokens_per_step).get("target")
     if readings is None:
         return []
     most = max(1, int(steps * READINGS / readings))
     reason = (
-        f"the target is read {readings:.2f} times; up to {READINGS} times is nearly as good as new text (arXiv "
-        f"2305.16264), so up to {most:,} steps pay. LAB: with 4 times the tokens learning rose from 84 to 89 % of "
-        "fine-tuning's"
+        f"the target is read {readings:.2f} times; up to {READINGS} times is nearly as good as new"
+        f" text (arXiv 2305.16264), so up to {most:,} steps pay. LAB: with 4 times the tokens"
+        " learning rose from 84 to 89 % of fine-tuning's"
     )
     return [_recommend("training.steps", min(steps, most), steps, reason)]

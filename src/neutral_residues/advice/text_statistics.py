@@ -1,14 +1,16 @@
-"""What can be said of the texts of a run before it starts, without its model or with one short look at it.
+"""What can be said of the texts of a run before it starts, without its model or with one short look
+at it.
 
-Texts are looked at through their tokens: documents drawn at random (seeded, each cut to `DOCUMENT_TOKENS`), turned back
-into text. Sizes:
+Texts are looked at through their tokens: documents drawn at random (seeded, each cut to
+`DOCUMENT_TOKENS`), turned back into text. Sizes:
 
     fertility    tokens per word, where blanks separate words, else per sign
     distance     Jensen-Shannon divergence of how often each token occurs, in bits: 0 for the same text, at most 1.
                  Small samples differ by chance, so it is held against two parts of the replay corpus (0 on the scale)
                  and against the target (1 on the scale), all in samples of one size
 
-"Replay" is training text of the source side. Nothing here draws from torch's or Python's random state.
+"Replay" is training text of the source side. Nothing here draws from torch's or Python's random
+state.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neutral_residues.advice.repetition import check_corpus, separates_words
-from neutral_residues.advice.rules import CorpusFacts, DistanceFacts, RepeatedLine, TextFacts, Use, warnings
+from neutral_residues.advice.rules import (
+    CorpusFacts,
+    DistanceFacts,
+    RepeatedLine,
+    TextFacts,
+    Use,
+    warnings,
+)
 from neutral_residues.config.run import RunConfig
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.training.setup import RunData, tokens_per_step
@@ -35,10 +44,14 @@ CHECKED_BYTES = 2 * 2**20
 """So much text of each corpus, from its beginning, is searched for repetition: about a second."""
 
 
-def text_warnings(config: RunConfig, data: RunData, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+def text_warnings(
+    config: RunConfig, data: RunData, tokenizer: "PreTrainedTokenizerBase"
+) -> list[str]:
     """What the texts alone warn of: no model is needed."""
     texts, corpora = text_facts(data, tokenizer), corpus_facts(data, tokenizer)
-    return warnings(config, texts, corpora, distances(data), tokens_per_step=tokens_per_step(config))
+    return warnings(
+        config, texts, corpora, distances(data), tokens_per_step=tokens_per_step(config)
+    )
 
 
 def text_facts(data: RunData, tokenizer: "PreTrainedTokenizerBase") -> list[TextFacts]:
@@ -65,20 +78,28 @@ def corpus_facts(data: RunData, tokenizer: "PreTrainedTokenizerBase") -> list[Co
                 duplicate_share=check.duplicate_share,
                 near_duplicate_share=check.near_duplicate_share,
                 boilerplate_share=check.boilerplate_share,
-                boilerplate=[RepeatedLine(text=line[:100], num_documents=n) for line, n in check.most_repeated],
+                boilerplate=[
+                    RepeatedLine(text=line[:100], num_documents=n)
+                    for line, n in check.most_repeated
+                ],
             )
         )
     return found
 
 
 def distances(data: RunData) -> list[DistanceFacts]:
-    """How far the replay corpora are from each source set; empty without replay, target or source sets."""
+    """How far the replay corpora are from each source set; empty without replay, target or source
+    sets."""
     replay = [stream for stream in data.train if stream.role == "source"]
     target = [stream for stream in data.train if stream.role == "target"]
     tests = [stream for stream in data.evaluate if stream.role == "source"]
     if not (replay and target and tests):
         return []
-    size = min(DISTANCE_TOKENS, sum(s.num_tokens for s in replay) // 2, *(s.num_tokens for s in (*target, *tests)))
+    size = min(
+        DISTANCE_TOKENS,
+        sum(s.num_tokens for s in replay) // 2,
+        *(s.num_tokens for s in (*target, *tests)),
+    )
     ours = _sample(replay, 2 * size)
     samples = [np.concatenate(d)[:size] for d in (ours[::2], ours[1::2], _sample(target, size))]
     samples += [np.concatenate(_sample([test], size))[:size] for test in tests]
@@ -102,12 +123,16 @@ def jensen_shannon_bits(p_V: NDArray[np.float64], q_V: NDArray[np.float64]) -> f
     return max(0.0, (kl(p_V) + kl(q_V)) / 2)
 
 
-def sample_stream(stream: TokenStream, num_tokens: int, tokenizer: "PreTrainedTokenizerBase") -> TokenStream:
+def sample_stream(
+    stream: TokenStream, num_tokens: int, tokenizer: "PreTrainedTokenizerBase"
+) -> TokenStream:
     """About so many tokens of a stream, from documents all over it, as a stream of its own."""
     documents = _sample([stream], num_tokens)
     sizes = [len(_text(document, tokenizer).encode()) for document in documents]
     ends = np.cumsum([len(document) for document in documents])
-    return TokenStream(stream.name, stream.role, np.concatenate(documents), ends, np.array(sizes, dtype=np.int64))
+    return TokenStream(
+        stream.name, stream.role, np.concatenate(documents), ends, np.array(sizes, dtype=np.int64)
+    )
 
 
 def _facts(stream: TokenStream, use: Use, tokenizer: "PreTrainedTokenizerBase") -> TextFacts:
@@ -129,8 +154,11 @@ def _facts(stream: TokenStream, use: Use, tokenizer: "PreTrainedTokenizerBase") 
 
 
 def _sample(streams: Sequence[TokenStream], num_tokens: int) -> list[NDArray[np.int64]]:
-    """Beginnings of documents drawn at random from all streams, until there are so many tokens; at least one."""
-    places = np.array([(s, d) for s, stream in enumerate(streams) for d in _draw(stream.num_documents)])
+    """Beginnings of documents drawn at random from all streams, until there are so many tokens; at
+    least one."""
+    places = np.array(
+        [(s, d) for s, stream in enumerate(streams) for d in _draw(stream.num_documents)]
+    )
     found: list[NDArray[np.int64]] = []
     for s, d in places[np.random.default_rng(SEED).permutation(len(places))]:
         found.append(_document(streams[s], int(d))[:DOCUMENT_TOKENS].astype(np.int64))

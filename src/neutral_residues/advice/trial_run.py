@@ -2,8 +2,9 @@
 
     probe(config, num_steps=20)        starts  python -m neutral_residues.probe run.yaml result.json
 
-The steps are a run in small: the run's own model, method, rows, batch, precision and loop, with a schedule that fits
-into so few. A process of its own has a peak of memory of its own, as the run will; if it is killed, nothing else is.
+The steps are a run in small: the run's own model, method, rows, batch, precision and loop, with a
+schedule that fits into so few. A process of its own has a peak of memory of its own, as the run
+will; if it is killed, nothing else is.
 """
 
 import json
@@ -57,9 +58,14 @@ def probe(config: RunConfig, *, num_steps: int) -> Rehearsal:
     """
     # Beside the run's own folder: its checkpoints go to the same disk, and /tmp may be memory.
     parent = next(path for path in config.output.absolute().parents if path.is_dir())
-    with disk_errors(parent), tempfile.TemporaryDirectory(prefix=".neutral-probe-", dir=parent) as folder:
+    with (
+        disk_errors(parent),
+        tempfile.TemporaryDirectory(prefix=".neutral-probe-", dir=parent) as folder,
+    ):
         plan, result = Path(folder) / "run.yaml", Path(folder) / "result.json"
-        write_text(plan, dump_run(in_small(config, output=Path(folder) / "run", num_steps=num_steps)))
+        write_text(
+            plan, dump_run(in_small(config, output=Path(folder) / "run", num_steps=num_steps))
+        )
         done = subprocess.run(
             [sys.executable, "-m", "neutral_residues.advice.trial_run", str(plan), str(result)],
             stdin=subprocess.DEVNULL,
@@ -74,13 +80,16 @@ def probe(config: RunConfig, *, num_steps: int) -> Rehearsal:
 
 
 def rehearse(config: RunConfig) -> Rehearsal:
-    """Train as `extend` does, in a folder that nobody keeps; nothing is saved or measured at the end.
+    """Train as `extend` does, in a folder that nobody keeps; nothing is saved or measured at the
+    end.
 
     Raises:
         UserError: as `extend`.
     """
     config = resolved(config)
-    tokenizer = load_tokenizer(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(
+        config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
     data = prepare_data(config, tokenizer, show_progress=False)
     folder, console = RunFolder(config.output), Console(quiet=True)
     run = Run(config, find_method(config.method), folder, tokenizer, data, [], console)
@@ -112,11 +121,16 @@ def in_small(config: RunConfig, *, output: Path, num_steps: int) -> RunConfig:
     a_batch = config.evaluation.batch_rows * config.stride_tokens
     tokens = min(config.evaluation.tokens_while_training, a_batch)
     evaluation = config.evaluation.model_copy(update={"tokens_while_training": tokens})
-    return config.model_copy(update={"output": output, "training": training, "evaluation": evaluation})
+    return config.model_copy(
+        update={"output": output, "training": training, "evaluation": evaluation}
+    )
 
 
-def whole_run_seconds(config: RunConfig, found: Rehearsal, *, on_the_way: int, at_the_end: int) -> float | None:
-    """Wall time of the whole run at the probe's speed: loading, steps, measuring on the way and both sides at the end.
+def whole_run_seconds(
+    config: RunConfig, found: Rehearsal, *, on_the_way: int, at_the_end: int
+) -> float | None:
+    """Wall time of the whole run at the probe's speed: loading, steps, measuring on the way and
+    both sides at the end.
 
     Args:
         on_the_way: tokens of one measurement while training.
@@ -127,7 +141,11 @@ def whole_run_seconds(config: RunConfig, found: Rehearsal, *, on_the_way: int, a
         return None
     times = 1 + math.ceil(training.steps / training.evaluate_every)
     per_token = found.measuring_seconds / found.measured_tokens
-    return found.loading_seconds + training.steps * step + per_token * (times * on_the_way + 2 * at_the_end)
+    return (
+        found.loading_seconds
+        + training.steps * step
+        + per_token * (times * on_the_way + 2 * at_the_end)
+    )
 
 
 def _error(done: "subprocess.CompletedProcess[str]") -> UserError:
@@ -141,7 +159,9 @@ def _error(done: "subprocess.CompletedProcess[str]") -> UserError:
     else:
         reason = lines[-1].strip()[:300] if lines else f"exit code {done.returncode}"
     return UserError(
-        "the probe failed, and so would the run", got=reason, do="smaller training.batch_rows need less memory"
+        "the probe failed, and so would the run",
+        got=reason,
+        do="smaller training.batch_rows need less memory",
     )
 
 

@@ -1,4 +1,5 @@
-"""The command line `neutral`: thin. What a command needs is imported inside it, so that `--help` is instant.
+"""The command line `neutral`: thin. What a command needs is imported inside it, so that `--help` is
+instant.
 
 Errors that a user can mend are one line on standard error and exit code 2; Ctrl-C is 130.
 """
@@ -13,7 +14,10 @@ from neutral_residues.errors import Stopped, UserError
 
 app = typer.Typer(
     name="neutral",
-    help="Add a language or a domain to a pretrained language model without losing what it already knows.",
+    help=(
+        "Add a language or a domain to a pretrained language model without losing what it already"
+        " knows."
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -21,16 +25,21 @@ app = typer.Typer(
 
 RunFile = Annotated[Path, typer.Argument(help="The run file (YAML).", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings to change, for example training.steps=200.", show_default=False)
+    list[str] | None,
+    typer.Argument(help="Settings to change, for example training.steps=200.", show_default=False),
 ]
-Folder = Annotated[Path, typer.Argument(help="Output folder of a run, or an extension folder.", show_default=False)]
+Folder = Annotated[
+    Path, typer.Argument(help="Output folder of a run, or an extension folder.", show_default=False)
+]
 
 
 @app.command()
 def extend(
     run: RunFile,
     overrides: Overrides = None,
-    advice: Annotated[bool, typer.Option(help="Look at the texts first and warn; a few seconds.")] = True,
+    advice: Annotated[
+        bool, typer.Option(help="Look at the texts first and warn; a few seconds.")
+    ] = True,
 ) -> None:
     """Train an extension as the run file says; the same command resumes it."""
     _quiet()
@@ -47,12 +56,18 @@ def extend(
 
 @app.command()
 def compare(
-    comparison: Annotated[Path, typer.Argument(help="The comparison file (YAML).", show_default=False)],
+    comparison: Annotated[
+        Path, typer.Argument(help="The comparison file (YAML).", show_default=False)
+    ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Settings to change, for example seeds=[0,1] or set.training.steps=200."),
+        typer.Argument(
+            help="Settings to change, for example seeds=[0,1] or set.training.steps=200."
+        ),
     ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Print cells, cost and disk, and start nothing.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print cells, cost and disk, and start nothing.")
+    ] = False,
 ) -> None:
     """Run every method on the same budget, rows and evaluation; the same command resumes it."""
     _quiet()
@@ -74,7 +89,8 @@ def compare(
 
 @app.command()
 def methods() -> None:
-    """List the methods: what trains, what a budget means for it, and what can be done afterwards."""
+    """List the methods: what trains, what a budget means for it, and what can be done
+    afterwards."""
     _quiet()
     from neutral_residues.cli.methods import list_methods
 
@@ -98,7 +114,8 @@ def advise(
     probe_steps: Annotated[int, typer.Option(help="Real steps to try; 0 tries none.")] = 20,
     output: Annotated[Path | None, typer.Option(help="Where to write the advice (JSON).")] = None,
 ) -> None:
-    """Look at a run's texts, its backbone and a few of its steps, and say what to expect and what to set."""
+    """Look at a run's texts, its backbone and a few of its steps, and say what to expect and what
+    to set."""
     _quiet()
     from neutral_residues.advice.advise import advise as advise_
     from neutral_residues.config.run import load_run
@@ -112,7 +129,11 @@ def evaluate(
     sets: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", help="role:name=file, for example source:wiki=wiki.jsonl.gz; default: the run's own sets."
+            "--set",
+            help=(
+                "role:name=file, for example source:wiki=wiki.jsonl.gz; default: the run's own"
+                " sets."
+            ),
         ),
     ] = None,
     context: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
@@ -120,23 +141,34 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Where to write the record (JSON).")] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(help="Tasks and suites, set off by commas: quick, minimal-pairs-fr, cloze, paper-fr, arc_fr, ..."),
+        typer.Option(
+            help=(
+                "Tasks and suites, set off by commas: quick, minimal-pairs-fr, cloze, paper-fr,"
+                " arc_fr, ..."
+            )
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only so many items of each task.")] = None,
     task_data: Annotated[
         Path | None, typer.Option(help="Folder with minimal pairs, for example clams.fr.jsonl.gz.")
     ] = None,
     into_record: Annotated[
-        bool, typer.Option("--into-record", help="Put the tasks' scores into the finished run's own record.")
+        bool,
+        typer.Option(
+            "--into-record", help="Put the tasks' scores into the finished run's own record."
+        ),
     ] = False,
 ) -> None:
-    """Measure backbone and extension on any number of source and target sets, and on tasks; finished tasks are kept."""
+    """Measure backbone and extension on any number of source and target sets, and on tasks;
+    finished tasks are kept."""
     _quiet()
     from neutral_residues.cli.evaluate import TaskOptions, evaluate_folder
 
     names = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
     options = TaskOptions(names, limit, task_data, into_record)
-    evaluate_folder(folder, sets=tuple(sets or ()), context=context, stride=stride, output=output, tasks=options)
+    evaluate_folder(
+        folder, sets=tuple(sets or ()), context=context, stride=stride, output=output, tasks=options
+    )
 
 
 @app.command()
@@ -145,14 +177,23 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="The text to go on from.", show_default=False)],
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to add.")] = 60,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus sampling, when temperature is above 0.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(help="Nucleus sampling, when temperature is above 0.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the sampling; the same for both.")] = 0,
 ) -> None:
     """Answer a prompt with the backbone and with the extension, side by side."""
     _quiet()
     from neutral_residues.cli.generate import generate_folder
 
-    generate_folder(folder, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    generate_folder(
+        folder,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+    )
 
 
 @app.command()
@@ -160,8 +201,12 @@ def export(
     folder: Folder,
     to: Annotated[str, typer.Option("--to", help="Format, see above.", show_default=False)],
     output: Annotated[Path, typer.Option(help="New folder to write.", show_default=False)],
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16: how the weights are stored.")] = "float32",
-    text: Annotated[str, typer.Option(help="Target text to compare on, where random tokens open no gate.")] = "",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16: how the weights are stored.")
+    ] = "float32",
+    text: Annotated[
+        str, typer.Option(help="Target text to compare on, where random tokens open no gate.")
+    ] = "",
 ) -> None:
     """Write an extension in a form that other programs load, and check it against the live model.
 
@@ -182,14 +227,22 @@ def export(
 def report(
     paths: Annotated[
         list[Path],
-        typer.Argument(help="Records, output folders of runs, folders of comparisons.", show_default=False),
+        typer.Argument(
+            help="Records, output folders of runs, folders of comparisons.", show_default=False
+        ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder for the report; default: report inside the one given folder, else runs/report."),
+        typer.Option(
+            help=(
+                "Folder for the report; default: report inside the one given folder, else"
+                " runs/report."
+            )
+        ),
     ] = None,
 ) -> None:
-    """Write one page that shows what was learnt, what was forgotten and what it cost; needs no network and no torch."""
+    """Write one page that shows what was learnt, what was forgotten and what it cost; needs no
+    network and no torch."""
     from neutral_residues.report.build import write_report
 
     write_report(paths, output)
@@ -199,7 +252,8 @@ def report(
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the demo's runs.")] = Path("runs/demo"),
 ) -> None:
-    """Teach a small English model French, with neutral residues and with plain fine-tuning, and show both sides."""
+    """Teach a small English model French, with neutral residues and with plain fine-tuning, and
+    show both sides."""
     _quiet()
     from neutral_residues.demo.run import run_demo
 

@@ -18,7 +18,12 @@ from neutral_residues.evaluation.metrics import SetScore, metrics
 from neutral_residues.evaluation.saved import Saved, load_saved
 from neutral_residues.evaluation.tasks.cache import weights_key
 from neutral_residues.evaluation.tasks.registry import AskedTask
-from neutral_residues.evaluation.tasks.runner import TaskSettings, check_tasks, measure_tasks, plan_tasks
+from neutral_residues.evaluation.tasks.runner import (
+    TaskSettings,
+    check_tasks,
+    measure_tasks,
+    plan_tasks,
+)
 from neutral_residues.files import default_cache_folder
 from neutral_residues.results.record import VERSION, Record, TaskScore
 from neutral_residues.results.run_folder import RunFolder
@@ -46,14 +51,23 @@ class TaskOptions:
 
     def check(self, folder: Path) -> None:
         """Raise for options that would do nothing."""
-        given = {"--limit": self.limit, "--task-data": self.data, "--into-record": self.into_record or None}
+        given = {
+            "--limit": self.limit,
+            "--task-data": self.data,
+            "--into-record": self.into_record or None,
+        }
         useless = [name for name, value in given.items() if value is not None]
         if useless and not self.names:
-            raise UserError(f"{useless[0]} goes with --tasks", do="name tasks, for example --tasks quick")
+            raise UserError(
+                f"{useless[0]} goes with --tasks", do="name tasks, for example --tasks quick"
+            )
         if self.limit is not None and self.limit < 2:
             raise UserError("--limit", got=self.limit, allowed="2 or more")
         if self.into_record and not RunFolder(folder).is_finished:
-            raise UserError(f"--into-record needs a finished run; {folder} has no record.json", do="use --output")
+            raise UserError(
+                f"--into-record needs a finished run; {folder} has no record.json",
+                do="use --output",
+            )
 
 
 def evaluate_folder(
@@ -66,7 +80,8 @@ def evaluate_folder(
     tasks: TaskOptions = TaskOptions(),
     console: Console | None = None,
 ) -> Record:
-    """Measure a saved extension and its backbone in one pass; print both sides, and write the record if asked.
+    """Measure a saved extension and its backbone in one pass; print both sides, and write the
+    record if asked.
 
     Raises:
         UserError: for whatever the user can mend; what can be checked before measuring is.
@@ -78,8 +93,12 @@ def evaluate_folder(
     streams = _streams(saved, corpora, console, needed=not tasks.names)
     context, stride = _window(saved.config, context, stride)
     settings = TaskSettings(_evaluation(saved).batch_rows, context, tasks.limit)
-    asked = plan_tasks(tasks.names, sets={s.name: s.role for s in streams}, task_data=tasks.data, console=console)
-    check_tasks(asked, saved.tokenizer, settings=settings, streams=streams, folder=RunFolder(folder).tasks)
+    asked = plan_tasks(
+        tasks.names, sets={s.name: s.role for s in streams}, task_data=tasks.data, console=console
+    )
+    check_tasks(
+        asked, saved.tokenizer, settings=settings, streams=streams, folder=RunFolder(folder).tasks
+    )
     scores = _measure_sets(saved, streams, context, stride, console) if streams else []
     record = _record(saved, folder, streams, scores, context=context, stride=stride)
     if record.metrics:
@@ -106,12 +125,20 @@ def _window(run: RunConfig | None, context: int | None, stride: int | None) -> t
     """As asked, else as the run measured itself, else half of the context."""
     context = context or (run.context_tokens if run else DEFAULT_CONTEXT_TOKENS)
     if stride is None:
-        stride = run.stride_tokens if run and context == run.context_tokens else max(1, context // 2)
+        stride = (
+            run.stride_tokens if run and context == run.context_tokens else max(1, context // 2)
+        )
     return context, stride
 
 
 def _record(
-    saved: Saved, folder: Path, streams: list[TokenStream], scores: list[SetScore], *, context: int, stride: int
+    saved: Saved,
+    folder: Path,
+    streams: list[TokenStream],
+    scores: list[SetScore],
+    *,
+    context: int,
+    stride: int,
 ) -> Record:
     run = saved.config
     return Record(
@@ -120,9 +147,17 @@ def _record(
         metrics=metrics(scores),
         sets=[evaluation_set(stream, "evaluate") for stream in streams],
         breakdowns=breakdowns(scores, streams, saved.tokenizer),
-        provenance=provenance(seed=None, device=pick_device().type, tokenizer_key=tokenizer_key(saved.tokenizer)),
+        provenance=provenance(
+            seed=None, device=pick_device().type, tokenizer_key=tokenizer_key(saved.tokenizer)
+        ),
         config={
-            **(run.model_dump(mode="json", include={"model", "revision", "label", "budget", "seed"}) if run else {}),
+            **(
+                run.model_dump(
+                    mode="json", include={"model", "revision", "label", "budget", "seed"}
+                )
+                if run
+                else {}
+            ),
             "extension": str(folder),
             "context_tokens": context,
             "stride_tokens": stride,
@@ -178,11 +213,15 @@ def _into_record(folder: Path, found: Record, console: Console) -> None:
     path = RunFolder(folder).record
     record = read_record(path)
     tasks = {task.name: task for task in [*record.tasks, *found.tasks]}
-    write_record(path, record.model_copy(update={"tasks": list(tasks.values()), "version": VERSION}))
+    write_record(
+        path, record.model_copy(update={"tasks": list(tasks.values()), "version": VERSION})
+    )
     console.print(f"record: {path} holds {len(tasks)} tasks", highlight=False)
 
 
-def _streams(saved: Saved, corpora: list[Corpus], console: Console, *, needed: bool) -> list[TokenStream]:
+def _streams(
+    saved: Saved, corpora: list[Corpus], console: Console, *, needed: bool
+) -> list[TokenStream]:
     if corpora:
         return [
             tokenise(
@@ -197,13 +236,19 @@ def _streams(saved: Saved, corpora: list[Corpus], console: Console, *, needed: b
     if saved.config is None and not needed:
         return []
     if saved.config is None:
-        raise UserError("nothing to measure", do="add --set source:NAME=FILE and --set target:NAME=FILE")
-    return list(prepare_data(saved.config, saved.tokenizer, show_progress=console.is_terminal).evaluate)
+        raise UserError(
+            "nothing to measure", do="add --set source:NAME=FILE and --set target:NAME=FILE"
+        )
+    return list(
+        prepare_data(saved.config, saved.tokenizer, show_progress=console.is_terminal).evaluate
+    )
 
 
 def _corpus(text: str) -> Corpus:
     role, _, rest = text.partition(":")
     name, separator, path = rest.partition("=")
     if role not in ("source", "target") or not separator or not name or not path:
-        raise UserError("--set", got=text, allowed="role:name=file, for example source:wiki=wiki.jsonl.gz")
+        raise UserError(
+            "--set", got=text, allowed="role:name=file, for example source:wiki=wiki.jsonl.gz"
+        )
     return Corpus.model_validate({"name": name, "role": role, "path": path})

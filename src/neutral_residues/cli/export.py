@@ -13,7 +13,13 @@ from neutral_residues.units import human_bytes
 
 
 def export_folder(
-    folder: Path, *, to: str, output: Path, dtype: str, text: str = "", console: Console | None = None
+    folder: Path,
+    *,
+    to: str,
+    output: Path,
+    dtype: str,
+    text: str = "",
+    console: Console | None = None,
 ) -> None:
     """Export the extension in `folder` and print how far the result is from the live model."""
     console = console or Console()
@@ -22,7 +28,8 @@ def export_folder(
     if saved.reference is not None:
         where = RunFolder(folder).extension
         raise UserError(
-            f"already a stock model in {where}", got=f"method {saved.config.method}" if saved.config else None
+            f"already a stock model in {where}",
+            got=f"method {saved.config.method}" if saved.config else None,
         )
     with console.status(f"exporting to {to}, and comparing it in a fresh process"):
         difference = export_model(saved.model, target, tokenizer=saved.tokenizer, text=text)

@@ -16,11 +16,13 @@ def list_methods(*, console: Console | None = None) -> None:
         facts = [f"the budget becomes {row.size}" if row.size else "adds no weights"]
         facts += [f"learning rate {row.learning_rate:g}"] if row.learning_rate is not None else []
         facts += [f"afterwards: {', '.join(row.afterwards)}"] if row.afterwards else []
-        table.add_row(row.name, f"{row.title}: {row.trains}\n[dim]{'; '.join(facts)}\n{row.paper}[/dim]")
+        table.add_row(
+            row.name, f"{row.title}: {row.trains}\n[dim]{'; '.join(facts)}\n{row.paper}[/dim]"
+        )
     console.print(table)
     console.print(
-        f"Learning rates are for a backbone of width {RECIPE_WIDTH} and shrink as 1/width.\n"
-        "merge: folds into the backbone's matrices. skip: tokens whose gate is 0 need no extra work. "
-        "stock: what is saved, or exported, is a model that Transformers knows.",
+        f"Learning rates are for a backbone of width {RECIPE_WIDTH} and shrink as 1/width.\nmerge:"
+        " folds into the backbone's matrices. skip: tokens whose gate is 0 need no extra work."
+        " stock: what is saved, or exported, is a model that Transformers knows.",
         highlight=False,
     )

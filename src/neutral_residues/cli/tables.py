@@ -1,4 +1,5 @@
-"""Both sides of a record in a table, and the end of a run in a few lines. From the record alone, no torch."""
+"""Both sides of a record in a table, and the end of a run in a few lines. From the record alone, no
+torch."""
 
 from pathlib import Path
 
@@ -19,7 +20,12 @@ def print_summary(record: Record, output: Path, *, console: Console | None = Non
     if record.tasks:
         console.print(tasks_table(record))
     cost = record.cost
-    if cost.new_weights is not None and cost.backbone_weights and cost.tokens is not None and cost.seconds is not None:
+    if (
+        cost.new_weights is not None
+        and cost.backbone_weights
+        and cost.tokens is not None
+        and cost.seconds is not None
+    ):
         share = 100 * cost.new_weights / cost.backbone_weights
         console.print(
             f"{cost.new_weights:,} new weights beside {cost.backbone_weights:,} ({share:.2f} %), "
@@ -30,7 +36,9 @@ def print_summary(record: Record, output: Path, *, console: Console | None = Non
         console.print(Text(f"\n{sample.prompt}", style="bold"))
         console.print(f"  backbone   {sample.backbone}", highlight=False, markup=False)
         console.print(f"  extended   {sample.extended}", highlight=False, markup=False)
-    console.print(f"\nextension: {output / 'extension'}\nrecord:    {output / 'record.json'}", highlight=False)
+    console.print(
+        f"\nextension: {output / 'extension'}\nrecord:    {output / 'record.json'}", highlight=False
+    )
 
 
 def print_few_tokens(record: Record, *, console: Console) -> None:
@@ -41,8 +49,12 @@ def print_few_tokens(record: Record, *, console: Console) -> None:
 
 
 def sides_table(record: Record) -> Table:
-    """Bits per byte and perplexity on every held-out set, before and after, with the share of neutral tokens."""
-    table = Table(title=f"{record.label}: bits per byte on held-out text (lower is better)", title_justify="left")
+    """Bits per byte and perplexity on every held-out set, before and after, with the share of
+    neutral tokens."""
+    table = Table(
+        title=f"{record.label}: bits per byte on held-out text (lower is better)",
+        title_justify="left",
+    )
     table.add_column("set")
     table.add_column("role")
     for column in ("backbone", "extended", "change", "token perplexity", "tokens with all gates 0"):
@@ -50,7 +62,9 @@ def sides_table(record: Record) -> Table:
     values = {(m.name, m.of, m.set): m.value for m in record.metrics if m.layer is None}
     for metric in (m for m in record.metrics if m.name == "bits_per_byte" and m.of == "extended"):
         before = values.get(("bits_per_byte", "backbone", metric.set))
-        perplexities = (values.get(("token_perplexity", of, metric.set)) for of in ("backbone", "extended"))
+        perplexities = (
+            values.get(("token_perplexity", of, metric.set)) for of in ("backbone", "extended")
+        )
         neutral = values.get(("neutral_tokens", "extended", metric.set))
         table.add_row(
             metric.set,
@@ -67,7 +81,9 @@ def sides_table(record: Record) -> Table:
 def tasks_table(record: Record) -> Table:
     """Both models on every task, with the interval of the difference."""
     table = Table(title=f"{record.label}: tasks, shares in %", title_justify="left")
-    has_shots, has_cut = (any(getattr(t, name) for t in record.tasks) for name in ("num_fewshot", "num_truncated"))
+    has_shots, has_cut = (
+        any(getattr(t, name) for t in record.tasks) for name in ("num_fewshot", "num_truncated")
+    )
     for column in ("task", "score"):
         table.add_column(column, overflow="fold")
     counts = ["items", *(["shots"] if has_shots else []), *(["prompts cut"] if has_cut else [])]

@@ -4,8 +4,9 @@ A cell's name says what it is, and is its folder:
 
     RUN/LABEL/b0.2-lr0.005-p0.1-s0        budget, learning rate, source share, seed
 
-Cells that differ in learning rate and seed only are a *group*; tuning chooses among its learning rates. A method that
-takes its weights from another's run (`wise-ft`) gives *derived* cells, which wait for that run.
+Cells that differ in learning rate and seed only are a *group*; tuning chooses among its learning
+rates. A method that takes its weights from another's run (`wise-ft`) gives *derived* cells, which
+wait for that run.
 """
 
 import functools
@@ -19,7 +20,13 @@ from neutral_residues.config.base import put, read_values
 from neutral_residues.config.comparison import CELLS, CompareConfig, MethodEntry
 from neutral_residues.config.run import RunConfig, make_run
 from neutral_residues.errors import UserError
-from neutral_residues.methods.table import METHOD_SECTIONS, Method, find_method, learning_rate, resolved
+from neutral_residues.methods.table import (
+    METHOD_SECTIONS,
+    Method,
+    find_method,
+    learning_rate,
+    resolved,
+)
 from neutral_residues.results.record import Record
 from neutral_residues.results.store import validation_bits
 
@@ -51,16 +58,22 @@ class Cells:
 
     def first_wave(self) -> list[Cell]:
         """All that train; when tuning, those of the first seed."""
-        return [cell for cell in self.trained if not self.tune or cell.config.seed == self.first_seed]
+        return [
+            cell for cell in self.trained if not self.tune or cell.config.seed == self.first_seed
+        ]
 
     def second_wave(self, best: Mapping[str, float]) -> list[Cell]:
-        """When tuning, the other seeds at the best learning rate of each group (group -> factor)."""
+        """When tuning, the other seeds at the best learning rate of each group (group ->
+        factor)."""
         rest = [cell for cell in self.trained if self.tune and cell.config.seed != self.first_seed]
         return [cell for cell in rest if best.get(cell.group) == cell.factor]
 
     def third_wave(self, best: Mapping[str, float]) -> list[Cell]:
-        """The derived ones; when tuning, those of the best learning rate of the runs they are made of."""
-        return [cell for cell in self.derived if not self.tune or best.get(cell.made_of) == cell.factor]
+        """The derived ones; when tuning, those of the best learning rate of the runs they are made
+        of."""
+        return [
+            cell for cell in self.derived if not self.tune or best.get(cell.made_of) == cell.factor
+        ]
 
     def at_most(self) -> int:
         """How many there will be, whatever tuning finds."""
@@ -75,7 +88,8 @@ def expand(config: CompareConfig) -> Cells:
     """Every cell, each checked as a run of its own would be.
 
     Raises:
-        UserError: for the first thing that is wrong: an unknown method, a setting without effect, a missing model.
+        UserError: for the first thing that is wrong: an unknown method, a setting without effect, a
+            missing model.
     """
     cells: list[Cell] = []
     for path in config.runs:
@@ -89,7 +103,8 @@ def expand(config: CompareConfig) -> Cells:
     for cell in derived:
         if cell.made_of not in groups:
             raise UserError(
-                f"{cell.config.method} averages runs of {DERIVED_FROM}, and the comparison has none that fit",
+                f"{cell.config.method} averages runs of {DERIVED_FROM}, and the comparison has none"
+                " that fit",
                 do=f"add {DERIVED_FROM} to methods",
             )
     return Cells(tuple(trained), tuple(derived), config.tune, config.seeds[0])
@@ -111,12 +126,16 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def _cells_of(config: CompareConfig, run: str, base: dict[str, Any], entry: MethodEntry) -> Iterator[Cell]:
+def _cells_of(
+    config: CompareConfig, run: str, base: dict[str, Any], entry: MethodEntry
+) -> Iterator[Cell]:
     method = find_method(entry.method)
     own = dict(_flat(entry.set))
     budgets = (None,) if "budget" in own or not method.has_budget else config.budgets or (None,)
     shares = config.source_shares or (None,)
-    curve_key, curve = method.curve if method.curve and method.curve[0] not in own else (None, (None,))
+    curve_key, curve = (
+        method.curve if method.curve and method.curve[0] not in own else (None, (None,))
+    )
     common = {"method": entry.method, "label": entry.label, **own}
     for budget in budgets:
         for share in shares:
@@ -127,7 +146,8 @@ def _cells_of(config: CompareConfig, run: str, base: dict[str, Any], entry: Meth
 
 
 def _values(base: dict[str, Any], method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values of a run: the run file without the sections that the method has no use for, then the settings."""
+    """Plain values of a run: the run file without the sections that the method has no use for, then
+    the settings."""
     used = {key.split(".")[0] for key in method.uses}
     values = {
         key: dict(value) if isinstance(value, dict) else value
@@ -139,12 +159,16 @@ def _values(base: dict[str, Any], method: Method, settings: Mapping[str, Any]) -
     return values
 
 
-def _group(config: CompareConfig, run: str, values: dict[str, Any], method: Method) -> Iterator[Cell]:
+def _group(
+    config: CompareConfig, run: str, values: dict[str, Any], method: Method
+) -> Iterator[Cell]:
     """The cells of one group: learning rates x seeds."""
     first = resolved(make_run({**values, "output": "unused"}))
     derived = method.learning_rate is None
     trained = first.model_copy(update={"method": DERIVED_FROM}) if derived else first
-    own_rate = learning_rate(trained, hidden_size=_width(first.model, first.revision, first.trust_remote_code))
+    own_rate = learning_rate(
+        trained, hidden_size=_width(first.model, first.revision, first.trust_remote_code)
+    )
     label = (first.label or method.name).replace(":", ".")
     sizes, share = _sizes(first, method), f"p{first.data.source_share:g}"
     group = "/".join([run, label, *sizes, share])
@@ -156,7 +180,11 @@ def _group(config: CompareConfig, run: str, values: dict[str, Any], method: Meth
             name = f"{run}/{label}/{'-'.join([*sizes, ending])}"
             cell = _with(values, output=config.output / CELLS / name, seed=seed, learning_rate=rate)
             if made_of:
-                put(cell, "averaging.finetuned", str(config.output / CELLS / run / DERIVED_FROM / ending))
+                put(
+                    cell,
+                    "averaging.finetuned",
+                    str(config.output / CELLS / run / DERIVED_FROM / ending),
+                )
             yield Cell(name, resolved(make_run(cell)), group, factor, made_of)
 
 
@@ -169,8 +197,12 @@ def _sizes(config: RunConfig, method: Method) -> list[str]:
     return sizes
 
 
-def _with(values: dict[str, Any], *, output: Path, seed: int, learning_rate: float) -> dict[str, Any]:
-    copied = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+def _with(
+    values: dict[str, Any], *, output: Path, seed: int, learning_rate: float
+) -> dict[str, Any]:
+    copied = {
+        key: dict(value) if isinstance(value, dict) else value for key, value in values.items()
+    }
     put(copied, "training.learning_rate", learning_rate)
     return {**copied, "output": str(output), "seed": seed}
 
@@ -186,7 +218,10 @@ def _check_tuning(config: CompareConfig, cells: Sequence[Cell]) -> None:
     if not config.tune:
         return
     if len(config.learning_rate_factors) == 1:
-        raise UserError("tune has nothing to choose from", do="give learning_rate_factors, for example [0.5, 1, 2]")
+        raise UserError(
+            "tune has nothing to choose from",
+            do="give learning_rate_factors, for example [0.5, 1, 2]",
+        )
     for cell in cells:
         if not any(corpus.role == "target" for corpus in cell.config.data.validate_on):
             run = cell.name.split("/")[0]
@@ -197,7 +232,8 @@ def _check_tuning(config: CompareConfig, cells: Sequence[Cell]) -> None:
 
 
 def best_factors(records: Mapping[str, Record], cells: Sequence[Cell]) -> dict[str, float]:
-    """Group -> the factor whose cell (by name in `records`) has the fewest bits per byte on validation text."""
+    """Group -> the factor whose cell (by name in `records`) has the fewest bits per byte on
+    validation text."""
     best: dict[str, tuple[float, float]] = {}
     for cell in cells:
         if cell.name in records:

@@ -1,10 +1,13 @@
-"""What a comparison would do, before it starts: cells, weights, floating-point operations, time and disk.
+"""What a comparison would do, before it starts: cells, weights, floating-point operations, time and
+disk.
 
-Counted: cells, weights, tokens, operations, disk. Estimated: time, from the cells of the same method that are done, and
-otherwise from operations at the speed of one forward pass of the backbone, timed here and now.
+Counted: cells, weights, tokens, operations, disk. Estimated: time, from the cells of the same
+method that are done, and otherwise from operations at the speed of one forward pass of the
+backbone, timed here and now.
 
-Operations of a training token, N backbone weights, R new ones and T that train: 2 (N + R) forward, 2 (N + R) back to
-the activations, 2 T for the weights' own gradients. Measuring runs extended model and backbone: 2 (2 N + R).
+Operations of a training token, N backbone weights, R new ones and T that train: 2 (N + R) forward,
+2 (N + R) back to the activations, 2 T for the weights' own gradients. Measuring runs extended model
+and backbone: 2 (2 N + R).
 """
 
 import time
@@ -17,7 +20,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from neutral_residues.backbone import empty_backbone, frozen_backbone, load_config, load_tokenizer, pick_device
+from neutral_residues.backbone import (
+    empty_backbone,
+    frozen_backbone,
+    load_config,
+    load_tokenizer,
+    pick_device,
+)
 from neutral_residues.compare.grid import Cell, Cells, expand
 from neutral_residues.compare.runner import finished_records, shares_of_machine
 from neutral_residues.config.comparison import CompareConfig
@@ -62,7 +71,8 @@ class CellPlan:
 
 
 def print_plan(config: CompareConfig, *, console: Console | None = None) -> list[CellPlan]:
-    """Print the cells of a comparison, one line for each group, and what all of them take; returns the cells.
+    """Print the cells of a comparison, one line for each group, and what all of them take; returns
+    the cells.
 
     Tokenises into the cache, which the cells then use.
 
@@ -72,7 +82,9 @@ def print_plan(config: CompareConfig, *, console: Console | None = None) -> list
     console = console or Console()
     cells = expand(config)
     everything = [*cells.trained, *cells.derived]
-    one_of_each = {cell.group: cell for cell in reversed(everything)}  # learning rate and seed change no count
+    one_of_each = {
+        cell.group: cell for cell in reversed(everything)
+    }  # learning rate and seed change no count
     counted = {group: _count(cell) for group, cell in one_of_each.items()}
     plans = [replace(counted[cell.group], cell=cell) for cell in everything]
     jobs, threads = shares_of_machine(config)
@@ -84,7 +96,9 @@ def print_plan(config: CompareConfig, *, console: Console | None = None) -> list
 
 def _count(cell: Cell) -> CellPlan:
     config = cell.config
-    model_config = load_config(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    model_config = load_config(
+        config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
     backbone = empty_backbone(model_config, trust_remote_code=config.trust_remote_code)
     weights = WeightCount.of_backbone(backbone)
     method = find_method(config.method)
@@ -109,19 +123,26 @@ def _operations(config: RunConfig, weights: WeightCount, *, trains: bool) -> flo
     training = config.training
     tokens = training.steps * training.batch_rows * training.accumulation * config.data.block_tokens
     measured = (
-        sum(stream.num_tokens for stream in _data(config).evaluate) * config.context_tokens / config.stride_tokens
+        sum(stream.num_tokens for stream in _data(config).evaluate)
+        * config.context_tokens
+        / config.stride_tokens
     )
     train = tokens * (4 * (backbone + new) + 2 * weights.num_trained_weights) if trains else 0
     return train + measured * 2 * (2 * backbone + new)
 
 
 def _data(config: RunConfig) -> RunData:
-    tokenizer = load_tokenizer(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(
+        config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
     return prepare_data(config, tokenizer, show_progress=False)
 
 
-def _with_seconds(plans: Sequence[CellPlan], done: dict[str, Record], *, threads: int) -> list[CellPlan]:
-    """Seconds of each cell from those that are done, its own label's before others', or at the probed speed."""
+def _with_seconds(
+    plans: Sequence[CellPlan], done: dict[str, Record], *, threads: int
+) -> list[CellPlan]:
+    """Seconds of each cell from those that are done, its own label's before others', or at the
+    probed speed."""
     known: dict[str, list[float]] = {}
     for plan in plans:
         record = done.get(plan.cell.name)
@@ -129,7 +150,11 @@ def _with_seconds(plans: Sequence[CellPlan], done: dict[str, Record], *, threads
         if record is not None and record.cost.wall_seconds and plan.trained_weights:
             known.setdefault(record.label, []).append(record.cost.wall_seconds / plan.operations)
     each = {label: median(values) for label, values in known.items()}
-    other = median(each.values()) if each else 1 / _operations_per_second(plans[0].cell.config, threads=threads)
+    other = (
+        median(each.values())
+        if each
+        else 1 / _operations_per_second(plans[0].cell.config, threads=threads)
+    )
     return [
         replace(
             plan,
@@ -147,7 +172,9 @@ def _operations_per_second(config: RunConfig, *, threads: int) -> float:
     torch.set_num_threads(threads)
     device = pick_device()
     model = frozen_backbone(config, device)
-    rows = torch.zeros((config.training.batch_rows, config.data.block_tokens), dtype=torch.long, device=device)
+    rows = torch.zeros(
+        (config.training.batch_rows, config.data.block_tokens), dtype=torch.long, device=device
+    )
     passes, start = 0, time.monotonic()
     while passes < 2 or time.monotonic() - start < PROBE_SECONDS:
         if passes == 1:
@@ -171,7 +198,9 @@ def _table(plans: Sequence[CellPlan]) -> Table:
         one = members[0]
         done = f"{sum(member.done for member in members)}/{len(members)}"
         if one.problem:
-            table.add_row(f"{group}\n[red]cannot run: {escape(one.problem)}[/red]", done, "-", "-", "-", "-")
+            table.add_row(
+                f"{group}\n[red]cannot run: {escape(one.problem)}[/red]", done, "-", "-", "-", "-"
+            )
             continue
         rates = sorted({member.cell.config.training.learning_rate or 0.0 for member in members})
         table.add_row(
@@ -185,7 +214,9 @@ def _table(plans: Sequence[CellPlan]) -> Table:
     return table
 
 
-def _print_totals(plans: Sequence[CellPlan], cells: Cells, config: CompareConfig, jobs: int, console: Console) -> None:
+def _print_totals(
+    plans: Sequence[CellPlan], cells: Cells, config: CompareConfig, jobs: int, console: Console
+) -> None:
     most = cells.at_most()
     share = most / len(plans)  # tuning runs fewer than all combinations
     left = [plan for plan in plans if not plan.done and not plan.problem]
@@ -201,5 +232,6 @@ def _print_totals(plans: Sequence[CellPlan], cells: Cells, config: CompareConfig
         total = sum(seconds) * share / jobs
         operations = sum(plan.operations for plan in left) * share
         console.print(
-            f"time left: about {human_seconds(total)} for {operations:.1e} operations (estimate)", highlight=False
+            f"time left: about {human_seconds(total)} for {operations:.1e} operations (estimate)",
+            highlight=False,
         )

@@ -1,11 +1,13 @@
-"""Runs the cells of a comparison: each in a process of its own, several side by side, every one resumable.
+"""Runs the cells of a comparison: each in a process of its own, several side by side, every one
+resumable.
 
     first wave    everything that trains (when tuning: the first seed, at all learning rates)
     second wave   when tuning: the other seeds, at the learning rate that did best on validation text
     third wave    what is made of finished runs (weight averages)
 
-A cell that fails leaves its reason (`failure.json`) and the rest goes on; the same command tries it again and does
-nothing twice. Processes of their own keep a cell's memory its own, and a crash, or a lack of memory, from the others.
+A cell that fails leaves its reason (`failure.json`) and the rest goes on; the same command tries it
+again and does nothing twice. Processes of their own keep a cell's memory its own, and a crash, or a
+lack of memory, from the others.
 """
 
 import os
@@ -93,7 +95,11 @@ def shares_of_machine(config: CompareConfig) -> tuple[int, int]:
 
 def finished_records(config: CompareConfig, cells: Sequence[Cell]) -> dict[str, Record]:
     """The records of those cells that are done: cell name -> record."""
-    return {c.name: read_record(f.record) for c in cells if (f := RunFolder(c.config.output)).is_finished}
+    return {
+        c.name: read_record(f.record)
+        for c in cells
+        if (f := RunFolder(c.config.output)).is_finished
+    }
 
 
 @contextmanager
@@ -228,7 +234,9 @@ class _Runner:
     def _process(self, plan: Path, log: IO[bytes], slot: int) -> subprocess.Popen[bytes]:
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "COLUMNS": "200"}
         if self.num_gpus > 1:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(self.num_gpus)))
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
+                map(str, range(self.num_gpus))
+            )
             environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot % self.num_gpus]
         return subprocess.Popen(
             [sys.executable, "-m", "neutral_residues.cli.app", "extend", "--no-advice", str(plan)],
@@ -271,7 +279,8 @@ class _Runner:
 
     def _panel(self) -> Group:
         lines = [
-            Text(f"  {one.cell.name}  {one.last_line()}", no_wrap=True, overflow="ellipsis") for one in self.running
+            Text(f"  {one.cell.name}  {one.last_line()}", no_wrap=True, overflow="ellipsis")
+            for one in self.running
         ]
         return Group(self.progress, *lines)
 
@@ -282,14 +291,19 @@ class _Runner:
 
 def _sides(record: Record) -> str:
     """Both sides in a few words: change of each set in per cent."""
-    sets = [metric for metric in record.metrics if metric.name == "bits_per_byte" and metric.of == "extended"]
+    sets = [
+        metric
+        for metric in record.metrics
+        if metric.name == "bits_per_byte" and metric.of == "extended"
+    ]
     before = {m.set: find(record, "bits_per_byte", set=m.set, of="backbone").value for m in sets}
     return "  ".join(f"{m.set} {100 * (m.value / before[m.set] - 1):+.2f} %" for m in sets)
 
 
 @contextmanager
 def _stop_on_signal(runner: _Runner) -> Iterator[None]:
-    """Ctrl-C and termination let the running cells write their checkpoints; a second Ctrl-C kills them."""
+    """Ctrl-C and termination let the running cells write their checkpoints; a second Ctrl-C kills
+    them."""
 
     def ask(number: int, frame: FrameType | None) -> None:
         if runner.stopping:
@@ -297,7 +311,9 @@ def _stop_on_signal(runner: _Runner) -> Iterator[None]:
                 one.process.kill()
         runner.stopping = True
 
-    handlers: dict[int, Any] = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers: dict[int, Any] = {
+        number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:

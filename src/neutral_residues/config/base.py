@@ -1,4 +1,5 @@
-"""What every file that a user writes has in common: reading YAML, overrides, and errors of one line."""
+"""What every file that a user writes has in common: reading YAML, overrides, and errors of one
+line."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,17 +20,25 @@ Schema = TypeVar("Schema", bound=Settings)
 
 
 def read_values(path: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The plain values of a YAML file, with overrides such as "training.steps=200" applied; nothing is checked yet.
+    """The plain values of a YAML file, with overrides such as "training.steps=200" applied; nothing
+    is checked yet.
 
     Raises:
-        UserError: if it cannot be read, is not UTF-8, not YAML or no mapping, or an override is none.
+        UserError: if it cannot be read, is not UTF-8, not YAML or no mapping, or an override is
+            none.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"run file {path} is not UTF-8", got=f"byte {error.start}", do="save it as UTF-8") from error
+        raise UserError(
+            f"run file {path} is not UTF-8", got=f"byte {error.start}", do="save it as UTF-8"
+        ) from error
     except OSError as error:
-        reason = "no such run file" if isinstance(error, FileNotFoundError) else f"cannot read ({error.strerror})"
+        reason = (
+            "no such run file"
+            if isinstance(error, FileNotFoundError)
+            else f"cannot read ({error.strerror})"
+        )
         raise UserError(f"{reason}: {path}", do="check the path") from error
     try:
         values = yaml.safe_load(text)
@@ -37,10 +46,14 @@ def read_values(path: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
         raise UserError(
-            f"run file {path} is not YAML", got=line + str(getattr(error, "problem", error)), do="mend that line"
+            f"run file {path} is not YAML",
+            got=line + str(getattr(error, "problem", error)),
+            do="mend that line",
         ) from error
     if not isinstance(values, dict):
-        raise UserError(f"run file {path}", got=type(values).__name__, allowed="a mapping of settings")
+        raise UserError(
+            f"run file {path}", got=type(values).__name__, allowed="a mapping of settings"
+        )
     for key, value in read_overrides(overrides).items():
         put(values, key, value)
     return values
@@ -56,7 +69,9 @@ def read_overrides(overrides: tuple[str, ...]) -> dict[str, Any]:
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
-            raise UserError("override", got=override, allowed="key=value, for example training.steps=200")
+            raise UserError(
+                "override", got=override, allowed="key=value, for example training.steps=200"
+            )
         found[key] = yaml.safe_load(text)
     return found
 
@@ -108,7 +123,8 @@ def _one_line(error: ValidationError, root: type[Settings]) -> UserError:
 
 
 def _keys_at(location: tuple[int | str, ...], section: type[Settings]) -> set[str]:
-    """Field names of the settings section that `location` points into, from the root `section` on."""
+    """Field names of the settings section that `location` points into, from the root `section`
+    on."""
     for part in location:
         if isinstance(part, int):
             continue

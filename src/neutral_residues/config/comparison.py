@@ -1,4 +1,5 @@
-"""The comparison file: which runs, methods and settings `neutral compare` crosses. Checked before anything starts.
+"""The comparison file: which runs, methods and settings `neutral compare` crosses. Checked before
+anything starts.
 
 Its output folder:
 
@@ -36,8 +37,8 @@ class CompareConfig(Settings):
     """A comparison, whole: every combination of what is listed is one cell."""
 
     runs: tuple[Path, ...] = Field(min_length=1)
-    """Run files; each gives model, data and training. Their `method` and `output` do not count, and a section that
-    belongs to some methods only (residues, lora) counts for those."""
+    """Run files; each gives model, data and training. Their `method` and `output` do not count, and
+    a section that belongs to some methods only (residues, lora) counts for those."""
     output: Path
     """Folder of the comparison."""
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
@@ -51,13 +52,14 @@ class CompareConfig(Settings):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Seeds of initialisation and order of rows."""
     tune: bool = False
-    """Try all learning rates with the first seed only; the other seeds get the one with the fewest bits per byte on
-    the target sets of `data.validate_on`. The evaluation sets are never chosen by."""
+    """Try all learning rates with the first seed only; the other seeds get the one with the fewest
+    bits per byte on the target sets of `data.validate_on`. The evaluation sets are never chosen
+    by."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Settings of all cells, by dotted key, for example {training.steps: 200}."""
     jobs: int | None = Field(default=None, ge=1)
-    """Cells side by side; null: one for each GPU, or one on a machine without. The threads of the CPU are shared
-    out."""
+    """Cells side by side; null: one for each GPU, or one on a machine without. The threads of the
+    CPU are shared out."""
     keep_weights: bool = True
     """False removes each cell's weights when all is done; the records stay."""
 
@@ -71,7 +73,10 @@ class CompareConfig(Settings):
     @model_validator(mode="after")
     def _nothing_twice(self) -> Self:
         labels = [entry.label or entry.method for entry in self.methods]
-        lists: dict[str, list[Any]] = {"label of methods": labels, "run file": [path.stem for path in self.runs]}
+        lists: dict[str, list[Any]] = {
+            "label of methods": labels,
+            "run file": [path.stem for path in self.runs],
+        }
         for name in ("budgets", "learning_rate_factors", "source_shares", "seeds"):
             lists[name] = list(getattr(self, name))
         for name, values in lists.items():
@@ -91,7 +96,9 @@ def load_comparison(path: Path, overrides: tuple[str, ...] = ()) -> CompareConfi
     """
     plain = tuple(override for override in overrides if not override.startswith("set."))
     values = read_values(path, plain)
-    settings = read_overrides(tuple(override.removeprefix("set.") for override in overrides if override not in plain))
+    settings = read_overrides(
+        tuple(override.removeprefix("set.") for override in overrides if override not in plain)
+    )
     if settings:
         values["set"] = {**(values.get("set") or {}), **settings}
     return checked(CompareConfig, values)

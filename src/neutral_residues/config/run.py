@@ -1,7 +1,9 @@
-"""The run file: everything that one run needs, in one YAML file, checked before anything expensive starts.
+"""The run file: everything that one run needs, in one YAML file, checked before anything expensive
+starts.
 
-Every field is documented by the line under it. Unknown keys are errors that name the nearest known one. The fully
-resolved configuration is written next to the results before the first step. No torch here.
+Every field is documented by the line under it. Unknown keys are errors that name the nearest known
+one. The fully resolved configuration is written next to the results before the first step. No torch
+here.
 """
 
 from pathlib import Path
@@ -23,7 +25,8 @@ class Corpus(Settings):
     role: Role
     """source: like what the backbone knows; target: the new language or domain."""
     path: Path | None = None
-    """A file: .txt (documents set off by blank lines), .jsonl, .parquet; the first two also as .gz or .zst."""
+    """A file: .txt (documents set off by blank lines), .jsonl, .parquet; the first two also as .gz
+    or .zst."""
     dataset: str | None = None
     """Instead of `path`: the name of a dataset that `datasets.load_dataset` knows."""
     subset: str | None = None
@@ -46,7 +49,11 @@ class Corpus(Settings):
     @property
     def origin(self) -> str:
         """The path or dataset name, for messages."""
-        return str(self.path) if self.path is not None else f"{self.dataset}:{self.subset or 'default'}/{self.split}"
+        return (
+            str(self.path)
+            if self.path is not None
+            else f"{self.dataset}:{self.subset or 'default'}/{self.split}"
+        )
 
 
 class DataSettings(Settings):
@@ -55,14 +62,16 @@ class DataSettings(Settings):
     train: tuple[Corpus, ...] = Field(min_length=1)
     """Training text; at least one target, and a source corpus unless source_share is 0."""
     evaluate: tuple[Corpus, ...] = ()
-    """Held-out text of both sides; empty: a part of every training corpus, split by document, is held out."""
+    """Held-out text of both sides; empty: a part of every training corpus, split by document, is
+    held out."""
     validate_on: tuple[Corpus, ...] = ()
-    """Other held-out text, measured while training and to choose settings by; empty: `evaluate` serves for that too."""
+    """Other held-out text, measured while training and to choose settings by; empty: `evaluate`
+    serves for that too."""
     held_out_share: float = Field(default=0.02, gt=0, lt=1)
     """Share of documents held out of each training corpus when `evaluate` is empty."""
     source_share: float = Field(default=0.1, ge=0, le=1)
-    """Share of training rows that are source text; exact in every prefix of the run, to within a row (the paper's
-    p)."""
+    """Share of training rows that are source text; exact in every prefix of the run, to within a
+    row (the paper's p)."""
     block_tokens: int = Field(default=512, ge=2)
     """Tokens in a training row."""
     workers: int = Field(default=2, ge=0)
@@ -84,7 +93,9 @@ class DataSettings(Settings):
         if "target" not in roles and self.source_share < 1:
             raise ValueError("train has no corpus with role: target, so there is nothing to learn")
         if "source" not in roles and self.source_share > 0:
-            raise ValueError("train has no corpus with role: source; add one, or set source_share: 0")
+            raise ValueError(
+                "train has no corpus with role: source; add one, or set source_share: 0"
+            )
         return self
 
 
@@ -101,19 +112,22 @@ class ResidueSettings(Settings):
     init: Literal["usual", "paper"] = "usual"
     """Variance of the inner projections: usual 2/D, paper 1/(D L)."""
     gate_start: Literal["open", "random", "half"] = "open"
-    """open: every gate starts at 1 on every token; random: half of all tokens start shut, and the gate has no bias;
+    """open: every gate starts at 1 on every token; random: half of all tokens start shut, and the
+    gate has no bias;
     half: a sigmoid gate without bias that starts at 1/2 on every token."""
     layers: tuple[int, ...] | None = None
-    """Numbers of the layers that get an adapter; null means all, but not the first of four or more where there is a
-    gate."""
+    """Numbers of the layers that get an adapter; null means all, but not the first of four or more
+    where there is a gate."""
     local_loss: Literal["l1", "cross_entropy"] = "l1"
-    """l1: size of the gated output on source tokens; cross_entropy: the (sigmoid) gate as a classifier."""
+    """l1: size of the gated output on source tokens; cross_entropy: the (sigmoid) gate as a
+    classifier."""
     local_loss_weight: float = Field(default=6.0, ge=0)
     """alpha, the dial between learning and forgetting."""
     gate_learning_rate_factor: float = Field(default=2.0, gt=0)
     """The block gates learn at so many times the learning rate of the projections."""
     source_noise: float = Field(default=0.5, ge=0, le=1)
-    """Share of source rows that get random tokens, so that gates stay shut on strange text too; see `data/noise.py`."""
+    """Share of source rows that get random tokens, so that gates stay shut on strange text too; see
+    `data/noise.py`."""
 
     @model_validator(mode="after")
     def _cross_entropy_needs_sigmoid(self) -> Self:
@@ -124,7 +138,10 @@ class ResidueSettings(Settings):
     @model_validator(mode="after")
     def _half_needs_sigmoid(self) -> Self:
         if self.gate_start == "half" and self.block_gate != "sigmoid":
-            raise ValueError("gate_start: half needs block_gate: sigmoid; any other is 0 there and would never learn")
+            raise ValueError(
+                "gate_start: half needs block_gate: sigmoid; any other is 0 there and would never"
+                " learn"
+            )
         return self
 
 
@@ -168,12 +185,15 @@ class TrainingSettings(Settings):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """bfloat16 means autocast around fp32 trained weights; auto takes it on a GPU that has it and float32 elsewhere."""
+    """bfloat16 means autocast around fp32 trained weights; auto takes it on a GPU that has it and
+    float32 elsewhere."""
     frozen_weights: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = "auto"
-    """How weights that do not train are held; those that train are always float32. auto follows `precision`; int8 and
-    nf4 (8 and 4 bits) need bitsandbytes, and both sides are then measured on the quantised backbone."""
+    """How weights that do not train are held; those that train are always float32. auto follows
+    `precision`; int8 and nf4 (8 and 4 bits) need bitsandbytes, and both sides are then measured on
+    the quantised backbone."""
     compile: bool = False
-    """Compile the model with torch.compile: the first step takes a minute or more, each later one less."""
+    """Compile the model with torch.compile: the first step takes a minute or more, each later one
+    less."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     log_every: int = Field(default=10, ge=1)
@@ -198,20 +218,24 @@ class EvaluationSettings(Settings):
     batch_rows: int = Field(default=16, ge=1)
     """Windows per forward pass."""
     tokens_while_training: int = Field(default=20_000, ge=1)
-    """About how many tokens of each set are measured every evaluate_every steps; at the end all are."""
+    """About how many tokens of each set are measured every evaluate_every steps; at the end all
+    are."""
     gate_texts: tuple[str, ...] = ()
-    """Texts of your own for the gate heat map, beside the beginnings of one source and one target set and a mixture."""
+    """Texts of your own for the gate heat map, beside the beginnings of one source and one target
+    set and a mixture."""
     prompts: tuple[str, ...] = ()
     """Continued by backbone and extension at the end, side by side."""
     temperature: float = Field(default=0.0, ge=0)
     """Of these continuations; 0 is greedy. Both draw with the run's seed."""
     tasks: tuple[str, ...] = ()
-    """Tasks and suites that both sides are given at the end: lm-eval's names, paper-fr, minimal-pairs-fr, cloze-SET,
-    quick; see `tasks/suites.py`."""
+    """Tasks and suites that both sides are given at the end: lm-eval's names, paper-fr,
+    minimal-pairs-fr, cloze-SET, quick; see `tasks/suites.py`."""
     task_limit: int | None = Field(default=None, ge=2)
-    """Only so many items of each task (of each part of a group), from its beginning; null takes all."""
+    """Only so many items of each task (of each part of a group), from its beginning; null takes
+    all."""
     task_data: Path | None = None
-    """Folder with minimal pairs (NAME.LANGUAGE.jsonl.gz); its files go before those that ship with the package."""
+    """Folder with minimal pairs (NAME.LANGUAGE.jsonl.gz); its files go before those that ship with
+    the package."""
 
     @model_validator(mode="after")
     def _stride_within_context(self) -> Self:
@@ -234,11 +258,14 @@ class RunConfig(Settings):
     label: str | None = Field(default=None, min_length=1, pattern=r"^\w[\w.+-]*$")
     """How tables call this run; null takes the method's name."""
     budget: float = Field(default=0.20, gt=0)
-    """New weights as a share of the backbone's, embeddings counted; methods that add none have no use for it."""
+    """New weights as a share of the backbone's, embeddings counted; methods that add none have no
+    use for it."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the initialisation and the order of rows. What is held out does not depend on it, so seeds compare."""
+    """Seed of the initialisation and the order of rows. What is held out does not depend on it, so
+    seeds compare."""
     output: Path
-    """Folder for checkpoints, log, extension and record. Made anew, or resumed if it holds this very run."""
+    """Folder for checkpoints, log, extension and record. Made anew, or resumed if it holds this
+    very run."""
     data: DataSettings
     residues: ResidueSettings = ResidueSettings()
     lora: LoraSettings = LoraSettings()

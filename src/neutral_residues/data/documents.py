@@ -5,9 +5,10 @@
     .parquet    the text in one column
     dataset     what `datasets.load_dataset` streams, the text in one column
 
-Promises: memory stays flat, whatever the size of the corpus. Bad input is one line that names the corpus and the place
-(file, line, column). Empty documents, documents of white space only and nulls are passed over; every other document is
-given as it is, except that in .txt files line ends become "\\n" and a byte-order mark is dropped.
+Promises: memory stays flat, whatever the size of the corpus. Bad input is one line that names the
+corpus and the place (file, line, column). Empty documents, documents of white space only and nulls
+are passed over; every other document is given as it is, except that in .txt files line ends become
+"\\n" and a byte-order mark is dropped.
 
 Does not: clean, filter, shuffle or deduplicate.
 """
@@ -33,8 +34,8 @@ FORMATS = (".txt", ".jsonl", ".parquet")
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 ALLOWED_FILES = ".txt, .jsonl (both also as .gz or .zst), .parquet"
 
-# A file without blank lines is one document to us, and a tokenizer needs a hundred times the memory of its text.
-# For comparison: the Bible has 4 MB.
+# A file without blank lines is one document to us, and a tokenizer needs a hundred times the memory
+# of its text. For comparison: the Bible has 4 MB.
 MAX_DOCUMENT_BYTES = 16 * 2**20
 SURROGATES = re.compile("[\ud800-\udfff]")
 READ_BYTES = 2**20
@@ -45,9 +46,9 @@ def iter_documents(corpus: Corpus) -> Iterator[str]:
     """The documents of `corpus` in their own order, at most `corpus.max_documents`; none is empty.
 
     Raises:
-        UserError: on reaching what cannot be read: no such file, an unknown suffix, broken compression, a line that
-            is not UTF-8 or not JSON, a missing field or column, a text that is not a string, an unknown dataset, no
-            document at all.
+        UserError: on reaching what cannot be read: no such file, an unknown suffix, broken
+            compression, a line that is not UTF-8 or not JSON, a missing field or column, a text
+            that is not a string, an unknown dataset, no document at all.
     """
     num_documents = 0
     for text in _texts(corpus):
@@ -64,16 +65,22 @@ def iter_documents(corpus: Corpus) -> Iterator[str]:
 def content_key(corpus: Corpus) -> str:
     """A short hash that is the same only if `iter_documents` gives the same documents.
 
-    For a file, of its bytes and of the settings that change the documents; the corpus' name, role and path do not
-    count. For a dataset, of its name, subset, split and what `datasets` calls its hash (the commit on the Hub, the
-    time of change of local files).
+    For a file, of its bytes and of the settings that change the documents; the corpus' name, role
+    and path do not count. For a dataset, of its name, subset, split and what `datasets` calls its
+    hash (the commit on the Hub, the time of change of local files).
 
     Raises:
         UserError: the file or dataset cannot be reached, or its suffix is unknown.
     """
     if corpus.path is None:
         builder = _dataset_builder(corpus)
-        identity = [corpus.dataset, builder.config_id, str(builder.info.version), builder.hash, corpus.split]
+        identity = [
+            corpus.dataset,
+            builder.config_id,
+            str(builder.info.version),
+            builder.hash,
+            corpus.split,
+        ]
     else:
         kind = _kind(corpus, corpus.path)
         with disk_errors(corpus.path):
@@ -83,18 +90,22 @@ def content_key(corpus: Corpus) -> str:
 
 
 def short_hash(*parts: object) -> str:
-    """32 hexadecimal digits that depend on every part and on where it stands; parts are what JSON can hold."""
+    """32 hexadecimal digits that depend on every part and on where it stands; parts are what JSON
+    can hold."""
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
 @functools.lru_cache(maxsize=64)
 def _file_digest(path: Path, size_bytes: int, changed_ns: int) -> str:
-    """Hash of the file's bytes. Size and time of change are there for the cache: they tell that it is another file."""
+    """Hash of the file's bytes. Size and time of change are there for the cache: they tell that it
+    is another file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _error(corpus: Corpus, what: str, *, got: object = None, allowed: str | None = None, do: str) -> UserError:
+def _error(
+    corpus: Corpus, what: str, *, got: object = None, allowed: str | None = None, do: str
+) -> UserError:
     return UserError(f"corpus {corpus.name!r}: {what}", got=got, allowed=allowed, do=do)
 
 
@@ -111,7 +122,13 @@ def _kind(corpus: Corpus, path: Path) -> tuple[str, str | None]:
     form = "".join(suffixes[-2:-1]) if codec else "".join(suffixes[-1:])
     if form not in FORMATS or (codec and form == ".parquet"):
         got = path.name
-        raise _error(corpus, "unknown kind of file", got=got, allowed=ALLOWED_FILES, do="convert or rename the file")
+        raise _error(
+            corpus,
+            "unknown kind of file",
+            got=got,
+            allowed=ALLOWED_FILES,
+            do="convert or rename the file",
+        )
     return form, codec
 
 
@@ -133,8 +150,8 @@ def _texts(corpus: Corpus) -> Iterator[str]:
 
 @contextmanager
 def _open(corpus: Corpus, path: Path, codec: str | None) -> Iterator[BinaryIO]:
-    """The file's unpacked bytes. Arrow unpacks both codecs, joined streams too, and notices a file that was cut
-    short."""
+    """The file's unpacked bytes. Arrow unpacks both codecs, joined streams too, and notices a file
+    that was cut short."""
     import pyarrow
 
     try:
@@ -150,13 +167,17 @@ def _open(corpus: Corpus, path: Path, codec: str | None) -> Iterator[BinaryIO]:
             raise as_user_error(error, path) from error
         do = "copy or download the file again"
         raise _error(
-            corpus, f"{path} is broken or cut short", got=str(error), allowed=f"a {codec} file", do=do
+            corpus,
+            f"{path} is broken or cut short",
+            got=str(error),
+            allowed=f"a {codec} file",
+            do=do,
         ) from error
 
 
 def _lines(corpus: Corpus, file: BinaryIO) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1, and the lines. Only "\\n" ends a line: JSON strings may hold the other separators of
-    Unicode."""
+    """Line numbers from 1, and the lines. Only "\\n" ends a line: JSON strings may hold the other
+    separators of Unicode."""
     number = 0
     while line := file.readline(MAX_DOCUMENT_BYTES + 1):
         number += 1
@@ -167,14 +188,21 @@ def _lines(corpus: Corpus, file: BinaryIO) -> Iterator[tuple[int, str]]:
             yield number, line.decode("utf-8")
         except UnicodeDecodeError as error:
             got = f"byte 0x{line[error.start]:02x} at column {error.start + 1} of line {number}"
-            raise _error(corpus, f"{corpus.origin} is not UTF-8", got=got, do="convert the file to UTF-8") from error
+            raise _error(
+                corpus, f"{corpus.origin} is not UTF-8", got=got, do="convert the file to UTF-8"
+            ) from error
 
 
 def _check_size(corpus: Corpus, num_bytes: int, where: str) -> None:
     if num_bytes > MAX_DOCUMENT_BYTES:
         limit = f"{MAX_DOCUMENT_BYTES:,} bytes"
         do = "cut the text into documents (in .txt: by a blank line; in .jsonl: one object a line)"
-        raise _error(corpus, f"{corpus.origin}, {where}: a document over {limit}", allowed=f"up to {limit}", do=do)
+        raise _error(
+            corpus,
+            f"{corpus.origin}, {where}: a document over {limit}",
+            allowed=f"up to {limit}",
+            do=do,
+        )
 
 
 def _paragraphs(corpus: Corpus, lines: Iterable[tuple[int, str]]) -> Iterator[str]:
@@ -203,7 +231,9 @@ def _json_texts(corpus: Corpus, lines: Iterable[tuple[int, str]]) -> Iterator[st
         except (ValueError, RecursionError) as error:
             reason = f"{error}: {line[:40]!r}"
             do = "mend or remove the line"
-            raise _error(corpus, f"{where} is not JSON", got=reason, allowed="one object a line", do=do) from error
+            raise _error(
+                corpus, f"{where} is not JSON", got=reason, allowed="one object a line", do=do
+            ) from error
         yield _text_of(corpus, row, where)
 
 
@@ -211,11 +241,20 @@ def _text_of(corpus: Corpus, row: Any, where: str) -> str:
     """The text in a row; a null counts as an empty document."""
     if not isinstance(row, dict):
         kind = type(row).__name__
-        raise _error(corpus, f"{where} is no object", got=kind, allowed="one object a line", do="mend or remove it")
+        raise _error(
+            corpus,
+            f"{where} is no object",
+            got=kind,
+            allowed="one object a line",
+            do="mend or remove it",
+        )
     if corpus.field not in row:
         names = ", ".join(map(str, row)) or "none"
         raise _error(
-            corpus, f"{where} has no field {corpus.field!r}", got=f"fields {names}", do="set field to one of them"
+            corpus,
+            f"{where} has no field {corpus.field!r}",
+            got=f"fields {names}",
+            do="set field to one of them",
         )
     text = row[corpus.field]
     if text is None:
@@ -223,11 +262,19 @@ def _text_of(corpus: Corpus, row: Any, where: str) -> str:
     if not isinstance(text, str):
         kind = type(text).__name__
         raise _error(
-            corpus, f"{where}: field {corpus.field!r}", got=kind, allowed="a string", do="set field to the text"
+            corpus,
+            f"{where}: field {corpus.field!r}",
+            got=kind,
+            allowed="a string",
+            do="set field to the text",
         )
     # JSON can spell half a character ("\ud83d"), which no encoding and no tokenizer takes.
     if SURROGATES.search(text):
-        raise _error(corpus, f"{where}: half of a surrogate pair in {corpus.field!r}", do="mend or remove the line")
+        raise _error(
+            corpus,
+            f"{where}: half of a surrogate pair in {corpus.field!r}",
+            do="mend or remove the line",
+        )
     _check_size(corpus, len(text), where)
     return text
 
@@ -240,7 +287,8 @@ def _parquet_texts(corpus: Corpus, path: Path) -> Iterator[str]:
     from pyarrow import parquet
 
     try:
-        # Without pre_buffer Arrow reads page by page instead of a whole row group, which may be the whole file.
+        # Without pre_buffer Arrow reads page by page instead of a whole row group, which may be the
+        # whole file.
         with parquet.ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES) as file:
             _check_column(corpus, file.schema_arrow.names)
             number = 0
@@ -249,19 +297,26 @@ def _parquet_texts(corpus: Corpus, path: Path) -> Iterator[str]:
                     number += 1
                     yield _text_of(corpus, {corpus.field: text}, f"{path}, row {number}")
     except UnicodeDecodeError as error:
-        raise _error(corpus, f"{path} is not UTF-8", got=str(error), do="write the file anew") from error
+        raise _error(
+            corpus, f"{path} is not UTF-8", got=str(error), do="write the file anew"
+        ) from error
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise as_user_error(error, path) from error
         do = "copy or download the file again"
-        raise _error(corpus, f"{path} is broken or no parquet file", got=first_line(error), do=do) from error
+        raise _error(
+            corpus, f"{path} is broken or no parquet file", got=first_line(error), do=do
+        ) from error
 
 
 def _check_column(corpus: Corpus, columns: Sequence[str]) -> None:
     if corpus.field not in columns:
         names = f"columns {', '.join(columns)}"
         raise _error(
-            corpus, f"{corpus.origin} has no column {corpus.field!r}", got=names, do="set field to one of them"
+            corpus,
+            f"{corpus.origin} has no column {corpus.field!r}",
+            got=names,
+            do="set field to one of them",
         )
 
 
@@ -276,8 +331,11 @@ def _dataset_texts(corpus: Corpus) -> Iterator[str]:
     import datasets
 
     with _dataset_errors(corpus):
-        table = datasets.load_dataset(corpus.dataset, corpus.subset, split=corpus.split, streaming=True)
-    # The columns are not known of every dataset; where they are, the other ones (images!) need not be read.
+        table = datasets.load_dataset(
+            corpus.dataset, corpus.subset, split=corpus.split, streaming=True
+        )
+    # The columns are not known of every dataset; where they are, the other ones (images!) need not
+    # be read.
     if table.column_names is not None:
         _check_column(corpus, table.column_names)
         table = table.select_columns([corpus.field])
@@ -294,10 +352,12 @@ def _dataset_texts(corpus: Corpus) -> Iterator[str]:
 
 @contextmanager
 def _dataset_errors(corpus: Corpus) -> Iterator[None]:
-    """`datasets` fails in many ways (name, subset, split, network, permission) with as many types: all are one line
-    here."""
+    """`datasets` fails in many ways (name, subset, split, network, permission) with as many types:
+    all are one line here."""
     try:
         yield
     except Exception as error:
         do = "check dataset, subset and split, and that the Hub can be reached (or give a path)"
-        raise _error(corpus, f"cannot read dataset {corpus.origin}", got=first_line(error), do=do) from error
+        raise _error(
+            corpus, f"cannot read dataset {corpus.origin}", got=first_line(error), do=do
+        ) from error

@@ -6,10 +6,10 @@ Row i is a pure function of (streams, block_tokens, source_share, seed, i):
     which block       the k-th source row takes block permutation_e(k mod n), e = k // n, of the n blocks of all
                       source corpora together; the same for target rows
 
-So the share is exact, to within one row, in every run of rows from the first; corpora of one role are mixed in
-proportion to their size; no block comes again before all of its role have come; resuming at row i needs only the
-number i; and the number of loader workers cannot matter. The permutation is computed, not stored: memory stays flat,
-whatever the size of the corpus.
+So the share is exact, to within one row, in every run of rows from the first; corpora of one role
+are mixed in proportion to their size; no block comes again before all of its role have come;
+resuming at row i needs only the number i; and the number of loader workers cannot matter. The
+permutation is computed, not stored: memory stays flat, whatever the size of the corpus.
 
 The order is already shuffled: read the rows with a sequential sampler.
 """
@@ -84,20 +84,32 @@ class Mixture(Dataset[Row]):
         seed: another seed, another order; any integer.
 
     Raises:
-        UserError: a share out of range; a role that has rows but no stream; a stream smaller than one block.
+        UserError: a share out of range; a role that has rows but no stream; a stream smaller than
+            one block.
     """
 
     def __init__(
-        self, streams: Sequence[TokenStream], *, block_tokens: int, source_share: float, num_rows: int, seed: int
+        self,
+        streams: Sequence[TokenStream],
+        *,
+        block_tokens: int,
+        source_share: float,
+        num_rows: int,
+        seed: int,
     ) -> None:
         if not 0 <= source_share <= 1:
-            raise UserError("source_share", got=source_share, allowed="0 <= share <= 1", do="0.1 is usual")
+            raise UserError(
+                "source_share", got=source_share, allowed="0 <= share <= 1", do="0.1 is usual"
+            )
         if block_tokens < 1 or num_rows < 1:
             got = f"block_tokens {block_tokens}, num_rows {num_rows}"
-            raise UserError("a mixture without rows", got=got, allowed="both at least 1", do="train for longer")
+            raise UserError(
+                "a mixture without rows", got=got, allowed="both at least 1", do="train for longer"
+            )
         self.streams = tuple(streams)
         self.block_tokens, self.num_rows, self.seed = block_tokens, num_rows, seed
-        # Through its decimal form: 0.1 is a tenth, not the nearest binary number, so ten rows hold one source row.
+        # Through its decimal form: 0.1 is a tenth, not the nearest binary number, so ten rows hold
+        # one source row.
         self.source_share = Fraction(str(source_share))
         self._pools = {role: self._pool(role) for role in LABELS if self._has_rows(role)}
 
@@ -109,7 +121,10 @@ class Mixture(Dataset[Row]):
         if not ids:
             raise UserError(
                 f"source_share asks for rows of {role} text and there is none",
-                got=f"source_share {float(self.source_share)}, corpora {[stream.name for stream in self.streams]}",
+                got=(
+                    f"source_share {float(self.source_share)}, corpora"
+                    f" {[stream.name for stream in self.streams]}"
+                ),
                 allowed="source_share 0 without source corpora, 1 without target corpora",
                 do=f"add a {role} corpus or change source_share",
             )
@@ -128,11 +143,19 @@ class Mixture(Dataset[Row]):
         corpus_id, block = pool.find(permuted(step, pool.num_blocks, f"{self.seed}/{role}/{epoch}"))
         tokens_T = self.streams[corpus_id].blocks(self.block_tokens)[block].astype(np.int64)
         labels_T = torch.full((self.block_tokens,), LABELS[role], dtype=torch.int64)
-        return {"input_ids": torch.from_numpy(tokens_T), "domain_labels": labels_T, "corpus_id": corpus_id}
+        return {
+            "input_ids": torch.from_numpy(tokens_T),
+            "domain_labels": labels_T,
+            "corpus_id": corpus_id,
+        }
 
     def role(self, index: int) -> Role:
         """Whether row `index` is of source or target text."""
-        return "source" if self.rows_before(index + 1, "source") > self.rows_before(index, "source") else "target"
+        return (
+            "source"
+            if self.rows_before(index + 1, "source") > self.rows_before(index, "source")
+            else "target"
+        )
 
     def rows_before(self, index: int, role: Role) -> int:
         """How many of the rows 0 ... index - 1 are of this role. Integers only: exact."""
@@ -141,7 +164,11 @@ class Mixture(Dataset[Row]):
 
     def epochs(self, role: Role) -> float:
         """How often the blocks of a role come round; 0 for a role without rows."""
-        return self.rows_before(self.num_rows, role) / self._pools[role].num_blocks if role in self._pools else 0.0
+        return (
+            self.rows_before(self.num_rows, role) / self._pools[role].num_blocks
+            if role in self._pools
+            else 0.0
+        )
 
     def plan(self) -> MixturePlan:
         """Rows, tokens and epochs, without reading any text."""
@@ -161,7 +188,9 @@ class Mixture(Dataset[Row]):
     def _corpus_plan(self, corpus_id: int, stream: TokenStream) -> CorpusPlan:
         pool = self._pools.get(stream.role)
         num_blocks = pool.blocks_of(corpus_id) if pool else 0
-        return CorpusPlan(stream.name, stream.role, num_blocks, num_blocks * self.epochs(stream.role))
+        return CorpusPlan(
+            stream.name, stream.role, num_blocks, num_blocks * self.epochs(stream.role)
+        )
 
 
 class _Pool:
@@ -183,12 +212,14 @@ class _Pool:
 
 
 def permuted(index: int, size: int, key: str) -> int:
-    """Where `index` goes under a permutation of 0 ... size - 1 that `key` picks; no table, the same on every machine.
+    """Where `index` goes under a permutation of 0 ... size - 1 that `key` picks; no table, the same
+    on every machine.
 
-    A Feistel network permutes the 4^h numbers of 2h bits whatever its round function is: each round swaps the halves
-    and adds (xor) a hash of one to the other, which can be undone. Cycle walking makes it one of `size` numbers:
-    apply it again until the result is below `size`. With the smallest h, 4^h < 4 size, so that takes fewer than 4
-    applications on average. Luby and Rackoff 1988; Black and Rogaway 2002, section 4.
+    A Feistel network permutes the 4^h numbers of 2h bits whatever its round function is: each round
+    swaps the halves and adds (xor) a hash of one to the other, which can be undone. Cycle walking
+    makes it one of `size` numbers: apply it again until the result is below `size`. With the
+    smallest h, 4^h < 4 size, so that takes fewer than 4 applications on average. Luby and Rackoff
+    1988; Black and Rogaway 2002, section 4.
     """
     assert 0 <= index < size
     half = max(1, ((size - 1).bit_length() + 1) // 2)
@@ -209,7 +240,8 @@ def _round_keys(key: str) -> tuple[int, ...]:
 
 
 def _scramble(value: int) -> int:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): each bit in decides every bit out."""
+    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): each bit in decides every bit
+    out."""
     value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
     value = (value ^ value >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
     return value ^ value >> 31

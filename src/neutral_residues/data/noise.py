@@ -1,12 +1,14 @@
-"""Source rows made strange: a share of them gets random tokens, so that gates learn to open for the target alone.
+"""Source rows made strange: a share of them gets random tokens, so that gates learn to open for the
+target alone.
 
-Trained on clean source rows only, a gate learns "not this source text" and opens for any other text, English of
-another genre too. On a noised row a random share of the tokens, from none to all, is replaced by tokens drawn from
-the whole vocabulary; its local loss counts as ever, its language-modelling loss does not (there is nothing to
-predict). Ours, not the paper's; LAB.md has what it does.
+Trained on clean source rows only, a gate learns "not this source text" and opens for any other
+text, English of another genre too. On a noised row a random share of the tokens, from none to all,
+is replaced by tokens drawn from the whole vocabulary; its local loss counts as ever, its
+language-modelling loss does not (there is nothing to predict). Ours, not the paper's; LAB.md has
+what it does.
 
-Which rows, which tokens and what replaces them is a pure function of the seed and the row's number, as the order of
-rows is.
+Which rows, which tokens and what replaces them is a pure function of the seed and the row's number,
+as the order of rows is.
 """
 
 from fractions import Fraction
@@ -32,7 +34,8 @@ class NoisedMixture(Dataset[NoisyRow]):
 
     Args:
         rows: the mixture.
-        share: of the source rows, exact in every prefix to within one row; 0 leaves all as they are.
+        share: of the source rows, exact in every prefix to within one row; 0 leaves all as they
+            are.
         vocabulary: random tokens are drawn from 0 ... vocabulary - 1.
         end_of_text: the token that is never drawn.
     """

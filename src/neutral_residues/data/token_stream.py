@@ -1,6 +1,7 @@
 """Documents -> one flat stream of tokens on disk, made once and read through memory maps.
 
-A stream is the tokens of all documents in document order, each document followed by the end-of-text token. On disk:
+A stream is the tokens of all documents in document order, each document followed by the end-of-text
+token. On disk:
 
     meta.json                    what the cache was made from, and the sizes of its streams
     train/, held_out/            one folder for each stream
@@ -8,12 +9,13 @@ A stream is the tokens of all documents in document order, each document followe
         document_ends.bin        (num_documents,) int64: where each document ends in tokens.bin, end-of-text included
         document_bytes.bin       (num_documents,) int64: UTF-8 bytes of each document's text, for bits per byte
 
-Promises: the files are the same to the byte for any number of workers. Memory stays flat, whatever the size of the
-corpus. A cache is whole or not there: an interrupted run leaves none, a damaged one is made again, and of several
-processes that want the same one the first makes it while the others wait. Text is never cut and no special token is
-added but end-of-text.
+Promises: the files are the same to the byte for any number of workers. Memory stays flat, whatever
+the size of the corpus. A cache is whole or not there: an interrupted run leaves none, a damaged one
+is made again, and of several processes that want the same one the first makes it while the others
+wait. Text is never cut and no special token is added but end-of-text.
 
-Blocks of a fixed number of tokens are only a view (`TokenStream.blocks`), so runs with other block sizes share a cache.
+Blocks of a fixed number of tokens are only a view (`TokenStream.blocks`), so runs with other block
+sizes share a cache.
 """
 
 import hashlib
@@ -29,7 +31,14 @@ import filelock
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, FileSizeColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    FileSizeColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 
 from neutral_residues.config.run import Corpus, Role
 from neutral_residues.data.documents import content_key, iter_documents, short_hash
@@ -47,7 +56,14 @@ from neutral_residues.files import disk_errors, whole_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["TokenStream", "check_not_the_same", "end_of_text_id", "open_stream", "tokenise", "tokenizer_key"]
+__all__ = [
+    "TokenStream",
+    "check_not_the_same",
+    "end_of_text_id",
+    "open_stream",
+    "tokenise",
+    "tokenizer_key",
+]
 
 FORMAT_VERSION = 1
 TRAIN, HELD_OUT = "train", "held_out"
@@ -57,7 +73,8 @@ TRAIN, HELD_OUT = "train", "held_out"
 class TokenStream:
     """All tokens of a corpus, or of the held-out part of one, in document order.
 
-    A stream that was opened from a folder is pickled as the folder's name, so that loader workers map the same files.
+    A stream that was opened from a folder is pickled as the folder's name, so that loader workers
+    map the same files.
     """
 
     name: str
@@ -93,7 +110,8 @@ class TokenStream:
     def blocks(self, block_tokens: int) -> NDArray[Any]:
         """The stream as rows of `block_tokens` tokens: (num_blocks, block_tokens), a view.
 
-        The tail that fills no block is left out: training does without it. Evaluation reads the whole stream instead.
+        The tail that fills no block is left out: training does without it. Evaluation reads the
+        whole stream instead.
 
         Raises:
             UserError: the stream has less than one block.
@@ -111,11 +129,18 @@ class TokenStream:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.folder is not None:
             return open_stream, (self.folder, self.name, self.role, self.tokens.dtype.name)
-        return TokenStream, (self.name, self.role, self.tokens, self.document_ends, self.document_bytes)
+        return TokenStream, (
+            self.name,
+            self.role,
+            self.tokens,
+            self.document_ends,
+            self.document_bytes,
+        )
 
 
 def open_stream(folder: Path, name: str, role: Role, dtype: str) -> TokenStream:
-    """The stream whose three files lie in `folder`, memory-mapped for reading; `dtype` is that of the tokens."""
+    """The stream whose three files lie in `folder`, memory-mapped for reading; `dtype` is that of
+    the tokens."""
 
     def mapped(file: str, kind: str) -> NDArray[Any]:
         path = folder / file
@@ -136,24 +161,28 @@ def tokenise(
     seed: int = 0,
     show_progress: bool = True,
 ) -> tuple[TokenStream, TokenStream | None]:
-    """The corpus as tokens, from the cache if it is there: the training stream and the held-out one.
+    """The corpus as tokens, from the cache if it is there: the training stream and the held-out
+    one.
 
-    The cache is a folder in `cache_dir`, named by a hash of what decides its content: documents, tokenizer, held-out
-    share and seed.
+    The cache is a folder in `cache_dir`, named by a hash of what decides its content: documents,
+    tokenizer, held-out share and seed.
 
     Args:
         tokenizer: any of Transformers'; those of the `tokenizers` library are far faster.
-        num_workers: processes that tokenise; 0 works in this one, and so does any number where the corpus is small. A
-            script that calls this needs the usual guard, `if __name__ == "__main__":`.
-        held_out_share: expected share of the documents that goes to the held-out stream instead of the training
-            stream, in [0, 1). A document's side depends on its text and `seed` alone, so duplicates are on one side.
+        num_workers: processes that tokenise; 0 works in this one, and so does any number where the
+            corpus is small. A script that calls this needs the usual guard, `if __name__ ==
+            "__main__":`.
+        held_out_share: expected share of the documents that goes to the held-out stream instead of
+            the training stream, in [0, 1). A document's side depends on its text and `seed` alone,
+            so duplicates are on one side.
 
     Returns:
         (training stream, held-out stream); the second is None where the share is 0.
 
     Raises:
-        UserError: what `iter_documents` raises; a tokenizer without end-of-text; a share out of range, or one that
-            leaves a stream without documents; a full or read-only disk; a worker that was killed.
+        UserError: what `iter_documents` raises; a tokenizer without end-of-text; a share out of
+            range, or one that leaves a stream without documents; a full or read-only disk; a worker
+            that was killed.
     """
     _check_settings(held_out_share, num_workers)
     encoder = Encoder.of(tokenizer, held_out_share, seed)
@@ -187,7 +216,9 @@ def _alone(folder: Path, corpus: Corpus, show_progress: bool) -> Iterator[None]:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             if show_progress:
-                Console(stderr=True).print(f"waiting for another process that tokenises {corpus.name}")
+                Console(stderr=True).print(
+                    f"waiting for another process that tokenises {corpus.name}"
+                )
             lock.acquire()
     try:
         yield
@@ -197,35 +228,49 @@ def _alone(folder: Path, corpus: Corpus, show_progress: bool) -> Iterator[None]:
 
 def _check_settings(held_out_share: float, num_workers: int) -> None:
     if not 0 <= held_out_share < 1:
-        raise UserError("held_out_share", got=held_out_share, allowed="0 <= share < 1", do="0.01 is usual")
+        raise UserError(
+            "held_out_share", got=held_out_share, allowed="0 <= share < 1", do="0.01 is usual"
+        )
     if num_workers < 0:
-        raise UserError("num_workers", got=num_workers, allowed="0 or more", do="0 tokenises in this process")
+        raise UserError(
+            "num_workers", got=num_workers, allowed="0 or more", do="0 tokenises in this process"
+        )
 
 
-def _both_sides(streams: dict[str, TokenStream], held_out_share: float) -> tuple[TokenStream, TokenStream | None]:
+def _both_sides(
+    streams: dict[str, TokenStream], held_out_share: float
+) -> tuple[TokenStream, TokenStream | None]:
     for side, stream in streams.items():
         if stream.num_documents == 0:
             raise UserError(
                 f"corpus {stream.name!r} has no document left for its {side} part",
-                got=f"{sum(s.num_documents for s in streams.values())} documents, held_out_share {held_out_share}",
+                got=(
+                    f"{sum(s.num_documents for s in streams.values())} documents, held_out_share"
+                    f" {held_out_share}"
+                ),
                 do="give more documents or another share",
             )
     return streams[TRAIN], streams.get(HELD_OUT)
 
 
 def check_not_the_same(corpora: Sequence[Corpus]) -> None:
-    """Refuse a source and a target that are the same text: the same file, a copy of it, or the same dataset.
+    """Refuse a source and a target that are the same text: the same file, a copy of it, or the same
+    dataset.
 
-    Two fields of one file are two texts. `max_documents` does not count: part of a text is no other text.
+    Two fields of one file are two texts. `max_documents` does not count: part of a text is no other
+    text.
 
     Raises:
         UserError: naming both corpora; or what `content_key` raises.
     """
     keys = [content_key(corpus.model_copy(update={"max_documents": None})) for corpus in corpora]
-    for (one, key), (other, other_key) in itertools.combinations(zip(corpora, keys, strict=True), 2):
+    for (one, key), (other, other_key) in itertools.combinations(
+        zip(corpora, keys, strict=True), 2
+    ):
         if one.role != other.role and key == other_key:
             raise UserError(
-                f"corpora {one.name!r} ({one.role}) and {other.name!r} ({other.role}) are the same text",
+                f"corpora {one.name!r} ({one.role}) and {other.name!r} ({other.role}) are the same"
+                " text",
                 got=f"{one.origin} and {other.origin}",
                 allowed="different text for source and target",
                 do="change one of them",
@@ -252,11 +297,20 @@ class _StreamWriter:
         self.num_documents += len(num_tokens_D)
 
     def sizes(self) -> dict[str, int]:
-        return {"num_tokens": self.num_tokens, "num_documents": self.num_documents, "num_bytes": self.num_bytes}
+        return {
+            "num_tokens": self.num_tokens,
+            "num_documents": self.num_documents,
+            "num_bytes": self.num_bytes,
+        }
 
 
 def _write_cache(
-    folder: Path, recipe: dict[str, Any], corpus: Corpus, encoder: Encoder, num_workers: int, show_progress: bool
+    folder: Path,
+    recipe: dict[str, Any],
+    corpus: Corpus,
+    encoder: Encoder,
+    num_workers: int,
+    show_progress: bool,
 ) -> None:
     sides = (TRAIN, HELD_OUT) if encoder.held_out_share else (TRAIN,)
     with whole_folder(folder) as partial:
@@ -266,17 +320,29 @@ def _write_cache(
             batches = encode_in_order(in_batches(iter_documents(corpus)), encoder, num_workers)
             for batch in files.enter_context(closing(batches)):
                 for side, writer in writers.items():
-                    writer.append(batch, batch.held_out_D if side == HELD_OUT else ~batch.held_out_D)
+                    writer.append(
+                        batch, batch.held_out_D if side == HELD_OUT else ~batch.held_out_D
+                    )
                 documents = sum(writer.num_documents for writer in writers.values())
                 progress.update(task, advance=int(batch.num_bytes_D.sum()), documents=documents)
         sizes = {side: writer.sizes() for side, writer in writers.items()}
-        meta = recipe | {"end_of_text_id": encoder.end_of_text, "dtype": encoder.dtype, "streams": sizes}
+        meta = recipe | {
+            "end_of_text_id": encoder.end_of_text,
+            "dtype": encoder.dtype,
+            "streams": sizes,
+        }
         (partial / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
 
 def _progress(show: bool) -> Progress:
     documents = TextColumn("{task.fields[documents]:,} documents")
-    columns = (TextColumn("{task.description}"), BarColumn(), documents, FileSizeColumn(), TransferSpeedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        documents,
+        FileSizeColumn(),
+        TransferSpeedColumn(),
+    )
     return Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), disable=not show)
 
 

@@ -1,7 +1,8 @@
 """Documents -> tokens, with any tokenizer of Transformers, in this process or in several.
 
-Promises: batches come out in the order in which they went in, so the result does not depend on the number of workers;
-only a few batches are in memory at once; Ctrl-C, and even a killed parent, leave no worker behind.
+Promises: batches come out in the order in which they went in, so the result does not depend on the
+number of workers; only a few batches are in memory at once; Ctrl-C, and even a killed parent, leave
+no worker behind.
 """
 
 import hashlib
@@ -29,7 +30,8 @@ from neutral_residues.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# A batch is what goes to a worker at once: sending it costs next to nothing, and dozens of it fit in memory.
+# A batch is what goes to a worker at once: sending it costs next to nothing, and dozens of it fit
+# in memory.
 BATCH_CHARACTERS = 2**18
 BATCH_DOCUMENTS = 1024
 # Starting workers takes seconds, in which this process alone is done with so little.
@@ -53,9 +55,12 @@ def end_of_text_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """A short hash of what decides a text's tokens: the serialised tokenizer and its end-of-text token."""
+    """A short hash of what decides a text's tokens: the serialised tokenizer and its end-of-text
+    token."""
     split = getattr(tokenizer, "split_special_tokens", False)
-    return short_hash(_serialised(tokenizer) or _saved_files(tokenizer), split, tokenizer.eos_token_id)
+    return short_hash(
+        _serialised(tokenizer) or _saved_files(tokenizer), split, tokenizer.eos_token_id
+    )
 
 
 def _serialised(tokenizer: "PreTrainedTokenizerBase") -> str | None:
@@ -64,7 +69,8 @@ def _serialised(tokenizer: "PreTrainedTokenizerBase") -> str | None:
         return None
     from tokenizers import Tokenizer
 
-    # Truncation and padding may be left from an earlier call: they must neither cut text nor change the key.
+    # Truncation and padding may be left from an earlier call: they must neither cut text nor change
+    # the key.
     plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     plain.no_truncation()
     plain.no_padding()
@@ -107,25 +113,41 @@ class Encoder:
     seed: int
 
     @classmethod
-    def of(cls, tokenizer: "PreTrainedTokenizerBase", held_out_share: float, seed: int) -> "Encoder":
+    def of(
+        cls, tokenizer: "PreTrainedTokenizerBase", held_out_share: float, seed: int
+    ) -> "Encoder":
         text = _serialised(tokenizer)
         split = bool(getattr(tokenizer, "split_special_tokens", False))
         slow = tokenizer if text is None else None
-        return cls(text, split, slow, end_of_text_id(tokenizer), _token_dtype(tokenizer), held_out_share, seed)
+        return cls(
+            text,
+            split,
+            slow,
+            end_of_text_id(tokenizer),
+            _token_dtype(tokenizer),
+            held_out_share,
+            seed,
+        )
 
     def ready(self) -> "Callable[[list[str]], EncodedBatch]":
         """The function that encodes a batch of documents."""
         if self.serialised is None:
             slow = self.in_python
             assert slow is not None
-            # verbose=False: no warning about texts longer than the model's window, which is of no matter here.
-            return lambda texts: self._encode(texts, lambda t: slow.encode(t, add_special_tokens=False, verbose=False))
+            # verbose=False: no warning about texts longer than the model's window, which is of no
+            # matter here.
+            return lambda texts: self._encode(
+                texts, lambda t: slow.encode(t, add_special_tokens=False, verbose=False)
+            )
         from tokenizers import Tokenizer
 
         fast = Tokenizer.from_str(self.serialised)
         fast.encode_special_tokens = self.split_special_tokens
-        # One at a time: faster than the whole batch, whose offsets and strings would all be in memory at once.
-        return lambda texts: self._encode(texts, lambda t: fast.encode_batch_fast([t], add_special_tokens=False)[0].ids)
+        # One at a time: faster than the whole batch, whose offsets and strings would all be in
+        # memory at once.
+        return lambda texts: self._encode(
+            texts, lambda t: fast.encode_batch_fast([t], add_special_tokens=False)[0].ids
+        )
 
     def _encode(self, texts: list[str], ids_of: Callable[[str], list[int]]) -> EncodedBatch:
         pieces = [np.array([*ids_of(text), self.end_of_text], dtype=self.dtype) for text in texts]
@@ -141,7 +163,9 @@ class Encoder:
         if not self.held_out_share:
             return False
         key = self.seed.to_bytes(16, "little", signed=True)
-        number = int.from_bytes(hashlib.blake2b(document, key=key, digest_size=8).digest(), "little")
+        number = int.from_bytes(
+            hashlib.blake2b(document, key=key, digest_size=8).digest(), "little"
+        )
         return number < int(self.held_out_share * 2**64)
 
 
@@ -200,14 +224,17 @@ def _encode_in_workers(
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         do = "try fewer workers; in a script, put the call under if __name__ == '__main__'"
-        raise UserError("a tokenising worker ended early, killed or out of memory", do=do) from error
+        raise UserError(
+            "a tokenising worker ended early, killed or out of memory", do=do
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """No threads inside the tokenizer: they would make it warn, or hang, when a loader forks this process later."""
+    """No threads inside the tokenizer: they would make it warn, or hang, when a loader forks this
+    process later."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:

@@ -1,7 +1,7 @@
 """The demo: a small English model learns French twice on a laptop's CPU, and both sides are shown.
 
-Everything ships with the package (see demo_data/LICENSE.md); no network is used. The same steps, rows and order for
-both.
+Everything ships with the package (see demo_data/LICENSE.md); no network is used. The same steps,
+rows and order for both.
 """
 
 from pathlib import Path
@@ -23,7 +23,8 @@ METHODS = {"neutral": "neutral residues", "finetune": "plain fine-tuning"}
 PROMPTS = ("Il y avait dans la ville", "She opened the door and")
 
 NEXT_RUN = """\
-# French for a real model. Needs the network (model and text come from the Hub) and, to be quick, a GPU.
+# French for a real model. Needs the network (model and text come from the Hub) and, to be quick, a
+# GPU.
 #     neutral describe {path}      what it would do
 #     neutral extend {path}        do it
 model: HuggingFaceTB/SmolLM2-135M
@@ -43,7 +44,12 @@ def demo_config(method: str, output: Path, *, steps: int, test_documents: int | 
     """The run of the demo for one method: the same data, rows and steps for each."""
 
     def corpus(name: str, role: str, file: str, documents: int | None = None) -> dict[str, Any]:
-        return {"name": name, "role": role, "path": str(DEMO_DATA / file), "max_documents": documents}
+        return {
+            "name": name,
+            "role": role,
+            "path": str(DEMO_DATA / file),
+            "max_documents": documents,
+        }
 
     return make_run(
         {
@@ -51,7 +57,10 @@ def demo_config(method: str, output: Path, *, steps: int, test_documents: int | 
             "method": method,
             "output": str(output / method),
             "data": {
-                "train": [corpus("fr", "target", "fr.train.jsonl.gz"), corpus("en", "source", "en.train.jsonl.gz")],
+                "train": [
+                    corpus("fr", "target", "fr.train.jsonl.gz"),
+                    corpus("en", "source", "en.train.jsonl.gz"),
+                ],
                 "evaluate": [
                     corpus("English", "source", "en.test.jsonl.gz", test_documents),
                     corpus("English-science", "source", "en-science.test.jsonl.gz", test_documents),
@@ -68,25 +77,40 @@ def demo_config(method: str, output: Path, *, steps: int, test_documents: int | 
                 "evaluate_every": max(1, steps // 5),
                 "save_every": 100,
             },
-            "evaluation": {"tokens_while_training": 6000, "stride_tokens": 128, "prompts": PROMPTS, "temperature": 0.6},
+            "evaluation": {
+                "tokens_while_training": 6000,
+                "stride_tokens": 128,
+                "prompts": PROMPTS,
+                "temperature": 0.6,
+            },
         }
     )
 
 
 def run_demo(
-    output: Path, *, console: Console | None = None, steps: int = 200, test_documents: int | None = None
+    output: Path,
+    *,
+    console: Console | None = None,
+    steps: int = 200,
+    test_documents: int | None = None,
 ) -> dict[str, Record]:
-    """Run both methods, print both sides, draw page and picture, say what to type next. Resumes if interrupted.
+    """Run both methods, print both sides, draw page and picture, say what to type next. Resumes if
+    interrupted.
 
     Args:
         output: folder for the runs.
         steps: of each run.
-        test_documents: how many documents of each held-out set are measured; None means all that ship.
+        test_documents: how many documents of each held-out set are measured; None means all that
+            ship.
     """
     console = console or Console()
-    console.print("[bold]An English model learns French, twice: the same text, the same steps.[/bold]\n")
+    console.print(
+        "[bold]An English model learns French, twice: the same text, the same steps.[/bold]\n"
+    )
     records = {
-        title: extend(demo_config(m, output, steps=steps, test_documents=test_documents), console=console)
+        title: extend(
+            demo_config(m, output, steps=steps, test_documents=test_documents), console=console
+        )
         for m, title in METHODS.items()
     }
     picture = output / "trade-off.png"
@@ -99,13 +123,17 @@ def run_demo(
     )
     console.print(_table(records))
     _print_samples(records, console)
-    page = write_report([output / method for method in METHODS], output / "report", console=Console(quiet=True))
+    page = write_report(
+        [output / method for method in METHODS], output / "report", console=Console(quiet=True)
+    )
     next_run = output / "next.yaml"
     write_text(next_run, NEXT_RUN.format(path=next_run, output=output / "next"))
     console.print(f"\npage        {page}", highlight=False)
     console.print(f"picture     {picture}", highlight=False)
     for method in METHODS:
-        console.print(f"{method:<11} {output / method} (extension/, record.json, run.yaml)", highlight=False)
+        console.print(
+            f"{method:<11} {output / method} (extension/, record.json, run.yaml)", highlight=False
+        )
     console.print("\nNext, with a model from the Hub:", highlight=False)
     console.print(f"    neutral extend {next_run}", highlight=False)
     return records
@@ -125,7 +153,8 @@ def _table(records: dict[str, Record]) -> Table:
     for of, name in [key for key in some if key[0] == "backbone"]:
         before = some[of, name]
         cells = [
-            f"{b['extended', name]:.3f} ({100 * (b['extended', name] / before - 1):+.1f} %)" for b in bits.values()
+            f"{b['extended', name]:.3f} ({100 * (b['extended', name] / before - 1):+.1f} %)"
+            for b in bits.values()
         ]
         table.add_row(name, f"{before:.3f}", *cells)
     return table
@@ -135,9 +164,16 @@ def _print_samples(records: dict[str, Record], console: Console) -> None:
     first = next(iter(records.values()))
     for number, sample in enumerate(first.samples):
         console.print(Text(f"\n{sample.prompt} ...", style="bold"))
-        console.print(f"  {'backbone':<18}", _one_line(sample.backbone), highlight=False, markup=False)
+        console.print(
+            f"  {'backbone':<18}", _one_line(sample.backbone), highlight=False, markup=False
+        )
         for title, record in records.items():
-            console.print(f"  {title:<18}", _one_line(record.samples[number].extended), highlight=False, markup=False)
+            console.print(
+                f"  {title:<18}",
+                _one_line(record.samples[number].extended),
+                highlight=False,
+                markup=False,
+            )
 
 
 def _one_line(text: str) -> str:

@@ -1,4 +1,5 @@
-"""Why the bits per byte of an evaluation set moved: sums by token and document, with their texts, for the record."""
+"""Why the bits per byte of an evaluation set moved: sums by token and document, with their texts,
+for the record."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +23,9 @@ EXCERPT_CHARACTERS = 200
 
 
 def breakdowns(
-    scores: Sequence[SetScore], streams: Sequence[ScorableText], tokenizer: "PreTrainedTokenizerBase"
+    scores: Sequence[SetScore],
+    streams: Sequence[ScorableText],
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> list[Breakdown]:
     """One for each set that both models were measured on.
 
@@ -37,8 +40,10 @@ def breakdowns(
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """Each token's own text, with the blank that it begins with; bytes that are no letter show as U+FFFD."""
-    # Some tokenizers drop the blank of the first token that they decode, so none of these is the first.
+    """Each token's own text, with the blank that it begins with; bytes that are no letter show as
+    U+FFFD."""
+    # Some tokenizers drop the blank of the first token that they decode, so none of these is the
+    # first.
     before = tokenizer.encode("x", add_special_tokens=False)[-1:]
     start = tokenizer.decode(before, clean_up_tokenization_spaces=False)
     texts = [tokenizer.decode([*before, id], clean_up_tokenization_spaces=False) for id in ids]
@@ -87,7 +92,8 @@ def _breakdown(
 def _worst_documents(
     sums: TokenSums, stream: ScorableText, tokenizer: "PreTrainedTokenizerBase"
 ) -> list[DocumentChange]:
-    """Those with the largest rise in bits per byte, of all that are at least half as long as the median."""
+    """Those with the largest rise in bits per byte, of all that are at least half as long as the
+    median."""
     bytes_D = np.asarray(stream.document_bytes[: len(sums.ends_D)])
     per_byte_D = 1 / (math.log(2) * np.maximum(bytes_D, 1))
     rise_D = (sums.extended_D - sums.backbone_D) * per_byte_D

@@ -1,19 +1,20 @@
-"""Both sides of the trade-off, measured in one pass: what the extended model learnt and what it forgot.
+"""Both sides of the trade-off, measured in one pass: what the extended model learnt and what it
+forgot.
 
     scores = evaluate(model, streams, end_of_text=0, context_tokens=1024)
     metrics(scores), table(scores)                      both from `scores.py`
 
-For each batch of windows the extended model runs, then the backbone: from the same weights, with the extension switched
-off, or, for a fully fine-tuned model, from a separate `reference`. What comes out are sums (`SetScore`): nats, bytes,
-tokens. `scores.py` divides them, once.
+For each batch of windows the extended model runs, then the backbone: from the same weights, with
+the extension switched off, or, for a fully fine-tuned model, from a separate `reference`. What
+comes out are sums (`SetScore`): nats, bytes, tokens. `scores.py` divides them, once.
 
-Promises: every token of a stream is scored exactly once, end-of-text tokens included; the first has the end-of-text
-token before it. All windows of a stream are equally long, so nothing is padded. Weights, training mode, what is
-trainable and which extension is active are left as they were.
+Promises: every token of a stream is scored exactly once, end-of-text tokens included; the first has
+the end-of-text token before it. All windows of a stream are equally long, so nothing is padded.
+Weights, training mode, what is trainable and which extension is active are left as they were.
 
-Where we choose: windows of `context_tokens` inputs slide by `stride_tokens`. The first scores all its targets, each
-later one its last `stride_tokens`, which no earlier one has scored; so those have at least context - stride tokens
-before them. The last window is moved back to end with the stream.
+Where we choose: windows of `context_tokens` inputs slide by `stride_tokens`. The first scores all
+its targets, each later one its last `stride_tokens`, which no earlier one has scored; so those have
+at least context - stride tokens before them. The last window is moved back to end with the stream.
 
 Suffixes: B windows, T inputs of a window, K its last positions (all that is scored), V vocabulary.
 """
@@ -54,7 +55,8 @@ class ScorableText(Protocol):
 
     @property
     def tokens(self) -> NDArray[Any]:
-        """(num_tokens,) any integer type, may lie on disk; each document ends with the end-of-text token."""
+        """(num_tokens,) any integer type, may lie on disk; each document ends with the end-of-text
+        token."""
 
     @property
     def document_ends(self) -> NDArray[np.int64]:
@@ -67,7 +69,8 @@ class ScorableText(Protocol):
 
 @dataclass(frozen=True)
 class Window:
-    """Targets `start` to `end` (not included) of a stream, of which those from `scored_from` on are scored."""
+    """Targets `start` to `end` (not included) of a stream, of which those from `scored_from` on are
+    scored."""
 
     start: int
     end: int
@@ -104,33 +107,47 @@ def evaluate(
         context_tokens: inputs of a window.
         stride_tokens: new targets of each further window; None takes half of the context.
         batch_rows: windows at a time; changes results by float noise only.
-        reference: the backbone, where switching the extension off does not give it (full fine-tuning).
+        reference: the backbone, where switching the extension off does not give it (full
+            fine-tuning).
         backbone: False measures the extended model only.
-        max_tokens: measure only the first whole documents, as many as fit in so many tokens, but at least one.
+        max_tokens: measure only the first whole documents, as many as fit in so many tokens, but at
+            least one.
 
     Raises:
-        UserError: for a setting out of range, an empty or foreign stream, a model without backbone, or a loss that is
-            not finite.
+        UserError: for a setting out of range, an empty or foreign stream, a model without backbone,
+            or a loss that is not finite.
     """
     stride_tokens = max(1, context_tokens // 2) if stride_tokens is None else stride_tokens
-    _check_settings(model, context_tokens=context_tokens, stride_tokens=stride_tokens, batch_rows=batch_rows)
+    _check_settings(
+        model, context_tokens=context_tokens, stride_tokens=stride_tokens, batch_rows=batch_rows
+    )
     texts = [_Text.of(stream, end_of_text=end_of_text, max_tokens=max_tokens) for stream in streams]
     _check_texts(model, texts)
     scorer = _Scorer(model, reference, backbone)
     scores = []
     with inference(model, reference):
         for text in texts:
-            plan = list(windows(len(text.tokens), context_tokens=context_tokens, stride_tokens=stride_tokens))
+            plan = list(
+                windows(
+                    len(text.tokens), context_tokens=context_tokens, stride_tokens=stride_tokens
+                )
+            )
             scores.append(scorer.score(text, plan, batch_rows, on_progress))
     return scores
 
 
 @contextmanager
 def inference(*models: nn.Module | None) -> Iterator[None]:
-    """Within the block the models are in eval mode, without gradients and without autocast; after it, as they were."""
+    """Within the block the models are in eval mode, without gradients and without autocast; after
+    it, as they were."""
     modules = [module for model in models if model is not None for module in model.modules()]
     training = [module for module in modules if module.training]
-    device = next(parameter.device for model in models if model is not None for parameter in model.parameters())
+    device = next(
+        parameter.device
+        for model in models
+        if model is not None
+        for parameter in model.parameters()
+    )
     for module in training:
         module.training = False
     try:
@@ -143,7 +160,8 @@ def inference(*models: nn.Module | None) -> Iterator[None]:
 
 @contextmanager
 def as_backbone(model: nn.Module, reference: nn.Module | None = None) -> Iterator[nn.Module]:
-    """Within the block, a model that is the backbone: `reference`, or `model` with its extension switched off.
+    """Within the block, a model that is the backbone: `reference`, or `model` with its extension
+    switched off.
 
     Raises:
         UserError: if there is neither.
@@ -156,7 +174,8 @@ def as_backbone(model: nn.Module, reference: nn.Module | None = None) -> Iterato
         with _switched_off(model):
             yield model
     finally:
-        # PEFT marks the active extension as trainable when it comes back, even in a model that was loaded frozen.
+        # PEFT marks the active extension as trainable when it comes back, even in a model that was
+        # loaded frozen.
         for parameter in model.parameters():
             if parameter.requires_grad != (id(parameter) in trainable):
                 parameter.requires_grad_(id(parameter) in trainable)
@@ -167,7 +186,9 @@ def _switched_off(model: Any) -> Iterator[None]:
     if isinstance(model, PeftModel):
         with model.disable_adapter():
             yield
-    elif getattr(model, "_hf_peft_config_loaded", False):  # attached by Transformers' own add_adapter
+    elif getattr(
+        model, "_hf_peft_config_loaded", False
+    ):  # attached by Transformers' own add_adapter
         model.disable_adapters()
         try:
             yield
@@ -198,19 +219,28 @@ class _Text:
         if max_tokens is not None:
             if max_tokens < 1:
                 raise UserError("max_tokens", got=max_tokens, allowed="1 or more")
-            num_documents = min(num_documents, max(1, int((stream.document_ends <= max_tokens).sum())))
+            num_documents = min(
+                num_documents, max(1, int((stream.document_ends <= max_tokens).sum()))
+            )
         num_tokens = int(stream.document_ends[num_documents - 1]) if num_documents else 0
         num_bytes = int(stream.document_bytes[:num_documents].sum())
         if num_tokens == 0 or num_bytes == 0:
             raise UserError(f"evaluation set {stream.name} holds no text", do="name another file")
         ends = np.asarray(stream.document_ends[:num_documents])
-        return cls(stream.name, stream.role, stream.tokens[:num_tokens], num_bytes, ends, end_of_text)
+        return cls(
+            stream.name, stream.role, stream.tokens[:num_tokens], num_bytes, ends, end_of_text
+        )
 
     def rows(self, batch: Sequence[Window]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of equally long windows, each (B, T) int64: input t is the token before target t."""
+        """Inputs and targets of equally long windows, each (B, T) int64: input t is the token
+        before target t."""
         targets = np.stack([self.tokens[w.start : w.end] for w in batch]).astype(np.int64)
-        before = [self.end_of_text if w.start == 0 else int(self.tokens[w.start - 1]) for w in batch]
-        inputs = np.concatenate([np.array(before, dtype=np.int64)[:, None], targets[:, :-1]], axis=1)
+        before = [
+            self.end_of_text if w.start == 0 else int(self.tokens[w.start - 1]) for w in batch
+        ]
+        inputs = np.concatenate(
+            [np.array(before, dtype=np.int64)[:, None], targets[:, :-1]], axis=1
+        )
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
@@ -224,7 +254,9 @@ class _Scorer:
         self.watcher = Watcher(residue_layers(model))
         self.vocabulary = vocabulary_size(model)
 
-    def score(self, text: _Text, plan: Sequence[Window], batch_rows: int, on_progress: OnProgress | None) -> SetScore:
+    def score(
+        self, text: _Text, plan: Sequence[Window], batch_rows: int, on_progress: OnProgress | None
+    ) -> SetScore:
         """The sums over all windows of `plan`."""
         num_layers = len(self.watcher.layers)
         by_token = TokenSums.empty(self.vocabulary, text.document_ends)
@@ -233,7 +265,10 @@ class _Scorer:
             batch = plan[first : first + batch_rows]
             self._add_batch(sums, text, batch)
             if not math.isfinite(sums.extended_nats + sums.backbone_nats + sums.kl_nats):
-                raise UserError(f"the loss on {text.name} is not finite", do="lower the learning rate or the precision")
+                raise UserError(
+                    f"the loss on {text.name} is not finite",
+                    do="lower the learning rate or the precision",
+                )
             if on_progress is not None:
                 on_progress(text.name, batch[-1].end, len(text.tokens))
         return self._set_score(text, sums)
@@ -255,7 +290,9 @@ class _Scorer:
         for row, num_scored in enumerate(scored_BT.sum(1).tolist()):
             backbone_KV = None if backbone_BKV is None else backbone_BKV[row, -num_scored:]
             first = batch[row].end - num_scored
-            sums.add_nats(extended_BKV[row, -num_scored:], backbone_KV, targets_BT[row, -num_scored:], first)
+            sums.add_nats(
+                extended_BKV[row, -num_scored:], backbone_KV, targets_BT[row, -num_scored:], first
+            )
 
     def _set_score(self, text: _Text, sums: Sums) -> SetScore:
         gated = self.watcher.gated
@@ -280,7 +317,11 @@ class _Scorer:
 def _last_logits(model: Any, inputs_BT: Tensor, keep: int) -> Tensor:
     """(B, K, V) logits of the last `keep` positions; a model that can is asked for no others."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    only = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
+    only = (
+        {"logits_to_keep": keep}
+        if "logits_to_keep" in inspect.signature(inner.forward).parameters
+        else {}
+    )
     device = next(inner.parameters()).device
     logits: Tensor = model(input_ids=inputs_BT.to(device), use_cache=False, **only).logits
     return logits[:, -keep:]
@@ -291,15 +332,21 @@ def vocabulary_size(model: Any) -> int:
     return int(model.get_input_embeddings().num_embeddings)
 
 
-def _check_settings(model: Any, *, context_tokens: int, stride_tokens: int, batch_rows: int) -> None:
+def _check_settings(
+    model: Any, *, context_tokens: int, stride_tokens: int, batch_rows: int
+) -> None:
     for name, value in (("context_tokens", context_tokens), ("batch_rows", batch_rows)):
         if value < 1:
             raise UserError(name, got=value, allowed="1 or more")
     if not 1 <= stride_tokens <= context_tokens:
-        raise UserError("stride_tokens", got=stride_tokens, allowed=f"1 to context_tokens ({context_tokens})")
+        raise UserError(
+            "stride_tokens", got=stride_tokens, allowed=f"1 to context_tokens ({context_tokens})"
+        )
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and context_tokens > limit:
-        raise UserError("context_tokens", got=context_tokens, allowed=f"up to the model's own context, {limit}")
+        raise UserError(
+            "context_tokens", got=context_tokens, allowed=f"up to the model's own context, {limit}"
+        )
 
 
 def _check_texts(model: Any, texts: Sequence[_Text]) -> None:
@@ -307,7 +354,9 @@ def _check_texts(model: Any, texts: Sequence[_Text]) -> None:
     names = [text.name for text in texts]
     for text in texts:
         if names.count(text.name) > 1:
-            raise UserError("two evaluation sets have one name", got=text.name, do="give each its own")
+            raise UserError(
+                "two evaluation sets have one name", got=text.name, do="give each its own"
+            )
         largest = max(int(text.tokens.max()), text.end_of_text)
         if largest >= vocabulary:
             raise UserError(

@@ -1,7 +1,8 @@
 """How open every block gate is on every token of a short text: what a gate heat map shows.
 
-By default three texts: the beginning of the first source set, of the first target set, and a mixture that switches
-between the two every few words. The gate shown at a token is the one that the model computes on reading that token.
+By default three texts: the beginning of the first source set, of the first target set, and a
+mixture that switches between the two every few words. The gate shown at a token is the one that the
+model computes on reading that token.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,8 @@ class NamedText:
 
 
 class _Gates:
-    """A tap that keeps the gates of one forward pass, layer by layer; of several active extensions the most open."""
+    """A tap that keeps the gates of one forward pass, layer by layer; of several active extensions
+    the most open."""
 
     def __init__(self) -> None:
         self.by_layer: dict[int, list[float]] = {}
@@ -53,12 +55,17 @@ def default_texts(
     found: dict[str, NamedText] = {}
     for stream in streams:
         if stream.role not in found:
-            text = tokenizer.decode(stream.tokens[: min(2 * MAX_TOKENS, int(stream.document_ends[0]) - 1)].tolist())
+            text = tokenizer.decode(
+                stream.tokens[: min(2 * MAX_TOKENS, int(stream.document_ends[0]) - 1)].tolist()
+            )
             found[stream.role] = NamedText(stream.name, stream.role, str(text))
     if len(found) == 2:
         mixed = code_switched(found["source"].text, found["target"].text)
         found["mixed"] = NamedText("code-switched", "code-switched", mixed)
-    return [*found.values(), *(NamedText(f"text {i + 1}", "own", text) for i, text in enumerate(own))]
+    return [
+        *found.values(),
+        *(NamedText(f"text {i + 1}", "own", text) for i, text in enumerate(own)),
+    ]
 
 
 def code_switched(source: str, target: str) -> str:
@@ -70,9 +77,14 @@ def code_switched(source: str, target: str) -> str:
 
 
 def gate_texts(
-    model: nn.Module, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[NamedText], *, end_of_text: int
+    model: nn.Module,
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[NamedText],
+    *,
+    end_of_text: int,
 ) -> list[GateText]:
-    """The gates on the first `MAX_TOKENS` of each text, or what the model can read. Empty without block gates."""
+    """The gates on the first `MAX_TOKENS` of each text, or what the model can read. Empty without
+    block gates."""
     layers = residue_layers(model)
     if not layers:
         return []
@@ -85,10 +97,18 @@ def gate_texts(
         with inference(model), tapped(layers, gates):
             device = next(model.parameters()).device
             model(input_ids=torch.tensor([[end_of_text, *ids]], device=device), use_cache=False)
-        rows = [gates.by_layer[id(layer)][1:] for layer in layers.values() if id(layer) in gates.by_layer]
+        rows = [
+            gates.by_layer[id(layer)][1:]
+            for layer in layers.values()
+            if id(layer) in gates.by_layer
+        ]
         if len(rows) == len(layers) and ids:
             pieces = token_pieces(tokenizer, ids)
-            found.append(GateText(name=text.name, kind=text.kind, tokens=pieces, layers=list(numbers), gates=rows))
+            found.append(
+                GateText(
+                    name=text.name, kind=text.kind, tokens=pieces, layers=list(numbers), gates=rows
+                )
+            )
     return found
 
 

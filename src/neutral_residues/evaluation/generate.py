@@ -1,11 +1,12 @@
-"""How the backbone and the extended model continue the same prompt, side by side, from one copy of the weights.
+"""How the backbone and the extended model continue the same prompt, side by side, from one copy of
+the weights.
 
     generate_both(model, tokenizer, "Le chat", max_new_tokens=40)
 
-Both sides get the same prompt and the same seed, so where the extension is silent they say the same. Greedy at
-temperature 0, sampled above it, and nothing else: the model's own generation settings (repetition penalty, top-k, ...)
-do not count, only its end tokens. The generation itself is Transformers'. The model and PyTorch's random numbers are
-left as they were.
+Both sides get the same prompt and the same seed, so where the extension is silent they say the
+same. Greedy at temperature 0, sampled above it, and nothing else: the model's own generation
+settings (repetition penalty, top-k, ...) do not count, only its end tokens. The generation itself
+is Transformers'. The model and PyTorch's random numbers are left as they were.
 """
 
 import math
@@ -45,17 +46,21 @@ def generate_both(
         temperature: 0 takes the most probable token each time; above 0 samples.
         top_p: sample only among the most probable tokens that have this probability together.
         seed: of the sampling, the same for both.
-        reference: the backbone, where switching the extension off does not give it (full fine-tuning).
+        reference: the backbone, where switching the extension off does not give it (full
+            fine-tuning).
 
     Returns:
         The prompt and what each side adds to it; special tokens are left out.
 
     Raises:
-        UserError: for an empty prompt, one that does not fit the model's context, or a setting out of range.
+        UserError: for an empty prompt, one that does not fit the model's context, or a setting out
+            of range.
     """
     _check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     prompt_1T = check_prompt(model.config, tokenizer, prompt, max_new_tokens=max_new_tokens)
-    settings = _settings(model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+    settings = _settings(
+        model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
+    )
     with inference(model, reference):
         with as_backbone(model, reference) as backbone:
             backbone_text = _continue(backbone, tokenizer, prompt_1T, settings, seed)
@@ -63,13 +68,17 @@ def generate_both(
     return Sample(prompt=prompt, backbone=backbone_text, extended=extended_text)
 
 
-def check_prompt(config: "PretrainedConfig", tokenizer: Any, prompt: str, *, max_new_tokens: int) -> Tensor:
+def check_prompt(
+    config: "PretrainedConfig", tokenizer: Any, prompt: str, *, max_new_tokens: int
+) -> Tensor:
     """The tokens of a prompt, (1, T).
 
     Raises:
         UserError: if it is empty, or does not fit the model's context with what is to be added.
     """
-    prompt_1T: Tensor = tokenizer(prompt, return_tensors="pt", truncation=False, verbose=False)["input_ids"].long()
+    prompt_1T: Tensor = tokenizer(prompt, return_tensors="pt", truncation=False, verbose=False)[
+        "input_ids"
+    ].long()
     if not prompt.strip() or prompt_1T.shape[1] == 0:
         raise UserError("the prompt is empty", do="give some text to continue")
     limit = context_length(config)
@@ -83,7 +92,9 @@ def check_prompt(config: "PretrainedConfig", tokenizer: Any, prompt: str, *, max
     return prompt_1T
 
 
-def _settings(model: Any, tokenizer: Any, *, max_new_tokens: int, temperature: float, top_p: float) -> GenerationConfig:
+def _settings(
+    model: Any, tokenizer: Any, *, max_new_tokens: int, temperature: float, top_p: float
+) -> GenerationConfig:
     ends = model.generation_config.eos_token_id  # a chat model has several
     ends = tokenizer.eos_token_id if ends is None else ends
     pad = tokenizer.pad_token_id
@@ -91,13 +102,18 @@ def _settings(model: Any, tokenizer: Any, *, max_new_tokens: int, temperature: f
         pad = ends[0] if isinstance(ends, list) else ends
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
     return GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=temperature > 0, eos_token_id=ends, pad_token_id=pad, **sampling
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        eos_token_id=ends,
+        pad_token_id=pad,
+        **sampling,
     )
 
 
 @contextmanager
 def _only(settings: GenerationConfig, model: Any) -> Iterator[Any]:
-    """Within the block, a model that generates by these settings only: Transformers mixes its own into any others."""
+    """Within the block, a model that generates by these settings only: Transformers mixes its own
+    into any others."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     own, inner.generation_config = inner.generation_config, settings
     try:
@@ -106,19 +122,28 @@ def _only(settings: GenerationConfig, model: Any) -> Iterator[Any]:
         inner.generation_config = own
 
 
-def _continue(model: Any, tokenizer: Any, prompt_1T: Tensor, settings: GenerationConfig, seed: int) -> str:
+def _continue(
+    model: Any, tokenizer: Any, prompt_1T: Tensor, settings: GenerationConfig, seed: int
+) -> str:
     """What `model` adds to the prompt."""
     device = next(model.parameters()).device
     accelerators = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices=accelerators, device_type=device.type if accelerators else "cuda"):
+    with torch.random.fork_rng(
+        devices=accelerators, device_type=device.type if accelerators else "cuda"
+    ):
         torch.manual_seed(seed)
         prompt_1T = prompt_1T.to(device)
         with _only(settings, model) as inner:
             tokens_1T = inner.generate(
-                input_ids=prompt_1T, attention_mask=torch.ones_like(prompt_1T), generation_config=settings
+                input_ids=prompt_1T,
+                attention_mask=torch.ones_like(prompt_1T),
+                generation_config=settings,
             )
-    # Both are decoded and the prompt cut off, because a token's own text can depend on what stands before it.
-    given, whole = (tokenizer.decode(tokens[0], skip_special_tokens=True) for tokens in (prompt_1T, tokens_1T))
+    # Both are decoded and the prompt cut off, because a token's own text can depend on what stands
+    # before it.
+    given, whole = (
+        tokenizer.decode(tokens[0], skip_special_tokens=True) for tokens in (prompt_1T, tokens_1T)
+    )
     return str(whole[len(given) :])
 
 
@@ -130,4 +155,8 @@ def _check_sampling(*, max_new_tokens: int, temperature: float, top_p: float) ->
     if not 0 < top_p <= 1:
         raise UserError("top_p", got=top_p, allowed="above 0, up to 1")
     if temperature == 0 and top_p < 1:
-        raise UserError("top_p has no effect at temperature 0", got=top_p, do="set a temperature, or leave top_p at 1")
+        raise UserError(
+            "top_p has no effect at temperature 0",
+            got=top_p,
+            do="set a temperature, or leave top_p at 1",
+        )

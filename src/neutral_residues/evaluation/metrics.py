@@ -1,6 +1,7 @@
 """From sums to the numbers that people read: bits per byte, forgetting, learning, neutrality.
 
-`evaluate.py` adds up nats, bytes and tokens of each evaluation set (`SetScore`). Here they are divided, once:
+`evaluate.py` adds up nats, bytes and tokens of each evaluation set (`SetScore`). Here they are
+divided, once:
 
     bits per byte      nats / ln 2 / UTF-8 bytes          compares across tokenizers and languages
     token perplexity   exp(nats / tokens)                 compares only within one tokenizer
@@ -25,12 +26,14 @@ from neutral_residues.results.record import Direction, Metric, Of
 
 @dataclass(frozen=True, eq=False)
 class TokenSums:
-    """Where the nats of an evaluation set fall: by token type (V of the vocabulary) and by document (D). All float64.
+    """Where the nats of an evaluation set fall: by token type (V of the vocabulary) and by document
+    (D). All float64.
 
     Attributes:
         ends_D: where each document ends in the stream.
         counts_V: how often each type is scored.
-        extended_V, backbone_V: nats of each type under either model; the second is zero where it was not run.
+        extended_V, backbone_V: nats of each type under either model; the second is zero where it
+            was not run.
         extended_D, backbone_D: the same of each document.
     """
 
@@ -48,10 +51,17 @@ class TokenSums:
         return cls(ends_D, np.zeros(vocabulary, dtype=np.int64), *types, *documents)
 
     def add(
-        self, first: int, targets_K: NDArray[Any], extended_K: NDArray[Any], backbone_K: NDArray[Any] | None
+        self,
+        first: int,
+        targets_K: NDArray[Any],
+        extended_K: NDArray[Any],
+        backbone_K: NDArray[Any] | None,
     ) -> None:
-        """Add the nats of K tokens that follow each other in the stream, `first` being the place of the first."""
-        document_K = np.searchsorted(self.ends_D, np.arange(first, first + len(targets_K)), side="right")
+        """Add the nats of K tokens that follow each other in the stream, `first` being the place of
+        the first."""
+        document_K = np.searchsorted(
+            self.ends_D, np.arange(first, first + len(targets_K)), side="right"
+        )
         np.add.at(self.counts_V, targets_K, 1)
         for by_type, by_document, nats_K in (
             (self.extended_V, self.extended_D, extended_K),
@@ -72,10 +82,12 @@ class SetScore:
         extended_nats: nats of these tokens under the extended model.
         backbone_nats: the same under the backbone; None where it was not run.
         kl_nats: KL(backbone || extended), summed over tokens; None where the backbone was not run.
-        num_neutral_tokens: tokens at whose position every layer's gate is exactly 0; None without a block gate. The
-            position of a token is where it is predicted: that of the token before it.
+        num_neutral_tokens: tokens at whose position every layer's gate is exactly 0; None without a
+            block gate. The position of a token is where it is predicted: that of the token before
+            it.
         layers: number of each extended layer; empty for a method without residues.
-        gates_zero_by_layer: tokens on which that layer's gate is exactly 0; empty without a block gate.
+        gates_zero_by_layer: tokens on which that layer's gate is exactly 0; empty without a block
+            gate.
         residue_square_sum_by_layer: sum over tokens and width of (g(x) * A(x))^2.
         hidden: width D of the residues; 0 without any.
         by_token: the same nats by token type and by document.
@@ -102,7 +114,11 @@ class SetScore:
 
     @property
     def backbone_bits_per_byte(self) -> float | None:
-        return None if self.backbone_nats is None else bits_per_byte(self.backbone_nats, self.num_bytes)
+        return (
+            None
+            if self.backbone_nats is None
+            else bits_per_byte(self.backbone_nats, self.num_bytes)
+        )
 
     @property
     def extended_perplexity(self) -> float:
@@ -110,12 +126,16 @@ class SetScore:
 
     @property
     def backbone_perplexity(self) -> float | None:
-        return None if self.backbone_nats is None else math.exp(self.backbone_nats / self.num_tokens)
+        return (
+            None if self.backbone_nats is None else math.exp(self.backbone_nats / self.num_tokens)
+        )
 
     @property
     def neutral_share(self) -> float | None:
         """Share of tokens on which every gate is exactly 0."""
-        return None if self.num_neutral_tokens is None else self.num_neutral_tokens / self.num_tokens
+        return (
+            None if self.num_neutral_tokens is None else self.num_neutral_tokens / self.num_tokens
+        )
 
     @property
     def rise_bits_per_byte(self) -> float | None:
@@ -139,18 +159,29 @@ def bits_per_byte(nats: float, num_bytes: int) -> float:
 def learning_share(
     *, extended_bits_per_byte: float, backbone_bits_per_byte: float, finetuned_bits_per_byte: float
 ) -> float | None:
-    """Which part of full fine-tuning's drop on a target set was learnt, 1 being all; None if it gained nothing."""
+    """Which part of full fine-tuning's drop on a target set was learnt, 1 being all; None if it
+    gained nothing."""
     drop = backbone_bits_per_byte - finetuned_bits_per_byte
     return (backbone_bits_per_byte - extended_bits_per_byte) / drop if drop > 0 else None
 
 
 def metrics(scores: Sequence[SetScore]) -> list[Metric]:
     """All numbers of these sets, named, for the record (see `record.Metric`)."""
-    return [metric for score in scores for metric in (*_losses(score), *_changes(score), *_residues(score))]
+    return [
+        metric
+        for score in scores
+        for metric in (*_losses(score), *_changes(score), *_residues(score))
+    ]
 
 
 def _metric(
-    score: SetScore, name: str, of: Of, value: float, unit: str, direction: Direction, layer: int | None = None
+    score: SetScore,
+    name: str,
+    of: Of,
+    value: float,
+    unit: str,
+    direction: Direction,
+    layer: int | None = None,
 ) -> Metric:
     return Metric(
         name=name,
@@ -168,13 +199,31 @@ def _metric(
 
 def _losses(score: SetScore) -> list[Metric]:
     found = [
-        _metric(score, "bits_per_byte", "extended", score.extended_bits_per_byte, "bits/byte", "lower"),
-        _metric(score, "token_perplexity", "extended", score.extended_perplexity, "perplexity", "lower"),
+        _metric(
+            score, "bits_per_byte", "extended", score.extended_bits_per_byte, "bits/byte", "lower"
+        ),
+        _metric(
+            score, "token_perplexity", "extended", score.extended_perplexity, "perplexity", "lower"
+        ),
     ]
     if score.backbone_bits_per_byte is not None and score.backbone_perplexity is not None:
         found += [
-            _metric(score, "bits_per_byte", "backbone", score.backbone_bits_per_byte, "bits/byte", "lower"),
-            _metric(score, "token_perplexity", "backbone", score.backbone_perplexity, "perplexity", "lower"),
+            _metric(
+                score,
+                "bits_per_byte",
+                "backbone",
+                score.backbone_bits_per_byte,
+                "bits/byte",
+                "lower",
+            ),
+            _metric(
+                score,
+                "token_perplexity",
+                "backbone",
+                score.backbone_perplexity,
+                "perplexity",
+                "lower",
+            ),
         ]
     return found
 
@@ -188,15 +237,20 @@ def _changes(score: SetScore) -> list[Metric]:
     if is_source:
         found = [
             _metric(score, "forgetting", "difference", rise, "bits/byte", "lower"),
-            _metric(score, "forgetting_percent", "difference", score.rise_percent, "percent", "lower"),
+            _metric(
+                score, "forgetting_percent", "difference", score.rise_percent, "percent", "lower"
+            ),
         ]
     else:
         found = [_metric(score, "learning_bits", "difference", -rise, "bits/byte", "higher")]
-    # Away from the backbone is bad on the source; on the target it is the point, and neither good nor bad by itself.
+    # Away from the backbone is bad on the source; on the target it is the point, and neither good
+    # nor bad by itself.
     direction: Direction = "lower" if is_source else "none"
     return [
         *found,
-        _metric(score, "kl_nats_per_token", "difference", kl / score.num_tokens, "nats/token", direction),
+        _metric(
+            score, "kl_nats_per_token", "difference", kl / score.num_tokens, "nats/token", direction
+        ),
     ]
 
 
@@ -206,9 +260,17 @@ def _residues(score: SetScore) -> list[Metric]:
     small: Direction = "lower" if is_source else "none"
     found = []
     if score.neutral_share is not None:
-        found.append(_metric(score, "neutral_tokens", "extended", score.neutral_share, "share", silent))
-    for layer, zeros in zip(score.layers, score.gates_zero_by_layer, strict=False):  # empty without a block gate
-        found.append(_metric(score, "gates_zero", "extended", zeros / score.num_tokens, "share", silent, layer))
+        found.append(
+            _metric(score, "neutral_tokens", "extended", score.neutral_share, "share", silent)
+        )
+    for layer, zeros in zip(
+        score.layers, score.gates_zero_by_layer, strict=False
+    ):  # empty without a block gate
+        found.append(
+            _metric(
+                score, "gates_zero", "extended", zeros / score.num_tokens, "share", silent, layer
+            )
+        )
     for layer, squares in zip(score.layers, score.residue_square_sum_by_layer, strict=True):
         rms = math.sqrt(squares / (score.num_tokens * score.hidden)) if score.hidden else 0.0
         found.append(_metric(score, "residue_rms", "extended", rms, "rms", small, layer))

@@ -14,12 +14,14 @@ from neutral_residues.losses import kl_nats
 from neutral_residues.tuner.layer import NeutralResiduesLayer, layer_numbers
 from neutral_residues.tuner.neutral import Residue
 
-# Logits are turned into probabilities so many numbers at a time: 32 MB of float32 for each temporary.
+# Logits are turned into probabilities so many numbers at a time: 32 MB of float32 for each
+# temporary.
 LOGITS_PER_CHUNK = 2**23
 
 
 class Watcher:
-    """A tap that keeps, for one batch and each layer, where the gate is 0 and how large the residue is."""
+    """A tap that keeps, for one batch and each layer, where the gate is 0 and how large the residue
+    is."""
 
     def __init__(self, layers: dict[str, NeutralResiduesLayer]) -> None:
         self.layers = layers
@@ -46,7 +48,9 @@ class Watcher:
         self.gated |= residue.gate is not None
         self.hidden = delta.shape[-1]
         zero_BT = zero.reshape(self._shape)
-        if index in self.gate_zero_BT:  # another active extension in the same layer: the model adds their sum
+        if (
+            index in self.gate_zero_BT
+        ):  # another active extension in the same layer: the model adds their sum
             delta = self._delta + delta
             zero_BT = zero_BT & self.gate_zero_BT[index]
         self.gate_zero_BT[index] = zero_BT
@@ -76,9 +80,14 @@ class Sums:
             self.squares[index] += float(watcher.square_BT[index].cpu()[scored_BT].double().sum())
         self.num_neutral_tokens += int(neutral_BT.sum())
 
-    def add_nats(self, extended_KV: Tensor, backbone_KV: Tensor | None, targets_K: Tensor, first: int) -> None:
-        """Add the nats of K targets that follow each other from place `first` of the stream on, a chunk at a time."""
-        for rows in torch.arange(len(targets_K)).split(max(1, LOGITS_PER_CHUNK // extended_KV.shape[-1])):
+    def add_nats(
+        self, extended_KV: Tensor, backbone_KV: Tensor | None, targets_K: Tensor, first: int
+    ) -> None:
+        """Add the nats of K targets that follow each other from place `first` of the stream on, a
+        chunk at a time."""
+        for rows in torch.arange(len(targets_K)).split(
+            max(1, LOGITS_PER_CHUNK // extended_KV.shape[-1])
+        ):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
             extended_K, backbone_K = _nats(extended_KV[part], targets_K[part]), None
             self.extended_nats += float(extended_K.sum())
@@ -86,14 +95,18 @@ class Sums:
                 backbone_K = _nats(backbone_KV[part], targets_K[part])
                 self.backbone_nats += float(backbone_K.sum())
                 self.kl_nats += float(
-                    _exact(kl_nats(extended_KV[part], backbone_KV[part].to(extended_KV.device))).sum()
+                    _exact(
+                        kl_nats(extended_KV[part], backbone_KV[part].to(extended_KV.device))
+                    ).sum()
                 )
             both = (extended_K.numpy(), None if backbone_K is None else backbone_K.numpy())
             self.by_token.add(first + part.start, targets_K[part].numpy(), *both)
 
 
 def _nats(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
-    return _exact(F.cross_entropy(logits_KV.float(), targets_K.to(logits_KV.device), reduction="none"))
+    return _exact(
+        F.cross_entropy(logits_KV.float(), targets_K.to(logits_KV.device), reduction="none")
+    )
 
 
 def _exact(values: Tensor) -> Tensor:

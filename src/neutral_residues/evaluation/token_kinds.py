@@ -1,8 +1,8 @@
 """What kinds of tokens an evaluation set consists of, and whether a few of them carry its change.
 
-After "Adaptation Odyssey" (arXiv 2410.05581): further training sometimes makes perplexity worse, and a handful of
-uninformative tokens is behind it. Each token type is of the first kind that fits its own text, blanks around it left
-out:
+After "Adaptation Odyssey" (arXiv 2410.05581): further training sometimes makes perplexity worse,
+and a handful of uninformative tokens is behind it. Each token type is of the first kind that fits
+its own text, blanks around it left out:
 
     end of text        the end-of-text token, and other special ones
     parts of letters   bytes that are no letter by themselves
@@ -14,9 +14,10 @@ out:
     frequent words     of all that is left, the most frequent types that make up half of its tokens
     rare words         the rest
 
-Where we choose: a type is judged by its own text, not by the word that it is part of. So a name's later pieces count as
-words; "names" holds single capitals ("I"), words that mostly begin sentences, and in German every noun. A script is
-the first word of a letter's Unicode name ("LATIN"); kana and Chinese characters count as one. No torch.
+Where we choose: a type is judged by its own text, not by the word that it is part of. So a name's
+later pieces count as words; "names" holds single capitals ("I"), words that mostly begin sentences,
+and in German every noun. A script is the first word of a letter's Unicode name ("LATIN"); kana and
+Chinese characters count as one. No torch.
 """
 
 import unicodedata
@@ -49,7 +50,8 @@ class Concentration:
     """How few token types carry the change.
 
     Attributes:
-        carriers: places, among the occurring types, of the fewest that carry half of all change; largest first.
+        carriers: places, among the occurring types, of the fewest that carry half of all change;
+            largest first.
         tokens_share: share of the tokens that they are.
         is_concentrated: whether they are both few types and few tokens.
     """
@@ -63,13 +65,15 @@ def few_tokens_line(breakdown: Breakdown) -> str:
     """What a concentrated change is warned of with."""
     tokens = ", ".join(repr(carrier.text) for carrier in breakdown.carriers)
     return (
-        f"{breakdown.set}: half of all change is carried by {breakdown.num_carriers} of {breakdown.num_types} "
-        f"different tokens, {100 * breakdown.carriers_share:.1f} % of the text ({tokens}); the set's bits per byte say "
-        "little about the rest of it"
+        f"{breakdown.set}: half of all change is carried by {breakdown.num_carriers} of"
+        f" {breakdown.num_types} different tokens, {100 * breakdown.carriers_share:.1f} % of the"
+        f" text ({tokens}); the set's bits per byte say little about the rest of it"
     )
 
 
-def classify(texts: Sequence[str], counts: Sequence[int], *, special: Collection[int] = ()) -> list[TokenKind]:
+def classify(
+    texts: Sequence[str], counts: Sequence[int], *, special: Collection[int] = ()
+) -> list[TokenKind]:
     """The kind of each token type that occurs in a set.
 
     Args:
@@ -85,7 +89,10 @@ def classify(texts: Sequence[str], counts: Sequence[int], *, special: Collection
     for place in special:
         kinds[place] = "end of text"
     frequent = _frequent([place for place, kind in enumerate(kinds) if kind is None], counts)
-    return [kind or ("frequent words" if place in frequent else "rare words") for place, kind in enumerate(kinds)]
+    return [
+        kind or ("frequent words" if place in frequent else "rare words")
+        for place, kind in enumerate(kinds)
+    ]
 
 
 def _kind(text: str, main: str, counts: Counter[str]) -> TokenKind | None:
@@ -129,7 +136,11 @@ def _main_script(texts: Sequence[str], counts: Sequence[int]) -> str:
 
 def _scripts(text: str) -> list[str]:
     """The script of each letter, and of each vowel sign that is written like one."""
-    words = [unicodedata.name(s, "").partition(" ")[0] for s in text if unicodedata.category(s)[0] in "LM"]
+    words = [
+        unicodedata.name(s, "").partition(" ")[0]
+        for s in text
+        if unicodedata.category(s)[0] in "LM"
+    ]
     return [JAPANESE.get(word, word) for word in words if word not in NO_SCRIPT]
 
 
@@ -138,8 +149,9 @@ def concentration(
 ) -> Concentration:
     """Whether few of the N occurring types carry the change of a set.
 
-    Concentrated is a change of which half is carried by at most `FEW_TYPES` of the types (or a single one) that are
-    less than `FEW_TOKENS` of the tokens: frequent tokens carry much of any change, and mean nothing by it.
+    Concentrated is a change of which half is carried by at most `FEW_TYPES` of the types (or a
+    single one) that are less than `FEW_TOKENS` of the tokens: frequent tokens carry much of any
+    change, and mean nothing by it.
 
     Args:
         counts_N: how often each type occurs.
@@ -155,5 +167,7 @@ def concentration(
     tokens_share = float(counts_N[carriers].sum() / counts_N.sum())
     few = num_carriers <= max(1, FEW_TYPES * len(counts_N)) and tokens_share < FEW_TOKENS
     return Concentration(
-        tuple(carriers.tolist()), tokens_share, few and total >= LEAST_CHANGE * float(backbone_N.sum())
+        tuple(carriers.tolist()),
+        tokens_share,
+        few and total >= LEAST_CHANGE * float(backbone_N.sum()),
     )

@@ -1,1 +1,2 @@
-"""Extensions as model folders that other programs load, verified in a process without this package."""
+"""Extensions as model folders that other programs load, verified in a process without this
+package."""

@@ -17,25 +17,34 @@ _LOAD_PLAIN = """from reference import residue  # in this folder
 residue(x, layer=3)  # what is added to the output of that layer's block, which reads x"""
 
 _LICENCE = (
-    "The weights of the backbone are in this folder. Its licence holds for them: check what it says before you "
-    "pass the folder on."
+    "The weights of the backbone are in this folder. Its licence holds for them: check what it says"
+    " before you pass the folder on."
 )
 
 
 def write_export_card(folder: Path, row: Format, parts: Parts, difference: Difference) -> None:
-    """Write `README.md`: what lies in the folder, from which backbone, how to load it, and how exact it is."""
+    """Write `README.md`: what lies in the folder, from which backbone, how to load it, and how
+    exact it is."""
     backbone = parts.backbone.name_or_path
     if row.kind == "model":
-        loading = _LOAD_MODEL.format(option=", trust_remote_code=True" if row.trust_remote_code else "")
+        loading = _LOAD_MODEL.format(
+            option=", trust_remote_code=True" if row.trust_remote_code else ""
+        )
     else:
         loading = _LOAD_PLAIN
     library = ["library_name: transformers"] if row.kind == "model" else []
     lines = ["---", f"base_model: {backbone}", *library, "tags: [neutral-residues]", "---", ""]
     lines += [f"# {Path(backbone).name}, extended", ""]
-    lines += [f"An extension of {backbone} as {row.title}. Written by neutral-residues, which is not needed to use it."]
+    lines += [
+        f"An extension of {backbone} as {row.title}. Written by neutral-residues, which is not"
+        " needed to use it."
+    ]
     lines += ["", "```python", loading, "```", ""]
     lines += [
-        f"Loaded in a fresh process it was compared with the live model in float32: {describe(difference, row)}.",
+        (
+            "Loaded in a fresh process it was compared with the live model in float32:"
+            f" {describe(difference, row)}."
+        ),
         "",
     ]
     holds_backbone = row.kind == "model"
@@ -53,5 +62,7 @@ def describe(difference: Difference, row: Format) -> str:
         cache = f"differs by at most {difference.cache:.1e}" if difference.cache else "is equal too"
         parts += [f"generation with a cache {cache}"]
     if difference.num_silent:
-        parts += [f"in {difference.num_silent} layers every gate stayed shut, so these are not compared"]
+        parts += [
+            f"in {difference.num_silent} layers every gate stayed shut, so these are not compared"
+        ]
     return "; ".join(parts)

@@ -1,4 +1,5 @@
-"""From a live extended model to a folder in one of the formats, whole, checked, or not there at all."""
+"""From a live extended model to a folder in one of the formats, whole, checked, or not there at
+all."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Target:
-    """Where an export goes and in which form; made before anything is loaded, so that what is wrong shows at once."""
+    """Where an export goes and in which form; made before anything is loaded, so that what is wrong
+    shows at once."""
 
     folder: Path
     row: Format
@@ -33,18 +35,26 @@ class Target:
     def of(cls, folder: Path, *, to: str, dtype: str = "float32") -> "Target":
         """Raises a UserError for an unknown format or type, or a folder that holds something."""
         if dtype not in DTYPES:
-            raise UserError("dtype", got=dtype, allowed=", ".join(DTYPES), do=nearest(dtype, DTYPES))
+            raise UserError(
+                "dtype", got=dtype, allowed=", ".join(DTYPES), do=nearest(dtype, DTYPES)
+            )
         row = find_format(to)
         check_free(folder)
         return cls(folder, row, DTYPES[dtype])
 
 
 def export_model(
-    model: nn.Module, target: Target, *, tokenizer: PreTrainedTokenizerBase | None = None, text: str = ""
+    model: nn.Module,
+    target: Target,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    text: str = "",
 ) -> Difference:
-    """Write the active adapters of `model`, with its backbone where the format has one, and compare the result.
+    """Write the active adapters of `model`, with its backbone where the format has one, and compare
+    the result.
 
-    `model` is moved to the CPU, rounded to the target's type and taken apart: it is not usable afterwards.
+    `model` is moved to the CPU, rounded to the target's type and taken apart: it is not usable
+    afterwards.
 
     Args:
         tokenizer: saved beside the model.
@@ -54,11 +64,13 @@ def export_model(
         The measured difference to the live model.
 
     Raises:
-        UserError: if the format cannot hold the extension, or what was written is not the live model; no folder is
-            left then.
+        UserError: if the format cannot hold the extension, or what was written is not the live
+            model; no folder is left then.
     """
     if not isinstance(model, PeftModel):
-        raise UserError("this is a whole model, not an extension: it is already stock", do="use it as it is")
+        raise UserError(
+            "this is a whole model, not an extension: it is already stock", do="use it as it is"
+        )
     if not all(parameter.is_floating_point() for parameter in model.parameters()):
         raise UserError("the backbone is quantised", do="load it in float32, and export that")
     model = _rounded(model.to("cpu").eval(), target.dtype)
@@ -70,7 +82,8 @@ def export_model(
     if reason is not None:
         others = [row.name for row in FORMATS if _refusal(row, parts) is None]
         raise UserError(
-            f"{target.row.name} cannot hold this extension: {reason}", do=f"formats that can: {', '.join(others)}"
+            f"{target.row.name} cannot hold this extension: {reason}",
+            do=f"formats that can: {', '.join(others)}",
         )
     seen.check_heard()
     try:
@@ -81,7 +94,11 @@ def export_model(
 
 
 def _fill(
-    folder: Path, target: Target, parts: Parts, seen: Seen, tokenizer: PreTrainedTokenizerBase | None
+    folder: Path,
+    target: Target,
+    parts: Parts,
+    seen: Seen,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> Difference:
     row = target.row
     row.write(parts, folder, target.dtype)
@@ -95,13 +112,16 @@ def _fill(
 
 def _refusal(row: Format, parts: Parts) -> str | None:
     if parts.merged and not row.merges:
-        return "its updates are added to the backbone's own matrices, so nothing stands beside a block"
+        return (
+            "its updates are added to the backbone's own matrices, so nothing stands beside a block"
+        )
     return row.refusal(parts)
 
 
 @torch.no_grad()
 def _rounded(model: PeftModel, dtype: torch.dtype) -> PeftModel:
-    """The weights that will be stored, to compute with in float32. Buffers, such as rotary frequencies, stay exact."""
+    """The weights that will be stored, to compute with in float32. Buffers, such as rotary
+    frequencies, stay exact."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype).float()
     return model

@@ -1,4 +1,5 @@
-"""An extended model taken apart: the plain backbone, and the weights of the adapters that ran beside its blocks.
+"""An extended model taken apart: the plain backbone, and the weights of the adapters that ran
+beside its blocks.
 
 The writers of all formats work from these parts and meet neither PEFT nor the tuner.
 """
@@ -58,14 +59,16 @@ class Parts:
 
     @property
     def ffns(self) -> dict[str, nn.Module]:
-        """The feed-forward blocks by full name, in layer order; empty where the layers have none."""
+        """The feed-forward blocks by full name, in layer order; empty where the layers have
+        none."""
         try:
             return find_blocks(self.backbone, "ffn")
         except UserError:
             return {}
 
     def layer_numbers(self, adapter: Adapter) -> dict[str, int]:
-        """Name of a block that the adapter runs beside -> its layer, counted from 0; blocks outside are left out."""
+        """Name of a block that the adapter runs beside -> its layer, counted from 0; blocks outside
+        are left out."""
         layers = list(find_layers(self.backbone))
         return {
             block: number
@@ -81,7 +84,8 @@ class Parts:
 
 
 def take_apart(model: PeftModel) -> Parts:
-    """The parts of `model`, which is not usable afterwards: nothing is copied. Low-rank updates are merged.
+    """The parts of `model`, which is not usable afterwards: nothing is copied. Low-rank updates are
+    merged.
 
     Raises:
         UserError: for another method of PEFT's that cannot be merged.
@@ -96,20 +100,29 @@ def take_apart(model: PeftModel) -> Parts:
 def _merged(model: PeftModel) -> PreTrainedModel:
     try:
         return _settled(model.merge_and_unload())
-    except (AttributeError, NotImplementedError, ValueError) as error:  # what PEFT raises depends on the method
+    except (
+        AttributeError,
+        NotImplementedError,
+        ValueError,
+    ) as error:  # what PEFT raises depends on the method
         kind = model.peft_config[model.active_adapter].peft_type.value
-        raise UserError(f"PEFT cannot merge {kind}", got=first_line(error), do="serve it with PEFT") from error
+        raise UserError(
+            f"PEFT cannot merge {kind}", got=first_line(error), do="serve it with PEFT"
+        ) from error
 
 
 def _adapter(model: PeftModel, name: str, layers: dict[str, NeutralResiduesLayer]) -> Adapter:
     config = model.peft_config[name]
     there = {place: layer.adapter(name) for place, layer in layers.items() if name in layer.width}
-    beside = {place: Projections(w_g=a.w_g, w_i=a.w_i, w_o=a.w_o, w=a.w) for place, a in there.items()}
+    beside = {
+        place: Projections(w_g=a.w_g, w_i=a.w_i, w_o=a.w_o, w=a.w) for place, a in there.items()
+    }
     return Adapter(name, config.block_gate, config.activation, config.width, beside)
 
 
 def _settled(backbone: PreTrainedModel) -> PreTrainedModel:
-    """An output matrix that was trained apart from the embeddings it was tied to is no longer tied."""
+    """An output matrix that was trained apart from the embeddings it was tied to is no longer
+    tied."""
     head, embeddings = backbone.get_output_embeddings(), backbone.get_input_embeddings()
     if head is not None and head.weight is not embeddings.weight:
         backbone.config.tie_word_embeddings = False

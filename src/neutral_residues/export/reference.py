@@ -1,9 +1,10 @@
-"""What the live model makes of some tokens on which its adapters speak, to be found again in what was exported.
+"""What the live model makes of some tokens on which its adapters speak, to be found again in what
+was exported.
 
-A gate that is trained to stay shut stays shut on most strange text too, and a silent adapter proves nothing about an
-export. So rows of the user's text, if there is one, and of random tokens are tried until every layer's residue is heard
-on one of those that are kept. Layers that stay silent all the same are counted, and the count is shown; if all do,
-nothing can be said, and that is an error.
+A gate that is trained to stay shut stays shut on most strange text too, and a silent adapter proves
+nothing about an export. So rows of the user's text, if there is one, and of random tokens are tried
+until every layer's residue is heard on one of those that are kept. Layers that stay silent all the
+same are counted, and the count is shown; if all do, nothing can be said, and that is an error.
 """
 
 from collections.abc import Sequence
@@ -41,9 +42,12 @@ class Seen:
 
     @property
     def loudness_BL(self) -> Tensor:
-        """Largest absolute number of each row's residue, layer by layer; (B, 0) where nothing stands beside a block."""
+        """Largest absolute number of each row's residue, layer by layer; (B, 0) where nothing
+        stands beside a block."""
         rows = self.token_ids_BT.shape[0]
-        by_layer = [residue.reshape(rows, -1).abs().amax(dim=1) for residue in self.residues.values()]
+        by_layer = [
+            residue.reshape(rows, -1).abs().amax(dim=1) for residue in self.residues.values()
+        ]
         return torch.stack(by_layer, dim=1) if by_layer else torch.zeros(rows, 0)
 
     @property
@@ -55,13 +59,18 @@ class Seen:
         """Raise a UserError if there are adapters and none of them did anything."""
         if self.residues and self.num_silent == len(self.residues):
             raise UserError(
-                "every gate stayed shut on every token that was tried, so the export could not be compared",
-                do=f"give some text of the target, {self.token_ids_BT.shape[1]} tokens or more (--text)",
+                "every gate stayed shut on every token that was tried, so the export could not be"
+                " compared",
+                do=(
+                    f"give some text of the target, {self.token_ids_BT.shape[1]} tokens or more"
+                    " (--text)"
+                ),
             )
 
 
 def look_at(model: PeftModel, text_ids: Sequence[int] = ()) -> Seen:
-    """Run the live model on up to `MAX_ROWS` rows of tokens on which as many layers as possible speak.
+    """Run the live model on up to `MAX_ROWS` rows of tokens on which as many layers as possible
+    speak.
 
     Args:
         text_ids: tokens of a text on which they should.
@@ -102,16 +111,23 @@ def _run(model: PeftModel, token_ids_BT: Tensor) -> Seen:
     residues: dict[str, Tensor] = {}
 
     def listen(name: str) -> Any:
-        def hook(layer: NeutralResiduesLayer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        def hook(
+            layer: NeutralResiduesLayer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> None:
             x = inputs[name] = args[0] if args else kwargs["hidden_states"]
             active = [adapter for adapter in layer.active_adapters if adapter in layer.width]
             if active:
-                residues[name] = torch.stack([layer.residue(x, adapter).delta for adapter in active]).sum(dim=0)
+                residues[name] = torch.stack(
+                    [layer.residue(x, adapter).delta for adapter in active]
+                ).sum(dim=0)
 
         return hook
 
     layers = residue_layers(model.get_base_model())
-    handles = [layer.register_forward_hook(listen(name), with_kwargs=True) for name, layer in layers.items()]
+    handles = [
+        layer.register_forward_hook(listen(name), with_kwargs=True)
+        for name, layer in layers.items()
+    ]
     try:
         with every_token(model):  # exported code skips nothing
             logits_BTV = model(input_ids=token_ids_BT).logits

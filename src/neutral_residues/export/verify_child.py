@@ -1,9 +1,11 @@
-"""Runs in a fresh process: loads an exported folder as a stranger would and says how far it is from the live model.
+"""Runs in a fresh process: loads an exported folder as a stranger would and says how far it is from
+the live model.
 
     python -P child.py REQUEST
 
-REQUEST is a folder with `request.json` and `seen.safetensors`; the answer goes to `answer.json` in it. This package and
-PEFT cannot be imported here, so an export that quietly needs them fails. Everything is computed in float32 on the CPU.
+REQUEST is a folder with `request.json` and `seen.safetensors`; the answer goes to `answer.json` in
+it. This package and PEFT cannot be imported here, so an export that quietly needs them fails.
+Everything is computed in float32 on the CPU.
 """
 
 import importlib.util
@@ -24,7 +26,9 @@ def main(request: Path) -> None:
     wanted = json.loads((request / "request.json").read_text(encoding="utf-8"))
     seen = load_file(request / "seen.safetensors")
     if wanted["kind"] == "model":
-        answer = compare_model(Path(wanted["folder"]), seen, trust_remote_code=wanted["trust_remote_code"])
+        answer = compare_model(
+            Path(wanted["folder"]), seen, trust_remote_code=wanted["trust_remote_code"]
+        )
     else:
         sys.modules["transformers"] = None  # type: ignore[assignment]  # nor is that needed there
         answer = compare_residues(Path(wanted["folder"]), seen)
@@ -32,7 +36,8 @@ def main(request: Path) -> None:
 
 
 def compare_model(folder: Path, seen: dict[str, Any], *, trust_remote_code: bool) -> dict[str, Any]:
-    """Logits on the same tokens against those seen, and cached generation against the same model without a cache."""
+    """Logits on the same tokens against those seen, and cached generation against the same model
+    without a cache."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -57,7 +62,9 @@ def compare_model(folder: Path, seen: dict[str, Any], *, trust_remote_code: bool
             return_dict_in_generate=True,
         )
         cached_BTV = torch.stack(out.logits, dim=1)
-        whole_BTV = model(input_ids=out.sequences[:, :-1], use_cache=False).logits[:, half.shape[1] - 1 :]
+        whole_BTV = model(input_ids=out.sequences[:, :-1], use_cache=False).logits[
+            :, half.shape[1] - 1 :
+        ]
     return {
         "largest": expected_BTV.abs().max().item(),
         "difference": (logits_BTV - expected_BTV).abs().max().item(),
@@ -66,7 +73,8 @@ def compare_model(folder: Path, seen: dict[str, Any], *, trust_remote_code: bool
 
 
 def compare_residues(folder: Path, seen: dict[str, Any]) -> dict[str, Any]:
-    """What the folder's own `reference.py` makes of each block's input against the residue that was seen."""
+    """What the folder's own `reference.py` makes of each block's input against the residue that was
+    seen."""
     import torch
 
     spec = importlib.util.spec_from_file_location("reference", folder / "reference.py")

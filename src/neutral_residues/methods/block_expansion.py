@@ -1,8 +1,10 @@
-"""Block expansion: copies of whole layers, spread evenly, that do nothing at the start and are all that trains.
+"""Block expansion: copies of whole layers, spread evenly, that do nothing at the start and are all
+that trains.
 
-Wu et al. 2024, *LLaMA Pro: Progressive LLaMA with Block Expansion*, arXiv 2401.02415. A copy's two output projections
-(attention's and the feed-forward block's) are zero, so it passes its input on unchanged, and the expanded model is the
-backbone at step 0. The result is a model of the backbone's own architecture with more layers.
+Wu et al. 2024, *LLaMA Pro: Progressive LLaMA with Block Expansion*, arXiv 2401.02415. A copy's two
+output projections (attention's and the feed-forward block's) are zero, so it passes its input on
+unchanged, and the expanded model is the backbone at step 0. The result is a model of the backbone's
+own architecture with more layers.
 """
 
 import copy
@@ -37,8 +39,9 @@ def expand_blocks(model: PreTrainedModel, *, budget: float) -> nn.Module:
     """Insert copies of layers, as many as the budget allows; only they train. In place.
 
     Raises:
-        UserError: if no whole number of layers comes within 2 % of the budget (names the two nearest), a layer's
-            output projections are not found, or the expanded model is not the backbone at the start.
+        UserError: if no whole number of layers comes within 2 % of the budget (names the two
+            nearest), a layer's output projections are not found, or the expanded model is not the
+            backbone at the start.
     """
     layers = find_layers(model)
     before = _few_logits(model)
@@ -71,7 +74,8 @@ def _few_logits(model: nn.Module) -> Tensor | None:
 
 
 def _check_identity(model: nn.Module, before: Tensor | None) -> None:
-    """Some architectures add more to the residual stream than two projections, or count their layers elsewhere too."""
+    """Some architectures add more to the residual stream than two projections, or count their
+    layers elsewhere too."""
     try:
         after = _few_logits(model)
     except Exception as error:
@@ -84,7 +88,9 @@ def _check_identity(model: nn.Module, before: Tensor | None) -> None:
 
 
 def _not_expandable(model: nn.Module, got: str) -> UserError:
-    return UserError(f"block expansion cannot expand {type(model).__name__}", got=got, do="choose another method")
+    return UserError(
+        f"block expansion cannot expand {type(model).__name__}", got=got, do="choose another method"
+    )
 
 
 def _count_for_budget(model: nn.Module, budget: float, layers: dict[str, nn.Module]) -> int:
@@ -92,7 +98,9 @@ def _count_for_budget(model: nn.Module, budget: float, layers: dict[str, nn.Modu
     sizes = {sum(p.numel() for p in layer.parameters()) for layer in layers.values()}
     if len(sizes) > 1:
         raise UserError(
-            "block expansion needs layers of one size", got=f"{len(sizes)} sizes", do="choose another method"
+            "block expansion needs layers of one size",
+            got=f"{len(sizes)} sizes",
+            do="choose another method",
         )
     per_layer = sizes.pop()
     count = max(1, round(budget * backbone / per_layer))
@@ -101,7 +109,9 @@ def _count_for_budget(model: nn.Module, budget: float, layers: dict[str, nn.Modu
         below = max(1, int(budget * backbone / per_layer))
         nearest = ", ".join(f"{n * per_layer / backbone:.5f} ({n})" for n in (below, below + 1))
         raise UserError(
-            "budget cannot be met within 2 % by a whole number of layers", got=budget, do=f"the nearest are {nearest}"
+            "budget cannot be met within 2 % by a whole number of layers",
+            got=budget,
+            do=f"the nearest are {nearest}",
         )
     return count
 
@@ -146,10 +156,13 @@ def _renumber(blocks: list[nn.Module]) -> None:
 
 
 def _expand_config(config: PretrainedConfig, order: list[int]) -> None:
-    """The number of layers, and every setting that has one entry for each layer (`layer_types`, ...)."""
+    """The number of layers, and every setting that has one entry for each layer (`layer_types`,
+    ...)."""
     before = config.num_hidden_layers
     per_layer: dict[str, Any] = {
-        key: value for key, value in vars(config).items() if isinstance(value, list) and len(value) == before
+        key: value
+        for key, value in vars(config).items()
+        if isinstance(value, list) and len(value) == before
     }
     config.num_hidden_layers = len(order)
     for key, value in per_layer.items():

@@ -1,4 +1,5 @@
-"""What changes the backbone's own weights: fine-tuning, in full or of the feed-forward blocks, and weight averaging."""
+"""What changes the backbone's own weights: fine-tuning, in full or of the feed-forward blocks, and
+weight averaging."""
 
 from pathlib import Path
 
@@ -38,7 +39,9 @@ def average_with(model: PreTrainedModel, finetuned: Path, *, share: float) -> nn
         UserError: if the weights are not those of this backbone, fine-tuned.
     """
     tensors = {
-        key: tensor for file in sorted(finetuned.glob("*.safetensors")) for key, tensor in load_file(file).items()
+        key: tensor
+        for file in sorted(finetuned.glob("*.safetensors"))
+        for key, tensor in load_file(file).items()
     }
     model.requires_grad_(False)
     for name, parameter in model.named_parameters():

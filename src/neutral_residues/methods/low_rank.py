@@ -1,7 +1,8 @@
-"""The low-rank family, all of it PEFT's own: LoRA, rsLoRA, DoRA and OSF, each with a rank that follows from the budget.
+"""The low-rank family, all of it PEFT's own: LoRA, rsLoRA, DoRA and OSF, each with a rank that
+follows from the budget.
 
-Here is only what PEFT does not decide: which linear layers (those inside the decoder's layers, not the embeddings or
-the head), and which rank makes a given share of new weights.
+Here is only what PEFT does not decide: which linear layers (those inside the decoder's layers, not
+the embeddings or the head), and which rank makes a given share of new weights.
 """
 
 import re
@@ -20,7 +21,13 @@ from neutral_residues.tuner.neutral import BUDGET_TOLERANCE
 
 
 def attach_lora(
-    model: PreTrainedModel, *, budget: float, only_ffn: bool, alpha: float | None, alpha_over_rank: float, **kind: bool
+    model: PreTrainedModel,
+    *,
+    budget: float,
+    only_ffn: bool,
+    alpha: float | None,
+    alpha_over_rank: float,
+    **kind: bool,
 ) -> nn.Module:
     """LoRA beside the linear layers of every decoder layer.
 
@@ -48,27 +55,41 @@ def attach_lora(
 
 
 def attach_osf(model: PreTrainedModel, *, budget: float) -> nn.Module:
-    """OSF: the smallest singular directions of every linear layer train, kept orthogonal to the large ones.
+    """OSF: the smallest singular directions of every linear layer train, kept orthogonal to the
+    large ones.
 
-    The budget becomes the number of directions that train (PEFT's `effective_rank` is the number that does not).
+    The budget becomes the number of directions that train (PEFT's `effective_rank` is the number
+    that does not).
 
     Raises:
         UserError: as `attach_lora`; also for a model whose layers are not `nn.Linear`.
     """
     # A layer with one output, such as a gate, has no direction to spare.
-    places = {name: shape for name, shape in _linear_places(model, only_ffn=False).items() if min(shape) > 1}
+    places = {
+        name: shape
+        for name, shape in _linear_places(model, only_ffn=False).items()
+        if min(shape) > 1
+    }
     foreign = [name for name in places if not isinstance(model.get_submodule(name), nn.Linear)]
     if foreign:
-        raise UserError("osf works on nn.Linear layers only", got=f"{foreign[0]} is another kind", do="choose lora")
+        raise UserError(
+            "osf works on nn.Linear layers only",
+            got=f"{foreign[0]} is another kind",
+            do="choose lora",
+        )
     # One singular value for each direction and layer comes on top of LoRA's two vectors.
     rank = _rank_for_budget(model, budget, places, per_place=1)
     preserved = {f"^{re.escape(name)}$": min(shape) - rank for name, shape in places.items()}
     if min(preserved.values()) < 1:
         smallest = min(min(shape) for shape in places.values())
         raise UserError(
-            "budget leaves OSF no direction to protect", got=budget, allowed=f"up to {smallest - 1} directions a layer"
+            "budget leaves OSF no direction to protect",
+            got=budget,
+            allowed=f"up to {smallest - 1} directions a layer",
         )
-    config = OSFConfig(task_type="CAUSAL_LM", target_modules=list(places), rank_pattern=dict(preserved))
+    config = OSFConfig(
+        task_type="CAUSAL_LM", target_modules=list(places), rank_pattern=dict(preserved)
+    )
     return _attached(model, config)
 
 
@@ -76,7 +97,9 @@ def _attached(model: PreTrainedModel, config: PeftConfig) -> nn.Module:
     try:
         return get_peft_model(model, config)
     except ValueError as error:  # PEFT refuses some modules of some architectures
-        raise UserError("PEFT cannot attach this method", got=first_line(error), do="choose another method") from error
+        raise UserError(
+            "PEFT cannot attach this method", got=first_line(error), do="choose another method"
+        ) from error
 
 
 def _linear_places(model: nn.Module, *, only_ffn: bool) -> dict[str, tuple[int, int]]:
@@ -88,9 +111,16 @@ def _linear_places(model: nn.Module, *, only_ffn: bool) -> dict[str, tuple[int, 
     ffns = tuple(f"{name}." for name in find_blocks(model, "ffn"))
     layers = tuple(f"{name.rsplit('.', 2)[0]}." for name in ffns)
     inside = ffns if only_ffn else layers
-    places = {name: shape for name, m in model.named_modules() if name.startswith(inside) and (shape := _shape(m))}
+    places = {
+        name: shape
+        for name, m in model.named_modules()
+        if name.startswith(inside) and (shape := _shape(m))
+    }
     if not places:
-        raise UserError(f"no linear layers found in {type(model).__name__}", do="choose the method neutral or adapter")
+        raise UserError(
+            f"no linear layers found in {type(model).__name__}",
+            do="choose the method neutral or adapter",
+        )
     return places
 
 
@@ -111,7 +141,8 @@ def _rank_for_budget(
     per_place: int = 0,
     fixed_weights: int = 0,
 ) -> int:
-    """The rank whose weights, `fixed_weights` included, come nearest to the budget, and within 2 % of it."""
+    """The rank whose weights, `fixed_weights` included, come nearest to the budget, and within 2 %
+    of it."""
     backbone = count_backbone_weights(model, added=PREFIX)
     per_rank = sum(sum(shape) + per_place for shape in places.values())
     rank = max(1, round((budget * backbone - fixed_weights) / per_rank))

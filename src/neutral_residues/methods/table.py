@@ -1,9 +1,11 @@
 """The table of methods: what trains, how a budget becomes a size, and the recipe each starts from.
 
-Every method runs through the same loop, data, order of rows and evaluation; a row of this table is all that differs.
-A method of your own is one more row, in any module of yours: `method: my_module:MY_ROW` in the run file.
+Every method runs through the same loop, data, order of rows and evaluation; a row of this table is
+all that differs. A method of your own is one more row, in any module of yours: `method:
+my_module:MY_ROW` in the run file.
 
-Where we choose: the learning rates are for a backbone of width `RECIPE_WIDTH` and shrink as 1/width (see LAB.md).
+Where we choose: the learning rates are for a backbone of width `RECIPE_WIDTH` and shrink as 1/width
+(see LAB.md).
 """
 
 import pkgutil
@@ -28,8 +30,9 @@ from neutral_residues.tuner.neutral import BlockGate
 RECIPE_WIDTH = 192
 
 Afterwards = Literal["merge", "skip", "stock"]
-"""merge: folds into the backbone's own matrices. skip: where a gate is exactly 0 nothing need be computed. stock: what
-is saved, or exported from it (`neutral export`), is a model of an architecture that Transformers has."""
+"""merge: folds into the backbone's own matrices. skip: where a gate is exactly 0 nothing need be
+computed. stock: what is saved, or exported from it (`neutral export`), is a model of an
+architecture that Transformers has."""
 
 METHOD_SECTIONS = ("residues", "lora", "averaging")
 """Sections of the run file that belong to some methods only."""
@@ -84,7 +87,9 @@ def _attach_adapter(model: PreTrainedModel, config: RunConfig) -> nn.Module:
     return _attach_residues(model, config, block_gate="none")
 
 
-def _attach_residues(model: PreTrainedModel, config: RunConfig, *, block_gate: BlockGate) -> nn.Module:
+def _attach_residues(
+    model: PreTrainedModel, config: RunConfig, *, block_gate: BlockGate
+) -> nn.Module:
     layers = config.residues.layers
     peft_config = NeutralResiduesConfig(
         task_type="CAUSAL_LM",
@@ -99,7 +104,9 @@ def _attach_residues(model: PreTrainedModel, config: RunConfig, *, block_gate: B
     return get_peft_model(model, peft_config)
 
 
-def _lora(*, alpha: float | None = None, **kind: bool) -> Callable[[PreTrainedModel, RunConfig], nn.Module]:
+def _lora(
+    *, alpha: float | None = None, **kind: bool
+) -> Callable[[PreTrainedModel, RunConfig], nn.Module]:
     def attach(model: PreTrainedModel, config: RunConfig) -> nn.Module:
         settings = config.lora
         return attach_lora(
@@ -131,7 +138,9 @@ METHODS: tuple[Method, ...] = (
         name="neutral",
         title="neutral residues",
         paper="Talla et al. 2025, arXiv 2410.02744",
-        trains="gated adapters parallel to the feed-forward blocks; L1 keeps them silent on the source",
+        trains=(
+            "gated adapters parallel to the feed-forward blocks; L1 keeps them silent on the source"
+        ),
         size="adapter width",
         attach=_attach_neutral,
         learning_rate=5e-3,
@@ -313,17 +322,25 @@ def _own_row(path: str) -> Method:
     try:
         row = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"cannot import the method {path}", got=first_line(error), allowed="module:NAME") from error
+        raise UserError(
+            f"cannot import the method {path}", got=first_line(error), allowed="module:NAME"
+        ) from error
     if not isinstance(row, Method):
-        raise UserError(f"{path} is no method", got=type(row).__name__, allowed="a neutral_residues.methods.Method")
+        raise UserError(
+            f"{path} is no method",
+            got=type(row).__name__,
+            allowed="a neutral_residues.methods.Method",
+        )
     return row
 
 
 def resolved(config: RunConfig) -> RunConfig:
-    """The run with its method's own settings filled in, after checking that no setting is without effect.
+    """The run with its method's own settings filled in, after checking that no setting is without
+    effect.
 
     Raises:
-        UserError: for a setting that the method has no use for, or that contradicts what makes it what it is.
+        UserError: for a setting that the method has no use for, or that contradicts what makes it
+            what it is.
     """
     method = find_method(config.method)
     changes: dict[str, dict[str, Any]] = {}
@@ -333,15 +350,24 @@ def resolved(config: RunConfig) -> RunConfig:
         given = name in settings.model_fields_set
         got = getattr(settings, name)
         if given and key in method.fixed and got != value:
-            raise UserError(f"{key} is fixed by method {method.name}", got=got, allowed=str(value), do="remove it")
+            raise UserError(
+                f"{key} is fixed by method {method.name}",
+                got=got,
+                allowed=str(value),
+                do="remove it",
+            )
         if not given:
             changes.setdefault(section, {})[name] = value
-    sections = {section: getattr(config, section).model_copy(update=update) for section, update in changes.items()}
+    sections = {
+        section: getattr(config, section).model_copy(update=update)
+        for section, update in changes.items()
+    }
     config = config.model_copy(update=sections)
     _check_settings_are_used(config, method)
     if config.training.frozen_weights != "auto" and not method.keeps_backbone:
         raise UserError(
-            f"training.frozen_weights has no effect on method {method.name}, which has no frozen backbone",
+            f"training.frozen_weights has no effect on method {method.name}, which has no frozen"
+            " backbone",
             got=config.training.frozen_weights,
             do="remove it",
         )
@@ -371,7 +397,8 @@ def _default(section: str, name: str) -> Any:
 
 
 def learning_rate(config: RunConfig, *, hidden_size: int) -> float:
-    """The run's peak learning rate: as set, or the method's recipe scaled to the backbone's width."""
+    """The run's peak learning rate: as set, or the method's recipe scaled to the backbone's
+    width."""
     if config.training.learning_rate is not None:
         return config.training.learning_rate
     return (find_method(config.method).learning_rate or 0.0) * RECIPE_WIDTH / hidden_size

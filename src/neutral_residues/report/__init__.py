@@ -1,4 +1,5 @@
-"""Records of finished runs -> one page that shows what was learnt, what was forgotten, and at what cost.
+"""Records of finished runs -> one page that shows what was learnt, what was forgotten, and at what
+cost.
 
     collect.py     paths -> records, and cells that failed or are not done
     settings.py    the settings behind a record, and whether two were measured alike

@@ -1,4 +1,5 @@
-"""Records -> typed numbers: points, curves and sections. Nothing about looks, nothing about who wins.
+"""Records -> typed numbers: points, curves and sections. Nothing about looks, nothing about who
+wins.
 
     point      records that agree in everything but the seed: mean, standard deviation and number of seeds
     curve      points of one label that differ only in the learning rate (or in the share of weight averaging)
@@ -9,9 +10,10 @@ Two numbers place a point:
     forgetting    mean over the source sets of the change of bits per byte, in % of the backbone's; lower is better
     learning      bits per byte on the target (mean over the target sets, where there are several); lower is better
 
-Where a curve has several learning rates, the one with the lowest bits per byte at the end of training on target sets
-with `use: validate` is *chosen*, among those with the most seeds. The evaluation sets never choose: without sets to
-validate on nothing is chosen, and every point stands for itself.
+Where a curve has several learning rates, the one with the lowest bits per byte at the end of
+training on target sets with `use: validate` is *chosen*, among those with the most seeds. The
+evaluation sets never choose: without sets to validate on nothing is chosen, and every point stands
+for itself.
 """
 
 import itertools
@@ -75,7 +77,8 @@ class Point:
 
     Attributes:
         label: how tables call it.
-        variant: settings in which it differs from other points of its label and that have no column; may be empty.
+        variant: settings in which it differs from other points of its label and that have no
+            column; may be empty.
         method: name in the table of methods.
         settings: flat configuration, "training.steps" -> 1000; without what seeds may differ in.
         runs: the records, by seed.
@@ -85,7 +88,8 @@ class Point:
         bits: mean over the target sets, in bits per byte.
         backbone_bits: the backbone's, on the same.
         learning_percent: change of `bits` in % of the backbone's; below 0 is learning.
-        validation_bits: bits per byte of the target sets to validate on, at the end; None without any.
+        validation_bits: bits per byte of the target sets to validate on, at the end; None without
+            any.
         learning_share: share of full fine-tuning's drop, 1 being all; None where that was not run.
         is_chosen: whether validation took this learning rate; None where nothing could choose.
     """
@@ -112,7 +116,8 @@ class Point:
 
     @property
     def learning_rate(self) -> float | None:
-        """Peak learning rate; None means the method's own recipe, or a method that is not trained."""
+        """Peak learning rate; None means the method's own recipe, or a method that is not
+        trained."""
         return self.settings.get(LEARNING_RATE)
 
     @property
@@ -130,7 +135,9 @@ class Point:
         """New weights as a share of the backbone's."""
         cost = self.first.cost
         return (
-            cost.new_weights / cost.backbone_weights if cost.backbone_weights and cost.new_weights is not None else None
+            cost.new_weights / cost.backbone_weights
+            if cost.backbone_weights and cost.new_weights is not None
+            else None
         )
 
 
@@ -170,12 +177,14 @@ class Section:
 
     @property
     def rows(self) -> list[Point]:
-        """The points that stand for their curve: the chosen one, or all where nothing could choose."""
+        """The points that stand for their curve: the chosen one, or all where nothing could
+        choose."""
         return [point for point in self.points if point.is_chosen is not False]
 
     @property
     def framed(self) -> list[Point]:
-        """The points that a picture is cropped to: weight averages reach all the way back to the backbone."""
+        """The points that a picture is cropped to: weight averages reach all the way back to the
+        backbone."""
         return [point for point in self.points if point.share is None] or self.points
 
     @property
@@ -187,7 +196,8 @@ def sections(found: Sequence[Found]) -> list[Section]:
     """Points and curves of all records, by target.
 
     Raises:
-        UserError: if a record lacks a side, two records are one run, or records of a section were not measured alike.
+        UserError: if a record lacks a side, two records are one run, or records of a section were
+            not measured alike.
     """
     by_targets: dict[tuple[str, ...], list[Found]] = {}
     for item in found:
@@ -213,7 +223,11 @@ def _section(targets: tuple[str, ...], found: Sequence[Found]) -> Section:
 
 
 def _sides(found: Found, role: str) -> dict[str, Side]:
-    bits = {(m.of, m.set): m.value for m in found.record.metrics if m.name == "bits_per_byte" and m.role == role}
+    bits = {
+        (m.of, m.set): m.value
+        for m in found.record.metrics
+        if m.name == "bits_per_byte" and m.role == role
+    }
     names = [name for of, name in bits if of == "extended"]
     if not names or any(bits.get(("backbone", name), 0) <= 0 for name in names):
         lacks = "bits per byte of the backbone" if names else f"a {role} set"
@@ -239,12 +253,20 @@ def _point(runs: Sequence[Found]) -> Point:
         method=record.method,
         settings=point_settings(record),
         runs=tuple(runs),
-        forgetting_by_set={name: Spread.of([run[name].percent for run in sources]) for name in sources[0]},
-        forgetting=Spread.of([statistics.fmean(side.percent for side in run.values()) for run in sources]),
-        target_by_set={name: Spread.of([run[name].extended for run in targets]) for name in targets[0]},
+        forgetting_by_set={
+            name: Spread.of([run[name].percent for run in sources]) for name in sources[0]
+        },
+        forgetting=Spread.of(
+            [statistics.fmean(side.percent for side in run.values()) for run in sources]
+        ),
+        target_by_set={
+            name: Spread.of([run[name].extended for run in targets]) for name in targets[0]
+        },
         bits=bits,
         backbone_bits=before,
-        learning_percent=Spread.of([statistics.fmean(side.percent for side in run.values()) for run in targets]),
+        learning_percent=Spread.of(
+            [statistics.fmean(side.percent for side in run.values()) for run in targets]
+        ),
         validation_bits=Spread.of(known) if len(known) == len(validation) else None,
     )
 
@@ -278,14 +300,21 @@ def _choose(points: Sequence[Point]) -> list[Point]:
 
 
 def _with_variants(points: Sequence[Point]) -> list[Point]:
-    """Give each point the settings in which it differs from others of its label, as far as no column shows them."""
+    """Give each point the settings in which it differs from others of its label, as far as no
+    column shows them."""
     named = []
     for point in points:
         others = [other.settings for other in points if other.label == point.label]
         unnamed = UNNAMED - {LEARNING_RATE} if point.share is not None else UNNAMED
         keys = sorted({key for settings in others for key in settings} - unnamed)
-        differing = [key for key in keys if len({json.dumps(settings.get(key)) for settings in others}) > 1]
-        named.append(replace(point, variant=", ".join(_setting_text(key, point.settings) for key in differing)))
+        differing = [
+            key for key in keys if len({json.dumps(settings.get(key)) for settings in others}) > 1
+        ]
+        named.append(
+            replace(
+                point, variant=", ".join(_setting_text(key, point.settings) for key in differing)
+            )
+        )
     return named
 
 
@@ -297,11 +326,16 @@ def _setting_text(key: str, settings: Mapping[str, Any]) -> str:
 
 
 def _with_own_names(curves: Sequence[Curve]) -> tuple[Curve, ...]:
-    """Number the curves whose names would be alike, such as those of two long lists of training text."""
+    """Number the curves whose names would be alike, such as those of two long lists of training
+    text."""
     named: list[Curve] = []
     for number, curve in enumerate(curves):
         same = sum(other.name == curve.name for other in curves[:number])
-        points = tuple(replace(p, variant=f"{p.variant} #{same + 1}") for p in curve.points) if same else curve.points
+        points = (
+            tuple(replace(p, variant=f"{p.variant} #{same + 1}") for p in curve.points)
+            if same
+            else curve.points
+        )
         named.append(replace(curve, name=points[0].name, points=points))
     return tuple(named)
 
@@ -311,14 +345,18 @@ def _with_learning_share(section: Section) -> Section:
     return replace(
         section,
         curves=tuple(
-            replace(curve, points=tuple(replace(p, learning_share=_share(p, finetuned)) for p in curve.points))
+            replace(
+                curve,
+                points=tuple(replace(p, learning_share=_share(p, finetuned)) for p in curve.points),
+            )
             for curve in section.curves
         ),
     )
 
 
 def _share(point: Point, finetuned: Sequence[Point]) -> float | None:
-    """Learning as a share of full fine-tuning's, of the same steps and source share where there is such a run.
+    """Learning as a share of full fine-tuning's, of the same steps and source share where there is
+    such a run.
 
     Several that would serve, with nothing to choose by, are no yardstick.
     """

@@ -1,4 +1,5 @@
-"""Benchmarks as figures: each measured ratio as a bar with its bound beside it, or as a line over what grows."""
+"""Benchmarks as figures: each measured ratio as a bar with its bound beside it, or as a line over
+what grows."""
 
 import html
 from collections.abc import Sequence
@@ -59,7 +60,9 @@ def benchmark_table(benchmark: Benchmark) -> Table:
         Column("against"),
     )
     rows = [
-        Row(_name(row), (Cell(_group(row)), _ratio(row.ratio), _ratio(row.bound), Cell(row.against)))
+        Row(
+            _name(row), (Cell(_group(row)), _ratio(row.ratio), _ratio(row.bound), Cell(row.against))
+        )
         for row in benchmark.rows
         if row.name != row.against
     ]
@@ -69,7 +72,10 @@ def benchmark_table(benchmark: Benchmark) -> Table:
 def _bars(key: str, group: str, rows: list[Measured]) -> Plot:
     figure, names = bare_figure(height=90 + 34 * len(rows)), [html.escape(row.name) for row in rows]
     against = html.escape(rows[0].against)
-    texts = [f"<b>{name}</b><br>{numbers.number(r.ratio, 3)} x {against}" for name, r in zip(names, rows, strict=True)]
+    texts = [
+        f"<b>{name}</b><br>{numbers.number(r.ratio, 3)} x {against}"
+        for name, r in zip(names, rows, strict=True)
+    ]
     figure.add_bar(
         y=names, x=[row.ratio for row in rows], orientation="h", hovertext=texts, hoverinfo="text",
         marker={"color": [COLOURS[6] if row.name == row.against else COLOURS[0] for row in rows]},
@@ -82,9 +88,14 @@ def _bars(key: str, group: str, rows: list[Measured]) -> Plot:
     )  # fmt: skip
     figure.update_xaxes(title=f"{rows[0].quantity}, x {against}", rangemode="tozero")
     figure.update_yaxes(autorange="reversed")
-    alt = f"{group}: {rows[0].quantity} of each as a multiple of {rows[0].against}; the tick is what arithmetic allows."
+    alt = (
+        f"{group}: {rows[0].quantity} of each as a multiple of {rows[0].against}; the tick is what"
+        " arithmetic allows."
+    )
     columns = (Column("who"), Column("ratio", "x", "lower is better"), Column("bound", "x"))
-    table = Table(columns, tuple(Row(row.name, (_ratio(row.ratio), _ratio(row.bound))) for row in rows))
+    table = Table(
+        columns, tuple(Row(row.name, (_ratio(row.ratio), _ratio(row.bound))) for row in rows)
+    )
     return Plot(key, group, figure, alt, table)
 
 
@@ -92,8 +103,15 @@ def _lines(key: str, group: str, rows: list[Measured]) -> Plot:
     figure = bare_figure(height=320)
     for number, name in enumerate(dict.fromkeys(row.name for row in rows)):
         mine = [row for row in rows if row.name == name]
-        colour, xs, bounds = COLOURS[number % len(COLOURS)], [row.x for row in mine], [row.bound for row in mine]
-        texts = [f"{html.escape(name)}<br>{r.x_label} {r.x:g}: {numbers.number(r.ratio, 3)} x" for r in mine]
+        colour, xs, bounds = (
+            COLOURS[number % len(COLOURS)],
+            [row.x for row in mine],
+            [row.bound for row in mine],
+        )
+        texts = [
+            f"{html.escape(name)}<br>{r.x_label} {r.x:g}: {numbers.number(r.ratio, 3)} x"
+            for r in mine
+        ]
         figure.add_scatter(
             x=xs, y=[row.ratio for row in mine], mode="lines+markers", name=html.escape(name), hovertext=texts,
             line={"color": colour, "dash": DASHES[number % len(DASHES)][0]}, hoverinfo="text",
@@ -104,13 +122,25 @@ def _lines(key: str, group: str, rows: list[Measured]) -> Plot:
                 x=xs, y=bounds, mode="lines", line={"color": colour, "dash": "dot", "width": 1}, showlegend=False,
                 hovertext=[f"bound {numbers.number(b or 0, 3)}" for b in bounds], hoverinfo="text",
             )  # fmt: skip
-    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    figure.update_layout(
+        showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+    )
     figure.update_xaxes(title=html.escape(rows[0].x_label or ""))
-    figure.update_yaxes(title=f"{rows[0].quantity}, x {html.escape(rows[0].against)}", rangemode="tozero")
+    figure.update_yaxes(
+        title=f"{rows[0].quantity}, x {html.escape(rows[0].against)}", rangemode="tozero"
+    )
     axis = Column(rows[0].x_label or "x")
-    lines = [Row(row.name, (Cell(f"{row.x:g}", row.x), _ratio(row.ratio), _ratio(row.bound))) for row in rows]
-    table = Table((Column("who"), axis, Column("ratio", "x", "lower is better"), Column("bound", "x")), tuple(lines))
-    return Plot(key, group, figure, f"{group}: measured (lines) and what arithmetic allows (dotted).", table)
+    lines = [
+        Row(row.name, (Cell(f"{row.x:g}", row.x), _ratio(row.ratio), _ratio(row.bound)))
+        for row in rows
+    ]
+    table = Table(
+        (Column("who"), axis, Column("ratio", "x", "lower is better"), Column("bound", "x")),
+        tuple(lines),
+    )
+    return Plot(
+        key, group, figure, f"{group}: measured (lines) and what arithmetic allows (dotted).", table
+    )
 
 
 def _ratio(value: float | None) -> Cell:

@@ -1,4 +1,5 @@
-"""Why the numbers moved: what each kind of token changed, changes that a few tokens carry, the worst documents.
+"""Why the numbers moved: what each kind of token changed, changes that a few tokens carry, the
+worst documents.
 
 All of the first seed of each row.
 """
@@ -48,14 +49,18 @@ class WorstDocument:
 
 
 def change_plots(section: Section) -> list[Plot]:
-    """For each set a bar for each run, stacked by kind of token: rises to the right, falls to the left."""
+    """For each set a bar for each run, stacked by kind of token: rises to the right, falls to the
+    left."""
     return [_plot(name, role, section) for name, role in _sets(section).items()]
 
 
 def concentrated(section: Section) -> list[str]:
     """A sentence for each change that a few token types carry."""
     found = [(point, breakdown) for point, breakdown in _all(section) if breakdown.is_concentrated]
-    return [f"{numbers.row_name(point, section)} on {few_tokens_line(breakdown)}." for point, breakdown in found]
+    return [
+        f"{numbers.row_name(point, section)} on {few_tokens_line(breakdown)}."
+        for point, breakdown in found
+    ]
 
 
 def worst_documents(section: Section) -> dict[str, list[WorstDocument]]:
@@ -65,15 +70,20 @@ def worst_documents(section: Section) -> dict[str, list[WorstDocument]]:
         for point, breakdown in _all(section, name):
             for document in breakdown.documents:
                 change = numbers.number(document.extended - document.backbone, 3, sign=True)
-                before, after = (numbers.number(value) for value in (document.backbone, document.extended))
+                before, after = (
+                    numbers.number(value) for value in (document.backbone, document.extended)
+                )
                 run = numbers.row_name(point, section)
-                line = WorstDocument(run, point.name, document.number, change, before, after, document.excerpt)
+                line = WorstDocument(
+                    run, point.name, document.number, change, before, after, document.excerpt
+                )
                 found.setdefault(f"{name} ({role})", []).append(line)
     return found
 
 
 def moved(section: Section) -> str:
-    """The kinds of tokens that changed each set most, of the first row that knows; empty where none does."""
+    """The kinds of tokens that changed each set most, of the first row that knows; empty where none
+    does."""
     point = next((point for point in section.rows if point.first.breakdowns), None)
     if point is None:
         return ""
@@ -81,17 +91,23 @@ def moved(section: Section) -> str:
     for breakdown in point.first.breakdowns:
         changes = _changes(breakdown)
         largest = sorted(changes, key=lambda kind: -abs(changes[kind]))[:2]
-        kinds = ", ".join(f"{kind} {numbers.number(changes[kind], 3, sign=True)}" for kind in largest)
+        kinds = ", ".join(
+            f"{kind} {numbers.number(changes[kind], 3, sign=True)}" for kind in largest
+        )
         total = numbers.number(breakdown.change, 3, sign=True)
-        parts.append(f"{breakdown.set} {total} ({kinds}{'; few tokens carry it' if breakdown.is_concentrated else ''})")
+        parts.append(
+            f"{breakdown.set} {total}"
+            f" ({kinds}{'; few tokens carry it' if breakdown.is_concentrated else ''})"
+        )
     return f"What moved the bits per byte ({numbers.row_name(point, section)}): {'; '.join(parts)}."
 
 
 def explanation() -> str:
     """When a change counts as carried by a few tokens."""
     return (
-        "A change counts as carried by a few tokens where half of all rises and falls lies on at most one in a hundred "
-        f"of the different tokens, and these are less than {numbers.share(FEW_TOKENS)} of the text."
+        "A change counts as carried by a few tokens where half of all rises and falls lies on at"
+        " most one in a hundred of the different tokens, and these are less than"
+        f" {numbers.share(FEW_TOKENS)} of the text."
     )
 
 
@@ -114,17 +130,27 @@ def _plot(name: str, role: str, section: Section) -> Plot:
     for kind in kinds:
         # An empty bar for the legend, which is there whichever run is hidden.
         figure.add_bar(
-            x=[None], y=[labels[0]], orientation="h", name=kind, marker={"color": COLOURS[kind]}, legendgroup=kind
+            x=[None],
+            y=[labels[0]],
+            orientation="h",
+            name=kind,
+            marker={"color": COLOURS[kind]},
+            legendgroup=kind,
         )
         for (point, breakdown), label in zip(found, labels, strict=True):
             change = _changes(breakdown).get(kind, 0.0)
-            text = f"<b>{html.escape(numbers.row_name(point, section))}</b><br>{kind} {_signed(change)} {UNIT}"
+            text = (
+                f"<b>{html.escape(numbers.row_name(point, section))}</b><br>{kind}"
+                f" {_signed(change)} {UNIT}"
+            )
             figure.add_bar(
                 x=[change], y=[label], orientation="h", width=[0.7], marker={"color": COLOURS[kind]}, name=kind,
                 hovertext=[text], hoverinfo="text", legendgroup=kind, showlegend=False, meta={"curve": point.name},
             )  # fmt: skip
     figure.update_layout(
-        barmode="relative", showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+        barmode="relative",
+        showlegend=True,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     )
     good = "left is good" if role == "source" else "left is learnt"
     figure.update_xaxes(title=f"change of bits per byte, {good}", zeroline=True)
@@ -133,7 +159,9 @@ def _plot(name: str, role: str, section: Section) -> Plot:
     return Plot(f"why-{name}", f"{name} ({role})", figure, alt, _table(found, kinds, section))
 
 
-def _table(found: Sequence[tuple[Point, Breakdown]], kinds: Sequence[TokenKind], section: Section) -> Table:
+def _table(
+    found: Sequence[tuple[Point, Breakdown]], kinds: Sequence[TokenKind], section: Section
+) -> Table:
     rows = []
     for point, breakdown in found:
         changes = [breakdown.change, *(_changes(breakdown).get(kind) for kind in kinds)]

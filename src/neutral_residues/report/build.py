@@ -19,18 +19,23 @@ PAGE, SUMMARY = "index.html", "summary.md"
 DEFAULT = Path("runs/report")
 
 
-def write_report(paths: Sequence[Path], output: Path | None = None, *, console: Console | None = None) -> Path:
-    """Write the report of all records behind `paths` and print its verdict; an earlier report is replaced.
+def write_report(
+    paths: Sequence[Path], output: Path | None = None, *, console: Console | None = None
+) -> Path:
+    """Write the report of all records behind `paths` and print its verdict; an earlier report is
+    replaced.
 
     Args:
         paths: record files, output folders of runs, folders of comparisons.
-        output: folder for the report; None is `report` inside the one folder that was given, else runs/report.
+        output: folder for the report; None is `report` inside the one folder that was given, else
+            runs/report.
 
     Returns:
         The page.
 
     Raises:
-        UserError: if a path cannot be reported, records do not compare, or the output folder holds something else.
+        UserError: if a path cannot be reported, records do not compare, or the output folder holds
+            something else.
     """
     console = console or Console()
     output = output or default_output(paths)
@@ -61,10 +66,20 @@ def _check_is_ours(output: Path) -> None:
         return
     with disk_errors(output):
         inside = sorted(path.name for path in output.iterdir())
-    foreign = [name for name in inside if name not in (PAGE, SUMMARY) and Path(name).suffix not in (".png", ".svg")]
+    foreign = [
+        name
+        for name in inside
+        if name not in (PAGE, SUMMARY) and Path(name).suffix not in (".png", ".svg")
+    ]
     page = output / PAGE
     if not inside:
         return
-    if foreign or not page.is_file() or GENERATOR not in page.read_text(encoding="utf-8", errors="replace")[:2000]:
+    if (
+        foreign
+        or not page.is_file()
+        or GENERATOR not in page.read_text(encoding="utf-8", errors="replace")[:2000]
+    ):
         do = "choose another folder with --output"
-        raise UserError(f"folder {output} is not an earlier report", got=(foreign or inside)[0], do=do)
+        raise UserError(
+            f"folder {output} is not an earlier report", got=(foreign or inside)[0], do=do
+        )

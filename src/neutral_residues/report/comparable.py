@@ -1,4 +1,5 @@
-"""The settings behind a record: flat, comparable, and the check that two records were measured alike."""
+"""The settings behind a record: flat, comparable, and the check that two records were measured
+alike."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -10,17 +11,36 @@ from neutral_residues.results.record import Record
 
 NO_SETTING = frozenset(
     {
-        *("output", "seed", "data.cache", "data.workers", "averaging.finetuned", "training.log_every"),
-        *("training.save_every", "training.keep_checkpoints", "training.report_to", "evaluation.batch_rows"),
-        *("evaluation.context_tokens", "evaluation.stride_tokens", "evaluation.prompts", "evaluation.temperature"),
+        *(
+            "output",
+            "seed",
+            "data.cache",
+            "data.workers",
+            "averaging.finetuned",
+            "training.log_every",
+        ),
+        *(
+            "training.save_every",
+            "training.keep_checkpoints",
+            "training.report_to",
+            "evaluation.batch_rows",
+        ),
+        *(
+            "evaluation.context_tokens",
+            "evaluation.stride_tokens",
+            "evaluation.prompts",
+            "evaluation.temperature",
+        ),
         *("evaluation.tasks", "evaluation.task_limit", "evaluation.task_data"),
     }
 )
-"""Configuration that makes no other point: it changes no weight, or all records of a section must agree in it."""
+"""Configuration that makes no other point: it changes no weight, or all records of a section must
+agree in it."""
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as "training.steps" -> 1000; what is null or empty is left out, lists are JSON."""
+    """Nested settings as "training.steps" -> 1000; what is null or empty is left out, lists are
+    JSON."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -33,13 +53,15 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def point_settings(record: Record) -> dict[str, Any]:
-    """Everything that makes a point: the configuration without what seeds may differ in; see `flat`."""
+    """Everything that makes a point: the configuration without what seeds may differ in; see
+    `flat`."""
     kept = {key: value for key, value in flat(record.config).items() if key not in NO_SETTING}
     return kept | {"label": record.label, "method": record.method}
 
 
 def check_alike(one: Found, other: Found) -> None:
-    """Raise unless two records of a section were measured alike: same backbone, tokenizer, windows and text.
+    """Raise unless two records of a section were measured alike: same backbone, tokenizer, windows
+    and text.
 
     Raises:
         UserError: names both records, the first difference and what to do.
@@ -66,12 +88,18 @@ def _measured_by(one: Record, other: Record) -> Iterable[tuple[str, object, obje
 
 
 def _backbone(record: Record) -> str:
-    return "@".join(str(part) for part in (record.config.get("model"), record.config.get("revision")) if part)
+    return "@".join(
+        str(part) for part in (record.config.get("model"), record.config.get("revision")) if part
+    )
 
 
 def _windows(record: Record) -> tuple[Any, Any]:
     settings = flat(record.config)
-    keys = ("evaluation.context_tokens", "context_tokens", "data.block_tokens")  # the second: of evaluation alone
+    keys = (
+        "evaluation.context_tokens",
+        "context_tokens",
+        "data.block_tokens",
+    )  # the second: of evaluation alone
     context = next((settings[key] for key in keys if key in settings), None)
     stride = settings.get("evaluation.stride_tokens") or settings.get("stride_tokens")
     stride = stride or (max(1, context // 2) if context else None)
@@ -81,4 +109,8 @@ def _windows(record: Record) -> tuple[Any, Any]:
 def _texts(record: Record) -> dict[str, tuple[int, int, str | None]]:
     """Evaluation set -> bytes, tokens, and key where known."""
     keys = {s.name: s.key for s in record.sets if s.use == "evaluate"}
-    return {m.set: (m.num_bytes, m.num_tokens, keys.get(m.set)) for m in record.metrics if m.name == "bits_per_byte"}
+    return {
+        m.set: (m.num_bytes, m.num_tokens, keys.get(m.set))
+        for m in record.metrics
+        if m.name == "bits_per_byte"
+    }

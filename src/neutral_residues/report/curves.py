@@ -1,4 +1,5 @@
-"""What was measured along the way and inside the model: curves through training, gates and residues by layer."""
+"""What was measured along the way and inside the model: curves through training, gates and residues
+by layer."""
 
 import statistics
 from collections.abc import Sequence
@@ -31,7 +32,12 @@ def sets_in_curves(section: Section) -> dict[str, str]:
     for point in section.rows:
         record = point.first
         known = {s.name: s.role for s in record.sets} | {m.set: m.role for m in record.metrics}
-        keys = {key.removeprefix(PREFIX) for entry in record.curve for key in entry if key.startswith(PREFIX)}
+        keys = {
+            key.removeprefix(PREFIX)
+            for entry in record.curve
+            for key in entry
+            if key.startswith(PREFIX)
+        }
         roles |= {name: known.get(name, "source") for name in keys}
     return dict(sorted(roles.items(), key=lambda item: (item[1] != "source", item[0])))
 
@@ -43,7 +49,8 @@ def courses(section: Section, set: str) -> list[Course]:
 
 
 def layer_values(point: Point, name: str) -> dict[str, dict[int, float]]:
-    """Evaluation set -> layer -> mean over seeds of "gates_zero" or "residue_rms"; source sets first."""
+    """Evaluation set -> layer -> mean over seeds of "gates_zero" or "residue_rms"; source sets
+    first."""
     values: dict[tuple[str, str], dict[int, list[float]]] = {}
     for run in point.runs:
         for m in run.record.metrics:
@@ -58,7 +65,9 @@ def layer_values(point: Point, name: str) -> dict[str, dict[int, float]]:
 def _course(point: Point, key: str) -> Course | None:
     seeds = []
     for run in point.runs:
-        measured = {int(entry["step"]): float(entry[key]) for entry in run.record.curve if key in entry}
+        measured = {
+            int(entry["step"]): float(entry[key]) for entry in run.record.curve if key in entry
+        }
         seeds.append(dict(sorted(measured.items())))
     steps = _common([list(seed) for seed in seeds])
     if not steps:

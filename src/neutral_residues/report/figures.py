@@ -1,6 +1,7 @@
 """Pictures of records, drawn with matplotlib. No torch.
 
-Colours are Okabe and Ito's, which colour-blind eyes tell apart; every method has its own marker too.
+Colours are Okabe and Ito's, which colour-blind eyes tell apart; every method has its own marker
+too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,18 @@ OTHER_COLOUR, OTHER_MARKER = "#555555", "v"
 
 
 def draw_trade_off(
-    records: Mapping[str, Record], path: Path, *, source: str | Sequence[str], target: str, title: str
+    records: Mapping[str, Record],
+    path: Path,
+    *,
+    source: str | Sequence[str],
+    target: str,
+    title: str,
 ) -> None:
-    """Draw forgetting against learning, one path through training per record, as PNG or SVG by the ending of `path`.
+    """Draw forgetting against learning, one path through training per record, as PNG or SVG by the
+    ending of `path`.
 
-    Left is good (nothing forgotten), down is good (learnt). Each path starts at the backbone; its last point is the
-    end.
+    Left is good (nothing forgotten), down is good (learnt). Each path starts at the backbone; its
+    last point is the end.
 
     Args:
         records: label -> record of a training run whose curve has bits per byte.
@@ -34,14 +41,26 @@ def draw_trade_off(
 
     sources = [source] if isinstance(source, str) else list(source)
     figure, axes = plt.subplots(
-        1, len(sources), figsize=(4.6 * len(sources), 4.0), sharey=True, squeeze=False, layout="constrained"
+        1,
+        len(sources),
+        figsize=(4.6 * len(sources), 4.0),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
     for axis, name in zip(axes[0], sources, strict=True):
         for label, record in records.items():
             xs, ys = _path(record, source=name, target=target)
             colour = COLOURS.get(record.method, OTHER_COLOUR)
             axis.plot(xs, ys, color=colour, linewidth=1.5, alpha=0.6)
-            axis.plot(xs[-1], ys[-1], MARKERS.get(record.method, OTHER_MARKER), color=colour, markersize=9, label=label)
+            axis.plot(
+                xs[-1],
+                ys[-1],
+                MARKERS.get(record.method, OTHER_MARKER),
+                color=colour,
+                markersize=9,
+                label=label,
+            )
         axis.axvline(0, color="#999999", linewidth=0.8)
         axis.set_xlabel(f"forgetting: bits per byte of {name}, change in %")
         axis.grid(visible=True, alpha=0.25)
@@ -51,19 +70,27 @@ def draw_trade_off(
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Fixed metadata: the same record gives the same file.
-        metadata: dict[str, str | None] = {"Software": None} if path.suffix == ".png" else {"Date": None}
+        metadata: dict[str, str | None] = (
+            {"Software": None} if path.suffix == ".png" else {"Date": None}
+        )
         figure.savefig(path, dpi=150, metadata=metadata)
     plt.close(figure)
 
 
 def _path(record: Record, *, source: str, target: str) -> tuple[list[float], list[float]]:
-    """Change in per cent of source and target bits per byte: at the backbone, at each measurement, at the end.
+    """Change in per cent of source and target bits per byte: at the backbone, at each measurement,
+    at the end.
 
-    Measurements on the way are on a part of the text, so they are held against the backbone on that part (step 0).
+    Measurements on the way are on a part of the text, so they are held against the backbone on that
+    part (step 0).
     """
     final = {(m.of, m.set): m.value for m in record.metrics if m.name == "bits_per_byte"}
     keys = (f"bits_per_byte/{source}", f"bits_per_byte/{target}")
-    measured = [tuple(point[key] for key in keys) for point in record.curve if all(key in point for key in keys)]
+    measured = [
+        tuple(point[key] for key in keys)
+        for point in record.curve
+        if all(key in point for key in keys)
+    ]
     way = [_change(point, measured[0]) for point in measured[1:-1]]
     before, after = ((final[of, source], final[of, target]) for of in ("backbone", "extended"))
     points = [(0.0, 0.0), *way, _change(after, before)]

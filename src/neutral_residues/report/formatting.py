@@ -1,4 +1,5 @@
-"""How numbers are written, in page, summary and pictures alike: "2.110 ± 0.004", "+0.31 %", "1.2 GiB"."""
+"""How numbers are written, in page, summary and pictures alike: "2.110 ± 0.004", "+0.31 %", "1.2
+GiB"."""
 
 from neutral_residues.report.aggregate import Point, Section, Spread
 
@@ -59,7 +60,11 @@ def described(point: Point) -> str:
     """A point by its name and what sets it apart within its curve."""
     if point.share is not None:
         return f"{point.name} at share {point.share:g}"
-    return point.name if point.learning_rate is None else f"{point.name} at learning rate {point.learning_rate:.3g}"
+    return (
+        point.name
+        if point.learning_rate is None
+        else f"{point.name} at learning rate {point.learning_rate:.3g}"
+    )
 
 
 def row_name(point: Point, section: Section) -> str:

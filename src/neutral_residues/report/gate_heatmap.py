@@ -1,4 +1,5 @@
-"""Gates over text: for each token the gate of every layer, as small steps of colour; exactly 0 is a step of its own."""
+"""Gates over text: for each token the gate of every layer, as small steps of colour; exactly 0 is a
+step of its own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ class HeatText:
 
 
 def heat_texts(section: Section) -> list[HeatText]:
-    """All texts with gates of the first seed of each row, text by text, so that runs stand side by side."""
+    """All texts with gates of the first seed of each row, text by text, so that runs stand side by
+    side."""
     found = [
         _heat(row_name(point, section), point.name, text, max(map(_largest, point.first.gates)))
         for point in section.rows
@@ -71,23 +73,34 @@ def level(gate: float, largest: float) -> int:
 def visible(text: str) -> str:
     """A token as people can see it: signs for line breaks, tabs and what cannot be printed."""
     signs = {"\n": "↵", "\r": "↵", "\t": "⇥"}
-    return "".join(signs.get(c) or (" " if c.isspace() else c if c.isprintable() else "�") for c in text) or "∅"
+    return (
+        "".join(
+            signs.get(c) or (" " if c.isspace() else c if c.isprintable() else "�") for c in text
+        )
+        or "∅"
+    )
 
 
 def _heat(owner: str, curve: str, text: GateText, largest: float) -> HeatText:
-    columns: Sequence[tuple[float, ...]] = list(zip(*text.gates, strict=True)) or [()] * len(text.tokens)
+    columns: Sequence[tuple[float, ...]] = list(zip(*text.gates, strict=True)) or [()] * len(
+        text.tokens
+    )
     tokens = [
         HeatToken(
             text=visible(token),
             levels=tuple(level(gate, largest) for gate in gates),
-            title="\n".join(f"layer {n}: {_gate(gate)}" for n, gate in zip(text.layers, gates, strict=True)),
+            title="\n".join(
+                f"layer {n}: {_gate(gate)}" for n, gate in zip(text.layers, gates, strict=True)
+            ),
             breaks="\n" in token,
         )
         for token, gates in zip(text.tokens, columns, strict=True)
     ]
     flat = [gate for row in text.gates for gate in row]
     shut = sum(gate == 0 for gate in flat) / len(flat) if flat else 0.0
-    return HeatText(owner, curve, text.name, text.kind, tuple(tokens), tuple(text.layers), largest, shut)
+    return HeatText(
+        owner, curve, text.name, text.kind, tuple(tokens), tuple(text.layers), largest, shut
+    )
 
 
 def _gate(gate: float) -> str:

@@ -1,8 +1,8 @@
 """What a report is made of: records and benchmarks, found behind the paths that a person gives.
 
-A path is the file of a benchmark, a record file, the output folder of a run, or the folder of a comparison
-(`compare.yaml`, and below `cells/` one folder for each run: with a record, with a failure, or with neither while it is
-not done). No numbers here.
+A path is the file of a benchmark, a record file, the output folder of a run, or the folder of a
+comparison (`compare.yaml`, and below `cells/` one folder for each run: with a record, with a
+failure, or with neither while it is not done). No numbers here.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,8 @@ class Found:
     """A record and where it lay.
 
     Attributes:
-        origin: path as the report shows it: from the given folder on, so nothing of the machine is in it.
+        origin: path as the report shows it: from the given folder on, so nothing of the machine is
+            in it.
     """
 
     origin: str
@@ -59,7 +60,8 @@ def collect(paths: Sequence[Path]) -> Collection:
     """All records behind `paths`; one that is reached twice counts once.
 
     Raises:
-        UserError: if a path is none of these kinds, a record cannot be read, or there is none at all.
+        UserError: if a path is none of these kinds, a record cannot be read, or there is none at
+            all.
     """
     found: dict[Path, Found] = {}
     unfinished: dict[Path, Unfinished] = {}
@@ -68,7 +70,9 @@ def collect(paths: Sequence[Path]) -> Collection:
         for file in _files(path):
             if file.name == FAILURE:
                 failure = read_failure(file)
-                unfinished[file.resolve()] = Unfinished(_origin(path, file.parent), failure.label, failure.reason)
+                unfinished[file.resolve()] = Unfinished(
+                    _origin(path, file.parent), failure.label, failure.reason
+                )
             elif file.is_dir():
                 unfinished[file.resolve()] = Unfinished(_origin(path, file), "", None)
             elif is_benchmark(file):
@@ -77,7 +81,10 @@ def collect(paths: Sequence[Path]) -> Collection:
                 found.setdefault(file.resolve(), Found(_origin(path, file), read_record(file)))
     if not found and not benchmarks:
         state = f"; {len(unfinished)} runs failed or are not done" if unfinished else ""
-        raise UserError(f"no record in {', '.join(map(str, paths)) or 'nothing'}{state}", do="finish a run first")
+        raise UserError(
+            f"no record in {', '.join(map(str, paths)) or 'nothing'}{state}",
+            do="finish a run first",
+        )
     return Collection(tuple(found.values()), tuple(unfinished.values()), tuple(benchmarks.values()))
 
 
@@ -93,7 +100,11 @@ def _files(path: Path) -> Iterator[Path]:
     elif not path.exists():
         raise UserError(f"no such file or folder: {path}", do="check the path")
     else:
-        not_done = "a run that is not finished" if (path / RUN).is_file() else "neither a run nor a comparison"
+        not_done = (
+            "a run that is not finished"
+            if (path / RUN).is_file()
+            else "neither a run nor a comparison"
+        )
         allowed = "a record.json, a folder with one, or the folder of a comparison (compare.yaml)"
         raise UserError(f"nothing to report in {path}", got=not_done, allowed=allowed)
 

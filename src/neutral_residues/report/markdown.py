@@ -12,15 +12,19 @@ from neutral_residues.report.tasks import task_sentences, tasks_table
 from neutral_residues.report.verdict import verdict
 
 EQUAL_LEARNING = (
-    "At equal learning (where a method has one point, on a straight line from the backbone, which overstates):"
+    "At equal learning (where a method has one point, on a straight line from the backbone, which"
+    " overstates):"
 )
 
 NUMBERS = (
-    "Bits per byte on held-out text. Forgetting is the change on source text in % of the backbone's; ± is one "
-    "standard deviation over seeds."
+    "Bits per byte on held-out text. Forgetting is the change on source text in % of the"
+    " backbone's; ± is one standard deviation over seeds."
 )
 
-TASKS = "Tasks (change of the score on the same items, shares in percentage points, ± half of the 95 % interval):"
+TASKS = (
+    "Tasks (change of the score on the same items, shares in percentage points, ± half of the 95 %"
+    " interval):"
+)
 
 
 def summary(collection: Collection, sections: Sequence[tuple[Section, Mapping[str, str]]]) -> str:
@@ -31,23 +35,37 @@ def summary(collection: Collection, sections: Sequence[tuple[Section, Mapping[st
     """
     lines: list[str] = []
     for section, pictures in sections:
-        lines += [f"## What was learnt, what was forgotten: {escaped(section.name)}", "", escaped(verdict(section)), ""]
+        lines += [
+            f"## What was learnt, what was forgotten: {escaped(section.name)}",
+            "",
+            escaped(verdict(section)),
+            "",
+        ]
         lines += [*markdown_table(summary_table(section)), ""]
         equal = equal_learning_table(section)
         lines += [EQUAL_LEARNING, "", *markdown_table(equal), ""] if equal else []
         why = moved(section)
         lines += [escaped(why), ""] if why else []
         tasks = tasks_table(section)
-        sentences = [line for sentence in task_sentences(section) for line in (escaped(sentence), "")]
+        sentences = [
+            line for sentence in task_sentences(section) for line in (escaped(sentence), "")
+        ]
         lines += [TASKS, "", *sentences, *markdown_table(tasks), ""] if tasks else []
         lines += [line for title, file in pictures.items() for line in (f"![{title}]({file})", "")]
     for benchmark in collection.benchmarks:
-        lines += [f"## {escaped(benchmark.title)}", "", *markdown_table(benchmark_table(benchmark)), ""]
+        lines += [
+            f"## {escaped(benchmark.title)}",
+            "",
+            *markdown_table(benchmark_table(benchmark)),
+            "",
+        ]
     if collection.unfinished:
         lines += ["## Runs without a result", "", "| run | state | reason |", "|---|---|---|"]
         for cell in collection.unfinished:
             state = "not done yet" if cell.reason is None else "failed"
-            lines.append(f"| {escaped(cell.label or cell.origin)} | {state} | {escaped(cell.reason or '')} |")
+            lines.append(
+                f"| {escaped(cell.label or cell.origin)} | {state} | {escaped(cell.reason or '')} |"
+            )
         lines.append("")
     if sections:
         lines.append(NUMBERS)

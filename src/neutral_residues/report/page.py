@@ -1,8 +1,8 @@
 """The page: one HTML file that holds everything, text, figures and the library that draws them.
 
-It asks nothing of any network and says so to the browser (Content-Security-Policy). All text is escaped by Jinja; data
-for scripts is JSON in which `<`, `>` and `&` are escaped too, so that no label can end a script. The same records give
-the same bytes.
+It asks nothing of any network and says so to the browser (Content-Security-Policy). All text is
+escaped by Jinja; data for scripts is JSON in which `<`, `>` and `&` are escaped too, so that no
+label can end a script. The same records give the same bytes.
 """
 
 import json
@@ -14,12 +14,24 @@ from typing import Any
 import neutral_residues.report.formatting as numbers
 from neutral_residues.report.aggregate import Point, Section
 from neutral_residues.report.benchmarks import shown_benchmarks
-from neutral_residues.report.breakdown import WorstDocument, change_plots, concentrated, explanation, worst_documents
+from neutral_residues.report.breakdown import (
+    WorstDocument,
+    change_plots,
+    concentrated,
+    explanation,
+    worst_documents,
+)
 from neutral_residues.report.gate_heatmap import HeatText, heat_texts
 from neutral_residues.report.load import Collection
 from neutral_residues.report.plots import Plot, all_plots
 from neutral_residues.report.style import Look, looks
-from neutral_residues.report.tables import Table, cost_table, equal_learning_table, points_table, rates_table
+from neutral_residues.report.tables import (
+    Table,
+    cost_table,
+    equal_learning_table,
+    points_table,
+    rates_table,
+)
 from neutral_residues.report.tasks import task_sentences, tasks_table
 from neutral_residues.report.verdict import verdict
 
@@ -112,14 +124,18 @@ def render(collection: Collection, sections: Sequence[Section]) -> str:
 
 
 def _title(sections: Sequence[Section]) -> str:
-    return f"Learning and forgetting: {'; '.join(s.name for s in sections)}" if sections else "Speed"
+    return (
+        f"Learning and forgetting: {'; '.join(s.name for s in sections)}" if sections else "Speed"
+    )
 
 
 def figure_json(plot: Plot) -> str:
     """A figure as JSON that is safe inside a script element."""
     figure = plot.figure.to_plotly_json()
     value = {"data": figure["data"], "layout": figure["layout"], "views": plot.views}
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(
+        value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
+    )
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text
@@ -162,14 +178,24 @@ def _source(point: Point) -> Source:
     def each(values: Iterable[object]) -> str:
         return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))
 
-    packages = dict.fromkeys(f"{k} {v}" for record in records for k, v in record.provenance.packages.items() if v)
+    packages = dict.fromkeys(
+        f"{k} {v}" for record in records for k, v in record.provenance.packages.items() if v
+    )
     facts: list[tuple[str, str]] = [
         ("records", each(run.origin for run in point.runs)),
         ("seeds", each(record.config.get("seed", record.provenance.seed) for record in records)),
         ("made", each(f"{record.created:%Y-%m-%d %H:%M} UTC" for record in records)),
         ("commit", each(record.provenance.git_commit for record in records)),
-        ("ran on", each(f"{record.provenance.device}, {record.provenance.platform}" for record in records)),
-        ("packages", ", ".join(["Python " + each(record.provenance.python for record in records), *packages])),
+        (
+            "ran on",
+            each(f"{record.provenance.device}, {record.provenance.platform}" for record in records),
+        ),
+        (
+            "packages",
+            ", ".join(
+                ["Python " + each(record.provenance.python for record in records), *packages]
+            ),
+        ),
         ("tokenizer", each(record.provenance.tokenizer_key for record in records)),
     ]
     config: dict[str, Any] = records[0].config

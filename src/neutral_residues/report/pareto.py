@@ -21,7 +21,8 @@ class EqualLearning:
     Attributes:
         forgetting: in %, interpolated; None where the curve does not reach that learning.
         lowest_bits: the fewest target bits per byte that the curve reaches.
-        num_points: of the curve; with one, the way there is a straight line from the backbone, which overstates.
+        num_points: of the curve; with one, the way there is a straight line from the backbone,
+            which overstates.
     """
 
     name: str
@@ -36,9 +37,12 @@ class Comparison:
 
     Attributes:
         ours: the point that is compared.
-        others: each other label's curve at our learning, least forgetting first; those that do not reach it last.
-        better_on_both_sides: points of the same budget, or that add no weights, with less forgetting and more learning.
-        num_same_budget: how many points of the same budget, or that add no weights, there are besides ours.
+        others: each other label's curve at our learning, least forgetting first; those that do not
+            reach it last.
+        better_on_both_sides: points of the same budget, or that add no weights, with less
+            forgetting and more learning.
+        num_same_budget: how many points of the same budget, or that add no weights, there are
+            besides ours.
     """
 
     ours: Point
@@ -53,17 +57,26 @@ class Comparison:
 
     @property
     def ratio(self) -> float | None:
-        """The next best's forgetting over ours; None where ours is not above 0, or there is no next best."""
+        """The next best's forgetting over ours; None where ours is not above 0, or there is no next
+        best."""
         best, ours = self.next_best, self.ours.forgetting.mean
-        return best.forgetting / ours if best is not None and best.forgetting is not None and ours > 0 else None
+        return (
+            best.forgetting / ours
+            if best is not None and best.forgetting is not None and ours > 0
+            else None
+        )
 
 
 def pareto_front(
-    points: Iterable[Point], forgetting: Callable[[Point], float] = lambda point: point.forgetting.mean
+    points: Iterable[Point],
+    forgetting: Callable[[Point], float] = lambda point: point.forgetting.mean,
 ) -> list[Point]:
-    """The points than which no other is better on one side and at least as good on the other, by forgetting."""
+    """The points than which no other is better on one side and at least as good on the other, by
+    forgetting."""
     placed = [((forgetting(point), point.bits.mean), point) for point in points]
-    kept = [(xy, point) for xy, point in placed if not any(_dominates(other, xy) for other, _ in placed)]
+    kept = [
+        (xy, point) for xy, point in placed if not any(_dominates(other, xy) for other, _ in placed)
+    ]
     return [point for _, point in sorted(kept, key=lambda pair: pair[0])]
 
 
@@ -75,25 +88,39 @@ def compare(section: Section) -> Comparison | None:
     candidates = [point for point in section.rows if point.method == NEUTRAL]
     if not candidates:
         return None
-    ours = max(candidates, key=lambda point: (point.label == NEUTRAL, point.bits.n))  # the first of equals
-    others = [_at_equal_learning(curve, section, ours) for curve in section.curves if curve.label != ours.label]
+    ours = max(
+        candidates, key=lambda point: (point.label == NEUTRAL, point.bits.n)
+    )  # the first of equals
+    others = [
+        _at_equal_learning(curve, section, ours)
+        for curve in section.curves
+        if curve.label != ours.label
+    ]
     rivals = [point for point in section.points if point is not ours and _same_budget(point, ours)]
     better = [point for point in rivals if _is_better_on_both_sides(point, ours)]
     return Comparison(ours, tuple(sorted(others, key=_least_first)), tuple(better), len(rivals))
 
 
-def forgetting_at(bits: float, curve: Sequence[tuple[float, float]], *, backbone_bits: float) -> float | None:
-    """Forgetting where a curve reaches `bits`, linear between its points; None if it does not reach it.
+def forgetting_at(
+    bits: float, curve: Sequence[tuple[float, float]], *, backbone_bits: float
+) -> float | None:
+    """Forgetting where a curve reaches `bits`, linear between its points; None if it does not reach
+    it.
 
-    The curve starts at the backbone, which has forgotten nothing. Points that another of the same curve beats on both
-    sides, such as too large a learning rate, are left out: this favours the curve.
+    The curve starts at the backbone, which has forgotten nothing. Points that another of the same
+    curve beats on both sides, such as too large a learning rate, are left out: this favours the
+    curve.
 
     Args:
         bits: target bits per byte to reach.
         curve: (forgetting in %, target bits per byte) of each point.
         backbone_bits: target bits per byte of the backbone.
     """
-    kept = [p for p in curve if p[1] < backbone_bits and not any(_dominates(other, p) for other in curve)]
+    kept = [
+        p
+        for p in curve
+        if p[1] < backbone_bits and not any(_dominates(other, p) for other in curve)
+    ]
     path = sorted([(0.0, backbone_bits), *kept], key=lambda p: -p[1])
     for (x0, y0), (x1, y1) in itertools.pairwise(path):
         if y1 <= bits <= y0:
@@ -112,11 +139,18 @@ def _whole_share(curve: Curve, section: Section) -> list[Point]:
     if curve.axis != SHARE:
         return []
     rate = curve.points[0].learning_rate
-    return [point for point in section.points if point.method == "finetune" and point.learning_rate == rate]
+    return [
+        point
+        for point in section.points
+        if point.method == "finetune" and point.learning_rate == rate
+    ]
 
 
 def _least_first(other: EqualLearning) -> tuple[bool, float]:
-    return other.forgetting is None, other.lowest_bits if other.forgetting is None else other.forgetting
+    return (
+        other.forgetting is None,
+        other.lowest_bits if other.forgetting is None else other.forgetting,
+    )
 
 
 def _xy(point: Point) -> tuple[float, float]:
@@ -136,6 +170,7 @@ def _same_budget(one: Point, other: Point) -> bool:
     """Whether two were given or use the same budget, or the first adds no weights."""
     pairs = [(p.settings.get("budget"), p.new_share) for p in (one, other)]
     alike = [
-        a is not None and b is not None and abs(a - b) <= SAME_BUDGET * max(a, b) for a, b in zip(*pairs, strict=True)
+        a is not None and b is not None and abs(a - b) <= SAME_BUDGET * max(a, b)
+        for a, b in zip(*pairs, strict=True)
     ]
     return one.first.cost.new_weights == 0 or any(alike)

@@ -1,4 +1,5 @@
-"""Interactive figures, as plotly figures. Text and grid colours come from the page, so that dark mode works.
+"""Interactive figures, as plotly figures. Text and grid colours come from the page, so that dark
+mode works.
 
 Every figure has a text that says what it shows and a table that says the same.
 """
@@ -35,7 +36,8 @@ class Plot:
         figure: the plotly figure.
         alt: what it shows, in a sentence.
         table: the same numbers; None where another table of the page has them.
-        views: other x axes to choose: name -> {"x", "y", "error": a list for each trace, "title", "range"}.
+        views: other x axes to choose: name -> {"x", "y", "error": a list for each trace, "title",
+            "range"}.
     """
 
     key: str
@@ -84,10 +86,17 @@ def plane(section: Section) -> Plot:
         range=limits([p.bits.mean for p in section.framed]),
     )
     alt = (
-        f"Forgetting (left is good) against bits per byte on {section.name} (down is good) of {len(section.points)} "
-        "points. The table below has all numbers."
+        f"Forgetting (left is good) against bits per byte on {section.name} (down is good) of"
+        f" {len(section.points)} points. The table below has all numbers."
     )
-    return Plot("plane", "What was learnt, what was forgotten", figure, alt, None, views if len(views) > 1 else None)
+    return Plot(
+        "plane",
+        "What was learnt, what was forgotten",
+        figure,
+        alt,
+        None,
+        views if len(views) > 1 else None,
+    )
 
 
 def training(section: Section) -> list[Plot]:
@@ -96,7 +105,8 @@ def training(section: Section) -> list[Plot]:
 
 
 def layers(section: Section) -> list[Plot]:
-    """Share of shut gates and size of the residue by layer: two plots for each point that has them."""
+    """Share of shut gates and size of the residue by layer: two plots for each point that has
+    them."""
     found = []
     gated_first = sorted(section.rows, key=lambda point: not layer_values(point, "gates_zero"))
     for number, point in enumerate(gated_first):
@@ -108,7 +118,13 @@ def layers(section: Section) -> list[Plot]:
             if values:
                 key = f"layers-{number}-{name}"
                 found.append(
-                    _layers(key, f"{numbers.row_name(point, section)}: {title}", unit, values, name == "gates_zero")
+                    _layers(
+                        key,
+                        f"{numbers.row_name(point, section)}: {title}",
+                        unit,
+                        values,
+                        name == "gates_zero",
+                    )
                 )
     return found
 
@@ -137,7 +153,8 @@ def costs(section: Section) -> list[Plot]:
 
 
 def tasks(section: Section) -> list[Plot]:
-    """Change on each task with its 95 % interval: one plot for right-or-wrong tasks; others differ in scale."""
+    """Change on each task with its 95 % interval: one plot for right-or-wrong tasks; others differ
+    in scale."""
     found = [result for result in task_results(section) if result.score.unit == "share"]
     if not found:
         return []
@@ -145,11 +162,16 @@ def tasks(section: Section) -> list[Plot]:
     by_run: dict[str, list[TaskResult]] = {}
     for result in found:
         by_run.setdefault(numbers.row_name(result.point, section), []).append(result)
-    figure, style = bare_figure(height=90 + len(names) * (24 + 15 * len(by_run))), looks(section.curves)
+    figure, style = (
+        bare_figure(height=90 + len(names) * (24 + 15 * len(by_run))),
+        looks(section.curves),
+    )
     for number, (run, results) in enumerate(by_run.items()):
         look = style[results[0].point.name]
         # Runs side by side within their task, the first on top.
-        places = [names.index(r.score.name) + 0.7 * ((number + 0.5) / len(by_run) - 0.5) for r in results]
+        places = [
+            names.index(r.score.name) + 0.7 * ((number + 0.5) / len(by_run) - 0.5) for r in results
+        ]
         means = [r.difference.mean for r in results]
         figure.add_scatter(
             x=means, y=places, mode="markers", marker={"color": look.colour, "symbol": look.marker, "size": 9},
@@ -166,17 +188,23 @@ def tasks(section: Section) -> list[Plot]:
             hoverinfo="text", name=html.escape(run), meta={"curve": results[0].point.name},
         )  # fmt: skip
     labels = {r.score.name: html.escape(_short(r.score.name)) for r in found}
-    figure.update_xaxes(title="change of the score, percentage points, right is good", zeroline=True)
+    figure.update_xaxes(
+        title="change of the score, percentage points, right is good", zeroline=True
+    )
     figure.update_yaxes(
         tickvals=list(range(len(names))), ticktext=[labels[name] for name in names],
         range=[len(names) - 0.5, -0.5], automargin=True,
     )  # fmt: skip
-    alt = "Change of each run on each task with its 95 % interval; the line at 0 is the backbone. The table has all."
+    alt = (
+        "Change of each run on each task with its 95 % interval; the line at 0 is the backbone. The"
+        " table has all."
+    )
     return [Plot("tasks", "Change on tasks, with 95 % intervals", figure, alt)]
 
 
 def _view(section: Section, name: str, of: Callable[[Point], Spread]) -> dict[str, Any]:
-    """x, y and error of every trace for one choice of the x axis: the curves, the front, the backbone."""
+    """x, y and error of every trace for one choice of the x axis: the curves, the front, the
+    backbone."""
     front = pareto_front(section.points, lambda p: of(p).mean)
     xs = [[of(p).mean for p in curve.points] for curve in section.curves]
     ys = [[p.bits.mean for p in curve.points] for curve in section.curves]
@@ -184,13 +212,16 @@ def _view(section: Section, name: str, of: Callable[[Point], Spread]) -> dict[st
         "x": [*xs, [of(p).mean for p in front], [0]],
         "y": [*ys, [p.bits.mean for p in front], [section.backbone_bits]],
         "error": [[of(p).deviation for p in curve.points] for curve in section.curves],
-        "title": f"forgetting, {'mean' if name == MEAN else html.escape(_short(name))} [%], left is good",
+        "title": (
+            f"forgetting, {'mean' if name == MEAN else html.escape(_short(name))} [%], left is good"
+        ),
         "range": limits([0.0, *(of(p).mean for p in section.framed)]),
     }
 
 
 def _points_style(look: Look, points: Sequence[Point]) -> dict[str, Any]:
-    """Filled markers for points that stand for their curve, open ones for those that validation left out."""
+    """Filled markers for points that stand for their curve, open ones for those that validation
+    left out."""
     left_out = [p.is_chosen is False for p in points]
     return {
         "mode": "lines+markers" if len(points) > 1 else "markers",
@@ -210,10 +241,20 @@ def _hover(point: Point, section: Section) -> str:
     lines = [f"<b>{html.escape(numbers.described(point))}</b>"]
     lines += [f"forgetting {numbers.percent(point.forgetting)}"]
     if len(section.sources) > 1:
-        lines += [f"    {html.escape(s)} {numbers.percent(v)}" for s, v in point.forgetting_by_set.items()]
-    lines += [f"{numbers.spread(point.bits, 4)} bits per byte, {numbers.percent(point.learning_percent)}"]
-    lines += [f"{numbers.share(point.learning_share)} of fine-tuning's drop"] if point.learning_share else []
-    lines += [f"{numbers.share(point.new_share, 1)} new weights"] if point.new_share is not None else []
+        lines += [
+            f"    {html.escape(s)} {numbers.percent(v)}" for s, v in point.forgetting_by_set.items()
+        ]
+    lines += [
+        f"{numbers.spread(point.bits, 4)} bits per byte, {numbers.percent(point.learning_percent)}"
+    ]
+    lines += (
+        [f"{numbers.share(point.learning_share)} of fine-tuning's drop"]
+        if point.learning_share
+        else []
+    )
+    lines += (
+        [f"{numbers.share(point.new_share, 1)} new weights"] if point.new_share is not None else []
+    )
     chosen = {True: ", chosen by validation", False: ", not chosen", None: ""}[point.is_chosen]
     return "<br>".join([*lines, f"{numbers.seeds(point.bits.n)}{chosen}"])
 
@@ -248,29 +289,41 @@ def _training(section: Section, set: str, role: str) -> Plot:
         )
         for course in found
     ]
-    columns = (Column("run"), Column("first measured", "bits/byte"), Column("last measured", "bits/byte"))
+    columns = (
+        Column("run"),
+        Column("first measured", "bits/byte"),
+        Column("last measured", "bits/byte"),
+    )
     alt = f"Bits per byte of {set} at each step measured, one line for each run; lower is better."
     return Plot(f"training-{set}", f"{set} ({role})", figure, alt, Table(columns, tuple(rows)))
 
 
-def _layers(key: str, title: str, unit: str, values: Mapping[str, Mapping[int, float]], in_percent: bool) -> Plot:
+def _layers(
+    key: str, title: str, unit: str, values: Mapping[str, Mapping[int, float]], in_percent: bool
+) -> Plot:
     figure, factor = bare_figure(height=320), 100 if in_percent else 1
     for number, (set, by_layer) in enumerate(values.items()):
         shown = {layer: factor * value for layer, value in by_layer.items()}
         texts = [
-            f"<b>{html.escape(set)}</b><br>layer {layer}: {numbers.number(v, 3)} {unit}" for layer, v in shown.items()
+            f"<b>{html.escape(set)}</b><br>layer {layer}: {numbers.number(v, 3)} {unit}"
+            for layer, v in shown.items()
         ]
         figure.add_scatter(
             x=list(shown), y=list(shown.values()), mode="lines+markers", name=html.escape(set), hovertext=texts,
             hoverinfo="text", line={"color": COLOURS[number % len(COLOURS)], "dash": DASHES[number % len(DASHES)][0]},
             marker={"symbol": MARKERS[number % len(MARKERS)][0], "size": 8},
         )  # fmt: skip
-    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    figure.update_layout(
+        showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+    )
     figure.update_xaxes(title="layer", dtick=1 if len(next(iter(values.values()))) <= 16 else None)
     figure.update_yaxes(title=unit, range=[-3, 103] if in_percent else None, rangemode="tozero")
     numbers_of = sorted({layer for by_layer in values.values() for layer in by_layer})
     rows = [
-        Row(f"layer {layer}", tuple(Cell(numbers.number(factor * v[layer], 3), v[layer]) for v in values.values()))
+        Row(
+            f"layer {layer}",
+            tuple(Cell(numbers.number(factor * v[layer], 3), v[layer]) for v in values.values()),
+        )
         for layer in numbers_of
     ]
     alt = f"{title}, by layer, one line for each evaluation set."
@@ -278,14 +331,21 @@ def _layers(key: str, title: str, unit: str, values: Mapping[str, Mapping[int, f
 
 
 def _bars_in_units(figure: "go.Figure", cells: Iterable[Cell]) -> None:
-    """The cost table sorts memory by bytes and weights one by one; bars are drawn in the unit of the heading."""
+    """The cost table sorts memory by bytes and weights one by one; bars are drawn in the unit of
+    the heading."""
     for trace, cell in zip(figure.data, cells, strict=True):
         trace.x = [float(cell.text.replace(",", "")) if cell.value is not None else 0]
 
 
 def _error(deviations: Sequence[float | None]) -> dict[str, Any]:
     shown = any(deviation is not None for deviation in deviations)
-    return {"type": "data", "array": [d or 0 for d in deviations], "visible": shown, "thickness": 1, "width": 3}
+    return {
+        "type": "data",
+        "array": [d or 0 for d in deviations],
+        "visible": shown,
+        "thickness": 1,
+        "width": 3,
+    }
 
 
 def wrapped(text: str) -> str:
@@ -314,7 +374,14 @@ def bare_figure(*, height: int) -> "go.Figure":
         font={"family": "system-ui, sans-serif", "size": 12},
     )
     figure.update_xaxes(zeroline=False, ticks="outside", showline=True, gridwidth=1)
-    figure.update_yaxes(zeroline=False, ticks="outside", showline=True, gridwidth=1, automargin=True, title_standoff=10)
+    figure.update_yaxes(
+        zeroline=False,
+        ticks="outside",
+        showline=True,
+        gridwidth=1,
+        automargin=True,
+        title_standoff=10,
+    )
     return figure
 
 

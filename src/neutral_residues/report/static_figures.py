@@ -65,8 +65,16 @@ def _settings() -> Iterator[None]:
     import matplotlib
 
     # parse_math: a dollar in a label or token is a dollar.
-    fixed = {"svg.hashsalt": "neutral-residues", "text.parse_math": False, "font.size": 9, "axes.axisbelow": True}
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **fixed, "backend": "agg"}), warnings.catch_warnings():
+    fixed = {
+        "svg.hashsalt": "neutral-residues",
+        "text.parse_math": False,
+        "font.size": 9,
+        "axes.axisbelow": True,
+    }
+    with (
+        matplotlib.rc_context({**matplotlib.rcParamsDefault, **fixed, "backend": "agg"}),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
@@ -92,13 +100,24 @@ def _plane(section: Section) -> "Figure":
                 capsize=2, linewidth=1, label=_shown(curve.name) if point is curve.points[0] else None,
             )  # fmt: skip
     front = pareto_front(section.points)
-    axis.plot([p.forgetting.mean for p in front], [p.bits.mean for p in front], ":", color=GREY, linewidth=1, zorder=1)
+    axis.plot(
+        [p.forgetting.mean for p in front],
+        [p.bits.mean for p in front],
+        ":",
+        color=GREY,
+        linewidth=1,
+        zorder=1,
+    )
     axis.axvline(0, color=GREY, linewidth=0.8, zorder=0)
-    xs, ys = [0.0, *(p.forgetting.mean for p in section.framed)], [p.bits.mean for p in section.framed]
+    xs, ys = (
+        [0.0, *(p.forgetting.mean for p in section.framed)],
+        [p.bits.mean for p in section.framed],
+    )
     axis.set_xlim(limits(xs))
     axis.set_ylim(limits(ys))
     axis.set_xlabel(
-        f"forgetting: bits per byte of {_shown(', '.join(section.sources), 60)}, change in %\n(left is good)"
+        f"forgetting: bits per byte of {_shown(', '.join(section.sources), 60)}, change in %\n(left"
+        " is good)"
     )
     axis.set_ylabel(f"learning: bits per byte of {_shown(section.name)} (down is good)")
     _finish(axis, legend=True)
@@ -115,7 +134,14 @@ def _training(section: Section) -> "Figure | None":
         for course in courses(section, name):
             look = style[course.point.name]
             for steps, values in course.seeds if len(course.seeds) > 1 else ():
-                axis.plot(steps, values, color=look.colour, linestyle=look.picture_dash, linewidth=0.8, alpha=0.3)
+                axis.plot(
+                    steps,
+                    values,
+                    color=look.colour,
+                    linestyle=look.picture_dash,
+                    linewidth=0.8,
+                    alpha=0.3,
+                )
             axis.plot(
                 course.steps, course.means, color=look.colour, linestyle=look.picture_dash, marker=look.picture_marker,
                 markersize=4, linewidth=1.4, label=_shown(numbers.row_name(course.point, section)),
@@ -186,7 +212,9 @@ def _line_height(text: HeatText) -> float:
     return 0.22 + 0.055 * len(text.layers)
 
 
-def _heat_text(axis: "Axes", text: HeatText, lines: Sequence[Sequence[tuple[int, HeatToken]]]) -> None:
+def _heat_text(
+    axis: "Axes", text: HeatText, lines: Sequence[Sequence[tuple[int, HeatToken]]]
+) -> None:
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
@@ -195,11 +223,18 @@ def _heat_text(axis: "Axes", text: HeatText, lines: Sequence[Sequence[tuple[int,
     for row, line in enumerate(lines):
         for column, token in line:
             axis.text(
-                column, row + 0.75 * letters, token.text[:HEAT_COLUMNS], family="monospace", fontsize=9.2, va="baseline"
+                column,
+                row + 0.75 * letters,
+                token.text[:HEAT_COLUMNS],
+                family="monospace",
+                fontsize=9.2,
+                va="baseline",
             )
             for index, level in enumerate(token.levels):
                 width = max(0.5, len(token.text) - 0.25)
-                patches.append(Rectangle((column, row + letters + index * square), width, 0.75 * square))
+                patches.append(
+                    Rectangle((column, row + letters + index * square), width, 0.75 * square)
+                )
                 faces.append((0.0, 0.447, 0.698, level / STEPS))
                 edges.append((0.66, 0.66, 0.63, 1.0 if level == 0 else 0.0))
     cells = PatchCollection(patches, facecolors=faces, edgecolors=edges, linewidths=0.4)
@@ -209,7 +244,9 @@ def _heat_text(axis: "Axes", text: HeatText, lines: Sequence[Sequence[tuple[int,
     axis.set_ylim(max(1, len(lines)), 0)
     axis.set_axis_off()
     title = f"{_shown(text.owner)} on {_shown(text.name)} ({text.kind})"
-    axis.set_title(f"{title}: {100 * text.shut:.0f} % of gates exactly 0 (hollow)", fontsize=8, loc="left")
+    axis.set_title(
+        f"{title}: {100 * text.shut:.0f} % of gates exactly 0 (hollow)", fontsize=8, loc="left"
+    )
 
 
 def _finish(axis: "Axes", *, legend: bool) -> None:
@@ -227,4 +264,6 @@ def _shown(text: str, length: int = 40) -> str:
     """A label that fits and that SVG can hold."""
     clean = "".join(c if c.isprintable() else "�" for c in text)
     short = clean if len(clean) <= length else f"{clean[: length - 1]}…"
-    return f" {short}" if short.startswith("_") else short  # matplotlib's legends leave out what begins with "_"
+    return (
+        f" {short}" if short.startswith("_") else short
+    )  # matplotlib's legends leave out what begins with "_"

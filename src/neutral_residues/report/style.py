@@ -1,7 +1,8 @@
-"""A colour, a marker and a dash for each curve: Okabe and Ito's colours, which colour-blind eyes tell apart.
+"""A colour, a marker and a dash for each curve: Okabe and Ito's colours, which colour-blind eyes
+tell apart.
 
-Known methods always look the same; others take what is free. When colours run out they come again with another dash,
-and the marker differs long after.
+Known methods always look the same; others take what is free. When colours run out they come again
+with another dash, and the marker differs long after.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ from neutral_residues.report.aggregate import Curve
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C8C8C")
 KNOWN = {"neutral": 0, "adapter": 1, "lora": 2, "finetune": 3}
-# plotly's name, matplotlib's, and the same drawn in a square from -5 to 5 for the legend of the page
+# plotly's name, matplotlib's, and the same drawn in a square from -5 to 5 for the legend of the
+# page
 MARKERS = (
     ("circle", "o", "M-4.5,0a4.5,4.5 0 1,0 9,0a4.5,4.5 0 1,0 -9,0Z"),
     ("square", "s", "M-4,-4H4V4H-4Z"),
@@ -49,13 +51,17 @@ class Look:
 
 
 def looks(curves: Sequence[Curve]) -> dict[str, Look]:
-    """A look for the name of each curve; the first curve of a known label looks as that label always does."""
+    """A look for the name of each curve; the first curve of a known label looks as that label
+    always does."""
     numbers: dict[str, int] = {}
     for curve in curves:
         if KNOWN.get(curve.label, -1) not in {-1, *numbers.values()}:
             numbers[curve.name] = KNOWN[curve.label]
     free = (number for number in range(len(curves) + len(KNOWN)) if number not in numbers.values())
-    return {curve.name: _look(numbers[curve.name] if curve.name in numbers else next(free)) for curve in curves}
+    return {
+        curve.name: _look(numbers[curve.name] if curve.name in numbers else next(free))
+        for curve in curves
+    }
 
 
 def _look(number: int) -> Look:

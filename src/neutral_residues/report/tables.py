@@ -28,7 +28,11 @@ class Column:
     @property
     def text(self) -> str:
         """All of it in one line."""
-        return ", ".join(part for part in (f"{self.name} [{self.unit}]" if self.unit else self.name, self.good) if part)
+        return ", ".join(
+            part
+            for part in (f"{self.name} [{self.unit}]" if self.unit else self.name, self.good)
+            if part
+        )
 
 
 @dataclass(frozen=True)
@@ -89,31 +93,48 @@ def summary_table(section: Section) -> Table:
         *_sides(section, rows),
     ]
     cells = zip(*(cells for _, cells in fields), strict=True)
-    lines = [Row(numbers.row_name(p, section), line, p.name) for p, line in zip(rows, cells, strict=True)]
+    lines = [
+        Row(numbers.row_name(p, section), line, p.name) for p, line in zip(rows, cells, strict=True)
+    ]
     return Table((Column("run"), *(column for column, _ in fields)), tuple(lines))
 
 
 def equal_learning_table(section: Section) -> Table | None:
-    """What every other method forgets where it has learnt as much as neutral residues; None without either."""
+    """What every other method forgets where it has learnt as much as neutral residues; None without
+    either."""
     comparison = compare(section)
     if comparison is None or not comparison.others:
         return None
     ours = comparison.ours
-    rows = [Row(numbers.row_name(ours, section), (_cell(ours.forgetting, 2, sign=True), Cell("1", 1)), ours.name)]
+    rows = [
+        Row(
+            numbers.row_name(ours, section),
+            (_cell(ours.forgetting, 2, sign=True), Cell("1", 1)),
+            ours.name,
+        )
+    ]
     for other in comparison.others:
         if other.forgetting is None:
-            cells = (Cell(f"does not learn as much ({numbers.number(other.lowest_bits)} bits per byte)"), Cell("-"))
+            cells = (
+                Cell(f"does not learn as much ({numbers.number(other.lowest_bits)} bits per byte)"),
+                Cell("-"),
+            )
         else:
             times = other.forgetting / ours.forgetting.mean if ours.forgetting.mean > 0 else None
             forgets = Cell(numbers.number(other.forgetting, 2, sign=True), other.forgetting)
             cells = (forgets, Cell(numbers.number(times, 1), times))
         rows.append(Row(other.name, cells, other.name))
-    forgetting = Column(f"forgetting at {numbers.number(ours.bits.mean)} bits per byte of {section.name}", "%", LOWER)
+    forgetting = Column(
+        f"forgetting at {numbers.number(ours.bits.mean)} bits per byte of {section.name}",
+        "%",
+        LOWER,
+    )
     return Table((Column("run"), forgetting, Column("times as much")), tuple(rows))
 
 
 def cost_table(section: Section) -> Table:
-    """What each point took: medians and means of its first seed; times compare only on the same machine."""
+    """What each point took: medians and means of its first seed; times compare only on the same
+    machine."""
     columns = (
         Column("run"),
         Column("step", "s", LOWER),
@@ -135,7 +156,8 @@ def cost_table(section: Section) -> Table:
 
 
 def rates_table(section: Section) -> Table | None:
-    """Learning rates that were tried, and what chose among them; None where no curve has several."""
+    """Learning rates that were tried, and what chose among them; None where no curve has
+    several."""
     tried = [c for c in section.curves if c.axis == LEARNING_RATE and len(c.points) > 1]
     rows = [
         Row(
@@ -154,19 +176,26 @@ def rates_table(section: Section) -> Table | None:
     ]
     rate, chosen = Column("learning rate"), Column("chosen")
     validation = Column("bits per byte on target text to validate on", "bits/byte", LOWER)
-    return Table((Column("run"), rate, Column("seeds"), validation, chosen), tuple(rows)) if rows else None
+    return (
+        Table((Column("run"), rate, Column("seeds"), validation, chosen), tuple(rows))
+        if rows
+        else None
+    )
 
 
 def neutral_tokens(point: Point) -> Spread | None:
-    """Share of source tokens with every gate exactly 0, mean over the source sets, in %; None without block gates."""
+    """Share of source tokens with every gate exactly 0, mean over the source sets, in %; None
+    without block gates."""
     values = [
-        [m.value for m in run.record.metrics if m.name == "neutral_tokens" and m.role == "source"] for run in point.runs
+        [m.value for m in run.record.metrics if m.name == "neutral_tokens" and m.role == "source"]
+        for run in point.runs
     ]
     return Spread.of([100 * statistics.fmean(v) for v in values]) if all(values) else None
 
 
 def _point_fields(section: Section) -> list[tuple[Column, list[Cell]]]:
-    """Columns of the table of points with their cells; a column that would say nothing is left out."""
+    """Columns of the table of points with their cells; a column that would say nothing is left
+    out."""
     points = section.points
     front = pareto_front(section.points)
     fields = [
@@ -178,22 +207,39 @@ def _point_fields(section: Section) -> list[tuple[Column, list[Cell]]]:
             Column("of fine-tuning's drop", "%", HIGHER),
             [Cell(numbers.share(p.learning_share), p.learning_share) for p in points],
         ),
-        (Column("source tokens with all gates 0", "%", HIGHER), [_cell(neutral_tokens(p), 1) for p in points]),
+        (
+            Column("source tokens with all gates 0", "%", HIGHER),
+            [_cell(neutral_tokens(p), 1) for p in points],
+        ),
         *_single_sets(section),
         (Column("new weights", "% of the backbone", LOWER), [_new_weights(p) for p in points]),
-        (Column("on the Pareto front"), [Cell("yes", 1) if p in front else Cell(numbers.NONE, 0) for p in points]),
+        (
+            Column("on the Pareto front"),
+            [Cell("yes", 1) if p in front else Cell(numbers.NONE, 0) for p in points],
+        ),
     ]
     if any(p.is_chosen is not None for p in points):
         chosen = {True: Cell("chosen", 2), False: Cell("not chosen", 0), None: Cell("only one", 1)}
         fields.append((Column("by validation"), [chosen[p.is_chosen] for p in points]))
-    return [(column, cells) for column, cells in fields if any(cell.value is not None for cell in cells)]
+    return [
+        (column, cells) for column, cells in fields if any(cell.value is not None for cell in cells)
+    ]
 
 
 def _sides(section: Section, points: Sequence[Point]) -> list[tuple[Column, list[Cell]]]:
     return [
-        (Column("forgetting, mean", "%", LOWER), [_cell(p.forgetting, 2, sign=True) for p in points]),
-        (Column(f"bits per byte, {section.name}", "bits/byte", LOWER), [_cell(p.bits, 4) for p in points]),
-        (Column(f"change, {section.name}", "%", LOWER), [_cell(p.learning_percent, 2, sign=True) for p in points]),
+        (
+            Column("forgetting, mean", "%", LOWER),
+            [_cell(p.forgetting, 2, sign=True) for p in points],
+        ),
+        (
+            Column(f"bits per byte, {section.name}", "bits/byte", LOWER),
+            [_cell(p.bits, 4) for p in points],
+        ),
+        (
+            Column(f"change, {section.name}", "%", LOWER),
+            [_cell(p.learning_percent, 2, sign=True) for p in points],
+        ),
     ]
 
 
@@ -201,11 +247,17 @@ def _single_sets(section: Section) -> list[tuple[Column, list[Cell]]]:
     """Each set singly, on a side that has several."""
     points, sources, targets = section.points, section.sources, section.targets
     forgetting = [
-        (Column(f"forgetting, {s}", "%", LOWER), [_cell(p.forgetting_by_set[s], 2, sign=True) for p in points])
+        (
+            Column(f"forgetting, {s}", "%", LOWER),
+            [_cell(p.forgetting_by_set[s], 2, sign=True) for p in points],
+        )
         for s in (sources if len(sources) > 1 else ())
     ]
     learning = [
-        (Column(f"bits per byte, {t}", "bits/byte", LOWER), [_cell(p.target_by_set[t], 4) for p in points])
+        (
+            Column(f"bits per byte, {t}", "bits/byte", LOWER),
+            [_cell(p.target_by_set[t], 4) for p in points],
+        )
         for t in (targets if len(targets) > 1 else ())
     ]
     return [*forgetting, *learning]

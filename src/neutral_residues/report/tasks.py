@@ -1,8 +1,8 @@
 """Tasks of a section: every run's change on every task, over seeds, with how sure it is.
 
-Seeds see the same items, so an average over them does not make the interval over items narrower: the ends shown are
-the means of the seeds' ends. Where a language has many tasks they are averaged too; as their items differ, the
-half-widths add as squares.
+Seeds see the same items, so an average over them does not make the interval over items narrower:
+the ends shown are the means of the seeds' ends. Where a language has many tasks they are averaged
+too; as their items differ, the half-widths add as squares.
 """
 
 import math
@@ -47,7 +47,9 @@ class TaskResult:
     @property
     def change(self) -> str:
         """In words."""
-        return change_in_words(self.difference.mean, self.low, self.high, direction=self.score.direction)
+        return change_in_words(
+            self.difference.mean, self.low, self.high, direction=self.score.direction
+        )
 
 
 def task_results(section: Section) -> list[TaskResult]:
@@ -77,7 +79,11 @@ def tasks_table(section: Section) -> Table | None:
     )  # fmt: skip
     cells = [_cells(result) for result in found]
     silent = {"role": "none", "shots": "0", "prompts cut": "0", "p": numbers.NONE}
-    shown = [n for n, column in enumerate(columns) if any(row[n].text != silent.get(column.name) for row in cells)]
+    shown = [
+        n
+        for n, column in enumerate(columns)
+        if any(row[n].text != silent.get(column.name) for row in cells)
+    ]
     rows = [
         Row(numbers.row_name(r.point, section), tuple(row[n] for n in shown), r.point.name)
         for r, row in zip(found, cells, strict=True)
@@ -132,7 +138,10 @@ def _cells(result: TaskResult) -> tuple[Cell, ...]:
     score = result.score
     digits = 1 if score.unit == "share" else 3
     unit = "%" if score.unit == "share" else f"{score.direction} is better"
-    interval = f"{numbers.number(result.low, digits, sign=True)} to {numbers.number(result.high, digits, sign=True)}"
+    interval = (
+        f"{numbers.number(result.low, digits, sign=True)} to"
+        f" {numbers.number(result.high, digits, sign=True)}"
+    )
     return (
         Cell(score.name),
         Cell(score.role),
@@ -162,7 +171,9 @@ def _by_language(found: Sequence[TaskResult]) -> Iterator[str]:
     groups: dict[str | None, list[TaskResult]] = {}
     for result in found:
         averages = result.score.unit == "share" and result.score.direction == "higher"
-        groups.setdefault(language_name(result.score.language) if averages else None, []).append(result)
+        groups.setdefault(language_name(result.score.language) if averages else None, []).append(
+            result
+        )
     for name, results in groups.items():
         if name is None or len(results) < MANY:
             words = ", ".join(f"{r.score.name} {r.change}" for r in results)

@@ -6,7 +6,8 @@ from neutral_residues.report.pareto import Comparison, compare, pareto_front
 
 
 def verdict(section: Section) -> str:
-    """Two sentences: what the point of neutral residues learnt and forgot; how the rest compares."""
+    """Two sentences: what the point of neutral residues learnt and forgot; how the rest
+    compares."""
     comparison = compare(section)
     if comparison is None:
         return f"{_without_neutral(section)} {_front(section)}"
@@ -15,12 +16,18 @@ def verdict(section: Section) -> str:
 
 def _both_sides(section: Section, point: Point) -> str:
     learnt = point.learning_percent.mean < 0
-    of_finetuning = f", {share(point.learning_share)} of full fine-tuning's drop" if point.learning_share else ""
+    of_finetuning = (
+        f", {share(point.learning_share)} of full fine-tuning's drop"
+        if point.learning_share
+        else ""
+    )
     return (
-        f"On {section.name}, {row_name(point, section)} {'lowers' if learnt else 'does not lower'} bits per byte from "
-        f"{number(point.backbone_bits)} to {spread(point.bits)} ({percent(point.learning_percent, 1)}"
-        f"{of_finetuning if learnt else ''}; {seeds(point.bits.n)}), while bits per byte of source text "
-        f"({', '.join(section.sources)}) change by {percent(point.forgetting)}{_on_average(section)}."
+        f"On {section.name}, {row_name(point, section)} {'lowers' if learnt else 'does not lower'}"
+        f" bits per byte from {number(point.backbone_bits)} to {spread(point.bits)}"
+        f" ({percent(point.learning_percent, 1)}{of_finetuning if learnt else ''};"
+        f" {seeds(point.bits.n)}), while bits per byte of source text"
+        f" ({', '.join(section.sources)}) change by"
+        f" {percent(point.forgetting)}{_on_average(section)}."
     )
 
 
@@ -31,7 +38,11 @@ def _on_average(section: Section) -> str:
 def _against_others(section: Section, comparison: Comparison) -> str:
     if len(section.points) == 1:
         return "Nothing else was measured here, so there is nothing to compare it with."
-    parts = [_equal_learning(comparison)] if comparison.others else ["No other method was measured here"]
+    parts = (
+        [_equal_learning(comparison)]
+        if comparison.others
+        else ["No other method was measured here"]
+    )
     if comparison.num_same_budget:
         parts.append(_same_budget(section, comparison))
     return "; ".join(parts) + "."
@@ -41,7 +52,10 @@ def _equal_learning(comparison: Comparison) -> str:
     best, ours = comparison.next_best, comparison.ours.forgetting.mean
     if best is None or best.forgetting is None:
         nearest = min(comparison.others, key=lambda other: other.lowest_bits)
-        return f"No other method learns as much: {nearest.name} comes nearest with {number(nearest.lowest_bits)}"
+        return (
+            f"No other method learns as much: {nearest.name} comes nearest with"
+            f" {number(nearest.lowest_bits)}"
+        )
     theirs = f"{number(best.forgetting, 2, sign=True)} %"
     if best.num_points == 1:
         theirs += " (on a straight line from the backbone to its one point, which overstates it)"
@@ -60,8 +74,8 @@ def _same_budget(section: Section, comparison: Comparison) -> str:
     first = min(better, key=lambda point: point.forgetting.mean)
     more = f" (and {len(better) - 1} more)" if len(better) > 1 else ""
     return (
-        f"{row_name(first, section)}{more} is better on both sides ({percent(first.forgetting)} forgetting, "
-        f"{spread(first.bits)} bits per byte)"
+        f"{row_name(first, section)}{more} is better on both sides ({percent(first.forgetting)}"
+        f" forgetting, {spread(first.bits)} bits per byte)"
     )
 
 
@@ -70,15 +84,20 @@ def _without_neutral(section: Section) -> str:
     most = min(section.rows, key=lambda point: point.bits.mean)
     name, before = row_name(most, section), number(most.backbone_bits)
     if least is most:
-        alone = "was measured alone" if len(section.points) == 1 else "both forgets least and learns most"
+        alone = (
+            "was measured alone"
+            if len(section.points) == 1
+            else "both forgets least and learns most"
+        )
         return (
-            f"On {section.name}, {name} {alone}: it takes bits per byte from {before} to {spread(most.bits)} and "
-            f"changes those of source text by {percent(most.forgetting)} ({seeds(most.bits.n)})."
+            f"On {section.name}, {name} {alone}: it takes bits per byte from {before} to"
+            f" {spread(most.bits)} and changes those of source text by {percent(most.forgetting)}"
+            f" ({seeds(most.bits.n)})."
         )
     return (
-        f"On {section.name}, {name} learns most ({before} to {spread(most.bits)} bits per byte, forgetting "
-        f"{percent(most.forgetting)}), and {row_name(least, section)} forgets least ({percent(least.forgetting)}, "
-        f"to {spread(least.bits)} bits per byte)."
+        f"On {section.name}, {name} learns most ({before} to {spread(most.bits)} bits per byte,"
+        f" forgetting {percent(most.forgetting)}), and {row_name(least, section)} forgets least"
+        f" ({percent(least.forgetting)}, to {spread(least.bits)} bits per byte)."
     )
 
 

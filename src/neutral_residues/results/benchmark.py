@@ -1,14 +1,16 @@
-"""What a benchmark measured, beside what arithmetic says it could be: one JSON file that the report draws. No torch.
+"""What a benchmark measured, beside what arithmetic says it could be: one JSON file that the report
+draws. No torch.
 
     write_benchmark(path, Benchmark(name="inference", rows=[Measured(...)], ...))
 
-Times are only ever compared within one run, as ratios: every row says what it is held against, and the ratio is the
-median over rounds in which both took turns.
+Times are only ever compared within one run, as ratios: every row says what it is held against, and
+the ratio is the median over rounds in which both took turns.
 
-The bounds (`Bound`): with N weights in the backbone's matrix products and n new ones, a training token costs 4N + 6n
-operations where the backbone is frozen (forward, gradient of activations, and the gradient of new weights) and 6N where
-all trains; through layers up to the first adapter no gradient flows, which saves 2 for each of their weights. Decoding
-at batch 1 reads every weight that it uses once; a prefill computes with each once a token.
+The bounds (`Bound`): with N weights in the backbone's matrix products and n new ones, a training
+token costs 4N + 6n operations where the backbone is frozen (forward, gradient of activations, and
+the gradient of new weights) and 6N where all trains; through layers up to the first adapter no
+gradient flows, which saves 2 for each of their weights. Decoding at batch 1 reads every weight that
+it uses once; a prefill computes with each once a token.
 """
 
 from pathlib import Path
@@ -37,9 +39,11 @@ class Measured(Part):
     ratio: float = Field(gt=0)
     """Median over rounds of its value by that of `against`."""
     bound: float | None = Field(default=None, gt=0)
-    """The same ratio as arithmetic has it: operations where they bind, bytes read where those do; null if not known."""
+    """The same ratio as arithmetic has it: operations where they bind, bytes read where those do;
+    null if not known."""
     value: float = Field(ge=0)
-    """Median, in seconds or bytes: of this machine on that day, never to be compared across files."""
+    """Median, in seconds or bytes: of this machine on that day, never to be compared across
+    files."""
     x: float | None = None
     """Where the row lies on its group's axis, for what grows: tokens, width, layers, ..."""
     x_label: str | None = None
@@ -75,9 +79,11 @@ class Bound(NamedTuple):
     """The limits that follow from counting weights.
 
     Attributes:
-        backbone: weights in the backbone's matrix products (embedding rows that are only looked up do not count).
+        backbone: weights in the backbone's matrix products (embedding rows that are only looked up
+            do not count).
         new: weights of the extension in matrix products.
-        below: those of the backbone in the layers up to the first one with an adapter, that one included.
+        below: those of the backbone in the layers up to the first one with an adapter, that one
+            included.
     """
 
     backbone: int

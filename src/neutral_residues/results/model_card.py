@@ -21,7 +21,8 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")"""
 
 
 def write_card(folder: Path, record: Record) -> None:
-    """Write `README.md` into the folder of an extension, which holds an adapter or a whole model."""
+    """Write `README.md` into the folder of an extension, which holds an adapter or a whole
+    model."""
     write_text(folder / "README.md", card(record, _loading(folder)))
 
 
@@ -38,15 +39,23 @@ def card(record: Record, loading: str) -> str:
     """The card's text."""
     model = str(record.config["model"])
     library = "transformers" if loading == _LOAD_WHOLE else "peft"
-    lines = ["---", f"base_model: {model}", f"library_name: {library}", "tags: [neutral-residues]", "---", ""]
+    lines = [
+        "---",
+        f"base_model: {model}",
+        f"library_name: {library}",
+        "tags: [neutral-residues]",
+        "---",
+        "",
+    ]
     lines += [f"# {Path(model).name}, extended ({record.label})", ""]
     lines += ["```python", loading, "```", ""]
     lines += [*_table(record), ""]
     cost = record.cost
     if cost.new_weights is not None and cost.backbone_weights and cost.tokens is not None:
         lines.append(
-            f"{cost.new_weights:,} new weights beside {cost.backbone_weights:,} of the backbone "
-            f"({100 * cost.new_weights / cost.backbone_weights:.2f} %); trained on {cost.tokens:,} tokens."
+            f"{cost.new_weights:,} new weights beside {cost.backbone_weights:,} of the backbone"
+            f" ({100 * cost.new_weights / cost.backbone_weights:.2f} %); trained on {cost.tokens:,}"
+            " tokens."
         )
     return "\n".join(lines) + "\n"
 
@@ -58,6 +67,9 @@ def _table(record: Record) -> list[str]:
     for metric in (m for m in bits if m.of == "extended"):
         before = backbone[metric.set]
         change = 100 * (metric.value / before - 1)
-        rows.append(f"| {metric.set} | {metric.role} | {before:.4f} | {metric.value:.4f} | {change:+.2f} % |")
+        rows.append(
+            f"| {metric.set} | {metric.role} | {before:.4f} | {metric.value:.4f} |"
+            f" {change:+.2f} % |"
+        )
     rows += ["", "Bits per byte on held-out text, lower is better."]
     return rows

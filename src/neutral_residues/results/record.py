@@ -1,4 +1,5 @@
-"""What the record of a run holds: each part a class, each field documented by the line under it. No torch.
+"""What the record of a run holds: each part a class, each field documented by the line under it. No
+torch.
 
 A change raises `VERSION`; `results.py` reads and writes.
 """
@@ -31,7 +32,8 @@ TokenKind = Literal[
 class Part(BaseModel):
     """Base of all parts: unknown keys are errors, values never change, numbers are finite."""
 
-    # "constants" keeps a NaN hidden in a free-form dict visible, so that writing refuses it instead of storing null.
+    # "constants" keeps a NaN hidden in a free-form dict visible, so that writing refuses it instead
+    # of storing null.
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
@@ -87,11 +89,13 @@ class TaskScore(Part):
     language: str | None = None
     """Two-letter code of its language; null where not known."""
     role: Literal["source", "target", "none"] = "none"
-    """Whether its language is what the backbone knows or what it was to learn; "none" where not known."""
+    """Whether its language is what the backbone knows or what it was to learn; "none" where not
+    known."""
     metric: str = Field(min_length=1)
     """lm-eval's name of the score, for example "acc" or "acc_norm"."""
     unit: Literal["share", "score"]
-    """share: of items answered rightly, 0 to 1, each item being right or wrong. score: anything else."""
+    """share: of items answered rightly, 0 to 1, each item being right or wrong. score: anything
+    else."""
     direction: Literal["lower", "higher"]
     """Which is better."""
     num_items: int = Field(ge=1)
@@ -113,7 +117,8 @@ class TaskScore(Part):
     num_fewshot: int = Field(ge=0)
     """Solved examples in front of each item; the most of any part of a group."""
     num_truncated: int = Field(ge=0)
-    """Prompts, each with one answer, that were longer than the model's context and lost their beginning."""
+    """Prompts, each with one answer, that were longer than the model's context and lost their
+    beginning."""
     key: str
     """Hash of items, prompts and metric: two scores compare only where it agrees."""
 
@@ -160,7 +165,8 @@ class GateText(Part):
 
 
 class TokenClass(Part):
-    """What the tokens of one kind contribute to the bits per byte of a set; the contributions of all add up to it."""
+    """What the tokens of one kind contribute to the bits per byte of a set; the contributions of
+    all add up to it."""
 
     kind: TokenKind
     """Which kind."""
@@ -212,13 +218,15 @@ class Breakdown(Part):
     num_types: int = Field(ge=1)
     """How many different tokens occur."""
     num_carriers: int = Field(ge=0)
-    """The fewest different tokens that carry half of all change, rises and falls alike; 0 where nothing changed."""
+    """The fewest different tokens that carry half of all change, rises and falls alike; 0 where
+    nothing changed."""
     carriers_share: float = Field(ge=0, le=1)
     """Share of the set's tokens that they are."""
     carriers: list[TokenChange]
     """The first of them, largest change first."""
     is_concentrated: bool
-    """Whether so few and so rare tokens carry it that the set's number says little about its text."""
+    """Whether so few and so rare tokens carry it that the set's number says little about its
+    text."""
     documents: list[DocumentChange]
     """Documents whose bits per byte rose most (or fell least), the worst first."""
 
@@ -240,11 +248,13 @@ class Cost(Part):
     step_seconds: float | None = Field(default=None, ge=0)
     """Median time of an optimiser step, the first ones left out."""
     wall_seconds: float | None = Field(default=None, ge=0)
-    """Wall time of the whole process that finished the run: loading, training, measuring, saving."""
+    """Wall time of the whole process that finished the run: loading, training, measuring,
+    saving."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads that it was given; times compare only at equal numbers and equal load."""
     peak_memory_bytes: int | None = Field(default=None, ge=0)
-    """The most memory held at once until training ended: of the accelerator, or of the process where there is none."""
+    """The most memory held at once until training ended: of the accelerator, or of the process
+    where there is none."""
     trainable_weights: int | None = Field(default=None, ge=0)
     """Weights that received gradients."""
     new_weights: int | None = Field(default=None, ge=0)
@@ -265,9 +275,11 @@ class Provenance(Part):
     device: str
     """What it ran on, for example "cpu" or the name of the accelerator."""
     packages: dict[str, str | None]
-    """Installed version of each package that can change a number; null where it is not installed."""
+    """Installed version of each package that can change a number; null where it is not
+    installed."""
     git_commit: str | None
-    """Commit of this package's own checkout, with "-dirty" if files had changed; null for an installed package."""
+    """Commit of this package's own checkout, with "-dirty" if files had changed; null for an
+    installed package."""
     seed: int | None
     """Seed of the run; null where nothing was random."""
     tokenizer_key: str | None
@@ -320,7 +332,9 @@ class Record(Part):
 
     @field_validator("curve")
     @classmethod
-    def _every_point_has_its_step(cls, curve: list[dict[str, int | float]]) -> list[dict[str, int | float]]:
+    def _every_point_has_its_step(
+        cls, curve: list[dict[str, int | float]]
+    ) -> list[dict[str, int | float]]:
         if any("step" not in point for point in curve):
             raise ValueError('every point of the curve needs "step"')
         return curve
@@ -340,7 +354,10 @@ class Record(Part):
     def _no_task_twice(cls, tasks: list[TaskScore]) -> list[TaskScore]:
         names = [task.name for task in tasks]
         if len(set(names)) < len(names):
-            raise ValueError(f"task twice: {', '.join(sorted({name for name in names if names.count(name) > 1}))}")
+            raise ValueError(
+                "task twice:"
+                f" {', '.join(sorted({name for name in names if names.count(name) > 1}))}"
+            )
         return tasks
 
 

@@ -1,4 +1,5 @@
-"""The output folder of a run: what lies where, who may write there, and whether it can be resumed. No torch.
+"""The output folder of a run: what lies where, who may write there, and whether it can be resumed.
+No torch.
 
     run.yaml        the resolved configuration, written before the first step
     checkpoints/    whole checkpoints, the newest ones
@@ -108,7 +109,9 @@ class RunFolder:
     def _check_same_run(self, config: RunConfig) -> None:
         there = load_run(self.config)
         if there != config:
-            key, old, new = next(_differences(there.model_dump(mode="json"), config.model_dump(mode="json")))
+            key, old, new = next(
+                _differences(there.model_dump(mode="json"), config.model_dump(mode="json"))
+            )
             raise UserError(
                 f"output folder {self.path} holds another run: {key} was {old!r}",
                 got=repr(new),
@@ -130,7 +133,11 @@ def check_free(folder: Path, *, but: Collection[str] = ()) -> None:
         inside = folder.iterdir() if folder.exists() else iter(())
         occupied = next((path for path in inside if path.name not in but), None)
     if occupied is not None:
-        raise UserError(f"output folder {folder} is not empty", got=occupied.name, do="choose an empty or new folder")
+        raise UserError(
+            f"output folder {folder} is not empty",
+            got=occupied.name,
+            do="choose an empty or new folder",
+        )
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Any:

@@ -9,7 +9,8 @@ def factor_of(task: TaskScore) -> int:
 
 
 def change_in_words(difference: float, low: float, high: float, *, direction: str) -> str:
-    """For example "no change beyond noise (-0.1 ± 0.4)": judged by whether the 95 % interval holds 0."""
+    """For example "no change beyond noise (-0.1 ± 0.4)": judged by whether the 95 % interval holds
+    0."""
     numbers = f"({_with_half_width(difference, low, high)})"
     if low <= 0 <= high:
         return f"no change beyond noise {numbers}"

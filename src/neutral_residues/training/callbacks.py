@@ -1,4 +1,5 @@
-"""What goes on beside training: both sides are measured, the display follows, and a wish to stop is heard."""
+"""What goes on beside training: both sides are measured, the display follows, and a wish to stop is
+heard."""
 
 import signal
 import statistics
@@ -20,17 +21,29 @@ QuickScores = Callable[[nn.Module], list[SetScore]]
 
 
 class Measure(TrainerCallback):
-    """Measures the extended model every so many steps and tells the log and the display; step 0 is the backbone.
+    """Measures the extended model every so many steps and tells the log and the display; step 0 is
+    the backbone.
 
     Attributes:
         seconds: that this took after step 0.
     """
 
     def __init__(
-        self, quick_scores: QuickScores, *, every: int, trainer: ExtensionTrainer, display: TrainingDisplay
+        self,
+        quick_scores: QuickScores,
+        *,
+        every: int,
+        trainer: ExtensionTrainer,
+        display: TrainingDisplay,
     ) -> None:
-        self.quick_scores, self.every, self.trainer, self.display = quick_scores, every, trainer, display
-        # Nothing is trained yet, so the model is its backbone, also where a checkpoint will be loaded.
+        self.quick_scores, self.every, self.trainer, self.display = (
+            quick_scores,
+            every,
+            trainer,
+            display,
+        )
+        # Nothing is trained yet, so the model is its backbone, also where a checkpoint will be
+        # loaded.
         self.backbone = quick_scores(trainer.model)
         self.seconds = 0.0
 
@@ -45,12 +58,19 @@ class Measure(TrainerCallback):
             self.seconds += time.monotonic() - start
             self._log(scores)
             before = _bits(self.backbone)
-            self.display.measured(state.global_step, {n: (before[n], value) for n, value in _bits(scores).items()})
+            self.display.measured(
+                state.global_step, {n: (before[n], value) for n, value in _bits(scores).items()}
+            )
 
     def _log(self, scores: list[SetScore]) -> None:
         logs = {f"bits_per_byte/{name}": value for name, value in _bits(scores).items()}
-        logs |= {f"neutral_tokens/{s.name}": s.neutral_share for s in scores if s.neutral_share is not None}
-        # Trainer takes any line in the log for the one that is due at this step, and would leave that out.
+        logs |= {
+            f"neutral_tokens/{s.name}": s.neutral_share
+            for s in scores
+            if s.neutral_share is not None
+        }
+        # Trainer takes any line in the log for the one that is due at this step, and would leave
+        # that out.
         due = self.trainer.control.should_log
         self.trainer.log(logs)
         self.trainer.control.should_log = due
@@ -100,7 +120,8 @@ WARMUP_STEPS = 3
 
 
 class StepClock(TrainerCallback):
-    """Times every optimiser step from its first forward pass to its end; measuring and saving are not in it."""
+    """Times every optimiser step from its first forward pass to its end; measuring and saving are
+    not in it."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []

@@ -24,7 +24,8 @@ def seal_checkpoint(folder: Path, *, sums: dict[str, Any]) -> None:
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
-    """Sealed checkpoints by step, oldest first. A folder without a seal was being written when the run died."""
+    """Sealed checkpoints by step, oldest first. A folder without a seal was being written when the
+    run died."""
     sealed = [p for p in folder.glob("checkpoint-*") if (p / COMPLETE).is_file()]
     return sorted(sealed, key=lambda p: int(p.name.rsplit("-", 1)[1]))
 

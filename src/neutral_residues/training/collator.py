@@ -1,4 +1,5 @@
-"""Domain labels through a collator: every row's labels end up where its tokens do, padded, packed or flattened."""
+"""Domain labels through a collator: every row's labels end up where its tokens do, padded, packed
+or flattened."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,21 +12,29 @@ from neutral_residues.errors import UserError
 
 
 class DomainLabelCollator:
-    """Any collator, with `domain_labels` carried along and padded or flattened exactly as its `input_ids` are."""
+    """Any collator, with `domain_labels` carried along and padded or flattened exactly as its
+    `input_ids` are."""
 
     def __init__(self, collator: Any) -> None:
         self.collator = collator
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> Any:
         labelled = [feature for feature in features if feature.get(DOMAIN_LABELS) is not None]
-        batch = self.collator([{k: v for k, v in f.items() if k != DOMAIN_LABELS} for f in features])
+        batch = self.collator(
+            [{k: v for k, v in f.items() if k != DOMAIN_LABELS} for f in features]
+        )
         if not labelled:
             return batch
         if len(labelled) < len(features):
             raise UserError(f"{DOMAIN_LABELS} is missing in some rows", do="give it in every row")
         ids = [torch.as_tensor(feature["input_ids"]) for feature in features]
-        labels = [_token_labels(f[DOMAIN_LABELS], len(row)) for f, row in zip(features, ids, strict=True)]
-        return {**batch, DOMAIN_LABELS: _place(labels, ids, batch["input_ids"], batch.get("attention_mask"))}
+        labels = [
+            _token_labels(f[DOMAIN_LABELS], len(row)) for f, row in zip(features, ids, strict=True)
+        ]
+        return {
+            **batch,
+            DOMAIN_LABELS: _place(labels, ids, batch["input_ids"], batch.get("attention_mask")),
+        }
 
 
 def _token_labels(given: Any, num_tokens: int) -> Tensor:
@@ -39,24 +48,37 @@ def _token_labels(given: Any, num_tokens: int) -> Tensor:
         raise UserError(f"{DOMAIN_LABELS} of a row", got=labels[~known][0].item(), allowed=allowed)
     if labels.dim() and labels.shape != (num_tokens,):
         shape = " x ".join(str(size) for size in labels.shape)
-        raise UserError(f"{DOMAIN_LABELS} of a row", got=f"{shape} for {num_tokens} tokens", allowed="one each")
+        raise UserError(
+            f"{DOMAIN_LABELS} of a row", got=f"{shape} for {num_tokens} tokens", allowed="one each"
+        )
     return labels.long().expand(num_tokens)
 
 
-def _place(labels: list[Tensor], ids: list[Tensor], batch_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """`labels` of the rows `ids` where the collator put their tokens in `batch_ids` (B, T); IGNORE elsewhere."""
+def _place(
+    labels: list[Tensor], ids: list[Tensor], batch_ids: Tensor, attention_mask: Tensor | None
+) -> Tensor:
+    """`labels` of the rows `ids` where the collator put their tokens in `batch_ids` (B, T); IGNORE
+    elsewhere."""
     flat_ids = torch.cat(ids)
     if batch_ids.shape[0] == len(ids):
         lengths = torch.tensor([[len(row)] for row in ids])
     else:  # padding-free: all rows one after another
         lengths = torch.tensor([[len(flat_ids)]])
-    mask = attention_mask if attention_mask is not None and attention_mask.shape == batch_ids.shape else None
+    mask = (
+        attention_mask
+        if attention_mask is not None and attention_mask.shape == batch_ids.shape
+        else None
+    )
     position = torch.arange(batch_ids.shape[1])
     sides = [position < lengths, position >= batch_ids.shape[1] - lengths]
-    if mask is not None and mask[:, -1].all():  # tokens that look like padding leave no doubt about the side then
+    if (
+        mask is not None and mask[:, -1].all()
+    ):  # tokens that look like padding leave no doubt about the side then
         sides.reverse()
     for keep in sides:
-        if keep.shape == batch_ids.shape and torch.equal(batch_ids[keep], flat_ids.to(batch_ids.dtype)):
+        if keep.shape == batch_ids.shape and torch.equal(
+            batch_ids[keep], flat_ids.to(batch_ids.dtype)
+        ):
             placed = torch.full_like(batch_ids, IGNORE, dtype=torch.long)
             placed[keep] = torch.cat(labels)
             return placed if mask is None else placed.masked_fill(mask == 0, IGNORE)

@@ -1,4 +1,5 @@
-"""What a run costs: weights, memory, disk. Counted where it can be counted, estimated where it says so."""
+"""What a run costs: weights, memory, disk. Counted where it can be counted, estimated where it says
+so."""
 
 import resource
 import sys
@@ -40,16 +41,23 @@ class WeightCount:
     def with_model(self, model: nn.Module) -> "WeightCount":
         """After the method is attached."""
         total = sum(num_weights_in(parameter) for parameter in model.parameters())
-        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        return replace(self, num_new_weights=total - self.num_backbone_weights, num_trained_weights=trained)
+        trained = sum(
+            parameter.numel() for parameter in model.parameters() if parameter.requires_grad
+        )
+        return replace(
+            self, num_new_weights=total - self.num_backbone_weights, num_trained_weights=trained
+        )
 
     @property
     def budget(self) -> float:
         """New weights as a share of the backbone's."""
         return self.num_new_weights / self.num_backbone_weights
 
-    def to_record(self, *, tokens: int, seconds: float | None, saves_whole_model: bool, **measured: Any) -> Cost:
-        """For the record of a run that trained on `tokens` in `seconds`, if all of it was timed; the rest as given."""
+    def to_record(
+        self, *, tokens: int, seconds: float | None, saves_whole_model: bool, **measured: Any
+    ) -> Cost:
+        """For the record of a run that trained on `tokens` in `seconds`, if all of it was timed;
+        the rest as given."""
         return Cost(
             tokens=tokens,
             seconds=seconds,
@@ -62,17 +70,21 @@ class WeightCount:
         )
 
     def training_memory_bytes(self, config: RunConfig, *, model_config: Any, bf16: bool) -> int:
-        """Rough estimate of what training adds at its peak: weights, AdamW, activations of one forward pass, logits.
+        """Rough estimate of what training adds at its peak: weights, AdamW, activations of one
+        forward pass, logits.
 
-        Activations are counted as 14 model widths and 4 FFN widths a token and layer, logits three times in float32.
-        What a method keeps of its own (LoRA's inputs and updates), kernels and the allocator add to it: it can be a
-        third of the whole too low (LAB.md). `probe.py` measures instead.
+        Activations are counted as 14 model widths and 4 FFN widths a token and layer, logits three
+        times in float32. What a method keeps of its own (LoRA's inputs and updates), kernels and
+        the allocator add to it: it can be a third of the whole too low (LAB.md). `probe.py`
+        measures instead.
         """
         frozen = self.num_backbone_weights + self.num_new_weights - self.num_trained_weights
         weights = frozen * (2 if bf16 else 4) + self.num_trained_weights * ADAM_BYTES_PER_WEIGHT
         tokens = config.training.batch_rows * config.data.block_tokens
         hidden = model_config.hidden_size
-        per_layer = 14 * hidden + 4 * (getattr(model_config, "intermediate_size", None) or 4 * hidden)
+        per_layer = 14 * hidden + 4 * (
+            getattr(model_config, "intermediate_size", None) or 4 * hidden
+        )
         layers = 1 if config.training.gradient_checkpointing else model_config.num_hidden_layers
         activations = tokens * layers * per_layer * (2 if bf16 else 4)
         return weights + activations + tokens * model_config.vocab_size * 4 * 3
@@ -88,7 +100,8 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.is_file():
-        # What `getrusage` says on Linux begins at the size of the process that started this one; this does not.
+        # What `getrusage` says on Linux begins at the size of the process that started this one;
+        # this does not.
         lines = status.read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -17,7 +17,8 @@ class LocalLossTerm:
     """Collects the local loss of every residue during one forward pass.
 
     Attributes:
-        open_gates: for SOURCE and TARGET, how many (token, layer) gates were not exactly 0: float32 scalars.
+        open_gates: for SOURCE and TARGET, how many (token, layer) gates were not exactly 0: float32
+            scalars.
         num_gated: residues seen so far that have a block gate.
     """
 
@@ -31,8 +32,8 @@ class LocalLossTerm:
         self._recording = True
 
     def see(self, layer: NeutralResiduesLayer, residue: Residue) -> None:
-        # Recomputation under gradient checkpointing runs this again and must save the same tensors, so the term is
-        # computed every time and only kept the first.
+        # Recomputation under gradient checkpointing runs this again and must save the same tensors,
+        # so the term is computed every time and only kept the first.
         term = local_loss_sum(residue, self.domain_labels, self.kind)
         if not self._recording:
             return
@@ -41,7 +42,10 @@ class LocalLossTerm:
             self._count_open(residue)
         elif term.requires_grad == self._terms[0].requires_grad:
             # One without gradients after one with them only makes outputs (SFTTrainer does that).
-            raise UserError("the local loss is that of one forward pass, and the model ran twice", do="run it once")
+            raise UserError(
+                "the local loss is that of one forward pass, and the model ran twice",
+                do="run it once",
+            )
 
     def _count_open(self, residue: Residue) -> None:
         if residue.gate is None:
@@ -57,10 +61,12 @@ class LocalLossTerm:
         """The local loss per counted token and residue, in float32. Call it after the forward pass.
 
         Args:
-            num_tokens: what to divide by: counted tokens of the whole accumulated batch; default: of this pass.
+            num_tokens: what to divide by: counted tokens of the whole accumulated batch; default:
+                of this pass.
 
         Raises:
-            UserError: if not every residue ran, or the term lost its gradient (reentrant gradient checkpointing).
+            UserError: if not every residue ran, or the term lost its gradient (reentrant gradient
+                checkpointing).
         """
         self._recording = False
         if len(self._terms) != self.num_residues:
@@ -70,8 +76,12 @@ class LocalLossTerm:
             )
         if torch.is_grad_enabled() and not all(term.requires_grad for term in self._terms):
             raise UserError(
-                "the local loss has no gradient: reentrant gradient checkpointing drops it, or the adapter is frozen",
-                do='give checkpointing the kwargs {"use_reentrant": False}, and load adapters with is_trainable=True',
+                "the local loss has no gradient: reentrant gradient checkpointing drops it, or the"
+                " adapter is frozen",
+                do=(
+                    'give checkpointing the kwargs {"use_reentrant": False}, and load adapters with'
+                    " is_trainable=True"
+                ),
             )
         if num_tokens is None:
             num_tokens = counted_tokens(self.domain_labels, self.kind)
@@ -81,20 +91,25 @@ class LocalLossTerm:
 
 
 @contextmanager
-def local_loss(model: nn.Module, domain_labels: Tensor, kind: LocalLoss = "l1") -> Iterator[LocalLossTerm]:
-    """For a training loop of your own. One forward pass and its backward pass belong inside the block:
+def local_loss(
+    model: nn.Module, domain_labels: Tensor, kind: LocalLoss = "l1"
+) -> Iterator[LocalLossTerm]:
+    """For a training loop of your own. One forward pass and its backward pass belong inside the
+    block:
 
         with local_loss(model, domain_labels) as local:
             loss = model(**batch).loss + 6.0 * local.mean()
             loss.backward()
 
-    When you accumulate gradients, give `mean` the `counted_tokens` of all the batches of a step, as for the other loss.
+    When you accumulate gradients, give `mean` the `counted_tokens` of all the batches of a step, as
+    for the other loss.
 
     Args:
         domain_labels: (B, T) SOURCE, TARGET or IGNORE for each token of the batch.
 
     Raises:
-        UserError: if the model has no enabled neutral residues, the loss does not fit their gates, or another is open.
+        UserError: if the model has no enabled neutral residues, the loss does not fit their gates,
+            or another is open.
     """
     layers = residue_layers(model)
     term = LocalLossTerm(domain_labels, kind, num_residues=check_local_loss(layers, kind))
@@ -103,17 +118,21 @@ def local_loss(model: nn.Module, domain_labels: Tensor, kind: LocalLoss = "l1") 
 
 
 def check_local_loss(layers: Mapping[str, NeutralResiduesLayer], kind: str) -> int:
-    """How many residues one forward pass computes. Raises unless there are any, and such a loss fits their gates."""
+    """How many residues one forward pass computes. Raises unless there are any, and such a loss
+    fits their gates."""
     if kind not in LOCAL_LOSSES:
         raise UserError("local_loss", got=kind, allowed=", ".join(LOCAL_LOSSES))
     if not layers:
         raise UserError(
-            "the model has no neutral residues", do="attach them: get_peft_model(model, NeutralResiduesConfig())"
+            "the model has no neutral residues",
+            do="attach them: get_peft_model(model, NeutralResiduesConfig())",
         )
     gates = [gate for layer in layers.values() for gate in _active_gates(layer)]
     kinds = ", ".join(sorted(set(gates)))
     if not gates:
-        raise UserError("the neutral residues are all switched off", do="enable or activate an adapter")
+        raise UserError(
+            "the neutral residues are all switched off", do="enable or activate an adapter"
+        )
     if kind == "cross_entropy" and kinds != "sigmoid":
         raise UserError("local_loss cross_entropy", got=f"block_gate {kinds}", allowed="sigmoid")
     return len(gates)

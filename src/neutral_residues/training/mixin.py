@@ -1,4 +1,5 @@
-"""The local loss in somebody's training loop: a context manager, and a mixin for Transformers' `Trainer`.
+"""The local loss in somebody's training loop: a context manager, and a mixin for Transformers'
+`Trainer`.
 
 Three lines in a script of your own:
 
@@ -6,11 +7,12 @@ Three lines in a script of your own:
     class MyTrainer(NeutralResiduesTrainerMixin, Trainer): pass          # or SFTTrainer
     MyTrainer(model, args, train_dataset=rows_with_domain_labels, local_loss_weight=6.0).train()
 
-Each row carries `domain_labels` beside `input_ids`: 1 (source), 0 (target) or -100 for each token, or one number for
-the row.
+Each row carries `domain_labels` beside `input_ids`: 1 (source), 0 (target) or -100 for each token,
+or one number for the row.
 
-Promise: the term is exact under gradient accumulation, padding, packing, (non-reentrant) gradient checkpointing and
-several ranks: it equals what one big batch gives. A mode in which its gradient would be lost raises.
+Promise: the term is exact under gradient accumulation, padding, packing, (non-reentrant) gradient
+checkpointing and several ranks: it equals what one big batch gives. A mode in which its gradient
+would be lost raises.
 """
 
 import math
@@ -34,44 +36,61 @@ DEFAULT_GATE_FACTOR = ResidueSettings().gate_learning_rate_factor
 
 
 class DeviceSums:
-    """Named sums for the log that stay on the device until somebody reads them, so that no step waits for the host."""
+    """Named sums for the log that stay on the device until somebody reads them, so that no step
+    waits for the host."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, key: str, value: Tensor) -> None:
-        """Add `value` (any shape, the same at every call) to the sum named `key`; every rank must use the same keys."""
+        """Add `value` (any shape, the same at every call) to the sum named `key`; every rank must
+        use the same keys."""
         # A copy, because the memory of a value from a compiled model may be used again.
         self._sums[key] = self._sums[key] + value if key in self._sums else value.clone()
 
     def flush(self, accelerator: Any) -> dict[str, Any]:
         """The sums over all ranks since the last flush, as numbers or lists of numbers."""
-        reduced = {key: accelerator.reduce(self._sums[key], "sum").tolist() for key in sorted(self._sums)}
+        reduced = {
+            key: accelerator.reduce(self._sums[key], "sum").tolist() for key in sorted(self._sums)
+        }
         self._sums = {}
         return reduced
 
     def state(self, accelerator: Any) -> dict[str, Any]:
         """The sums over all ranks, for a checkpoint; nothing is flushed."""
-        reduced = {key: accelerator.reduce(self._sums[key].clone(), "sum") for key in sorted(self._sums)}
-        return {key: [str(v.dtype).removeprefix("torch."), v.tolist()] for key, v in reduced.items()}
+        reduced = {
+            key: accelerator.reduce(self._sums[key].clone(), "sum") for key in sorted(self._sums)
+        }
+        return {
+            key: [str(v.dtype).removeprefix("torch."), v.tolist()] for key, v in reduced.items()
+        }
 
     def load(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Continue from `state()`: on one rank the sums, on the others nothing."""
-        self._sums = {k: torch.tensor(v, dtype=getattr(torch, t), device=device) for k, (t, v) in state.items()}
+        self._sums = {
+            k: torch.tensor(v, dtype=getattr(torch, t), device=device)
+            for k, (t, v) in state.items()
+        }
 
 
-def set_apart(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, factor: float) -> None:
-    """Move `parameters` to groups of their own in `optimizer`, with `factor` times the learning rate they had."""
+def set_apart(
+    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, factor: float
+) -> None:
+    """Move `parameters` to groups of their own in `optimizer`, with `factor` times the learning
+    rate they had."""
     chosen = {id(parameter) for parameter in parameters}
     for group in list(optimizer.param_groups):
         moved = [parameter for parameter in group["params"] if id(parameter) in chosen]
         if moved:
-            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+            group["params"] = [
+                parameter for parameter in group["params"] if id(parameter) not in chosen
+            ]
             optimizer.add_param_group({**group, "params": moved, "lr": group["lr"] * factor})
 
 
 class NeutralResiduesTrainerMixin:
-    """Adds alpha x local loss to any `Trainer`: put it before `Trainer` or TRL's `SFTTrainer` among the bases.
+    """Adds alpha x local loss to any `Trainer`: put it before `Trainer` or TRL's `SFTTrainer` among
+    the bases.
 
     Args:
         local_loss_weight: alpha.
@@ -80,7 +99,8 @@ class NeutralResiduesTrainerMixin:
         row
             against the projections' many, and shut sooner and more sharply for it (measured in LAB.md).
 
-    Logs `local_loss`, `open_gates_source` and `open_gates_target` (shares of gates not exactly 0) with everything else.
+    Logs `local_loss`, `open_gates_source` and `open_gates_target` (shares of gates not exactly 0)
+    with everything else.
     """
 
     # What the Trainer behind it brings.
@@ -116,16 +136,23 @@ class NeutralResiduesTrainerMixin:
         if not 0 <= self.local_loss_weight < math.inf:
             raise UserError("local_loss_weight", got=self.local_loss_weight, allowed="0 or more")
         if not 0 < self.gate_learning_rate_factor < math.inf:
-            raise UserError("gate_learning_rate_factor", got=self.gate_learning_rate_factor, allowed="above 0")
+            raise UserError(
+                "gate_learning_rate_factor", got=self.gate_learning_rate_factor, allowed="above 0"
+            )
         if not self._has_local_loss:
             return
         check_local_loss(residue_layers(self.model), self.local_loss)
         if self.args.n_gpu > 1:
-            raise UserError("the local loss does not work under DataParallel", do="start it with torchrun")
+            raise UserError(
+                "the local loss does not work under DataParallel", do="start it with torchrun"
+            )
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
             # Tokens and their domain labels would be split differently.
-            raise UserError("the local loss does not work under context or sequence parallelism", do="switch it off")
+            raise UserError(
+                "the local loss does not work under context or sequence parallelism",
+                do="switch it off",
+            )
 
     @property
     def _has_local_loss(self) -> bool:
@@ -137,7 +164,8 @@ class NeutralResiduesTrainerMixin:
             self._signature_columns = [*self._signature_columns, DOMAIN_LABELS]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Trainer's own, with the block gates in groups of their own; an optimiser that you pass in stays as it is."""
+        """Trainer's own, with the block gates in groups of their own; an optimiser that you pass in
+        stays as it is."""
         given = self.optimizer is not None
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
         if not given and self.gate_learning_rate_factor != 1:
@@ -145,7 +173,8 @@ class NeutralResiduesTrainerMixin:
         return optimizer
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """Also counts, over the accumulated batch and all ranks, the tokens that the local loss will be divided by."""
+        """Also counts, over the accumulated batch and all ranks, the tokens that the local loss
+        will be divided by."""
         samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
         if self._has_local_loss:
             labels = [batch[DOMAIN_LABELS] for batch in samples if DOMAIN_LABELS in batch]
@@ -154,7 +183,9 @@ class NeutralResiduesTrainerMixin:
             self._counted = gathered.sum()
         return samples, num_items
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
         labels = inputs.pop(DOMAIN_LABELS, None)
         if not self._has_local_loss:
             return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
@@ -162,7 +193,10 @@ class NeutralResiduesTrainerMixin:
             raise UserError(
                 f"rows have no {DOMAIN_LABELS}",
                 allowed=f"{SOURCE} (source) or {TARGET} (target) for each token or row",
-                do="add the column, and for SFTTrainer set dataset_kwargs={'skip_prepare_dataset': True}",
+                do=(
+                    "add the column, and for SFTTrainer set dataset_kwargs={'skip_prepare_dataset':"
+                    " True}"
+                ),
             )
         labels = labels.to(self.args.device)
         try:
@@ -171,12 +205,18 @@ class NeutralResiduesTrainerMixin:
         finally:
             self._term = None
 
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
         inputs = {key: value for key, value in inputs.items() if key != DOMAIN_LABELS}
         return super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
         if self._term is None:
@@ -186,7 +226,8 @@ class NeutralResiduesTrainerMixin:
         return (loss, *result[1:]) if return_outputs else loss
 
     def _scaled(self, term: LocalLossTerm, num_items_in_batch: Any) -> Tensor:
-        """The term such that its gradient, after all the averaging that follows, is that of one big batch."""
+        """The term such that its gradient, after all the averaging that follows, is that of one big
+        batch."""
         mean = term.mean(self._counted)
         self._note_local_loss(mean.detach(), term)
         # Ranks average their gradients, while the divisor already counts the tokens of all of them.
@@ -199,13 +240,16 @@ class NeutralResiduesTrainerMixin:
 
     def _note_local_loss(self, mean: Tensor, term: LocalLossTerm) -> None:
         self._sums.add("local_loss", mean)
-        # Every rank sees every accumulated batch in 1 / (ranks x batches) of its passes: these parts sum to one a step.
+        # Every rank sees every accumulated batch in 1 / (ranks x batches) of its passes: these
+        # parts sum to one a step.
         share = self.current_gradient_accumulation_steps * self.accelerator.num_processes
         self._sums.add("steps", torch.ones_like(mean) / share)
         for domain, name in ((SOURCE, "source"), (TARGET, "target")):
             if domain in term.open_gates:
                 self._sums.add(f"open_{name}", term.open_gates[domain])
-                self._sums.add(f"gates_{name}", (term.domain_labels == domain).sum() * float(term.num_gated))
+                self._sums.add(
+                    f"gates_{name}", (term.domain_labels == domain).sum() * float(term.num_gated)
+                )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if self._has_local_loss and "loss" in logs:

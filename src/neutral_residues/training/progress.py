@@ -1,4 +1,5 @@
-"""What a person sees while a run goes on: a live panel on a terminal, plain lines anywhere else. No torch."""
+"""What a person sees while a run goes on: a live panel on a terminal, plain lines anywhere else. No
+torch."""
 
 import time
 from collections.abc import Mapping
@@ -6,19 +7,29 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 
 class TrainingDisplay:
-    """Progress, loss per corpus, bits per byte of both sides, open gates, tokens per second, time left.
+    """Progress, loss per corpus, bits per byte of both sides, open gates, tokens per second, time
+    left.
 
     Args:
         total_steps: steps of the whole run.
         tokens_per_step: tokens that one optimiser step reads.
     """
 
-    def __init__(self, console: Console, *, title: str, total_steps: int, tokens_per_step: int) -> None:
+    def __init__(
+        self, console: Console, *, title: str, total_steps: int, tokens_per_step: int
+    ) -> None:
         self.console = console
         self.title = title
         self.tokens_per_step = tokens_per_step
@@ -55,29 +66,45 @@ class TrainingDisplay:
         if self.first is None:
             self.first = (now, step)
         elapsed, steps = now - self.first[0], step - self.first[1]
-        rate = f"{steps * self.tokens_per_step / elapsed:,.0f} tokens/s" if steps and elapsed > 0 else ""
+        rate = (
+            f"{steps * self.tokens_per_step / elapsed:,.0f} tokens/s"
+            if steps and elapsed > 0
+            else ""
+        )
         self.progress.update(self.task, completed=step, rate=rate)
         self._refresh()
 
     def logged(self, step: int, logs: Mapping[str, float]) -> None:
         """The trainer logged sums since the last time."""
-        self.losses = {k: v for k, v in logs.items() if k.startswith(("loss_nats/", "open_gates", "local_loss"))}
+        self.losses = {
+            k: v
+            for k, v in logs.items()
+            if k.startswith(("loss_nats/", "open_gates", "local_loss"))
+        }
         if self.live is None:
-            self.console.print(f"{self.title}  step {step:>5}  {self._loss_line()}", highlight=False)
+            self.console.print(
+                f"{self.title}  step {step:>5}  {self._loss_line()}", highlight=False
+            )
         self._refresh()
 
     def measured(self, step: int, sides: Mapping[str, tuple[float, float]]) -> None:
         """Both sides were measured: set name -> (backbone, extended) bits per byte."""
         self.sides = dict(sides)
         if self.live is None:
-            self.console.print(f"{self.title}  step {step:>5}  {self._side_line()}", highlight=False)
+            self.console.print(
+                f"{self.title}  step {step:>5}  {self._side_line()}", highlight=False
+            )
         self._refresh()
 
     def _loss_line(self) -> str:
-        return "  ".join(f"{_label(key)} {_shown(key, value)}" for key, value in self.losses.items())
+        return "  ".join(
+            f"{_label(key)} {_shown(key, value)}" for key, value in self.losses.items()
+        )
 
     def _side_line(self) -> str:
-        return "bits/byte  " + "  ".join(f"{n} {e:.3f} (backbone {b:.3f})" for n, (b, e) in self.sides.items())
+        return "bits/byte  " + "  ".join(
+            f"{n} {e:.3f} (backbone {b:.3f})" for n, (b, e) in self.sides.items()
+        )
 
     def _refresh(self) -> None:
         if self.live is not None:
@@ -99,7 +126,11 @@ class TrainingDisplay:
 
 
 def _label(key: str) -> str:
-    names = {"local_loss": "local loss", "open_gates_source": "open gates source", "open_gates_target": "target"}
+    names = {
+        "local_loss": "local loss",
+        "open_gates_source": "open gates source",
+        "open_gates_target": "target",
+    }
     return names.get(key, key.replace("loss_nats/", "loss "))
 
 

@@ -1,4 +1,5 @@
-"""What a run needs before its first step: texts as tokens, rows in their order, ranks, precision."""
+"""What a run needs before its first step: texts as tokens, rows in their order, ranks,
+precision."""
 
 import os
 from collections.abc import Iterator
@@ -42,27 +43,48 @@ class RunData:
 
 def evaluation_set(stream: TokenStream, use: str) -> EvaluationSet:
     """What a record says of a text that was measured; `use` is "evaluate" or "validate"."""
-    sizes = {"num_bytes": stream.num_bytes, "num_tokens": stream.num_tokens, "num_documents": stream.num_documents}
+    sizes = {
+        "num_bytes": stream.num_bytes,
+        "num_tokens": stream.num_tokens,
+        "num_documents": stream.num_documents,
+    }
     return EvaluationSet.model_validate(
-        {"name": stream.name, "role": stream.role, "use": use, "key": stream.content_hash(), **sizes}
+        {
+            "name": stream.name,
+            "role": stream.role,
+            "use": use,
+            "key": stream.content_hash(),
+            **sizes,
+        }
     )
 
 
 def check_context(config: RunConfig, model_config: PretrainedConfig) -> None:
     """Raise if a row or window is longer than the model can read."""
     longest = context_length(model_config)
-    for key, tokens in (("data.block_tokens", config.data.block_tokens), ("context_tokens", config.context_tokens)):
+    for key, tokens in (
+        ("data.block_tokens", config.data.block_tokens),
+        ("context_tokens", config.context_tokens),
+    ):
         if longest is not None and tokens > longest:
-            raise UserError(f"{key} is longer than the model's context", got=tokens, allowed=f"at most {longest}")
+            raise UserError(
+                f"{key} is longer than the model's context",
+                got=tokens,
+                allowed=f"at most {longest}",
+            )
 
 
-def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, show_progress: bool) -> RunData:
-    """Tokenise what is not in the cache yet; hold out documents of the training text if no evaluation sets are
-    given."""
+def prepare_data(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, show_progress: bool
+) -> RunData:
+    """Tokenise what is not in the cache yet; hold out documents of the training text if no
+    evaluation sets are given."""
     check_not_the_same([*config.data.train, *config.data.evaluate, *config.data.validate_on])
     share = 0.0 if config.data.evaluate else config.data.held_out_share
 
-    def streams(corpora: tuple[Corpus, ...], held_out_share: float) -> list[tuple[TokenStream, TokenStream | None]]:
+    def streams(
+        corpora: tuple[Corpus, ...], held_out_share: float
+    ) -> list[tuple[TokenStream, TokenStream | None]]:
         return [
             tokenise(
                 corpus,
@@ -82,8 +104,11 @@ def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, show_
     return RunData(tuple(stream for stream, _ in train), tuple(evaluate_on), tuple(validate_on))
 
 
-def make_rows(config: RunConfig, data: RunData, tokenizer: PreTrainedTokenizerBase) -> NoisedMixture:
-    """All rows of the run, in their fixed order; noised ones only where a local loss has a use for them."""
+def make_rows(
+    config: RunConfig, data: RunData, tokenizer: PreTrainedTokenizerBase
+) -> NoisedMixture:
+    """All rows of the run, in their fixed order; noised ones only where a local loss has a use for
+    them."""
     training, residues = config.training, config.residues
     has_local_loss = find_method(config.method).has_local_loss and residues.local_loss_weight > 0
     rows = Mixture(

@@ -1,9 +1,10 @@
-"""The one loop for every method: Transformers' Trainer with our order of rows, loss per corpus, and safe checkpoints.
+"""The one loop for every method: Transformers' Trainer with our order of rows, loss per corpus, and
+safe checkpoints.
 
-Promises: rows come in the fixed order of `data.mixing`; the loss of each corpus is reported apart; a loss or
-gradient that is not finite stops the run before the optimiser step; a checkpoint counts only once it is whole; a
-resumed run goes on as if it had never stopped (bit-equal on a CPU). What it does not do: decide anything about data,
-methods or evaluation.
+Promises: rows come in the fixed order of `data.mixing`; the loss of each corpus is reported apart;
+a loss or gradient that is not finite stops the run before the optimiser step; a checkpoint counts
+only once it is whole; a resumed run goes on as if it had never stopped (bit-equal on a CPU). What
+it does not do: decide anything about data, methods or evaluation.
 """
 
 import json
@@ -29,14 +30,17 @@ from neutral_residues.training.mixin import DeviceSums, NeutralResiduesTrainerMi
 
 
 class DomainTrainer(Trainer):
-    """Trainer on rows of `NoisedMixture`: `input_ids`, `corpus_id`, `noised` (a mixin takes `domain_labels` out).
+    """Trainer on rows of `NoisedMixture`: `input_ids`, `corpus_id`, `noised` (a mixin takes
+    `domain_labels` out).
 
     Args:
         corpus_names: the corpora in the order of `corpus_id`.
         keep_checkpoints: how many whole checkpoints stay.
     """
 
-    def __init__(self, *args: Any, corpus_names: Sequence[str], keep_checkpoints: int, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, corpus_names: Sequence[str], keep_checkpoints: int, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.loss_is_scaled_for_ga = True
         self.corpus_names = tuple(corpus_names)
@@ -47,20 +51,28 @@ class DomainTrainer(Trainer):
         self.add_callback(_StopWhenAsked(self))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
-        # The order is decided in the data set; shards of a rank follow from accelerate as for any sampler.
+        # The order is decided in the data set; shards of a rank follow from accelerate as for any
+        # sampler.
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """Nats per token, divided by the tokens that one optimiser step predicts on this rank."""
         input_ids = inputs["input_ids"]
         outputs = model(input_ids=input_ids, use_cache=False)
-        # A noised row has nothing to predict; its place in the divisor stays, so that no row weighs more for it.
+        # A noised row has nothing to predict; its place in the divisor stays, so that no row weighs
+        # more for it.
         counts_B = (~inputs["noised"]).float()
         nats_BT = next_token_nats(outputs.logits, input_ids) * counts_B[:, None]
         self._note_corpora(nats_BT.detach(), inputs["corpus_id"], counts_B)
-        rows_per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        rows_per_step = (
+            self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        )
         loss = nats_BT.sum() / (rows_per_step * nats_BT.shape[1])
         return (loss, outputs) if return_outputs else loss
 
@@ -73,29 +85,40 @@ class DomainTrainer(Trainer):
         self._corpus_sums.add("tokens", rows * nats_BT.shape[1])
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        # The one place between the backward pass and the optimiser step; one wait for the host covers both checks.
+        # The one place between the backward pass and the optimiser step; one wait for the host
+        # covers both checks.
         norm = super()._clip_grad_norm(model)
         step_nats, self._step_nats = self._step_nats, None
         assert step_nats is not None
-        values = torch.cat([step_nats, torch.as_tensor(norm, device=step_nats.device, dtype=torch.float64).view(1)])
+        values = torch.cat(
+            [step_nats, torch.as_tensor(norm, device=step_nats.device, dtype=torch.float64).view(1)]
+        )
         if not bool(torch.isfinite(values).all()):
             self._raise_not_finite(step_nats)
         return norm
 
     def _raise_not_finite(self, step_nats: Tensor) -> None:
-        bad = [n for n, finite in zip(self.corpus_names, torch.isfinite(step_nats).tolist(), strict=True) if not finite]
+        bad = [
+            n
+            for n, finite in zip(self.corpus_names, torch.isfinite(step_nats).tolist(), strict=True)
+            if not finite
+        ]
         where = f"the loss on {', '.join(bad)}" if bad else "the gradient (the losses are finite)"
         raise UserError(
-            f"step {self.state.global_step + 1}: {where} is not finite; stopped before the optimiser step",
+            f"step {self.state.global_step + 1}: {where} is not finite; stopped before the"
+            " optimiser step",
             do="lower training.learning_rate or look at that text; the last checkpoint is whole",
         )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
             sums = self._corpus_sums.flush(self.accelerator)
-            # Trainer's own mean starts anew when a run resumes between two lines of the log; ours does not.
+            # Trainer's own mean starts anew when a run resumes between two lines of the log; ours
+            # does not.
             logs["loss"] = sum(sums["nats"]) / sum(sums["tokens"])
-            for name, nats, tokens in zip(self.corpus_names, sums["nats"], sums["tokens"], strict=True):
+            for name, nats, tokens in zip(
+                self.corpus_names, sums["nats"], sums["tokens"], strict=True
+            ):
                 if tokens:
                     logs[f"loss_nats/{name}"] = nats / tokens
         super().log(logs, *args, **kwargs)
@@ -111,7 +134,9 @@ class DomainTrainer(Trainer):
                     shutil.rmtree(old)
 
     def _all_sums(self) -> dict[str, DeviceSums]:
-        return {name: value for name, value in self.__dict__.items() if isinstance(value, DeviceSums)}
+        return {
+            name: value for name, value in self.__dict__.items() if isinstance(value, DeviceSums)
+        }
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
@@ -122,7 +147,8 @@ class DomainTrainer(Trainer):
 
 
 class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
-    """The loop with the local loss; for methods without one its weight is 0 and the mixin does nothing."""
+    """The loop with the local loss; for methods without one its weight is 0 and the mixin does
+    nothing."""
 
 
 class _StopWhenAsked(TrainerCallback):
@@ -143,7 +169,9 @@ class _StopWhenAsked(TrainerCallback):
         return control
 
 
-def training_arguments(config: RunConfig, *, output_dir: Path, learning_rate: float, bf16: bool) -> TrainingArguments:
+def training_arguments(
+    config: RunConfig, *, output_dir: Path, learning_rate: float, bf16: bool
+) -> TrainingArguments:
     """The run's settings in Trainer's words."""
     training = config.training
     try:
@@ -163,7 +191,9 @@ def training_arguments(config: RunConfig, *, output_dir: Path, learning_rate: fl
             bf16=bf16,
             torch_compile=training.compile,
             activation_checkpointing=training.gradient_checkpointing,
-            activation_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
+            activation_checkpointing_kwargs=(
+                {"use_reentrant": False} if training.gradient_checkpointing else None
+            ),
             logging_steps=training.log_every,
             logging_first_step=True,
             logging_nan_inf_filter=False,
@@ -187,11 +217,18 @@ def check_trackers(config: RunConfig) -> None:
         for callback in get_reporting_integration_callbacks(list(config.training.report_to)):
             callback()
     except (ImportError, RuntimeError, ValueError) as error:
-        raise UserError("training.report_to", got=first_line(error), do="install it, or remove it") from error
+        raise UserError(
+            "training.report_to", got=first_line(error), do="install it, or remove it"
+        ) from error
 
 
 def make_trainer(
-    config: RunConfig, model: nn.Module, rows: NoisedMixture, *, args: TrainingArguments, corpus_names: Sequence[str]
+    config: RunConfig,
+    model: nn.Module,
+    rows: NoisedMixture,
+    *,
+    args: TrainingArguments,
+    corpus_names: Sequence[str],
 ) -> ExtensionTrainer:
     """The trainer of a run; `local_loss_weight` counts only for a method that has one."""
     trainer = ExtensionTrainer(
@@ -202,7 +239,9 @@ def make_trainer(
         keep_checkpoints=config.training.keep_checkpoints,
         local_loss=config.residues.local_loss,
         gate_learning_rate_factor=config.residues.gate_learning_rate_factor,
-        local_loss_weight=config.residues.local_loss_weight if find_method(config.method).has_local_loss else 0.0,
+        local_loss_weight=(
+            config.residues.local_loss_weight if find_method(config.method).has_local_loss else 0.0
+        ),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -1,10 +1,11 @@
-"""Where the blocks of a pretrained decoder are, feed-forward or attention, found from its structure, not its name.
+"""Where the blocks of a pretrained decoder are, feed-forward or attention, found from its
+structure, not its name.
 
 Also what else the host model tells us: its width, depth, vocabulary and activation.
 
-Promise: every module named here takes the hidden states as its first argument and returns them in the same width. A
-model in which no such module is found is refused with the children that were seen. The vision or audio part of a
-multimodal model is left alone: only the decoder is searched.
+Promise: every module named here takes the hidden states as its first argument and returns them in
+the same width. A model in which no such module is found is refused with the children that were
+seen. The vision or audio part of a multimodal model is left alone: only the decoder is searched.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +21,8 @@ from neutral_residues.errors import UserError, nearest
 Place = Literal["ffn", "attention"]
 
 FFN_NAMES = ("mlp", "feed_forward", "ffn", "mlp_block", "block_sparse_moe", "shared_mlp")
-# Where a sparse and a shared block stand side by side, both read the same input and are summed: one place serves both.
+# Where a sparse and a shared block stand side by side, both read the same input and are summed: one
+# place serves both.
 PREFERRED_OF_TWO = "shared_mlp"
 
 ATTENTION_NAMES = ("self_attn", "self_attention", "attention", "attn", "linear_attn")
@@ -46,7 +48,9 @@ def find_layers(model: nn.Module) -> dict[str, nn.Module]:
     """
     get_decoder: Callable[[], nn.Module | None] | None = getattr(model, "get_decoder", None)
     decoder = (get_decoder() if get_decoder else None) or model
-    prefix = next((f"{name}." for name, module in model.named_modules() if module is decoder and name), "")
+    prefix = next(
+        (f"{name}." for name, module in model.named_modules() if module is decoder and name), ""
+    )
     layers = _decoder_layers(decoder)
     if not layers:
         raise UserError(
@@ -58,7 +62,8 @@ def find_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def find_blocks(model: nn.Module, place: Place) -> dict[str, nn.Module]:
-    """The feed-forward or the attention module of every layer of the decoder: full name -> module, in layer order.
+    """The feed-forward or the attention module of every layer of the decoder: full name -> module,
+    in layer order.
 
     Raises:
         UserError: naming the children of the first layer that has none.
@@ -79,7 +84,9 @@ def find_blocks(model: nn.Module, place: Place) -> dict[str, nn.Module]:
 
 
 def _decoder_layers(decoder: nn.Module) -> dict[str, nn.Module]:
-    layers = {n: m for n, m in decoder.named_modules() if n and isinstance(m, GradientCheckpointingLayer)}
+    layers = {
+        n: m for n, m in decoder.named_modules() if n and isinstance(m, GradientCheckpointingLayer)
+    }
     if layers:
         return layers
     lists = {n: m for n, m in decoder.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
@@ -111,35 +118,52 @@ def chosen_layers(ffns: list[str], layers: list[int] | int | None) -> list[str]:
     numbers = [layers] if isinstance(layers, int) else list(layers)
     wrong = [n for n in numbers if not 0 <= n < len(ffns)]
     if wrong or not numbers:
-        raise UserError("layers_to_transform", got=numbers, allowed=f"numbers from 0 to {len(ffns) - 1}")
+        raise UserError(
+            "layers_to_transform", got=numbers, allowed=f"numbers from 0 to {len(ffns) - 1}"
+        )
     return [ffns[n] for n in numbers]
 
 
 def check_targets(targets: dict[str, nn.Module], *, width_in: int) -> None:
-    """Raise a UserError unless these modules, by full name, can each have a residue of width `width_in` beside it."""
+    """Raise a UserError unless these modules, by full name, can each have a residue of width
+    `width_in` beside it."""
     do = "leave target_modules out to have them found, or name the feed-forward modules"
     if not targets:
         raise UserError("target_modules match no module", do=do)
     for name, module in targets.items():
         outer = next((other for other in targets if name.startswith(f"{other}.")), None)
         if outer is not None:
-            raise UserError("target_modules match a module inside another", got=f"{name} inside {outer}", do=do)
-        if isinstance(module, nn.Linear) and (module.in_features, module.out_features) != (width_in, width_in):
-            raise UserError(f"target_modules match {name}, which does not map width {width_in} to itself", do=do)
+            raise UserError(
+                "target_modules match a module inside another", got=f"{name} inside {outer}", do=do
+            )
+        if isinstance(module, nn.Linear) and (module.in_features, module.out_features) != (
+            width_in,
+            width_in,
+        ):
+            raise UserError(
+                f"target_modules match {name}, which does not map width {width_in} to itself", do=do
+            )
 
 
 def text_config(model: nn.Module) -> PretrainedConfig:
     """The config of the language part of `model`."""
     config = getattr(model, "config", None)
     if not isinstance(config, PretrainedConfig):
-        raise UserError("model", got=type(model).__name__, allowed="a Transformers model (with a PretrainedConfig)")
+        raise UserError(
+            "model",
+            got=type(model).__name__,
+            allowed="a Transformers model (with a PretrainedConfig)",
+        )
     return config.get_text_config(decoder=True)
 
 
 def describe_backbone(model: nn.Module) -> dict[str, int]:
-    """Width, depth and vocabulary: what a saved extension must find again in the backbone it is loaded on."""
+    """Width, depth and vocabulary: what a saved extension must find again in the backbone it is
+    loaded on."""
     config = text_config(model)
-    return {key: int(getattr(config, key)) for key in ("hidden_size", "num_hidden_layers", "vocab_size")}
+    return {
+        key: int(getattr(config, key)) for key in ("hidden_size", "num_hidden_layers", "vocab_size")
+    }
 
 
 def check_same_backbone(saved: dict[str, int], backbone: dict[str, int]) -> None:
@@ -155,7 +179,8 @@ def check_same_backbone(saved: dict[str, int], backbone: dict[str, int]) -> None
 
 
 def count_backbone_weights(model: nn.Module, *, added: str) -> int:
-    """Weights of the backbone, embeddings counted, those below a module whose name begins with `added` not."""
+    """Weights of the backbone, embeddings counted, those below a module whose name begins with
+    `added` not."""
     counted = 0
     for name, parameter in model.named_parameters():
         if f".{added}" in name or "modules_to_save." in name:
@@ -173,7 +198,8 @@ def num_weights_in(parameter: nn.Parameter) -> int:
 def backbone_activation(model_config: Mapping[str, object]) -> str:
     """The name, as in Transformers' ACT2FN, of the backbone's own FFN activation.
 
-    "silu" where the config names none, or one with weights of its own (Apertus' xIELU): `activation_module` refuses it.
+    "silu" where the config names none, or one with weights of its own (Apertus' xIELU):
+    `activation_module` refuses it.
     """
     for key in ACTIVATION_KEYS:
         name = model_config.get(key)
@@ -186,12 +212,15 @@ def activation_module(name: str) -> nn.Module:
     """The activation of that name, as Transformers knows it.
 
     Raises:
-        UserError: if the name is unknown, or the activation has weights, which would be neither trained nor saved.
+        UserError: if the name is unknown, or the activation has weights, which would be neither
+            trained nor saved.
     """
     module: nn.Module | None = ACT2FN[name] if isinstance(name, str) and name in ACT2FN else None
     if module is None or not _has_no_weights(module):
         known = nearest(str(name), ACT2FN)
-        raise UserError("activation", got=name, allowed="one of Transformers', without weights", do=known)
+        raise UserError(
+            "activation", got=name, allowed="one of Transformers', without weights", do=known
+        )
     return module
 
 

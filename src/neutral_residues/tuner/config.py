@@ -8,11 +8,19 @@ from peft import PeftConfig
 
 from neutral_residues.errors import UserError
 from neutral_residues.tuner.blocks import BLOCK_NAMES, Place, activation_module, chosen_layers
-from neutral_residues.tuner.neutral import BLOCK_GATES, GATE_STARTS, INITS, BlockGate, GateStart, Init
+from neutral_residues.tuner.neutral import (
+    BLOCK_GATES,
+    GATE_STARTS,
+    INITS,
+    BlockGate,
+    GateStart,
+    Init,
+)
 
 
 class NeutralResiduesPeftType(str, enum.Enum):  # noqa: UP042 - PEFT looks types up by the hash of a str enum
-    """PEFT's enum of types is closed; one of our own with name == value is found in its dictionaries all the same."""
+    """PEFT's enum of types is closed; one of our own with name == value is found in its
+    dictionaries all the same."""
 
     NEUTRAL_RESIDUES = "NEUTRAL_RESIDUES"
 
@@ -34,17 +42,18 @@ class NeutralResiduesConfig(PeftConfig):
         gate_start: "open" (w = 0, b = 1: every token starts with g = 1), "random" (no b), or
             "half" (w = 0, no b: g = 1/2), which only a sigmoid gate can.
         placement: "ffn" (the paper) or "attention": the block that the adapter runs parallel to.
-        first_layer: the first layer that gets an adapter. None means 1 for a gated adapter in a model of four layers
-            or more, because the first layer sees a token before its context has told what it is, and leaves its gate
-            open; else 0.
+        first_layer: the first layer that gets an adapter. None means 1 for a gated adapter in a
+            model of four layers or more, because the first layer sees a token before its context
+            has told what it is, and leaves its gate open; else 0.
         target_modules: names of the feed-forward modules; None finds them.
         exclude_modules: names to leave out.
-        layers_to_transform: numbers of the layers that get an adapter; None means all from `first_layer` on.
+        layers_to_transform: numbers of the layers that get an adapter; None means all from
+            `first_layer` on.
         layers_pattern: name of the list that holds the layers, where PEFT cannot tell.
         modules_to_save: other modules to train in full and save, for example ["lm_head"].
 
-    Filled in when the extension is attached, saved, and checked when it is loaded: `num_new_weights`,
-    `num_backbone_weights`, `backbone` (width, depth and vocabulary).
+    Filled in when the extension is attached, saved, and checked when it is loaded:
+    `num_new_weights`, `num_backbone_weights`, `backbone` (width, depth and vocabulary).
     """
 
     budget: float = 0.20
@@ -67,7 +76,8 @@ class NeutralResiduesConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE
-        # Not a field, so never saved. Only a config that was attached once knows this number: its weights are on disk.
+        # Not a field, so never saved. Only a config that was attached once knows this number: its
+        # weights are on disk.
         self.from_checkpoint = self.num_new_weights is not None
         if self.block_gate not in BLOCK_GATES:
             raise UserError("block_gate", got=self.block_gate, allowed=", ".join(BLOCK_GATES))
@@ -85,7 +95,11 @@ class NeutralResiduesConfig(PeftConfig):
             raise UserError("placement", got=self.placement, allowed=", ".join(BLOCK_NAMES))
         if self.width is not None and (type(self.width) is not int or self.width < 1):
             raise UserError("width", got=self.width, allowed="a whole number, 1 or more")
-        if isinstance(self.budget, bool) or not isinstance(self.budget, int | float) or not 0 < self.budget < math.inf:
+        if (
+            isinstance(self.budget, bool)
+            or not isinstance(self.budget, int | float)
+            or not 0 < self.budget < math.inf
+        ):
             raise UserError("budget", got=self.budget, allowed="a share above 0, for example 0.20")
         if self.activation is not None:
             activation_module(self.activation)
@@ -99,15 +113,21 @@ class NeutralResiduesConfig(PeftConfig):
                 do="put the layer numbers into the expression, or give target_modules as a list",
             )
         if self.layers_pattern is not None and self.layers_to_transform is None:
-            raise UserError("layers_pattern has no effect without layers_to_transform", do="set both, or neither")
+            raise UserError(
+                "layers_pattern has no effect without layers_to_transform",
+                do="set both, or neither",
+            )
 
         if self.placement != "ffn" and self.target_modules is not None and not self.from_checkpoint:
             raise UserError("placement has no effect beside target_modules", do="set one of them")
         if self.first_layer is not None and self.layers_to_transform is not None:
-            raise UserError("first_layer has no effect beside layers_to_transform", do="set one of them")
+            raise UserError(
+                "first_layer has no effect beside layers_to_transform", do="set one of them"
+            )
 
     def choose_layers(self, blocks: list[str]) -> list[str]:
-        """Of the modules beside which an adapter can run, one for each layer, those that get one."""
+        """Of the modules beside which an adapter can run, one for each layer, those that get
+        one."""
         if self.layers_to_transform is not None:
             return chosen_layers(blocks, self.layers_to_transform)
         if self.first_layer is None:

@@ -1,16 +1,18 @@
-"""An extended feed-forward block as one wider gated unit, for running: as many large matrix products as the backbone's.
+"""An extended feed-forward block as one wider gated unit, for running: as many large matrix
+products as the backbone's.
 
-    FFN(x) + sum_n g_n A_n(x) = [W_down W_o1 .. W_on] . [ act(W_gate x) * (W_up x) ; g_1 b_1 ; .. ; g_n b_n ]
-    b_n = act_n(W_g x) * (W_i x)
+    FFN(x) + sum_n g_n A_n(x) = [W_down W_o1 .. W_on] . [ act(W_gate x) * (W_up x) ; g_1 b_1 ; .. ;
+    g_n b_n ] b_n = act_n(W_g x) * (W_i x)
 
-`fuse(model)` folds the active residues of every block that is a plain gated unit (`glu.py`). The rows of the first
-product are ordered so that what every token needs comes first: [W_gate; W_up; w_1; ..; w_n], then each adapter's
-[W_g; W_i]. On a CPU, where the host may look at the gates, an adapter whose gates are all 0 is therefore not read, and
-tokens are gathered as in `layer.py`; on a GPU, and compiled, everything is computed in two products without waiting.
+`fuse(model)` folds the active residues of every block that is a plain gated unit (`glu.py`). The
+rows of the first product are ordered so that what every token needs comes first: [W_gate; W_up;
+w_1; ..; w_n], then each adapter's [W_g; W_i]. On a CPU, where the host may look at the gates, an
+adapter whose gates are all 0 is therefore not read, and tokens are gathered as in `layer.py`; on a
+GPU, and compiled, everything is computed in two products without waiting.
 
-Promises: outputs equal the plain path's up to rounding (new weights are cast to the backbone's dtype); memory at no
-time exceeds the model's own by more than one block; each row of a batch may still ask for its own adapter
-(`per_request`). To train or save a fused model is an error.
+Promises: outputs equal the plain path's up to rounding (new weights are cast to the backbone's
+dtype); memory at no time exceeds the model's own by more than one block; each row of a batch may
+still ask for its own adapter (`per_request`). To train or save a fused model is an error.
 
 Suffixes: N tokens of a pass, D width of the model, F of the FFN, R of an adapter, E = F and all R.
 """
@@ -45,7 +47,8 @@ class _Place(NamedTuple):
 
 
 class FusedBlock(nn.Module, AnswersRequests):
-    """A feed-forward block with residues folded in; made from copies, so the originals can be dropped.
+    """A feed-forward block with residues folded in; made from copies, so the originals can be
+    dropped.
 
     Attributes:
         wide_in: (2F + gates + 2 sum R, D).
@@ -69,7 +72,9 @@ class FusedBlock(nn.Module, AnswersRequests):
         self.places = _places(adapters, width=self.width, num_shared=self.num_shared)
         like = glu.gate.weight
         self._hold("wide_in", _stacked([glu.gate, glu.up, *gates, *inner], like, dim=0))
-        self._hold("wide_out", _stacked([glu.down, *(adapter.w_o for adapter in adapters)], like, dim=1))
+        self._hold(
+            "wide_out", _stacked([glu.down, *(adapter.w_o for adapter in adapters)], like, dim=1)
+        )
         self._hold("bias_in", _biases([glu.gate, glu.up, *gates], like))
         self._hold("bias_out", _biases([glu.down], like))
         self.eval()
@@ -84,7 +89,9 @@ class FusedBlock(nn.Module, AnswersRequests):
             UserError: if asked to train.
         """
         if self.training and torch.is_grad_enabled():
-            raise UserError("a fused model cannot train", do="train the extension itself, and fuse it again")
+            raise UserError(
+                "a fused model cannot train", do="train the extension itself, and fuse it again"
+            )
         x_ND = hidden_states.flatten(0, -2)
         in_parts = self.requests is not None or (x_ND.is_cpu and not torch.compiler.is_compiling())
         out_ND = self._in_parts(hidden_states, x_ND) if in_parts else self._at_once(x_ND)
@@ -101,7 +108,9 @@ class FusedBlock(nn.Module, AnswersRequests):
         )
         if self.bias_in is not None:
             shared = shared + self.bias_in
-        gate, up, logits = shared.split([self.width, self.width, self.num_shared - 2 * self.width], dim=1)
+        gate, up, logits = shared.split(
+            [self.width, self.width, self.num_shared - 2 * self.width], dim=1
+        )
         parts = [self.activation(gate) * up]
         for both, place in zip(inner, self.places, strict=True):
             gate, up = both.chunk(2, dim=1)
@@ -111,22 +120,30 @@ class FusedBlock(nn.Module, AnswersRequests):
     def _in_parts(self, hidden_states: Tensor, x_ND: Tensor) -> Tensor:
         """What every token needs, then each adapter for the tokens that it is wanted and open for.
 
-        Each product by itself: the halves of a wide one lie strided in memory, and a CPU pays for that at every step.
+        Each product by itself: the halves of a wide one lie strided in memory, and a CPU pays for
+        that at every step.
         """
         width, end = self.width, self.num_shared
-        gate, up, logits = (self._inner(x_ND, a, b) for a, b in ((0, width), (width, 2 * width), (2 * width, end)))
+        gate, up, logits = (
+            self._inner(x_ND, a, b) for a, b in ((0, width), (width, 2 * width), (2 * width, end))
+        )
         out_ND = F.linear(self.activation(gate) * up, self.wide_out[:, :width], self.bias_out)
         for place in self.places:
             tokens_N = self._tokens(hidden_states, logits, place)
             if tokens_N is None:
                 out_ND = out_ND + self._delta(x_ND, logits, place)
             elif len(tokens_N):
-                out_ND = out_ND.index_add(0, tokens_N, self._delta(x_ND[tokens_N], logits[tokens_N], place))
+                out_ND = out_ND.index_add(
+                    0, tokens_N, self._delta(x_ND[tokens_N], logits[tokens_N], place)
+                )
         return out_ND
 
     def _inner(self, x_ND: Tensor, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` of the first product; only those that every token needs have a bias."""
-        bias = None if self.bias_in is None or start >= self.num_shared else self.bias_in[start:stop]
+        """Rows `start` to `stop` of the first product; only those that every token needs have a
+        bias."""
+        bias = (
+            None if self.bias_in is None or start >= self.num_shared else self.bias_in[start:stop]
+        )
         return F.linear(x_ND, self.wide_in[start:stop], bias)
 
     def _delta(self, x_ND: Tensor, logits: Tensor, place: _Place) -> Tensor:
@@ -177,35 +194,46 @@ def _places(adapters: Sequence[Adapter], *, width: int, num_shared: int) -> list
 
 
 def _stacked(linears: Sequence[nn.Linear], like: Tensor, *, dim: int) -> Tensor:
-    return torch.cat([linear.weight.detach().to(like.device, like.dtype) for linear in linears], dim=dim)
+    return torch.cat(
+        [linear.weight.detach().to(like.device, like.dtype) for linear in linears], dim=dim
+    )
 
 
 def _biases(linears: Sequence[nn.Linear], like: Tensor) -> Tensor | None:
     if all(linear.bias is None for linear in linears):
         return None
     zeros = [like.new_zeros(linear.out_features) for linear in linears]
-    given = [z if m.bias is None else m.bias.detach().to(z) for z, m in zip(zeros, linears, strict=True)]
+    given = [
+        z if m.bias is None else m.bias.detach().to(z) for z, m in zip(zeros, linears, strict=True)
+    ]
     return torch.cat(given)
 
 
 @torch.no_grad()
 def fuse(model: nn.Module) -> nn.Module:
-    """Fold the active residues into wider feed-forward blocks, in place, and return the model without PEFT's wrapper.
+    """Fold the active residues into wider feed-forward blocks, in place, and return the model
+    without PEFT's wrapper.
 
     Residues beside other blocks (sparse, not gated, quantised) stay as they are.
 
     Raises:
-        UserError: if there is nothing to fold: no enabled residues, or no block that is a plain gated unit.
+        UserError: if there is nothing to fold: no enabled residues, or no block that is a plain
+            gated unit.
     """
     names = [name for name, layer in residue_layers(model).items() if layer.wanted()]
     if not names:
-        raise UserError("the model has no enabled neutral residues to fuse", do="load an extension, and enable it")
+        raise UserError(
+            "the model has no enabled neutral residues to fuse",
+            do="load an extension, and enable it",
+        )
     if sum(_fold(model, name) for name in names) == 0:
         block = type(model.get_submodule(names[0]).base_layer).__name__
         raise UserError(
             "no feed-forward block of this backbone can be fused",
             got=block,
-            allowed="down(act(gate(x)) * up(x)), as in Llama, Mistral, Qwen or Gemma, not quantised",
+            allowed=(
+                "down(act(gate(x)) * up(x)), as in Llama, Mistral, Qwen or Gemma, not quantised"
+            ),
             do="run it unfused",
         )
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -221,9 +249,15 @@ def _fold(model: nn.Module, name: str) -> bool:
     if glu is None:
         return False
     parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, FusedBlock(glu, [layer.adapter(n) for n in layer.wanted()]))
+    setattr(
+        model.get_submodule(parent),
+        child,
+        FusedBlock(glu, [layer.adapter(n) for n in layer.wanted()]),
+    )
     return True
 
 
 def _refuse_to_save(*args: Any, **kwargs: Any) -> NoReturn:
-    raise UserError("a fused model cannot be saved", do="save the extension itself, or use neutral export")
+    raise UserError(
+        "a fused model cannot be saved", do="save the extension itself, or use neutral export"
+    )

@@ -1,14 +1,17 @@
-"""Which feed-forward blocks are plain gated linear units, and how a frozen one trains with less memory.
+"""Which feed-forward blocks are plain gated linear units, and how a frozen one trains with less
+memory.
 
     FFN(x)            = W_down ( act(W_gate x) * (W_up x) )
     FFN(x) + g A(x)   = [W_down W_o] . [ act(W_gate x) * (W_up x) ;  g * act(W_g x) * (W_i x) ]
 
-Promise: `plain_glu` says yes only to a block that was seen to compute exactly this on two tokens. It looks at children
-and their names first; quantised, biased in an unknown way, sparse or otherwise different blocks are None, never an
-error. On the meta device there is nothing to compute with, and the structure alone decides.
+Promise: `plain_glu` says yes only to a block that was seen to compute exactly this on two tokens.
+It looks at children and their names first; quantised, biased in an unknown way, sparse or otherwise
+different blocks are None, never an error. On the meta device there is nothing to compute with, and
+the structure alone decides.
 
-`frozen_glu` is the same block for training around frozen weights. Autograd keeps three activations of the FFN's width
-for its backward pass; two are enough, because no weight wants the third, and the product is cheap to make again.
+`frozen_glu` is the same block for training around frozen weights. Autograd keeps three activations
+of the FFN's width for its backward pass; two are enough, because no weight wants the third, and the
+product is cheap to make again.
 """
 
 from dataclasses import dataclass
@@ -64,35 +67,53 @@ def _computes(block: nn.Module, glu: Glu) -> bool:
         return True
     width_in = glu.gate.in_features
     # Not drawn at random: whoever asks must find the random state as it was.
-    x = torch.arange(2 * width_in, device=weight.device, dtype=torch.float32).sin().view(1, 2, width_in)
+    x = (
+        torch.arange(2 * width_in, device=weight.device, dtype=torch.float32)
+        .sin()
+        .view(1, 2, width_in)
+    )
     x = x.to(weight.dtype)
     found = block(x)
     return isinstance(found, Tensor) and torch.equal(found, glu(x))
 
 
 def can_train_frozen(block: nn.Module, glu: Glu, x: Tensor) -> bool:
-    """Whether `frozen_glu` may stand for `block` in this pass: gradients flow through it, to none of its weights.
+    """Whether `frozen_glu` may stand for `block` in this pass: gradients flow through it, to none
+    of its weights.
 
-    Not where somebody listens to the block or its parts (hooks, offloading), which would then miss the call.
+    Not where somebody listens to the block or its parts (hooks, offloading), which would then miss
+    the call.
     """
     if not (torch.is_grad_enabled() and x.requires_grad):
         return False
     projections = (glu.gate, glu.up, glu.down)
     if projections != tuple(getattr(block, name, None) for name in PROJECTION_NAMES):
         return False  # replaced since
-    if any(parameter.requires_grad or parameter.is_meta for p in projections for parameter in p.parameters()):
+    if any(
+        parameter.requires_grad or parameter.is_meta
+        for p in projections
+        for parameter in p.parameters()
+    ):
         return False
     same_dtype = x.dtype == glu.gate.weight.dtype or torch.is_autocast_enabled(x.device.type)
-    return same_dtype and not any(_is_watched(module) for module in (block, glu.activation, *projections))
+    return same_dtype and not any(
+        _is_watched(module) for module in (block, glu.activation, *projections)
+    )
 
 
 def _is_watched(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
     return any(hooks) or "forward" in vars(module)
 
 
 def frozen_glu(glu: Glu, x: Tensor) -> Tensor:
-    """(..., D) -> (..., D), as the block computes it, also under autocast; only x gets a gradient."""
+    """(..., D) -> (..., D), as the block computes it, also under autocast; only x gets a
+    gradient."""
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     weights = [p.weight.to(dtype) for p in (glu.gate, glu.up, glu.down)]

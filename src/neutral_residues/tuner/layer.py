@@ -1,15 +1,20 @@
-"""One block of the backbone with its residues beside it: what a forward pass computes, and for which tokens.
+"""One block of the backbone with its residues beside it: what a forward pass computes, and for
+which tokens.
 
     output = base_layer(x) + sum over active adapters of g(x) * A(x)
 
-The plain path computes every adapter for every token; it is what trains, what is watched (`Tap`) and what compiles.
-Two things make it shorter when nothing is trained or watched, with the same result:
+The plain path computes every adapter for every token; it is what trains, what is watched (`Tap`)
+and what compiles. Two things make it shorter when nothing is trained or watched, with the same
+result:
 
-- *requests*: with `adapter_names` (PEFT's argument) each row of a batch names the one adapter it wants, or none;
-- *skipping*: where the ReLU gate is 0 nothing is added, so those tokens are left out (`open_tokens.py`). To know which,
-  the host must see the gates; on a GPU that would make it wait in every layer, so there all tokens are computed.
+- *requests*: with `adapter_names` (PEFT's argument) each row of a batch names the one adapter it
+  wants, or none;
+- *skipping*: where the ReLU gate is 0 nothing is added, so those tokens are left out
+  (`open_tokens.py`). To know which, the host must see the gates; on a GPU that would make it wait
+  in every layer, so there all tokens are computed.
 
-No maths here: `neutral.py` holds it. No loss either: while a `Tap` is set on the layers, they report to it.
+No maths here: `neutral.py` holds it. No loss either: while a `Tap` is set on the layers, they
+report to it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,13 +48,15 @@ class Adapter(NamedTuple):
 
 
 class Tap(Protocol):
-    """Somebody who wants to see every residue while the model runs (the local loss, the evaluation)."""
+    """Somebody who wants to see every residue while the model runs (the local loss, the
+    evaluation)."""
 
     def see(self, layer: "NeutralResiduesLayer", residue: Residue) -> None: ...
 
 
 class NeutralResiduesLayer(nn.Module, BaseTunerLayer, AnswersRequests):
-    """A block of the backbone with residues beside it, one for each named adapter; active ones are summed."""
+    """A block of the backbone with residues beside it, one for each named adapter; active ones are
+    summed."""
 
     adapter_layer_names = ROLES
     other_param_names = ("width", "block_gate", "activations", "loaded")
@@ -70,18 +77,19 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, AnswersRequests):
         self._glu: Glu | None = None
         self._looked = False
 
-    def add(self, name: str, config: NeutralResiduesConfig, *, width_in: int, num_layers: int) -> None:
-        """A new residue of that name on the base layer's device: fresh, or NaN where a checkpoint is about to fill it.
+    def add(
+        self, name: str, config: NeutralResiduesConfig, *, width_in: int, num_layers: int
+    ) -> None:
+        """A new residue of that name on the base layer's device: fresh, or NaN where a checkpoint
+        is about to fill it.
 
-        Transformers' own loading only reports the tensors that a checkpoint lacks; `_check_loaded` finds the NaN.
+        Transformers' own loading only reports the tensors that a checkpoint lacks; `_check_loaded`
+        finds the NaN.
         """
         assert config.width is not None
         assert config.activation is not None
         w_g, w_i, w_o, w = new_projections(
-            width_in=width_in,
-            width=config.width,
-            gated=config.gated,
-            gate_start=config.gate_start,
+            width_in=width_in, width=config.width, gated=config.gated, gate_start=config.gate_start
         )
         if config.from_checkpoint:
             _fill_with_nan(w_g, w_i, w_o, w)
@@ -95,7 +103,11 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, AnswersRequests):
                 init=config.init,
                 gate_start=config.gate_start,
             )
-        getattr(self, GATE)[name], getattr(self, UP)[name], getattr(self, DOWN)[name] = w_g, w_i, w_o
+        getattr(self, GATE)[name], getattr(self, UP)[name], getattr(self, DOWN)[name] = (
+            w_g,
+            w_i,
+            w_o,
+        )
         if w is not None:
             getattr(self, BLOCK)[name] = w
         self.width[name], self.block_gate[name] = config.width, config.block_gate
@@ -105,7 +117,8 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, AnswersRequests):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        # The base layer first: Mixtral's jitter writes into its input, which autograd forbids once we have read it.
+        # The base layer first: Mixtral's jitter writes into its input, which autograd forbids once
+        # we have read it.
         output = self._base(hidden_states, *args, **kwargs)
         extended, *rest = output if isinstance(output, tuple) else (output,)
         for name in self.wanted():
@@ -115,12 +128,20 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, AnswersRequests):
         return (extended, *rest) if isinstance(output, tuple) else extended
 
     def _base(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """What the backbone's own block returns; a frozen gated unit keeps less of it for the backward pass."""
+        """What the backbone's own block returns; a frozen gated unit keeps less of it for the
+        backward pass."""
         # A compiler decides by itself what to keep.
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not args and not kwargs:
+        if (
+            torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and not args
+            and not kwargs
+        ):
             if not self._looked:
                 self._glu, self._looked = plain_glu(self.base_layer), True
-            if self._glu is not None and can_train_frozen(self.base_layer, self._glu, hidden_states):
+            if self._glu is not None and can_train_frozen(
+                self.base_layer, self._glu, hidden_states
+            ):
                 return frozen_glu(self._glu, hidden_states)
         return self.base_layer(hidden_states, *args, **kwargs)
 
@@ -180,7 +201,10 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, AnswersRequests):
         tokens_N = None
         if self.requests is not None:
             if self.tap is not None:
-                raise UserError("adapter_names cannot be used while residues are watched", do="leave the other block")
+                raise UserError(
+                    "adapter_names cannot be used while residues are watched",
+                    do="leave the other block",
+                )
             tokens_N = self.requests.tokens(name, hidden_states)
         if not self._may_skip(hidden_states, name) or (tokens_N is not None and not len(tokens_N)):
             return tokens_N
@@ -193,13 +217,19 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, AnswersRequests):
         return unwatched and can_skip(self.block_gate[name], hidden_states)
 
     def _check_loaded(self, name: str) -> None:
-        """Once for each adapter that was made for a checkpoint: raise unless all its weights have come."""
+        """Once for each adapter that was made for a checkpoint: raise unless all its weights have
+        come."""
         for key, parameter in self.adapter_parameters(name):
-            # Weights that are offloaded to disk are on the meta device here; only their own module's hook fetches them.
+            # Weights that are offloaded to disk are on the meta device here; only their own
+            # module's hook fetches them.
             if not parameter.is_meta and not parameter.isfinite().all():
                 raise UserError(
-                    f"adapter tensors were never loaded, or hold NaN: {key} beside {type(self.base_layer).__name__}",
-                    do="save the extension again; for fresh weights, dataclasses.replace(config, num_new_weights=None)",
+                    f"adapter tensors were never loaded, or hold NaN: {key} beside"
+                    f" {type(self.base_layer).__name__}",
+                    do=(
+                        "save the extension again; for fresh weights, dataclasses.replace(config,"
+                        " num_new_weights=None)"
+                    ),
                 )
         self.loaded[name] = True
 
@@ -216,14 +246,17 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, AnswersRequests):
     def unmerge(self) -> None:
         """Nothing is ever merged."""
 
-    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
+    def _get_base_layer_device_and_dtype(
+        self, base_layer: nn.Module
+    ) -> tuple[torch.device | None, torch.dtype | None]:
         parameter = next(base_layer.parameters(), None)
         if parameter is None:
             return None, None
         return parameter.device, parameter.dtype if parameter.dtype.is_floating_point else None
 
     def __getattr__(self, name: str) -> Any:
-        """Host models read attributes of their FFN; those that are not ours are the base layer's."""
+        """Host models read attributes of their FFN; those that are not ours are the base
+        layer's."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -233,8 +266,13 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, AnswersRequests):
 
 
 def residue_layers(model: nn.Module) -> dict[str, NeutralResiduesLayer]:
-    """The extended feed-forward blocks of `model` by module name, in layer order; empty if there are none."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, NeutralResiduesLayer)}
+    """The extended feed-forward blocks of `model` by module name, in layer order; empty if there
+    are none."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, NeutralResiduesLayer)
+    }
 
 
 def gate_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -251,7 +289,9 @@ def tapped(layers: dict[str, NeutralResiduesLayer], tap: Tap) -> Iterator[None]:
         UserError: if something else is watching already (two local losses at once).
     """
     if any(layer.tap is not None for layer in layers.values()):
-        raise UserError("the residues of this model are being watched already", do="leave the other block first")
+        raise UserError(
+            "the residues of this model are being watched already", do="leave the other block first"
+        )
     for layer in layers.values():
         layer.tap = tap
     try:
@@ -289,12 +329,16 @@ def _fill_with_nan(*linears: nn.Linear | None) -> None:
 
 def not_mergeable() -> UserError:
     return UserError(
-        "neutral residues cannot be merged: the block gate depends on the token, so no single weight matrix equals it",
+        "neutral residues cannot be merged: the block gate depends on the token, so no single"
+        " weight matrix equals it",
         do="keep the adapter beside the model, or unload() to get the backbone back",
     )
 
 
 def layer_numbers(names: Sequence[str]) -> tuple[int, ...]:
-    """The layers' own numbers, as in "model.layers.3.mlp"; a plain count where the names do not tell them apart."""
-    numbers = [int(parts[-1]) for name in names if (parts := [p for p in name.split(".") if p.isdigit()])]
+    """The layers' own numbers, as in "model.layers.3.mlp"; a plain count where the names do not
+    tell them apart."""
+    numbers = [
+        int(parts[-1]) for name in names if (parts := [p for p in name.split(".") if p.isdigit()])
+    ]
     return tuple(numbers) if len(set(numbers)) == len(names) else tuple(range(len(names)))

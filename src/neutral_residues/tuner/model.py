@@ -4,10 +4,11 @@
     from neutral_residues import NeutralResiduesConfig
     model = get_peft_model(model, NeutralResiduesConfig(budget=0.20))
 
-PEFT's verbs all work (`save_pretrained`, `from_pretrained`, `disable_adapter`, `add_adapter`, `set_adapter`, `unload`,
-`modules_to_save`), and Transformers' own adapter methods too. Two things differ, and both say so: a gated residue
-cannot be merged, and a checkpoint that lacks a tensor or does not fit is an error. PEFT has no plugin entry point, so
-`neutral_residues` must be imported before a saved extension is loaded.
+PEFT's verbs all work (`save_pretrained`, `from_pretrained`, `disable_adapter`, `add_adapter`,
+`set_adapter`, `unload`, `modules_to_save`), and Transformers' own adapter methods too. Two things
+differ, and both say so: a gated residue cannot be merged, and a checkpoint that lacks a tensor or
+does not fit is an error. PEFT has no plugin entry point, so `neutral_residues` must be imported
+before a saved extension is loaded.
 
 What a forward pass computes is in `layer.py`.
 """
@@ -45,13 +46,17 @@ class NeutralResiduesModel(BaseTuner):
     target_module_mapping: dict[str, str] = {}  # noqa: RUF012 - PEFT's attribute
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        # PEFT and Transformers find adapter weights by prefix and name; a ModuleDict reserves its own attributes.
+        # PEFT and Transformers find adapter weights by prefix and name; a ModuleDict reserves its
+        # own attributes.
         taken = hasattr(nn.ModuleDict(), adapter_name)
         if len(adapter_name) < 2 or adapter_name in PREFIX or "." in adapter_name or taken:
             raise UserError(
                 "adapter name",
                 got=adapter_name,
-                allowed=f"two characters or more, no dot, not a part of {PREFIX!r}, not a word of PyTorch ('train')",
+                allowed=(
+                    f"two characters or more, no dot, not a part of {PREFIX!r}, not a word of"
+                    " PyTorch ('train')"
+                ),
             )
 
     def _prepare_adapter_config(
@@ -60,13 +65,17 @@ class NeutralResiduesModel(BaseTuner):
         backbone = describe_backbone(self.model)
         check_same_backbone(peft_config.backbone, backbone)
         if peft_config.target_modules is None:
-            peft_config.target_modules = peft_config.choose_layers(list(find_blocks(self.model, peft_config.placement)))
+            peft_config.target_modules = peft_config.choose_layers(
+                list(find_blocks(self.model, peft_config.placement))
+            )
         if peft_config.activation is None:
             peft_config.activation = backbone_activation(text_config(self.model).to_dict())
         targets = {
             name: module
             for name, module in self.model.named_modules()
-            if name and not _inside_tuner_layer(name) and self._check_target_module_exists(peft_config, name)
+            if name
+            and not _inside_tuner_layer(name)
+            and self._check_target_module_exists(peft_config, name)
         }
         check_targets(targets, width_in=backbone["hidden_size"])
         self._size(peft_config, width_in=backbone["hidden_size"], num_adapters=len(targets))
@@ -85,10 +94,7 @@ class NeutralResiduesModel(BaseTuner):
                 gate_start=config.gate_start,
             )
         config.num_new_weights = num_adapters * num_weights(
-            width_in=width_in,
-            width=config.width,
-            gated=config.gated,
-            gate_start=config.gate_start,
+            width_in=width_in, width=config.width, gated=config.gated, gate_start=config.gate_start
         )
         self._new_layer = {"width_in": width_in, "num_layers": num_adapters}
 
@@ -109,19 +115,28 @@ class NeutralResiduesModel(BaseTuner):
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
 
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
         setattr(parent, child_name, new_module)
 
     def _check_merge_allowed(self) -> None:
         raise not_mergeable()
 
     @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, adapter_names: Any = None, **kwargs: Any) -> Iterator[None]:
-        """PEFT enters this around every forward pass and generation; `adapter_names` mixes adapters within a batch."""
+    def _enable_peft_forward_hooks(
+        self, *args: Any, adapter_names: Any = None, **kwargs: Any
+    ) -> Iterator[None]:
+        """PEFT enters this around every forward pass and generation; `adapter_names` mixes adapters
+        within a batch."""
         if adapter_names is None:
             yield
             return
-        inputs = args[0] if args else next(kwargs[k] for k in ("input_ids", "inputs_embeds", "inputs") if k in kwargs)
+        inputs = (
+            args[0]
+            if args
+            else next(kwargs[k] for k in ("input_ids", "inputs_embeds", "inputs") if k in kwargs)
+        )
         check_length(adapter_names, num_rows=len(inputs))
         with per_request(self.model, adapter_names, rows_per_name=None):
             yield
@@ -138,7 +153,8 @@ class NeutralResiduesModel(BaseTuner):
 
 
 def check_adapter_tensors(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor]) -> None:
-    """Raise unless `tensors` hold exactly the weights of adapter `adapter_name` of `model`, each in its shape.
+    """Raise unless `tensors` hold exactly the weights of adapter `adapter_name` of `model`, each in
+    its shape.
 
     Raises:
         UserError: naming the first missing, extra or misshapen tensor and how many there are.
@@ -149,15 +165,26 @@ def check_adapter_tensors(model: nn.Module, adapter_name: str, tensors: dict[str
         for key, parameter in layer.adapter_parameters(adapter_name)
     }
     given = {key: tensor.shape for key, tensor in tensors.items() if f".{PREFIX}" in key}
-    given = {k if k in expected else k.removeprefix("base_model.model."): shape for k, shape in given.items()}
+    given = {
+        k if k in expected else k.removeprefix("base_model.model."): shape
+        for k, shape in given.items()
+    }
     do = "save the extension again, or load the backbone that it was made for"
-    for problem, keys in (("missing", expected.keys() - given.keys()), ("extra", given.keys() - expected.keys())):
+    for problem, keys in (
+        ("missing", expected.keys() - given.keys()),
+        ("extra", given.keys() - expected.keys()),
+    ):
         if keys:
-            raise UserError(f"adapter checkpoint has {len(keys)} {problem} tensors, first {min(keys)}", do=do)
+            raise UserError(
+                f"adapter checkpoint has {len(keys)} {problem} tensors, first {min(keys)}", do=do
+            )
     for key, shape in expected.items():
         if given[key] != shape:
             raise UserError(
-                f"adapter checkpoint: shape of {key}", got=str(tuple(given[key])), allowed=str(tuple(shape)), do=do
+                f"adapter checkpoint: shape of {key}",
+                got=str(tuple(given[key])),
+                allowed=str(tuple(shape)),
+                do=do,
             )
 
 

@@ -1,14 +1,17 @@
 """The paper in one file: gated residues beside the feed-forward blocks of a frozen language model.
 
-Talla, Grave, Jegou, *Neutral Residues: Revisiting Adapters for Model Extension*, arXiv 2410.02744 (ICML 2025).
+Talla, Grave, Jegou, *Neutral Residues: Revisiting Adapters for Model Extension*, arXiv 2410.02744
+(ICML 2025).
 
-In every layer a small gated adapter runs parallel to the feed-forward block (FFN), on the FFN's own input x:
+In every layer a small gated adapter runs parallel to the feed-forward block (FFN), on the FFN's own
+input x:
 
     out(x) = FFN(x) + g(x) * A(x)                        section 3, "Architecture"
     A(x)   = W_o ( act(W_g x) * (W_i x) )                a GLU without biases
     g(x)   = relu(w . x + b)                             the block gate; also elu, sigmoid, none
 
-Trained so that g(x) * A(x) is (near) zero on the source domain (see `losses.py`), the backbone stays what it was there.
+Trained so that g(x) * A(x) is (near) zero on the source domain (see `losses.py`), the backbone
+stays what it was there.
 
     symbol   shape   name in checkpoints           meaning
     x        D       -                             the FFN's input at one token
@@ -24,13 +27,16 @@ This file knows no host model: `attach.py` puts it into one.
 Where we choose (the paper, as far as it is known, leaves these open):
 
 - The block gate is one number per token and layer.
-- The gate starts open: w = 0 and b = 1, so g = 1 on every token. The adapter learns from the first step as if it had
-  no gate, and the local loss then closes the gate where the text is source. With w random and no b ("random"), half
-  of all tokens start shut and learn nothing there; LAB.md has both measured, and shows that open gates do not die.
-- A sigmoid gate can also start "half": w = 0 and no b, so g = 1/2 on every token. Without b the layer is exactly a
-  mixture-of-experts layer with a gated shared expert, which stock runtimes have. ReLU and ELU cannot start there: they
-  are 0 at 0, and with W_o = 0 as well no weight would ever have a gradient.
-- The inner projections start with the usual variance by default: with an open gate it learns more and forgets no more.
+- The gate starts open: w = 0 and b = 1, so g = 1 on every token. The adapter learns from the first
+  step as if it had no gate, and the local loss then closes the gate where the text is source. With
+  w random and no b ("random"), half of all tokens start shut and learn nothing there; LAB.md has
+  both measured, and shows that open gates do not die.
+- A sigmoid gate can also start "half": w = 0 and no b, so g = 1/2 on every token. Without b the
+  layer is exactly a mixture-of-experts layer with a gated shared expert, which stock runtimes have.
+  ReLU and ELU cannot start there: they are 0 at 0, and with W_o = 0 as well no weight would ever
+  have a gradient.
+- The inner projections start with the usual variance by default: with an open gate it learns more
+  and forgets no more.
 - The activation inside A is the backbone's own unless set.
 """
 
@@ -70,7 +76,8 @@ class Residue(NamedTuple):
 
 
 def block_gate(gate_logits: Tensor, kind: BlockGate) -> Tensor:
-    """g = kind(w . x + b), elementwise. `relu` is exactly 0 for every logit up to 0, `elu` and `sigmoid` never are."""
+    """g = kind(w . x + b), elementwise. `relu` is exactly 0 for every logit up to 0, `elu` and
+    `sigmoid` never are."""
     if kind == "relu":
         return F.relu(gate_logits)
     if kind == "elu":
@@ -108,8 +115,11 @@ class Projections(NamedTuple):
     w: nn.Linear | None
 
 
-def new_projections(*, width_in: int, width: int, gated: bool, gate_start: GateStart = "open") -> Projections:
-    """For D = `width_in` and R = `width`, not initialised yet; only a gate that starts open has a b."""
+def new_projections(
+    *, width_in: int, width: int, gated: bool, gate_start: GateStart = "open"
+) -> Projections:
+    """For D = `width_in` and R = `width`, not initialised yet; only a gate that starts open has a
+    b."""
     return Projections(
         w_g=nn.Linear(width_in, width, bias=False),
         w_i=nn.Linear(width_in, width, bias=False),
@@ -129,10 +139,12 @@ def initialise(
     init: Init,
     gate_start: GateStart = "open",
 ) -> None:
-    """Fill the weights of one adapter in place. W_o = 0, so at step 0 the extended model *is* the backbone.
+    """Fill the weights of one adapter in place. W_o = 0, so at step 0 the extended model *is* the
+    backbone.
 
-    `init="paper"`: W_g and W_i have variance 1/(D L), the paper's "low variance" (section 3, "Initialisation");
-    `init="usual"`: 2/D. A gate that starts at random has variance 1/(D L); the others start with w = 0.
+    `init="paper"`: W_g and W_i have variance 1/(D L), the paper's "low variance" (section 3,
+    "Initialisation"); `init="usual"`: 2/D. A gate that starts at random has variance 1/(D L); the
+    others start with w = 0.
 
     Args:
         num_layers: L, the number of layers of the backbone that carry an adapter.
@@ -155,7 +167,8 @@ def initialise(
 
 
 def num_weights(*, width_in: int, width: int, gated: bool, gate_start: GateStart = "open") -> int:
-    """Weights of one adapter: three projections of D x R and, if gated, one row of D and, where it starts open, b."""
+    """Weights of one adapter: three projections of D x R and, if gated, one row of D and, where it
+    starts open, b."""
     gate = width_in + (gate_start == "open") if gated else 0
     return 3 * width_in * width + gate
 
@@ -169,19 +182,23 @@ def width_for_budget(
     gated: bool,
     gate_start: GateStart = "open",
 ) -> int:
-    """R such that all adapters together have `budget` times the backbone's weights, embeddings counted.
+    """R such that all adapters together have `budget` times the backbone's weights, embeddings
+    counted.
 
-    R is rounded to the largest power of two up to 128 that keeps the true share within 2 % of the budget, because
-    matrix products are fast on such multiples.
+    R is rounded to the largest power of two up to 128 that keeps the true share within 2 % of the
+    budget, because matrix products are fast on such multiples.
 
     Raises:
-        UserError: if the budget is not positive, or so small that no whole width comes within 2 % of it.
+        UserError: if the budget is not positive, or so small that no whole width comes within 2 %
+            of it.
     """
     if not budget > 0:
         raise UserError("budget", got=budget, allowed="a share above 0, for example 0.20")
 
     def total(width: int) -> int:
-        return num_adapters * num_weights(width_in=width_in, width=width, gated=gated, gate_start=gate_start)
+        return num_adapters * num_weights(
+            width_in=width_in, width=width, gated=gated, gate_start=gate_start
+        )
 
     wanted = budget * num_backbone_weights
     exact = (wanted - total(0)) / (num_adapters * 3 * width_in)
@@ -193,6 +210,8 @@ def width_for_budget(
     raise UserError(
         "budget cannot be met within 2 % by a whole adapter width",
         got=budget,
-        do=f"the nearest is {total(nearest_width) / num_backbone_weights:.5f} (width {nearest_width}); "
-        "set that, or set width",
+        do=(
+            f"the nearest is {total(nearest_width) / num_backbone_weights:.5f} (width"
+            f" {nearest_width}); set that, or set width"
+        ),
     )

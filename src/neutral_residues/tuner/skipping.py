@@ -1,9 +1,11 @@
-"""Which tokens of a batch an adapter is computed for: those of its own requests, and of these those with an open gate.
+"""Which tokens of a batch an adapter is computed for: those of its own requests, and of these those
+with an open gate.
 
-Promise: leaving a token out changes nothing, because what would be added to it is exactly 0 (a ReLU gate), or is not
-wanted (a request for another adapter, or for none). Where all gates of a pass are 0, and in decoding one by one, the
-outputs are those of the plain path bit by bit; gathered tokens go through the same formula in a matrix product with
-fewer rows, which may round the last bit differently.
+Promise: leaving a token out changes nothing, because what would be added to it is exactly 0 (a ReLU
+gate), or is not wanted (a request for another adapter, or for none). Where all gates of a pass are
+0, and in decoding one by one, the outputs are those of the plain path bit by bit; gathered tokens
+go through the same formula in a matrix product with fewer rows, which may round the last bit
+differently.
 
 Suffixes: N chosen tokens, of all tokens of the batch in row-major order.
 """
@@ -22,12 +24,14 @@ BACKBONE = "__base__"
 """PEFT's name, in `adapter_names`, for a request that wants no adapter."""
 
 DENSE_SHARE = 0.85
-"""With more than this share of gates open, computing every token costs less than gathering (measured: LAB.md)."""
+"""With more than this share of gates open, computing every token costs less than gathering
+(measured: LAB.md)."""
 
 NO_TOKENS = torch.empty(0, dtype=torch.long)
 
 GATHER_FROM = 64
-"""A pass over fewer tokens is computed for all of them or, where every gate is 0, for none: too small to gather."""
+"""A pass over fewer tokens is computed for all of them or, where every gate is 0, for none: too
+small to gather."""
 
 
 class Requests:
@@ -35,7 +39,8 @@ class Requests:
 
     Args:
         names: for each row the name of an adapter, or `BACKBONE`.
-        rows_per_name: how many rows of a batch share a name (beams, returned sequences); None takes any number.
+        rows_per_name: how many rows of a batch share a name (beams, returned sequences); None takes
+            any number.
     """
 
     def __init__(self, names: Sequence[str], rows_per_name: int | None = 1) -> None:
@@ -47,7 +52,8 @@ class Requests:
     def tokens(self, name: str, hidden_states: Tensor) -> Tensor:
         """(N,) positions of the tokens that want `name`, in row-major order.
 
-        Rows that share a name stand side by side, also where a backbone folds rows and tokens into one dimension.
+        Rows that share a name stand side by side, also where a backbone folds rows and tokens into
+        one dimension.
         """
         num_tokens = hidden_states.shape[:-1].numel()
         key = (name, num_tokens, hidden_states.device)
@@ -76,8 +82,11 @@ class AnswersRequests(ABC):
 
 
 @contextmanager
-def per_request(model: nn.Module, names: Sequence[str], *, rows_per_name: int | None = 1) -> Iterator[None]:
-    """Within the block each row of a batch gets the adapter that `names` says for it, whatever is active.
+def per_request(
+    model: nn.Module, names: Sequence[str], *, rows_per_name: int | None = 1
+) -> Iterator[None]:
+    """Within the block each row of a batch gets the adapter that `names` says for it, whatever is
+    active.
 
         with per_request(model, ["french", "__base__", "german"]):
             model.generate(**three_prompts)
@@ -86,15 +95,23 @@ def per_request(model: nn.Module, names: Sequence[str], *, rows_per_name: int | 
 
     Args:
         names: for each row the name of an adapter, or `BACKBONE` for none.
-        rows_per_name: how many rows share a name: the number of beams, or of returned sequences; None takes any.
+        rows_per_name: how many rows share a name: the number of beams, or of returned sequences;
+            None takes any.
 
     Raises:
-        UserError: for a name that is not loaded; in training mode; in the forward pass, for a wrong number of names.
+        UserError: for a name that is not loaded; in training mode; in the forward pass, for a wrong
+            number of names.
     """
     modules = [module for module in model.modules() if isinstance(module, AnswersRequests)]
-    _check_names(names, known=list(dict.fromkeys(name for module in modules for name in module.known_adapters())))
+    _check_names(
+        names,
+        known=list(dict.fromkeys(name for module in modules for name in module.known_adapters())),
+    )
     if model.training:
-        raise UserError("adapter_names is for inference, and the model is in training mode", do="call model.eval()")
+        raise UserError(
+            "adapter_names is for inference, and the model is in training mode",
+            do="call model.eval()",
+        )
     requests = Requests(names, rows_per_name)
     for module in modules:
         module.requests = requests
@@ -113,7 +130,9 @@ def check_length(names: Any, *, num_rows: int) -> None:
 
 def _wrong_length(got: int | str, num_rows: int) -> UserError:
     names = repr(got) if isinstance(got, str) else f"{got} names for {num_rows} rows"
-    return UserError("adapter_names", got=names, allowed="a list with one name for each row of the batch")
+    return UserError(
+        "adapter_names", got=names, allowed="a list with one name for each row of the batch"
+    )
 
 
 def _check_names(names: Sequence[str], *, known: Sequence[str]) -> None:
@@ -128,7 +147,8 @@ def _check_names(names: Sequence[str], *, known: Sequence[str]) -> None:
 
 
 def can_skip(kind: str, x: Tensor) -> bool:
-    """Whether a token's gate can be exactly 0, and the host may look at it without making an accelerator wait."""
+    """Whether a token's gate can be exactly 0, and the host may look at it without making an
+    accelerator wait."""
     return kind == "relu" and x.is_cpu and not torch.compiler.is_compiling()
 
 
@@ -136,7 +156,8 @@ def open_tokens(gate_logits: Tensor, tokens_N: Tensor | None) -> Tensor | None:
     """Of `tokens_N` (None: all), those whose ReLU gate is not 0; None where all are to be computed.
 
     Args:
-        gate_logits: (N, 1), or any shape with as many numbers; NaN counts as open, so that it is seen.
+        gate_logits: (N, 1), or any shape with as many numbers; NaN counts as open, so that it is
+            seen.
     """
     num_tokens = gate_logits.numel()
     if num_tokens == 1:  # a decoding step, where every microsecond counts

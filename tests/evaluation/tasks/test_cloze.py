@@ -1,4 +1,5 @@
-"""Cloze items: the same each time, whole, within the context, and with wrong answers that length does not give away."""
+"""Cloze items: the same each time, whole, within the context, and with wrong answers that length
+does not give away."""
 
 import random
 from typing import Any
@@ -17,7 +18,9 @@ def stream(texts: list[str]) -> TokenStream:
     rows = [[*tokenizer(text)["input_ids"], END_OF_TEXT] for text in texts]
     ends = np.cumsum([len(row) for row in rows])
     tokens = np.array([token for row in rows for token in row], dtype=np.uint16)
-    return TokenStream("en", "source", tokens, ends, np.array([len(text.encode()) for text in texts]))
+    return TokenStream(
+        "en", "source", tokens, ends, np.array([len(text.encode()) for text in texts])
+    )
 
 
 def documents(count: int = 40) -> list[str]:
@@ -25,7 +28,8 @@ def documents(count: int = 40) -> list[str]:
     generator = random.Random(3)
     return [
         " ".join(
-            f"{' '.join(generator.choices(SOURCE_WORDS, k=generator.randint(6, 18)))} d{number}s{sentence}."
+            f"{' '.join(generator.choices(SOURCE_WORDS, k=generator.randint(6, 18)))}"
+            f" d{number}s{sentence}."
             for sentence in range(20)
         )
         for number in range(count)
@@ -49,7 +53,9 @@ def test_the_right_answer_follows_and_the_others_are_from_elsewhere() -> None:
         document, place = number_of(right)
         assert item["context"] + right in texts[document]
         assert number_of(item["context"]) == (document, place - 1)
-        assert document not in {number_of(c)[0] for i, c in enumerate(item["choices"]) if i != item["answer"]}
+        assert document not in {
+            number_of(c)[0] for i, c in enumerate(item["choices"]) if i != item["answer"]
+        }
         assert len(set(item["choices"])) == NUM_CHOICES
         lengths = [len(choice) for choice in item["choices"]]
         assert max(lengths) - min(lengths) <= 12
@@ -71,7 +77,9 @@ def test_paragraph_and_answer_fit_the_context() -> None:
     for item in found:
         longest = max(len(tokenizer(choice)["input_ids"]) for choice in item["choices"])
         assert len(tokenizer(item["context"])["input_ids"]) + longest <= 220
-    assert any(len(item["context"]) < 150 for item in found)  # some paragraphs did lose their beginning
+    assert any(
+        len(item["context"]) < 150 for item in found
+    )  # some paragraphs did lose their beginning
 
 
 def test_a_set_too_small_is_one_line() -> None:

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from neutral_residues.errors import UserError
-from neutral_residues.evaluation.tasks.minimal_pairs import SHIPPED, pair_files, pairs_task, read_pairs
+from neutral_residues.evaluation.tasks.minimal_pairs import (
+    SHIPPED,
+    pair_files,
+    pairs_task,
+    read_pairs,
+)
 
 LINE = json.dumps({"good": "Il dort.", "bad": "Il dorment.", "uid": "agreement"}) + "\n"
 

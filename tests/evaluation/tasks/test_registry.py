@@ -66,14 +66,22 @@ def test_every_language_has_belebele_and_most_have_more(index: frozenset[str]) -
 
 def test_lm_evals_own_names(index: frozenset[str]) -> None:
     (task,) = asked_tasks(["lambada_openai"], sets=SETS, index=lambda: index)
-    assert (task.name, task.kind, task.num_fewshot, task.role) == ("lambada_openai", "lm-eval", None, "none")
+    assert (task.name, task.kind, task.num_fewshot, task.role) == (
+        "lambada_openai",
+        "lm-eval",
+        None,
+        "none",
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
         ("helaswag_fr", ["unknown task helaswag_fr", "did you mean 'hellaswag_fr'"]),
-        ("minimal-pairs-hu", ["no minimal pairs in that language", "got hu", "allowed: de, en, fr"]),
+        (
+            "minimal-pairs-hu",
+            ["no minimal pairs in that language", "got hu", "allowed: de, en, fr"],
+        ),
         ("paper-xx", ["unknown language in paper-xx", "da, de, el, en"]),
         ("cloze-frr", ["unknown evaluation set in cloze-frr", "did you mean 'fr'"]),
         ("minimal-pair-fr", ["unknown task", "did you mean 'minimal-pairs-fr'"]),

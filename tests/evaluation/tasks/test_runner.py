@@ -1,4 +1,5 @@
-"""Both sides on tasks: scores are lm-eval's own, finished tasks are kept, and what cannot be measured is one line."""
+"""Both sides on tasks: scores are lm-eval's own, finished tasks are kept, and what cannot be
+measured is one line."""
 
 import hashlib
 import io
@@ -58,11 +59,22 @@ def measured(model: nn.Module, folder: Path, *names: str, **changes: Any) -> lis
     tokenizer = load_tokenizer(str(folder / "backbone"))
     tasks = plan_tasks(names, sets={stream.name: stream.role for stream in streams})
     console = Console(file=io.StringIO())
-    return measure_tasks(model, tokenizer, tasks, streams=streams, folder=folder / "tasks", console=console, **options)
+    return measure_tasks(
+        model,
+        tokenizer,
+        tasks,
+        streams=streams,
+        folder=folder / "tasks",
+        console=console,
+        **options,
+    )
 
 
 def lines(folder: Path, task: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "tasks" / f"{task}.jsonl").read_text("utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (folder / "tasks" / f"{task}.jsonl").read_text("utf-8").splitlines()
+    ]
 
 
 def likelihood(model: nn.Module, ids: list[int]) -> float:
@@ -95,9 +107,15 @@ def test_whole_sentences_are_scored_on_both_sides(tmp_path: Path, model: nn.Modu
             right[side].append(by_hand[1] > by_hand[0])
     assert score.backbone == pytest.approx(np.mean(right["backbone"]))
     assert score.extended == pytest.approx(np.mean(right["extended"]))
-    assert (score.num_items, score.unit, score.metric, score.num_truncated) == (LIMIT, "share", "acc", 0)
+    assert (score.num_items, score.unit, score.metric, score.num_truncated) == (
+        LIMIT,
+        "share",
+        "acc",
+        0,
+    )
     assert (
-        lines(tmp_path, "clams-de")[0]["backbone"]["answers"] != lines(tmp_path, "clams-de")[0]["extended"]["answers"]
+        lines(tmp_path, "clams-de")[0]["backbone"]["answers"]
+        != lines(tmp_path, "clams-de")[0]["extended"]["answers"]
     )
 
 
@@ -117,9 +135,9 @@ def test_both_sides_are_what_two_runs_of_lm_eval_give(
 
     def plain() -> float:
         tasks = list(harness.load_own(pairs_task("blimp-en"), pairs).values())
-        return simple_evaluate(model=lm, tasks=tasks, limit=40, bootstrap_iters=0, task_manager=harness.task_manager())[
-            "results"
-        ]["blimp-en"]["acc,none"]
+        return simple_evaluate(
+            model=lm, tasks=tasks, limit=40, bootstrap_iters=0, task_manager=harness.task_manager()
+        )["results"]["blimp-en"]["acc,none"]
 
     assert score.extended == plain()
     with as_backbone(model):
@@ -132,7 +150,9 @@ def test_a_reference_is_the_backbone_where_one_is_given(tmp_path: Path, model: n
     (switched_off,) = measured(model, tmp_path, "clams-fr")
     (score,) = measured(model, tmp_path, "clams-fr", reference=plain, model_key="others")
     assert score == switched_off
-    (same,) = measured(plain, tmp_path, "clams-fr", reference=plain, model_key="the backbone itself")
+    (same,) = measured(
+        plain, tmp_path, "clams-fr", reference=plain, model_key="the backbone itself"
+    )
     assert (same.difference, same.p_value, same.backbone) == (0, 1, score.backbone)
 
 
@@ -147,7 +167,9 @@ def forbid(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(harness, "answer_both", lambda *a, **k: pytest.fail("measured again"))
 
 
-def test_a_finished_task_is_kept(tmp_path: Path, model: nn.Module, no_measuring: pytest.MonkeyPatch) -> None:
+def test_a_finished_task_is_kept(
+    tmp_path: Path, model: nn.Module, no_measuring: pytest.MonkeyPatch
+) -> None:
     real, calls = harness.answer_both, []
 
     def stopped_in_the_second(*args: Any, **kwargs: Any) -> Any:
@@ -159,7 +181,10 @@ def test_a_finished_task_is_kept(tmp_path: Path, model: nn.Module, no_measuring:
     no_measuring.setattr(harness, "answer_both", stopped_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         measured(model, tmp_path, "clams-fr", "clams-de")
-    assert sorted(path.name for path in (tmp_path / "tasks").iterdir()) == ["clams-fr.json", "clams-fr.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "tasks").iterdir()) == [
+        "clams-fr.json",
+        "clams-fr.jsonl",
+    ]
     both = measured(model, tmp_path, "clams-fr", "clams-de")
     assert calls == [["clams-fr"], ["clams-de"], ["clams-de"]]
     forbid(no_measuring)
@@ -198,7 +223,11 @@ def test_weights_have_a_name(tmp_path: Path) -> None:
 def test_prompts_that_do_not_fit_are_counted(tmp_path: Path, model: nn.Module) -> None:
     model.config.max_position_embeddings = 50  # type: ignore[union-attr]
     (score,) = measured(model, tmp_path, "clams-fr")
-    texts = [pair[key] for pair in read_pairs(pair_files()["clams-fr"])[:LIMIT] for key in ("good", "bad")]
+    texts = [
+        pair[key]
+        for pair in read_pairs(pair_files()["clams-fr"])[:LIMIT]
+        for key in ("good", "bad")
+    ]
     long = sum(len(text.encode()) > 50 for text in texts)
     assert 0 < score.num_truncated == long < len(texts)
 
@@ -212,14 +241,23 @@ def arc(path: str, **_: Any) -> DatasetDict:
         }
         for i in range(20)
     ]  # fmt: skip
-    return DatasetDict({split: Dataset.from_list(docs) for split in ("train", "validation", "test")})
+    return DatasetDict(
+        {split: Dataset.from_list(docs) for split in ("train", "validation", "test")}
+    )
 
 
-def test_any_task_of_lm_eval(tmp_path: Path, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_task_of_lm_eval(
+    tmp_path: Path, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lm_eval.api.task.datasets.load_dataset", arc)
     random_state = hashlib.sha256(repr(np.random.get_state()).encode()).hexdigest()
     (score,) = measured(model, tmp_path, "arc_challenge")
-    assert (score.metric, score.num_fewshot, score.num_items, score.role) == ("acc_norm", 0, LIMIT, "none")
+    assert (score.metric, score.num_fewshot, score.num_items, score.role) == (
+        "acc_norm",
+        0,
+        LIMIT,
+        "none",
+    )
     assert hashlib.sha256(repr(np.random.get_state()).encode()).hexdigest() == random_state
     # Drawn examples: both sides see the same, and so does whoever measures again.
     five = [t for t in plan_tasks(["paper-en"], sets={}) if t.name == "commonsense_qa"]
@@ -228,7 +266,9 @@ def test_any_task_of_lm_eval(tmp_path: Path, model: nn.Module, monkeypatch: pyte
     assert commonsense[0] == commonsense[1]
     assert (commonsense[0].num_fewshot, commonsense[0].suite) == (5, "paper-en")
     # The Norwegian one has test questions only.
-    (norwegian,) = (t for t in plan_tasks(["paper-nb"], sets={}) if t.name.startswith("norcommonsenseqa"))
+    (norwegian,) = (
+        t for t in plan_tasks(["paper-nb"], sets={}) if t.name.startswith("norcommonsenseqa")
+    )
     assert _measure_planned(model, tmp_path, [norwegian], "one").num_fewshot == 0
     assert commonsense[0].num_truncated > 0  # five examples in bytes do not fit 256
 
@@ -242,7 +282,9 @@ def _measure_planned(model: nn.Module, folder: Path, tasks: Any, key: str) -> Ta
 
 
 def test_without_a_network_what_is_done_stays(tmp_path: Path, model: nn.Module) -> None:
-    with pytest.raises(UserError, match="data of task hellaswag_fr are not on this machine") as caught:
+    with pytest.raises(
+        UserError, match="data of task hellaswag_fr are not on this machine"
+    ) as caught:
         measured(model, tmp_path, "clams-fr", "hellaswag_fr", "clams-de")
     assert "HF_HOME" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -257,7 +299,9 @@ def test_without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
         plan_tasks(["quick"], sets={})
 
 
-def test_a_group_counts_all_items_alike(tmp_path: Path, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_counts_all_items_alike(
+    tmp_path: Path, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lm_eval.api.task.datasets.load_dataset", arc)
     (score,) = measured(model, tmp_path, "ai2_arc")
     kept = lines(tmp_path, "ai2_arc")
@@ -271,7 +315,8 @@ def test_a_task_that_its_author_broke_is_one_line(
 ) -> None:
     monkeypatch.setattr("lm_eval.api.task.datasets.load_dataset", arc)
     monkeypatch.setattr(
-        "lm_eval.api.task.ConfigurableTask.process_results", lambda *a: json.loads("this wants another package")
+        "lm_eval.api.task.ConfigurableTask.process_results",
+        lambda *a: json.loads("this wants another package"),
     )
     with pytest.raises(UserError, match="task arc_challenge failed inside lm-eval") as caught:
         measured(model, tmp_path, "arc_challenge")

@@ -26,7 +26,9 @@ GATELESS = {"block_gate": "none"}
         ("olmo2", {}),
     ],
 )
-def test_it_is_exactly_the_wider_backbone(tmp_path: Path, family: str, backbone: dict[str, Any]) -> None:
+def test_it_is_exactly_the_wider_backbone(
+    tmp_path: Path, family: str, backbone: dict[str, Any]
+) -> None:
     model = extended(family, backbone=backbone, **GATELESS)
     stock = type(model.get_base_model()).__name__
     assert_exact(exported(model, "dense", tmp_path))
@@ -48,10 +50,16 @@ def test_several_adapters_make_it_wider_still(tmp_path: Path) -> None:
     [
         ("llama", {}, "its relu gate depends on the token"),
         ("llama", GATELESS | {"activation": "gelu"}, "one activation, silu; this adapter has gelu"),
-        ("llama", GATELESS | {"placement": "attention"}, "this adapter runs beside model.layers.1.self_attn"),
+        (
+            "llama",
+            GATELESS | {"placement": "attention"},
+            "this adapter runs beside model.layers.1.self_attn",
+        ),
         ("gpt_neox", GATELESS, r"gpt_neox.layers.0.mlp is no gated linear unit"),
         ("phi3", GATELESS, r"model.layers.0.mlp is no gated linear unit"),
     ],
 )
-def test_it_says_why_not(tmp_path: Path, family: str, settings: dict[str, Any], reason: str) -> None:
+def test_it_says_why_not(
+    tmp_path: Path, family: str, settings: dict[str, Any], reason: str
+) -> None:
     assert_refused(extended(family, **settings), "dense", tmp_path, reason)

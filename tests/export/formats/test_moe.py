@@ -1,4 +1,5 @@
-"""A sigmoid gate as the shared expert of stock mixtures of experts: which backbones, and why not the others."""
+"""A sigmoid gate as the shared expert of stock mixtures of experts: which backbones, and why not
+the others."""
 
 import json
 from pathlib import Path
@@ -45,10 +46,14 @@ def test_it_is_exactly_a_qwen2_moe(tmp_path: Path, family: str, backbone: dict[s
     assert "auto_map" not in config
 
 
-@pytest.mark.parametrize("backbone", [{}, {"attention_bias": True, "tie_word_embeddings": True, "head_dim": 16}])
+@pytest.mark.parametrize(
+    "backbone", [{}, {"attention_bias": True, "tie_word_embeddings": True, "head_dim": 16}]
+)
 def test_it_is_exactly_a_qwen3_next(tmp_path: Path, backbone: dict[str, Any]) -> None:
     assert_exact(exported(extended("qwen3", backbone=backbone, **SIGMOID), "qwen3_next", tmp_path))
-    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["Qwen3NextForCausalLM"]
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [
+        "Qwen3NextForCausalLM"
+    ]
 
 
 def two_adapters() -> PeftModel:
@@ -63,11 +68,26 @@ def two_adapters() -> PeftModel:
     [
         ("llama", {}, {}, r"sigmoid gate; this one is relu \(train neutral-sigmoid\)"),
         ("llama", {}, {"block_gate": "none"}, "sigmoid gate; this one is none"),
-        ("llama", {}, {"block_gate": "sigmoid"}, "no bias, and this one has; train with residues.gate_start: half"),
+        (
+            "llama",
+            {},
+            {"block_gate": "sigmoid"},
+            "no bias, and this one has; train with residues.gate_start: half",
+        ),
         ("llama", {}, SIGMOID | {"activation": "gelu"}, "activation silu; this adapter has gelu"),
-        ("llama", {}, SIGMOID | {"placement": "attention"}, "this adapter beside model.layers.1.self_attn"),
+        (
+            "llama",
+            {},
+            SIGMOID | {"placement": "attention"},
+            "this adapter beside model.layers.1.self_attn",
+        ),
         ("llama", {"attention_bias": True}, SIGMOID, "no bias behind the heads"),
-        ("llama", {"mlp_bias": True}, SIGMOID, "gated linear units without biases; model.layers.0.mlp is not"),
+        (
+            "llama",
+            {"mlp_bias": True},
+            SIGMOID,
+            "gated linear units without biases; model.layers.0.mlp is not",
+        ),
         ("gemma2", {}, SIGMOID, "holds backbones of the types llama, .*; this one is gemma2"),
         ("qwen3", {}, SIGMOID, "this one is qwen3"),
         ("gpt_neox", {}, SIGMOID, "this one is gpt_neox"),
@@ -85,4 +105,6 @@ def test_it_holds_one_adapter(tmp_path: Path) -> None:
 
 def test_qwen3_next_has_no_sliding_window(tmp_path: Path) -> None:
     window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
-    assert_refused(extended("qwen3", backbone=window, **SIGMOID), "qwen3_next", tmp_path, "no sliding window")
+    assert_refused(
+        extended("qwen3", backbone=window, **SIGMOID), "qwen3_next", tmp_path, "no sliding window"
+    )

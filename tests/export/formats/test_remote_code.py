@@ -1,4 +1,5 @@
-"""A model folder with its own code: any gate, any family; and the rules that let other runtimes read that code."""
+"""A model folder with its own code: any gate, any family; and the rules that let other runtimes
+read that code."""
 
 import inspect
 import json
@@ -45,11 +46,16 @@ def test_it_holds_every_extension(tmp_path: Path, family: str, settings: dict[st
 
 def test_several_adapters_are_summed(tmp_path: Path) -> None:
     model = extended()
-    model.add_adapter("second", NeutralResiduesConfig(width=4, layers_to_transform=[0, 1], **SIGMOID))
+    model.add_adapter(
+        "second", NeutralResiduesConfig(width=4, layers_to_transform=[0, 1], **SIGMOID)
+    )
     model.base_model.set_adapter(["default", "second"])
     perturb(model)
     assert exported(model, "transformers", tmp_path)["difference"] == 0.0
-    assert [r["name"] for r in json.loads((tmp_path / "config.json").read_text())["residues"]] == ["default", "second"]
+    assert [r["name"] for r in json.loads((tmp_path / "config.json").read_text())["residues"]] == [
+        "default",
+        "second",
+    ]
 
 
 def load(folder: Path, kind: Any = AutoModelForCausalLM) -> nn.Module:
@@ -77,7 +83,8 @@ def test_nobody_loads_the_backbone_alone_by_mistake(tmp_path: Path) -> None:
 
 
 def test_the_code_follows_the_rules_of_other_runtimes(tmp_path: Path) -> None:
-    """vLLM's Transformers backend: it takes forwards apart by their source, and shards linear layers by their names."""
+    """vLLM's Transformers backend: it takes forwards apart by their source, and shards linear
+    layers by their names."""
     exported(extended(), "transformers", tmp_path)
     model = load(tmp_path)
     assert type(model).is_backend_compatible()
@@ -103,7 +110,11 @@ def test_the_server_script_names_what_the_code_defines(tmp_path: Path) -> None:
 
 def test_a_backbone_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
     exported(extended(), "transformers", tmp_path / "once")
-    twice = get_peft_model(load(tmp_path / "once"), NeutralResiduesConfig(width=4, target_modules=["self_attn"]))
-    with pytest.raises(UserError, match="NeutralResiduesLlamaForCausalLM comes with code of its own"):
+    twice = get_peft_model(
+        load(tmp_path / "once"), NeutralResiduesConfig(width=4, target_modules=["self_attn"])
+    )
+    with pytest.raises(
+        UserError, match="NeutralResiduesLlamaForCausalLM comes with code of its own"
+    ):
         export_model(twice, Target.of(tmp_path / "twice", to="transformers"))
     assert not (tmp_path / "twice").exists()

@@ -1,4 +1,5 @@
-"""The adapter alone: its formulas are Transformers', and its reference computes what the live adapter does."""
+"""The adapter alone: its formulas are Transformers', and its reference computes what the live
+adapter does."""
 
 import json
 from pathlib import Path
@@ -19,7 +20,9 @@ from tiny_export import SIGMOID, assert_refused, extended
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_the_formulas_are_those_of_transformers(name: str) -> None:
     z = torch.linspace(-6, 6, 101)
-    torch.testing.assert_close(eval(ACTIVATIONS[name], {"torch": torch, "z": z}), activation_module(name)(z))
+    torch.testing.assert_close(
+        eval(ACTIVATIONS[name], {"torch": torch, "z": z}), activation_module(name)(z)
+    )
 
 
 @pytest.mark.parametrize(
@@ -31,7 +34,9 @@ def test_the_formulas_are_those_of_transformers(name: str) -> None:
         ({"block_gate": "none", "placement": "attention"}, {"w_g", "w_i", "w_o"}),
     ],
 )
-def test_the_reference_computes_the_residue(tmp_path: Path, settings: dict[str, Any], roles: set[str]) -> None:
+def test_the_reference_computes_the_residue(
+    tmp_path: Path, settings: dict[str, Any], roles: set[str]
+) -> None:
     model = extended(**settings)
     seen = look_at(model)
     write_plain(take_apart(model), tmp_path, torch.float32)
@@ -39,7 +44,9 @@ def test_the_reference_computes_the_residue(tmp_path: Path, settings: dict[str, 
     tensors |= {f"residues.{name}": delta for name, delta in seen.residues.items()}
     answer = compare_residues(tmp_path, tensors)
     assert answer["difference"] < 1e-5 < 1e-2 < answer["largest"]
-    assert {name.removeprefix("layers.1.") for name in load_file(tmp_path / "model.safetensors")} == roles
+    assert {
+        name.removeprefix("layers.1.") for name in load_file(tmp_path / "model.safetensors")
+    } == roles
     description = json.loads((tmp_path / "neutral_residues.json").read_text())
     assert list(description["layers"]) == ["1"]
     assert (description["D"], description["R"]) == (32, 8)

@@ -46,7 +46,11 @@ class Kept:
         try:
             found = json.loads(self.summary.read_text(encoding="utf-8"))
             whole = found["samples_sha256"] == hashlib.sha256(self.samples.read_bytes()).hexdigest()
-            return TaskScore.model_validate(found["score"]) if whole and found["of"] == self.identity else None
+            return (
+                TaskScore.model_validate(found["score"])
+                if whole and found["of"] == self.identity
+                else None
+            )
         except (OSError, ValueError, KeyError, TypeError, ValidationError):
             return None
 
@@ -56,12 +60,14 @@ class Kept:
         write_text(self.samples, text)
         sealed = hashlib.sha256(text.encode()).hexdigest()
         write_json(
-            self.summary, {"of": self.identity, "samples_sha256": sealed, "score": score.model_dump(mode="json")}
+            self.summary,
+            {"of": self.identity, "samples_sha256": sealed, "score": score.model_dump(mode="json")},
         )
 
 
 def weights_key(folder: Path, backbone: str, revision: str | None = None) -> str:
-    """Names an extended model: hash of the weight files in `folder` and of the backbone's name and revision."""
+    """Names an extended model: hash of the weight files in `folder` and of the backbone's name and
+    revision."""
     digest = hashlib.sha256(f"{backbone}@{revision}".encode())
     with disk_errors(folder):
         for path in sorted(folder.glob("*.safetensors")):

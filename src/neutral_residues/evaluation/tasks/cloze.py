@@ -1,15 +1,17 @@
-"""A task for any language: which of four sentences continues this paragraph? Made from held-out text.
+"""A task for any language: which of four sentences continues this paragraph? Made from held-out
+text.
 
-An item is a few sentences of a document, the sentence that follows, and three that follow elsewhere in the set: in
-other documents, and nearest in length, so that length gives nothing away. The same text, tokenizer and length of
-context make the same items, in the same order.
+An item is a few sentences of a document, the sentence that follows, and three that follow elsewhere
+in the set: in other documents, and nearest in length, so that length gives nothing away. The same
+text, tokenizer and length of context make the same items, in the same order.
 
-Where we choose: a paragraph is at least `CONTEXT_CHARACTERS` long, and no longer than the model is measured on (its
-beginning is dropped by whole sentences); items of a document do not overlap; at most `MAX_ITEMS` items, drawn with a
-fixed seed. An answer's score is its log-likelihood after the paragraph less that without it (lm-eval's
-acc_mutual_info): else a sentence of frequent words would win wherever it stands. Sentences end at . ! ? … and their
-kin in Devanagari, Arabic and East Asian scripts, and at the end of a line; "M. Dupont" is cut too, which does no harm
-but to that item. Text is decoded from tokens. No torch.
+Where we choose: a paragraph is at least `CONTEXT_CHARACTERS` long, and no longer than the model is
+measured on (its beginning is dropped by whole sentences); items of a document do not overlap; at
+most `MAX_ITEMS` items, drawn with a fixed seed. An answer's score is its log-likelihood after the
+paragraph less that without it (lm-eval's acc_mutual_info): else a sentence of frequent words would
+win wherever it stands. Sentences end at . ! ? … and their kin in Devanagari, Arabic and East Asian
+scripts, and at the end of a line; "M. Dupont" is cut too, which does no harm but to that item. Text
+is decoded from tokens. No torch.
 """
 
 import random
@@ -33,10 +35,7 @@ ANSWER_CHARACTERS = (30, 150)
 NEIGHBOURS = 30
 """Wrong answers are drawn from so many sentences that are nearest in length."""
 SEED = 0
-SENTENCE = re.compile(
-    r"\S.*?(?:[.!?…।۔؟]+[\"'»”’)\]]*(?=\s|$)|[。！？]+[」』”’]*|$)",
-    re.MULTILINE,
-)
+SENTENCE = re.compile(r"\S.*?(?:[.!?…।۔؟]+[\"'»”’)\]]*(?=\s|$)|[。！？]+[」』”’]*|$)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,8 @@ class _Gap:
 def cloze_items(
     stream: "ScorableText", tokenizer: "PreTrainedTokenizerBase", *, context_tokens: int
 ) -> list[dict[str, Any]]:
-    """The items of a set: each with "context", "choices" and "answer", the number of the right choice.
+    """The items of a set: each with "context", "choices" and "answer", the number of the right
+    choice.
 
     Args:
         context_tokens: paragraph and answer together are no longer.
@@ -61,7 +61,9 @@ def cloze_items(
         UserError: if the set is too small or has no sentences.
     """
     generator = random.Random(SEED)
-    gaps = [gap for number, text in _texts(stream, tokenizer, generator) for gap in _gaps(number, text)]
+    gaps = [
+        gap for number, text in _texts(stream, tokenizer, generator) for gap in _gaps(number, text)
+    ]
     gaps.sort(key=lambda gap: len(gap.answer))
 
     def num_tokens(text: str) -> int:
@@ -77,8 +79,13 @@ def cloze_items(
         item = item and _shortened(item, num_tokens, context_tokens)
         items += [item] if item else []
     if len(items) < 2:
-        what = f"no items in cloze-{stream.name}: the set holds too few paragraphs of several sentences"
-        raise UserError(what, got=f"{len(items)} items", do="give it more documents, or name other tasks")
+        what = (
+            f"no items in cloze-{stream.name}: the set holds too few paragraphs of several"
+            " sentences"
+        )
+        raise UserError(
+            what, got=f"{len(items)} items", do="give it more documents, or name other tasks"
+        )
     return items
 
 
@@ -94,7 +101,8 @@ def cloze_task(name: str) -> dict[str, Any]:
         "doc_to_target": lambda doc: doc["answer"],
         "num_fewshot": 0,
         "metric_list": [
-            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc_mutual_info", "acc")
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+            for metric in ("acc_mutual_info", "acc")
         ],
         "metadata": {"version": 1},
     }
@@ -107,7 +115,10 @@ def _texts(
     ends = stream.document_ends.tolist()
     starts = [0, *ends[:-1]]
     for number in sorted(generator.sample(range(len(ends)), min(MAX_DOCUMENTS, len(ends)))):
-        yield number, str(tokenizer.decode(stream.tokens[starts[number] : ends[number] - 1].tolist()))
+        yield (
+            number,
+            str(tokenizer.decode(stream.tokens[starts[number] : ends[number] - 1].tolist())),
+        )
 
 
 def _gaps(document: int, text: str) -> Iterator[_Gap]:
@@ -139,11 +150,18 @@ def _item(gaps: Sequence[_Gap], place: int, generator: random.Random) -> dict[st
     space = right.answer[: len(right.answer) - len(right.answer.lstrip())]
     wrong = [space + text for text in generator.sample(sorted(by_text), NUM_CHOICES - 1)]
     answer = generator.randrange(NUM_CHOICES)
-    return {"context": right.context, "choices": [*wrong[:answer], right.answer, *wrong[answer:]], "answer": answer}
+    return {
+        "context": right.context,
+        "choices": [*wrong[:answer], right.answer, *wrong[answer:]],
+        "answer": answer,
+    }
 
 
-def _shortened(item: dict[str, Any], num_tokens: Callable[[str], int], context_tokens: int) -> dict[str, Any] | None:
-    """The item with so much of its paragraph's end as fits beside the longest choice; None where nothing does."""
+def _shortened(
+    item: dict[str, Any], num_tokens: Callable[[str], int], context_tokens: int
+) -> dict[str, Any] | None:
+    """The item with so much of its paragraph's end as fits beside the longest choice; None where
+    nothing does."""
     context, longest = item["context"], max(num_tokens(choice) for choice in item["choices"])
     starts = [match.start() for match in SENTENCE.finditer(context)]
     for start in starts:

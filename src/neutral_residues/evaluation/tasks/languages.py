@@ -1,4 +1,5 @@
-"""Languages that tasks come in: two-letter codes, names, and the longer codes that benchmarks use. No torch."""
+"""Languages that tasks come in: two-letter codes, names, and the longer codes that benchmarks use.
+No torch."""
 
 ENGLISH = "en"
 LANGUAGES = {
@@ -56,6 +57,7 @@ def language_name(code: str | None) -> str | None:
 
 
 def language_of_set(name: str) -> str | None:
-    """The language that an evaluation set is named by: "fr", "fr-novels" and "fr.test" are French."""
+    """The language that an evaluation set is named by: "fr", "fr-novels" and "fr.test" are
+    French."""
     code = name.replace(".", "-").replace("_", "-").partition("-")[0]
     return code if code in LANGUAGES else None

@@ -1,8 +1,10 @@
-"""The one file that talks to lm-eval: tasks are loaded, and both sides answer the very same requests.
+"""The one file that talks to lm-eval: tasks are loaded, and both sides answer the very same
+requests.
 
-lm-eval's own `evaluate` runs twice over the same task objects, once with the extended model and once with its
-backbone, which is the same weights with the extension switched off (or a separate `reference`). Data are loaded,
-prompts built and text tokenised once. So every score is the one that lm-eval gives for that model alone.
+lm-eval's own `evaluate` runs twice over the same task objects, once with the extended model and
+once with its backbone, which is the same weights with the extension switched off (or a separate
+`reference`). Data are loaded, prompts built and text tokenised once. So every score is the one that
+lm-eval gives for that model alone.
 
 lm-eval is imported at the top here, which takes seconds: import this file inside functions.
 """
@@ -63,20 +65,28 @@ def load_named(name: str) -> dict[str, Any]:
     """The tasks behind a name that lm-eval knows (several for a group or tag), with their data.
 
     Raises:
-        UserError: if the data are not on this machine and cannot be fetched, or the task cannot be built.
+        UserError: if the data are not on this machine and cannot be fetched, or the task cannot be
+            built.
     """
     try:
         with _fixed_seeds():
             return dict(task_manager().load([name])["tasks"])
-    except (OSError, TimeoutError) as error:  # what datasets and the Hub's client raise without a network
+    except (
+        OSError,
+        TimeoutError,
+    ) as error:  # what datasets and the Hub's client raise without a network
         raise UserError(
             f"the data of task {name} are not on this machine and cannot be fetched",
             got=first_line(error),
-            do="run it once with a network, point HF_HOME at a folder that has them, or leave it out; "
-            "tasks that are done are kept",
+            do=(
+                "run it once with a network, point HF_HOME at a folder that has them, or leave it"
+                " out; tasks that are done are kept"
+            ),
         ) from error
     except Exception as error:  # tasks are YAML with code of many authors
-        raise UserError(f"lm-eval cannot load task {name}", got=first_line(error), do="leave it out") from error
+        raise UserError(
+            f"lm-eval cannot load task {name}", got=first_line(error), do="leave it out"
+        ) from error
 
 
 def load_own(config: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -86,13 +96,18 @@ def load_own(config: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> d
 
 
 class WatchedModel(HFLM):
-    """lm-eval's model that keeps tokens from one side to the other, counts what is cut, and tells how far it is."""
+    """lm-eval's model that keeps tokens from one side to the other, counts what is cut, and tells
+    how far it is."""
 
     _model: Any
 
-    def __init__(self, model: nn.Module, tokenizer: Any, *, batch_rows: int, on_rows: Callable[[int], None]) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, *, batch_rows: int, on_rows: Callable[[int], None]
+    ) -> None:
         # A copy, because lm-eval may give the tokenizer a padding token.
-        super().__init__(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_rows)
+        super().__init__(
+            pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_rows
+        )
         self.num_truncated = 0
         self.on_rows = on_rows
         self._tokens: dict[tuple[Any, ...], list[int]] = {}
@@ -112,28 +127,45 @@ class WatchedModel(HFLM):
         self._tokens.clear()
 
     def tok_encode(
-        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **kwargs: Any,
     ) -> list[int]:
         key = (string, add_special_tokens, left_truncate_len, *sorted(kwargs.items()))
         if key not in self._tokens:
-            self._tokens[key] = super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
+            self._tokens[key] = super().tok_encode(
+                string, add_special_tokens, left_truncate_len, **kwargs
+            )
         return self._tokens[key]
 
     def tok_batch_encode(
-        self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **kwargs: Any
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        **kwargs: Any,
     ) -> Any:
         if left_truncate_len:
-            self.num_truncated += sum(len(self.tok_encode(string)) > left_truncate_len for string in strings)
+            self.num_truncated += sum(
+                len(self.tok_encode(string)) > left_truncate_len for string in strings
+            )
         return super().tok_batch_encode(strings, padding_side, left_truncate_len, **kwargs)
 
     def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> Any:
-        """lm-eval cuts a prompt that is too long from its left; of an answer that alone is, its end is scored here."""
+        """lm-eval cuts a prompt that is too long from its left; of an answer that alone is, its end
+        is scored here."""
         longest = self.max_length
-        self.num_truncated += sum(len(prompt) + len(answer) > longest + 1 for _, prompt, answer in requests)
+        self.num_truncated += sum(
+            len(prompt) + len(answer) > longest + 1 for _, prompt, answer in requests
+        )
         fitting = [
-            (text, answer[-longest - 1 : -longest], answer[-longest:])
-            if len(answer) > longest
-            else (text, prompt, answer)
+            (
+                (text, answer[-longest - 1 : -longest], answer[-longest:])
+                if len(answer) > longest
+                else (text, prompt, answer)
+            )
             for text, prompt, answer in requests
         ]
         return super()._loglikelihood_tokens(fitting, *args, **kwargs)
@@ -148,11 +180,12 @@ class WatchedModel(HFLM):
 
 
 def build_requests(tasks: Mapping[str, Any], *, num_fewshot: int | None, limit: int | None) -> int:
-    """Build the prompts of all tasks, once for both sides; returns how many requests one side will answer.
+    """Build the prompts of all tasks, once for both sides; returns how many requests one side will
+    answer.
 
     Args:
-        num_fewshot: solved examples; None leaves it to the task, and so does a task whose configuration says 0 or that
-            could only draw them from the questions it is asked.
+        num_fewshot: solved examples; None leaves it to the task, and so does a task whose
+            configuration says 0 or that could only draw them from the questions it is asked.
         limit: only the first so many items of each task.
     """
     for task in tasks.values():
@@ -164,7 +197,9 @@ def build_requests(tasks: Mapping[str, Any], *, num_fewshot: int | None, limit: 
             try:
                 task.build_all_requests(limit=limit, rank=0, world_size=1)
             except ValueError as error:
-                raise UserError(f"task {task.task_name} has no items", got=first_line(error)) from error
+                raise UserError(
+                    f"task {task.task_name} has no items", got=first_line(error)
+                ) from error
         # lm-eval would build them again for the other side, and draw other examples.
         task.build_all_requests = lambda **_: None
     return sum(len(task.instances) for task in tasks.values())
@@ -178,7 +213,12 @@ def _has_examples(task: Any) -> bool:
 
 
 def answer_both(
-    lm: WatchedModel, tasks: Mapping[str, Any], *, model: nn.Module, reference: nn.Module | None, limit: int | None
+    lm: WatchedModel,
+    tasks: Mapping[str, Any],
+    *,
+    model: nn.Module,
+    reference: nn.Module | None,
+    limit: int | None,
 ) -> tuple[dict[str, Answers], int]:
     """Both models' answers to tasks whose requests are built, and how many prompts were cut."""
     with inference(model, reference):
@@ -203,14 +243,18 @@ def _answers(lm: WatchedModel, tasks: Mapping[str, Any], limit: int | None) -> d
     # Its progress bars would cover ours.
     with _fixed_seeds(), contextlib.redirect_stderr(io.StringIO()):
         found: Any = lm_eval.evaluator.evaluate(
-            lm=lm, task_dict={"tasks": dict(tasks), "groups": {}, "group_map": {}}, limit=limit, bootstrap_iters=0
+            lm=lm,
+            task_dict={"tasks": dict(tasks), "groups": {}, "group_map": {}},
+            limit=limit,
+            bootstrap_iters=0,
         )
     return dict(found["samples"])
 
 
 @contextlib.contextmanager
 def _fixed_seeds() -> Iterator[None]:
-    """Tasks that draw do so as under lm-eval's own command line; afterwards the generators are where they were."""
+    """Tasks that draw do so as under lm-eval's own command line; afterwards the generators are
+    where they were."""
     states = random.getstate(), np.random.get_state()
     random.seed(0)
     np.random.seed(1234)

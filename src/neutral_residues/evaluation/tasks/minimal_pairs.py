@@ -1,13 +1,15 @@
-"""Minimal pairs: two sentences that differ in one point of grammar; the model should find the right one more likely.
+"""Minimal pairs: two sentences that differ in one point of grammar; the model should find the right
+one more likely.
 
-A file is JSON lines, NAME.LANGUAGE.jsonl or .jsonl.gz, each line {"good": ..., "bad": ..., "uid": ...}: `uid` names
-the construction. With the package comes a sample of BLiMP (English) and CLAMS (English, French, German); a folder with
-full files, or files of one's own, goes before it. `clams.fr.jsonl.gz` is the task clams-fr.
+A file is JSON lines, NAME.LANGUAGE.jsonl or .jsonl.gz, each line {"good": ..., "bad": ..., "uid":
+...}: `uid` names the construction. With the package comes a sample of BLiMP (English) and CLAMS
+(English, French, German); a folder with full files, or files of one's own, goes before it.
+`clams.fr.jsonl.gz` is the task clams-fr.
 
-Where we choose: a sentence's score is its whole log-likelihood, its first token included, after the token that starts
-a text (lm-eval: a choice after an empty prompt and an empty delimiter). The wrong sentence stands first, so that a
-model which cannot tell the two apart gets 0, not 1. Items are shuffled with a fixed seed, so that a limit takes a fair
-sample. No torch.
+Where we choose: a sentence's score is its whole log-likelihood, its first token included, after the
+token that starts a text (lm-eval: a choice after an empty prompt and an empty delimiter). The wrong
+sentence stands first, so that a model which cannot tell the two apart gets 0, not 1. Items are
+shuffled with a fixed seed, so that a limit takes a fair sample. No torch.
 """
 
 import gzip
@@ -37,11 +39,17 @@ def pair_files(folder: Path | None = None) -> dict[str, Path]:
     if folder is None:
         return shipped
     if not folder.is_dir():
-        raise UserError("task_data is no folder", got=str(folder), allowed="a folder with NAME.LANGUAGE.jsonl.gz files")
+        raise UserError(
+            "task_data is no folder",
+            got=str(folder),
+            allowed="a folder with NAME.LANGUAGE.jsonl.gz files",
+        )
     with disk_errors(folder):
         own = _pair_files_in(folder)
     if not own:
-        raise UserError(f"no minimal pairs in {folder}", allowed="files NAME.LANGUAGE.jsonl or .jsonl.gz")
+        raise UserError(
+            f"no minimal pairs in {folder}", allowed="files NAME.LANGUAGE.jsonl or .jsonl.gz"
+        )
     return shipped | own
 
 
@@ -56,9 +64,18 @@ def read_pairs(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: if it cannot be read, a line is no pair, or there are fewer than two.
     """
-    items = [_pair(path, number, line) for number, line in enumerate(_lines(path), start=1) if line.strip()]
+    items = [
+        _pair(path, number, line)
+        for number, line in enumerate(_lines(path), start=1)
+        if line.strip()
+    ]
     if len(items) < 2:
-        raise UserError(f"no items in {path}", got=f"{len(items)} pairs", allowed="two or more", do="name another file")
+        raise UserError(
+            f"no items in {path}",
+            got=f"{len(items)} pairs",
+            allowed="two or more",
+            do="name another file",
+        )
     random.Random(SEED).shuffle(items)
     return items
 
@@ -97,9 +114,15 @@ def _pair(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         item = json.loads(line)
     except ValueError as error:
-        raise UserError(f"{path} line {number} is no JSON", got=str(error), do="mend that line") from error
-    if not isinstance(item, dict) or not all(isinstance(item.get(key), str) and item[key].strip() for key in FIELDS):
         raise UserError(
-            f"{path} line {number} is no pair", got=line.strip()[:60], allowed='{"good": ..., "bad": ..., "uid": ...}'
+            f"{path} line {number} is no JSON", got=str(error), do="mend that line"
+        ) from error
+    if not isinstance(item, dict) or not all(
+        isinstance(item.get(key), str) and item[key].strip() for key in FIELDS
+    ):
+        raise UserError(
+            f"{path} line {number} is no pair",
+            got=line.strip()[:60],
+            allowed='{"good": ..., "bad": ..., "uid": ...}',
         )
     return {key: value for key, value in item.items() if isinstance(value, str)}

@@ -1,13 +1,15 @@
-"""How sure a difference is that two models show on the same items: interval and p-value, from scipy.
+"""How sure a difference is that two models show on the same items: interval and p-value, from
+scipy.
 
-Both models answered every item, so the items are paired: what they agree on carries no noise, and the interval is far
-narrower than that of two separate scores.
+Both models answered every item, so the items are paired: what they agree on carries no noise, and
+the interval is far narrower than that of two separate scores.
 
-Where we choose: scores that are means over items get the interval of the paired t-test. For right-or-wrong items the
-p-value is McNemar's, exact, and the interval is widened, where need be, to the exact one that belongs to it: that of
-the better ones' share among the changed items. So an interval that leaves out 0 always has a p-value below 0.05, also
-where few items change. Where none changed, it reaches as far as the share of changing items could. Any other score
-(perplexity, corpus F1) is computed again on items drawn anew (bootstrap). No torch; scipy is imported where it is used.
+Where we choose: scores that are means over items get the interval of the paired t-test. For
+right-or-wrong items the p-value is McNemar's, exact, and the interval is widened, where need be, to
+the exact one that belongs to it: that of the better ones' share among the changed items. So an
+interval that leaves out 0 always has a p-value below 0.05, also where few items change. Where none
+changed, it reaches as far as the share of changing items could. Any other score (perplexity, corpus
+F1) is computed again on items drawn anew (bootstrap). No torch; scipy is imported where it is used.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,14 +63,21 @@ def paired_means(backbone: Sequence[float], extended: Sequence[float]) -> Paired
     p_value: float | None
     if np.isin([before, after], (0.0, 1.0)).all():
         exact_low, exact_high, p_value = _mcnemar(changes)
-        low, high, interval = min(low, exact_low), max(high, exact_high), "paired t, and no narrower than exact McNemar"
+        low, high, interval = (
+            min(low, exact_low),
+            max(high, exact_high),
+            "paired t, and no narrower than exact McNemar",
+        )
     else:
         p_value, interval = _t_test(changes), "paired t"
     return Paired(float(before.mean()), float(after.mean()), low, high, p_value, interval)
 
 
-def paired_scores(backbone: Sequence[Any], extended: Sequence[Any], score: Callable[[list[Any]], float]) -> Paired:
-    """For any score of a list of items, such as perplexity or a corpus F1: percentile bootstrap over the items.
+def paired_scores(
+    backbone: Sequence[Any], extended: Sequence[Any], score: Callable[[list[Any]], float]
+) -> Paired:
+    """For any score of a list of items, such as perplexity or a corpus F1: percentile bootstrap
+    over the items.
 
     Args:
         backbone: (n) what the score takes for each item, of the backbone; n at least 2.
@@ -90,13 +99,18 @@ def paired_scores(backbone: Sequence[Any], extended: Sequence[Any], score: Calla
         rng=np.random.default_rng(0),
     ).confidence_interval
     before, after = float(score(list(backbone))), float(score(list(extended)))
-    return Paired(before, after, float(found.low), float(found.high), None, f"bootstrap of {RESAMPLES}")
+    return Paired(
+        before, after, float(found.low), float(found.high), None, f"bootstrap of {RESAMPLES}"
+    )
 
 
 def _t_interval(changes: NDArray[np.float64]) -> tuple[float, float]:
     from scipy.stats import sem, t
 
-    mean, half = float(changes.mean()), float(sem(changes) * t.ppf((1 + LEVEL) / 2, len(changes) - 1))
+    mean, half = (
+        float(changes.mean()),
+        float(sem(changes) * t.ppf((1 + LEVEL) / 2, len(changes) - 1)),
+    )
     return mean - half, mean + half
 
 

@@ -6,15 +6,16 @@
     quick               minimal pairs of English and of the languages that sets are named by, and cloze: no network
     arc_fr, mmlu, ...   any task, tag or group of lm-eval
 
-Languages are two-letter codes. Which benchmark exists in which language is looked up in the index of the installed
-lm-eval: `BENCHMARKS` only says under which names to look, the first that is there is taken, and what is missing is
-named. Nothing here imports lm-eval or torch.
+Languages are two-letter codes. Which benchmark exists in which language is looked up in the index
+of the installed lm-eval: `BENCHMARKS` only says under which names to look, the first that is there
+is taken, and what is missing is named. Nothing here imports lm-eval or torch.
 
-Where we choose: the paper's shot counts are not known. Ours: none for ARC-challenge, HellaSwag and Belebele (whose
-examples would come from its own test questions); five for MMLU and CommonsenseQA, whose answers are letters, so that
-a model without instruction training sees what is asked. A task whose own configuration says 0 keeps it, as in lm-eval,
-and one that could only take examples from its own questions gets none. The record says how many there were.
-ARC-challenge and HellaSwag are scored by acc_norm (likelihood per character), the rest by acc, where a task has both.
+Where we choose: the paper's shot counts are not known. Ours: none for ARC-challenge, HellaSwag and
+Belebele (whose examples would come from its own test questions); five for MMLU and CommonsenseQA,
+whose answers are letters, so that a model without instruction training sees what is asked. A task
+whose own configuration says 0 keeps it, as in lm-eval, and one that could only take examples from
+its own questions gets none. The record says how many there were. ARC-challenge and HellaSwag are
+scored by acc_norm (likelihood per character), the rest by acc, where a task has both.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -37,7 +38,8 @@ class Benchmark:
     Attributes:
         title: how people call it.
         english: lm-eval's name of the English one.
-        patterns: its names in other languages, the first that exists is taken; {code} is "fr", {long} "fra_Latn".
+        patterns: its names in other languages, the first that exists is taken; {code} is "fr",
+            {long} "fra_Latn".
         num_fewshot: solved examples in front of each item.
         own_names: language -> name, where no pattern holds.
     """
@@ -52,7 +54,9 @@ class Benchmark:
         """lm-eval's name for it in that language; None where it has none."""
         if language == ENGLISH:
             return self.english if self.english in index else None
-        names = [pattern.format(code=language, long=LANGUAGES[language][1]) for pattern in self.patterns]
+        names = [
+            pattern.format(code=language, long=LANGUAGES[language][1]) for pattern in self.patterns
+        ]
         names += [self.own_names[language]] if language in self.own_names else []
         return next((name for name in names if name in index), None)
 
@@ -120,14 +124,17 @@ def asked_tasks(
 
 
 def paper_suite(language: str, index: Collection[str]) -> tuple[list[AskedTask], list[str]]:
-    """The paper's benchmarks in English and in `language`, and the titles of those that lm-eval lacks in it.
+    """The paper's benchmarks in English and in `language`, and the titles of those that lm-eval
+    lacks in it.
 
     Raises:
         UserError: for a language that `LANGUAGES` lacks.
     """
     suite = f"{PAPER}{language}"
     if language not in LANGUAGES:
-        raise UserError(f"unknown language in {suite}", got=language, allowed=", ".join(sorted(LANGUAGES)))
+        raise UserError(
+            f"unknown language in {suite}", got=language, allowed=", ".join(sorted(LANGUAGES))
+        )
     tasks, missing = [], []
     for code in dict.fromkeys((ENGLISH, language)):
         for benchmark in BENCHMARKS:
@@ -141,7 +148,10 @@ def paper_suite(language: str, index: Collection[str]) -> tuple[list[AskedTask],
 
 
 def _expanded(
-    name: str, sets: Mapping[str, Role], index: Callable[[], Collection[str]], files: Mapping[str, Path]
+    name: str,
+    sets: Mapping[str, Role],
+    index: Callable[[], Collection[str]],
+    files: Mapping[str, Path],
 ) -> list[AskedTask]:
     if name == "quick":
         languages = dict.fromkeys([ENGLISH, *filter(None, map(language_of_set, sets))])
@@ -153,22 +163,36 @@ def _expanded(
         tasks = _pairs(name.removeprefix(PAIRS), sets, files)
         if not tasks:
             allowed = ", ".join(sorted({language_of(task) for task in files}))
-            raise UserError("no minimal pairs in that language", got=name.removeprefix(PAIRS), allowed=allowed)
+            raise UserError(
+                "no minimal pairs in that language", got=name.removeprefix(PAIRS), allowed=allowed
+            )
         return [replace(task, suite=name) for task in tasks]
     if name.startswith(PAPER):
         return paper_suite(name.removeprefix(PAPER), index())[0]
     if name == "cloze" and not sets:
-        raise UserError("cloze is made from evaluation sets, and there are none", do="add --set target:NAME=FILE")
+        raise UserError(
+            "cloze is made from evaluation sets, and there are none",
+            do="add --set target:NAME=FILE",
+        )
     if name == "cloze":
         return [replace(_cloze(set, role), suite=name) for set, role in sets.items()]
     if name.startswith(CLOZE):
         set = name.removeprefix(CLOZE)
         if set not in sets:
-            raise UserError(f"unknown evaluation set in {name}", do=nearest(set, sets) if sets else "there are no sets")
+            raise UserError(
+                f"unknown evaluation set in {name}",
+                do=nearest(set, sets) if sets else "there are no sets",
+            )
         return [_cloze(set, sets[set])]
     known = index()
     if name not in known:
-        ours = ["quick", "cloze", *files, *(f"{CLOZE}{set}" for set in sets), *(f"{PAPER}{code}" for code in LANGUAGES)]
+        ours = [
+            "quick",
+            "cloze",
+            *files,
+            *(f"{CLOZE}{set}" for set in sets),
+            *(f"{PAPER}{code}" for code in LANGUAGES),
+        ]
         ours += [f"{PAIRS}{language_of(task)}" for task in files]
         raise UserError(f"unknown task {name}", do=_few(nearest(name, [*ours, *known]), ours))
     return [AskedTask(name, "lm-eval")]
@@ -176,7 +200,11 @@ def _expanded(
 
 def _few(help: str, ours: Sequence[str]) -> str:
     """lm-eval knows thousands of names, too many to list."""
-    return help if help.startswith("did you mean") else f"known: {', '.join(sorted(set(ours)))}, and lm-eval's own"
+    return (
+        help
+        if help.startswith("did you mean")
+        else f"known: {', '.join(sorted(set(ours)))}, and lm-eval's own"
+    )
 
 
 def _pairs(language: str, sets: Mapping[str, Role], files: Mapping[str, Path]) -> list[AskedTask]:
@@ -186,7 +214,9 @@ def _pairs(language: str, sets: Mapping[str, Role], files: Mapping[str, Path]) -
 def _pair_task(name: str, sets: Mapping[str, Role], files: Mapping[str, Path]) -> AskedTask:
     language = language_of(name)
     roles = [role for set, role in sets.items() if language_of_set(set) == language]
-    return AskedTask(name, "pairs", None, language, roles[0] if roles else "none", 0, file=files[name])
+    return AskedTask(
+        name, "pairs", None, language, roles[0] if roles else "none", 0, file=files[name]
+    )
 
 
 def _cloze(set: str, role: Role) -> AskedTask:

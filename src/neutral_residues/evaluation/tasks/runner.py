@@ -1,7 +1,9 @@
-"""Tasks given to backbone and extended model from one copy of the weights; each task, once done, is kept.
+"""Tasks given to backbone and extended model from one copy of the weights; each task, once done, is
+kept.
 
-A task whose files are there, whole, of this very model and these settings (`keeping.py`), is not measured again; so
-whatever interrupts a list of tasks loses one task at most. Progress is shown; lm-eval is imported only when needed.
+A task whose files are there, whole, of this very model and these settings (`keeping.py`), is not
+measured again; so whatever interrupts a list of tasks loses one task at most. Progress is shown;
+lm-eval is imported only when needed.
 """
 
 import contextlib
@@ -49,9 +51,14 @@ class TaskSettings:
 
 
 def plan_tasks(
-    names: Sequence[str], *, sets: Mapping[str, Role], task_data: Path | None = None, console: Console | None = None
+    names: Sequence[str],
+    *,
+    sets: Mapping[str, Role],
+    task_data: Path | None = None,
+    console: Console | None = None,
 ) -> list[AskedTask]:
-    """The tasks behind names and suites, checked as far as can be without their data; says what a suite lacks.
+    """The tasks behind names and suites, checked as far as can be without their data; says what a
+    suite lacks.
 
     Args:
         names: as in `suites.py`.
@@ -66,7 +73,9 @@ def plan_tasks(
     for package in ("lm_eval", "scipy"):
         if find_spec(package) is None:
             raise UserError(
-                "tasks need lm-eval and scipy", got="not installed", do="pip install neutral-residues[tasks]"
+                "tasks need lm-eval and scipy",
+                got="not installed",
+                do="pip install neutral-residues[tasks]",
             )
     tasks = asked_tasks(names, sets=sets, index=_index, task_data=task_data)
     for name in names:
@@ -85,9 +94,11 @@ def check_tasks(
     streams: Sequence["ScorableText"],
     folder: Path,
 ) -> None:
-    """Raise now what would be raised when a long training is over: data that are not there, sets without items.
+    """Raise now what would be raised when a long training is over: data that are not there, sets
+    without items.
 
-    A task that has files in `folder` is not looked at: it was measured before, maybe where there was a network.
+    A task that has files in `folder` is not looked at: it was measured before, maybe where there
+    was a network.
 
     Raises:
         UserError: as `measure_tasks`.
@@ -126,7 +137,8 @@ def measure_tasks(
         reference: the backbone, where switching the extension off does not give it.
 
     Raises:
-        UserError: for a task without data or items, or a folder that cannot be written. Finished tasks are kept.
+        UserError: for a task without data or items, or a folder that cannot be written. Finished
+            tasks are kept.
     """
     console = console or Console(stderr=True)
     common = {
@@ -145,7 +157,11 @@ def measure_tasks(
         score = kept.read()
         if score is None:
             score = runner.run(task, own, kept)
-        scores.append(score.model_copy(update={"suite": task.suite, "language": task.language, "role": task.role}))
+        scores.append(
+            score.model_copy(
+                update={"suite": task.suite, "language": task.language, "role": task.role}
+            )
+        )
     return scores
 
 
@@ -164,7 +180,10 @@ class _Own:
 
 
 def _own_items(
-    task: AskedTask, tokenizer: "PreTrainedTokenizerBase", streams: Mapping[str, "ScorableText"], settings: TaskSettings
+    task: AskedTask,
+    tokenizer: "PreTrainedTokenizerBase",
+    streams: Mapping[str, "ScorableText"],
+    settings: TaskSettings,
 ) -> _Own | None:
     if task.kind == "pairs":
         assert task.file is not None
@@ -193,9 +212,16 @@ class _Runner:
         settings: TaskSettings,
         console: Console,
     ) -> None:
-        self.model, self.reference, self.tokenizer, self.settings = model, reference, tokenizer, settings
+        self.model, self.reference, self.tokenizer, self.settings = (
+            model,
+            reference,
+            tokenizer,
+            settings,
+        )
         # Pinned to its file: lm-eval's progress bars are kept from standard error while it runs.
-        self.console = Console(file=console.file, quiet=console.quiet, force_terminal=console.is_terminal)
+        self.console = Console(
+            file=console.file, quiet=console.quiet, force_terminal=console.is_terminal
+        )
         self.lm: Any = None
 
     def run(self, task: AskedTask, own: _Own | None, kept: Kept) -> TaskScore:
@@ -203,13 +229,17 @@ class _Runner:
         import neutral_residues.evaluation.tasks.lm_eval_bridge as harness
 
         with _quiet_lm_eval(), self._progress(task.name) as progress:
-            parts = harness.load_own(own.config, own.items) if own else harness.load_named(task.name)
+            parts = (
+                harness.load_own(own.config, own.items) if own else harness.load_named(task.name)
+            )
             limit = self.settings.limit
             num_requests = harness.build_requests(parts, num_fewshot=task.num_fewshot, limit=limit)
             progress.update(progress.task_ids[0], total=2 * num_requests)
             lm = self._lm(progress)
             try:
-                answers, cut = harness.answer_both(lm, parts, model=self.model, reference=self.reference, limit=limit)
+                answers, cut = harness.answer_both(
+                    lm, parts, model=self.model, reference=self.reference, limit=limit
+                )
             except Exception as error:
                 if own is not None:
                     raise
@@ -218,7 +248,12 @@ class _Runner:
                 raise UserError(what, got=first_line(error), do="leave it out") from error
         metric = choose_metric(task, answers)
         score = score_task(
-            parts, answers, metric=metric, aggregate=harness.score_of(parts, metric), num_truncated=cut, name=task.name
+            parts,
+            answers,
+            metric=metric,
+            aggregate=harness.score_of(parts, metric),
+            num_truncated=cut,
+            name=task.name,
         )
         kept.write(score, list(sample_lines(answers)))
         self._say(score)
@@ -233,7 +268,9 @@ class _Runner:
 
         if self.lm is None:
             with inference(self.model):  # making it switches the model to evaluation mode
-                self.lm = WatchedModel(self.model, self.tokenizer, batch_rows=self.settings.batch_rows, on_rows=on_rows)
+                self.lm = WatchedModel(
+                    self.model, self.tokenizer, batch_rows=self.settings.batch_rows, on_rows=on_rows
+                )
         self.lm.forget()
         self.lm.on_rows = on_rows
         return self.lm
@@ -241,7 +278,9 @@ class _Runner:
     @contextlib.contextmanager
     def _progress(self, name: str) -> Iterator[Progress]:
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+        with Progress(
+            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
+        ) as progress:
             progress.add_task(name, total=None)
             yield progress
 
@@ -249,15 +288,16 @@ class _Runner:
         factor = 100 if score.unit == "share" else 1
         cut = f", {score.num_truncated} prompts cut" if score.num_truncated else ""
         self.console.print(
-            f"{score.name}: {score.metric} {factor * score.backbone:.4g} -> {factor * score.extended:.4g}, "
-            f"{score.num_items} items{cut}",
+            f"{score.name}: {score.metric} {factor * score.backbone:.4g} ->"
+            f" {factor * score.extended:.4g}, {score.num_items} items{cut}",
             highlight=False,
         )
 
 
 @contextlib.contextmanager
 def _quiet_lm_eval() -> Iterator[None]:
-    """What lm-eval would warn of is either counted (cut prompts) or of no use to whoever reads our lines."""
+    """What lm-eval would warn of is either counted (cut prompts) or of no use to whoever reads our
+    lines."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,11 +1,13 @@
-"""The format `dense`: the backbone's own stock architecture, with the extension folded into its matrices.
+"""The format `dense`: the backbone's own stock architecture, with the extension folded into its
+matrices.
 
-A gate-less adapter with the backbone's activation makes a gated feed-forward block wider, F to F + R:
+A gate-less adapter with the backbone's activation makes a gated feed-forward block wider, F to F +
+R:
 
     FFN(x) + A(x) = [W_down W_o] ( act([W_gate; W_g] x) * [W_up; W_i] x )
 
-Layers without an adapter get R zeros, since a stock configuration has one width for all: exact, though not free.
-Low-rank updates are added to the matrices they belong to, by PEFT.
+Layers without an adapter get R zeros, since a stock configuration has one width for all: exact,
+though not free. Low-rank updates are added to the matrices they belong to, by PEFT.
 """
 
 import copy
@@ -31,7 +33,10 @@ def dense_refusal(parts: Parts) -> str | None:
         if adapter.block_gate != "none":
             return f"its {adapter.block_gate} gate depends on the token, so no matrix equals it"
         if adapter.activation != activation:
-            return f"a wider block has one activation, {activation}; this adapter has {adapter.activation}"
+            return (
+                f"a wider block has one activation, {activation}; this adapter has"
+                f" {adapter.activation}"
+            )
         strange = parts.strange_place(adapter)
         if strange is not None:
             return f"only a feed-forward block becomes wider; this adapter runs beside {strange}"
@@ -39,7 +44,10 @@ def dense_refusal(parts: Parts) -> str | None:
     for name, block in parts.ffns.items():
         glu = plain_glu(block)
         if glu is None or glu.gate.out_features != width:
-            return f"{name} is no gated linear unit of the width in the configuration, so it cannot just be wider"
+            return (
+                f"{name} is no gated linear unit of the width in the configuration, so it cannot"
+                " just be wider"
+            )
     return None
 
 
@@ -47,11 +55,15 @@ def write_dense(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
     """Write configuration and weights of the stock model into `folder`."""
     backbone = parts.backbone
     config, weights = copy.deepcopy(backbone.config), backbone.state_dict()
-    config.get_text_config(decoder=True).intermediate_size += sum(adapter.width for adapter in parts.adapters)
+    config.get_text_config(decoder=True).intermediate_size += sum(
+        adapter.width for adapter in parts.adapters
+    )
     for place, block in parts.ffns.items() if parts.adapters else ():
         glu = plain_glu(block)
         assert glu is not None
-        beside = [adapter.beside.get(place) or _nothing(glu, adapter.width) for adapter in parts.adapters]
+        beside = [
+            adapter.beside.get(place) or _nothing(glu, adapter.width) for adapter in parts.adapters
+        ]
         weights |= {f"{place}.{key}": tensor for key, tensor in _wider(glu, beside).items()}
     save_filled(type(backbone), config, weights, folder, dtype=dtype, like=backbone)
 
@@ -59,7 +71,9 @@ def write_dense(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
 def _nothing(glu: Glu, width: int) -> Projections:
     """An adapter of that width that adds 0."""
     width_in, linear = glu.gate.in_features, torch.nn.Linear
-    projections = Projections(linear(width_in, width), linear(width_in, width), linear(width, width_in), None)
+    projections = Projections(
+        linear(width_in, width), linear(width_in, width), linear(width, width_in), None
+    )
     for projection in projections[:3]:
         torch.nn.init.zeros_(projection.weight)
     return projections

@@ -1,11 +1,12 @@
-"""The formats `qwen2_moe` and `qwen3_next`: a sigmoid gate as the shared expert of a stock mixture of experts.
+"""The formats `qwen2_moe` and `qwen3_next`: a sigmoid gate as the shared expert of a stock mixture
+of experts.
 
     stock layer:  sum over chosen experts of  p_e(x) E_e(x)  +  sigmoid(s . x) S(x)
     ours:         FFN(x)                                    +  sigmoid(w . x) A(x)
 
-With one routed expert its softmax is over one number, so p_1 = 1 on every token whatever the router holds. The old FFN
-is that expert, the adapter is S, and the gate is s; s has no bias, so neither may w. The backbone's attention, norms
-and embeddings must be the stock model's too:
+With one routed expert its softmax is over one number, so p_1 = 1 on every token whatever the router
+holds. The old FFN is that expert, the adapter is S, and the gate is s; s has no bias, so neither
+may w. The backbone's attention, norms and embeddings must be the stock model's too:
 
     backbone                       stock model   what is not merely copied
     Llama, Mistral, Ministral      qwen2_moe     nothing
@@ -14,14 +15,16 @@ and embeddings must be the stock model's too:
     Qwen3                          qwen3_next    norms w - 1; the output gate of its attention held at 1/2 by zeros in
                                                  q, undone by o doubled (both powers of two: exact)
 
-For runtimes other than Transformers that know the architecture (llama.cpp, tried: LAB.md) every layer is a mixture and
-the head a matrix of its own, though Transformers could do with less: a layer without an adapter gets a shared expert of
-zeros, behind a gate that is not (llama.cpp's sigmoid of exactly 0 is 0/0).
+For runtimes other than Transformers that know the architecture (llama.cpp, tried: LAB.md) every
+layer is a mixture and the head a matrix of its own, though Transformers could do with less: a layer
+without an adapter gets a shared expert of zeros, behind a gate that is not (llama.cpp's sigmoid of
+exactly 0 is 0/0).
 
-No stock model with a gated shared expert holds the others. Gemma 2 and 3 and GLM 4 have a norm behind the FFN, OLMo 2
-and 3 one instead of that before it; granite scales its branches, SmolLM 3 leaves positions out in some layers, and
-GPT-NeoX and Phi have FFNs that are no gated units. `qwen3_5_moe`, `qwen4_exp` and the talker of `qwen3_omni_moe` have
-the same expert as `qwen3_next` but inside models with vision, hyper-connections or audio around it.
+No stock model with a gated shared expert holds the others. Gemma 2 and 3 and GLM 4 have a norm
+behind the FFN, OLMo 2 and 3 one instead of that before it; granite scales its branches, SmolLM 3
+leaves positions out in some layers, and GPT-NeoX and Phi have FFNs that are no gated units.
+`qwen3_5_moe`, `qwen4_exp` and the talker of `qwen3_omni_moe` have the same expert as `qwen3_next`
+but inside models with vision, hyper-connections or audio around it.
 """
 
 from collections.abc import Callable
@@ -66,8 +69,10 @@ class Stock:
         config: its configuration class.
         model: its class.
         holds: model types of the backbones that it holds exactly.
-        settings: the backbone's configuration -> what the stock one needs beside `SAME_KEYS` and the experts.
-        convert: key, tensor, backbone's configuration -> the tensor that the stock model needs under that key.
+        settings: the backbone's configuration -> what the stock one needs beside `SAME_KEYS` and
+            the experts.
+        convert: key, tensor, backbone's configuration -> the tensor that the stock model needs
+            under that key.
         has_output_bias: whether its attention can have a bias behind the heads.
         has_windows: whether its attention can see a window only.
     """
@@ -83,7 +88,9 @@ class Stock:
 
 def _qwen2_moe_settings(config: Any) -> dict[str, Any]:
     window = getattr(config, "sliding_window", None)
-    everywhere = "sliding_attention" if config.model_type == "mistral" and window else "full_attention"
+    everywhere = (
+        "sliding_attention" if config.model_type == "mistral" and window else "full_attention"
+    )
     layer_types = getattr(config, "layer_types", None) or [everywhere] * config.num_hidden_layers
     return {
         "qkv_bias": config.model_type == "qwen2",
@@ -115,7 +122,9 @@ def _to_qwen3_next(key: str, tensor: Tensor, config: Any) -> Tensor:
         return tensor - 1.0
     if ".self_attn.q_proj." in key:  # for each head its queries, then its gates
         heads = tensor.view(config.num_attention_heads, config.head_dim, -1)
-        return torch.cat([heads, torch.zeros_like(heads)], dim=1).view(2 * tensor.shape[0], *tensor.shape[1:])
+        return torch.cat([heads, torch.zeros_like(heads)], dim=1).view(
+            2 * tensor.shape[0], *tensor.shape[1:]
+        )
     if key.endswith(".self_attn.o_proj.weight"):
         return 2.0 * tensor
     return tensor
@@ -130,14 +139,22 @@ QWEN2_MOE = Stock(
     has_windows=True,
 )
 QWEN3_NEXT = Stock(
-    Qwen3NextConfig, Qwen3NextForCausalLM, ("qwen3",), _qwen3_next_settings, _to_qwen3_next, has_output_bias=True
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+    ("qwen3",),
+    _qwen3_next_settings,
+    _to_qwen3_next,
+    has_output_bias=True,
 )
 
 
 def moe_refusal(stock: Stock, parts: Parts) -> str | None:
     """Why that architecture cannot hold the extension, or None."""
     if parts.model_type not in stock.holds:
-        return f"it holds backbones of the types {', '.join(stock.holds)}; this one is {parts.model_type}"
+        return (
+            f"it holds backbones of the types {', '.join(stock.holds)}; this one is"
+            f" {parts.model_type}"
+        )
     if len(parts.adapters) != 1:
         return f"it holds one adapter; this model has {len(parts.adapters)}"
     return _adapter_refusal(parts) or _backbone_refusal(stock, parts)
@@ -147,13 +164,24 @@ def _adapter_refusal(parts: Parts) -> str | None:
     adapter, activation = parts.adapters[0], parts.backbone.config.hidden_act
     strange = parts.strange_place(adapter)
     if adapter.block_gate != "sigmoid":
-        return f"its shared expert has a sigmoid gate; this one is {adapter.block_gate} (train neutral-sigmoid)"
+        return (
+            f"its shared expert has a sigmoid gate; this one is {adapter.block_gate} (train"
+            " neutral-sigmoid)"
+        )
     if adapter.has_bias:
-        return "its shared expert's gate has no bias, and this one has; train with residues.gate_start: half"
+        return (
+            "its shared expert's gate has no bias, and this one has; train with"
+            " residues.gate_start: half"
+        )
     if strange is not None:
-        return f"its shared expert runs beside the feed-forward block; this adapter beside {strange}"
+        return (
+            f"its shared expert runs beside the feed-forward block; this adapter beside {strange}"
+        )
     if adapter.activation != activation:
-        return f"its experts all have the backbone's activation {activation}; this adapter has {adapter.activation}"
+        return (
+            f"its experts all have the backbone's activation {activation}; this adapter has"
+            f" {adapter.activation}"
+        )
     return None
 
 
@@ -163,9 +191,13 @@ def _backbone_refusal(stock: Stock, parts: Parts) -> str | None:
         glu = plain_glu(block)
         if glu is None or any(linear.bias is not None for linear in (glu.gate, glu.up, glu.down)):
             return f"its experts are gated linear units without biases; {name} is not"
-    if not stock.has_output_bias and any(key.endswith("o_proj.bias") for key in parts.backbone.state_dict()):
+    if not stock.has_output_bias and any(
+        key.endswith("o_proj.bias") for key in parts.backbone.state_dict()
+    ):
         return "its attention has no bias behind the heads; this backbone's has (attention_bias)"
-    if not stock.has_windows and "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+    if not stock.has_windows and "sliding_attention" in (
+        getattr(config, "layer_types", None) or ()
+    ):
         return "its attention has no sliding window; this backbone's has"
     if getattr(config, "use_bidirectional_attention", None):
         return "its attention is causal; this backbone's is not"
@@ -176,7 +208,9 @@ def write_moe(stock: Stock, parts: Parts, folder: Path, dtype: torch.dtype) -> N
     """Write configuration and weights of the stock model into `folder`."""
     backbone, adapter = parts.backbone, parts.adapters[0]
     config = backbone.config
-    settings = {key: getattr(config, key) for key in SAME_KEYS if getattr(config, key, None) is not None}
+    settings = {
+        key: getattr(config, key) for key in SAME_KEYS if getattr(config, key, None) is not None
+    }
     settings |= stock.settings(config)
     settings |= {
         "num_experts": 1,

@@ -1,10 +1,12 @@
-"""The format `transformers`: a model folder with its own modelling code, loaded with `trust_remote_code=True`.
+"""The format `transformers`: a model folder with its own modelling code, loaded with
+`trust_remote_code=True`.
 
-The code is one file, `modeling.py.template` filled in with the names of the backbone's classes in Transformers; it does
-not need this package. Its `model_type` and `architectures` are new, so that a program that knows only the backbone
-refuses the folder instead of loading the backbone alone. It is written to the rules of vLLM's Transformers backend:
-changes sit in the decoder, stock blocks and adapters are separate modules, no forward is a closure, and the projection
-inside the activation comes first. `serve.py` beside it starts the OpenAI-compatible server of Transformers, whose own
+The code is one file, `modeling.py.template` filled in with the names of the backbone's classes in
+Transformers; it does not need this package. Its `model_type` and `architectures` are new, so that a
+program that knows only the backbone refuses the folder instead of loading the backbone alone. It is
+written to the rules of vLLM's Transformers backend: changes sit in the decoder, stock blocks and
+adapters are separate modules, no forward is a closure, and the projection inside the activation
+comes first. `serve.py` beside it starts the OpenAI-compatible server of Transformers, whose own
 command finds stock classes only.
 """
 
@@ -34,12 +36,17 @@ def remote_code_refusal(parts: Parts) -> str | None:
     """Why this format cannot hold the extension, or None."""
     backbone = parts.backbone
     if not type(backbone).__module__.startswith("transformers.models."):
-        return f"the backbone {type(backbone).__name__} comes with code of its own, which would have to come along"
+        return (
+            f"the backbone {type(backbone).__name__} comes with code of its own, which would have"
+            " to come along"
+        )
     prefix = backbone.base_model_prefix
     if backbone.base_model is backbone:
         return f"{type(backbone).__name__} has no decoder apart from its head"
     outside = [p for a in parts.adapters for p in a.beside if not p.startswith(f"{prefix}.")]
-    return f"an adapter runs beside {outside[0]}, outside the decoder {prefix!r}" if outside else None
+    return (
+        f"an adapter runs beside {outside[0]}, outside the decoder {prefix!r}" if outside else None
+    )
 
 
 def write_remote_code(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
@@ -49,7 +56,9 @@ def write_remote_code(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
     write_text(code, _code(parts))
     module = _imported(code)
     names = _class_names(backbone)
-    backbone.config.save_pretrained(folder)  # through the file: a dict of it would hold infinities in their JSON form
+    backbone.config.save_pretrained(
+        folder
+    )  # through the file: a dict of it would hold infinities in their JSON form
     values, _ = type(backbone.config).get_config_dict(folder)
     config = getattr(module, names["Config"]).from_dict(
         {key: value for key, value in values.items() if key not in ("model_type", "architectures")}
@@ -62,7 +71,9 @@ def write_remote_code(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
         "AutoModelForCausalLM": f"{stem}.{names['Head']}",
     }
     write_text(folder / "serve.py", _SERVE.substitute(names, module=stem))
-    save_filled(getattr(module, names["Head"]), config, _weights(parts), folder, dtype=dtype, like=backbone)
+    save_filled(
+        getattr(module, names["Head"]), config, _weights(parts), folder, dtype=dtype, like=backbone
+    )
 
 
 def save_filled(
@@ -74,8 +85,8 @@ def save_filled(
     dtype: torch.dtype,
     like: PreTrainedModel,
 ) -> None:
-    """Save a model of that class with exactly these weights, and the generation settings of `like`; nothing is copied
-    on the way but what `dtype` changes."""
+    """Save a model of that class with exactly these weights, and the generation settings of `like`;
+    nothing is copied on the way but what `dtype` changes."""
     with torch.device("meta"):
         model = kind(config)
     model.load_state_dict(weights, assign=True)
@@ -87,7 +98,11 @@ def save_filled(
 
 
 def _class_names(backbone: PreTrainedModel) -> dict[str, str]:
-    kinds = {"Config": type(backbone.config), "Decoder": type(backbone.base_model), "Head": type(backbone)}
+    kinds = {
+        "Config": type(backbone.config),
+        "Decoder": type(backbone.base_model),
+        "Head": type(backbone),
+    }
     return {role: f"{CLASS_PREFIX}{kind.__name__}" for role, kind in kinds.items()}
 
 
@@ -111,7 +126,8 @@ def _code(parts: Parts) -> str:
 
 
 def _imported(path: Path) -> ModuleType:
-    """The module in that file, under a name of its own; Python looks its classes' annotations up by that name."""
+    """The module in that file, under a name of its own; Python looks its classes' annotations up by
+    that name."""
     name = f"_exported_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -151,6 +167,8 @@ def _weights(parts: Parts) -> dict[str, Tensor]:
             for symbol, role in _ROLES.items():
                 linear = getattr(projections, symbol)
                 for name, parameter in () if linear is None else linear.named_parameters():
-                    weights[f"{place}.residues.{num_there[place]}.{role}.{name}"] = parameter.detach()
+                    weights[f"{place}.residues.{num_there[place]}.{role}.{name}"] = (
+                        parameter.detach()
+                    )
             num_there[place] += 1
     return weights

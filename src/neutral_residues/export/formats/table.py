@@ -25,7 +25,8 @@ class Format:
         title: what it is.
         refusal: why it cannot hold these parts, or None.
         write: writes parts into a folder, in a type.
-        computes: whether it writes weights that are not merely copied; they round once more when stored in 16 bits.
+        computes: whether it writes weights that are not merely copied; they round once more when
+            stored in 16 bits.
         kind: what can be compared with the live model.
         trust_remote_code: whether loading it runs code that lies in the folder.
         merges: whether low-rank updates can be merged into it.
@@ -51,7 +52,10 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         name="qwen2_moe",
-        title="a stock Qwen2-MoE model: the old FFN as its one expert, the adapter as gated shared expert",
+        title=(
+            "a stock Qwen2-MoE model: the old FFN as its one expert, the adapter as gated shared"
+            " expert"
+        ),
         refusal=partial(moe_refusal, QWEN2_MOE),
         write=partial(write_moe, QWEN2_MOE),
         computes=lambda parts: parts.model_type == "gemma",
@@ -73,7 +77,10 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         name="safetensors",
-        title="the adapter alone: tensors, formula and a reference in PyTorch, for a runtime of your own",
+        title=(
+            "the adapter alone: tensors, formula and a reference in PyTorch, for a runtime of"
+            " your own"
+        ),
         refusal=plain_refusal,
         write=write_plain,
         kind="residues",

@@ -1,4 +1,5 @@
-"""The format `safetensors`: the adapter alone as plain tensors, with the formula, for a runtime of one's own.
+"""The format `safetensors`: the adapter alone as plain tensors, with the formula, for a runtime of
+one's own.
 
 model.safetensors        layers.3.w_g (R, D), .w_i (R, D), .w_o (D, R), and where there is a gate .w (D), .b (1)
 neutral_residues.json    the formula, the sizes, the layers, and which module of which backbone each belongs to
@@ -26,7 +27,9 @@ ACTIVATIONS = {
     "relu2": "z.clamp(min=0) ** 2",
     "gelu": "z * 0.5 * (1 + torch.erf(z / 2**0.5))",
     "gelu_new": "0.5 * z * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (z + 0.044715 * z**3)))",
-    "gelu_pytorch_tanh": "0.5 * z * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (z + 0.044715 * z**3)))",
+    "gelu_pytorch_tanh": (
+        "0.5 * z * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (z + 0.044715 * z**3)))"
+    ),
     "gelu_fast": "0.5 * z * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (z + 0.044715 * z**3)))",
     "quick_gelu": "z * torch.sigmoid(1.702 * z)",
     "sigmoid": "torch.sigmoid(z)",
@@ -45,10 +48,15 @@ def plain_refusal(parts: Parts) -> str | None:
         return f"it holds one adapter; this model has {len(parts.adapters)}"
     adapter = parts.adapters[0]
     if len(set(parts.layer_numbers(adapter).values())) < len(adapter.beside):
-        return f"it names blocks by their layer; this adapter runs beside {', '.join(adapter.beside)}"
+        return (
+            f"it names blocks by their layer; this adapter runs beside {', '.join(adapter.beside)}"
+        )
     if adapter.activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
-        return f"it writes the formulas of the activations {known}; this adapter has {adapter.activation}"
+        return (
+            f"it writes the formulas of the activations {known}; this adapter has"
+            f" {adapter.activation}"
+        )
     return None
 
 
@@ -61,14 +69,22 @@ def write_plain(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
         layer = {"w_g": w_g.weight, "w_i": w_i.weight, "w_o": w_o.weight}
         layer |= {} if w is None else {"w": w.weight[0]}
         layer |= {} if w is None or w.bias is None else {"b": w.bias}
-        tensors |= {f"layers.{number}.{name}": tensor.detach().to(dtype) for name, tensor in layer.items()}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+        tensors |= {
+            f"layers.{number}.{name}": tensor.detach().to(dtype) for name, tensor in layer.items()
+        }
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        folder / "model.safetensors",
+    )
     write_json(folder / "neutral_residues.json", _description(parts, adapter))
     width_in = next(iter(adapter.beside.values())).w_g.in_features
     gated = adapter.block_gate != "none"
     gate = f"{adapter.block_gate}(w . x{' + b' if adapter.has_bias else ''})" if gated else "1"
     text = _REFERENCE.substitute(
-        gate=gate, activation=ACTIVATIONS[adapter.activation], width_in=width_in, lines=_gate_lines(adapter)
+        gate=gate,
+        activation=ACTIVATIONS[adapter.activation],
+        width_in=width_in,
+        lines=_gate_lines(adapter),
     )
     write_text(folder / "reference.py", text)
 
@@ -85,12 +101,18 @@ def _description(parts: Parts, adapter: Adapter) -> dict[str, Any]:
     gate = adapter.block_gate
     return {
         "formula": "out(x) = block(x) + g(x) * W_o ( act(W_g x) * (W_i x) )",
-        "gate": {"kind": gate, "formula": None if gate == "none" else GATES[gate], "s": "w . x + b (b where saved)"},
+        "gate": {
+            "kind": gate,
+            "formula": None if gate == "none" else GATES[gate],
+            "s": "w . x + b (b where saved)",
+        },
         "activation": {"name": adapter.activation, "formula": ACTIVATIONS[adapter.activation]},
         "shapes": {"w_g": "(R, D)", "w_i": "(R, D)", "w_o": "(D, R)", "w": "(D)", "b": "(1)"},
         "D": next(iter(adapter.beside.values())).w_g.in_features,
         "R": adapter.width,
         "layers": {str(number): block for block, number in parts.layer_numbers(adapter).items()},
-        "backbone": {"name": parts.backbone.name_or_path, "model_type": parts.model_type}
-        | describe_backbone(parts.backbone),
+        "backbone": (
+            {"name": parts.backbone.name_or_path, "model_type": parts.model_type}
+            | describe_backbone(parts.backbone)
+        ),
     }
