@@ -1,20 +1,26 @@
 """How fast is tokenising, and does its memory stay flat? One command, JSON on standard output.
 
     python benchmarks/tokenise.py --gigabytes 2
+    python benchmarks/tokenise.py --corpus fr.jsonl.gz --model DIR --against datasets --rounds 3
 
 Makes a corpus (.jsonl) of that size from made-up words in a temporary folder, and one a tenth of
-its size; tokenises both, each in a process of its own; prints bytes/s, tokens/s and the peak
-resident memory of that process and its workers together. Memory is flat if `peak_rss_ratio` is near
-1. Memory shared between processes counts once for each of them.
+its size; tokenises each in a process of its own; prints bytes/s, tokens/s and the peak memory of
+that process and its workers together. Memory is flat if `peak_memory_ratio` is near 1. Only memory
+of a process's own counts (not mapped files, which the system may drop).
+
+`--against datasets` lets `datasets` take turns with ours: load_dataset("json"), map(tokenise) on as
+many processes, then the same flat file of tokens; from an empty cache, as ours.
 
 Speed depends on the text: made-up words from a short list are kinder to a tokenizer than a language
 is. Give `--corpus` for real text.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -72,8 +78,8 @@ def train_tokenizer(folder: Path) -> None:
     )
 
 
-def tokenise_here(corpus_path: Path, model: Path, num_workers: int) -> dict[str, Any]:
-    """Tokenise one corpus in this process (and its workers), without a cache from before."""
+def tokenise_ours(corpus_path: Path, model: Path, workers: int, cache: Path) -> tuple[int, int]:
+    """Bytes of text and tokens of a corpus, tokenised by this package."""
     from transformers import AutoTokenizer
 
     from neutral_residues.config.run import Corpus
@@ -81,46 +87,102 @@ def tokenise_here(corpus_path: Path, model: Path, num_workers: int) -> dict[str,
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     corpus = Corpus(name="benchmark", role="target", path=corpus_path)
-    with tempfile.TemporaryDirectory() as cache:
-        start = time.perf_counter()
-        stream, _ = tokenise(corpus, tokenizer, cache_dir=Path(cache), num_workers=num_workers)
-        seconds = time.perf_counter() - start
+    stream, _ = tokenise(corpus, tokenizer, cache_dir=cache, num_workers=workers)
+    return stream.num_bytes, stream.num_tokens
+
+
+def tokenise_with_datasets(
+    corpus_path: Path, model: Path, workers: int, cache: Path
+) -> tuple[int, int]:
+    """The same with `datasets`: json -> map -> one flat file of uint16 tokens."""
+    import datasets
+    import numpy as np
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    # Threads inside the tokenizer would use cores that `workers` does not count.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
+        ids = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False)
         return {
-            "text_bytes": stream.num_bytes,
-            "documents": stream.num_documents,
-            "tokens": stream.num_tokens,
-            "seconds": round(seconds, 1),
-            "text_bytes_per_second": round(stream.num_bytes / seconds),
-            "tokens_per_second": round(stream.num_tokens / seconds),
+            "tokens": [[*one, tokenizer.eos_token_id] for one in ids["input_ids"]],
+            "num_bytes": [len(text.encode()) for text in batch["text"]],
         }
 
+    table = datasets.load_dataset(
+        "json", data_files=str(corpus_path), split="train", cache_dir=str(cache)
+    )
+    features = datasets.Features(
+        {
+            "tokens": datasets.Sequence(datasets.Value("uint16")),
+            "num_bytes": datasets.Value("int64"),
+        }
+    )
+    table = table.map(
+        encode,
+        batched=True,
+        batch_size=64,  # the usual 1,000 take more memory
+        writer_batch_size=64,
+        num_proc=workers or None,
+        remove_columns=table.column_names,
+        features=features,
+    )
+    num_bytes = 0
+    with (cache / "tokens.bin").open("wb") as file:
+        for batch in table.with_format("arrow").iter(1024):
+            file.write(batch["tokens"].combine_chunks().flatten().to_numpy().tobytes())
+            num_bytes += int(batch["num_bytes"].to_numpy().sum())
+    return num_bytes, len(np.memmap(cache / "tokens.bin", "uint16", mode="r"))
 
-def measure(corpus_path: Path, model: Path, num_workers: int) -> dict[str, Any]:
-    """`tokenise_here` in a new process, and the peak resident memory of that process and its
-    workers, in bytes."""
-    options = ["--measure", str(corpus_path), "--model", str(model), "--workers", str(num_workers)]
-    peak_rss_bytes = 0
+
+ENGINES = {"ours": tokenise_ours, "datasets": tokenise_with_datasets}
+
+
+def tokenise_here(engine: str, corpus_path: Path, model: Path, workers: int) -> dict[str, Any]:
+    """Tokenise one corpus in this process (and its workers), without a cache from before."""
+    with tempfile.TemporaryDirectory() as cache:
+        start = time.perf_counter()
+        num_bytes, num_tokens = ENGINES[engine](corpus_path, model, workers, Path(cache))
+        seconds = time.perf_counter() - start
+    return {
+        "engine": engine,
+        "text_bytes": num_bytes,
+        "tokens": num_tokens,
+        "seconds": round(seconds, 1),
+        "text_bytes_per_second": round(num_bytes / seconds),
+        "tokens_per_second": round(num_tokens / seconds),
+    }
+
+
+def measure(engine: str, corpus_path: Path, model: Path, workers: int) -> dict[str, Any]:
+    """`tokenise_here` in a new process, and the peak memory of that process and its workers, in
+    bytes."""
+    options = ["--measure", engine, "--model", str(model), "--workers", str(workers)]
+    peak = 0
     with subprocess.Popen(
-        [sys.executable, __file__, *options], stdout=subprocess.PIPE, text=True
+        [sys.executable, __file__, "--corpus", str(corpus_path), *options],
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         root = psutil.Process(process.pid)
         while process.poll() is None:
-            peak_rss_bytes = max(peak_rss_bytes, _tree_rss_bytes(root))
+            peak = max(peak, _memory_bytes(root))
             time.sleep(SAMPLE_SECONDS)
         output = process.communicate()[0]
     if process.returncode:
         raise SystemExit(process.returncode)
-    return json.loads(output) | {"peak_rss_bytes": peak_rss_bytes}
+    return json.loads(output) | {"peak_memory_bytes": peak}
 
 
-def _tree_rss_bytes(root: psutil.Process) -> int:
-    total = 0
+def _memory_bytes(root: psutil.Process) -> int:
+    """Of a process and all below it: memory of their own, pages that they share counted once."""
+    kilobytes = 0
     for process in [root, *_children(root)]:
-        try:
-            total += process.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return total
+        with contextlib.suppress(OSError):
+            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+            kilobytes += int(rollup.split("Pss_Anon:")[1].split()[0])
+    return kilobytes * 1024
 
 
 def _children(root: psutil.Process) -> list[psutil.Process]:
@@ -130,40 +192,58 @@ def _children(root: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def main() -> None:
+def medians(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """Median seconds of each engine."""
+    return {
+        engine: statistics.median(run["seconds"] for run in runs if run["engine"] == engine)
+        for engine in dict.fromkeys(run["engine"] for run in runs)
+    }
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--gigabytes", type=float, default=2.0, help="size of the made-up corpus (default: 2)"
-    )
-    parser.add_argument(
-        "--model",
-        type=Path,
-        help="folder of a tokenizer (default: one learnt from the made-up text)",
-    )
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="default: one for each core"
-    )
-    parser.add_argument("--corpus", type=Path, help="tokenise this file instead of made-up text")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    add = parser.add_argument
+    add("--gigabytes", type=float, default=2.0, help="size of the made-up corpus (default: 2)")
+    add("--model", type=Path, help="folder of a tokenizer (default: learnt from made-up text)")
+    add("--workers", type=int, default=os.cpu_count(), help="default: one for each core")
+    add("--corpus", type=Path, help="tokenise this file instead of made-up text")
+    add("--against", choices=["datasets"], help="take turns with this engine")
+    add("--rounds", type=int, default=1, help="how often each corpus is tokenised (default: 1)")
+    add("--measure", choices=sorted(ENGINES), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = _options()
     if args.measure:
-        print(json.dumps(tokenise_here(args.measure, args.model, args.workers)))
+        print(json.dumps(tokenise_here(args.measure, args.corpus, args.model, args.workers)))
         return
+    engines = ["ours", args.against] if args.against else ["ours"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = args.model or folder / "tokenizer"
         if args.model is None:
             train_tokenizer(model)
-        runs = []
-        for share in (1.0,) if args.corpus else (0.1, 1.0):
-            path = args.corpus or folder / f"{share}.jsonl"
-            if args.corpus is None:
+        paths = [args.corpus] if args.corpus else [folder / "tenth.jsonl", folder / "whole.jsonl"]
+        if not args.corpus:
+            for path, share in zip(paths, (0.1, 1.0), strict=True):
                 write_corpus(path, int(share * args.gigabytes * 1e9))
-            runs.append(measure(path, model, args.workers))
-    result = {"workers": args.workers, "cores": os.cpu_count(), "runs": runs}
-    result["peak_rss_ratio"] = round(runs[-1]["peak_rss_bytes"] / runs[0]["peak_rss_bytes"], 3)
+        runs = [
+            measure(engine, path, model, args.workers)
+            for path in paths
+            for _ in range(args.rounds)
+            for engine in engines
+        ]
+    result = {"workers": args.workers, "cores": os.cpu_count(), "load": os.getloadavg()}
+    result |= {
+        "median_seconds": medians(
+            [run for run in runs if run["text_bytes"] == runs[-1]["text_bytes"]]
+        )
+    }
+    ours = [run["peak_memory_bytes"] for run in runs if run["engine"] == "ours"]
+    result |= {"peak_memory_ratio": round(ours[-1] / ours[0], 3), "runs": runs}
     print(json.dumps(result, indent=2))
 
 

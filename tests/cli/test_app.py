@@ -269,7 +269,7 @@ def test_no_space_left_keeps_the_last_checkpoint(
 
 
 def test_run_file_itself(tmp_path: Path, neutral: Callable[..., tuple[int, str]]) -> None:
-    assert_one_line(neutral("extend", tmp_path / "none.yaml"), "no such run file")
+    assert_one_line(neutral("extend", tmp_path / "none.yaml"), "no such file")
     (tmp_path / "bad.yaml").write_text("model: [1,\n")
     assert_one_line(neutral("extend", tmp_path / "bad.yaml"), "not YAML", "line")
     (tmp_path / "list.yaml").write_text("- 1\n")
@@ -440,7 +440,7 @@ def test_bad_comparisons(tmp_path: Path, neutral: Callable[..., tuple[int, str]]
     run = write_run(tmp_path, run_values(tmp_path), "tiny.yaml")
     values = {"runs": [str(run)], "output": str(tmp_path / "out"), "methods": ["neutral"]}
     file = write_run(tmp_path, values, "compare.yaml")
-    assert_one_line(neutral("compare", tmp_path / "none.yaml"), "no such run file")
+    assert_one_line(neutral("compare", tmp_path / "none.yaml"), "no such file")
     assert_one_line(
         neutral("compare", file, "methods=[neutrall]"),
         "unknown method neutrall",

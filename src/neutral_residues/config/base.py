@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from neutral_residues.errors import UserError, nearest
+from neutral_residues.files import disk_errors
 
 
 class Settings(BaseModel):
@@ -16,7 +17,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-Schema = TypeVar("Schema", bound=Settings)
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def read_values(path: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -24,36 +25,23 @@ def read_values(path: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
     is checked yet.
 
     Raises:
-        UserError: if it cannot be read, is not UTF-8, not YAML or no mapping, or an override is
-            none.
+        UserError: if it cannot be read, is not UTF-8, not YAML or not a mapping, or an override is
+            not key=value.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with disk_errors(path):
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(
-            f"run file {path} is not UTF-8", got=f"byte {error.start}", do="save it as UTF-8"
+            f"{path} is not UTF-8", got=f"byte {error.start}", do="save it as UTF-8"
         ) from error
-    except OSError as error:
-        reason = (
-            "no such run file"
-            if isinstance(error, FileNotFoundError)
-            else f"cannot read ({error.strerror})"
-        )
-        raise UserError(f"{reason}: {path}", do="check the path") from error
-    try:
-        values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
-        raise UserError(
-            f"run file {path} is not YAML",
-            got=line + str(getattr(error, "problem", error)),
-            do="mend that line",
-        ) from error
+        problem = str(getattr(error, "problem", error))
+        raise UserError(f"{path} is not YAML", got=line + problem, do="fix this line") from error
     if not isinstance(values, dict):
-        raise UserError(
-            f"run file {path}", got=type(values).__name__, allowed="a mapping of settings"
-        )
+        raise UserError(f"{path}", got=type(values).__name__, allowed="a mapping of settings")
     for key, value in read_overrides(overrides).items():
         put(values, key, value)
     return values
@@ -80,7 +68,7 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
     """Set one value by its dotted key, such as "training.steps"; sections are made.
 
     Raises:
-        UserError: if a part of the key is no section.
+        UserError: if a part of the key is not a section.
     """
     *parents, last = key.split(".")
     for parent in parents:
@@ -90,8 +78,11 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def checked(schema: type[Schema], values: dict[str, Any]) -> Schema:
-    """Settings of that kind from plain values.
+def checked(schema: type[Schema], values: Any, *, file: Path | str | None = None) -> Schema:
+    """`values` as an instance of `schema`.
+
+    Args:
+        file: where the values come from; messages begin with it.
 
     Raises:
         UserError: one line for the first thing that is wrong.
@@ -99,7 +90,7 @@ def checked(schema: type[Schema], values: dict[str, Any]) -> Schema:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise _one_line(error, schema) from error
+        raise one_line(error, schema, file=file) from error
 
 
 def dump_run(config: Settings) -> str:
@@ -107,28 +98,33 @@ def dump_run(config: Settings) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _one_line(error: ValidationError, root: type[Settings]) -> UserError:
+def one_line(
+    error: ValidationError, schema: type[BaseModel], *, file: Path | str | None = None
+) -> UserError:
+    """What pydantic found wrong first, by its dotted key; `schema` knows the names that are near an
+    unknown key."""
     first = error.errors()[0]
     location = tuple(first["loc"])
-    where = ".".join(str(part) for part in location) or "run file"
+    prefix = f"{file}: " if file else ""
+    where = ".".join(map(str, location)) or "the whole"
     if first["type"] == "extra_forbidden":
-        known = _keys_at(location[:-1], root)
-        return UserError(f"unknown key {where}", do=nearest(str(location[-1]), known))
+        known = _keys_at(location[:-1], schema)
+        return UserError(f"{prefix}unknown key {where}", do=nearest(str(location[-1]), known))
     if first["type"] == "missing":
-        return UserError(f"missing key {where}", do="add it to the run file")
+        return UserError(f"{prefix}missing key {where}", do="add it")
     message = first["msg"].removeprefix("Value error, ")
     given = first["input"]
-    got = given if isinstance(given, str | int | float | bool | type(None)) else None
-    return UserError(f"{where}: {message}", got=repr(got) if got is not None else None)
+    plain = isinstance(given, str | int | float | bool)
+    return UserError(f"{prefix}{where}: {message}", got=repr(given)[:80] if plain else None)
 
 
-def _keys_at(location: tuple[int | str, ...], section: type[Settings]) -> set[str]:
-    """Field names of the settings section that `location` points into, from the root `section`
-    on."""
-    for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = section.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, Settings))
+def _keys_at(location: tuple[int | str, ...], section: type[BaseModel]) -> set[str]:
+    """Field names of the section that `location` points into, from the root `section` on."""
+    for name in location:
+        if isinstance(name, str):
+            annotation = section.model_fields[name].annotation
+            candidates = [annotation, *getattr(annotation, "__args__", ())]
+            section = next(
+                c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)
+            )
     return set(section.model_fields)
