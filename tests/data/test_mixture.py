@@ -1,3 +1,5 @@
+"""Rows: an exact share, every block once an epoch, the same whoever asks; noise where it belongs."""
+
 import math
 import pickle
 from fractions import Fraction
@@ -5,10 +7,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from neutral_residues.data.labels import SOURCE, TARGET
-from neutral_residues.data.mixture import Mixture, permuted
+from neutral_residues.data.mixture import Mixture, Noise
 from neutral_residues.data.token_stream import TokenStream, tokenise
 from neutral_residues.errors import UserError
 
@@ -29,21 +33,34 @@ STREAMS = [
 ]
 
 
-def mixture(source_share=0.1, num_rows=500, seed=0, streams=STREAMS) -> Mixture:
-    return Mixture(streams, block_tokens=T, source_share=source_share, num_rows=num_rows, seed=seed)
+def mixture(source_share=0.1, num_rows=500, seed=0, streams=STREAMS, noise=None) -> Mixture:
+    return Mixture(
+        streams,
+        block_tokens=T,
+        source_share=source_share,
+        num_rows=num_rows,
+        seed=seed,
+        noise=noise,
+    )
 
 
-@pytest.mark.parametrize("share", ["0", ".01", ".1", ".37", ".5", "1"])
-def test_share_is_exact_in_every_prefix(share):
-    labels = [
-        row["domain_labels"] for row in map(mixture(float(share), 300).__getitem__, range(300))
-    ]
-    assert all(set(row.tolist()) in ({SOURCE}, {TARGET}) for row in labels)
-    num_source = 0
-    for i, row in enumerate(labels, start=1):
-        num_source += row[0].item() == SOURCE
-        # Not float arithmetic: 0.1 as a binary number is a little over a tenth.
-        assert num_source == math.floor(i * Fraction(share)), f"first {i} rows"
+# Decimal numbers, as a user writes them: 0.1 as a binary number is a little over a tenth.
+SHARES = st.integers(0, 1000).map(lambda thousandths: Fraction(thousandths, 1000))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(share=SHARES, noised=SHARES)
+def test_both_shares_are_exact_in_every_prefix(share: Fraction, noised: Fraction) -> None:
+    rows = mixture(float(share), 200, noise=Noise(float(noised), vocabulary=300, end_of_text=1))
+    num_source = num_noised = 0
+    for i in range(len(rows)):
+        row = rows[i]
+        (label,) = set(row["domain_labels"].tolist())
+        num_source += label == SOURCE
+        num_noised += row["noised"]
+        assert num_source == math.floor((i + 1) * share), f"first {i + 1} rows"
+        assert num_noised == math.floor(num_source * noised), f"first {i + 1} rows"
+        assert label == SOURCE or not row["noised"]
 
 
 def test_rows_are_blocks_of_their_corpus_and_each_comes_once_an_epoch():
@@ -80,20 +97,24 @@ def test_order_follows_the_seed():
     assert {number // 100 for number in order(0)[:20] if number >= 100} == {1, 2}
 
 
-@pytest.mark.parametrize("size", [*range(1, 20), 63, 64, 65, 1000, 4097])
-def test_permutation_is_a_bijection(size):
-    assert sorted(permuted(i, size, "key") for i in range(size)) == list(range(size))
-
-
-def test_permutation_has_no_favourites():
-    # 7 places, 5000 keys: each place gets the first block 714 times, with a standard deviation of
-    # 25.
-    counts = np.bincount([permuted(0, 7, f"{seed}/source/0") for seed in range(5000)], minlength=7)
-    assert abs(counts - 5000 / 7).max() < 125
-    # Neighbours do not stay neighbours, and large domains cost no memory.
-    places = [permuted(i, 10**12, "key") for i in range(1000)]
-    assert len({place // 10**11 for place in places}) == 10
-    assert abs(np.corrcoef(range(1000), places)[0, 1]) < 0.2
+def test_only_noised_rows_change_and_each_time_alike() -> None:
+    streams = [
+        TokenStream("en", "source", np.full(4000, 7, np.uint16), np.array([4000]), np.array([1]))
+    ]
+    common = {"block_tokens": 50, "source_share": 1, "num_rows": 80, "seed": 3}
+    noise = Noise(0.5, vocabulary=9, end_of_text=2)
+    one, again = (Mixture(streams, **common, noise=noise) for _ in range(2))
+    shares, drawn = [], set()
+    for i in range(80):
+        row = one[i]
+        assert torch.equal(row["input_ids"], again[i]["input_ids"])
+        replaced = row["input_ids"] != 7
+        assert row["noised"] or not replaced.any()
+        shares += [float(replaced.float().mean())] if row["noised"] else []
+        drawn |= set(row["input_ids"].tolist())
+    assert drawn == {0, 1, 3, 4, 5, 6, 7, 8}
+    assert len(shares) == 40
+    assert min(shares) < 0.3 < 0.6 < max(shares)
 
 
 @pytest.fixture
@@ -129,31 +150,18 @@ def test_workers_and_resuming_change_nothing(mapped_mixture):
 
 def test_pickles_without_the_text(mapped_mixture):
     assert sum(stream.num_tokens for stream in mapped_mixture.streams) > 1000
+    mapped_mixture[0]  # an order that was made is not sent either
     assert len(pickle.dumps(mapped_mixture)) < 1500
     assert isinstance(pickle.loads(pickle.dumps(mapped_mixture)).streams[0].tokens, np.memmap)
 
 
-def test_plan_counts_rows_tokens_and_epochs():
-    plan = mixture(0.1, 500).plan()
-    assert (plan.source_rows, plan.target_rows) == (50, 450)
-    assert (plan.source_tokens, plan.target_tokens) == (200, 1800)
-    assert (plan.source_epochs, plan.target_epochs) == (10.0, 11.25)
-    assert [(c.name, c.num_blocks, c.expected_rows) for c in plan.corpora] == [
-        ("en", 5, 50.0),
-        ("fr", 30, 337.5),
-        ("de", 10, 112.5),
-    ]
-
-
 def test_roles_without_rows_need_no_corpus():
     source, target = STREAMS[:1], STREAMS[1:]
-    only_target = mixture(0, streams=target)
-    assert only_target.epochs("source") == 0
-    assert only_target.plan().source_rows == 0
-    assert mixture(1, streams=source).plan().target_rows == 0
+    assert mixture(0, streams=target)[499]["domain_labels"].tolist() == [TARGET] * T
+    assert mixture(1, streams=source)[499]["domain_labels"].tolist() == [SOURCE] * T
     # A source corpus too small for a block is of no matter where no row is taken from it.
     tiny = TokenStream("tiny", "source", np.zeros(1, np.uint16), np.array([1]), np.array([0]))
-    assert mixture(0, streams=[tiny, *target]).plan().corpora[0].num_blocks == 0
+    assert mixture(0, streams=[tiny, *target])[0]["corpus_id"] == 1
     with pytest.raises(UserError, match=r"'tiny' is smaller.*1 tokens.*block_tokens = 4"):
         mixture(0.1, streams=[tiny, *target])
     with pytest.raises(UserError, match="rows of source text and there is none"):
@@ -166,6 +174,8 @@ def test_roles_without_rows_need_no_corpus():
 def test_share_out_of_range(share):
     with pytest.raises(UserError, match="source_share"):
         mixture(share)
+    with pytest.raises(UserError, match="source_noise"):
+        mixture(noise=Noise(share, vocabulary=9, end_of_text=1))
 
 
 def test_rows_past_the_end():

@@ -127,7 +127,7 @@ class ResidueSettings(Settings):
     """The block gates learn at so many times the learning rate of the projections."""
     source_noise: float = Field(default=0.5, ge=0, le=1)
     """Share of source rows that get random tokens, so that gates stay shut on strange text too; see
-    `data/noise.py`."""
+    `data/mixture.py`."""
 
     @model_validator(mode="after")
     def _cross_entropy_needs_sigmoid(self) -> Self:

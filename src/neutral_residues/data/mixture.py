@@ -1,30 +1,39 @@
 """Token streams -> training rows in a fixed, seeded order, with an exact share of source rows.
 
-Row i is a pure function of (streams, block_tokens, source_share, seed, i):
+Row i is a pure function of (streams, block_tokens, source_share, noise, seed, i):
 
-    source row        iff floor((i + 1) p) > floor(i p), p the source share as the decimal number that was written
-    which block       the k-th source row takes block permutation_e(k mod n), e = k // n, of the n blocks of all
-                      source corpora together; the same for target rows
+    source row      iff floor((i + 1) p) > floor(i p), p the source share as the decimal number
+                    that was written
+    which block     the k-th source row takes block permutation_e(k mod n), e = k // n, of the n
+                    blocks of all source corpora together; the same for target rows
+    noised          by the first rule again, among source rows, with the share of noised ones
 
 So the share is exact, to within one row, in every run of rows from the first; corpora of one role
 are mixed in proportion to their size; no block comes again before all of its role have come;
 resuming at row i needs only the number i; and the number of loader workers cannot matter. The
-permutation is computed, not stored: memory stays flat, whatever the size of the corpus.
+permutations are NumPy's: each process keeps that of the current epoch, 8 bytes for each block
+(160 MB for 10 G tokens in blocks of 512). Another version of NumPy may give another order.
+
+Noise, ours and not the paper's (LAB.md has what it does): trained on clean source rows only, a gate
+learns "not this source text" and opens for any other text, English of another genre too. In a
+noised source row a random share of the tokens, from none to all, is replaced by tokens drawn from
+the whole vocabulary; its local loss counts as ever, its language-modelling loss does not, as there
+is nothing to predict.
 
 The order is already shuffled: read the rows with a sequential sampler.
 """
 
 import functools
-import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -34,8 +43,6 @@ from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.errors import UserError
 
 LABELS: dict[Role, int] = {"source": SOURCE, "target": TARGET}
-# Enough that even a domain of a few bits is shuffled well; each costs under a microsecond.
-FEISTEL_ROUNDS = 8
 
 
 class Row(TypedDict):
@@ -47,32 +54,20 @@ class Row(TypedDict):
     """(T,) int64: SOURCE or TARGET, the same for the whole row."""
     corpus_id: int
     """Index of the row's corpus among the streams of the mixture."""
+    noised: bool
+    """True: random tokens are in it, so it has a local loss but no language-modelling loss."""
 
 
 @dataclass(frozen=True)
-class CorpusPlan:
-    """What one corpus gives to a mixture."""
+class Noise:
+    """Random tokens in a share of the source rows."""
 
-    name: str
-    role: Role
-    num_blocks: int
-    """Whole blocks it holds; 0 where its role has no rows."""
-    expected_rows: float
-    """Rows it gives; exact after whole epochs of its role, expected within one."""
-
-
-@dataclass(frozen=True)
-class MixturePlan:
-    """What a mixture reads: rows, tokens, and how often each role's text comes round."""
-
-    source_rows: int
-    target_rows: int
-    source_tokens: int
-    target_tokens: int
-    source_epochs: float
-    """Source rows / blocks of all source corpora; over 1, text is seen again."""
-    target_epochs: float
-    corpora: tuple[CorpusPlan, ...]
+    share: float
+    """Of the source rows, in [0, 1]."""
+    vocabulary: int
+    """Tokens are drawn from 0 ... vocabulary - 1,"""
+    end_of_text: int
+    """but never this one."""
 
 
 class Mixture(Dataset[Row]):
@@ -81,7 +76,8 @@ class Mixture(Dataset[Row]):
     Args:
         streams: training streams of both roles. Those of a role with share 0 are not read.
         source_share: p, the share of rows from source corpora, 0 <= p <= 1.
-        seed: another seed, another order; any integer.
+        seed: another seed, another order; 0 or above.
+        noise: default: no row is noised.
 
     Raises:
         UserError: a share out of range; a role that has rows but no stream; a stream smaller than
@@ -96,39 +92,31 @@ class Mixture(Dataset[Row]):
         source_share: float,
         num_rows: int,
         seed: int,
+        noise: Noise | None = None,
     ) -> None:
-        if not 0 <= source_share <= 1:
-            raise UserError(
-                "source_share", got=source_share, allowed="0 <= share <= 1", do="0.1 is usual"
-            )
         if block_tokens < 1 or num_rows < 1:
             got = f"block_tokens {block_tokens}, num_rows {num_rows}"
-            raise UserError(
-                "a mixture without rows", got=got, allowed="both at least 1", do="train for longer"
-            )
+            raise UserError("a mixture without rows", got=got, allowed="both at least 1")
         self.streams = tuple(streams)
         self.block_tokens, self.num_rows, self.seed = block_tokens, num_rows, seed
-        # Through its decimal form: 0.1 is a tenth, not the nearest binary number, so ten rows hold
-        # one source row.
-        self.source_share = Fraction(str(source_share))
-        self._pools = {role: self._pool(role) for role in LABELS if self._has_rows(role)}
-
-    def _has_rows(self, role: Role) -> bool:
-        return self.source_share > 0 if role == "source" else self.source_share < 1
+        self.source_share = _exact("source_share", source_share)
+        self.noise = noise
+        self.noise_share = _exact("source_noise", noise.share if noise else 0)
+        shares = {"source": self.source_share, "target": 1 - self.source_share}
+        self._pools = {role: self._pool(role) for role in LABELS if shares[role] > 0}
 
     def _pool(self, role: Role) -> "_Pool":
         ids = [i for i, stream in enumerate(self.streams) if stream.role == role]
         if not ids:
+            names = [stream.name for stream in self.streams]
             raise UserError(
                 f"source_share asks for rows of {role} text and there is none",
-                got=(
-                    f"source_share {float(self.source_share)}, corpora"
-                    f" {[stream.name for stream in self.streams]}"
-                ),
+                got=f"source_share {float(self.source_share)}, corpora {names}",
                 allowed="source_share 0 without source corpora, 1 without target corpora",
                 do=f"add a {role} corpus or change source_share",
             )
-        return _Pool(ids, [len(self.streams[i].blocks(self.block_tokens)) for i in ids])
+        sizes = [len(self.streams[i].blocks(self.block_tokens)) for i in ids]
+        return _Pool(ids, list(accumulate(sizes)))
 
     def __len__(self) -> int:
         return self.num_rows
@@ -137,111 +125,82 @@ class Mixture(Dataset[Row]):
         if not 0 <= index < self.num_rows:
             raise IndexError(f"row {index} of {self.num_rows}")
         role = self.role(index)
-        count = self.rows_before(index, role)
         pool = self._pools[role]
-        epoch, step = divmod(count, pool.num_blocks)
-        corpus_id, block = pool.find(permuted(step, pool.num_blocks, f"{self.seed}/{role}/{epoch}"))
+        epoch, step = divmod(self.rows_before(index, role), pool.num_blocks)
+        order = _permutation(pool.num_blocks, (self.seed, epoch, LABELS[role] + 1))
+        corpus_id, block = pool.find(int(order[step]))
         tokens_T = self.streams[corpus_id].blocks(self.block_tokens)[block].astype(np.int64)
-        labels_T = torch.full((self.block_tokens,), LABELS[role], dtype=torch.int64)
+        noised = self.is_noised(index)
         return {
-            "input_ids": torch.from_numpy(tokens_T),
-            "domain_labels": labels_T,
+            "input_ids": torch.from_numpy(
+                self._with_noise(tokens_T, index) if noised else tokens_T
+            ),
+            "domain_labels": torch.full((self.block_tokens,), LABELS[role], dtype=torch.int64),
             "corpus_id": corpus_id,
+            "noised": noised,
         }
 
     def role(self, index: int) -> Role:
         """Whether row `index` is of source or target text."""
-        return (
-            "source"
-            if self.rows_before(index + 1, "source") > self.rows_before(index, "source")
-            else "target"
-        )
+        return "source" if _is_chosen(index, self.source_share) else "target"
 
     def rows_before(self, index: int, role: Role) -> int:
-        """How many of the rows 0 ... index - 1 are of this role. Integers only: exact."""
-        source_rows = index * self.source_share.numerator // self.source_share.denominator
+        """How many of the rows 0 ... index - 1 are of this role."""
+        source_rows = _num_chosen(index, self.source_share)
         return source_rows if role == "source" else index - source_rows
 
-    def epochs(self, role: Role) -> float:
-        """How often the blocks of a role come round; 0 for a role without rows."""
-        return (
-            self.rows_before(self.num_rows, role) / self._pools[role].num_blocks
-            if role in self._pools
-            else 0.0
+    def is_noised(self, index: int) -> bool:
+        """Whether row `index` is a source row with random tokens in it."""
+        return self.role(index) == "source" and _is_chosen(
+            self.rows_before(index, "source"), self.noise_share
         )
 
-    def plan(self) -> MixturePlan:
-        """Rows, tokens and epochs, without reading any text."""
-        source_rows = self.rows_before(self.num_rows, "source")
-        target_rows = self.num_rows - source_rows
-        corpora = tuple(self._corpus_plan(i, stream) for i, stream in enumerate(self.streams))
-        return MixturePlan(
-            source_rows=source_rows,
-            target_rows=target_rows,
-            source_tokens=source_rows * self.block_tokens,
-            target_tokens=target_rows * self.block_tokens,
-            source_epochs=self.epochs("source"),
-            target_epochs=self.epochs("target"),
-            corpora=corpora,
-        )
-
-    def _corpus_plan(self, corpus_id: int, stream: TokenStream) -> CorpusPlan:
-        pool = self._pools.get(stream.role)
-        num_blocks = pool.blocks_of(corpus_id) if pool else 0
-        return CorpusPlan(
-            stream.name, stream.role, num_blocks, num_blocks * self.epochs(stream.role)
-        )
+    def _with_noise(self, tokens_T: NDArray[Any], index: int) -> NDArray[Any]:
+        assert self.noise is not None
+        random = np.random.default_rng((self.seed, index))
+        replaced_T = random.random(len(tokens_T)) < random.random()
+        drawn_T = random.integers(self.noise.vocabulary - 1, size=len(tokens_T))
+        drawn_T += drawn_T >= self.noise.end_of_text
+        return np.where(replaced_T, drawn_T, tokens_T)
 
 
+@dataclass(frozen=True)
 class _Pool:
     """The blocks of all corpora of one role, numbered through."""
 
-    def __init__(self, corpus_ids: list[int], num_blocks: list[int]) -> None:
-        self.corpus_ids = corpus_ids
-        self.ends = list(accumulate(num_blocks))
-        self.num_blocks = self.ends[-1]
+    corpus_ids: list[int]
+    ends: list[int]
+    """Where the blocks of each corpus end."""
+
+    @property
+    def num_blocks(self) -> int:
+        return self.ends[-1]
 
     def find(self, block: int) -> tuple[int, int]:
         """Corpus and block within it."""
         i = bisect_right(self.ends, block)
         return self.corpus_ids[i], block - (self.ends[i - 1] if i else 0)
 
-    def blocks_of(self, corpus_id: int) -> int:
-        i = self.corpus_ids.index(corpus_id)
-        return self.ends[i] - (self.ends[i - 1] if i else 0)
+
+@functools.lru_cache(maxsize=4)
+def _permutation(size: int, seed: tuple[int, ...]) -> NDArray[np.int64]:
+    # Zeros at the end of a seed do not count, so a row's noise, seeded by two numbers, has numbers
+    # of its own as long as the last of three is not 0.
+    return np.random.default_rng(seed).permutation(size)
 
 
-def permuted(index: int, size: int, key: str) -> int:
-    """Where `index` goes under a permutation of 0 ... size - 1 that `key` picks; no table, the same
-    on every machine.
-
-    A Feistel network permutes the 4^h numbers of 2h bits whatever its round function is: each round
-    swaps the halves and adds (xor) a hash of one to the other, which can be undone. Cycle walking
-    makes it one of `size` numbers: apply it again until the result is below `size`. With the
-    smallest h, 4^h < 4 size, so that takes fewer than 4 applications on average. Luby and Rackoff
-    1988; Black and Rogaway 2002, section 4.
-    """
-    assert 0 <= index < size
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
-    while True:
-        left, right = index >> half, index & mask
-        for round_key in _round_keys(key):
-            left, right = right, left ^ (_scramble(right ^ round_key) & mask)
-        index = left << half | right
-        if index < size:
-            return index
+def _exact(name: str, share: float) -> Fraction:
+    """Through its decimal form: 0.1 is a tenth, not the nearest binary number, so ten rows hold one
+    source row."""
+    if not 0 <= share <= 1:
+        raise UserError(name, got=share, allowed="a share from 0 to 1")
+    return Fraction(str(share))
 
 
-@functools.lru_cache(maxsize=16)
-def _round_keys(key: str) -> tuple[int, ...]:
-    digest = hashlib.blake2b(key.encode(), digest_size=8 * FEISTEL_ROUNDS).digest()
-    return tuple(int.from_bytes(digest[i : i + 8], "little") for i in range(0, len(digest), 8))
+def _num_chosen(index: int, share: Fraction) -> int:
+    """How many of 0 ... index - 1 make up that share. Integers only: exact in every prefix."""
+    return index * share.numerator // share.denominator
 
 
-def _scramble(value: int) -> int:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): each bit in decides every bit
-    out."""
-    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-    value = (value ^ value >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
-    return value ^ value >> 31
+def _is_chosen(index: int, share: Fraction) -> bool:
+    return _num_chosen(index + 1, share) > _num_chosen(index, share)

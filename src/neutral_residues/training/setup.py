@@ -12,8 +12,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from neutral_residues.backbone import context_length
 from neutral_residues.config.run import Corpus, RunConfig
-from neutral_residues.data.mixture import Mixture
-from neutral_residues.data.noise import NoisedMixture
+from neutral_residues.data.mixture import Mixture, Noise
 from neutral_residues.data.token_stream import TokenStream, check_not_the_same, tokenise
 from neutral_residues.data.tokenise import end_of_text_id
 from neutral_residues.errors import UserError
@@ -104,25 +103,19 @@ def prepare_data(
     return RunData(tuple(stream for stream, _ in train), tuple(evaluate_on), tuple(validate_on))
 
 
-def make_rows(
-    config: RunConfig, data: RunData, tokenizer: PreTrainedTokenizerBase
-) -> NoisedMixture:
+def make_rows(config: RunConfig, data: RunData, tokenizer: PreTrainedTokenizerBase) -> Mixture:
     """All rows of the run, in their fixed order; noised ones only where a local loss has a use for
     them."""
     training, residues = config.training, config.residues
     has_local_loss = find_method(config.method).has_local_loss and residues.local_loss_weight > 0
-    rows = Mixture(
+    noise = Noise(residues.source_noise, len(tokenizer), end_of_text_id(tokenizer))
+    return Mixture(
         data.train,
         block_tokens=config.data.block_tokens,
         source_share=config.data.source_share,
         num_rows=training.steps * training.batch_rows * training.accumulation * world_size(),
         seed=config.seed,
-    )
-    return NoisedMixture(
-        rows,
-        share=residues.source_noise if has_local_loss else 0.0,
-        vocabulary=len(tokenizer),
-        end_of_text=end_of_text_id(tokenizer),
+        noise=noise if has_local_loss else None,
     )
 
 

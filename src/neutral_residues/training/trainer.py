@@ -20,7 +20,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback
 
 from neutral_residues.config.run import RunConfig
-from neutral_residues.data.noise import NoisedMixture
+from neutral_residues.data.mixture import Mixture
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.files import disk_errors
 from neutral_residues.losses import next_token_nats
@@ -30,7 +30,7 @@ from neutral_residues.training.mixin import DeviceSums, NeutralResiduesTrainerMi
 
 
 class DomainTrainer(Trainer):
-    """Trainer on rows of `NoisedMixture`: `input_ids`, `corpus_id`, `noised` (a mixin takes
+    """Trainer on rows of `Mixture`: `input_ids`, `corpus_id`, `noised` (a mixin takes
     `domain_labels` out).
 
     Args:
@@ -225,7 +225,7 @@ def check_trackers(config: RunConfig) -> None:
 def make_trainer(
     config: RunConfig,
     model: nn.Module,
-    rows: NoisedMixture,
+    rows: Mixture,
     *,
     args: TrainingArguments,
     corpus_names: Sequence[str],
