@@ -39,10 +39,9 @@ from neutral_residues.evaluation.gate_maps import default_texts, gate_texts
 from neutral_residues.evaluation.generate import check_prompt, generate_both
 from neutral_residues.evaluation.metrics import SetScore, metrics
 from neutral_residues.evaluation.tasks.cache import weights_key
-from neutral_residues.evaluation.tasks.registry import AskedTask
 from neutral_residues.evaluation.tasks.runner import (
+    TaskPlan,
     TaskSettings,
-    check_tasks,
     measure_tasks,
     plan_tasks,
 )
@@ -55,7 +54,7 @@ from neutral_residues.results.store import provenance, read_record, write_record
 from neutral_residues.training.callbacks import Measure, Show, StepClock, stop_on_signal
 from neutral_residues.training.checkpoints import last_checkpoint
 from neutral_residues.training.cost import WeightCount, peak_memory_bytes
-from neutral_residues.training.progress import TrainingDisplay
+from neutral_residues.training.progress import TaskDisplay, TrainingDisplay
 from neutral_residues.training.setup import (
     RunData,
     check_context,
@@ -116,7 +115,7 @@ def extend(
         return read_record(folder.record)
     with first_rank_first():
         data = prepare_data(config, tokenizer, show_progress=console.is_terminal)
-    tasks = _asked_tasks(config, data, tokenizer, console)
+    tasks = _plan_tasks(config, data, tokenizer, console)
     run = Run(config, method, folder, tokenizer, data, tasks, console)
     if advice and is_first_rank() and not folder.config.is_file():
         for line in text_warnings(config, data, tokenizer):
@@ -124,24 +123,24 @@ def extend(
     return run.go()
 
 
-def _asked_tasks(
+def _plan_tasks(
     config: RunConfig, data: RunData, tokenizer: PreTrainedTokenizerBase, console: Console
-) -> list[AskedTask]:
+) -> TaskPlan:
     """Checked before training: a misspelt task, or one without data, must not cost a run."""
-    sets = {stream.name: stream.role for stream in data.evaluate}
     evaluation = config.evaluation
-    tasks = plan_tasks(evaluation.tasks, sets=sets, task_data=evaluation.task_data, console=console)
-    folder = RunFolder(config.output).tasks
-    check_tasks(
-        tasks, tokenizer, settings=_task_settings(config), streams=data.evaluate, folder=folder
+    plan = plan_tasks(
+        evaluation.tasks,
+        settings=TaskSettings(
+            evaluation.batch_rows, config.context_tokens, evaluation.task_limit
+        ),
+        tokenizer=tokenizer,
+        sets=data.evaluate,
+        folder=RunFolder(config.output).tasks,
+        task_data=evaluation.task_data,
     )
-    return tasks
-
-
-def _task_settings(config: RunConfig) -> TaskSettings:
-    return TaskSettings(
-        config.evaluation.batch_rows, config.context_tokens, config.evaluation.task_limit
-    )
+    for line in plan.missing:
+        console.print(line, highlight=False)
+    return plan
 
 
 class Run:
@@ -154,7 +153,7 @@ class Run:
         folder: RunFolder,
         tokenizer: PreTrainedTokenizerBase,
         data: RunData,
-        tasks: Sequence[AskedTask],
+        tasks: TaskPlan,
         console: Console,
     ) -> None:
         self.config, self.method, self.folder = config, method, folder
@@ -351,19 +350,17 @@ class Run:
     def _measure_tasks(self, model: nn.Module, reference: nn.Module | None) -> list[TaskScore]:
         """Finished tasks are kept in the run's folder, so that a run stopped among them goes on
         with the next."""
-        if not self.tasks:
-            return []
-        return measure_tasks(
-            model,
-            self.tokenizer,
-            self.tasks,
-            settings=_task_settings(self.config),
-            streams=self.data.evaluate,
-            folder=self.folder.tasks,
-            model_key=weights_key(self.folder.extension, self.config.model, self.config.revision),
-            reference=reference,
-            console=self.console,
-        )
+        with TaskDisplay(self.console) as display:
+            return measure_tasks(
+                model,
+                self.tasks,
+                model_key=weights_key(
+                    self.folder.extension, self.config.model, self.config.revision
+                ),
+                reference=reference,
+                on_progress=display.on_progress,
+                on_score=display.on_score,
+            )
 
     def _device_name(self) -> str:
         return (

@@ -17,10 +17,9 @@ from neutral_residues.evaluation.evaluate import evaluate
 from neutral_residues.evaluation.metrics import SetScore, metrics
 from neutral_residues.evaluation.saved import Saved, load_saved
 from neutral_residues.evaluation.tasks.cache import weights_key
-from neutral_residues.evaluation.tasks.registry import AskedTask
 from neutral_residues.evaluation.tasks.runner import (
+    TaskPlan,
     TaskSettings,
-    check_tasks,
     measure_tasks,
     plan_tasks,
 )
@@ -28,6 +27,7 @@ from neutral_residues.files import default_cache_folder
 from neutral_residues.results.record import VERSION, Record, TaskScore
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.results.store import provenance, read_record, write_record
+from neutral_residues.training.progress import TaskDisplay
 from neutral_residues.training.setup import evaluation_set, prepare_data
 
 DEFAULT_CONTEXT_TOKENS = 512
@@ -38,7 +38,7 @@ class TaskOptions:
     """Tasks to give to a saved extension; empty names mean none.
 
     Attributes:
-        names: tasks and suites, see `tasks/suites.py`.
+        names: tasks and suites, see `tasks/registry.py`.
         limit: only the first so many items of each.
         data: folder with minimal pairs.
         into_record: whether the finished run's own record takes the scores.
@@ -93,20 +93,24 @@ def evaluate_folder(
     streams = _streams(saved, corpora, console, needed=not tasks.names)
     context, stride = _window(saved.config, context, stride)
     settings = TaskSettings(_evaluation(saved).batch_rows, context, tasks.limit)
-    asked = plan_tasks(
-        tasks.names, sets={s.name: s.role for s in streams}, task_data=tasks.data, console=console
+    plan = plan_tasks(
+        tasks.names,
+        settings=settings,
+        tokenizer=saved.tokenizer,
+        sets=streams,
+        folder=RunFolder(folder).tasks,
+        task_data=tasks.data,
     )
-    check_tasks(
-        asked, saved.tokenizer, settings=settings, streams=streams, folder=RunFolder(folder).tasks
-    )
+    for line in plan.missing:
+        console.print(line, highlight=False)
     scores = _measure_sets(saved, streams, context, stride, console) if streams else []
     record = _record(saved, folder, streams, scores, context=context, stride=stride)
     if record.metrics:
         console.print(sides_table(record))
         print_few_tokens(record, console=console)
         console.print(f"windows of {context} tokens, stride {stride}", highlight=False)
-    if asked:
-        found = _measure_tasks(saved, folder, asked, streams, settings, console)
+    if plan.tasks:
+        found = _measure_tasks(saved, folder, plan, console)
         record = record.model_copy(update={"tasks": found})
         console.print(tasks_table(record))
     if output is not None:
@@ -184,28 +188,20 @@ def _measure_sets(
 
 
 def _measure_tasks(
-    saved: Saved,
-    folder: Path,
-    asked: list[AskedTask],
-    streams: list[TokenStream],
-    settings: TaskSettings,
-    console: Console,
+    saved: Saved, folder: Path, plan: TaskPlan, console: Console
 ) -> list[TaskScore]:
-    run = RunFolder(folder)
-    weights = run.extension if saved.config else folder
+    weights = RunFolder(folder).extension if saved.config else folder
     name = saved.config.model if saved.config else str(saved.model.config._name_or_path)  # type: ignore[union-attr]
     revision = saved.config.revision if saved.config else None
-    return measure_tasks(
-        saved.model,
-        saved.tokenizer,
-        asked,
-        settings=settings,
-        streams=streams,
-        folder=run.tasks,
-        model_key=weights_key(weights, name, revision),
-        reference=saved.reference,
-        console=console,
-    )
+    with TaskDisplay(console) as display:
+        return measure_tasks(
+            saved.model,
+            plan,
+            model_key=weights_key(weights, name, revision),
+            reference=saved.reference,
+            on_progress=display.on_progress,
+            on_score=display.on_score,
+        )
 
 
 def _into_record(folder: Path, found: Record, console: Console) -> None:

@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from neutral_residues.results.record import TaskScore
+
 
 class TrainingDisplay:
     """Progress, loss per corpus, bits per byte of both sides, open gates, tokens per second, time
@@ -123,6 +125,40 @@ class TrainingDisplay:
                 table.add_row(name, f"{backbone:.3f}", f"{extended:.3f}", f"{change:+.2f} %")
             parts.append(table)
         return Group(*parts)
+
+
+class TaskDisplay:
+    """A bar for the task that is being measured, and a line for each that is finished."""
+
+    def __init__(self, console: Console) -> None:
+        # Pinned to its file: lm-eval's own progress bars are kept from standard error meanwhile.
+        self.console = Console(
+            file=console.file, quiet=console.quiet, force_terminal=console.is_terminal
+        )
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        self.progress = Progress(
+            *columns, console=self.console, transient=True, disable=not console.is_terminal
+        )
+        self.task = self.progress.add_task("tasks", total=None)
+
+    def __enter__(self) -> "TaskDisplay":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.progress.stop()
+
+    def on_progress(self, name: str, done: int, total: int) -> None:
+        self.progress.update(self.task, description=name, completed=done, total=total)
+
+    def on_score(self, score: TaskScore) -> None:
+        factor = 100 if score.unit == "share" else 1
+        cut = f", {score.num_truncated} truncated prompts" if score.num_truncated else ""
+        self.console.print(
+            f"{score.name}: {score.metric} {factor * score.backbone:.4g} ->"
+            f" {factor * score.extended:.4g}, {score.num_items} items{cut}",
+            highlight=False,
+        )
 
 
 def _label(key: str) -> str:

@@ -1,26 +1,28 @@
 """A task for any language: which of four sentences continues this paragraph? Made from held-out
 text.
 
-An item is a few sentences of a document, the sentence that follows, and three that follow elsewhere
-in the set: in other documents, and nearest in length, so that length gives nothing away. The same
-text, tokenizer and length of context make the same items, in the same order.
+An item is a few sentences of a document, the sentence that follows, and three sentences from other
+documents of the set. The wrong ones are nearest in length, so that length gives nothing away. The
+same text, tokenizer and context length make the same items, in the same order.
 
-Where we choose: a paragraph is at least `CONTEXT_CHARACTERS` long, and no longer than the model is
-measured on (its beginning is dropped by whole sentences); items of a document do not overlap; at
-most `MAX_ITEMS` items, drawn with a fixed seed. An answer's score is its log-likelihood after the
-paragraph less that without it (lm-eval's acc_mutual_info): else a sentence of frequent words would
-win wherever it stands. Sentences end at . ! ? … and their kin in Devanagari, Arabic and East Asian
-scripts, and at the end of a line; "M. Dupont" is cut too, which does no harm but to that item. Text
-is decoded from tokens. No torch.
+Where we choose: a paragraph has at least `CONTEXT_CHARACTERS` characters and fits the context that
+the model is measured on (whole sentences are dropped from its beginning); items of a document do
+not overlap; at most `MAX_ITEMS` items, drawn with a fixed seed. An answer's score is its
+log-likelihood after the paragraph minus that without it (lm-eval's acc_mutual_info): otherwise a
+sentence of frequent words would win everywhere. Sentences end at . ! ? … and their equivalents in
+Devanagari, Arabic and East Asian scripts, and at the end of a line; "M. Dupont" is split too, which
+spoils that item only. Text is decoded from tokens. No torch.
 """
 
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING
 
 from neutral_residues.errors import UserError
+from neutral_residues.evaluation.tasks.local_task import Item, LocalTask, Materials, multiple_choice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,37 +35,45 @@ MAX_DOCUMENTS = 2000
 CONTEXT_CHARACTERS = 150
 ANSWER_CHARACTERS = (30, 150)
 NEIGHBOURS = 30
-"""Wrong answers are drawn from so many sentences that are nearest in length."""
+"""Wrong answers are drawn from this many sentences, those nearest in length."""
 SEED = 0
 SENTENCE = re.compile(r"\S.*?(?:[.!?…।۔؟]+[\"'»”’)\]]*(?=\s|$)|[。！？]+[」』”’]*|$)", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class _Gap:
-    """A place where a sentence follows a paragraph."""
+def cloze_task(name: str, set_name: str, materials: Materials) -> LocalTask:
+    """The task over the items of one evaluation set.
 
-    document: int
-    context: str
-    answer: str
-    """With the white space in front of it."""
+    Raises:
+        UserError: as `cloze_items`.
+    """
+    config = multiple_choice(
+        name,
+        prompt=lambda item: item["context"],
+        choices=lambda item: item["choices"],
+        answer=lambda item: item["answer"],
+        metrics=("acc_mutual_info", "acc"),
+    )
+    stream, tokenizer = materials.sets[set_name], materials.tokenizer
+    return LocalTask(
+        config, cloze_items(stream, tokenizer, context_tokens=materials.context_tokens)
+    )
 
 
 def cloze_items(
     stream: "ScorableText", tokenizer: "PreTrainedTokenizerBase", *, context_tokens: int
-) -> list[dict[str, Any]]:
+) -> list[Item]:
     """The items of a set: each with "context", "choices" and "answer", the number of the right
     choice.
 
     Args:
-        context_tokens: paragraph and answer together are no longer.
+        context_tokens: paragraph and answer together have at most this many.
 
     Raises:
         UserError: if the set is too small or has no sentences.
     """
     generator = random.Random(SEED)
-    gaps = [
-        gap for number, text in _texts(stream, tokenizer, generator) for gap in _gaps(number, text)
-    ]
+    texts = _texts(stream, tokenizer, generator)
+    gaps = [gap for document, text in texts for gap in _gaps(document, text)]
     gaps.sort(key=lambda gap: len(gap.answer))
 
     def num_tokens(text: str) -> int:
@@ -71,58 +81,42 @@ def cloze_items(
 
     order = list(range(len(gaps)))
     generator.shuffle(order)
-    items: list[dict[str, Any]] = []
-    for place in order:
-        if len(items) == MAX_ITEMS:
-            break
-        item = _item(gaps, place, generator)
-        item = item and _shortened(item, num_tokens, context_tokens)
-        items += [item] if item else []
+    found = (_item(gaps, index, generator) for index in order)
+    fitting = (_shortened(item, num_tokens, context_tokens) for item in found if item)
+    items = list(islice(filter(None, fitting), MAX_ITEMS))
     if len(items) < 2:
-        what = (
-            f"no items in cloze-{stream.name}: the set holds too few paragraphs of several"
-            " sentences"
-        )
         raise UserError(
-            what, got=f"{len(items)} items", do="give it more documents, or name other tasks"
+            f"no items in cloze-{stream.name}: the set holds too few paragraphs of several"
+            " sentences",
+            got=f"{len(items)} items",
+            do="give it more documents, or name other tasks",
         )
     return items
 
 
-def cloze_task(name: str) -> dict[str, Any]:
-    """The configuration of an lm-eval task over such items, without its data."""
-    return {
-        "task": name,
-        "output_type": "multiple_choice",
-        "test_split": "test",
-        "doc_to_text": lambda doc: doc["context"],
-        "target_delimiter": "",
-        "doc_to_choice": lambda doc: doc["choices"],
-        "doc_to_target": lambda doc: doc["answer"],
-        "num_fewshot": 0,
-        "metric_list": [
-            {"metric": metric, "aggregation": "mean", "higher_is_better": True}
-            for metric in ("acc_mutual_info", "acc")
-        ],
-        "metadata": {"version": 1},
-    }
+@dataclass(frozen=True)
+class _Gap:
+    """A paragraph and the sentence that follows it; `answer` begins with the white space between
+    them."""
+
+    document: int
+    context: str
+    answer: str
 
 
 def _texts(
     stream: "ScorableText", tokenizer: "PreTrainedTokenizerBase", generator: random.Random
 ) -> Iterator[tuple[int, str]]:
-    """Number and text of documents, a random part of many."""
+    """Number and text of documents; a random sample of them where there are many."""
     ends = stream.document_ends.tolist()
     starts = [0, *ends[:-1]]
     for number in sorted(generator.sample(range(len(ends)), min(MAX_DOCUMENTS, len(ends)))):
-        yield (
-            number,
-            str(tokenizer.decode(stream.tokens[starts[number] : ends[number] - 1].tolist())),
-        )
+        ids = stream.tokens[starts[number] : ends[number] - 1].tolist()
+        yield number, str(tokenizer.decode(ids))
 
 
 def _gaps(document: int, text: str) -> Iterator[_Gap]:
-    """Where a sentence follows a paragraph; neither overlaps another gap's."""
+    """All gaps of a document; their texts do not overlap."""
     spans = [match.span() for match in SENTENCE.finditer(text)]
     shortest, longest = ANSWER_CHARACTERS
     start = 0  # the sentence that the paragraph begins with
@@ -135,11 +129,15 @@ def _gaps(document: int, text: str) -> Iterator[_Gap]:
             start = number + 1
 
 
-def _item(gaps: Sequence[_Gap], place: int, generator: random.Random) -> dict[str, Any] | None:
-    """The gap at `place` with wrong answers from around it; None where there are not enough."""
-    right = gaps[place]
+def _item(gaps: Sequence[_Gap], index: int, generator: random.Random) -> Item | None:
+    """The gap at `index` with wrong answers from its neighbours; None where there are too few.
+
+    Args:
+        gaps: sorted by the length of the answer.
+    """
+    right = gaps[index]
     by_text: dict[str, _Gap] = {}
-    low, high = place, place
+    low, high = index, index
     while len(by_text) < NEIGHBOURS and (low > 0 or high < len(gaps) - 1):
         low, high = max(0, low - 1), min(len(gaps) - 1, high + 1)
         for gap in (gaps[low], gaps[high]):
@@ -148,23 +146,18 @@ def _item(gaps: Sequence[_Gap], place: int, generator: random.Random) -> dict[st
     if len(by_text) < NUM_CHOICES - 1:
         return None
     space = right.answer[: len(right.answer) - len(right.answer.lstrip())]
-    wrong = [space + text for text in generator.sample(sorted(by_text), NUM_CHOICES - 1)]
+    choices = [space + text for text in generator.sample(sorted(by_text), NUM_CHOICES - 1)]
     answer = generator.randrange(NUM_CHOICES)
-    return {
-        "context": right.context,
-        "choices": [*wrong[:answer], right.answer, *wrong[answer:]],
-        "answer": answer,
-    }
+    choices.insert(answer, right.answer)
+    return {"context": right.context, "choices": choices, "answer": answer}
 
 
-def _shortened(
-    item: dict[str, Any], num_tokens: Callable[[str], int], context_tokens: int
-) -> dict[str, Any] | None:
-    """The item with so much of its paragraph's end as fits beside the longest choice; None where
-    nothing does."""
+def _shortened(item: Item, num_tokens: Callable[[str], int], context_tokens: int) -> Item | None:
+    """The item with as many sentences from its paragraph's end as fit together with the longest
+    choice; None where not even one does."""
     context, longest = item["context"], max(num_tokens(choice) for choice in item["choices"])
-    starts = [match.start() for match in SENTENCE.finditer(context)]
-    for start in starts:
-        if num_tokens(context[start:]) + longest <= context_tokens:
-            return item | {"context": context[start:]}
+    for sentence in SENTENCE.finditer(context):
+        rest = context[sentence.start() :]
+        if num_tokens(rest) + longest <= context_tokens:
+            return item | {"context": rest}
     return None

@@ -1,12 +1,11 @@
-"""The one file that talks to lm-eval: tasks are loaded, and both sides answer the very same
-requests.
+"""The one file that calls lm-eval: loads tasks, and has both models answer the same requests.
 
 lm-eval's own `evaluate` runs twice over the same task objects, once with the extended model and
 once with its backbone, which is the same weights with the extension switched off (or a separate
 `reference`). Data are loaded, prompts built and text tokenised once. So every score is the one that
 lm-eval gives for that model alone.
 
-lm-eval is imported at the top here, which takes seconds: import this file inside functions.
+Importing lm-eval takes seconds: import this file inside functions.
 """
 
 import contextlib
@@ -14,7 +13,7 @@ import copy
 import functools
 import io
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +29,16 @@ from torch import nn
 
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.evaluation.evaluate import as_backbone, inference
+from neutral_residues.evaluation.tasks.local_task import LocalTask
 
 FEWSHOT_SEED = 1234
-"""lm-eval's own, so that prompts are those of its command line."""
+"""The default of lm-eval's command line, so that the prompts are the same."""
 
-Samples = list[dict[str, Any]]
+Sample = dict[str, Any]
+"""lm-eval's record of one answered item: the item, the answers, and the scores in "metrics"."""
+Samples = list[Sample]
+TokenRequest = tuple[Any, list[int], list[int]]
+"""What is asked, the prompt's tokens, and the answer's."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,12 @@ class Answers:
 
     backbone: Samples
     extended: Samples
+
+    def pairs(self) -> Iterator[tuple[Sample, Sample]]:
+        """(backbone's, extended model's) sample of each item and filter."""
+        for before, after in zip(self.backbone, self.extended, strict=True):
+            assert before["doc_hash"] == after["doc_hash"], "both models answer the same items"
+            yield before, after
 
 
 @functools.cache
@@ -71,16 +81,13 @@ def load_named(name: str) -> dict[str, Any]:
     try:
         with _fixed_seeds():
             return dict(task_manager().load([name])["tasks"])
-    except (
-        OSError,
-        TimeoutError,
-    ) as error:  # what datasets and the Hub's client raise without a network
+    except OSError as error:  # what datasets and the Hub's client raise without a network
         raise UserError(
             f"the data of task {name} are not on this machine and cannot be fetched",
             got=first_line(error),
             do=(
                 "run it once with a network, point HF_HOME at a folder that has them, or leave it"
-                " out; tasks that are done are kept"
+                " out; finished tasks are kept"
             ),
         ) from error
     except Exception as error:  # tasks are YAML with code of many authors
@@ -89,15 +96,20 @@ def load_named(name: str) -> dict[str, Any]:
         ) from error
 
 
-def load_own(config: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A task of ours as lm-eval has it, over items in memory."""
-    data = DatasetDict({config["test_split"]: Dataset.from_list([dict(item) for item in items])})
+def load_local(task: LocalTask) -> dict[str, Any]:
+    """A task of ours as lm-eval has it."""
+    config = task.config
+    data = DatasetDict({config["test_split"]: Dataset.from_list(task.items)})
     return {config["task"]: ConfigurableTask(config={**config, "custom_dataset": lambda **_: data})}
 
 
-class WatchedModel(HFLM):
-    """lm-eval's model that keeps tokens from one side to the other, counts what is cut, and tells
-    how far it is."""
+class PairedHFLM(HFLM):
+    """lm-eval's model for two models with one tokenizer: tokenises each text once, counts truncated
+    prompts, and reports progress.
+
+    Args:
+        on_rows: called in each forward pass with the number of sequences so far.
+    """
 
     _model: Any
 
@@ -105,39 +117,28 @@ class WatchedModel(HFLM):
         self, model: nn.Module, tokenizer: Any, *, batch_rows: int, on_rows: Callable[[int], None]
     ) -> None:
         # A copy, because lm-eval may give the tokenizer a padding token.
-        super().__init__(
-            pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_rows
-        )
+        tokenizer = copy.deepcopy(tokenizer)
+        with inference(model):  # lm-eval leaves it in evaluation mode
+            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_rows)
         self.num_truncated = 0
-        self.on_rows = on_rows
+        self._num_rows = 0
+        self._on_rows = on_rows
         self._tokens: dict[tuple[Any, ...], list[int]] = {}
 
     @contextlib.contextmanager
-    def being(self, model: nn.Module) -> Iterator[None]:
-        """Within the block, answers are those of `model`."""
+    def using(self, model: nn.Module) -> Iterator[None]:
+        """Within the block, `model` answers; its truncated prompts are counted from 0."""
         usual, self._model = self._model, model
+        self.num_truncated = 0
         try:
             yield
         finally:
             self._model = usual
 
-    def forget(self) -> None:
-        """Another task begins."""
-        self.num_truncated = 0
-        self._tokens.clear()
-
-    def tok_encode(
-        self,
-        string: str,
-        add_special_tokens: bool | None = None,
-        left_truncate_len: int | None = None,
-        **kwargs: Any,
-    ) -> list[int]:
-        key = (string, add_special_tokens, left_truncate_len, *sorted(kwargs.items()))
+    def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
+        key = (string, *args, *sorted(kwargs.items()))
         if key not in self._tokens:
-            self._tokens[key] = super().tok_encode(
-                string, add_special_tokens, left_truncate_len, **kwargs
-            )
+            self._tokens[key] = super().tok_encode(string, *args, **kwargs)
         return self._tokens[key]
 
     def tok_batch_encode(
@@ -154,39 +155,43 @@ class WatchedModel(HFLM):
         return super().tok_batch_encode(strings, padding_side, left_truncate_len, **kwargs)
 
     def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> Any:
-        """lm-eval cuts a prompt that is too long from its left; of an answer that alone is, its end
-        is scored here."""
-        longest = self.max_length
+        """lm-eval truncates a long prompt, but fails on an answer that alone exceeds the context;
+        of such an answer we score the end."""
+        limit = self.max_length + 1  # the last token is predicted, not read
         self.num_truncated += sum(
-            len(prompt) + len(answer) > longest + 1 for _, prompt, answer in requests
+            len(prompt) + len(answer) > limit for _, prompt, answer in requests
         )
-        fitting = [
-            (
-                (text, answer[-longest - 1 : -longest], answer[-longest:])
-                if len(answer) > longest
-                else (text, prompt, answer)
-            )
-            for text, prompt, answer in requests
-        ]
-        return super()._loglikelihood_tokens(fitting, *args, **kwargs)
+        return super()._loglikelihood_tokens(list(map(self._fitting, requests)), *args, **kwargs)
+
+    def _fitting(self, request: TokenRequest) -> TokenRequest:
+        text, _, answer = request
+        if len(answer) <= self.max_length:
+            return request
+        # One token more than is scored: the first scored one is predicted from it.
+        last, *scored = answer[-self.max_length - 1 :]
+        return text, [last], scored
 
     def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.on_rows(len(inps))
+        self._count(inps)
         return super()._model_call(inps, *args, **kwargs)
 
     def _model_generate(self, context: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.on_rows(len(context))
+        self._count(context)
         return super()._model_generate(context, *args, **kwargs)
+
+    def _count(self, rows: torch.Tensor) -> None:
+        self._num_rows += len(rows)
+        self._on_rows(self._num_rows)
 
 
 def build_requests(tasks: Mapping[str, Any], *, num_fewshot: int | None, limit: int | None) -> int:
-    """Build the prompts of all tasks, once for both sides; returns how many requests one side will
-    answer.
+    """Build the prompts of all tasks, once for both models; returns the number of requests to one
+    model.
 
     Args:
-        num_fewshot: solved examples; None leaves it to the task, and so does a task whose
-            configuration says 0 or that could only draw them from the questions it is asked.
-        limit: only the first so many items of each task.
+        num_fewshot: solved examples; None leaves it to the task. A task whose configuration says 0,
+            or that could only draw examples from the questions it is evaluated on, gets none.
+        limit: first items of each task to take; None takes all.
     """
     for task in tasks.values():
         own = task.get_config("num_fewshot")
@@ -200,7 +205,7 @@ def build_requests(tasks: Mapping[str, Any], *, num_fewshot: int | None, limit: 
                 raise UserError(
                     f"task {task.task_name} has no items", got=first_line(error)
                 ) from error
-        # lm-eval would build them again for the other side, and draw other examples.
+        # lm-eval would build them again for the other model, and draw other examples.
         task.build_all_requests = lambda **_: None
     return sum(len(task.instances) for task in tasks.values())
 
@@ -213,21 +218,20 @@ def _has_examples(task: Any) -> bool:
 
 
 def answer_both(
-    lm: WatchedModel,
+    lm: PairedHFLM,
     tasks: Mapping[str, Any],
     *,
     model: nn.Module,
     reference: nn.Module | None,
     limit: int | None,
-) -> tuple[dict[str, Answers], int]:
-    """Both models' answers to tasks whose requests are built, and how many prompts were cut."""
+) -> dict[str, Answers]:
+    """Both models' answers to tasks whose requests are built."""
     with inference(model, reference):
-        with lm.being(model):
+        with lm.using(model):
             extended = _answers(lm, tasks, limit)
-        num_truncated = lm.num_truncated
-        with as_backbone(model, reference) as backbone, lm.being(backbone):
+        with as_backbone(model, reference) as backbone, lm.using(backbone):
             before = _answers(lm, tasks, limit)
-    return {name: Answers(before[name], extended[name]) for name in tasks}, num_truncated
+    return {name: Answers(before[name], extended[name]) for name in tasks}
 
 
 def score_of(tasks: Mapping[str, Any], metric: str) -> Callable[[list[Any]], float] | None:
@@ -236,7 +240,7 @@ def score_of(tasks: Mapping[str, Any], metric: str) -> Callable[[list[Any]], flo
     return None if score is mean else score
 
 
-def _answers(lm: WatchedModel, tasks: Mapping[str, Any], limit: int | None) -> dict[str, Samples]:
+def _answers(lm: PairedHFLM, tasks: Mapping[str, Any], limit: int | None) -> dict[str, Samples]:
     for task in tasks.values():
         for request in task.instances:
             request.resps, request.filtered_resps = [], {}
@@ -253,8 +257,7 @@ def _answers(lm: WatchedModel, tasks: Mapping[str, Any], limit: int | None) -> d
 
 @contextlib.contextmanager
 def _fixed_seeds() -> Iterator[None]:
-    """Tasks that draw do so as under lm-eval's own command line; afterwards the generators are
-    where they were."""
+    """Random draws as under lm-eval's own command line; afterwards the generators are restored."""
     states = random.getstate(), np.random.get_state()
     random.seed(0)
     np.random.seed(1234)

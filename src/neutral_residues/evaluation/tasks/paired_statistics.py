@@ -1,4 +1,4 @@
-"""How sure a difference is that two models show on the same items: interval and p-value, from
+"""How certain the difference between two models on the same items is: interval and p-value, from
 scipy.
 
 Both models answered every item, so the items are paired: what they agree on carries no noise, and
@@ -6,10 +6,11 @@ the interval is far narrower than that of two separate scores.
 
 Where we choose: scores that are means over items get the interval of the paired t-test. For
 right-or-wrong items the p-value is McNemar's, exact, and the interval is widened, where need be, to
-the exact one that belongs to it: that of the better ones' share among the changed items. So an
-interval that leaves out 0 always has a p-value below 0.05, also where few items change. Where none
-changed, it reaches as far as the share of changing items could. Any other score (perplexity, corpus
-F1) is computed again on items drawn anew (bootstrap). No torch; scipy is imported where it is used.
+the exact one that belongs to it: that of the share of improved items among the changed ones. So an
+interval that excludes 0 always has a p-value below 0.05, also where few items change. Where none
+changed, it is as wide as the share of items that could have changed. Any other score (perplexity,
+corpus F1) is computed again on resampled items (bootstrap). No torch; scipy is imported where it is
+used.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,17 +60,11 @@ def paired_means(backbone: Sequence[float], extended: Sequence[float]) -> Paired
     before, after = np.asarray(backbone, dtype=np.float64), np.asarray(extended, dtype=np.float64)
     assert before.shape == after.shape, "paired items"
     changes = after - before
-    low, high = _t_interval(changes)
-    p_value: float | None
+    (low, high, p_value), interval = _t_test(changes), "paired t"
     if np.isin([before, after], (0.0, 1.0)).all():
         exact_low, exact_high, p_value = _mcnemar(changes)
-        low, high, interval = (
-            min(low, exact_low),
-            max(high, exact_high),
-            "paired t, and no narrower than exact McNemar",
-        )
-    else:
-        p_value, interval = _t_test(changes), "paired t"
+        low, high = min(low, exact_low), max(high, exact_high)
+        interval = "paired t, and no narrower than exact McNemar"
     return Paired(float(before.mean()), float(after.mean()), low, high, p_value, interval)
 
 
@@ -104,14 +99,15 @@ def paired_scores(
     )
 
 
-def _t_interval(changes: NDArray[np.float64]) -> tuple[float, float]:
-    from scipy.stats import sem, t
+def _t_test(changes: NDArray[np.float64]) -> tuple[float, float, float | None]:
+    """Interval of the mean change, and p-value; no p-value where all changes are the same."""
+    from scipy.stats import ttest_1samp
 
-    mean, half = (
-        float(changes.mean()),
-        float(sem(changes) * t.ppf((1 + LEVEL) / 2, len(changes) - 1)),
-    )
-    return mean - half, mean + half
+    if np.ptp(changes) == 0:
+        return float(changes[0]), float(changes[0]), None
+    test = ttest_1samp(changes, 0.0)
+    interval = test.confidence_interval(LEVEL)
+    return float(interval.low), float(interval.high), float(test.pvalue)
 
 
 def _mcnemar(changes: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -125,9 +121,3 @@ def _mcnemar(changes: NDArray[np.float64]) -> tuple[float, float, float]:
     test = binomtest(better, changed)
     share, found = changed / len(changes), test.proportion_ci(LEVEL)
     return share * float(2 * found.low - 1), share * float(2 * found.high - 1), float(test.pvalue)
-
-
-def _t_test(changes: NDArray[np.float64]) -> float | None:
-    from scipy.stats import ttest_1samp
-
-    return float(ttest_1samp(changes, 0.0).pvalue) if np.ptp(changes) > 0 else None

@@ -1,14 +1,15 @@
-"""From names a person gives to tasks: suites, minimal pairs, cloze, and whatever lm-eval knows.
+"""Which tasks a name stands for: suites, minimal pairs, cloze, and everything that lm-eval knows.
 
-    paper-fr            the paper's five benchmarks in English and, as far as lm-eval has them, in French
+    paper-fr            the paper's five benchmarks in English and, where lm-eval has them, French
     minimal-pairs-fr    every file of minimal pairs in French, each a task: clams-fr
     cloze               cloze-NAME for every evaluation set; cloze-NAME for one of them
-    quick               minimal pairs of English and of the languages that sets are named by, and cloze: no network
+    quick               what needs no network: minimal pairs of English and of the languages that
+                        the evaluation sets are named by, and cloze
     arc_fr, mmlu, ...   any task, tag or group of lm-eval
 
 Languages are two-letter codes. Which benchmark exists in which language is looked up in the index
-of the installed lm-eval: `BENCHMARKS` only says under which names to look, the first that is there
-is taken, and what is missing is named. Nothing here imports lm-eval or torch.
+of the installed lm-eval: `BENCHMARKS` only lists the names to look for, in order of preference, and
+what is missing is reported. Nothing here imports lm-eval or torch.
 
 Where we choose: the paper's shot counts are not known. Ours: none for ARC-challenge, HellaSwag and
 Belebele (whose examples would come from its own test questions); five for MMLU and CommonsenseQA,
@@ -20,13 +21,16 @@ scored by acc_norm (likelihood per character), the rest by acc, where a task has
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from neutral_residues.config.run import Role
 from neutral_residues.errors import UserError, nearest
+from neutral_residues.evaluation.tasks.cloze import cloze_task
 from neutral_residues.evaluation.tasks.languages import ENGLISH, LANGUAGES, language_of_set
-from neutral_residues.evaluation.tasks.minimal_pairs import language_of, pair_files
+from neutral_residues.evaluation.tasks.local_task import MakeTask
+from neutral_residues.evaluation.tasks.minimal_pairs import language_of, pair_files, pairs_task
 
 PAIRS, PAPER, CLOZE = "minimal-pairs-", "paper-", "cloze-"
 
@@ -36,19 +40,19 @@ class Benchmark:
     """One of the paper's five.
 
     Attributes:
-        title: how people call it.
-        english: lm-eval's name of the English one.
-        patterns: its names in other languages, the first that exists is taken; {code} is "fr",
+        title: its usual name.
+        english: lm-eval's name of the English version.
+        patterns: names in other languages, of which the first that exists is taken; {code} is "fr",
             {long} "fra_Latn".
         num_fewshot: solved examples in front of each item.
-        own_names: language -> name, where no pattern holds.
+        irregular: language -> name, where no pattern fits.
     """
 
     title: str
     english: str
     patterns: tuple[str, ...]
     num_fewshot: int
-    own_names: Mapping[str, str] = field(default_factory=dict)
+    irregular: Mapping[str, str] = field(default_factory=dict)
 
     def name_in(self, language: str, index: Collection[str]) -> str | None:
         """lm-eval's name for it in that language; None where it has none."""
@@ -57,75 +61,77 @@ class Benchmark:
         names = [
             pattern.format(code=language, long=LANGUAGES[language][1]) for pattern in self.patterns
         ]
-        names += [self.own_names[language]] if language in self.own_names else []
+        names += [self.irregular[language]] if language in self.irregular else []
         return next((name for name in names if name in index), None)
 
 
 BENCHMARKS = (
     Benchmark("ARC-challenge", "arc_challenge", ("arc_{code}", "arc_challenge_mt_{code}"), 0),
     Benchmark("HellaSwag", "hellaswag", ("hellaswag_{code}",), 0),
-    Benchmark("MMLU", "mmlu", ("m_mmlu_{code}", "global_mmlu_full_{code}", "global_mmlu_{code}"), 5),
+    Benchmark(
+        "MMLU", "mmlu", ("m_mmlu_{code}", "global_mmlu_full_{code}", "global_mmlu_{code}"), 5
+    ),
     Benchmark(
         "CommonsenseQA", "commonsense_qa", (), 5,
-        {"nb": "norcommonsenseqa_nob_p0", "ja": "ja_leaderboard_jcommonsenseqa", "bn": "bangla_commonsenseqa"},
+        {
+            "nb": "norcommonsenseqa_nob_p0",
+            "ja": "ja_leaderboard_jcommonsenseqa",
+            "bn": "bangla_commonsenseqa",
+        },
     ),
     Benchmark("Belebele", "belebele_eng_Latn", ("belebele_{long}",), 0),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class AskedTask:
-    """One task to be given to both sides.
+class Task:
+    """One task for both models.
 
     Attributes:
-        name: what tables call it; for an lm-eval task its name there.
-        kind: where its items come from.
-        suite: the suite that brought it in; None if it was named itself.
+        name: as in tables; lm-eval's name for its tasks.
+        make: makes it of items of ours; None for a task of lm-eval.
+        suite: the suite that it is part of; None if it was asked for by its own name.
         language: two-letter code; None where not known.
-        role: whether that is what the backbone knows or what it was to learn.
+        role: whether that language is what the backbone knows or what it learns.
         num_fewshot: solved examples; None leaves it to lm-eval's configuration of the task.
-        file: of minimal pairs.
-        set: name of the evaluation set behind a cloze task.
     """
 
     name: str
-    kind: Literal["lm-eval", "pairs", "cloze"]
+    make: MakeTask | None = None
     suite: str | None = None
     language: str | None = None
     role: Role | Literal["none"] = "none"
     num_fewshot: int | None = None
-    file: Path | None = None
-    set: str | None = None
 
 
-def asked_tasks(
+def find_tasks(
     names: Sequence[str],
     *,
     sets: Mapping[str, Role],
     index: Callable[[], Collection[str]],
     task_data: Path | None = None,
-) -> list[AskedTask]:
+) -> list[Task]:
     """The tasks behind `names`, each once, in order.
 
     Args:
         sets: evaluation set -> role.
-        index: gives the names that lm-eval knows; called only where a name is not one of ours.
+        index: returns the names that lm-eval knows; called only for names that are not ours.
         task_data: folder with minimal pairs.
 
     Raises:
         UserError: for an unknown task, language or set; names the nearest, or what there is.
     """
-    files = pair_files(task_data)
-    found: dict[str, AskedTask] = {}
+    registry = _Registry(sets, pair_files(task_data), index)
+    found: dict[str, Task] = {}
     for name in names:
-        for task in _expanded(name, sets, index, files):
+        for task in registry.tasks(name):
             found.setdefault(task.name, task)
     return list(found.values())
 
 
-def paper_suite(language: str, index: Collection[str]) -> tuple[list[AskedTask], list[str]]:
+def paper_suite(language: str, index: Collection[str]) -> tuple[list[Task], list[str]]:
     """The paper's benchmarks in English and in `language`, and the titles of those that lm-eval
-    lacks in it.
+    lacks.
 
     Raises:
         UserError: for a language that `LANGUAGES` lacks.
@@ -137,87 +143,89 @@ def paper_suite(language: str, index: Collection[str]) -> tuple[list[AskedTask],
         )
     tasks, missing = [], []
     for code in dict.fromkeys((ENGLISH, language)):
+        role: Role = "source" if code == ENGLISH else "target"
         for benchmark in BENCHMARKS:
             name = benchmark.name_in(code, index)
             if name is None:
                 missing.append(f"{benchmark.title} ({code})")
             else:
-                role: Role = "source" if code == ENGLISH else "target"
-                tasks.append(AskedTask(name, "lm-eval", suite, code, role, benchmark.num_fewshot))
+                tasks.append(Task(name, None, suite, code, role, benchmark.num_fewshot))
     return tasks, missing
 
 
-def _expanded(
-    name: str,
-    sets: Mapping[str, Role],
-    index: Callable[[], Collection[str]],
-    files: Mapping[str, Path],
-) -> list[AskedTask]:
-    if name == "quick":
-        languages = dict.fromkeys([ENGLISH, *filter(None, map(language_of_set, sets))])
-        tasks = [task for language in languages for task in _pairs(language, sets, files)]
-        return [replace(task, suite=name) for task in [*tasks, *map(_cloze, sets, sets.values())]]
-    if name in files:
-        return [_pair_task(name, sets, files)]
-    if name.startswith(PAIRS):
-        tasks = _pairs(name.removeprefix(PAIRS), sets, files)
-        if not tasks:
-            allowed = ", ".join(sorted({language_of(task) for task in files}))
-            raise UserError(
-                "no minimal pairs in that language", got=name.removeprefix(PAIRS), allowed=allowed
-            )
+@dataclass(frozen=True)
+class _Registry:
+    """All names: of evaluation sets, of files of minimal pairs, of lm-eval."""
+
+    sets: Mapping[str, Role]
+    files: Mapping[str, Path]
+    index: Callable[[], Collection[str]]
+
+    def tasks(self, name: str) -> list[Task]:
+        """What one name stands for."""
+        if name in self.files:
+            return [self._pairs(name)]
+        if name.startswith(CLOZE):
+            return [self._cloze(name.removeprefix(CLOZE))]
+        if name == "quick":
+            languages = dict.fromkeys([ENGLISH, *map(language_of_set, self.sets)])
+            tasks = [task for language in languages for task in self._pairs_in(language)]
+            tasks += map(self._cloze, self.sets)
+        elif name == "cloze":
+            tasks = self._all_cloze()
+        elif name.startswith(PAIRS):
+            tasks = self._pairs_in(name.removeprefix(PAIRS), required=True)
+        elif name.startswith(PAPER):
+            tasks = paper_suite(name.removeprefix(PAPER), self.index())[0]
+        elif name in self.index():
+            return [Task(name)]
+        else:
+            raise UserError(f"unknown task {name}", do=self._nearest(name))
         return [replace(task, suite=name) for task in tasks]
-    if name.startswith(PAPER):
-        return paper_suite(name.removeprefix(PAPER), index())[0]
-    if name == "cloze" and not sets:
-        raise UserError(
-            "cloze is made from evaluation sets, and there are none",
-            do="add --set target:NAME=FILE",
-        )
-    if name == "cloze":
-        return [replace(_cloze(set, role), suite=name) for set, role in sets.items()]
-    if name.startswith(CLOZE):
-        set = name.removeprefix(CLOZE)
-        if set not in sets:
+
+    def _pairs(self, name: str) -> Task:
+        language = language_of(name)
+        roles = [role for other, role in self.sets.items() if language_of_set(other) == language]
+        role = roles[0] if roles else "none"
+        file = self.files[name]
+        return Task(name, lambda _: pairs_task(name, file), None, language, role, num_fewshot=0)
+
+    def _pairs_in(self, language: str | None, *, required: bool = False) -> list[Task]:
+        tasks = [self._pairs(name) for name in self.files if language_of(name) == language]
+        if required and not tasks:
+            allowed = ", ".join(sorted({language_of(name) for name in self.files}))
+            raise UserError("no minimal pairs in that language", got=language, allowed=allowed)
+        return tasks
+
+    def _cloze(self, set_name: str) -> Task:
+        if set_name not in self.sets:
             raise UserError(
-                f"unknown evaluation set in {name}",
-                do=nearest(set, sets) if sets else "there are no sets",
+                f"unknown evaluation set in {CLOZE}{set_name}",
+                do=nearest(set_name, self.sets) if self.sets else "there are no sets",
             )
-        return [_cloze(set, sets[set])]
-    known = index()
-    if name not in known:
-        ours = [
+        name, language = f"{CLOZE}{set_name}", language_of_set(set_name)
+        make = partial(cloze_task, name, set_name)
+        return Task(name, make, None, language, self.sets[set_name], num_fewshot=0)
+
+    def _all_cloze(self) -> list[Task]:
+        if not self.sets:
+            raise UserError(
+                "cloze is made from evaluation sets, and there are none",
+                do="add --set target:NAME=FILE",
+            )
+        return list(map(self._cloze, self.sets))
+
+    def _nearest(self, name: str) -> str:
+        """A name of ours or of lm-eval, or all of ours; lm-eval has thousands."""
+        ours = {
             "quick",
             "cloze",
-            *files,
-            *(f"{CLOZE}{set}" for set in sets),
+            *self.files,
+            *(f"{CLOZE}{set_name}" for set_name in self.sets),
             *(f"{PAPER}{code}" for code in LANGUAGES),
-        ]
-        ours += [f"{PAIRS}{language_of(task)}" for task in files]
-        raise UserError(f"unknown task {name}", do=_few(nearest(name, [*ours, *known]), ours))
-    return [AskedTask(name, "lm-eval")]
-
-
-def _few(help: str, ours: Sequence[str]) -> str:
-    """lm-eval knows thousands of names, too many to list."""
-    return (
-        help
-        if help.startswith("did you mean")
-        else f"known: {', '.join(sorted(set(ours)))}, and lm-eval's own"
-    )
-
-
-def _pairs(language: str, sets: Mapping[str, Role], files: Mapping[str, Path]) -> list[AskedTask]:
-    return [_pair_task(task, sets, files) for task in files if language_of(task) == language]
-
-
-def _pair_task(name: str, sets: Mapping[str, Role], files: Mapping[str, Path]) -> AskedTask:
-    language = language_of(name)
-    roles = [role for set, role in sets.items() if language_of_set(set) == language]
-    return AskedTask(
-        name, "pairs", None, language, roles[0] if roles else "none", 0, file=files[name]
-    )
-
-
-def _cloze(set: str, role: Role) -> AskedTask:
-    return AskedTask(f"{CLOZE}{set}", "cloze", None, language_of_set(set), role, 0, set=set)
+            *(f"{PAIRS}{language_of(file)}" for file in self.files),
+        }
+        hint = nearest(name, sorted(ours | set(self.index())))
+        if hint.startswith("did you mean"):
+            return hint
+        return f"known: {', '.join(sorted(ours))}, and lm-eval's own"

@@ -1,38 +1,46 @@
-"""Tasks given to backbone and extended model from one copy of the weights; each task, once done, is
-kept.
+"""Measures a list of tasks on the backbone and on the extended model, from one copy of the weights.
 
-A task whose files are there, whole, of this very model and these settings (`keeping.py`), is not
-measured again; so whatever interrupts a list of tasks loses one task at most. Progress is shown;
-lm-eval is imported only when needed.
+Each finished task is stored (`cache.py`) and not measured again for the same model and settings, so
+an interrupted list loses one task at most. lm-eval is imported only when needed.
+
+Where we choose: the record gets one score of a task, the first of `METRICS` that it has; the stored
+samples have all. In a group of tasks all items count alike.
 """
 
 import contextlib
+import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
-from neutral_residues.config.run import Role
 from neutral_residues.data.tokenise import tokenizer_key
 from neutral_residues.errors import UserError, first_line
-from neutral_residues.evaluation.tasks.cache import Kept, value_hash
-from neutral_residues.evaluation.tasks.cloze import cloze_items, cloze_task
-from neutral_residues.evaluation.tasks.minimal_pairs import pairs_task, read_pairs
-from neutral_residues.evaluation.tasks.registry import PAPER, AskedTask, asked_tasks, paper_suite
-from neutral_residues.evaluation.tasks.scoring import choose_metric, sample_lines, score_task
+from neutral_residues.evaluation.tasks.cache import TaskCache, value_hash
+from neutral_residues.evaluation.tasks.local_task import LocalTask, Materials
+from neutral_residues.evaluation.tasks.paired_statistics import paired_means, paired_scores
+from neutral_residues.evaluation.tasks.registry import PAPER, Task, find_tasks, paper_suite
 from neutral_residues.results.record import TaskScore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from neutral_residues.evaluation.evaluate import ScorableText
+    from neutral_residues.evaluation.tasks.lm_eval_bridge import Answers, Sample
+
+METRICS = ("acc_mutual_info", "acc_norm", "acc", "exact_match", "f1")
+"""The first of these that a task has goes into the record; otherwise the task's own first."""
+LETTER_ANSWERS = ("mmlu", "belebele", "commonsense")
+"""Tasks whose answers are letters: acc_norm would divide by the length of a letter."""
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with the name of a task, the sequences done, and all of them."""
+OnScore = Callable[[TaskScore], None]
 
 
 @dataclass(frozen=True)
@@ -41,8 +49,8 @@ class TaskSettings:
 
     Attributes:
         batch_rows: sequences per forward pass.
-        context_tokens: longest cloze item; other tasks may fill the model's own context.
-        limit: only the first so many items of each task; None takes all.
+        context_tokens: longest cloze item; other tasks may use the model's whole context.
+        limit: first items of each task to take; None takes all.
     """
 
     batch_rows: int
@@ -50,254 +58,263 @@ class TaskSettings:
     limit: int | None = None
 
 
+@dataclass(frozen=True)
+class TaskPlan:
+    """Tasks that can be measured: their names are known and their data available.
+
+    Attributes:
+        tasks: in order; may be empty.
+        local: name -> those of them that are made of items of ours.
+        missing: benchmarks of a suite that lm-eval lacks, a line for each suite.
+        settings: how they are measured.
+        tokenizer: of both models.
+        folder: where finished tasks are stored.
+    """
+
+    tasks: tuple[Task, ...]
+    local: Mapping[str, LocalTask]
+    missing: tuple[str, ...]
+    settings: TaskSettings
+    tokenizer: "PreTrainedTokenizerBase"
+    folder: Path
+
+
 def plan_tasks(
     names: Sequence[str],
     *,
-    sets: Mapping[str, Role],
+    settings: TaskSettings,
+    tokenizer: "PreTrainedTokenizerBase",
+    sets: Sequence["ScorableText"],
+    folder: Path,
     task_data: Path | None = None,
-    console: Console | None = None,
-) -> list[AskedTask]:
-    """The tasks behind names and suites, checked as far as can be without their data; says what a
-    suite lacks.
+) -> TaskPlan:
+    """Find the tasks behind names and suites, and load their data once: what is missing must show
+    before a long training, not after it.
+
+    The data of an lm-eval task that has a file in `folder` are not checked: it was measured before,
+    perhaps with a network.
 
     Args:
-        names: as in `suites.py`.
-        sets: evaluation set -> role.
+        names: see `registry.py`.
+        sets: the evaluation sets that cloze tasks are made from.
+        folder: where finished tasks are stored, and found again.
         task_data: folder with minimal pairs.
 
     Raises:
-        UserError: if lm-eval is not installed, or a name is unknown.
+        UserError: if lm-eval is not installed, a name is unknown, or a task has no data or items.
     """
-    if not names:
-        return []
-    for package in ("lm_eval", "scipy"):
+    for package in ("lm_eval", "scipy") if names else ():
         if find_spec(package) is None:
             raise UserError(
                 "tasks need lm-eval and scipy",
                 got="not installed",
                 do="pip install neutral-residues[tasks]",
             )
-    tasks = asked_tasks(names, sets=sets, index=_index, task_data=task_data)
-    for name in names:
-        if name.startswith(PAPER) and console is not None:
-            missing = paper_suite(name.removeprefix(PAPER), _index())[1]
-            if missing:
-                console.print(f"{name}: lm-eval has no {', '.join(missing)}", highlight=False)
-    return tasks
-
-
-def check_tasks(
-    tasks: Sequence[AskedTask],
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    settings: TaskSettings,
-    streams: Sequence["ScorableText"],
-    folder: Path,
-) -> None:
-    """Raise now what would be raised when a long training is over: data that are not there, sets
-    without items.
-
-    A task that has files in `folder` is not looked at: it was measured before, maybe where there
-    was a network.
-
-    Raises:
-        UserError: as `measure_tasks`.
-    """
-    by_name = {stream.name: stream for stream in streams}
+    by_name = {stream.name: stream for stream in sets}
+    roles = {name: stream.role for name, stream in by_name.items()}
+    tasks = find_tasks(names, sets=roles, index=_lm_eval_names, task_data=task_data)
+    materials = Materials(tokenizer, by_name, settings.context_tokens)
+    local = {task.name: task.make(materials) for task in tasks if task.make is not None}
     for task in tasks:
-        if (folder / f"{task.name}.json").is_file():
-            continue
-        if _own_items(task, tokenizer, by_name, settings) is None:
+        if task.name not in local and not (folder / f"{task.name}.json").is_file():
             from neutral_residues.evaluation.tasks.lm_eval_bridge import load_named
 
             with _quiet_lm_eval():
                 load_named(task.name)
+    return TaskPlan(tuple(tasks), local, tuple(_missing(names)), settings, tokenizer, folder)
 
 
 def measure_tasks(
     model: nn.Module,
-    tokenizer: "PreTrainedTokenizerBase",
-    tasks: Sequence[AskedTask],
+    plan: TaskPlan,
     *,
-    settings: TaskSettings,
-    streams: Sequence["ScorableText"],
-    folder: Path,
     model_key: str,
     reference: nn.Module | None = None,
-    console: Console | None = None,
+    on_progress: OnProgress = lambda name, done, total: None,
+    on_score: OnScore = lambda score: None,
 ) -> list[TaskScore]:
-    """Both sides on each task, in order.
+    """Both models on each task, in order.
 
     Args:
-        model: the extended model: PEFT's, or one that `reference` is given for.
-        tasks: from `plan_tasks`.
-        streams: the evaluation sets that cloze tasks are made from.
-        folder: where finished tasks are kept, and found again.
-        model_key: names these very weights; see `weights_key`.
+        model: the extended model: PEFT's, or any model if `reference` is given.
+        model_key: identifies these weights; see `weights_key`.
         reference: the backbone, where switching the extension off does not give it.
+        on_score: called after each task that was measured now.
 
     Raises:
-        UserError: for a task without data or items, or a folder that cannot be written. Finished
-            tasks are kept.
+        UserError: for a task without data, or a folder that cannot be written. Finished tasks are
+            kept.
     """
-    console = console or Console(stderr=True)
-    common = {
+    if not plan.tasks:
+        return []
+    identity = {
         "model": model_key,
-        "tokenizer": tokenizer_key(tokenizer),
+        "tokenizer": tokenizer_key(plan.tokenizer),
         "dtype": str(next(model.parameters()).dtype),
         "lm_eval": metadata.version("lm-eval"),
-        "limit": settings.limit,
+        "limit": plan.settings.limit,
     }
-    by_name = {stream.name: stream for stream in streams}
-    runner = _Runner(model, reference, tokenizer, settings, console)
-    own_items = [_own_items(task, tokenizer, by_name, settings) for task in tasks]
     scores = []
-    for task, own in zip(tasks, own_items, strict=True):
-        kept = Kept(folder, task.name, common | _identity(task, own))
-        score = kept.read()
+    for task in plan.tasks:
+        local = plan.local.get(task.name)
+        of_task = {
+            "task": task.name,
+            "num_fewshot": task.num_fewshot,
+            "items": local.key if local else None,
+        }
+        cache = TaskCache(plan.folder, task.name, identity | of_task)
+        score = cache.read()
         if score is None:
-            score = runner.run(task, own, kept)
-        scores.append(
-            score.model_copy(
-                update={"suite": task.suite, "language": task.language, "role": task.role}
-            )
-        )
+            score, answers = _measure(task, plan, model, reference, on_progress)
+            cache.write(score, sample_lines(answers))
+            on_score(score)
+        asked = {"suite": task.suite, "language": task.language, "role": task.role}
+        scores.append(score.model_copy(update=asked))
     return scores
 
 
-def _index() -> frozenset[str]:
+def _measure(
+    task: Task,
+    plan: TaskPlan,
+    model: nn.Module,
+    reference: nn.Module | None,
+    on_progress: OnProgress,
+) -> tuple[TaskScore, dict[str, "Answers"]]:
+    """The score of a task, and both models' answers to each of its parts."""
+    import neutral_residues.evaluation.tasks.lm_eval_bridge as bridge
+
+    local, limit = plan.local.get(task.name), plan.settings.limit
+    with _quiet_lm_eval():
+        parts = bridge.load_local(local) if local else bridge.load_named(task.name)
+        num_requests = bridge.build_requests(parts, num_fewshot=task.num_fewshot, limit=limit)
+        lm = bridge.PairedHFLM(
+            model,
+            plan.tokenizer,
+            batch_rows=plan.settings.batch_rows,
+            on_rows=lambda done: on_progress(task.name, done, 2 * num_requests),
+        )
+        try:
+            answers = bridge.answer_both(lm, parts, model=model, reference=reference, limit=limit)
+        except Exception as error:
+            if local is not None:
+                raise
+            # The code of a task is its author's: it may need another package, or a judge.
+            what = f"task {task.name} failed inside lm-eval"
+            raise UserError(what, got=first_line(error), do="leave it out") from error
+    metric = choose_metric(task.name, answers)
+    score = score_task(
+        task.name,
+        parts,
+        answers,
+        metric=metric,
+        aggregate=bridge.score_of(parts, metric),
+        num_truncated=lm.num_truncated,
+    )
+    return score, answers
+
+
+def _lm_eval_names() -> frozenset[str]:
     from neutral_residues.evaluation.tasks.lm_eval_bridge import known_tasks
 
     return known_tasks()
 
 
-@dataclass(frozen=True)
-class _Own:
-    """A task of ours: lm-eval's configuration and the items."""
-
-    config: dict[str, Any]
-    items: list[dict[str, Any]]
-
-
-def _own_items(
-    task: AskedTask,
-    tokenizer: "PreTrainedTokenizerBase",
-    streams: Mapping[str, "ScorableText"],
-    settings: TaskSettings,
-) -> _Own | None:
-    if task.kind == "pairs":
-        assert task.file is not None
-        return _Own(pairs_task(task.name), read_pairs(task.file))
-    if task.kind == "cloze":
-        assert task.set is not None
-        items = cloze_items(streams[task.set], tokenizer, context_tokens=settings.context_tokens)
-        return _Own(cloze_task(task.name), items)
-    return None
+def _missing(names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        if name.startswith(PAPER):
+            titles = paper_suite(name.removeprefix(PAPER), _lm_eval_names())[1]
+            if titles:
+                yield f"{name}: lm-eval has no {', '.join(titles)}"
 
 
-def _identity(task: AskedTask, own: _Own | None) -> dict[str, Any]:
-    """What makes a task this task, as far as it is known without lm-eval's data."""
-    items = None if own is None else value_hash([own.config["metadata"], own.items])
-    return {"task": task.name, "num_fewshot": task.num_fewshot, "items": items}
+def choose_metric(task: str, answers: Mapping[str, "Answers"]) -> str:
+    """The metric for the record, of those that lm-eval has computed for every part.
 
-
-class _Runner:
-    """Measures tasks one after the other; lm-eval and its model are made for the first."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        reference: nn.Module | None,
-        tokenizer: "PreTrainedTokenizerBase",
-        settings: TaskSettings,
-        console: Console,
-    ) -> None:
-        self.model, self.reference, self.tokenizer, self.settings = (
-            model,
-            reference,
-            tokenizer,
-            settings,
+    Raises:
+        UserError: if the parts of a group have no metric in common.
+    """
+    by_part = [found.extended[0]["metrics"] for found in answers.values()]
+    names = [metric for metric in by_part[0] if all(metric in metrics for metrics in by_part)]
+    if not names:
+        raise UserError(
+            f"the parts of task {task} have no score in common", do="name its parts one by one"
         )
-        # Pinned to its file: lm-eval's progress bars are kept from standard error while it runs.
-        self.console = Console(
-            file=console.file, quiet=console.quiet, force_terminal=console.is_terminal
+    has_letters = any(part in task for part in LETTER_ANSWERS)
+    order = [metric for metric in METRICS if not (has_letters and metric == "acc_norm")]
+    return next((metric for metric in order if metric in names), names[0])
+
+
+def score_task(
+    name: str,
+    parts: Mapping[str, Any],
+    answers: Mapping[str, "Answers"],
+    *,
+    metric: str,
+    aggregate: Callable[[list[Any]], float] | None,
+    num_truncated: int,
+) -> TaskScore:
+    """Both models' scores over all items of all parts of a task, and the paired difference.
+
+    Args:
+        parts: name -> lm-eval's task.
+        answers: name -> both models' answers.
+        aggregate: how the metric becomes one number over many items; None means their mean.
+        num_truncated: truncated prompts.
+
+    Raises:
+        UserError: if there is one item only.
+    """
+    pairs = [pair for found in answers.values() for pair in _first_filter(found)]
+    if len(pairs) < 2:
+        raise UserError(
+            f"task {name} has one item only", do="raise the limit, or leave the task out"
         )
-        self.lm: Any = None
+    before, after = [b[metric] for b, _ in pairs], [a[metric] for _, a in pairs]
+    paired = paired_scores(before, after, aggregate) if aggregate else paired_means(before, after)
+    is_share = aggregate is None and {*before, *after} <= {0, 1}
+    higher_is_better = next(iter(parts.values())).higher_is_better()[metric]
+    items = [[s["doc_hash"], s["prompt_hash"], s["target_hash"]] for s, _ in pairs]
+    return TaskScore(
+        name=name,
+        metric=metric,
+        unit="share" if is_share else "score",
+        direction="higher" if higher_is_better else "lower",
+        num_items=len(pairs),
+        **vars(paired),
+        difference=paired.difference,
+        num_fewshot=max(part.get_config("num_fewshot") or 0 for part in parts.values()),
+        num_truncated=num_truncated,
+        key=value_hash([metric, items]),
+    )
 
-    def run(self, task: AskedTask, own: _Own | None, kept: Kept) -> TaskScore:
-        """Measure one task and keep it."""
-        import neutral_residues.evaluation.tasks.lm_eval_bridge as harness
 
-        with _quiet_lm_eval(), self._progress(task.name) as progress:
-            parts = (
-                harness.load_own(own.config, own.items) if own else harness.load_named(task.name)
-            )
-            limit = self.settings.limit
-            num_requests = harness.build_requests(parts, num_fewshot=task.num_fewshot, limit=limit)
-            progress.update(progress.task_ids[0], total=2 * num_requests)
-            lm = self._lm(progress)
-            try:
-                answers, cut = harness.answer_both(
-                    lm, parts, model=self.model, reference=self.reference, limit=limit
-                )
-            except Exception as error:
-                if own is not None:
-                    raise
-                # The code of a task is its author's: it may want another package, or a judge.
-                what = f"task {task.name} failed inside lm-eval"
-                raise UserError(what, got=first_line(error), do="leave it out") from error
-        metric = choose_metric(task, answers)
-        score = score_task(
-            parts,
-            answers,
-            metric=metric,
-            aggregate=harness.score_of(parts, metric),
-            num_truncated=cut,
-            name=task.name,
-        )
-        kept.write(score, list(sample_lines(answers)))
-        self._say(score)
-        return score
+def _first_filter(found: "Answers") -> Iterator[tuple["Sample", "Sample"]]:
+    """(backbone's, extended model's) sample of each item; where a task filters answers in several
+    ways, after the first."""
+    name = found.extended[0]["filter"]
+    return ((before, after) for before, after in found.pairs() if after["filter"] == name)
 
-    def _lm(self, progress: Progress) -> Any:
-        from neutral_residues.evaluation.evaluate import inference
-        from neutral_residues.evaluation.tasks.lm_eval_bridge import WatchedModel
 
-        def on_rows(rows: int) -> None:
-            progress.advance(progress.task_ids[0], rows)
-
-        if self.lm is None:
-            with inference(self.model):  # making it switches the model to evaluation mode
-                self.lm = WatchedModel(
-                    self.model, self.tokenizer, batch_rows=self.settings.batch_rows, on_rows=on_rows
-                )
-        self.lm.forget()
-        self.lm.on_rows = on_rows
-        return self.lm
-
-    @contextlib.contextmanager
-    def _progress(self, name: str) -> Iterator[Progress]:
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        with Progress(
-            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
-        ) as progress:
-            progress.add_task(name, total=None)
-            yield progress
-
-    def _say(self, score: TaskScore) -> None:
-        factor = 100 if score.unit == "share" else 1
-        cut = f", {score.num_truncated} prompts cut" if score.num_truncated else ""
-        self.console.print(
-            f"{score.name}: {score.metric} {factor * score.backbone:.4g} ->"
-            f" {factor * score.extended:.4g}, {score.num_items} items{cut}",
-            highlight=False,
-        )
+def sample_lines(answers: Mapping[str, "Answers"]) -> Iterator[str]:
+    """Every item with both models' answers and all their scores, as JSON."""
+    for name, found in answers.items():
+        for before, after in found.pairs():
+            line = {
+                "task": name,
+                "filter": after["filter"],
+                "item": after["doc"],
+                "target": after["target"],
+            }
+            for model, sample in (("backbone", before), ("extended", after)):
+                scores = {metric: sample[metric] for metric in sample["metrics"]}
+                line[model] = scores | {"answers": sample["filtered_resps"]}
+            yield json.dumps(line, ensure_ascii=False, default=str)
 
 
 @contextlib.contextmanager
 def _quiet_lm_eval() -> Iterator[None]:
-    """What lm-eval would warn of is either counted (cut prompts) or of no use to whoever reads our
-    lines."""
+    """Without lm-eval's warnings: truncated prompts are counted, and the others concern its command
+    line."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
