@@ -1,9 +1,8 @@
-"""What does measuring both sides cost against two plain lm-eval runs? One command, JSON on standard
-output.
+"""What does measuring both models cost compared with two plain lm-eval runs? JSON on standard output.
 
     python benchmarks/tasks.py --limit 670
 
-Gives minimal pairs of English to a backbone and its (untrained, but not silent) extension: with
+Gives minimal pairs of English to a backbone and its (untrained, but not zero) extension: with
 `measure_tasks`, which loads, builds and tokenises once, and with two calls of lm-eval's own
 `evaluate`, each with a task of its own. The two ways take turns, A B A B; each number is a median.
 Both give the same scores, or the benchmark fails. Loading the models and importing lm-eval are not
@@ -23,22 +22,21 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
-from rich.console import Console
 from torch import nn
 
-import neutral_residues.evaluation.tasks.lm_eval_bridge as harness
+import neutral_residues.evaluation.tasks.lm_eval_bridge as bridge
 from neutral_residues import NeutralResiduesConfig
 from neutral_residues.backbone import load_backbone, load_tokenizer
 from neutral_residues.demo.run import DEMO_DATA
 from neutral_residues.evaluation.evaluate import as_backbone, inference
-from neutral_residues.evaluation.tasks.minimal_pairs import pair_files, pairs_task, read_pairs
+from neutral_residues.evaluation.tasks.minimal_pairs import pair_files, pairs_task
 from neutral_residues.evaluation.tasks.runner import TaskSettings, measure_tasks, plan_tasks
 
 TASK = "blimp-en"
 
 
 def extended(backbone: str) -> nn.Module:
-    """An extension whose residues are not silent, so that both sides differ."""
+    """An extension whose residues are not zero, so that the models differ."""
     torch.manual_seed(0)
     model: Any = get_peft_model(
         load_backbone(backbone, dtype=torch.float32), NeutralResiduesConfig(budget=0.2)
@@ -53,10 +51,10 @@ def extended(backbone: str) -> nn.Module:
 def ours(model: nn.Module, tokenizer: Any, settings: TaskSettings) -> tuple[float, float]:
     """(backbone, extended) accuracy with `measure_tasks`."""
     with tempfile.TemporaryDirectory() as folder:
-        (score,) = measure_tasks(
-            model, tokenizer, plan_tasks([TASK], sets={}), settings=settings, streams=[], folder=Path(folder),
-            model_key="benchmark", console=Console(file=io.StringIO()),
-        )  # fmt: skip
+        plan = plan_tasks(
+            [TASK], settings=settings, tokenizer=tokenizer, sets=[], folder=Path(folder)
+        )
+        (score,) = measure_tasks(model, plan, model_key="benchmark")
     return score.backbone, score.extended
 
 
@@ -66,7 +64,7 @@ def plain(model: nn.Module, tokenizer: Any, settings: TaskSettings) -> tuple[flo
     from lm_eval.models.huggingface import HFLM
 
     def accuracy() -> float:
-        tasks = harness.load_own(pairs_task(TASK), read_pairs(pair_files()[TASK]))
+        tasks = bridge.load_local(pairs_task(TASK, pair_files()[TASK]))
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_rows)
         with contextlib.redirect_stderr(io.StringIO()):
             found: Any = evaluate(

@@ -387,11 +387,11 @@ def test_a_run_measures_tasks_and_goes_on_with_them_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval")
-    import neutral_residues.evaluation.tasks.lm_eval_bridge as harness
+    import neutral_residues.evaluation.tasks.lm_eval_bridge as bridge
 
     values = run_values(tmp_path, steps=3, learning_rate=0.02)
     values["evaluation"] |= {"tasks": ["clams-fr", "minimal-pairs-de"], "task_limit": 6}
-    real, measured = harness.answer_both, []
+    real, measured = bridge.answer_both, []
 
     def killed_in_the_second(*args: Any, **kwargs: Any) -> Any:
         measured.extend(args[1])
@@ -399,7 +399,7 @@ def test_a_run_measures_tasks_and_goes_on_with_them_where_it_was_stopped(
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(harness, "answer_both", killed_in_the_second)
+    monkeypatch.setattr(bridge, "answer_both", killed_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         extend(make_run(values))
     assert not (tmp_path / "run" / "record.json").exists()

@@ -130,9 +130,7 @@ def _plan_tasks(
     evaluation = config.evaluation
     plan = plan_tasks(
         evaluation.tasks,
-        settings=TaskSettings(
-            evaluation.batch_rows, config.context_tokens, evaluation.task_limit
-        ),
+        settings=TaskSettings(evaluation.batch_rows, config.context_tokens, evaluation.task_limit),
         tokenizer=tokenizer,
         sets=data.evaluate,
         folder=RunFolder(config.output).tasks,
@@ -153,7 +151,7 @@ class Run:
         folder: RunFolder,
         tokenizer: PreTrainedTokenizerBase,
         data: RunData,
-        tasks: TaskPlan,
+        tasks: TaskPlan | None,
         console: Console,
     ) -> None:
         self.config, self.method, self.folder = config, method, folder
@@ -350,6 +348,8 @@ class Run:
     def _measure_tasks(self, model: nn.Module, reference: nn.Module | None) -> list[TaskScore]:
         """Finished tasks are kept in the run's folder, so that a run stopped among them goes on
         with the next."""
+        if self.tasks is None:
+            return []
         with TaskDisplay(self.console) as display:
             return measure_tasks(
                 model,

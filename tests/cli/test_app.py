@@ -360,7 +360,7 @@ def test_bad_tasks(tmp_path: Path, finished: Path, neutral: Callable[..., tuple[
             "name other tasks",
         ],  # words without a full stop
         ("--tasks", "empty-fr", "--task-data", tmp_path): ["no items in", "empty.fr.jsonl"],
-        ("--tasks", "quick", "--task-data", tmp_path / "none"): ["task_data is no folder"],
+        ("--tasks", "quick", "--task-data", tmp_path / "none"): ["task_data is not a folder"],
         ("--limit", 3): ["--limit goes with --tasks"],
         ("--tasks", "quick", "--limit", 1): ["--limit", "2 or more"],
     }.items():

@@ -92,7 +92,7 @@ def rehearse(config: RunConfig) -> Rehearsal:
     )
     data = prepare_data(config, tokenizer, show_progress=False)
     folder, console = RunFolder(config.output), Console(quiet=True)
-    run = Run(config, find_method(config.method), folder, tokenizer, data, [], console)
+    run = Run(config, find_method(config.method), folder, tokenizer, data, None, console)
     model, weights = run.attached()
     ready = time.monotonic()
     trainer, cost = run.train(model, weights)

@@ -187,9 +187,7 @@ def _measure_sets(
         )
 
 
-def _measure_tasks(
-    saved: Saved, folder: Path, plan: TaskPlan, console: Console
-) -> list[TaskScore]:
+def _measure_tasks(saved: Saved, folder: Path, plan: TaskPlan, console: Console) -> list[TaskScore]:
     weights = RunFolder(folder).extension if saved.config else folder
     name = saved.config.model if saved.config else str(saved.model.config._name_or_path)  # type: ignore[union-attr]
     revision = saved.config.revision if saved.config else None

@@ -56,7 +56,7 @@ def test_a_folder_goes_first_and_may_bring_more(tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_tell_is_not_right() -> None:
     # lm-eval takes the first of equals.
-    config = pairs_task("clams-fr")
+    config = pairs_task("clams-fr", pair_files()["clams-fr"]).config
     assert config["doc_to_choice"](json.loads(LINE))[config["doc_to_target"]] == "Il dort."
     assert config["doc_to_target"] != 0
 
@@ -66,10 +66,10 @@ def test_a_model_that_cannot_tell_is_not_right() -> None:
     [
         (b"", "no items in .*; got 0 pairs"),
         (LINE.encode(), "got 1 pairs"),
-        (b'{"good": "a"}\n', "line 1 is no pair"),
-        ((LINE + '{"good": "", "bad": "b", "uid": "c"}').encode(), "line 2 is no pair"),
-        ((LINE + "[1]").encode(), "line 2 is no pair"),
-        (LINE.encode() + b"{", "line 2 is no JSON"),
+        (b'{"good": "a"}\n', "line 1 is not a pair"),
+        ((LINE + '{"good": "", "bad": "b", "uid": "c"}').encode(), "line 2 is not a pair"),
+        ((LINE + "[1]").encode(), "line 2 is not a pair"),
+        (LINE.encode() + b"{", "line 2 is not JSON"),
         (b"\xff\xfe", "is damaged"),
     ],
 )
@@ -85,7 +85,7 @@ def test_bad_folders(tmp_path: Path) -> None:
     (tmp_path / "mine.fr.jsonl.gz").write_bytes(gzip.compress(LINE.encode() * 99)[:-20])
     with pytest.raises(UserError, match="is damaged"):
         read_pairs(tmp_path / "mine.fr.jsonl.gz")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         pair_files(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no minimal pairs"):

@@ -6,7 +6,7 @@ import pytest
 
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.tasks.languages import LANGUAGES
-from neutral_residues.evaluation.tasks.registry import asked_tasks, paper_suite
+from neutral_residues.evaluation.tasks.registry import find_tasks, paper_suite
 
 pytest.importorskip("lm_eval")
 
@@ -22,7 +22,7 @@ def index() -> frozenset[str]:
 
 def names(*asked: str, **options: object) -> list[str]:
     """Of tasks that need no look at lm-eval."""
-    tasks = asked_tasks(asked, sets=SETS, index=lambda: pytest.fail("asked lm-eval"), **options)  # type: ignore[arg-type]
+    tasks = find_tasks(asked, sets=SETS, index=lambda: pytest.fail("asked lm-eval"), **options)  # type: ignore[arg-type]
     return [task.name for task in tasks]
 
 
@@ -34,7 +34,7 @@ def test_suites_of_ours_need_no_lm_eval() -> None:
 
 
 def test_what_a_task_is_known_by() -> None:
-    tasks = asked_tasks(["quick", "clams-de"], sets=SETS, index=frozenset)
+    tasks = find_tasks(["quick", "clams-de"], sets=SETS, index=frozenset)
     found = {task.name: (task.suite, task.language, task.role) for task in tasks}
     assert found["clams-fr"] == ("quick", "fr", "target")
     assert found["cloze-en-wiki"] == ("quick", "en", "source")
@@ -65,13 +65,9 @@ def test_every_language_has_belebele_and_most_have_more(index: frozenset[str]) -
 
 
 def test_lm_evals_own_names(index: frozenset[str]) -> None:
-    (task,) = asked_tasks(["lambada_openai"], sets=SETS, index=lambda: index)
-    assert (task.name, task.kind, task.num_fewshot, task.role) == (
-        "lambada_openai",
-        "lm-eval",
-        None,
-        "none",
-    )
+    (task,) = find_tasks(["lambada_openai"], sets=SETS, index=lambda: index)
+    assert (task.name, task.make, task.num_fewshot) == ("lambada_openai", None, None)
+    assert task.role == "none"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +86,7 @@ def test_lm_evals_own_names(index: frozenset[str]) -> None:
 )
 def test_unknown_names(index: frozenset[str], name: str, parts: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        asked_tasks([name], sets=SETS, index=lambda: index)
+        find_tasks([name], sets=SETS, index=lambda: index)
     assert all(part in str(caught.value) for part in parts), caught.value
     assert len(str(caught.value)) < 900
 
