@@ -327,6 +327,7 @@ def comparison_records(target: str = "fr") -> list[Record]:
         "adapter": (6.0, 2.04),
         "lora": (7.5, 2.12),
         "llama-pro": (5.0, 2.30),
+        "vera": (7.0, 2.20),
         "finetune": (8.5, 1.90),
     }
     for label, (forgetting, bits) in methods.items():

@@ -97,7 +97,7 @@ def test_a_curve_joins_learning_rates_or_shares() -> None:
     by_name = {curve.name: curve for curve in one.curves}
     assert [p.learning_rate for p in by_name["lora"].points] == [0.0005, 0.001, 0.002]
     assert [p.share for p in by_name["wise-ft"].points] == [0.2, 0.4, 0.6, 0.8]
-    assert len(by_name) == 7
+    assert len(by_name) == 8
 
 
 def test_validation_chooses_and_the_evaluation_sets_do_not() -> None:

@@ -70,7 +70,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_comparison_gives_its_cells(comparison: Path) -> None:
     found = collect([comparison])
-    assert len(found.found) == 64
+    assert len(found.found) == 72
     assert found.found[0].origin.startswith("comparison/cells/de/adapter/")
     states = {cell.origin.rpartition("/")[2]: cell.reason for cell in found.unfinished}
     assert states == {"lr9-s0": f"the loss is not finite {HOSTILE}", "lr1-s9": None}

@@ -221,6 +221,45 @@ def test_a_phone_needs_no_sideways_scrolling(open_page: Any) -> None:
     )
 
 
+SCREENS: dict[str, dict[str, Any]] = {
+    "desktop": {"viewport": {"width": 1200, "height": 900}},
+    "phone": {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True},
+}
+COVERED = """() => [...document.querySelectorAll(".canvas")].flatMap((canvas) => {
+    const boxes = (selector) => [...canvas.querySelectorAll(selector)]
+        .map((element) => [element, element.getBoundingClientRect()])
+        .filter(([element, box]) => box.width && box.height && getComputedStyle(element).opacity > 0);
+    const bars = boxes(".modebar");
+    return boxes(".legend, .annotation, .bartext, .scatterlayer .point, .bars .point, .xtitle, .ytitle")
+        .filter(([, a]) => bars.some(([, b]) =>
+            a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom))
+        .map(([element]) => `${canvas.id}: ${element.getAttribute("class")}`);
+})"""
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_no_tools_cover_legends_or_values(open_page: Any, screen: str) -> None:
+    page = open_page(**SCREENS[screen])
+    assert page.evaluate(COVERED) == []
+    if screen == "desktop":
+        for canvas in page.locator(".canvas").all():
+            canvas.hover()
+            assert page.evaluate(COVERED) == []
+
+
+def test_on_a_phone_a_finger_scrolls_the_page(open_page: Any) -> None:
+    page = open_page(**SCREENS["phone"])
+    assert page.evaluate("document.getElementById('s1-f0')._fullLayout.dragmode") is False
+
+
+def test_every_run_of_the_legend_shows_its_marker(open_page: Any) -> None:
+    page = open_page()
+    widths = page.evaluate("""() => [...document.querySelectorAll(".legend .key")].map((key) =>
+        key.querySelector("path").getBoundingClientRect().width)""")
+    assert len(widths) == 2 * 8
+    assert min(widths) > 5
+
+
 def test_every_figure_has_a_text(open_page: Any) -> None:
     page = open_page()
     labels = page.evaluate(

@@ -16,8 +16,9 @@
 
   const draw = async (canvas) => {
     const { data, layout, views } = JSON.parse(document.getElementById(`${canvas.id}-data`).textContent);
-    const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
-    await Plotly.newPlot(canvas, data, layout, options);
+    // Drag to zoom, double-click for all of it: a bar of tools would cover legends and values. A finger scrolls the page.
+    layout.dragmode = matchMedia("(hover: hover)").matches ? "zoom" : false;
+    await Plotly.newPlot(canvas, data, layout, { responsive: true, displayModeBar: false });
     await Plotly.relayout(canvas, theme());
     canvas.dataset.drawn = "true";
     if (views) all("[data-view]", canvas.closest("figure")).forEach((button) => choose(canvas, views, button));
