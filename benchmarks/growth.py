@@ -36,7 +36,7 @@ from neutral_residues.data.labels import SOURCE, TARGET
 from neutral_residues.losses import next_token_nats
 from neutral_residues.results.benchmark import Measured
 from neutral_residues.training.local_loss import local_loss
-from neutral_residues.tuner import skipping as open_tokens
+from neutral_residues.tuner import skipping
 
 OPEN_SHARE = "open share"
 MIDDLE: dict[str, Any] = {"tokens": 256, "width": 512, "layers": 4, "budget": 0.2, "extensions": 1}
@@ -126,11 +126,11 @@ def gathered(share: float, *, rounds: int) -> list[Measured]:
     model, input_ids = sized(OPEN_SHARE, share)
     open_some_gates(model, share)
     models = {name: m for name, m in all_of_them(model).items() if name != "fused"}
-    usual, open_tokens.DENSE_SHARE = open_tokens.DENSE_SHARE, 1.0
+    usual, skipping.DENSE_SHARE = skipping.DENSE_SHARE, 1.0
     seconds = in_turns(
         {name: functools.partial(run, m, input_ids) for name, m in models.items()}, rounds=rounds
     )
-    open_tokens.DENSE_SHARE = usual
+    skipping.DENSE_SHARE = usual
     new = bound_of(model).run_open - 1
     seconds = {
         "gathered": seconds["skip"],

@@ -26,9 +26,9 @@ from neutral_residues.backbone import load_backbone, pick_device
 from neutral_residues.config.run import Corpus
 from neutral_residues.data.documents import iter_documents
 from neutral_residues.evaluation.saved import load_saved
+from neutral_residues.experimental.fused import fuse
 from neutral_residues.results.benchmark import Bound, Measured
 from neutral_residues.training.cost import peak_memory_bytes
-from neutral_residues.tuner.fused import fuse
 from neutral_residues.tuner.layer import residue_layers
 
 SIDES = ("source", "target")
@@ -47,7 +47,7 @@ def twin(model: Any) -> Any:
 def all_of_them(model: Any) -> Models:
     plain = twin(model)
     for layer in residue_layers(plain).values():
-        layer.skips = False
+        layer.skipping = False
     return {
         "backbone": twin(model).unload(),
         "plain": plain,

@@ -19,7 +19,6 @@ from neutral_residues.backbone import pick_device
 from neutral_residues.results.benchmark import Benchmark, Bound, Measured, write_benchmark
 from neutral_residues.results.store import provenance
 from neutral_residues.tuner.blocks import find_layers
-from neutral_residues.tuner.layer import BLOCK, DOWN
 
 Bounds = Mapping[str, float | None]
 NO_BOUNDS: Bounds = {}
@@ -53,18 +52,27 @@ def extended(backbone: nn.Module, *, budget: float, extensions: int = 1) -> Peft
     model.base_model.set_adapter(names)
     with torch.no_grad():
         for layer in residue_layers(model).values():
-            for w_o in getattr(layer, DOWN).values():
-                nn.init.normal_(w_o.weight, std=0.02)
+            for name in layer.known_adapters():
+                nn.init.normal_(layer.adapter(name).down.weight, std=0.02)
     return model.eval()
+
+
+def block_gates(model: nn.Module) -> list[nn.Linear]:
+    """The gate of every adapter of every layer."""
+    adapters = [
+        layer.adapter(name)
+        for layer in residue_layers(model).values()
+        for name in layer.known_adapters()
+    ]
+    return [adapter.block_gate for adapter in adapters if adapter.block_gate is not None]
 
 
 @torch.no_grad()
 def set_gates(model: nn.Module, *, is_open: bool) -> None:
     """All gates 1, or all 0: what every gate is on target and on source text at best."""
-    for layer in residue_layers(model).values():
-        for w in getattr(layer, BLOCK).values():
-            w.weight.zero_()
-            w.bias.fill_(1.0 if is_open else -1.0)
+    for gate in block_gates(model):
+        gate.weight.zero_()
+        gate.bias.fill_(1.0 if is_open else -1.0)
 
 
 @torch.no_grad()
@@ -72,10 +80,10 @@ def open_some_gates(model: nn.Module, share: float) -> None:
     """Gates that are open on about this share of the tokens, at random: the FFN's input is near a
     unit normal."""
     generator = torch.Generator().manual_seed(0)
-    for layer in residue_layers(model).values():
-        for w in getattr(layer, BLOCK).values():
-            w.weight.copy_(torch.randn(w.weight.shape, generator=generator) / w.in_features**0.5)
-            w.bias.fill_(statistics.NormalDist().inv_cdf(min(max(share, 1e-9), 1 - 1e-9)))
+    for gate in block_gates(model):
+        random = torch.randn(gate.weight.shape, generator=generator)
+        gate.weight.copy_(random / gate.in_features**0.5)
+        gate.bias.fill_(statistics.NormalDist().inv_cdf(min(max(share, 1e-9), 1 - 1e-9)))
 
 
 def bound_of(model: PeftModel) -> Bound:
@@ -85,8 +93,8 @@ def bound_of(model: PeftModel) -> Bound:
     adapters = {
         id(m)
         for layer in residue_layers(model).values()
-        for role in layer.adapter_layer_names
-        for m in getattr(layer, role).values()
+        for m in layer.neutral_residues.modules()
+        if isinstance(m, nn.Linear)
     }
     new = sum(m.weight.numel() for m in linears if id(m) in adapters)
     below = 0

@@ -79,7 +79,7 @@ def test_an_extension_loads_whichever_is_imported_first(imports: str, tmp_path: 
 def test_another_package_with_the_same_name_is_a_clear_error() -> None:
     with pytest.raises(
         RuntimeError,
-        match=r"another package has registered 'neutral_residues_' with PEFT, as .*Config",
+        match=r"another package has registered 'neutral_residues' with PEFT, as .*Config",
     ):
         enter_in_peft(attach.PEFT_TYPE, config=int, tuner=int, prefix=attach.PREFIX)
     assert mapping.PEFT_TYPE_TO_TUNER_MAPPING[attach.PEFT_TYPE] is attach.NeutralResiduesModel

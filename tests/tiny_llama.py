@@ -8,8 +8,9 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from neutral_residues.tuner.config import PREFIX, NeutralResiduesConfig
-from neutral_residues.tuner.layer import BLOCK, NeutralResiduesLayer, residue_layers, tapped
+from neutral_residues.tuner.config import NeutralResiduesConfig
+from neutral_residues.tuner.layer import NeutralResiduesLayer, observe_residues, residue_layers
+from neutral_residues.tuner.neutral import PREFIX
 
 
 def tiny_llama(**changes: object) -> PreTrainedModel:
@@ -32,7 +33,7 @@ def perturb(model: nn.Module, seed: int = 1) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if f".{PREFIX}" in name:
+            if f".{PREFIX}." in name:
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     return model
 
@@ -63,22 +64,19 @@ def set_gates(model: nn.Module, open_share: float) -> None:
     """Shift every gate's b so that about this share of the tokens of `token_ids(8, 32)` is open."""
     values: dict[int, Tensor] = {}
 
-    class Watch:
-        def see(self, layer: NeutralResiduesLayer, residue: Any) -> None:
+    class GateLogits:
+        def on_residue(self, layer: NeutralResiduesLayer, residue: Any) -> None:
             values[id(layer)] = residue.gate_logits.detach().flatten()
 
-    for layer in residue_layers(
-        model
-    ).values():  # from the first on: a gate changes what later layers read
-        with tapped(residue_layers(model), Watch()), torch.no_grad():
+    layers = residue_layers(model)
+    for layer in layers.values():  # from the first on: a gate changes what later layers read
+        with observe_residues(layers, GateLogits()), torch.no_grad():
             model(input_ids=token_ids(8, 32))
-        for w in getattr(layer, BLOCK).values():
+        logits = values[id(layer)]
+        threshold = logits.quantile(1 - open_share) if open_share < 1 else logits.min() - 1
+        for name in layer.known_adapters():
             with torch.no_grad():
-                w.bias -= (
-                    values[id(layer)].quantile(1 - open_share)
-                    if open_share < 1
-                    else values[id(layer)].min() - 1
-                )
+                layer.adapter(name).block_gate.bias -= threshold
 
 
 @torch.no_grad()

@@ -16,10 +16,9 @@ if TYPE_CHECKING:
     from neutral_residues.training.local_loss import local_loss
     from neutral_residues.training.mixin import NeutralResiduesTrainerMixin
     from neutral_residues.tuner.config import NeutralResiduesConfig
-    from neutral_residues.tuner.fused import fuse
     from neutral_residues.tuner.layer import residue_layers
     from neutral_residues.tuner.model import NeutralResiduesModel
-    from neutral_residues.tuner.skipping import per_request
+    from neutral_residues.tuner.routing import per_request
 
 __version__ = "0.1.0"
 
@@ -27,8 +26,7 @@ _HOMES = {
     "NeutralResiduesConfig": "tuner.config",
     "NeutralResiduesModel": "tuner.model",
     "residue_layers": "tuner.layer",
-    "fuse": "tuner.fused",
-    "per_request": "tuner.skipping",
+    "per_request": "tuner.routing",
     "NeutralResiduesTrainerMixin": "training.mixin",
     "local_loss": "training.local_loss",
     "extend": "run",
@@ -41,7 +39,6 @@ __all__ = [  # noqa: RUF022 - in the order in which people meet them
     "NeutralResiduesTrainerMixin",
     "local_loss",
     "residue_layers",
-    "fuse",
     "per_request",
     "extend",
     "Record",

@@ -14,18 +14,14 @@ known: we take it after, on what is really added to the model. Over a batch we d
 tokens x layers), so the term does not depend on how many source rows a batch has.
 """
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from neutral_residues.config.choices import LocalLoss
 from neutral_residues.data.labels import IGNORE, SOURCE, TARGET
 from neutral_residues.errors import UserError
 from neutral_residues.tuner.neutral import Residue
-
-LocalLoss = Literal["l1", "cross_entropy"]
-LOCAL_LOSSES: tuple[str, ...] = get_args(LocalLoss)
 
 
 def next_token_nats(logits_BTV: Tensor, input_ids_BT: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def extended(*, identity: bool = False, **config: Any) -> Any:
     if not identity:
         torch.manual_seed(1)
         for layer in residue_layers(model).values():
-            nn.init.normal_(layer.neutral_residues_down["default"].weight, std=0.5)
+            nn.init.normal_(layer.neutral_residues["default"].down.weight, std=0.5)
     return model
 
 
@@ -123,8 +123,8 @@ def rigged() -> Any:
         inner.embed_tokens.weight[:, 0] = torch.where(tokens % 2 == 0, 1.0, -1.0)
         inner.embed_tokens.weight[:, 1] = torch.where(tokens % 3 == 0, 1.0, -1.0)
         for number, layer in enumerate(residue_layers(model).values()):
-            layer.neutral_residues_down["default"].weight.zero_()
-            layer.neutral_residues_block["default"].weight.zero_()[0, number] = 1.0
+            layer.neutral_residues["default"].down.weight.zero_()
+            layer.neutral_residues["default"].block_gate.weight.zero_()[0, number] = 1.0
     return model
 
 
@@ -144,7 +144,7 @@ def test_neutral_tokens_counted_by_hand() -> None:
 def test_residue_sizes_do_not_depend_on_the_windows() -> None:
     model, stream = rigged(), text(30)
     last = list(residue_layers(model).values())[-1]
-    nn.init.normal_(last.neutral_residues_down["default"].weight)
+    nn.init.normal_(last.neutral_residues["default"].down.weight)
     whole = score(model, stream, context_tokens=32).residue_square_sum_by_layer
     assert whole[0] == 0.0
     assert whole[1] > 1.0
@@ -158,7 +158,7 @@ def test_all_tokens_are_neutral_behind_a_shut_gate() -> None:
     stream = text(20, 17)
     assert score(model, stream).num_neutral_tokens not in (None, 37)
     for layer in residue_layers(model).values():
-        nn.init.zeros_(layer.neutral_residues_block["default"].weight)
+        nn.init.zeros_(layer.neutral_residues["default"].block_gate.weight)
     found = score(model, stream)
     assert found.num_neutral_tokens == 37
     assert found.gates_zero_by_layer == (37, 37)
@@ -369,15 +369,14 @@ def test_several_active_extensions_count_as_their_sum() -> None:
     model.add_adapter("second", NeutralResiduesConfig(width=8, gate_start="random"))
     model.base_model.set_adapter(["default", "second"])
     for layer in residue_layers(model).values():  # the same residue with the other sign
-        for role in layer.adapter_layer_names:
-            weights = getattr(layer, role)
-            sign = -1 if role.endswith("down") else 1
-            weights["second"].weight.data.copy_(sign * weights["default"].weight)
+        first, second = layer.adapter("default"), layer.adapter("second")
+        second.load_state_dict(first.state_dict())
+        second.down.weight.data.neg_()
     both = score(model, stream)
     assert both.residue_square_sum_by_layer == (0.0, 0.0)
     assert both.gates_zero_by_layer[0] == one.gates_zero_by_layer[0]
     for layer in residue_layers(model).values():  # one shut gate does not hide the other
-        nn.init.zeros_(layer.neutral_residues_block["default"].weight)
+        nn.init.zeros_(layer.neutral_residues["default"].block_gate.weight)
     assert score(model, stream).gates_zero_by_layer[0] == one.gates_zero_by_layer[0]
     assert one.gates_zero_by_layer[0] not in (0, 30)
 
@@ -477,7 +476,8 @@ def test_model_is_left_as_it_was() -> None:
     assert {name for name, module in model.named_modules() if module.training} == training
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
     assert all(
-        layer.tap is None and not layer.disable_adapters for layer in residue_layers(model).values()
+        layer.residue_hook is None and not layer.disable_adapters
+        for layer in residue_layers(model).values()
     )
     model(input_ids=torch.tensor([[1, 2, 3]])).logits.sum().backward()
 
@@ -499,7 +499,7 @@ def test_restored_after_an_error() -> None:
     with pytest.raises(KeyboardInterrupt):
         score(model, text(30), on_progress=stop)
     assert model.training
-    assert all(layer.tap is None for layer in residue_layers(model).values())
+    assert all(layer.residue_hook is None for layer in residue_layers(model).values())
 
 
 def test_autocast_is_off_within() -> None:

@@ -13,7 +13,7 @@ from neutral_residues.evaluation.gate_maps import (
     gate_texts,
     token_pieces,
 )
-from neutral_residues.tuner.layer import BLOCK, residue_layers
+from neutral_residues.tuner.layer import residue_layers
 from paths import DEMO_BACKBONE as SHIPPED
 from tiny_run import END_OF_TEXT, byte_tokenizer, make_backbone
 
@@ -46,7 +46,7 @@ def test_gates_are_those_of_the_model(tmp_path: Path) -> None:
     layers = list(residue_layers(model).values())
     with torch.no_grad():  # one layer shut on every token, one open by 0.5
         for layer, bias in zip(layers, (-1.0, 0.5), strict=True):
-            getattr(layer, BLOCK)["default"].bias.fill_(bias)
+            layer.adapter("default").block_gate.bias.fill_(bias)
     tokenizer = byte_tokenizer()
     texts = [NamedText("own", "own", "abc"), NamedText("long", "source", "x" * 500)]
     one, long = gate_texts(model, tokenizer, texts, end_of_text=END_OF_TEXT)

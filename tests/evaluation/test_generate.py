@@ -57,7 +57,7 @@ def extended(*, task_type: str | None = None) -> Any:
     model = peft.get_peft_model(llama(), NeutralResiduesConfig(width=8, task_type=task_type))
     torch.manual_seed(1)
     for layer in residue_layers(model).values():
-        nn.init.normal_(layer.neutral_residues_down["default"].weight, std=0.5)
+        nn.init.normal_(layer.neutral_residues["default"].down.weight, std=0.5)
     return model
 
 

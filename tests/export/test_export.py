@@ -148,7 +148,7 @@ def test_a_comparison_that_saw_only_zeros_proves_nothing() -> None:
 
 def test_the_probe_looks_for_tokens_on_which_the_adapters_speak() -> None:
     model = extended_llama(adapter_name="speaker")
-    gate = model.base_model.model.model.layers[1].mlp.neutral_residues_block["speaker"]
+    gate = model.base_model.model.model.layers[1].mlp.neutral_residues["speaker"].block_gate
     with torch.no_grad():
         gate.bias.fill_(-4.8)  # about one row of forty
     seen = look_at(model)
@@ -165,7 +165,7 @@ def test_where_random_tokens_open_no_gate_a_text_does(tmp_path: Path) -> None:
     model = extended_llama(layers_to_transform=[0])
     text_ids = [42, 7] * 20
     x_D = look_at(model, text_ids).inputs["model.layers.0.mlp"][0, -1]
-    gate = model.base_model.model.model.layers[0].mlp.neutral_residues_block["default"]
+    gate = model.base_model.model.model.layers[0].mlp.neutral_residues["default"].block_gate
     gate.weight.copy_(x_D[None])
     gate.bias.fill_(-0.9999 * x_D.square().sum())
     with pytest.raises(

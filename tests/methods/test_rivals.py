@@ -113,7 +113,7 @@ def test_placement_is_saved_and_never_ignored(tmp_path: object) -> None:
     assert (loaded.placement, len(loaded.target_modules)) == ("attention", 2)
     with pytest.raises(UserError, match="placement; got head; allowed: ffn, attention"):
         NeutralResiduesConfig(placement="head")
-    with pytest.raises(UserError, match="placement has no effect beside target_modules"):
+    with pytest.raises(UserError, match="placement has no effect with target_modules"):
         NeutralResiduesConfig(placement="attention", target_modules=["mlp"])
 
 

@@ -267,7 +267,7 @@ def test_gates_and_kinds(tmp_path: Path, gate: str, kind: str) -> None:
 
 
 def test_cross_entropy_is_refused_with_another_gate(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cross_entropy; got block_gate relu; allowed: sigmoid"):
+    with pytest.raises(UserError, match="cross_entropy needs block_gate: sigmoid; got relu"):
         train(tmp_path, mixed_rows(), local_loss="cross_entropy")
 
 
@@ -286,7 +286,7 @@ def test_reentrant_checkpointing_raises(tmp_path: Path) -> None:
     model.enable_input_require_grads()
     with pytest.raises(UserError, match="reentrant gradient checkpointing drops it"):
         train(tmp_path, mixed_rows(), model=model, **reentrant)
-    assert all(layer.tap is None for layer in residue_layers(model).values())
+    assert all(layer.residue_hook is None for layer in residue_layers(model).values())
 
 
 @pytest.mark.parametrize(
@@ -597,7 +597,7 @@ def test_gates_learn_at_their_own_rate(tmp_path: Path) -> None:
         ).train()
         steps[factor] = {name: p.detach() - before[name] for name, p in trained(model).items()}
     for name, step in steps[1.0].items():
-        times = 4.0 if "neutral_residues_block" in name else 1.0
+        times = 4.0 if ".block_gate." in name else 1.0
         assert step.abs().max() > 0
         torch.testing.assert_close(steps[4.0][name], times * step, rtol=1e-4, atol=1e-7)
 
@@ -796,7 +796,7 @@ def test_two_adapters_are_averaged_too() -> None:
 def test_misuse_is_refused() -> None:
     rows, model = mixed_rows(8), extended_llama()
     domains = as_batch(rows)[2]
-    with local_loss(model, domains), pytest.raises(UserError, match="watched already"):
+    with local_loss(model, domains), pytest.raises(UserError, match="observed already"):
         local_loss(model, domains).__enter__()
     with model.disable_adapter(), pytest.raises(UserError, match="switched off"):
         local_loss(model, domains).__enter__()
@@ -812,7 +812,7 @@ def test_misuse_is_refused() -> None:
             forward_loss(model, rows)
     with local_loss(model, domains[:, 1:]), pytest.raises(UserError, match="one each"):
         forward_loss(model, rows)
-    assert all(layer.tap is None for layer in residue_layers(model).values())
+    assert all(layer.residue_hook is None for layer in residue_layers(model).values())
 
 
 def test_a_frozen_adapter_is_refused() -> None:

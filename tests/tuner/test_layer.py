@@ -11,14 +11,13 @@ from torch import nn
 
 from neutral_residues import UserError
 from neutral_residues.tuner.layer import (
-    BLOCK,
-    DOWN,
     NeutralResiduesLayer,
-    every_token,
+    no_skipping,
+    observe_residues,
     residue_layers,
-    tapped,
 )
-from neutral_residues.tuner.skipping import BACKBONE, DENSE_SHARE, GATHER_FROM, open_tokens
+from neutral_residues.tuner.routing import BACKBONE
+from neutral_residues.tuner.skipping import DENSE_SHARE, GATHER_FROM, active_token_indices
 from tiny_llama import (
     extended_llama,
     logits,
@@ -32,12 +31,14 @@ from tiny_llama import (
 
 @contextmanager
 def computed_tokens(model: nn.Module) -> Iterator[list[int]]:
-    """For each call of an adapter's output projection, how many tokens it was computed for."""
+    """For each call of an adapter, how many tokens it was computed for."""
     seen: list[int] = []
     handles = [
-        w_o.register_forward_hook(lambda module, args, out: seen.append(out.shape[:-1].numel()))
+        layer.adapter(name).register_forward_hook(
+            lambda module, args, residue: seen.append(residue.delta.shape[:-1].numel())
+        )
         for layer in residue_layers(model).values()
-        for w_o in getattr(layer, DOWN).values()
+        for name in layer.known_adapters()
     ]
     try:
         yield seen
@@ -50,7 +51,7 @@ def computed_tokens(model: nn.Module) -> Iterator[list[int]]:
 def test_skipping_changes_nothing(open_share: float) -> None:
     model = extended_llama()
     set_gates(model, open_share)
-    with every_token(model), computed_tokens(model) as in_full:
+    with no_skipping(model), computed_tokens(model) as in_full:
         expected = outputs(model)
     with computed_tokens(model) as computed:
         found = outputs(model)
@@ -81,7 +82,7 @@ def test_generations_are_the_same_token_by_token(rows: int) -> None:
         "output_logits": True,
         "return_dict_in_generate": True,
     }
-    with every_token(model), computed_tokens(model) as in_full:
+    with no_skipping(model), computed_tokens(model) as in_full:
         expected = model.generate(input_ids=token_ids(8, 32)[:rows], **settings)
     with computed_tokens(model) as computed:
         found = model.generate(input_ids=token_ids(8, 32)[:rows], **settings)
@@ -101,18 +102,18 @@ def test_only_a_gate_that_can_be_zero_is_skipped(settings: dict[str, Any]) -> No
     assert computed == [256, 256]
 
 
-def test_whoever_trains_watches_or_compiles_gets_every_token() -> None:
+def test_no_token_is_skipped_in_training_for_a_hook_or_compiled() -> None:
     model = extended_llama()
     set_gates(model, 0.0)
     with computed_tokens(model) as computed:
         model(input_ids=token_ids())
     assert computed == [24, 24]
 
-    class Watch:
-        def see(self, layer: NeutralResiduesLayer, residue: Any) -> None:
+    class Hook:
+        def on_residue(self, layer: NeutralResiduesLayer, residue: Any) -> None:
             assert residue.delta.shape[:2] == (2, 12)
 
-    with computed_tokens(model) as computed, tapped(residue_layers(model), Watch()):
+    with computed_tokens(model) as computed, observe_residues(residue_layers(model), Hook()):
         logits(model)
     assert computed == [24, 24]
     with computed_tokens(model) as computed:
@@ -124,7 +125,7 @@ def test_a_gate_that_is_not_a_number_is_seen() -> None:
     model = extended_llama()
     layer = next(iter(residue_layers(model).values()))
     with torch.no_grad():
-        getattr(layer, BLOCK)["default"].bias.fill_(torch.nan)
+        layer.adapter("default").block_gate.bias.fill_(torch.nan)
     assert outputs(model).isnan().all()
 
 
@@ -132,12 +133,12 @@ def test_where_most_gates_are_open_nothing_is_gathered() -> None:
     logits_N1 = -torch.ones(2 * GATHER_FROM, 1)
     most, half = int(2 * GATHER_FROM * DENSE_SHARE) + 1, GATHER_FROM
     logits_N1[:half] = 1
-    assert open_tokens(logits_N1, None).tolist() == list(range(half))
-    assert open_tokens(logits_N1, torch.arange(2 * GATHER_FROM) + 7).tolist() == [
+    assert active_token_indices(logits_N1, None).tolist() == list(range(half))
+    assert active_token_indices(logits_N1, torch.arange(2 * GATHER_FROM) + 7).tolist() == [
         7 + n for n in range(half)
     ]
     logits_N1[:most] = 1
-    assert open_tokens(logits_N1, None) is None
+    assert active_token_indices(logits_N1, None) is None
 
 
 # ---- requests ----

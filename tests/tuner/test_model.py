@@ -14,9 +14,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from neutral_residues import NeutralResiduesConfig, UserError, residue_layers
 from neutral_residues.tuner.blocks import count_backbone_weights
-from neutral_residues.tuner.config import PREFIX
-from neutral_residues.tuner.layer import NeutralResiduesLayer, tapped
-from neutral_residues.tuner.neutral import Residue
+from neutral_residues.tuner.layer import NeutralResiduesLayer, observe_residues
+from neutral_residues.tuner.neutral import PREFIX, Residue
 from tiny_llama import extended_llama, logits, perturb, saved, tiny_llama, token_ids
 
 # --- attach, disable, detach
@@ -40,7 +39,7 @@ def test_a_shut_gate_is_the_backbone_bit_for_bit() -> None:
     assert not torch.equal(logits(model), expected)
     for layer in residue_layers(model).values():
         # The gate's weights are zero, so is its logit, and so is relu of it; W_o is not.
-        for parameter in layer.neutral_residues_block["default"].parameters():
+        for parameter in layer.neutral_residues["default"].block_gate.parameters():
             parameter.data.zero_()
     assert torch.equal(logits(model), expected)
 
@@ -65,7 +64,7 @@ def test_only_the_residues_train() -> None:
     model = get_peft_model(tiny_llama(), NeutralResiduesConfig(width=8))
     trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     assert len(trainable) >= 2 * 4
-    assert all(f".{PREFIX}" in name for name in trainable)
+    assert all(f".{PREFIX}." in name for name in trainable)
     assert model.peft_config["default"].num_new_weights == sum(trainable.values())
 
 
@@ -81,7 +80,7 @@ def test_a_budget_becomes_a_width() -> None:
 def test_a_second_adapter_is_sized_by_the_backbone_alone() -> None:
     model = extended_llama(modules_to_save=["lm_head"])
     num_backbone = sum(p.numel() for p in tiny_llama().parameters())
-    assert count_backbone_weights(model, added=PREFIX) == num_backbone
+    assert count_backbone_weights(model) == num_backbone
     model.add_adapter("second", NeutralResiduesConfig(width=4))
     assert model.peft_config["second"].num_backbone_weights == num_backbone
 
@@ -96,11 +95,11 @@ def layer_deltas(model: PeftModel) -> list[Tensor]:
         def __init__(self) -> None:
             self.seen: list[Tensor] = []
 
-        def see(self, layer: NeutralResiduesLayer, residue: Residue) -> None:
+        def on_residue(self, layer: NeutralResiduesLayer, residue: Residue) -> None:
             self.seen.append(residue.delta)
 
     deltas = Deltas()
-    with tapped(residue_layers(model), deltas):
+    with observe_residues(residue_layers(model), deltas):
         logits(model)
     return deltas.seen
 
@@ -228,7 +227,7 @@ def test_a_model_that_is_not_from_transformers_is_refused() -> None:
 @pytest.mark.filterwarnings(
     "ignore:Adapter name .* should not be contained in the prefix:UserWarning"
 )
-@pytest.mark.parametrize("name", ["x", "neutral", "residues", "fr.ca", "train", "keys"])
+@pytest.mark.parametrize("name", ["x", "neutral", "residues", "fr.ca", "train", "keys", "gate"])
 @pytest.mark.parametrize("native", [False, True], ids=["peft", "transformers"])
 def test_adapter_names_that_would_be_confused_are_refused(name: str, native: bool) -> None:
     attach = tiny_llama().add_adapter if native else partial(get_peft_model, tiny_llama())
@@ -240,7 +239,7 @@ def test_adapter_names_that_would_be_confused_are_refused(name: str, native: boo
     ("settings", "message"),
     [
         ({"block_gate": "tanh"}, "block_gate; got tanh; allowed: relu, elu, sigmoid, none"),
-        ({"init": "big"}, "init; got big; allowed: paper, usual"),
+        ({"init": "big"}, "init; got big; allowed: usual, paper"),
         ({"width": 0}, "width; got 0; allowed: a whole number, 1 or more"),
         ({"width": 8.0}, "width; got 8.0"),
         ({"width": True}, "width; got True"),
@@ -390,17 +389,17 @@ def test_the_trainer_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert torch.equal(logits(resumed), logits(through))
 
 
-def test_two_taps_at_once_are_refused() -> None:
+def test_two_hooks_at_once_are_refused() -> None:
     layers = residue_layers(extended_llama())
 
     class Nobody:
-        def see(self, layer: NeutralResiduesLayer, residue: Residue) -> None: ...
+        def on_residue(self, layer: NeutralResiduesLayer, residue: Residue) -> None: ...
 
-    with tapped(layers, Nobody()):
-        with pytest.raises(UserError, match="watched already"), tapped(layers, Nobody()):
+    with observe_residues(layers, Nobody()):
+        with pytest.raises(UserError, match="observed already"), observe_residues(layers, Nobody()):
             pass
-        assert all(layer.tap is not None for layer in layers.values())
-    assert all(layer.tap is None for layer in layers.values())
+        assert all(layer.residue_hook is not None for layer in layers.values())
+    assert all(layer.residue_hook is None for layer in layers.values())
 
 
 @pytest.mark.parametrize(
@@ -420,5 +419,5 @@ def test_a_gated_adapter_leaves_the_first_layer_alone(settings: dict, layers: li
 
 
 def test_two_ways_to_choose_layers_at_once_are_refused() -> None:
-    with pytest.raises(UserError, match="first_layer has no effect beside layers_to_transform"):
+    with pytest.raises(UserError, match="first_layer has no effect with layers_to_transform"):
         NeutralResiduesConfig(first_layer=1, layers_to_transform=[1])

@@ -27,15 +27,15 @@ def rewrite(folder: Path, change: Any) -> None:
 
 
 def drop_one(tensors: dict[str, Tensor]) -> None:
-    del tensors["base_model.model.model.layers.1.mlp.neutral_residues_up.weight"]
+    del tensors["base_model.model.model.layers.1.mlp.neutral_residues.up.weight"]
 
 
 def add_one(tensors: dict[str, Tensor]) -> None:
-    tensors["base_model.model.model.layers.2.mlp.neutral_residues_up.weight"] = torch.zeros(8, 32)
+    tensors["base_model.model.model.layers.2.mlp.neutral_residues.up.weight"] = torch.zeros(8, 32)
 
 
 def cut_one(tensors: dict[str, Tensor]) -> None:
-    key = "base_model.model.model.layers.1.mlp.neutral_residues_up.weight"
+    key = "base_model.model.model.layers.1.mlp.neutral_residues.up.weight"
     tensors[key] = tensors[key][:-1].clone()
 
 
@@ -53,7 +53,7 @@ def test_only_the_residues_are_saved(tmp_path: Path) -> None:
     model = extended_llama()
     tensors = load_file(saved(model, tmp_path) / WEIGHTS)
     assert sum(t.numel() for t in tensors.values()) == model.peft_config["default"].num_new_weights
-    assert "base_model.model.model.layers.0.mlp.neutral_residues_gate.weight" in tensors
+    assert "base_model.model.model.layers.0.mlp.neutral_residues.gate.weight" in tensors
 
 
 def test_both_auto_classes_find_backbone_and_extension(tmp_path: Path) -> None:
@@ -127,11 +127,11 @@ def test_many_layers_of_which_some_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (drop_one, r"1 missing tensors, first .*layers\.1\.mlp\.neutral_residues_up"),
-        (add_one, r"1 extra tensors, first .*layers\.2\.mlp\.neutral_residues_up"),
+        (drop_one, r"1 missing tensors, first .*layers\.1\.mlp\.neutral_residues\.default\.up"),
+        (add_one, r"1 extra tensors, first .*layers\.2\.mlp\.neutral_residues\.up"),
         (
             cut_one,
-            r"shape of .*layers\.1.*neutral_residues_up.*; got \(7, 32\); allowed: \(8, 32\)",
+            r"shape of .*layers\.1.*neutral_residues.default.up.*; got \(7, 32\); allowed: \(8, 32\)",
         ),
     ],
 )
@@ -202,7 +202,7 @@ def test_a_tensor_that_transformers_did_not_find_is_an_error_at_the_first_forwar
     native.load_adapter(str(folder))  # reports the missing tensor, and goes on
     for _ in range(2):
         with pytest.raises(
-            UserError, match=r"never loaded, or hold NaN: neutral_residues_up.default.weight"
+            UserError, match=r"never loaded, or hold NaN: neutral_residues.default.up.weight"
         ):
             logits(native)
     native.disable_adapters()

@@ -10,24 +10,12 @@ from torch import nn
 from neutral_residues.errors import UserError
 from neutral_residues.tuner.config import NeutralResiduesConfig
 from neutral_residues.tuner.neutral import (
-    BLOCK_GATES,
+    GATES,
+    GatedAdapter,
     Residue,
-    block_gate,
-    initialise,
-    new_projections,
     num_weights,
-    residue,
     width_for_budget,
 )
-
-
-def linear(*rows: list[float], bias: bool = False) -> nn.Linear:
-    """A linear layer whose weight has these rows."""
-    weight = torch.tensor(rows)
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias)
-    layer.weight.data = weight
-    return layer
-
 
 # D = 2, R = 2. At x = (2, 1): W_g x = (2, -1), relu -> (2, 0);  W_i x = (3, 5);  product (6, 0);
 # W_o -> (6, 12);  w.x = 2 - 1.5 = 0.5
@@ -37,16 +25,25 @@ W_O = [[1.0, 7.0], [2.0, 7.0]]
 W = [[1.0, -1.5]]
 
 
-def by_hand(x: list[float], kind: str, *, w: list[list[float]] | None = W) -> Residue:
-    return residue(
-        torch.tensor(x),
-        w_g=linear(*W_G),
-        w_i=linear(*W_I),
-        w_o=linear(*W_O),
-        w=None if w is None else linear(*w),
-        activation=nn.ReLU(),
-        gate_kind=kind,
-    )
+@torch.no_grad()
+def by_hand(x: list[float], kind: str) -> Residue:
+    adapter = GatedAdapter(2, 2, activation=nn.ReLU(), kind=kind, gate_start="random")
+    for linear, weight in zip(
+        (adapter.gate, adapter.up, adapter.down, adapter.block_gate),
+        (W_G, W_I, W_O, W),
+        strict=True,
+    ):
+        if linear is not None:
+            linear.weight.copy_(torch.tensor(weight))
+    return adapter(torch.tensor(x))
+
+
+def fresh(width_in: int = 16, width: int = 8, *, num_layers: int = 2, **choices) -> GatedAdapter:
+    init = choices.pop("init", "usual")
+    torch.manual_seed(0)
+    adapter = GatedAdapter(width_in, width, activation=nn.SiLU(), **choices)
+    adapter.reset_parameters(num_layers=num_layers, init=init)
+    return adapter
 
 
 def test_the_formula_where_the_gate_is_open() -> None:
@@ -56,7 +53,7 @@ def test_the_formula_where_the_gate_is_open() -> None:
     assert result.delta.tolist() == [3.0, 6.0]
 
 
-def test_the_formula_where_the_gate_is_shut() -> None:
+def test_the_formula_where_the_gate_is_closed() -> None:
     # w.x = 1 - 3 = -2: relu gives exactly 0, and so does the residue.
     result = by_hand([1.0, 2.0], "relu")
     assert result.gate_logits.tolist() == [-2.0]
@@ -71,7 +68,7 @@ def test_the_activation_is_on_the_projection_of_the_gate_side() -> None:
 
 
 def test_without_a_block_gate_the_adapter_is_added_whole() -> None:
-    result = by_hand([2.0, 1.0], "none", w=None)
+    result = by_hand([2.0, 1.0], "none")
     assert result.gate is None
     assert result.gate_logits is None
     assert result.delta.tolist() == [6.0, 12.0]
@@ -93,57 +90,36 @@ def test_one_gate_for_each_token() -> None:
     ],
 )
 def test_the_gates(kind: str, expected: list[float]) -> None:
-    assert block_gate(torch.tensor([-1.0, 0.0, 2.0]), kind).tolist() == pytest.approx(expected)  # type: ignore[arg-type]
-
-
-def test_an_unknown_gate_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"tanh.*relu, elu, sigmoid, none"):
-        block_gate(torch.zeros(1), "tanh")  # type: ignore[arg-type]
-
-
-def adapter(width_in: int, width: int, *, gated: bool = True) -> dict[str, nn.Linear | None]:
-    return new_projections(width_in=width_in, width=width, gated=gated)._asdict()
+    assert GATES[kind](torch.tensor([-1.0, 0.0, 2.0])).tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("init", "variance"), [("paper", 1 / (256 * 8)), ("usual", 2 / 256)])
 def test_the_variance_of_the_inner_projections(init: str, variance: float) -> None:
-    torch.manual_seed(0)
-    weights = adapter(256, 400)
-    initialise(**weights, num_layers=8, init=init)  # type: ignore[arg-type]
+    adapter = fresh(256, 400, num_layers=8, init=init)
     # 102,400 samples: the relative standard error of a variance is sqrt(2 / n) = 0.44 %.
-    for name in ("w_g", "w_i"):
-        assert weights[name].weight.var().item() == pytest.approx(variance, rel=0.02)
-        assert weights[name].weight.mean().item() == pytest.approx(
-            0, abs=5 * math.sqrt(variance / 102_400)
-        )
+    for weight in (adapter.gate.weight, adapter.up.weight):
+        assert weight.var().item() == pytest.approx(variance, rel=0.02)
+        assert weight.mean().item() == pytest.approx(0, abs=5 * math.sqrt(variance / 102_400))
 
 
 @pytest.mark.parametrize("init", ["paper", "usual"])
-@pytest.mark.parametrize("kind", BLOCK_GATES)
+@pytest.mark.parametrize("kind", [*GATES, "none"])
 def test_the_residue_is_exactly_zero_at_the_start_and_can_learn(init: str, kind: str) -> None:
-    torch.manual_seed(0)
-    weights = adapter(16, 8, gated=kind != "none")
-    initialise(**weights, num_layers=2, init=init)  # type: ignore[arg-type]
-    x_BTD = torch.randn(2, 16, 16)
-    result = residue(x_BTD, **weights, activation=nn.SiLU(), gate_kind=kind)  # type: ignore[arg-type]
-    assert not result.delta.any()
-    result.delta.sum().backward()
-    assert weights["w_o"].weight.grad.any(), "a dead gate would leave W_o at zero for ever"
+    adapter = fresh(kind=kind, init=init)
+    delta = adapter(torch.randn(2, 16, 16)).delta
+    assert not delta.any()
+    delta.sum().backward()
+    assert adapter.down.weight.grad.any(), "a dead gate would leave W_o at zero for ever"
 
 
-def test_an_unknown_init_is_refused() -> None:
-    with pytest.raises(UserError, match="init; got large; allowed: paper, usual"):
-        initialise(**adapter(4, 4), num_layers=1, init="large")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("gated", [True, False])
-def test_num_weights_is_the_real_count(gated: bool) -> None:
-    layers = [
-        layer for layer in new_projections(width_in=16, width=8, gated=gated) if layer is not None
-    ]
-    real = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
-    assert len(layers) == (4 if gated else 3)
-    assert num_weights(width_in=16, width=8, gated=gated) == real
+@pytest.mark.parametrize(
+    ("kind", "gate_start"),
+    [("relu", "open"), ("relu", "random"), ("sigmoid", "half"), ("none", "open")],
+)
+def test_num_weights_is_the_real_count(kind: str, gate_start: str) -> None:
+    adapter = fresh(kind=kind, gate_start=gate_start)
+    real = sum(parameter.numel() for parameter in adapter.parameters())
+    assert num_weights(16, 8, kind=kind, gate_start=gate_start) == real
 
 
 @pytest.mark.parametrize(
@@ -158,16 +134,17 @@ def test_num_weights_is_the_real_count(gated: bool) -> None:
         (0.0286, 1_000_000, 64, 4, 37),
     ],
 )
-@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("kind", ["relu", "none"])
 def test_the_width_for_a_budget(
-    budget: float, backbone: int, width_in: int, num_adapters: int, width: int, gated: bool
+    budget: float, backbone: int, width_in: int, num_adapters: int, width: int, kind: str
 ) -> None:
     found = width_for_budget(
         budget,
         num_backbone_weights=backbone,
         width_in=width_in,
         num_adapters=num_adapters,
-        gated=gated,
+        kind=kind,
+        gate_start="open",
     )
     assert found == width
 
@@ -179,70 +156,47 @@ def test_the_width_for_a_budget(
 def test_the_true_share_is_within_two_per_cent(
     budget: float, backbone: float, width_in: int, num_adapters: int
 ) -> None:
+    gate = {"kind": "relu", "gate_start": "open"}
     width = width_for_budget(
         budget,
         num_backbone_weights=int(backbone),
         width_in=width_in,
         num_adapters=num_adapters,
-        gated=True,
+        **gate,
     )
-    share = num_adapters * num_weights(width_in=width_in, width=width, gated=True) / backbone
+    share = num_adapters * num_weights(width_in, width, **gate) / backbone
     assert share == pytest.approx(budget, rel=0.02)
 
 
 def test_a_budget_that_no_width_meets_is_refused_with_the_nearest() -> None:
     # One weight of width costs 2 * 3 * 100 = 600 in 10,000: 6 %. 8 % is between 6 % and 12 %.
+    size = {"num_backbone_weights": 10_000, "width_in": 100, "num_adapters": 2}
+    gate = {"kind": "none", "gate_start": "open"}
     with pytest.raises(
         UserError, match=r"got 0.08; the nearest is 0.06000 \(width 1\); set that, or set width"
     ):
-        width_for_budget(
-            0.08, num_backbone_weights=10_000, width_in=100, num_adapters=2, gated=False
-        )
-    assert (
-        width_for_budget(
-            0.06, num_backbone_weights=10_000, width_in=100, num_adapters=2, gated=False
-        )
-        == 1
-    )
-
-
-@pytest.mark.parametrize("budget", [0.0, -0.2, float("nan")])
-def test_a_budget_that_is_not_positive_is_refused(budget: float) -> None:
-    with pytest.raises(UserError, match=r"budget; got .*; allowed: a share above 0"):
-        width_for_budget(
-            budget, num_backbone_weights=10_000, width_in=100, num_adapters=2, gated=False
-        )
+        width_for_budget(0.08, **size, **gate)
+    assert width_for_budget(0.06, **size, **gate) == 1
 
 
 def test_an_open_gate_starts_at_one_on_every_token() -> None:
-    weights = new_projections(width_in=16, width=8, gated=True)
-    initialise(**weights._asdict(), num_layers=2, init="usual")
-    x = torch.randn(50, 16)
-    gate = residue(x, **weights._asdict(), activation=nn.SiLU(), gate_kind="relu").gate
-    assert torch.equal(gate, torch.ones(50, 1))
+    assert torch.equal(fresh()(torch.randn(50, 16)).gate, torch.ones(50, 1))
 
 
-def test_a_gate_that_starts_at_random_has_no_bias_and_shuts_out_half() -> None:
-    torch.manual_seed(0)
-    weights = new_projections(width_in=64, width=8, gated=True, gate_start="random")
-    initialise(**weights._asdict(), num_layers=2, init="usual", gate_start="random")
-    assert weights.w.bias is None
-    gate = residue(
-        torch.randn(4000, 64), **weights._asdict(), activation=nn.SiLU(), gate_kind="relu"
-    ).gate
+def test_a_gate_that_starts_at_random_has_no_bias_and_leaves_out_half() -> None:
+    adapter = fresh(64, gate_start="random")
+    assert adapter.block_gate.bias is None
+    gate = adapter(torch.randn(4000, 64)).gate
     assert 0.4 < float((gate == 0).float().mean()) < 0.6
 
 
 def test_a_gate_that_starts_half_open_has_no_bias_and_learns() -> None:
-    weights = new_projections(width_in=16, width=8, gated=True, gate_start="half")
-    initialise(**weights._asdict(), num_layers=2, init="usual", gate_start="half")
-    x = torch.randn(50, 16)
-    result = residue(x, **weights._asdict(), activation=nn.SiLU(), gate_kind="sigmoid")
-    assert torch.equal(result.gate, torch.full((50, 1), 0.5))
-    assert weights.w.bias is None
-    assert num_weights(width_in=16, width=8, gated=True, gate_start="half") == 3 * 16 * 8 + 16
-    result.delta.sum().backward()
-    assert weights.w_o.weight.grad.any()
+    adapter = fresh(kind="sigmoid", gate_start="half")
+    residue = adapter(torch.randn(50, 16))
+    assert torch.equal(residue.gate, torch.full((50, 1), 0.5))
+    assert adapter.block_gate.bias is None
+    residue.delta.sum().backward()
+    assert adapter.down.weight.grad.any()
 
 
 @pytest.mark.parametrize("gate", ["relu", "elu", "none"])

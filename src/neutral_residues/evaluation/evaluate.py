@@ -35,8 +35,8 @@ from torch import Tensor, nn
 from neutral_residues.config.run import Role
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.metrics import SetScore, TokenSums
-from neutral_residues.evaluation.sums import Sums, Watcher
-from neutral_residues.tuner.layer import residue_layers, tapped
+from neutral_residues.evaluation.sums import ResidueStats, Sums
+from neutral_residues.tuner.layer import observe_residues, residue_layers
 
 OnProgress = Callable[[str, int, int], None]
 """Called after each batch with the set's name, the tokens scored so far and the tokens in all."""
@@ -251,14 +251,14 @@ class _Scorer:
         self.model = model
         self.reference = reference
         self.backbone = backbone
-        self.watcher = Watcher(residue_layers(model))
+        self.stats = ResidueStats(residue_layers(model))
         self.vocabulary = vocabulary_size(model)
 
     def score(
         self, text: _Text, plan: Sequence[Window], batch_rows: int, on_progress: OnProgress | None
     ) -> SetScore:
         """The sums over all windows of `plan`."""
-        num_layers = len(self.watcher.layers)
+        num_layers = len(self.stats.layers)
         by_token = TokenSums.empty(self.vocabulary, text.document_ends)
         sums = Sums(by_token, gates_zero=[0] * num_layers, squares=[0.0] * num_layers)
         for first in range(0, len(plan), batch_rows):
@@ -278,14 +278,14 @@ class _Scorer:
         scored_from = torch.tensor([w.scored_from - w.start for w in batch])
         scored_BT = torch.arange(inputs_BT.shape[1]) >= scored_from[:, None]
         keep = int(scored_BT.sum(1).max())
-        self.watcher.start(*inputs_BT.shape)
-        with tapped(self.watcher.layers, self.watcher):
+        self.stats.start(*inputs_BT.shape)
+        with observe_residues(self.stats.layers, self.stats):
             extended_BKV = _last_logits(self.model, inputs_BT, keep)
         backbone_BKV = None
         if self.backbone:
             with as_backbone(self.model, self.reference) as backbone:
                 backbone_BKV = _last_logits(backbone, inputs_BT, keep)
-        sums.add_residues(self.watcher, scored_BT)
+        sums.add_residues(self.stats, scored_BT)
         # Window by window, because its scored positions are its last ones: a slice, not a copy.
         for row, num_scored in enumerate(scored_BT.sum(1).tolist()):
             backbone_KV = None if backbone_BKV is None else backbone_BKV[row, -num_scored:]
@@ -295,7 +295,7 @@ class _Scorer:
             )
 
     def _set_score(self, text: _Text, sums: Sums) -> SetScore:
-        gated = self.watcher.gated
+        gated = self.stats.gated
         return SetScore(
             name=text.name,
             role=text.role,
@@ -306,10 +306,10 @@ class _Scorer:
             backbone_nats=sums.backbone_nats if self.backbone else None,
             kl_nats=sums.kl_nats if self.backbone else None,
             num_neutral_tokens=sums.num_neutral_tokens if gated else None,
-            layers=self.watcher.numbers,
+            layers=self.stats.numbers,
             gates_zero_by_layer=tuple(sums.gates_zero) if gated else (),
             residue_square_sum_by_layer=tuple(sums.squares),
-            hidden=self.watcher.hidden,
+            hidden=self.stats.hidden,
             by_token=sums.by_token,
         )
 

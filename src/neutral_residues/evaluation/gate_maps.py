@@ -15,7 +15,12 @@ from torch import nn
 from neutral_residues.backbone import context_length
 from neutral_residues.evaluation.evaluate import ScorableText, inference
 from neutral_residues.results.record import GateText
-from neutral_residues.tuner.layer import NeutralResiduesLayer, layer_numbers, residue_layers, tapped
+from neutral_residues.tuner.layer import (
+    NeutralResiduesLayer,
+    layer_numbers,
+    observe_residues,
+    residue_layers,
+)
 from neutral_residues.tuner.neutral import Residue
 
 if TYPE_CHECKING:
@@ -35,13 +40,13 @@ class NamedText:
 
 
 class _Gates:
-    """A tap that keeps the gates of one forward pass, layer by layer; of several active extensions
-    the most open."""
+    """A residue hook that keeps the gates of one forward pass, layer by layer; of several active
+    extensions the most open."""
 
     def __init__(self) -> None:
         self.by_layer: dict[int, list[float]] = {}
 
-    def see(self, layer: NeutralResiduesLayer, residue: Residue) -> None:
+    def on_residue(self, layer: NeutralResiduesLayer, residue: Residue) -> None:
         if residue.gate is not None:
             gates = residue.gate.float().flatten().tolist()
             before = self.by_layer.get(id(layer), gates)
@@ -94,7 +99,7 @@ def gate_texts(
     for text in texts:
         ids = tokenizer(text.text, add_special_tokens=False)["input_ids"][:longest]
         gates = _Gates()
-        with inference(model), tapped(layers, gates):
+        with inference(model), observe_residues(layers, gates):
             device = next(model.parameters()).device
             model(input_ids=torch.tensor([[end_of_text, *ids]], device=device), use_cache=False)
         rows = [

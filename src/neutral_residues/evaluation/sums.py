@@ -19,8 +19,8 @@ from neutral_residues.tuner.neutral import Residue
 LOGITS_PER_CHUNK = 2**23
 
 
-class Watcher:
-    """A tap that keeps, for one batch and each layer, where the gate is 0 and how large the residue
+class ResidueStats:
+    """A residue hook that keeps, for one batch and each layer, where the gate is 0 and how large the residue
     is."""
 
     def __init__(self, layers: dict[str, NeutralResiduesLayer]) -> None:
@@ -38,7 +38,7 @@ class Watcher:
         self.square_BT: dict[int, Tensor] = {}
         self._delta = torch.empty(0)
 
-    def see(self, layer: NeutralResiduesLayer, residue: Residue) -> None:
+    def on_residue(self, layer: NeutralResiduesLayer, residue: Residue) -> None:
         index = self._index[id(layer)]
         delta = residue.delta.float()
         if residue.gate is None:
@@ -70,14 +70,14 @@ class Sums:
     gates_zero: list[int] = field(default_factory=list)
     squares: list[float] = field(default_factory=list)
 
-    def add_residues(self, watcher: Watcher, scored_BT: Tensor) -> None:
+    def add_residues(self, stats: ResidueStats, scored_BT: Tensor) -> None:
         """Count the gates and residues of a batch at its scored positions."""
         neutral_BT = scored_BT
-        for index in sorted(watcher.gate_zero_BT):
-            zero_BT = watcher.gate_zero_BT[index].cpu() & scored_BT
+        for index in sorted(stats.gate_zero_BT):
+            zero_BT = stats.gate_zero_BT[index].cpu() & scored_BT
             neutral_BT = neutral_BT & zero_BT
             self.gates_zero[index] += int(zero_BT.sum())
-            self.squares[index] += float(watcher.square_BT[index].cpu()[scored_BT].double().sum())
+            self.squares[index] += float(stats.square_BT[index].cpu()[scored_BT].double().sum())
         self.num_neutral_tokens += int(neutral_BT.sum())
 
     def add_nats(

@@ -10,10 +10,11 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from neutral_residues.config.choices import BlockGate
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.tuner.blocks import find_blocks, find_layers
 from neutral_residues.tuner.layer import NeutralResiduesLayer, residue_layers
-from neutral_residues.tuner.neutral import BlockGate, Projections
+from neutral_residues.tuner.neutral import GatedAdapter
 
 
 @dataclass(frozen=True)
@@ -25,18 +26,20 @@ class Adapter:
         block_gate: kind of its gate.
         activation: by its name in Transformers.
         width: R.
-        beside: full name of a block in the backbone -> the four projections that run beside it.
+        beside: full name of a block in the backbone -> the adapter that runs parallel to it.
     """
 
     name: str
     block_gate: BlockGate
     activation: str
     width: int
-    beside: dict[str, Projections]
+    beside: dict[str, GatedAdapter]
 
     @property
     def has_bias(self) -> bool:
-        return any(p.w is not None and p.w.bias is not None for p in self.beside.values())
+        return any(
+            a.block_gate is not None and a.block_gate.bias is not None for a in self.beside.values()
+        )
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,10 @@ def _merged(model: PeftModel) -> PreTrainedModel:
 
 def _adapter(model: PeftModel, name: str, layers: dict[str, NeutralResiduesLayer]) -> Adapter:
     config = model.peft_config[name]
-    there = {place: layer.adapter(name) for place, layer in layers.items() if name in layer.width}
     beside = {
-        place: Projections(w_g=a.w_g, w_i=a.w_i, w_o=a.w_o, w=a.w) for place, a in there.items()
+        block: layer.adapter(name)
+        for block, layer in layers.items()
+        if name in layer.known_adapters()
     }
     return Adapter(name, config.block_gate, config.activation, config.width, beside)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from neutral_residues.backbone import context_length
 from neutral_residues.errors import UserError
-from neutral_residues.tuner.layer import NeutralResiduesLayer, every_token, residue_layers
+from neutral_residues.tuner.layer import NeutralResiduesLayer, no_skipping, residue_layers
 
 PROBE_TOKENS = 32
 MAX_ROWS, MIN_ROWS = 4, 2
@@ -115,7 +115,7 @@ def _run(model: PeftModel, token_ids_BT: Tensor) -> Seen:
             layer: NeutralResiduesLayer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> None:
             x = inputs[name] = args[0] if args else kwargs["hidden_states"]
-            active = [adapter for adapter in layer.active_adapters if adapter in layer.width]
+            active = layer.active_names()
             if active:
                 residues[name] = torch.stack(
                     [layer.residue(x, adapter).delta for adapter in active]
@@ -129,7 +129,7 @@ def _run(model: PeftModel, token_ids_BT: Tensor) -> Seen:
         for name, layer in layers.items()
     ]
     try:
-        with every_token(model):  # exported code skips nothing
+        with no_skipping(model):  # exported code skips nothing
             logits_BTV = model(input_ids=token_ids_BT).logits
     finally:
         for handle in handles:

@@ -17,7 +17,6 @@ from transformers.pytorch_utils import Conv1D
 
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.tuner.blocks import count_backbone_weights, find_layers, text_config
-from neutral_residues.tuner.config import PREFIX
 from neutral_residues.tuner.neutral import BUDGET_TOLERANCE
 
 OUTPUT_PROJECTIONS = (
@@ -94,7 +93,7 @@ def _not_expandable(model: nn.Module, got: str) -> UserError:
 
 
 def _count_for_budget(model: nn.Module, budget: float, layers: dict[str, nn.Module]) -> int:
-    backbone = count_backbone_weights(model, added=PREFIX)
+    backbone = count_backbone_weights(model)
     sizes = {sum(p.numel() for p in layer.parameters()) for layer in layers.values()}
     if len(sizes) > 1:
         raise UserError(

@@ -16,7 +16,6 @@ from transformers.pytorch_utils import Conv1D
 
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.tuner.blocks import count_backbone_weights, find_blocks
-from neutral_residues.tuner.config import PREFIX
 from neutral_residues.tuner.neutral import BUDGET_TOLERANCE
 
 
@@ -143,7 +142,7 @@ def _rank_for_budget(
 ) -> int:
     """The rank whose weights, `fixed_weights` included, come nearest to the budget, and within 2 %
     of it."""
-    backbone = count_backbone_weights(model, added=PREFIX)
+    backbone = count_backbone_weights(model)
     per_rank = sum(sum(shape) + per_place for shape in places.values())
     rank = max(1, round((budget * backbone - fixed_weights) / per_rank))
     share = (rank * per_rank + fixed_weights) / backbone

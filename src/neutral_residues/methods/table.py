@@ -18,6 +18,7 @@ from peft import get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from neutral_residues.config.choices import BlockGate
 from neutral_residues.config.run import RunConfig
 from neutral_residues.errors import UserError, first_line, nearest
 from neutral_residues.methods.block_expansion import expand_blocks
@@ -25,7 +26,6 @@ from neutral_residues.methods.full import average_with, train_everything, train_
 from neutral_residues.methods.low_rank import attach_lora, attach_osf
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.tuner.config import NeutralResiduesConfig
-from neutral_residues.tuner.neutral import BlockGate
 
 RECIPE_WIDTH = 192
 

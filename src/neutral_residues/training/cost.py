@@ -13,7 +13,6 @@ from torch import nn
 from neutral_residues.config.run import RunConfig
 from neutral_residues.results.record import Cost
 from neutral_residues.tuner.blocks import count_backbone_weights, num_weights_in
-from neutral_residues.tuner.config import PREFIX
 
 ADAM_BYTES_PER_WEIGHT = 4 + 4 + 8
 """A trained weight in float32: itself, its gradient, AdamW's two moments."""
@@ -36,7 +35,7 @@ class WeightCount:
     @classmethod
     def of_backbone(cls, backbone: nn.Module) -> "WeightCount":
         """Before anything is attached."""
-        return cls(num_backbone_weights=count_backbone_weights(backbone, added=PREFIX))
+        return cls(num_backbone_weights=count_backbone_weights(backbone))
 
     def with_model(self, model: nn.Module) -> "WeightCount":
         """After the method is attached."""

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from neutral_residues.config.choices import LocalLoss, check_choices
 from neutral_residues.data.labels import SOURCE, TARGET
 from neutral_residues.errors import UserError
-from neutral_residues.losses import LOCAL_LOSSES, LocalLoss, counted_tokens, local_loss_sum
-from neutral_residues.tuner.layer import NeutralResiduesLayer, residue_layers, tapped
+from neutral_residues.losses import counted_tokens, local_loss_sum
+from neutral_residues.tuner.layer import NeutralResiduesLayer, observe_residues, residue_layers
 from neutral_residues.tuner.neutral import Residue
 
 
@@ -31,7 +32,7 @@ class LocalLossTerm:
         self._terms: list[Tensor] = []
         self._recording = True
 
-    def see(self, layer: NeutralResiduesLayer, residue: Residue) -> None:
+    def on_residue(self, layer: NeutralResiduesLayer, residue: Residue) -> None:
         # Recomputation under gradient checkpointing runs this again and must save the same tensors,
         # so the term is computed every time and only kept the first.
         term = local_loss_sum(residue, self.domain_labels, self.kind)
@@ -113,31 +114,26 @@ def local_loss(
     """
     layers = residue_layers(model)
     term = LocalLossTerm(domain_labels, kind, num_residues=check_local_loss(layers, kind))
-    with tapped(layers, term):
+    with observe_residues(layers, term):
         yield term
 
 
 def check_local_loss(layers: Mapping[str, NeutralResiduesLayer], kind: str) -> int:
-    """How many residues one forward pass computes. Raises unless there are any, and such a loss
-    fits their gates."""
-    if kind not in LOCAL_LOSSES:
-        raise UserError("local_loss", got=kind, allowed=", ".join(LOCAL_LOSSES))
+    """How many residues one forward pass computes.
+
+    Raises:
+        UserError: if there are none, or the loss does not fit their gates.
+    """
     if not layers:
         raise UserError(
             "the model has no neutral residues",
             do="attach them: get_peft_model(model, NeutralResiduesConfig())",
         )
-    gates = [gate for layer in layers.values() for gate in _active_gates(layer)]
-    kinds = ", ".join(sorted(set(gates)))
+    gates = [layer.adapter(name).kind for layer in layers.values() for name in layer.active_names()]
     if not gates:
         raise UserError(
             "the neutral residues are all switched off", do="enable or activate an adapter"
         )
-    if kind == "cross_entropy" and kinds != "sigmoid":
-        raise UserError("local_loss cross_entropy", got=f"block_gate {kinds}", allowed="sigmoid")
+    for gate in gates:
+        check_choices(block_gate=gate, local_loss=kind)
     return len(gates)
-
-
-def _active_gates(layer: NeutralResiduesLayer) -> list[str]:
-    active = [] if layer.disable_adapters else layer.active_adapters
-    return [layer.block_gate[name] for name in active if name in layer.block_gate]

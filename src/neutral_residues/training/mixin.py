@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neutral_residues.config.choices import LocalLoss
 from neutral_residues.config.run import ResidueSettings
 from neutral_residues.data.labels import DOMAIN_LABELS, SOURCE, TARGET
 from neutral_residues.errors import UserError
-from neutral_residues.losses import LocalLoss, counted_tokens
+from neutral_residues.losses import counted_tokens
 from neutral_residues.training.collator import DomainLabelCollator
 from neutral_residues.training.local_loss import LocalLossTerm, check_local_loss, local_loss
 from neutral_residues.tuner.layer import gate_parameters, residue_layers
@@ -73,7 +74,7 @@ class DeviceSums:
         }
 
 
-def set_apart(
+def split_param_group(
     optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, factor: float
 ) -> None:
     """Move `parameters` to groups of their own in `optimizer`, with `factor` times the learning
@@ -169,7 +170,9 @@ class NeutralResiduesTrainerMixin:
         given = self.optimizer is not None
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
         if not given and self.gate_learning_rate_factor != 1:
-            set_apart(optimizer, gate_parameters(self.model), factor=self.gate_learning_rate_factor)
+            split_param_group(
+                optimizer, gate_parameters(self.model), factor=self.gate_learning_rate_factor
+            )
         return optimizer
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:

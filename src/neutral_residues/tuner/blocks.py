@@ -9,25 +9,24 @@ seen. The vision or audio part of a multimodal model is left alone: only the dec
 """
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 from torch import nn
 from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from neutral_residues.config.choices import Placement
 from neutral_residues.errors import UserError, nearest
-
-Place = Literal["ffn", "attention"]
+from neutral_residues.tuner.neutral import PREFIX
 
 FFN_NAMES = ("mlp", "feed_forward", "ffn", "mlp_block", "block_sparse_moe", "shared_mlp")
-# Where a sparse and a shared block stand side by side, both read the same input and are summed: one
-# place serves both.
+# Where a layer has a sparse and a shared block, both read the same input and are summed: one adapter
+# serves both.
 PREFERRED_OF_TWO = "shared_mlp"
 
 ATTENTION_NAMES = ("self_attn", "self_attention", "attention", "attn", "linear_attn")
-BLOCK_NAMES: dict[Place, tuple[str, ...]] = {"ffn": FFN_NAMES, "attention": ATTENTION_NAMES}
-BLOCK_TITLES: dict[Place, str] = {"ffn": "feed-forward", "attention": "attention"}
+BLOCK_NAMES: dict[Placement, tuple[str, ...]] = {"ffn": FFN_NAMES, "attention": ATTENTION_NAMES}
+BLOCK_TITLES: dict[Placement, str] = {"ffn": "feed-forward", "attention": "attention"}
 
 ACTIVATION_KEYS = (
     "hidden_activation",
@@ -61,7 +60,7 @@ def find_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {f"{prefix}{name}": layer for name, layer in layers.items()}
 
 
-def find_blocks(model: nn.Module, place: Place) -> dict[str, nn.Module]:
+def find_blocks(model: nn.Module, placement: Placement) -> dict[str, nn.Module]:
     """The feed-forward or the attention module of every layer of the decoder: full name -> module,
     in layer order.
 
@@ -70,13 +69,13 @@ def find_blocks(model: nn.Module, place: Place) -> dict[str, nn.Module]:
     """
     found = {}
     for layer_name, layer in find_layers(model).items():
-        child = _block_name(layer, BLOCK_NAMES[place])
+        child = _block_name(layer, BLOCK_NAMES[placement])
         if child is None:
-            title = BLOCK_TITLES[place]
+            title = BLOCK_TITLES[placement]
             raise UserError(
                 f"no {title} module in {layer_name} ({type(layer).__name__})",
                 got=f"children {_names(layer)}",
-                allowed=f"one child named {', '.join(BLOCK_NAMES[place])}",
+                allowed=f"one child named {', '.join(BLOCK_NAMES[placement])}",
                 do=f"set target_modules to the child that holds the {title} block, if there is one",
             )
         found[f"{layer_name}.{child}"] = getattr(layer, child)
@@ -125,8 +124,8 @@ def chosen_layers(ffns: list[str], layers: list[int] | int | None) -> list[str]:
 
 
 def check_targets(targets: dict[str, nn.Module], *, width_in: int) -> None:
-    """Raise a UserError unless these modules, by full name, can each have a residue of width
-    `width_in` beside it."""
+    """Raise a UserError unless each of these modules, by full name, can have an adapter parallel to
+    it, on hidden states of width `width_in`."""
     do = "leave target_modules out to have them found, or name the feed-forward modules"
     if not targets:
         raise UserError("target_modules match no module", do=do)
@@ -178,15 +177,14 @@ def check_same_backbone(saved: dict[str, int], backbone: dict[str, int]) -> None
             )
 
 
-def count_backbone_weights(model: nn.Module, *, added: str) -> int:
-    """Weights of the backbone, embeddings counted, those below a module whose name begins with
-    `added` not."""
-    counted = 0
-    for name, parameter in model.named_parameters():
-        if f".{added}" in name or "modules_to_save." in name:
-            continue
-        counted += num_weights_in(parameter)
-    return counted
+def count_backbone_weights(model: nn.Module) -> int:
+    """Weights of the backbone, embeddings counted; those of adapters and PEFT's copies of trained
+    modules are not."""
+    return sum(
+        num_weights_in(parameter)
+        for name, parameter in model.named_parameters()
+        if f".{PREFIX}." not in name and "modules_to_save." not in name
+    )
 
 
 def num_weights_in(parameter: nn.Parameter) -> int:

@@ -6,16 +6,9 @@ from dataclasses import dataclass, field
 
 from peft import PeftConfig
 
+from neutral_residues.config.choices import BlockGate, GateStart, Init, Placement, check_choices
 from neutral_residues.errors import UserError
-from neutral_residues.tuner.blocks import BLOCK_NAMES, Place, activation_module, chosen_layers
-from neutral_residues.tuner.neutral import (
-    BLOCK_GATES,
-    GATE_STARTS,
-    INITS,
-    BlockGate,
-    GateStart,
-    Init,
-)
+from neutral_residues.tuner.blocks import activation_module, chosen_layers
 
 
 class NeutralResiduesPeftType(str, enum.Enum):  # noqa: UP042 - PEFT looks types up by the hash of a str enum
@@ -26,7 +19,6 @@ class NeutralResiduesPeftType(str, enum.Enum):  # noqa: UP042 - PEFT looks types
 
 
 PEFT_TYPE = NeutralResiduesPeftType.NEUTRAL_RESIDUES
-PREFIX = "neutral_residues_"
 
 
 @dataclass
@@ -62,7 +54,7 @@ class NeutralResiduesConfig(PeftConfig):
     activation: str | None = None
     init: Init = "usual"
     gate_start: GateStart = "open"
-    placement: Place = "ffn"
+    placement: Placement = "ffn"
     first_layer: int | None = None
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
@@ -79,20 +71,12 @@ class NeutralResiduesConfig(PeftConfig):
         # Not a field, so never saved. Only a config that was attached once knows this number: its
         # weights are on disk.
         self.from_checkpoint = self.num_new_weights is not None
-        if self.block_gate not in BLOCK_GATES:
-            raise UserError("block_gate", got=self.block_gate, allowed=", ".join(BLOCK_GATES))
-        if self.init not in INITS:
-            raise UserError("init", got=self.init, allowed=", ".join(INITS))
-        if self.gate_start not in GATE_STARTS:
-            raise UserError("gate_start", got=self.gate_start, allowed=", ".join(GATE_STARTS))
-        if self.gate_start == "half" and self.block_gate != "sigmoid":
-            raise UserError(
-                "gate_start: half needs block_gate: sigmoid",
-                got=self.block_gate,
-                do="another gate is 0 there and would never learn; choose open",
-            )
-        if self.placement not in BLOCK_NAMES:
-            raise UserError("placement", got=self.placement, allowed=", ".join(BLOCK_NAMES))
+        check_choices(
+            block_gate=self.block_gate,
+            init=self.init,
+            gate_start=self.gate_start,
+            placement=self.placement,
+        )
         if self.width is not None and (type(self.width) is not int or self.width < 1):
             raise UserError("width", got=self.width, allowed="a whole number, 1 or more")
         if (
@@ -106,10 +90,10 @@ class NeutralResiduesConfig(PeftConfig):
         self._check_layer_choice()
 
     def _check_layer_choice(self) -> None:
-        """PEFT would ignore these without a word."""
+        """Settings without effect, which PEFT would silently ignore."""
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise UserError(
-                "layers_to_transform has no effect beside a regular expression in target_modules",
+                "layers_to_transform has no effect with a regular expression in target_modules",
                 do="put the layer numbers into the expression, or give target_modules as a list",
             )
         if self.layers_pattern is not None and self.layers_to_transform is None:
@@ -117,16 +101,15 @@ class NeutralResiduesConfig(PeftConfig):
                 "layers_pattern has no effect without layers_to_transform",
                 do="set both, or neither",
             )
-
         if self.placement != "ffn" and self.target_modules is not None and not self.from_checkpoint:
-            raise UserError("placement has no effect beside target_modules", do="set one of them")
+            raise UserError("placement has no effect with target_modules", do="set one of them")
         if self.first_layer is not None and self.layers_to_transform is not None:
             raise UserError(
-                "first_layer has no effect beside layers_to_transform", do="set one of them"
+                "first_layer has no effect with layers_to_transform", do="set one of them"
             )
 
     def choose_layers(self, blocks: list[str]) -> list[str]:
-        """Of the modules beside which an adapter can run, one for each layer, those that get
+        """Of the blocks that an adapter can run parallel to, one for each layer, those that get
         one."""
         if self.layers_to_transform is not None:
             return chosen_layers(blocks, self.layers_to_transform)

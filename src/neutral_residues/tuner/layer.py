@@ -1,25 +1,24 @@
-"""One block of the backbone with its residues beside it: what a forward pass computes, and for
+"""One block of the backbone with the residues parallel to it: what a forward pass computes, and for
 which tokens.
 
     output = base_layer(x) + sum over active adapters of g(x) * A(x)
 
-The plain path computes every adapter for every token; it is what trains, what is watched (`Tap`)
-and what compiles. Two things make it shorter when nothing is trained or watched, with the same
-result:
+The plain path computes every adapter for every token; it is what trains, what a `ResidueHook`
+observes and what compiles. Two things make it shorter in inference, with the same result:
 
-- *requests*: with `adapter_names` (PEFT's argument) each row of a batch names the one adapter it
-  wants, or none;
+- *routing*: with `adapter_names` (PEFT's argument) each row of a batch names its one adapter, or
+  none (`routing.py`);
 - *skipping*: where the ReLU gate is 0 nothing is added, so those tokens are left out
-  (`open_tokens.py`). To know which, the host must see the gates; on a GPU that would make it wait
-  in every layer, so there all tokens are computed.
+  (`skipping.py`). To know which, the host must read the gates; on a GPU that would make it wait in
+  every layer, so there all tokens are computed.
 
-No maths here: `neutral.py` holds it. No loss either: while a `Tap` is set on the layers, they
-report to it.
+No maths here: `neutral.py` holds it. No loss either: residues are reported to a `ResidueHook`.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from functools import cached_property
+from typing import Any, Protocol, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -27,60 +26,39 @@ from torch import Tensor, nn
 
 from neutral_residues.errors import UserError
 from neutral_residues.tuner.blocks import activation_module
-from neutral_residues.tuner.config import PREFIX, NeutralResiduesConfig
+from neutral_residues.tuner.config import NeutralResiduesConfig
 from neutral_residues.tuner.gated_mlp import Glu, can_train_frozen, frozen_glu, plain_glu
-from neutral_residues.tuner.neutral import BlockGate, Residue, initialise, new_projections, residue
-from neutral_residues.tuner.skipping import AnswersRequests, can_skip, open_tokens
-
-GATE, UP, DOWN, BLOCK = ROLES = tuple(PREFIX + role for role in ("gate", "up", "down", "block"))
-
-
-class Adapter(NamedTuple):
-    """The parts of one adapter in one layer; w is None where the block gate is "none"."""
-
-    name: str
-    w_g: nn.Linear
-    w_i: nn.Linear
-    w_o: nn.Linear
-    w: nn.Linear | None
-    activation: nn.Module
-    kind: BlockGate
+from neutral_residues.tuner.neutral import PREFIX, GatedAdapter, Residue
+from neutral_residues.tuner.routing import RoutableModule
+from neutral_residues.tuner.skipping import active_token_indices, can_skip
 
 
-class Tap(Protocol):
-    """Somebody who wants to see every residue while the model runs (the local loss, the
-    evaluation)."""
+class ResidueHook(Protocol):
+    """Called with every residue that a model computes (by the local loss, the evaluation)."""
 
-    def see(self, layer: "NeutralResiduesLayer", residue: Residue) -> None: ...
+    def on_residue(self, layer: "NeutralResiduesLayer", residue: Residue) -> None: ...
 
 
-class NeutralResiduesLayer(nn.Module, BaseTunerLayer, AnswersRequests):
-    """A block of the backbone with residues beside it, one for each named adapter; active ones are
-    summed."""
+class NeutralResiduesLayer(nn.Module, BaseTunerLayer, RoutableModule):
+    """A block of the backbone and the adapters parallel to it, by name; active ones are summed."""
 
-    adapter_layer_names = ROLES
-    other_param_names = ("width", "block_gate", "activations", "loaded")
+    adapter_layer_names = (PREFIX,)
+    other_param_names = ("loaded",)
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
-        for name in self.adapter_layer_names:
-            setattr(self, name, nn.ModuleDict())
-        self.width: dict[str, int] = {}
-        self.block_gate: dict[str, BlockGate] = {}
-        self.activations = nn.ModuleDict()
+        self.neutral_residues = nn.ModuleDict()
         self.loaded: dict[str, bool] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
-        self.tap: Tap | None = None
-        self.skips = True
-        self._glu: Glu | None = None
-        self._looked = False
+        self.residue_hook: ResidueHook | None = None
+        self.skipping = True
 
-    def add(
+    def add_adapter(
         self, name: str, config: NeutralResiduesConfig, *, width_in: int, num_layers: int
     ) -> None:
-        """A new residue of that name on the base layer's device: fresh, or NaN where a checkpoint
+        """A new adapter of that name on the base layer's device: fresh, or NaN where a checkpoint
         is about to fill it.
 
         Transformers' own loading only reports the tensors that a checkpoint lacks; `_check_loaded`
@@ -88,107 +66,77 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, AnswersRequests):
         """
         assert config.width is not None
         assert config.activation is not None
-        w_g, w_i, w_o, w = new_projections(
-            width_in=width_in, width=config.width, gated=config.gated, gate_start=config.gate_start
+        adapter = GatedAdapter(
+            width_in,
+            config.width,
+            activation=activation_module(config.activation),
+            kind=config.block_gate,
+            gate_start=config.gate_start,
         )
         if config.from_checkpoint:
-            _fill_with_nan(w_g, w_i, w_o, w)
+            for parameter in adapter.parameters():
+                nn.init.constant_(parameter, torch.nan)
         else:
-            initialise(
-                w_g=w_g,
-                w_i=w_i,
-                w_o=w_o,
-                w=w,
-                num_layers=num_layers,
-                init=config.init,
-                gate_start=config.gate_start,
-            )
-        getattr(self, GATE)[name], getattr(self, UP)[name], getattr(self, DOWN)[name] = (
-            w_g,
-            w_i,
-            w_o,
-        )
-        if w is not None:
-            getattr(self, BLOCK)[name] = w
-        self.width[name], self.block_gate[name] = config.width, config.block_gate
+            adapter.reset_parameters(num_layers=num_layers, init=config.init)
+        self.neutral_residues[name] = adapter
         self.loaded[name] = not config.from_checkpoint
-        self.activations[name] = activation_module(config.activation)
         self._move_adapter_to_device_of_base_layer(name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def adapter(self, name: str) -> GatedAdapter:
+        """The adapter of that name."""
+        return cast(GatedAdapter, self.neutral_residues[name])
+
+    def known_adapters(self) -> list[str]:
+        """All adapters of this layer, active or not."""
+        return list(self.neutral_residues)
+
+    def active_names(self) -> list[str]:
+        """The adapters of this layer that a pass computes now."""
+        if self.disable_adapters:
+            return []
+        names = self.active_adapters if self.routing is None else self.routing.adapters
+        return [name for name in names if name in self.neutral_residues]
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         # The base layer first: Mixtral's jitter writes into its input, which autograd forbids once
         # we have read it.
-        output = self._base(hidden_states, *args, **kwargs)
+        output = self._base_output(hidden_states, *args, **kwargs)
         extended, *rest = output if isinstance(output, tuple) else (output,)
-        for name in self.wanted():
+        for name in self.active_names():
             if not self.loaded[name] and not torch.compiler.is_compiling():
                 self._check_loaded(name)
-            extended = self._extend(extended, hidden_states, name)
+            extended = self._add_residue(extended, hidden_states, name)
         return (extended, *rest) if isinstance(output, tuple) else extended
 
-    def _base(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """What the backbone's own block returns; a frozen gated unit keeps less of it for the
-        backward pass."""
-        # A compiler decides by itself what to keep.
-        if (
-            torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
-            and not args
-            and not kwargs
-        ):
-            if not self._looked:
-                self._glu, self._looked = plain_glu(self.base_layer), True
-            if self._glu is not None and can_train_frozen(
-                self.base_layer, self._glu, hidden_states
-            ):
-                return frozen_glu(self._glu, hidden_states)
+    def _base_output(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the backbone's own block returns; a frozen gated MLP keeps less of it for the
+        backward pass (a compiler decides by itself what to keep)."""
+        trains = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if trains and not args and not kwargs:
+            glu = self._base_glu
+            if glu is not None and can_train_frozen(self.base_layer, glu, hidden_states):
+                return frozen_glu(glu, hidden_states)
         return self.base_layer(hidden_states, *args, **kwargs)
 
-    def wanted(self) -> list[str]:
-        """The adapters of this layer that a pass computes now."""
-        names = self.active_adapters if self.requests is None else self.requests.adapters
-        return [] if self.disable_adapters else [name for name in names if name in self.width]
-
-    def known_adapters(self) -> list[str]:
-        """All adapters of this layer, active or not."""
-        return list(self.width)
-
-    def adapter(self, name: str) -> Adapter:
-        """The parts of adapter `name`."""
-        blocks = getattr(self, BLOCK)
-        return Adapter(
-            name,
-            w_g=getattr(self, GATE)[name],
-            w_i=getattr(self, UP)[name],
-            w_o=getattr(self, DOWN)[name],
-            w=blocks[name] if name in blocks else None,  # noqa: SIM401 - a ModuleDict has no get
-            activation=self.activations[name],
-            kind=self.block_gate[name],
-        )
+    @cached_property
+    def _base_glu(self) -> Glu | None:
+        return plain_glu(self.base_layer)
 
     def residue(self, hidden_states: Tensor, name: str) -> Residue:
         """What adapter `name` adds at each token of `hidden_states` (..., D)."""
         adapter = self.adapter(name)
         if not torch.is_autocast_enabled(hidden_states.device.type):
-            hidden_states = hidden_states.to(adapter.w_g.weight.dtype)
-        return residue(
-            hidden_states,
-            w_g=adapter.w_g,
-            w_i=adapter.w_i,
-            w_o=adapter.w_o,
-            w=adapter.w,
-            activation=adapter.activation,
-            gate_kind=adapter.kind,
-        )
+            hidden_states = hidden_states.to(adapter.gate.weight.dtype)
+        return cast(Residue, adapter(hidden_states))
 
-    def _extend(self, extended: Tensor, hidden_states: Tensor, name: str) -> Tensor:
+    def _add_residue(self, extended: Tensor, hidden_states: Tensor, name: str) -> Tensor:
         """`extended` plus what adapter `name` adds to the tokens that it is computed for."""
-        tokens_N = self._tokens(hidden_states, name)
+        tokens_N = self._tokens_to_compute(hidden_states, name)
         if tokens_N is None:
             residue = self.residue(hidden_states, name)
-            if self.tap is not None:
-                self.tap.see(self, residue)
+            if self.residue_hook is not None:
+                self.residue_hook.on_residue(self, residue)
             return extended + residue.delta.to(extended.dtype).reshape(extended.shape)
         if not len(tokens_N):
             return extended
@@ -196,25 +144,25 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, AnswersRequests):
         # A new tensor on purpose: some backbones write into what their block returned.
         return extended.flatten(0, -2).index_add(0, tokens_N, delta_ND).view(extended.shape)
 
-    def _tokens(self, hidden_states: Tensor, name: str) -> Tensor | None:
+    def _tokens_to_compute(self, hidden_states: Tensor, name: str) -> Tensor | None:
         """Positions of the tokens to compute, in row-major order; None means all."""
         tokens_N = None
-        if self.requests is not None:
-            if self.tap is not None:
+        if self.routing is not None:
+            if self.residue_hook is not None:
                 raise UserError(
-                    "adapter_names cannot be used while residues are watched",
+                    "adapter_names cannot be used while residues are observed",
                     do="leave the other block",
                 )
-            tokens_N = self.requests.tokens(name, hidden_states)
-        if not self._may_skip(hidden_states, name) or (tokens_N is not None and not len(tokens_N)):
+            tokens_N = self.routing.tokens(name, hidden_states)
+            if not len(tokens_N):
+                return tokens_N
+        adapter = self.adapter(name)
+        plain = not self.skipping or self.residue_hook is not None or torch.is_grad_enabled()
+        if plain or adapter.block_gate is None or not can_skip(adapter.kind, hidden_states):
             return tokens_N
-        w = getattr(self, BLOCK)[name]
         x = hidden_states if tokens_N is None else _at(hidden_states, tokens_N)
-        return open_tokens(w(x.to(w.weight.dtype)), tokens_N)
-
-    def _may_skip(self, hidden_states: Tensor, name: str) -> bool:
-        unwatched = self.skips and self.tap is None and not torch.is_grad_enabled()
-        return unwatched and can_skip(self.block_gate[name], hidden_states)
+        gate_logits = adapter.block_gate(x.to(adapter.block_gate.weight.dtype))
+        return active_token_indices(gate_logits, tokens_N)
 
     def _check_loaded(self, name: str) -> None:
         """Once for each adapter that was made for a checkpoint: raise unless all its weights have
@@ -224,21 +172,18 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, AnswersRequests):
             # module's hook fetches them.
             if not parameter.is_meta and not parameter.isfinite().all():
                 raise UserError(
-                    f"adapter tensors were never loaded, or hold NaN: {key} beside"
-                    f" {type(self.base_layer).__name__}",
-                    do=(
-                        "save the extension again; for fresh weights, dataclasses.replace(config,"
-                        " num_new_weights=None)"
-                    ),
+                    f"adapter tensors were never loaded, or hold NaN: {key} of the adapter parallel"
+                    f" to {type(self.base_layer).__name__}",
+                    do="save the extension again; for fresh weights, dataclasses.replace(config,"
+                    " num_new_weights=None)",
                 )
         self.loaded[name] = True
 
     def adapter_parameters(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
-        """The weights of adapter `name`, each with its name inside this layer."""
-        for role in self.adapter_layer_names:
-            if name in (adapters := getattr(self, role)):
-                for key, parameter in adapters[name].named_parameters():
-                    yield f"{role}.{name}.{key}", parameter
+        """The weights of adapter `name`, if this layer has it, each with its name inside this
+        layer."""
+        if name in self.neutral_residues:
+            yield from self.adapter(name).named_parameters(prefix=f"{PREFIX}.{name}")
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise not_mergeable()
@@ -266,8 +211,7 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, AnswersRequests):
 
 
 def residue_layers(model: nn.Module) -> dict[str, NeutralResiduesLayer]:
-    """The extended feed-forward blocks of `model` by module name, in layer order; empty if there
-    are none."""
+    """The extended blocks of `model` by module name, in layer order; empty if there are none."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -277,42 +221,49 @@ def residue_layers(model: nn.Module) -> dict[str, NeutralResiduesLayer]:
 
 def gate_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The weights of all block gates that train."""
-    layers = residue_layers(model).values()
-    return [p for layer in layers for p in getattr(layer, BLOCK).parameters() if p.requires_grad]
+    return [
+        parameter
+        for layer in residue_layers(model).values()
+        for name in layer.known_adapters()
+        if (block_gate := layer.adapter(name).block_gate) is not None
+        for parameter in block_gate.parameters()
+        if parameter.requires_grad
+    ]
 
 
 @contextmanager
-def tapped(layers: dict[str, NeutralResiduesLayer], tap: Tap) -> Iterator[None]:
-    """Within the block, `tap` sees every residue that these layers compute.
+def observe_residues(layers: dict[str, NeutralResiduesLayer], hook: ResidueHook) -> Iterator[None]:
+    """Within the block, `hook` is called with every residue that these layers compute.
 
     Raises:
-        UserError: if something else is watching already (two local losses at once).
+        UserError: if another hook is set already (two local losses at once).
     """
-    if any(layer.tap is not None for layer in layers.values()):
+    if any(layer.residue_hook is not None for layer in layers.values()):
         raise UserError(
-            "the residues of this model are being watched already", do="leave the other block first"
+            "the residues of this model are being observed already",
+            do="leave the other block first",
         )
     for layer in layers.values():
-        layer.tap = tap
+        layer.residue_hook = hook
     try:
         yield
     finally:
         for layer in layers.values():
-            layer.tap = None
+            layer.residue_hook = None
 
 
 @contextmanager
-def every_token(model: nn.Module) -> Iterator[None]:
-    """Within the block no token is skipped: the reference that the short path is held against."""
+def no_skipping(model: nn.Module) -> Iterator[None]:
+    """Within the block every token is computed: the reference that skipping is compared with."""
     layers = residue_layers(model).values()
-    before = [layer.skips for layer in layers]
+    before = [layer.skipping for layer in layers]
     for layer in layers:
-        layer.skips = False
+        layer.skipping = False
     try:
         yield
     finally:
-        for layer, skips in zip(layers, before, strict=True):
-            layer.skips = skips
+        for layer, skipping in zip(layers, before, strict=True):
+            layer.skipping = skipping
 
 
 def _at(hidden_states: Tensor, tokens_N: Tensor) -> Tensor:
@@ -320,18 +271,11 @@ def _at(hidden_states: Tensor, tokens_N: Tensor) -> Tensor:
     return hidden_states.flatten(0, -2)[tokens_N]
 
 
-@torch.no_grad()
-def _fill_with_nan(*linears: nn.Linear | None) -> None:
-    for linear in linears:
-        for parameter in () if linear is None else linear.parameters():
-            parameter.fill_(torch.nan)
-
-
 def not_mergeable() -> UserError:
     return UserError(
         "neutral residues cannot be merged: the block gate depends on the token, so no single"
         " weight matrix equals it",
-        do="keep the adapter beside the model, or unload() to get the backbone back",
+        do="keep the adapter as it is, or unload() to get the backbone back",
     )
 
 

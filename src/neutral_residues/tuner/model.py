@@ -32,10 +32,10 @@ from neutral_residues.tuner.blocks import (
     find_blocks,
     text_config,
 )
-from neutral_residues.tuner.config import PEFT_TYPE, PREFIX, NeutralResiduesConfig
+from neutral_residues.tuner.config import PEFT_TYPE, NeutralResiduesConfig
 from neutral_residues.tuner.layer import NeutralResiduesLayer, not_mergeable, residue_layers
-from neutral_residues.tuner.neutral import num_weights, width_for_budget
-from neutral_residues.tuner.skipping import check_length, per_request
+from neutral_residues.tuner.neutral import PREFIX, num_weights, width_for_budget
+from neutral_residues.tuner.routing import check_length, per_request
 
 
 class NeutralResiduesModel(BaseTuner):
@@ -46,17 +46,16 @@ class NeutralResiduesModel(BaseTuner):
     target_module_mapping: dict[str, str] = {}  # noqa: RUF012 - PEFT's attribute
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        # PEFT and Transformers find adapter weights by prefix and name; a ModuleDict reserves its
-        # own attributes.
-        taken = hasattr(nn.ModuleDict(), adapter_name)
+        # PEFT and Transformers find adapter weights by prefix and name, and a ModuleDict reserves
+        # its own attributes.
+        parts = {"gate", "up", "down", "block_gate", "activation", "weight", "bias"}
+        taken = adapter_name in parts or hasattr(nn.ModuleDict(), adapter_name)
         if len(adapter_name) < 2 or adapter_name in PREFIX or "." in adapter_name or taken:
             raise UserError(
                 "adapter name",
                 got=adapter_name,
-                allowed=(
-                    f"two characters or more, no dot, not a part of {PREFIX!r}, not a word of"
-                    " PyTorch ('train')"
-                ),
+                allowed=f"two characters or more, no dot, not a part of {PREFIX!r} or of an adapter"
+                " ('gate'), not a word of PyTorch ('train')",
             )
 
     def _prepare_adapter_config(
@@ -83,18 +82,18 @@ class NeutralResiduesModel(BaseTuner):
         return peft_config
 
     def _size(self, config: NeutralResiduesConfig, *, width_in: int, num_adapters: int) -> None:
-        config.num_backbone_weights = count_backbone_weights(self.model, added=PREFIX)
+        config.num_backbone_weights = count_backbone_weights(self.model)
         if config.width is None:
             config.width = width_for_budget(
                 config.budget,
                 num_backbone_weights=config.num_backbone_weights,
                 width_in=width_in,
                 num_adapters=num_adapters,
-                gated=config.gated,
+                kind=config.block_gate,
                 gate_start=config.gate_start,
             )
         config.num_new_weights = num_adapters * num_weights(
-            width_in=width_in, width=config.width, gated=config.gated, gate_start=config.gate_start
+            width_in, config.width, kind=config.block_gate, gate_start=config.gate_start
         )
         self._new_layer = {"width_in": width_in, "num_layers": num_adapters}
 
@@ -109,7 +108,7 @@ class NeutralResiduesModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         layer = target if isinstance(target, NeutralResiduesLayer) else NeutralResiduesLayer(target)
-        layer.add(adapter_name, peft_config, **self._new_layer)
+        layer.add_adapter(adapter_name, peft_config, **self._new_layer)
         if adapter_name not in self.active_adapters:
             layer.set_requires_grad(adapter_name, False)
         if layer is not target:
@@ -142,6 +141,11 @@ class NeutralResiduesModel(BaseTuner):
             yield
 
     @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # PEFT expects the adapter's name next to the end of a key; ours is a module of its own.
+        return key.replace(f".{PREFIX}.{adapter_name}.", f".{PREFIX}.")
+
+    @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
@@ -164,7 +168,7 @@ def check_adapter_tensors(model: nn.Module, adapter_name: str, tensors: dict[str
         for name, layer in residue_layers(model).items()
         for key, parameter in layer.adapter_parameters(adapter_name)
     }
-    given = {key: tensor.shape for key, tensor in tensors.items() if f".{PREFIX}" in key}
+    given = {key: tensor.shape for key, tensor in tensors.items() if f".{PREFIX}." in key}
     given = {
         k if k in expected else k.removeprefix("base_model.model."): shape
         for k, shape in given.items()
@@ -189,7 +193,7 @@ def check_adapter_tensors(model: nn.Module, adapter_name: str, tensors: dict[str
 
 
 def _inside_tuner_layer(name: str) -> bool:
-    return ".base_layer" in name or f".{PREFIX}" in name
+    return f".{PREFIX}" in name or ".base_layer" in name
 
 
 enter_in_peft(PEFT_TYPE, config=NeutralResiduesConfig, tuner=NeutralResiduesModel, prefix=PREFIX)

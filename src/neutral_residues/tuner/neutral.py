@@ -13,24 +13,24 @@ input x:
 Trained so that g(x) * A(x) is (near) zero on the source domain (see `losses.py`), the backbone
 stays what it was there.
 
-    symbol   shape   name in checkpoints           meaning
-    x        D       -                             the FFN's input at one token
-    W_g      R x D   neutral_residues_gate         projection inside the activation
-    W_i      R x D   neutral_residues_up           the other projection
-    W_o      D x R   neutral_residues_down         output projection, zero at the start
-    w, b     1 x D   neutral_residues_block        the block gate; b is ours, see below
+    symbol   shape   name in checkpoints               meaning
+    x        D       -                                 the FFN's input at one token
+    W_g      R x D   neutral_residues.gate             projection inside the activation
+    W_i      R x D   neutral_residues.up               the other projection
+    W_o      D x R   neutral_residues.down             output projection, zero at the start
+    w, b     1 x D   neutral_residues.block_gate       the block gate; b is ours, see below
 
 Suffixes: B rows, T tokens, D model width, R adapter width, 1 one number per token.
 
-This file knows no host model: `attach.py` puts it into one.
+This file knows no host model: `layer.py` and `model.py` put it into one.
 
 Where we choose (the paper, as far as it is known, leaves these open):
 
 - The block gate is one number per token and layer.
 - The gate starts open: w = 0 and b = 1, so g = 1 on every token. The adapter learns from the first
   step as if it had no gate, and the local loss then closes the gate where the text is source. With
-  w random and no b ("random"), half of all tokens start shut and learn nothing there; LAB.md has
-  both measured, and shows that open gates do not die.
+  w random and no b ("random"), half of all tokens start with a closed gate and learn nothing there;
+  LAB.md has both measured, and shows that open gates do not die.
 - A sigmoid gate can also start "half": w = 0 and no b, so g = 1/2 on every token. Without b the
   layer is exactly a mixture-of-experts layer with a gated shared expert, which stock runtimes have.
   ReLU and ELU cannot start there: they are 0 at 0, and with W_o = 0 as well no weight would ever
@@ -41,24 +41,29 @@ Where we choose (the paper, as far as it is known, leaves these open):
 """
 
 import math
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from neutral_residues.config.choices import BlockGate, GateStart, Init
 from neutral_residues.errors import UserError
 
-BlockGate = Literal["relu", "elu", "sigmoid", "none"]
-Init = Literal["paper", "usual"]
-GateStart = Literal["open", "random", "half"]
+PREFIX = "neutral_residues"
+"""What a layer's adapters are called in it, and so in checkpoints."""
 
-BLOCK_GATES: tuple[str, ...] = get_args(BlockGate)
-INITS: tuple[str, ...] = get_args(Init)
-GATE_STARTS: tuple[str, ...] = get_args(GateStart)
-
-# A share of new weights is met within this relative error, or refused.
 BUDGET_TOLERANCE = 0.02
+"""A share of new weights is met within this relative error, or refused."""
+
+GATES: dict[BlockGate, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "elu": F.elu,
+    "sigmoid": torch.sigmoid,
+}
+"""g from w . x + b, elementwise. relu is exactly 0 for every logit up to 0, elu and sigmoid never
+are."""
 
 
 class Residue(NamedTuple):
@@ -75,101 +80,79 @@ class Residue(NamedTuple):
     gate_logits: Tensor | None
 
 
-def block_gate(gate_logits: Tensor, kind: BlockGate) -> Tensor:
-    """g = kind(w . x + b), elementwise. `relu` is exactly 0 for every logit up to 0, `elu` and
-    `sigmoid` never are."""
-    if kind == "relu":
-        return F.relu(gate_logits)
-    if kind == "elu":
-        return F.elu(gate_logits)
-    if kind == "sigmoid":
-        return torch.sigmoid(gate_logits)
-    raise UserError("block_gate", got=kind, allowed=", ".join(BLOCK_GATES))
+class GatedAdapter(nn.Module):
+    """g(x) * A(x), the adapter parallel to one block. Paper: section 3, "Architecture".
 
-
-def residue(
-    x: Tensor,
-    *,
-    w_g: nn.Linear,
-    w_i: nn.Linear,
-    w_o: nn.Linear,
-    w: nn.Linear | None,
-    activation: nn.Module,
-    gate_kind: BlockGate,
-) -> Residue:
-    """g(x) * A(x) for x of shape (..., D). Paper: section 3, "Architecture"."""
-    adapter = w_o(activation(w_g(x)) * w_i(x))
-    if w is None:
-        return Residue(adapter, None, None)
-    gate_logits = w(x)
-    gate = block_gate(gate_logits, gate_kind)
-    return Residue(gate * adapter, gate, gate_logits)
-
-
-class Projections(NamedTuple):
-    """The four of one adapter; w is None where the block gate is "none"."""
-
-    w_g: nn.Linear
-    w_i: nn.Linear
-    w_o: nn.Linear
-    w: nn.Linear | None
-
-
-def new_projections(
-    *, width_in: int, width: int, gated: bool, gate_start: GateStart = "open"
-) -> Projections:
-    """For D = `width_in` and R = `width`, not initialised yet; only a gate that starts open has a
-    b."""
-    return Projections(
-        w_g=nn.Linear(width_in, width, bias=False),
-        w_i=nn.Linear(width_in, width, bias=False),
-        w_o=nn.Linear(width, width_in, bias=False),
-        w=nn.Linear(width_in, 1, bias=gate_start == "open") if gated else None,
-    )
-
-
-@torch.no_grad()
-def initialise(
-    *,
-    w_g: nn.Linear,
-    w_i: nn.Linear,
-    w_o: nn.Linear,
-    w: nn.Linear | None,
-    num_layers: int,
-    init: Init,
-    gate_start: GateStart = "open",
-) -> None:
-    """Fill the weights of one adapter in place. W_o = 0, so at step 0 the extended model *is* the
-    backbone.
-
-    `init="paper"`: W_g and W_i have variance 1/(D L), the paper's "low variance" (section 3,
-    "Initialisation"); `init="usual"`: 2/D. A gate that starts at random has variance 1/(D L); the
-    others start with w = 0.
+    Its weights are those of a fresh `nn.Linear` until `reset_parameters` is called.
 
     Args:
-        num_layers: L, the number of layers of the backbone that carry an adapter.
+        width_in: D.
+        width: R.
+        activation: inside A, without weights.
+        kind: of the block gate; "none" makes a gate-less adapter.
+        gate_start: how the gate is to start; only one that starts open has a b.
     """
-    width_in = w_g.in_features
-    if init not in INITS:
-        raise UserError("init", got=init, allowed=", ".join(INITS))
-    variance = 1 / (width_in * num_layers) if init == "paper" else 2 / width_in
-    nn.init.normal_(w_g.weight, std=math.sqrt(variance))
-    nn.init.normal_(w_i.weight, std=math.sqrt(variance))
-    nn.init.zeros_(w_o.weight)
-    if w is None:
-        return
-    if gate_start == "random":
-        nn.init.normal_(w.weight, std=math.sqrt(1 / (width_in * num_layers)))
-    else:
-        nn.init.zeros_(w.weight)
-    if w.bias is not None:
-        nn.init.ones_(w.bias)
+
+    def __init__(
+        self,
+        width_in: int,
+        width: int,
+        *,
+        activation: nn.Module,
+        kind: BlockGate = "relu",
+        gate_start: GateStart = "open",
+    ) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width_in, width, bias=False)
+        self.up = nn.Linear(width_in, width, bias=False)
+        self.down = nn.Linear(width, width_in, bias=False)
+        self.activation = activation
+        self.kind = kind
+        self.gate_start = gate_start
+        self.block_gate: nn.Linear | None = None
+        if kind != "none":
+            self.block_gate = nn.Linear(width_in, 1, bias=gate_start == "open")
+
+    def forward(self, x: Tensor) -> Residue:
+        """(..., D) -> what is added at each token."""
+        adapter: Tensor = self.down(self.activation(self.gate(x)) * self.up(x))
+        if self.block_gate is None:
+            return Residue(adapter, None, None)
+        gate_logits = self.block_gate(x)
+        gate = GATES[self.kind](gate_logits)
+        return Residue(gate * adapter, gate, gate_logits)
+
+    @torch.no_grad()
+    def reset_parameters(self, *, num_layers: int, init: Init = "usual") -> None:
+        """The weights before training. W_o = 0, so at step 0 the extended model *is* the backbone.
+
+        `init="paper"`: W_g and W_i have variance 1/(D L), the paper's "low variance" (section 3,
+        "Initialisation"); `init="usual"`: 2/D. A gate that starts at random has variance 1/(D L);
+        the others start with w = 0.
+
+        Args:
+            num_layers: L, the number of layers of the backbone that carry an adapter.
+        """
+        width_in = self.gate.in_features
+        low_variance = 1 / (width_in * num_layers)
+        variance = low_variance if init == "paper" else 2 / width_in
+        nn.init.normal_(self.gate.weight, std=math.sqrt(variance))
+        nn.init.normal_(self.up.weight, std=math.sqrt(variance))
+        nn.init.zeros_(self.down.weight)
+        if self.block_gate is None:
+            return
+        if self.gate_start == "random":
+            nn.init.normal_(self.block_gate.weight, std=math.sqrt(low_variance))
+        else:
+            nn.init.zeros_(self.block_gate.weight)
+        if self.block_gate.bias is not None:
+            nn.init.ones_(self.block_gate.bias)
 
 
-def num_weights(*, width_in: int, width: int, gated: bool, gate_start: GateStart = "open") -> int:
+def num_weights(width_in: int, width: int, *, kind: BlockGate, gate_start: GateStart) -> int:
     """Weights of one adapter: three projections of D x R and, if gated, one row of D and, where it
     starts open, b."""
-    gate = width_in + (gate_start == "open") if gated else 0
+    gate = 0 if kind == "none" else width_in + (gate_start == "open")
     return 3 * width_in * width + gate
 
 
@@ -179,8 +162,8 @@ def width_for_budget(
     num_backbone_weights: int,
     width_in: int,
     num_adapters: int,
-    gated: bool,
-    gate_start: GateStart = "open",
+    kind: BlockGate,
+    gate_start: GateStart,
 ) -> int:
     """R such that all adapters together have `budget` times the backbone's weights, embeddings
     counted.
@@ -189,16 +172,11 @@ def width_for_budget(
     budget, because matrix products are fast on such multiples.
 
     Raises:
-        UserError: if the budget is not positive, or so small that no whole width comes within 2 %
-            of it.
+        UserError: if the budget is so small that no whole width comes within 2 % of it.
     """
-    if not budget > 0:
-        raise UserError("budget", got=budget, allowed="a share above 0, for example 0.20")
 
     def total(width: int) -> int:
-        return num_adapters * num_weights(
-            width_in=width_in, width=width, gated=gated, gate_start=gate_start
-        )
+        return num_adapters * num_weights(width_in, width, kind=kind, gate_start=gate_start)
 
     wanted = budget * num_backbone_weights
     exact = (wanted - total(0)) / (num_adapters * 3 * width_in)
@@ -206,12 +184,10 @@ def width_for_budget(
         width = round(exact / multiple) * multiple
         if width > 0 and abs(total(width) - wanted) <= BUDGET_TOLERANCE * wanted:
             return width
-    nearest_width = max(1, round(exact))
+    width = max(1, round(exact))
     raise UserError(
         "budget cannot be met within 2 % by a whole adapter width",
         got=budget,
-        do=(
-            f"the nearest is {total(nearest_width) / num_backbone_weights:.5f} (width"
-            f" {nearest_width}); set that, or set width"
-        ),
+        do=f"the nearest is {total(width) / num_backbone_weights:.5f} (width {width}); set that,"
+        " or set width",
     )

@@ -20,7 +20,7 @@ from neutral_residues.export.formats.remote_code import save_filled
 from neutral_residues.export.parts import Parts
 from neutral_residues.tuner.blocks import backbone_activation
 from neutral_residues.tuner.gated_mlp import Glu, plain_glu
-from neutral_residues.tuner.neutral import Projections
+from neutral_residues.tuner.neutral import GatedAdapter
 
 
 def dense_refusal(parts: Parts) -> str | None:
@@ -68,25 +68,22 @@ def write_dense(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
     save_filled(type(backbone), config, weights, folder, dtype=dtype, like=backbone)
 
 
-def _nothing(glu: Glu, width: int) -> Projections:
+def _nothing(glu: Glu, width: int) -> GatedAdapter:
     """An adapter of that width that adds 0."""
-    width_in, linear = glu.gate.in_features, torch.nn.Linear
-    projections = Projections(
-        linear(width_in, width), linear(width_in, width), linear(width, width_in), None
-    )
-    for projection in projections[:3]:
-        torch.nn.init.zeros_(projection.weight)
-    return projections
+    adapter = GatedAdapter(glu.gate.in_features, width, activation=glu.activation, kind="none")
+    for parameter in adapter.parameters():
+        torch.nn.init.zeros_(parameter)
+    return adapter
 
 
 @torch.no_grad()
-def _wider(glu: Glu, beside: list[Projections]) -> dict[str, Tensor]:
+def _wider(glu: Glu, beside: list[GatedAdapter]) -> dict[str, Tensor]:
     tensors = {
-        "gate_proj.weight": torch.cat([glu.gate.weight, *(p.w_g.weight for p in beside)]),
-        "up_proj.weight": torch.cat([glu.up.weight, *(p.w_i.weight for p in beside)]),
-        "down_proj.weight": torch.cat([glu.down.weight, *(p.w_o.weight for p in beside)], dim=1),
+        "gate_proj.weight": torch.cat([glu.gate.weight, *(a.gate.weight for a in beside)]),
+        "up_proj.weight": torch.cat([glu.up.weight, *(a.up.weight for a in beside)]),
+        "down_proj.weight": torch.cat([glu.down.weight, *(a.down.weight for a in beside)], dim=1),
     }
-    width = sum(p.w_g.out_features for p in beside)
+    width = sum(a.gate.out_features for a in beside)
     for name, bias in (("gate_proj", glu.gate.bias), ("up_proj", glu.up.bias)):
         if bias is not None:
             tensors[f"{name}.bias"] = torch.cat([bias, bias.new_zeros(width)])

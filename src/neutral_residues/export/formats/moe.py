@@ -245,13 +245,13 @@ def _shared_expert(adapter: Adapter, place: str, *, width_in: int) -> dict[str, 
             "shared_expert.down_proj.weight": torch.zeros(width_in, adapter.width),
             "shared_expert_gate.weight": torch.ones(1, width_in),
         }
-    w_g, w_i, w_o, w = adapter.beside[place]
-    assert w is not None
+    a = adapter.beside[place]
+    assert a.block_gate is not None
     return {
-        "shared_expert.gate_proj.weight": w_g.weight.detach(),
-        "shared_expert.up_proj.weight": w_i.weight.detach(),
-        "shared_expert.down_proj.weight": w_o.weight.detach(),
-        "shared_expert_gate.weight": w.weight.detach(),
+        "shared_expert.gate_proj.weight": a.gate.weight.detach(),
+        "shared_expert.up_proj.weight": a.up.weight.detach(),
+        "shared_expert.down_proj.weight": a.down.weight.detach(),
+        "shared_expert_gate.weight": a.block_gate.weight.detach(),
     }
 
 

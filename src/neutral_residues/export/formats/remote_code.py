@@ -29,7 +29,6 @@ CODE_FILE = "modeling_neutral_residues.py"
 CLASS_PREFIX = "NeutralResidues"
 _TEMPLATE = Template((Path(__file__).parent / "modeling.py.template").read_text(encoding="utf-8"))
 _SERVE = Template((Path(__file__).parent / "serve.py.template").read_text(encoding="utf-8"))
-_ROLES = {"w_g": "adapter.gate", "w_i": "adapter.up", "w_o": "adapter.down", "w": "block_gate"}
 
 
 def remote_code_refusal(parts: Parts) -> str | None:
@@ -146,7 +145,7 @@ def _settings(adapter: Adapter, prefix: str) -> dict[str, Any]:
     first = next(iter(adapter.beside.values()))
     return {
         "name": adapter.name,
-        "width_in": first.w_g.in_features,
+        "width_in": first.gate.in_features,
         "width": adapter.width,
         "activation": adapter.activation,
         "block_gate": adapter.block_gate,
@@ -163,12 +162,10 @@ def _weights(parts: Parts) -> dict[str, Tensor]:
         weights[key if place is None else f"{place}.block{key.removeprefix(place)}"] = tensor
     num_there = dict.fromkeys(places, 0)
     for adapter in parts.adapters:
-        for place, projections in adapter.beside.items():
-            for symbol, role in _ROLES.items():
-                linear = getattr(projections, symbol)
-                for name, parameter in () if linear is None else linear.named_parameters():
-                    weights[f"{place}.residues.{num_there[place]}.{role}.{name}"] = (
-                        parameter.detach()
-                    )
+        for place, gated_adapter in adapter.beside.items():
+            for name, parameter in gated_adapter.named_parameters():
+                # The exported module keeps the gate apart from the projections.
+                role = name if name.startswith("block_gate.") else f"adapter.{name}"
+                weights[f"{place}.residues.{num_there[place]}.{role}"] = parameter.detach()
             num_there[place] += 1
     return weights

@@ -65,10 +65,11 @@ def write_plain(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
     adapter = parts.adapters[0]
     tensors: dict[str, Tensor] = {}
     for block, number in parts.layer_numbers(adapter).items():
-        w_g, w_i, w_o, w = adapter.beside[block]
-        layer = {"w_g": w_g.weight, "w_i": w_i.weight, "w_o": w_o.weight}
-        layer |= {} if w is None else {"w": w.weight[0]}
-        layer |= {} if w is None or w.bias is None else {"b": w.bias}
+        a = adapter.beside[block]
+        layer = {"w_g": a.gate.weight, "w_i": a.up.weight, "w_o": a.down.weight}
+        if a.block_gate is not None:
+            layer["w"] = a.block_gate.weight[0]
+            layer |= {} if a.block_gate.bias is None else {"b": a.block_gate.bias}
         tensors |= {
             f"layers.{number}.{name}": tensor.detach().to(dtype) for name, tensor in layer.items()
         }
@@ -77,7 +78,7 @@ def write_plain(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
         folder / "model.safetensors",
     )
     write_json(folder / "neutral_residues.json", _description(parts, adapter))
-    width_in = next(iter(adapter.beside.values())).w_g.in_features
+    width_in = next(iter(adapter.beside.values())).gate.in_features
     gated = adapter.block_gate != "none"
     gate = f"{adapter.block_gate}(w . x{' + b' if adapter.has_bias else ''})" if gated else "1"
     text = _REFERENCE.substitute(
@@ -108,7 +109,7 @@ def _description(parts: Parts, adapter: Adapter) -> dict[str, Any]:
         },
         "activation": {"name": adapter.activation, "formula": ACTIVATIONS[adapter.activation]},
         "shapes": {"w_g": "(R, D)", "w_i": "(R, D)", "w_o": "(D, R)", "w": "(D)", "b": "(1)"},
-        "D": next(iter(adapter.beside.values())).w_g.in_features,
+        "D": next(iter(adapter.beside.values())).gate.in_features,
         "R": adapter.width,
         "layers": {str(number): block for block, number in parts.layer_numbers(adapter).items()},
         "backbone": (

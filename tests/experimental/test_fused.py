@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from families import FAMILIES
 from neutral_residues import NeutralResiduesConfig, UserError
-from neutral_residues.tuner.fused import FusedBlock, fuse
-from neutral_residues.tuner.layer import every_token
-from neutral_residues.tuner.skipping import BACKBONE, per_request
+from neutral_residues.experimental.fused import FusedBlock, fuse
+from neutral_residues.tuner.layer import no_skipping
+from neutral_residues.tuner.routing import BACKBONE, per_request
 from tiny_llama import (
     extended_llama,
     logits,
@@ -39,7 +39,7 @@ def test_it_is_the_plain_path(settings: dict[str, Any], open_share: float) -> No
     model = extended_llama(**settings)
     if settings.get("block_gate") != "none":
         set_gates(model, open_share)
-    with every_token(model):
+    with no_skipping(model):
         expected, few = outputs(model), logits(model)
     backbone = outputs(tiny_llama())
     assert torch.allclose(expected, backbone) == (open_share == 0 and not settings)
@@ -84,7 +84,7 @@ def test_generations_are_the_same_token_by_token() -> None:
         "do_sample": False,
         "attention_mask": torch.ones(1, 32),
     }
-    with every_token(model):
+    with no_skipping(model):
         expected = model.generate(input_ids=token_ids(1, 32), **settings)
     assert torch.equal(fuse(model).generate(input_ids=token_ids(1, 32), **settings), expected)
 

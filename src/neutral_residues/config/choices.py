@@ -1,0 +1,46 @@
+"""The choices that shape a residue and its training, declared once for the run file and for the
+PEFT config. No torch."""
+
+from typing import Literal, get_args
+
+from neutral_residues.errors import UserError
+
+Gate = Literal["relu", "elu", "sigmoid"]
+BlockGate = Literal[Gate, "none"]
+Init = Literal["usual", "paper"]
+GateStart = Literal["open", "random", "half"]
+Placement = Literal["ffn", "attention"]
+LocalLoss = Literal["l1", "cross_entropy"]
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "block_gate": get_args(BlockGate),
+    "init": get_args(Init),
+    "gate_start": get_args(GateStart),
+    "placement": get_args(Placement),
+    "local_loss": get_args(LocalLoss),
+}
+"""Name of a setting -> its values."""
+
+NEEDS_SIGMOID = {
+    ("gate_start", "half"): "another gate is 0 there and would never learn; choose open",
+    ("local_loss", "cross_entropy"): "it trains the gate as a classifier; choose l1",
+}
+"""Choices that go with a sigmoid gate only, each with the reason and the way out."""
+
+
+def check_choices(*, block_gate: str, **others: str) -> None:
+    """Raise a UserError unless these choices exist and go together.
+
+    Args:
+        others: further settings of `CHOICES` by name, for example init="paper".
+    """
+    for name, value in {"block_gate": block_gate, **others}.items():
+        if value not in CHOICES[name]:
+            raise UserError(name, got=value, allowed=", ".join(CHOICES[name]))
+    for name, value in others.items():
+        if (name, value) in NEEDS_SIGMOID and block_gate != "sigmoid":
+            raise UserError(
+                f"{name}: {value} needs block_gate: sigmoid",
+                got=block_gate,
+                do=NEEDS_SIGMOID[name, value],
+            )

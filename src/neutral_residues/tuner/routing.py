@@ -1,0 +1,129 @@
+"""Which adapter each row of a batch gets (PEFT's `adapter_names`), for every layer of a model.
+
+Promise: a row gets exactly what its own adapter adds, and a row that asks for none gets the
+backbone, whatever is active.
+
+Suffixes: N chosen tokens, of all tokens of the batch in row-major order.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neutral_residues.errors import UserError, nearest
+
+BACKBONE = "__base__"
+"""PEFT's name, in `adapter_names`, for a row without adapter."""
+
+
+class AdapterRouting:
+    """The adapter of each row of a batch; one object serves all layers of a forward pass.
+
+    Args:
+        names: for each row the name of an adapter, or `BACKBONE`.
+        rows_per_name: how many rows of a batch share a name (beams, returned sequences); None takes
+            any number.
+    """
+
+    def __init__(self, names: Sequence[str], rows_per_name: int | None = 1) -> None:
+        self.names = tuple(names)
+        self.adapters = tuple(name for name in dict.fromkeys(names) if name != BACKBONE)
+        self.rows_per_name = rows_per_name
+        self._tokens_N: dict[tuple[str, int, torch.device], Tensor] = {}
+
+    def tokens(self, name: str, hidden_states: Tensor) -> Tensor:
+        """(N,) positions of the tokens of `hidden_states` (..., D) that get adapter `name`.
+
+        Rows that share a name are neighbours, also where a backbone folds rows and tokens into one
+        dimension.
+        """
+        num_tokens = hidden_states.shape[:-1].numel()
+        key = (name, num_tokens, hidden_states.device)
+        if key not in self._tokens_N:
+            self._check(hidden_states)
+            chosen = torch.tensor([n == name for n in self.names], device=hidden_states.device)
+            tokens_per_name = num_tokens // len(self.names)
+            self._tokens_N[key] = chosen.repeat_interleave(tokens_per_name).nonzero().squeeze(1)
+        return self._tokens_N[key]
+
+    def _check(self, hidden_states: Tensor) -> None:
+        num_rows, expected = len(hidden_states), len(self.names) * (self.rows_per_name or 1)
+        exact = self.rows_per_name is not None and hidden_states.ndim == 3
+        if num_rows != expected if exact else num_rows % expected:
+            raise _wrong_length(len(self.names), num_rows)
+
+
+class RoutableModule(ABC):
+    """A module that computes adapters by name."""
+
+    routing: AdapterRouting | None = None
+
+    @abstractmethod
+    def known_adapters(self) -> list[str]:
+        """The adapters that a row can ask for."""
+
+
+@contextmanager
+def per_request(
+    model: nn.Module, names: Sequence[str], *, rows_per_name: int | None = 1
+) -> Iterator[None]:
+    """Within the block each row of a batch gets the adapter that `names` says for it, whatever is
+    active.
+
+        with per_request(model, ["french", "__base__", "german"]):
+            model.generate(**three_prompts)
+
+    A PeftModel takes the same list as its argument `adapter_names`.
+
+    Args:
+        names: for each row the name of an adapter, or `BACKBONE` for none.
+        rows_per_name: how many rows share a name: the number of beams, or of returned sequences;
+            None takes any.
+
+    Raises:
+        UserError: for a name that is not loaded; in training mode; in the forward pass, for a wrong
+            number of names.
+    """
+    modules = [module for module in model.modules() if isinstance(module, RoutableModule)]
+    _check_names(names, {name for module in modules for name in module.known_adapters()})
+    if model.training:
+        raise UserError(
+            "adapter_names is for inference, and the model is in training mode",
+            do="call model.eval()",
+        )
+    routing = AdapterRouting(names, rows_per_name)
+    for module in modules:
+        module.routing = routing
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.routing = None
+
+
+def check_length(names: Any, *, num_rows: int) -> None:
+    """Raise a UserError unless `names` is a list with one name for each row of the batch."""
+    if isinstance(names, str) or len(names) != num_rows:
+        raise _wrong_length(names if isinstance(names, str) else len(names), num_rows)
+
+
+def _wrong_length(got: int | str, num_rows: int) -> UserError:
+    names = repr(got) if isinstance(got, str) else f"{got} names for {num_rows} rows"
+    return UserError(
+        "adapter_names", got=names, allowed="a list with one name for each row of the batch"
+    )
+
+
+def _check_names(names: Sequence[str], known: set[str]) -> None:
+    for name in names:
+        if name != BACKBONE and name not in known:
+            raise UserError(
+                "adapter_names: this adapter is not loaded",
+                got=name,
+                allowed=f"{', '.join(sorted(known)) or 'none is'}, or {BACKBONE} for none",
+                do=nearest(name, known),
+            )
