@@ -83,11 +83,12 @@ def tokenise_ours(corpus_path: Path, model: Path, workers: int, cache: Path) -> 
     from transformers import AutoTokenizer
 
     from neutral_residues.config.run import Corpus
-    from neutral_residues.data.token_stream import tokenise
+    from neutral_residues.data.tokenise import tokenise
 
+    os.environ["RAYON_NUM_THREADS"] = str(workers)
     tokenizer = AutoTokenizer.from_pretrained(model)
     corpus = Corpus(name="benchmark", role="target", path=corpus_path)
-    stream, _ = tokenise(corpus, tokenizer, cache_dir=cache, num_workers=workers)
+    stream, _ = tokenise(corpus, tokenizer, cache_dir=cache)
     return stream.num_bytes, stream.num_tokens
 
 

@@ -1,3 +1,5 @@
+"""Every kind of corpus gives its documents, and what is wrong with one is said in a line."""
+
 import gzip
 import io
 import json
@@ -9,7 +11,7 @@ import zstandard
 
 from neutral_residues.config.run import Corpus
 from neutral_residues.data import documents as text
-from neutral_residues.data.documents import content_key, iter_documents
+from neutral_residues.data.documents import check_not_the_same, content_key, iter_documents
 from neutral_residues.errors import UserError
 
 DOCUMENTS = ["Un été.\nDeux lignes.", "line separator \u2028 inside", "Привіт \N{GRINNING FACE}"]
@@ -110,24 +112,28 @@ BAD_FILES = {
     "no suffix": ("corpus", b"a", [".txt, .jsonl"]),
     "packed parquet": ("a.parquet.gz", b"a", ["a.parquet.gz", ".txt, .jsonl"]),
     "empty": ("a.jsonl", b"", ["no documents"]),
-    "blank": ("a.txt", b"\n \n\t\n", ["no documents"]),
+    "white space": ("a.txt", b"\n \n\t\n", ["no documents"]),
     "not UTF-8": (
         "a.jsonl",
         GOOD + b'{"text": "\xe9t\xe9"}\n',
-        ["UTF-8", "0xe9 at column 11 of line 2"],
+        ["line 2: not UTF-8", "0xe9 at column 11"],
     ),
     "UTF-16": ("a.txt", "été".encode("utf-16"), ["UTF-8", "line 1"]),
     "not JSON": ("a.jsonl", GOOD + b"\n{'text': 1}\n", ["line 3", "{'text': 1}"]),
     "deep JSON": ("a.jsonl", b"[" * 100_000, ["line 1"]),
-    "no object": ("a.jsonl", GOOD + b'["a"]\n', ["line 2", "list"]),
-    "no field": ("a.jsonl", GOOD + b'{"body": "a", "id": 1}\n', ["line 2", "'text'", "body, id"]),
-    "no string": ("a.jsonl", b'{"text": ["a"]}\n', ["line 1", "list", "string"]),
+    "not an object": ("a.jsonl", GOOD + b'["a"]\n', ["line 2", "list"]),
+    "missing field": (
+        "a.jsonl",
+        GOOD + b'{"body": "a", "id": 1}\n',
+        ["line 2", "'text'", "body, id"],
+    ),
+    "not a string": ("a.jsonl", b'{"text": ["a"]}\n', ["line 1", "list", "string"]),
     "half a surrogate pair": ("a.jsonl", GOOD + b'{"text": "\\ud83d"}\n', ["line 2", "surrogate"]),
-    "gzip that is none": ("a.txt.gz", b"plain text", ["broken", "gzip"]),
-    "zstd that is none": ("a.txt.zst", b"plain text", ["broken", "zstd"]),
+    "not gzip": ("a.txt.gz", b"plain text", ["broken", "gzip"]),
+    "not zstd": ("a.txt.zst", b"plain text", ["broken", "zstd"]),
     "gzip cut short": ("a.jsonl.gz", gzip.compress(LONG)[:-9], ["cut short", "again"]),
     "zstd cut short": ("a.jsonl.zst", zstandard.compress(LONG)[:-9], ["cut short", "again"]),
-    "no column": ("a.parquet", parquet_bytes(body=["a"], id=[1]), ["'text'", "body, id"]),
+    "missing column": ("a.parquet", parquet_bytes(body=["a"], id=[1]), ["'text'", "body, id"]),
     "column of numbers": ("a.parquet", parquet_bytes(text=[1, 2]), ["row 1", "int", "string"]),
     "broken parquet": ("a.parquet", parquet_bytes(text=["a"] * 99)[:-20], ["parquet", "again"]),
 }
@@ -160,7 +166,7 @@ def test_no_file_a_folder_and_no_permission_are_one_line(tmp_path, corpus_of, mo
 def test_a_document_that_would_fill_the_memory_is_refused(corpus_of, monkeypatch):
     monkeypatch.setattr(text, "MAX_DOCUMENT_BYTES", 100)
     assert "line 2" in refused(corpus_of("a.jsonl", GOOD + b'{"text": "' + b"a" * 200))
-    assert "blank line" in refused(corpus_of("a.txt", b"twelve bytes\n" * 20))
+    assert "empty line" in refused(corpus_of("a.txt", b"twelve bytes\n" * 20))
     assert len(list(iter_documents(corpus_of("b.txt", b"twelve bytes\n\n" * 20)))) == 20
 
 
@@ -181,3 +187,22 @@ def test_content_key_follows_content_and_settings_only(tmp_path, corpus_of):
         assert content_key(corpus.model_copy(update=change)) != key, change
     corpus_of("a.jsonl", JSONL.encode()[:-2] + b" }")
     assert content_key(corpus) != key
+
+
+def test_source_and_target_must_differ(write_jsonl, tmp_path):
+    source = write_jsonl(["a", "b"], "en", "source")
+    target = write_jsonl(["a", "c"], "fr", "target")
+    check_not_the_same([source, target])
+    (tmp_path / "link.jsonl").symlink_to(source.path)
+    (tmp_path / "copy.jsonl").write_bytes(source.path.read_bytes())
+    for path in (source.path, tmp_path / "link.jsonl", tmp_path / "copy.jsonl"):
+        same = target.model_copy(update={"path": path, "max_documents": 1})
+        with pytest.raises(
+            UserError, match=r"'en' \(source\) and 'fr' \(target\) are the same text"
+        ):
+            check_not_the_same([source, same])
+    # Two fields of one file, and one file twice on one side, are no contradiction.
+    check_not_the_same(
+        [source, source.model_copy(update={"role": "target", "name": "x", "field": "other"})]
+    )
+    check_not_the_same([source, source.model_copy(update={"name": "again"})])

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from neutral_residues.data.labels import SOURCE, TARGET
 from neutral_residues.data.mixture import Mixture, Noise
-from neutral_residues.data.token_stream import TokenStream, tokenise
+from neutral_residues.data.token_stream import TokenStream
+from neutral_residues.data.tokenise import tokenise
 from neutral_residues.errors import UserError
 
 T = 4
@@ -123,7 +124,7 @@ def mapped_mixture(tokenizer, write_jsonl, tmp_path) -> Mixture:
         write_jsonl([name * 40] * 9, name, role)
         for name, role in (("en", "source"), ("fr", "target"))
     ]
-    settings = {"cache_dir": tmp_path / "cache", "num_workers": 0, "show_progress": False}
+    settings = {"cache_dir": tmp_path / "cache", "show_progress": False}
     streams = [tokenise(corpus, tokenizer, **settings)[0] for corpus in corpora]
     return Mixture(streams, block_tokens=8, source_share=0.37, num_rows=60, seed=3)
 

@@ -9,8 +9,8 @@ from rich.progress import Progress
 from neutral_residues.backbone import pick_device
 from neutral_residues.cli.tables import print_few_tokens, sides_table, tasks_table
 from neutral_residues.config.run import Corpus, EvaluationSettings, RunConfig
-from neutral_residues.data.token_stream import TokenStream, tokenise
-from neutral_residues.data.tokenise import end_of_text_id, tokenizer_key
+from neutral_residues.data.token_stream import TokenStream
+from neutral_residues.data.tokenise import end_of_text_id, tokenise, tokenizer_key
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.breakdown import breakdowns
 from neutral_residues.evaluation.evaluate import evaluate
@@ -222,7 +222,6 @@ def _streams(
                 corpus,
                 saved.tokenizer,
                 cache_dir=default_cache_folder(),
-                num_workers=0,
                 show_progress=console.is_terminal,
             )[0]
             for corpus in corpora

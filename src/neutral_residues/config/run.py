@@ -75,7 +75,8 @@ class DataSettings(Settings):
     block_tokens: int = Field(default=512, ge=2)
     """Tokens in a training row."""
     workers: int = Field(default=2, ge=0)
-    """Processes that tokenise and load; the result does not depend on it."""
+    """Processes that load rows for a GPU, beside the one that trains; the result does not depend on
+    it. On a CPU the training process loads them."""
     cache: Path | None = None
     """Folder for tokenised text; default: neutral-residues in the user's cache folder."""
 

@@ -1,21 +1,25 @@
 """The documents of a corpus, one after another, whatever they are stored in.
 
-    .txt        documents set off by one or more blank lines     also .gz, .zst
-    .jsonl      one JSON object a line, the text in one field    also .gz, .zst
+    .txt        documents separated by one or more empty lines   also .gz, .zst
+    .jsonl      one JSON object per line, the text in one field  also .gz, .zst
     .parquet    the text in one column
     dataset     what `datasets.load_dataset` streams, the text in one column
 
 Promises: memory stays flat, whatever the size of the corpus. Bad input is one line that names the
-corpus and the place (file, line, column). Empty documents, documents of white space only and nulls
-are passed over; every other document is given as it is, except that in .txt files line ends become
-"\\n" and a byte-order mark is dropped.
+corpus and where it went wrong (file, line, column). Empty documents, documents of white space only
+and nulls are skipped; every other document is given as it is, except that in .txt files line ends
+become "\\n" and a byte-order mark is dropped.
 
 Does not: clean, filter, shuffle or deduplicate.
+
+Files are read here and not by `datasets`, which could: its errors do not say which line of a file
+they are about, and .zst needs one more package there.
 """
 
 import functools
 import hashlib
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +38,7 @@ FORMATS = (".txt", ".jsonl", ".parquet")
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 ALLOWED_FILES = ".txt, .jsonl (both also as .gz or .zst), .parquet"
 
-# A file without blank lines is one document to us, and a tokenizer needs a hundred times the memory
+# A file without empty lines is one document to us, and a tokenizer needs a hundred times the memory
 # of its text. For comparison: the Bible has 4 MB.
 MAX_DOCUMENT_BYTES = 16 * 2**20
 SURROGATES = re.compile("[\ud800-\udfff]")
@@ -51,15 +55,16 @@ def iter_documents(corpus: Corpus) -> Iterator[str]:
             that is not a string, an unknown dataset, no document at all.
     """
     num_documents = 0
-    for text in _texts(corpus):
-        if not text or text.isspace():
-            continue
-        yield text
-        num_documents += 1
-        if num_documents == corpus.max_documents:
-            return
-    if num_documents == 0:
-        raise _error(corpus, f"no documents in {corpus.origin}", do="give a corpus with text in it")
+    with _naming(corpus):
+        for text in _texts(corpus):
+            if not text or text.isspace():
+                continue
+            yield text
+            num_documents += 1
+            if num_documents == corpus.max_documents:
+                return
+        if num_documents == 0:
+            raise UserError(f"no documents in {corpus.origin}", do="give a corpus with text in it")
 
 
 def content_key(corpus: Corpus) -> str:
@@ -72,21 +77,42 @@ def content_key(corpus: Corpus) -> str:
     Raises:
         UserError: the file or dataset cannot be reached, or its suffix is unknown.
     """
-    if corpus.path is None:
-        builder = _dataset_builder(corpus)
-        identity = [
-            corpus.dataset,
-            builder.config_id,
-            str(builder.info.version),
-            builder.hash,
-            corpus.split,
-        ]
-    else:
-        kind = _kind(corpus, corpus.path)
-        with disk_errors(corpus.path):
-            stat = corpus.path.stat()
-            identity = [*kind, _file_digest(corpus.path.resolve(), stat.st_size, stat.st_mtime_ns)]
+    identity: list[Any]
+    with _naming(corpus):
+        if corpus.path is None:
+            builder = _dataset_builder(corpus)
+            version = str(builder.info.version)
+            identity = [corpus.dataset, builder.config_id, version, builder.hash, corpus.split]
+        else:
+            kind = _kind(corpus.path)
+            with disk_errors(corpus.path):
+                stat = corpus.path.stat()
+                digest = _file_digest(corpus.path.resolve(), stat.st_size, stat.st_mtime_ns)
+            identity = [*kind, digest]
     return short_hash(*identity, corpus.field, corpus.max_documents)
+
+
+def check_not_the_same(corpora: Sequence[Corpus]) -> None:
+    """Refuse a source and a target that are the same text: the same file, a copy of it, or the same
+    dataset.
+
+    Two fields of one file are two texts. `max_documents` does not count: part of a text is not
+    another text.
+
+    Raises:
+        UserError: naming both corpora; or what `content_key` raises.
+    """
+    keys = [content_key(corpus.model_copy(update={"max_documents": None})) for corpus in corpora]
+    pairs = itertools.combinations(zip(corpora, keys, strict=True), 2)
+    for (one, key), (other, other_key) in pairs:
+        if one.role != other.role and key == other_key:
+            raise UserError(
+                f"corpora {one.name!r} ({one.role}) and {other.name!r} ({other.role}) are the same"
+                " text",
+                got=f"{one.origin} and {other.origin}",
+                allowed="different text for source and target",
+                do="change one of them",
+            )
 
 
 def short_hash(*parts: object) -> str:
@@ -103,221 +129,187 @@ def _file_digest(path: Path, size_bytes: int, changed_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _error(
-    corpus: Corpus, what: str, *, got: object = None, allowed: str | None = None, do: str
-) -> UserError:
-    return UserError(f"corpus {corpus.name!r}: {what}", got=got, allowed=allowed, do=do)
-
-
-def _kind(corpus: Corpus, path: Path) -> tuple[str, str | None]:
-    """Format (one of FORMATS) and codec of a file, after checking that it is a file at all."""
-    with disk_errors(path):
-        is_folder, exists = path.is_dir(), path.exists()
-    if is_folder:
-        raise _error(corpus, f"{path} is a folder", allowed=ALLOWED_FILES, do="give one file")
-    if not exists:
-        raise _error(corpus, f"no such file: {path}", allowed=ALLOWED_FILES, do="check the path")
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    codec = CODECS.get(suffixes[-1]) if suffixes else None
-    form = "".join(suffixes[-2:-1]) if codec else "".join(suffixes[-1:])
-    if form not in FORMATS or (codec and form == ".parquet"):
-        got = path.name
-        raise _error(
-            corpus,
-            "unknown kind of file",
-            got=got,
-            allowed=ALLOWED_FILES,
-            do="convert or rename the file",
-        )
-    return form, codec
+@contextmanager
+def _naming(corpus: Corpus) -> Iterator[None]:
+    """Errors within the block begin with the corpus' name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"corpus {corpus.name!r}: {error}") from error
 
 
 def _texts(corpus: Corpus) -> Iterator[str]:
     if corpus.path is None:
         yield from _dataset_texts(corpus)
         return
-    form, codec = _kind(corpus, corpus.path)
+    form, codec = _kind(corpus.path)
     if form == ".parquet":
-        yield from _parquet_texts(corpus, corpus.path)
+        yield from _parquet_texts(corpus.path, corpus.field)
         return
-    with _open(corpus, corpus.path, codec) as file:
-        lines = _lines(corpus, file)
-        yield from _paragraphs(corpus, lines) if form == ".txt" else _json_texts(corpus, lines)
+    with _open(corpus.path, codec) as file:
+        lines = _lines(corpus.path, file)
+        yield from _paragraphs(lines) if form == ".txt" else _json_texts(lines, corpus.field)
+
+
+def _kind(path: Path) -> tuple[str, str | None]:
+    """Format (one of FORMATS) and codec of a file, after checking that it is a file at all."""
+    with disk_errors(path):
+        is_folder, exists = path.is_dir(), path.exists()
+    if is_folder:
+        raise UserError(f"{path} is a folder", allowed=ALLOWED_FILES, do="give one file")
+    if not exists:
+        raise UserError(f"no such file: {path}", allowed=ALLOWED_FILES, do="check the path")
+    suffixes = [suffix.lower() for suffix in path.suffixes] or [""]
+    codec = CODECS.get(suffixes[-1])
+    form = "".join(suffixes[-2:-1]) if codec else suffixes[-1]
+    if form not in FORMATS or (codec and form == ".parquet"):
+        do = "convert or rename the file"
+        raise UserError("unknown kind of file", got=path.name, allowed=ALLOWED_FILES, do=do)
+    return form, codec
 
 
 # ---- files of lines ----
 
+Line = tuple[str, str]
+"""Where it stands, for messages, and its text with the line end."""
+
 
 @contextmanager
-def _open(corpus: Corpus, path: Path, codec: str | None) -> Iterator[BinaryIO]:
+def _open(path: Path, codec: str | None) -> Iterator[BinaryIO]:
     """The file's unpacked bytes. Arrow unpacks both codecs, joined streams too, and notices a file
     that was cut short."""
     import pyarrow
 
+    with _broken_file(path, f"a {codec} file"), path.open("rb") as packed:
+        if codec is None:
+            yield packed
+        else:
+            stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(packed), codec)
+            with io.BufferedReader(stream, READ_BYTES) as unpacked:
+                yield unpacked
+
+
+@contextmanager
+def _broken_file(path: Path, allowed: str) -> Iterator[None]:
+    """What Arrow says of a broken file, and the disk of any, as one line."""
+    import pyarrow
+
     try:
-        with path.open("rb") as packed:
-            if codec is None:
-                yield packed
-            else:
-                stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(packed), codec)
-                with io.BufferedReader(stream, READ_BYTES) as unpacked:
-                    yield unpacked
-    except OSError as error:
-        if error.errno is not None:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
             raise as_user_error(error, path) from error
         do = "copy or download the file again"
-        raise _error(
-            corpus,
-            f"{path} is broken or cut short",
-            got=str(error),
-            allowed=f"a {codec} file",
-            do=do,
-        ) from error
+        what = f"{path} is broken or cut short"
+        raise UserError(what, got=first_line(error), allowed=allowed, do=do) from error
 
 
-def _lines(corpus: Corpus, file: BinaryIO) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1, and the lines. Only "\\n" ends a line: JSON strings may hold the other
-    separators of Unicode."""
+def _lines(path: Path, file: BinaryIO) -> Iterator[Line]:
+    """Only "\\n" ends a line: JSON strings may hold the other separators of Unicode."""
     number = 0
     while line := file.readline(MAX_DOCUMENT_BYTES + 1):
         number += 1
+        where = f"{path}, line {number}"
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
-        _check_size(corpus, len(line), f"line {number}")
+        _check_size(len(line), where)
         try:
-            yield number, line.decode("utf-8")
+            yield where, line.decode("utf-8")
         except UnicodeDecodeError as error:
-            got = f"byte 0x{line[error.start]:02x} at column {error.start + 1} of line {number}"
-            raise _error(
-                corpus, f"{corpus.origin} is not UTF-8", got=got, do="convert the file to UTF-8"
-            ) from error
+            got = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
+            do = "convert the file to UTF-8"
+            raise UserError(f"{where}: not UTF-8", got=got, do=do) from error
 
 
-def _check_size(corpus: Corpus, num_bytes: int, where: str) -> None:
+def _check_size(num_bytes: int, where: str) -> None:
     if num_bytes > MAX_DOCUMENT_BYTES:
-        limit = f"{MAX_DOCUMENT_BYTES:,} bytes"
-        do = "cut the text into documents (in .txt: by a blank line; in .jsonl: one object a line)"
-        raise _error(
-            corpus,
-            f"{corpus.origin}, {where}: a document over {limit}",
-            allowed=f"up to {limit}",
-            do=do,
+        raise UserError(
+            f"{where}: a document of over {MAX_DOCUMENT_BYTES:,} bytes",
+            do="split the text into documents (in .txt: by an empty line; in .jsonl: one object "
+            "per line)",
         )
 
 
-def _paragraphs(corpus: Corpus, lines: Iterable[tuple[int, str]]) -> Iterator[str]:
-    """Runs of lines between blank ones; the run's last line end is not part of it."""
+def _paragraphs(lines: Iterable[Line]) -> Iterator[str]:
+    """Runs of lines between empty ones; the run's last line end is not part of it."""
     run: list[str] = []
     run_bytes = 0
-    for number, line in lines:
+    for where, line in lines:
         if line.isspace():
             yield "".join(run).removesuffix("\n")
             run, run_bytes = [], 0
             continue
         run.append(line.removesuffix("\r\n") + "\n" if line.endswith("\r\n") else line)
         run_bytes += len(line.encode())
-        _check_size(corpus, run_bytes, f"before line {number}")
+        _check_size(run_bytes, where)
     yield "".join(run).removesuffix("\n")
 
 
-def _json_texts(corpus: Corpus, lines: Iterable[tuple[int, str]]) -> Iterator[str]:
-    for number, line in lines:
+def _json_texts(lines: Iterable[Line], field: str) -> Iterator[str]:
+    for where, line in lines:
         if line.isspace():
             continue
-        where = f"{corpus.origin}, line {number}"
         try:
             row = json.loads(line)
         # ValueError also covers numbers that Python finds too long.
         except (ValueError, RecursionError) as error:
-            reason = f"{error}: {line[:40]!r}"
-            do = "mend or remove the line"
-            raise _error(
-                corpus, f"{where} is not JSON", got=reason, allowed="one object a line", do=do
+            got, do = f"{error}: {line[:40]!r}", "fix or remove this line"
+            raise UserError(
+                f"{where}: not JSON", got=got, allowed="one object per line", do=do
             ) from error
-        yield _text_of(corpus, row, where)
+        if not isinstance(row, dict):
+            got = type(row).__name__
+            raise UserError(f"{where}: not an object", got=got, do="fix or remove this line")
+        if field not in row:
+            got = f"fields {', '.join(row) or 'none'}"
+            raise UserError(f"{where}: no field {field!r}", got=got, do="set field to one of them")
+        yield _checked_text(row[field], f"{where}, field {field!r}")
 
 
-def _text_of(corpus: Corpus, row: Any, where: str) -> str:
-    """The text in a row; a null counts as an empty document."""
-    if not isinstance(row, dict):
-        kind = type(row).__name__
-        raise _error(
-            corpus,
-            f"{where} is no object",
-            got=kind,
-            allowed="one object a line",
-            do="mend or remove it",
-        )
-    if corpus.field not in row:
-        names = ", ".join(map(str, row)) or "none"
-        raise _error(
-            corpus,
-            f"{where} has no field {corpus.field!r}",
-            got=f"fields {names}",
-            do="set field to one of them",
-        )
-    text = row[corpus.field]
+def _checked_text(text: Any, where: str) -> str:
+    """A value of the text's field or column; a null counts as an empty document."""
     if text is None:
         return ""
     if not isinstance(text, str):
-        kind = type(text).__name__
-        raise _error(
-            corpus,
-            f"{where}: field {corpus.field!r}",
-            got=kind,
-            allowed="a string",
-            do="set field to the text",
-        )
+        got = type(text).__name__
+        raise UserError(where, got=got, allowed="a string", do="set field to that of the text")
     # JSON can spell half a character ("\ud83d"), which no encoding and no tokenizer takes.
     if SURROGATES.search(text):
-        raise _error(
-            corpus,
-            f"{where}: half of a surrogate pair in {corpus.field!r}",
-            do="mend or remove the line",
-        )
-    _check_size(corpus, len(text), where)
+        raise UserError(f"{where}: half of a surrogate pair", do="fix or remove this line")
+    _check_size(len(text), where)
     return text
 
 
 # ---- tables ----
 
 
-def _parquet_texts(corpus: Corpus, path: Path) -> Iterator[str]:
-    import pyarrow
+def _parquet_texts(path: Path, field: str) -> Iterator[str]:
     from pyarrow import parquet
 
+    # Without pre_buffer Arrow reads page by page instead of a whole row group, which may be the
+    # whole file.
+    with (
+        _broken_file(path, "a parquet file"),
+        parquet.ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES) as file,
+    ):
+        _check_column(field, file.schema_arrow.names, path)
+        batches = file.iter_batches(PARQUET_ROWS, columns=[field])
+        texts = itertools.chain.from_iterable(_strings(batch.column(0), path) for batch in batches)
+        for number, text in enumerate(texts, start=1):
+            yield _checked_text(text, f"{path}, row {number}, column {field!r}")
+
+
+def _strings(column: Any, path: Path) -> list[Any]:
     try:
-        # Without pre_buffer Arrow reads page by page instead of a whole row group, which may be the
-        # whole file.
-        with parquet.ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES) as file:
-            _check_column(corpus, file.schema_arrow.names)
-            number = 0
-            for batch in file.iter_batches(PARQUET_ROWS, columns=[corpus.field]):
-                for text in batch.column(0).to_pylist():
-                    number += 1
-                    yield _text_of(corpus, {corpus.field: text}, f"{path}, row {number}")
+        return list(column.to_pylist())
     except UnicodeDecodeError as error:
-        raise _error(
-            corpus, f"{path} is not UTF-8", got=str(error), do="write the file anew"
-        ) from error
-    except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise as_user_error(error, path) from error
-        do = "copy or download the file again"
-        raise _error(
-            corpus, f"{path} is broken or no parquet file", got=first_line(error), do=do
-        ) from error
+        raise UserError(f"{path} is not UTF-8", got=str(error), do="write the file anew") from error
 
 
-def _check_column(corpus: Corpus, columns: Sequence[str]) -> None:
-    if corpus.field not in columns:
-        names = f"columns {', '.join(columns)}"
-        raise _error(
-            corpus,
-            f"{corpus.origin} has no column {corpus.field!r}",
-            got=names,
-            do="set field to one of them",
-        )
+def _check_column(field: str, columns: Sequence[str], origin: object) -> None:
+    if field not in columns:
+        got = f"columns {', '.join(columns)}"
+        raise UserError(f"{origin}: no column {field!r}", got=got, do="set field to one of them")
 
 
 def _dataset_builder(corpus: Corpus) -> "DatasetBuilder":
@@ -330,24 +322,22 @@ def _dataset_builder(corpus: Corpus) -> "DatasetBuilder":
 def _dataset_texts(corpus: Corpus) -> Iterator[str]:
     import datasets
 
+    name, subset, field = corpus.dataset, corpus.subset, corpus.field
     with _dataset_errors(corpus):
-        table = datasets.load_dataset(
-            corpus.dataset, corpus.subset, split=corpus.split, streaming=True
-        )
+        table = datasets.load_dataset(name, subset, split=corpus.split, streaming=True)
     # The columns are not known of every dataset; where they are, the other ones (images!) need not
     # be read.
     if table.column_names is not None:
-        _check_column(corpus, table.column_names)
-        table = table.select_columns([corpus.field])
-    rows = iter(table)
-    number = 0
+        _check_column(field, table.column_names, corpus.origin)
+        table = table.select_columns([field])
+    rows = enumerate(table, start=1)
     while True:
         with _dataset_errors(corpus):
-            row = next(rows, None)
+            number, row = next(rows, (0, None))
         if row is None:
             return
-        number += 1
-        yield _text_of(corpus, row, f"{corpus.origin}, row {number}")
+        _check_column(field, list(row), corpus.origin)
+        yield _checked_text(row[field], f"{corpus.origin}, row {number}, column {field!r}")
 
 
 @contextmanager
@@ -357,7 +347,6 @@ def _dataset_errors(corpus: Corpus) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        what = f"cannot read dataset {corpus.origin}"
         do = "check dataset, subset and split, and that the Hub can be reached (or give a path)"
-        raise _error(
-            corpus, f"cannot read dataset {corpus.origin}", got=first_line(error), do=do
-        ) from error
+        raise UserError(what, got=first_line(error), do=do) from error

@@ -1,41 +1,117 @@
-"""Documents -> tokens, with any tokenizer of Transformers, in this process or in several.
+"""Documents -> token streams on disk, made once and then read through memory maps.
 
-Promises: batches come out in the order in which they went in, so the result does not depend on the
-number of workers; only a few batches are in memory at once; Ctrl-C, and even a killed parent, leave
-no worker behind.
+A cache folder:
+
+    meta.json                what the cache was made from, and the sizes of its streams
+    train/, held_out/        the streams, see `token_stream.py`
+
+Promises: memory stays flat, whatever the size of the corpus. A cache is whole or not there: an
+interrupted run leaves none, a damaged one is made again, and of several processes that want the
+same one the first makes it while the others wait. Text is never truncated and no special token is
+added but end-of-text.
+
+The work is done by the threads of the `tokenizers` library, which are as many as the machine has
+cores (RAYON_NUM_THREADS) and off where TOKENIZERS_PARALLELISM is false; they do not change the
+result. Processes, `datasets.map` among them, were measured and gained nothing (LAB.md, "tokenise
+with threads").
 """
 
 import hashlib
-import itertools
-import multiprocessing
-import os
-import signal
+import json
 import tempfile
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+import filelock
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    FileSizeColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 
-from neutral_residues.data.documents import short_hash
+from neutral_residues.config.run import Corpus
+from neutral_residues.data.documents import content_key, iter_documents, short_hash
+from neutral_residues.data.token_stream import StreamWriter, TokenStream, open_stream
 from neutral_residues.errors import UserError
+from neutral_residues.files import disk_errors, whole_folder
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-# A batch is what goes to a worker at once: sending it costs next to nothing, and dozens of it fit
-# in memory.
+FORMAT_VERSION = 1
+TRAIN, HELD_OUT = "train", "held_out"
+
+# Enough documents for all threads, few enough that their tokens stay in the processor's cache.
 BATCH_CHARACTERS = 2**18
-BATCH_DOCUMENTS = 1024
-# Starting workers takes seconds, in which this process alone is done with so little.
-SMALL_CORPUS_BATCHES = 16
+
+
+def tokenise(
+    corpus: Corpus,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    cache_dir: Path,
+    held_out_share: float = 0.0,
+    seed: int = 0,
+    show_progress: bool = True,
+) -> tuple[TokenStream, TokenStream | None]:
+    """The corpus as tokens, from the cache if it is there: the training stream and the held-out
+    one.
+
+    The cache is a folder in `cache_dir`, named by a hash of what decides its content: documents,
+    tokenizer, held-out share and seed.
+
+    Args:
+        tokenizer: any of Transformers'; those of the `tokenizers` library are far faster.
+        held_out_share: expected share of the documents that goes to the held-out stream instead of
+            the training stream, in [0, 1). A document's side depends on its text and `seed` alone,
+            so duplicates are on one side.
+
+    Returns:
+        (training stream, held-out stream); the second is None where the share is 0.
+
+    Raises:
+        UserError: what `iter_documents` raises; a tokenizer without end-of-text; a share out of
+            range, or one that leaves a stream without documents; a full or read-only disk.
+    """
+    if not 0 <= held_out_share < 1:
+        raise UserError("held_out_share", got=held_out_share, allowed="0 <= share < 1")
+    end_of_text_id(tokenizer)
+    recipe = {
+        "format_version": FORMAT_VERSION,
+        "content_key": content_key(corpus),
+        "tokenizer_key": tokenizer_key(tokenizer),
+        "held_out_share": held_out_share,
+        # Without a held-out part the seed changes nothing, and must not make a second cache.
+        "seed": seed if held_out_share else None,
+    }
+    folder = cache_dir / f"tokens-{short_hash(recipe)}"
+    streams = _open_cache(folder, corpus)
+    if streams is None:
+        with _alone(folder, corpus, show_progress):
+            # Another process may have made it while this one waited.
+            if (streams := _open_cache(folder, corpus)) is None:
+                _write_cache(folder, recipe, corpus, tokenizer, show_progress)
+                streams = _open_cache(folder, corpus)
+    assert streams is not None, "a cache that was just written must open"
+    for side, stream in streams.items():
+        if stream.num_documents == 0:
+            num_documents = sum(stream.num_documents for stream in streams.values())
+            raise UserError(
+                f"corpus {corpus.name!r} has no document left for its {side} part",
+                got=f"{num_documents} documents, held_out_share {held_out_share}",
+                do="give more documents or another share",
+            )
+    return streams[TRAIN], streams.get(HELD_OUT)
+
+
+# ---- the tokenizer ----
 
 
 def end_of_text_id(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -58,23 +134,19 @@ def tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
     """A short hash of what decides a text's tokens: the serialised tokenizer and its end-of-text
     token."""
     split = getattr(tokenizer, "split_special_tokens", False)
-    return short_hash(
-        _serialised(tokenizer) or _saved_files(tokenizer), split, tokenizer.eos_token_id
-    )
+    content = _plain(tokenizer).to_str() if tokenizer.is_fast else _saved_files(tokenizer)
+    return short_hash(content, split, tokenizer.eos_token_id)
 
 
-def _serialised(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """A tokenizer of the `tokenizers` library as JSON, or None for one in Python."""
-    if not tokenizer.is_fast:
-        return None
+def _plain(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer":
+    """A copy without the truncation and padding that may be left from an earlier call: they must
+    neither cut text nor change the key."""
     from tokenizers import Tokenizer
 
-    # Truncation and padding may be left from an earlier call: they must neither cut text nor change
-    # the key.
     plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     plain.no_truncation()
     plain.no_padding()
-    return str(plain.to_str())
+    return plain
 
 
 def _saved_files(tokenizer: "PreTrainedTokenizerBase") -> list[list[str]]:
@@ -90,171 +162,115 @@ def _token_dtype(tokenizer: "PreTrainedTokenizerBase") -> str:
     return "uint16" if vocabulary_size <= 2**16 else "uint32"
 
 
-@dataclass(frozen=True)
-class EncodedBatch:
-    """A few documents as tokens, D of them with N tokens together."""
+def _encoder(tokenizer: "PreTrainedTokenizerBase") -> Callable[[Sequence[str]], list[list[int]]]:
+    """Documents -> the tokens of each, with end-of-text."""
+    end_of_text = end_of_text_id(tokenizer)
+    if not tokenizer.is_fast:
+        # verbose=False: documents may be longer than the model's window.
+        options = {"add_special_tokens": False, "verbose": False}
+        return lambda texts: [[*tokenizer.encode(t, **options), end_of_text] for t in texts]
+    plain = _plain(tokenizer)
+    plain.encode_special_tokens = getattr(tokenizer, "split_special_tokens", False)
 
-    tokens_N: NDArray[Any]
-    num_tokens_D: NDArray[np.int64]
-    num_bytes_D: NDArray[np.int64]
-    held_out_D: NDArray[np.bool_]
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        encodings = plain.encode_batch_fast(texts, add_special_tokens=False)
+        return [[*encoding.ids, end_of_text] for encoding in encodings]
 
-
-@dataclass(frozen=True)
-class Encoder:
-    """All that a worker needs to encode documents; pickled once for each worker."""
-
-    serialised: str | None
-    split_special_tokens: bool
-    in_python: "PreTrainedTokenizerBase | None"
-    end_of_text: int
-    dtype: str
-    held_out_share: float
-    seed: int
-
-    @classmethod
-    def of(
-        cls, tokenizer: "PreTrainedTokenizerBase", held_out_share: float, seed: int
-    ) -> "Encoder":
-        text = _serialised(tokenizer)
-        split = bool(getattr(tokenizer, "split_special_tokens", False))
-        slow = tokenizer if text is None else None
-        return cls(
-            text,
-            split,
-            slow,
-            end_of_text_id(tokenizer),
-            _token_dtype(tokenizer),
-            held_out_share,
-            seed,
-        )
-
-    def ready(self) -> "Callable[[list[str]], EncodedBatch]":
-        """The function that encodes a batch of documents."""
-        if self.serialised is None:
-            slow = self.in_python
-            assert slow is not None
-            # verbose=False: no warning about texts longer than the model's window, which is of no
-            # matter here.
-            return lambda texts: self._encode(
-                texts, lambda t: slow.encode(t, add_special_tokens=False, verbose=False)
-            )
-        from tokenizers import Tokenizer
-
-        fast = Tokenizer.from_str(self.serialised)
-        fast.encode_special_tokens = self.split_special_tokens
-        # One at a time: faster than the whole batch, whose offsets and strings would all be in
-        # memory at once.
-        return lambda texts: self._encode(
-            texts, lambda t: fast.encode_batch_fast([t], add_special_tokens=False)[0].ids
-        )
-
-    def _encode(self, texts: list[str], ids_of: Callable[[str], list[int]]) -> EncodedBatch:
-        pieces = [np.array([*ids_of(text), self.end_of_text], dtype=self.dtype) for text in texts]
-        encoded = [text.encode() for text in texts]
-        return EncodedBatch(
-            np.concatenate(pieces),
-            np.array([len(piece) for piece in pieces], dtype=np.int64),
-            np.array([len(data) for data in encoded], dtype=np.int64),
-            np.array([self.is_held_out(data) for data in encoded], dtype=np.bool_),
-        )
-
-    def is_held_out(self, document: bytes) -> bool:
-        if not self.held_out_share:
-            return False
-        key = self.seed.to_bytes(16, "little", signed=True)
-        number = int.from_bytes(
-            hashlib.blake2b(document, key=key, digest_size=8).digest(), "little"
-        )
-        return number < int(self.held_out_share * 2**64)
+    return encode
 
 
-_encode_here: Callable[[list[str]], EncodedBatch] | None = None
-
-
-def _start_worker(encoder: Encoder) -> None:
-    global _encode_here
-    # Ctrl-C reaches every process of the terminal; only the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _encode_here = encoder.ready()
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _encode_in_worker(texts: list[str]) -> EncodedBatch:
-    assert _encode_here is not None
-    return _encode_here(texts)
-
-
-def encode_in_order(
-    batches: Iterable[list[str]], encoder: Encoder, num_workers: int
-) -> Generator[EncodedBatch, None, None]:
-    """The batches, encoded, in their own order. Close it to end the workers early."""
-    batches = iter(batches)
-    first = list(itertools.islice(batches, SMALL_CORPUS_BATCHES)) if num_workers else []
-    if len(first) < SMALL_CORPUS_BATCHES:
-        with _one_thread():
-            yield from map(encoder.ready(), itertools.chain(first, batches))
-        return
-    yield from _encode_in_workers(itertools.chain(first, batches), encoder, num_workers)
-
-
-def _encode_in_workers(
-    batches: Iterable[list[str]], encoder: Encoder, num_workers: int
-) -> Generator[EncodedBatch, None, None]:
-    # Spawned: forking a process in which the tokenizer or torch runs threads can hang.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(encoder,))
-    waiting: deque[Future[EncodedBatch]] = deque()
-    try:
-        for batch in batches:
-            waiting.append(pool.submit(_encode_in_worker, batch))
-            # The window keeps memory flat: the corpus is read no faster than it is written.
-            if len(waiting) > 4 * num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        do = "try fewer workers; in a script, put the call under if __name__ == '__main__'"
-        raise UserError(
-            "a tokenising worker ended early, killed or out of memory", do=do
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """No threads inside the tokenizer: they would make it warn, or hang, when a loader forks this
-    process later."""
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
-
-
-def in_batches(documents: Iterable[str]) -> Iterator[list[str]]:
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
     """Documents in lists of about BATCH_CHARACTERS."""
     batch: list[str] = []
     num_characters = 0
     for document in documents:
         batch.append(document)
         num_characters += len(document)
-        if num_characters >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
+        if num_characters >= BATCH_CHARACTERS:
             yield batch
             batch, num_characters = [], 0
     if batch:
         yield batch
+
+
+# ---- the cache ----
+
+
+@contextmanager
+def _alone(folder: Path, corpus: Corpus, show_progress: bool) -> Iterator[None]:
+    """One process at a time makes this cache. A process that dies gives the lock up."""
+    lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"))
+    with disk_errors(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            if show_progress:
+                waiting = f"waiting for another process that tokenises {corpus.name}"
+                Console(stderr=True).print(waiting)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write_cache(
+    folder: Path,
+    recipe: dict[str, Any],
+    corpus: Corpus,
+    tokenizer: "PreTrainedTokenizerBase",
+    show_progress: bool,
+) -> None:
+    share, seed = recipe["held_out_share"], recipe["seed"]
+    sides = (TRAIN, HELD_OUT) if share else (TRAIN,)
+    dtype, encode = _token_dtype(tokenizer), _encoder(tokenizer)
+    with whole_folder(folder) as partial:
+        with ExitStack() as files, _progress(show_progress) as progress:
+            task = progress.add_task(f"tokenising {corpus.name}", total=None)
+            writers = {side: StreamWriter(partial / side, dtype, files) for side in sides}
+            for texts in _batches(iter_documents(corpus)):
+                documents = [text.encode() for text in texts]
+                for document, token_ids in zip(documents, encode(texts), strict=True):
+                    side = HELD_OUT if share and _is_held_out(document, share, seed) else TRAIN
+                    writers[side].append(token_ids, len(document))
+                progress.advance(task, sum(map(len, documents)))
+        sizes = {side: _open_side(partial, side, corpus, dtype).sizes() for side in sides}
+        meta = recipe | {"dtype": dtype, "streams": sizes}
+        (partial / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_held_out(document: bytes, share: float, seed: int) -> bool:
+    key = seed.to_bytes(16, "little", signed=True)
+    digest = hashlib.blake2b(document, key=key, digest_size=8).digest()
+    return int.from_bytes(digest, "little") < int(share * 2**64)
+
+
+def _progress(show: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), FileSizeColumn())
+    return Progress(
+        *columns,
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=not show,
+    )
+
+
+def _open_cache(folder: Path, corpus: Corpus) -> dict[str, TokenStream] | None:
+    """The streams in a cache folder, or None where it is not there or not whole."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        sizes = meta["streams"]
+        streams = {side: _open_side(folder, side, corpus, meta["dtype"]) for side in sizes}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    whole = all(
+        stream.sizes() == sizes[side] and sizes[side]["last_end"] == stream.num_tokens
+        for side, stream in streams.items()
+    )
+    return streams if whole else None
+
+
+def _open_side(folder: Path, side: str, corpus: Corpus, dtype: str) -> TokenStream:
+    return open_stream(folder / side, corpus.name, corpus.role, dtype)

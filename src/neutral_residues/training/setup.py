@@ -12,9 +12,10 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from neutral_residues.backbone import context_length
 from neutral_residues.config.run import Corpus, RunConfig
+from neutral_residues.data.documents import check_not_the_same
 from neutral_residues.data.mixture import Mixture, Noise
-from neutral_residues.data.token_stream import TokenStream, check_not_the_same, tokenise
-from neutral_residues.data.tokenise import end_of_text_id
+from neutral_residues.data.token_stream import TokenStream
+from neutral_residues.data.tokenise import end_of_text_id, tokenise
 from neutral_residues.errors import UserError
 from neutral_residues.files import default_cache_folder
 from neutral_residues.methods.table import find_method
@@ -89,7 +90,6 @@ def prepare_data(
                 corpus,
                 tokenizer,
                 cache_dir=config.data.cache or default_cache_folder(),
-                num_workers=config.data.workers,
                 held_out_share=held_out_share,
                 show_progress=show_progress,
             )
