@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from neutral_residues.config.choices import BlockGate
 from neutral_residues.errors import UserError
-from neutral_residues.tuner.gated_mlp import Glu, plain_glu
+from neutral_residues.tuner.gated_mlp import GatedMLP, as_gated_mlp
 from neutral_residues.tuner.layer import NeutralResiduesLayer, residue_layers
 from neutral_residues.tuner.neutral import GATES, GatedAdapter
 from neutral_residues.tuner.routing import RoutableModule
@@ -66,21 +66,21 @@ class FusedBlock(nn.Module, RoutableModule):
     bias_in: Tensor | None
     bias_out: Tensor | None
 
-    def __init__(self, glu: Glu, adapters: Mapping[str, GatedAdapter]) -> None:
+    def __init__(self, mlp: GatedMLP, adapters: Mapping[str, GatedAdapter]) -> None:
         super().__init__()
-        self.activation = glu.activation
-        self.width = glu.gate.out_features
+        self.activation = mlp.activation
+        self.width = mlp.gate.out_features
         gates = [a.block_gate for a in adapters.values() if a.block_gate is not None]
-        shared = [glu.gate, glu.up, *gates]
+        shared = [mlp.gate, mlp.up, *gates]
         inner = [linear for a in adapters.values() for linear in (a.gate, a.up)]
-        outer = [glu.down, *(a.down for a in adapters.values())]
+        outer = [mlp.down, *(a.down for a in adapters.values())]
         self.num_shared = 2 * self.width + len(gates)
         self.slots = self._slots(adapters)
         for name, value in {
-            "wide_in": torch.cat(_weights([*shared, *inner], like=glu.gate.weight)),
-            "wide_out": torch.cat(_weights(outer, like=glu.gate.weight), dim=1),
-            "bias_in": _biases(shared, like=glu.gate.weight),
-            "bias_out": _biases([glu.down], like=glu.gate.weight),
+            "wide_in": torch.cat(_weights([*shared, *inner], like=mlp.gate.weight)),
+            "wide_out": torch.cat(_weights(outer, like=mlp.gate.weight), dim=1),
+            "bias_in": _biases(shared, like=mlp.gate.weight),
+            "bias_out": _biases([mlp.down], like=mlp.gate.weight),
         }.items():
             self.register_buffer(name, value, persistent=False)
         self.eval()
@@ -236,10 +236,10 @@ def _fold(model: nn.Module, name: str) -> bool:
     """Replace that block by its fused form, if it has one; the old one is then free to go."""
     layer = model.get_submodule(name)
     assert isinstance(layer, NeutralResiduesLayer)
-    glu = plain_glu(layer.base_layer)
-    if glu is None:
+    mlp = as_gated_mlp(layer.base_layer)
+    if mlp is None:
         return False
-    fused = FusedBlock(glu, {active: layer.adapter(active) for active in layer.active_names()})
+    fused = FusedBlock(mlp, {active: layer.adapter(active) for active in layer.active_names()})
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, fused)
     return True

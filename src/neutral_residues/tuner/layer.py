@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from neutral_residues.errors import UserError
 from neutral_residues.tuner.blocks import activation_module
 from neutral_residues.tuner.config import NeutralResiduesConfig
-from neutral_residues.tuner.gated_mlp import Glu, can_train_frozen, frozen_glu, plain_glu
+from neutral_residues.tuner.frozen_mlp import can_train_frozen, frozen_forward
+from neutral_residues.tuner.gated_mlp import GatedMLP, as_gated_mlp
 from neutral_residues.tuner.neutral import PREFIX, GatedAdapter, Residue
 from neutral_residues.tuner.routing import RoutableModule
 from neutral_residues.tuner.skipping import active_token_indices, can_skip
@@ -114,14 +115,14 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, RoutableModule):
         backward pass (a compiler decides by itself what to keep)."""
         trains = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if trains and not args and not kwargs:
-            glu = self._base_glu
-            if glu is not None and can_train_frozen(self.base_layer, glu, hidden_states):
-                return frozen_glu(glu, hidden_states)
+            mlp = self._base_mlp
+            if mlp is not None and can_train_frozen(self.base_layer, mlp, hidden_states):
+                return frozen_forward(mlp, hidden_states)
         return self.base_layer(hidden_states, *args, **kwargs)
 
     @cached_property
-    def _base_glu(self) -> Glu | None:
-        return plain_glu(self.base_layer)
+    def _base_mlp(self) -> GatedMLP | None:
+        return as_gated_mlp(self.base_layer)
 
     def residue(self, hidden_states: Tensor, name: str) -> Residue:
         """What adapter `name` adds at each token of `hidden_states` (..., D)."""

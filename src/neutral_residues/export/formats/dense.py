@@ -19,7 +19,7 @@ from torch import Tensor
 from neutral_residues.export.formats.remote_code import save_filled
 from neutral_residues.export.parts import Parts
 from neutral_residues.tuner.blocks import backbone_activation
-from neutral_residues.tuner.gated_mlp import Glu, plain_glu
+from neutral_residues.tuner.gated_mlp import GatedMLP, as_gated_mlp
 from neutral_residues.tuner.neutral import GatedAdapter
 
 
@@ -42,8 +42,8 @@ def dense_refusal(parts: Parts) -> str | None:
             return f"only a feed-forward block becomes wider; this adapter runs beside {strange}"
     width = getattr(config, "intermediate_size", None)
     for name, block in parts.ffns.items():
-        glu = plain_glu(block)
-        if glu is None or glu.gate.out_features != width:
+        mlp = as_gated_mlp(block)
+        if mlp is None or mlp.gate.out_features != width:
             return (
                 f"{name} is no gated linear unit of the width in the configuration, so it cannot"
                 " just be wider"
@@ -59,32 +59,32 @@ def write_dense(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
         adapter.width for adapter in parts.adapters
     )
     for place, block in parts.ffns.items() if parts.adapters else ():
-        glu = plain_glu(block)
-        assert glu is not None
+        mlp = as_gated_mlp(block)
+        assert mlp is not None
         beside = [
-            adapter.beside.get(place) or _nothing(glu, adapter.width) for adapter in parts.adapters
+            adapter.beside.get(place) or _nothing(mlp, adapter.width) for adapter in parts.adapters
         ]
-        weights |= {f"{place}.{key}": tensor for key, tensor in _wider(glu, beside).items()}
+        weights |= {f"{place}.{key}": tensor for key, tensor in _wider(mlp, beside).items()}
     save_filled(type(backbone), config, weights, folder, dtype=dtype, like=backbone)
 
 
-def _nothing(glu: Glu, width: int) -> GatedAdapter:
+def _nothing(mlp: GatedMLP, width: int) -> GatedAdapter:
     """An adapter of that width that adds 0."""
-    adapter = GatedAdapter(glu.gate.in_features, width, activation=glu.activation, kind="none")
+    adapter = GatedAdapter(mlp.gate.in_features, width, activation=mlp.activation, kind="none")
     for parameter in adapter.parameters():
         torch.nn.init.zeros_(parameter)
     return adapter
 
 
 @torch.no_grad()
-def _wider(glu: Glu, beside: list[GatedAdapter]) -> dict[str, Tensor]:
+def _wider(mlp: GatedMLP, beside: list[GatedAdapter]) -> dict[str, Tensor]:
     tensors = {
-        "gate_proj.weight": torch.cat([glu.gate.weight, *(a.gate.weight for a in beside)]),
-        "up_proj.weight": torch.cat([glu.up.weight, *(a.up.weight for a in beside)]),
-        "down_proj.weight": torch.cat([glu.down.weight, *(a.down.weight for a in beside)], dim=1),
+        "gate_proj.weight": torch.cat([mlp.gate.weight, *(a.gate.weight for a in beside)]),
+        "up_proj.weight": torch.cat([mlp.up.weight, *(a.up.weight for a in beside)]),
+        "down_proj.weight": torch.cat([mlp.down.weight, *(a.down.weight for a in beside)], dim=1),
     }
     width = sum(a.gate.out_features for a in beside)
-    for name, bias in (("gate_proj", glu.gate.bias), ("up_proj", glu.up.bias)):
+    for name, bias in (("gate_proj", mlp.gate.bias), ("up_proj", mlp.up.bias)):
         if bias is not None:
             tensors[f"{name}.bias"] = torch.cat([bias, bias.new_zeros(width)])
     return tensors

@@ -38,7 +38,7 @@ from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM, Qwen3NextConfig, Q
 
 from neutral_residues.export.formats.remote_code import save_filled
 from neutral_residues.export.parts import Adapter, Parts
-from neutral_residues.tuner.gated_mlp import plain_glu
+from neutral_residues.tuner.gated_mlp import as_gated_mlp
 
 SAME_KEYS = (
     "vocab_size",
@@ -188,8 +188,8 @@ def _adapter_refusal(parts: Parts) -> str | None:
 def _backbone_refusal(stock: Stock, parts: Parts) -> str | None:
     config = parts.backbone.config
     for name, block in parts.ffns.items():
-        glu = plain_glu(block)
-        if glu is None or any(linear.bias is not None for linear in (glu.gate, glu.up, glu.down)):
+        mlp = as_gated_mlp(block)
+        if mlp is None or any(linear.bias is not None for linear in (mlp.gate, mlp.up, mlp.down)):
             return f"its experts are gated linear units without biases; {name} is not"
     if not stock.has_output_bias and any(
         key.endswith("o_proj.bias") for key in parts.backbone.state_dict()
@@ -257,10 +257,10 @@ def _shared_expert(adapter: Adapter, place: str, *, width_in: int) -> dict[str, 
 
 def _old_ffn(block: nn.Module) -> dict[str, Tensor]:
     """The FFN as the only routed expert, and a router whose softmax is over one number."""
-    glu = plain_glu(block)
-    assert glu is not None
+    mlp = as_gated_mlp(block)
+    assert mlp is not None
     return {
-        "experts.gate_up_proj": torch.cat([glu.gate.weight, glu.up.weight]).detach()[None],
-        "experts.down_proj": glu.down.weight.detach()[None],
-        "gate.weight": torch.zeros(1, glu.gate.in_features, dtype=glu.gate.weight.dtype),
+        "experts.gate_up_proj": torch.cat([mlp.gate.weight, mlp.up.weight]).detach()[None],
+        "experts.down_proj": mlp.down.weight.detach()[None],
+        "gate.weight": torch.zeros(1, mlp.gate.in_features, dtype=mlp.gate.weight.dtype),
     }
