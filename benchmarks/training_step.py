@@ -43,11 +43,8 @@ against."""
 
 def config_for(method: str) -> RunConfig:
     corpora = [{"name": role, "role": role, "path": f"{role}.txt"} for role in ("source", "target")]
-    return resolved(
-        make_run(
-            {"model": "unused", "method": method, "output": "unused", "data": {"train": corpora}}
-        )
-    )
+    values = {"model": "unused", "method": method, "output": "unused", "data": {"train": corpora}}
+    return resolved(make_run(values), find_method(method))
 
 
 def backbone_for(arguments: argparse.Namespace, *, dtype: torch.dtype) -> nn.Module:

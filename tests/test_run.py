@@ -25,6 +25,7 @@ from neutral_residues.results.record import Record
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.results.store import find, read_record
 from neutral_residues.run import extend
+from neutral_residues.training.progress import RunProgress
 from neutral_residues.training.trainer import ExtensionTrainer
 from tiny_run import TARGET_WORDS, make_text, run_values, write_run
 
@@ -319,9 +320,11 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
     values = run_values(tmp_path, steps=2)
     folder = RunFolder(tmp_path / "run")
     printed = io.StringIO()
-    with folder.held(on_wait=pytest.fail):
+    with folder.lock(on_wait=pytest.fail):
         thread = threading.Thread(
-            target=extend, args=(make_run(values),), kwargs={"console": Console(file=printed)}
+            target=extend,
+            args=(make_run(values),),
+            kwargs={"progress": RunProgress(Console(file=printed))},
         )
         thread.start()
         deadline = time.monotonic() + 60

@@ -1,5 +1,4 @@
-"""Backbones and tokenizers from a folder or the Hub, and everything that can be wrong with them in
-one line."""
+"""Backbones and tokenizers from a folder or the Hub; whatever is wrong with them is one line."""
 
 import importlib.util
 import warnings
@@ -18,7 +17,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from neutral_residues.config.run import RunConfig
+from neutral_residues.config.run import TrainingSettings
 from neutral_residues.errors import UserError, first_line
 
 Quantised = Literal["int8", "nf4"]
@@ -39,7 +38,7 @@ def load_config(
             if (folder / "adapter_config.json").is_file()
             else "check the path"
         )
-        raise UserError(f"{name} is no model folder", got="no config.json in it", do=do)
+        raise UserError(f"{name} is not a model folder", got="no config.json in it", do=do)
     try:
         config = AutoConfig.from_pretrained(
             name, revision=revision, trust_remote_code=trust_remote_code
@@ -140,8 +139,7 @@ def _quantisation(kind: Quantised, dtype: torch.dtype) -> dict[str, Any]:
             f"{kind} weights need the package bitsandbytes",
             do="pip install 'neutral-residues[quantised]'",
         )
-    # What it says at every product in float32 is so by intent: activations are cast to float16
-    # there.
+    # It warns at every product in float32, where it casts activations to float16: intended.
     warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
     four_bit = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
     config = BitsAndBytesConfig(**four_bit if kind == "nf4" else {"load_in_8bit": True})
@@ -149,7 +147,7 @@ def _quantisation(kind: Quantised, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """The model on `device`; a quantised one is there already, and must not be moved."""
+    """The model on `device`; a quantised one is there already and must not be moved."""
     return model if getattr(model, "is_quantized", False) else model.to(device)
 
 
@@ -167,42 +165,38 @@ def context_length(config: PretrainedConfig) -> int | None:
 
 def pick_device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
-    accelerator = (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    )
-    return accelerator or torch.device("cpu")
+    available = torch.accelerator.is_available()
+    return (torch.accelerator.current_accelerator() if available else None) or torch.device("cpu")
 
 
-def wants_bf16(config: RunConfig, device: torch.device) -> bool:
-    """bfloat16 as set; "auto" takes it on a GPU that has it."""
-    if config.training.precision == "auto":
+def device_name(device: torch.device) -> str:
+    """The name of the GPU, else "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def computes_in_bf16(training: TrainingSettings, device: torch.device) -> bool:
+    """bfloat16 as set; "auto" takes it on a GPU that supports it."""
+    if training.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return config.training.precision == "bfloat16"
-
-
-def frozen_backbone(config: RunConfig, device: torch.device) -> PreTrainedModel:
-    """The run's backbone on `device`, held as weights are that do not train."""
-    dtype, quantised = frozen_precision(config, device)
-    model = load_backbone(
-        config.model,
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-        dtype=dtype,
-        quantised=quantised,
-    )
-    return on_device(model, device)
+    return training.precision == "bfloat16"
 
 
 class FrozenPrecision(NamedTuple):
-    """How weights that do not train are held."""
+    """How weights that do not train are stored."""
 
     dtype: torch.dtype
-    quantised: Quantised | None
+    quantised: Quantised | None = None
 
 
-def frozen_precision(config: RunConfig, device: torch.device) -> FrozenPrecision:
-    """As the run says; "auto" holds them in the precision that is computed in."""
-    held = config.training.frozen_weights
-    bf16 = wants_bf16(config, device) if held not in ("float32", "bfloat16") else held == "bfloat16"
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    return FrozenPrecision(dtype, "int8" if held == "int8" else "nf4" if held == "nf4" else None)
+def frozen_precision(training: TrainingSettings, device: torch.device) -> FrozenPrecision:
+    """As the run file says; "auto" and quantised weights compute in the precision of training."""
+    compute_dtype = torch.bfloat16 if computes_in_bf16(training, device) else torch.float32
+    match training.frozen_weights:
+        case "float32":
+            return FrozenPrecision(torch.float32)
+        case "bfloat16":
+            return FrozenPrecision(torch.bfloat16)
+        case "int8" | "nf4" as quantised:
+            return FrozenPrecision(compute_dtype, quantised)
+        case "auto":
+            return FrozenPrecision(compute_dtype)

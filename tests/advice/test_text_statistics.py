@@ -14,8 +14,8 @@ from neutral_residues.advice.text_statistics import (
     sample_stream,
     text_facts,
 )
+from neutral_residues.data.run_data import RunData
 from neutral_residues.data.token_stream import TokenStream
-from neutral_residues.training.setup import RunData
 from tiny_run import END_OF_TEXT, SOURCE_WORDS, TARGET_WORDS, byte_tokenizer
 
 
@@ -63,8 +63,8 @@ def test_fertility_by_hand() -> None:
     found = text_facts(RunData((stream("fr", "target", ["ab é"] * 5),), (), ()), byte_tokenizer())[
         0
     ]
-    # Two words, four signs and five bytes in a document; six tokens with the end of text.
-    assert (found.tokens_per_word, found.tokens_per_sign, found.bytes_per_sign) == (3.0, 1.5, 1.25)
+    # Two words, four characters and five bytes in a document; six tokens with the end of text.
+    assert (found.tokens_per_word, found.tokens_per_char, found.bytes_per_char) == (3.0, 1.5, 1.25)
     assert (
         text_facts(RunData((stream("zh", "target", ["好" * 40]),), (), ()), byte_tokenizer())[
             0

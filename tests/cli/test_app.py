@@ -211,7 +211,7 @@ def test_folder_that_is_no_model(tmp_path: Path, neutral: Callable[..., tuple[in
     values = run_values(tmp_path)
     (tmp_path / "nothing").mkdir()
     run = write_run(tmp_path, changed(values, "model", str(tmp_path / "nothing")))
-    assert_one_line(neutral("extend", run), "nothing is no model folder", "config.json")
+    assert_one_line(neutral("extend", run), "nothing is not a model folder", "config.json")
 
 
 def test_weights_cut_short(tmp_path: Path, neutral: Callable[..., tuple[int, str]]) -> None:
@@ -311,10 +311,10 @@ def test_evaluate_describe_generate(
     assert code == 0, printed
     assert "new weights" in printed
     code, printed = neutral(
-        "advise", tmp_path / "run.yaml", "--probe-steps", 0, "--output", tmp_path / "advice.json"
+        "advise", tmp_path / "run.yaml", "--trial-steps", 0, "--output", tmp_path / "advice.json"
     )
     assert code == 0, printed
-    assert json.loads((tmp_path / "advice.json").read_text())["recommendations"]
+    assert json.loads((tmp_path / "advice.json").read_text())["texts"]
     assert_one_line(neutral("advise", tmp_path / "run.yaml", "modle=x"), "did you mean 'model'")
 
 

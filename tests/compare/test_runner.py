@@ -1,7 +1,6 @@
 """A comparison from file to records: side by side, failing, interrupted, resumed."""
 
 import io
-import os
 import signal
 import subprocess
 import sys
@@ -14,17 +13,14 @@ import torch
 import yaml
 from rich.console import Console
 
-from neutral_residues.backbone import load_tokenizer
 from neutral_residues.cli.compare import print_outcome
 from neutral_residues.compare.grid import expand
-from neutral_residues.compare.plan import print_plan
 from neutral_residues.compare.runner import compare
 from neutral_residues.config.base import checked
 from neutral_residues.config.comparison import CompareConfig, load_comparison
 from neutral_residues.errors import UserError
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.results.store import find, read_failure
-from neutral_residues.training.setup import prepare_data
 from tiny_run import TARGET_WORDS, make_text, run_values, write_run
 
 
@@ -183,52 +179,3 @@ def test_a_cell_with_other_settings_is_a_failure_not_a_mixture(tmp_path: Path) -
     outcome = compare(comparison(tmp_path, steps=6), console=Console(file=io.StringIO()))
     (reason,) = outcome.failures.values()
     assert "holds another run: training.steps was 4" in reason
-
-
-def test_the_plan_counts_cells_weights_and_disk(tmp_path: Path) -> None:
-    lora = {"method": "lora", "set": {"budget": 0.21}}
-    config = comparison(
-        tmp_path,
-        methods=["finetune", "neutral", lora],
-        learning_rate_factors=[1, 2],
-        seeds=[0, 1, 2],
-        tune=True,
-    )
-    printed = io.StringIO()
-    plans = print_plan(config, console=Console(file=printed, width=160))
-    assert not (tmp_path / "out").exists()
-    by_method = {plan.cell.config.method: plan for plan in plans}
-    assert by_method["finetune"].trained_weights == 37280
-    assert by_method["finetune"].disk_bytes == 4 * 37280
-    assert by_method["neutral"].budget == pytest.approx(0.2, rel=0.02)
-    assert "budget cannot be met" in (by_method["lora"].problem or "")
-    tokens = 4 * 4 * 2 * 32
-    measured = 2 * 2 * (2 * 37280)  # half strides, backbone and extended model
-    run = by_method["finetune"].cell.config
-    evaluated = sum(
-        s.num_tokens
-        for s in prepare_data(run, load_tokenizer(run.model), show_progress=False).evaluate
-    )
-    assert by_method["finetune"].operations == pytest.approx(
-        tokens * 6 * 37280 + evaluated * measured
-    )
-    text = printed.getvalue()
-    # Three methods: the first seed at two rates, and two more seeds at the better one.
-    for part in (
-        "12 cells at most",
-        "0 done, 2 side by side",
-        "cannot run",
-        "disk: about",
-        "time left: about",
-    ):
-        assert part in text, text
-
-
-def test_times_of_finished_cells_are_used(tmp_path: Path) -> None:
-    config = comparison(tmp_path)
-    outcome = compare(config, console=Console(file=io.StringIO()))
-    (plan,) = print_plan(config, console=Console(file=io.StringIO()))
-    (record,) = outcome.records.values()
-    assert plan.done
-    assert plan.seconds == pytest.approx(record.cost.wall_seconds)
-    assert record.cost.threads == max(1, (os.cpu_count() or 1) // 2)

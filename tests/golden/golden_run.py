@@ -17,9 +17,8 @@ import torch
 from peft import AutoPeftModelForCausalLM
 
 from neutral_residues import extend
-from neutral_residues.backbone import load_tokenizer
 from neutral_residues.config.run import make_run
-from neutral_residues.training.setup import make_rows, prepare_data
+from neutral_residues.training.setup import Setup
 from tiny_run import run_values
 
 NUM_ROWS = 16
@@ -31,13 +30,12 @@ def golden_run(folder: Path) -> dict[str, Any]:
     bit."""
     values = run_values(folder) | {"seed": 3}
     values["evaluation"] = values["evaluation"] | {"prompts": ["le "]}
-    config = make_run(values)
-    tokenizer = load_tokenizer(config.model)
-    rows = make_rows(config, prepare_data(config, tokenizer, show_progress=False), tokenizer)
-    record = extend(config)
+    setup = Setup.of(make_run(values))
+    rows = setup.rows
+    record = extend(setup)
     numbers = {(m.name, m.of, m.set, m.layer): m.value for m in record.metrics}
-    model = AutoPeftModelForCausalLM.from_pretrained(config.output / "extension").eval()
-    input_ids = tokenizer(PROMPT, return_tensors="pt").input_ids
+    model = AutoPeftModelForCausalLM.from_pretrained(setup.config.output / "extension").eval()
+    input_ids = setup.tokenizer(PROMPT, return_tensors="pt").input_ids
     with torch.inference_mode():
         logits = model(input_ids=input_ids).logits[0, -1]
     return {

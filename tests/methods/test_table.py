@@ -60,7 +60,7 @@ def logits(model: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_it_begins_as_the_backbone_on_the_budget(folder: Path, name: str) -> None:
-    config = resolved(make_run(method_values(folder, name)))
+    config = resolved(make_run(method_values(folder, name)), find_method(name))
     backbone = load_backbone(config.model, dtype=torch.float32)
     before, count = logits(backbone), WeightCount.of_backbone(backbone)
     model = find_method(name).attach(backbone, config)
@@ -176,7 +176,7 @@ def test_a_weight_average_needs_a_finished_fine_tuning(tmp_path: Path) -> None:
 def test_a_budget_that_no_whole_size_meets_is_refused(
     tmp_path: Path, name: str, nearest: str
 ) -> None:
-    config = resolved(make_run(run_values(tmp_path) | {"method": name, "budget": 0.2}))
+    config = make_run(run_values(tmp_path) | {"method": name, "budget": 0.2})
     backbone = empty_backbone(load_config(config.model))
     with pytest.raises(
         UserError, match=f"budget cannot be met within 2 %.*got 0.2; the nearest .*{nearest}"
@@ -227,29 +227,26 @@ def test_a_row_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_rows_have_recipes_of_their_own(tmp_path: Path) -> None:
     values = run_values(tmp_path) | {"method": "neutral-classifier"}
-    residues = resolved(make_run(values)).residues
+    method = find_method("neutral-classifier")
+    residues = resolved(make_run(values), method).residues
     assert (residues.block_gate, residues.local_loss, residues.local_loss_weight) == (
         "sigmoid",
         "cross_entropy",
         0.1,
     )
-    set_by_hand = resolved(make_run(values | {"residues": {"local_loss_weight": 6.0}}))
+    set_by_hand = resolved(make_run(values | {"residues": {"local_loss_weight": 6.0}}), method)
     assert set_by_hand.residues.local_loss_weight == 6.0
-    assert resolved(set_by_hand) == set_by_hand
+    assert resolved(set_by_hand, method) == set_by_hand
 
 
 def test_the_learning_rate_is_the_one_set_or_the_recipe_for_the_width(tmp_path: Path) -> None:
-    config = make_run(run_values(tmp_path))
-    recipe = find_method("neutral").learning_rate
+    config, method = make_run(run_values(tmp_path)), find_method("neutral")
+    recipe = method.learning_rate
     assert recipe is not None
-    assert learning_rate(config, hidden_size=RECIPE_WIDTH) == pytest.approx(recipe)
-    assert learning_rate(config, hidden_size=4 * RECIPE_WIDTH) == pytest.approx(recipe / 4)
-    assert (
-        learning_rate(
-            make_run(run_values(tmp_path, learning_rate=0.5)), hidden_size=4 * RECIPE_WIDTH
-        )
-        == 0.5
-    )
+    assert learning_rate(config, method, hidden_size=RECIPE_WIDTH) == pytest.approx(recipe)
+    assert learning_rate(config, method, hidden_size=4 * RECIPE_WIDTH) == pytest.approx(recipe / 4)
+    by_hand = make_run(run_values(tmp_path, learning_rate=0.5))
+    assert learning_rate(by_hand, method, hidden_size=4 * RECIPE_WIDTH) == 0.5
 
 
 def test_names_are_unique_and_an_unknown_one_gets_the_nearest() -> None:

@@ -17,6 +17,7 @@ from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.results.store import find
 from neutral_residues.run import extend
+from neutral_residues.training.progress import RunProgress
 from neutral_residues.tuner.layer import residue_layers
 from tiny_run import make_backbone, method_values, run_values
 
@@ -30,7 +31,10 @@ def backbone(tmp_path: Path) -> None:
 
 
 def run(folder: Path, **training: Any) -> Any:
-    return extend(make_run(run_values(folder, learning_rate=0.01, **training)), console=quiet())
+    return extend(
+        make_run(run_values(folder, learning_rate=0.01, **training)),
+        progress=RunProgress(quiet=True),
+    )
 
 
 def quiet() -> Console:
@@ -69,7 +73,8 @@ def test_a_backbone_in_fewer_bits_learns_and_is_measured_as_it_trained(
 def test_lora_works_around_four_bits_too(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     record = extend(
-        make_run(method_values(tmp_path, "lora", frozen_weights="nf4")), console=quiet()
+        make_run(method_values(tmp_path, "lora", frozen_weights="nf4")),
+        progress=RunProgress(quiet=True),
     )
     assert record.cost.new_weights
 
@@ -79,7 +84,7 @@ def test_where_nothing_is_frozen_the_setting_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"frozen_weights has no effect on method finetune.*got nf4; remove it"
     ):
-        extend(make_run(values), console=quiet())
+        extend(make_run(values), progress=RunProgress(quiet=True))
 
 
 def test_without_the_package_that_quantises(
@@ -100,7 +105,7 @@ def test_a_compiled_run_is_the_same_run(tmp_path: Path) -> None:
             run_values(tmp_path, learning_rate=0.01, steps=4, compile=True)
             | {"output": str(tmp_path / "c")}
         ),
-        console=quiet(),
+        progress=RunProgress(quiet=True),
     )
     for set_name in ("fr", "en"):
         a, b = (

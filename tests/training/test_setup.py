@@ -1,38 +1,48 @@
-"""What a run needs before its first step."""
+"""A checked run: its rows, its weights, and what is refused before anything is read."""
 
 from pathlib import Path
 
-from neutral_residues.backbone import load_tokenizer
+import pytest
+
 from neutral_residues.config.run import make_run
-from neutral_residues.training.setup import make_rows, prepare_data
+from neutral_residues.errors import UserError
+from neutral_residues.evaluation.sets import evaluation_sets
+from neutral_residues.training.cost import WeightCount
+from neutral_residues.training.setup import Setup
 from tiny_run import run_values
 
 
 def test_seeds_compare_on_the_same_text(tmp_path: Path) -> None:
-    runs = [make_run(run_values(tmp_path) | {"seed": seed}) for seed in (0, 1)]
-    tokenizer = load_tokenizer(runs[0].model)
-    data = [prepare_data(run, tokenizer, show_progress=False) for run in runs]
-    assert data[0].sets() == data[1].sets()
-    assert {s.use for s in data[0].sets()} == {"evaluate"}
-    orders = [
-        [row["input_ids"].tolist() for row in make_rows(r, d, tokenizer)]
-        for r, d in zip(runs, data, strict=True)
-    ]
+    runs = [Setup.of(make_run(run_values(tmp_path) | {"seed": seed})) for seed in (0, 1)]
+    assert evaluation_sets(runs[0].data) == evaluation_sets(runs[1].data)
+    assert {s.use for s in evaluation_sets(runs[0].data)} == {"evaluate"}
+    orders = [[row["input_ids"].tolist() for row in run.rows] for run in runs]
     assert orders[0] != orders[1]
 
 
 def test_what_a_method_trains_does_not_change_its_rows(tmp_path: Path) -> None:
-    """Every method of a comparison sees the same rows in the same order; noise replaces tokens in
+    """Every method of a comparison reads the same rows in the same order; noise replaces tokens of
     source rows only."""
-    runs = [
-        make_run(run_values(tmp_path) | {"method": method}) for method in ("neutral", "finetune")
-    ]
-    tokenizer = load_tokenizer(runs[0].model)
     rows = [
-        make_rows(run, prepare_data(run, tokenizer, show_progress=False), tokenizer) for run in runs
+        Setup.of(make_run(run_values(tmp_path) | {"method": method})).rows
+        for method in ("neutral", "finetune")
     ]
-    noised = [row["noised"] for row in rows[0]]
-    assert any(noised)
+    assert any(row["noised"] for row in rows[0])
     for one, other in zip(*rows, strict=True):
         assert one["corpus_id"] == other["corpus_id"]
         assert one["noised"] or one["input_ids"].equal(other["input_ids"])
+
+
+@pytest.mark.parametrize("method", ["neutral", "finetune"])
+def test_weights_are_counted_without_loading_them(tmp_path: Path, method: str) -> None:
+    setup = Setup.of(make_run(run_values(tmp_path) | {"method": method}))
+    backbone = setup.backbone(frozen=True)
+    weights = WeightCount.of_backbone(backbone)
+    assert setup.weights == weights.with_model(setup.method.attach(backbone, setup.config))
+
+
+def test_a_budget_that_cannot_be_met_is_refused_before_the_texts_are_read(tmp_path: Path) -> None:
+    values = run_values(tmp_path)
+    (tmp_path / "fr.jsonl").unlink()
+    with pytest.raises(UserError, match="budget"):
+        Setup.of(make_run(values | {"budget": 1e-6}))

@@ -1,16 +1,12 @@
-"""What can be said of the texts of a run before it starts, without its model or with one short look
-at it.
+"""Statistics of a run's texts, from samples of their tokens.
 
-Texts are looked at through their tokens: documents drawn at random (seeded, each cut to
-`DOCUMENT_TOKENS`), turned back into text. Sizes:
+    fertility    tokens per word where spaces separate words, and per character
+    distance     Jensen-Shannon divergence of token frequencies, in bits: 0 for the same text, at most 1. Small samples
+                 differ by chance, so it is compared with two parts of the replay corpus and with the target, all in
+                 samples of one size
 
-    fertility    tokens per word, where blanks separate words, else per sign
-    distance     Jensen-Shannon divergence of how often each token occurs, in bits: 0 for the same text, at most 1.
-                 Small samples differ by chance, so it is held against two parts of the replay corpus (0 on the scale)
-                 and against the target (1 on the scale), all in samples of one size
-
-"Replay" is training text of the source side. Nothing here draws from torch's or Python's random
-state.
+Samples are documents drawn at random, each cut to `DOCUMENT_TOKENS`. "Replay" is training text of
+the source. The random numbers are a generator's own: no global state changes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from neutral_residues.advice.repetition import check_corpus, separates_words
+from neutral_residues.advice.repetition import find_repetition
 from neutral_residues.advice.rules import (
     CorpusFacts,
     DistanceFacts,
@@ -28,68 +24,64 @@ from neutral_residues.advice.rules import (
     Use,
     warnings,
 )
-from neutral_residues.config.run import RunConfig
+from neutral_residues.data.run_data import RunData
 from neutral_residues.data.token_stream import TokenStream
-from neutral_residues.training.setup import RunData, tokens_per_step
+from neutral_residues.training.setup import Setup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SEED = 0
 DOCUMENT_TOKENS = 1024
-"""So much of a document is looked at: one book must not stand for a corpus."""
+"""Tokens of a document that are looked at: one book must not stand for a corpus."""
 FERTILITY_TOKENS = 50_000
 DISTANCE_TOKENS = 20_000
 CHECKED_BYTES = 2 * 2**20
-"""So much text of each corpus, from its beginning, is searched for repetition: about a second."""
+"""Text of each corpus, from its beginning, that is searched for repetition."""
+SPACES_PER_CHAR = 1 / 15
+"""Words per character, at least, where spaces separate words: Finnish has 1/9, Thai and Chinese far
+fewer."""
 
 
-def text_warnings(
-    config: RunConfig, data: RunData, tokenizer: "PreTrainedTokenizerBase"
-) -> list[str]:
-    """What the texts alone warn of: no model is needed."""
+def text_warnings(setup: Setup) -> list[str]:
+    """Warnings from the texts alone; no model is run."""
+    data, tokenizer = setup.data, setup.tokenizer
     texts, corpora = text_facts(data, tokenizer), corpus_facts(data, tokenizer)
-    return warnings(
-        config, texts, corpora, distances(data), tokens_per_step=tokens_per_step(config)
-    )
+    return warnings(setup.config, texts, corpora, distances(data), num_tokens=setup.num_tokens)
 
 
 def text_facts(data: RunData, tokenizer: "PreTrainedTokenizerBase") -> list[TextFacts]:
     """Sizes and fertility of every text of a run."""
-    uses: tuple[tuple[Use, tuple[TokenStream, ...]], ...] = (
-        ("train", data.train),
-        ("evaluate", data.evaluate),
-        ("validate", data.validate),
-    )
-    return [_facts(stream, use, tokenizer) for use, streams in uses for stream in streams]
+    uses: dict[Use, tuple[TokenStream, ...]] = {
+        "train": data.train,
+        "evaluate": data.evaluate,
+        "validate": data.validate,
+    }
+    return [_facts(stream, use, tokenizer) for use, streams in uses.items() for stream in streams]
 
 
 def corpus_facts(data: RunData, tokenizer: "PreTrainedTokenizerBase") -> list[CorpusFacts]:
-    """What each training corpus holds twice."""
-    found = []
-    for stream in data.train:
-        check = check_corpus(list(_first_texts(stream, tokenizer)))
-        found.append(
-            CorpusFacts(
-                name=stream.name,
-                role=stream.role,
-                checked_documents=check.num_documents,
-                checked_bytes=check.num_bytes,
-                duplicate_share=check.duplicate_share,
-                near_duplicate_share=check.near_duplicate_share,
-                boilerplate_share=check.boilerplate_share,
-                boilerplate=[
-                    RepeatedLine(text=line[:100], num_documents=n)
-                    for line, n in check.most_repeated
-                ],
-            )
-        )
-    return found
+    """What is repeated in each training corpus."""
+    return [_repetition(stream, tokenizer) for stream in data.train]
+
+
+def _repetition(stream: TokenStream, tokenizer: "PreTrainedTokenizerBase") -> CorpusFacts:
+    found = find_repetition(list(_first_texts(stream, tokenizer)))
+    return CorpusFacts(
+        name=stream.name,
+        role=stream.role,
+        checked_documents=found.num_documents,
+        checked_bytes=found.num_bytes,
+        duplicate_share=found.duplicate_share,
+        repeated_line_share=found.repeated_line_share,
+        repeated_lines=[
+            RepeatedLine(text=line[:100], num_documents=n) for line, n in found.most_repeated
+        ],
+    )
 
 
 def distances(data: RunData) -> list[DistanceFacts]:
-    """How far the replay corpora are from each source set; empty without replay, target or source
-    sets."""
+    """How far replay is from each source set; empty without replay, target or source sets."""
     replay = [stream for stream in data.train if stream.role == "source"]
     target = [stream for stream in data.train if stream.role == "target"]
     tests = [stream for stream in data.evaluate if stream.role == "source"]
@@ -126,7 +118,7 @@ def jensen_shannon_bits(p_V: NDArray[np.float64], q_V: NDArray[np.float64]) -> f
 def sample_stream(
     stream: TokenStream, num_tokens: int, tokenizer: "PreTrainedTokenizerBase"
 ) -> TokenStream:
-    """About so many tokens of a stream, from documents all over it, as a stream of its own."""
+    """About `num_tokens` tokens from documents all over a stream, as a stream of its own."""
     documents = _sample([stream], num_tokens)
     sizes = [len(_text(document, tokenizer).encode()) for document in documents]
     ends = np.cumsum([len(document) for document in documents])
@@ -138,8 +130,8 @@ def sample_stream(
 def _facts(stream: TokenStream, use: Use, tokenizer: "PreTrainedTokenizerBase") -> TextFacts:
     documents = _sample([stream], FERTILITY_TOKENS)
     texts = [_text(document, tokenizer) for document in documents]
-    tokens, signs = sum(map(len, documents)), max(1, sum(map(len, texts)))
-    words = sum(len(text.split()) for text in texts) if separates_words(texts) else 0
+    tokens, chars = sum(map(len, documents)), max(1, sum(map(len, texts)))
+    words = sum(len(text.split()) for text in texts)
     return TextFacts(
         name=stream.name,
         role=stream.role,
@@ -147,20 +139,20 @@ def _facts(stream: TokenStream, use: Use, tokenizer: "PreTrainedTokenizerBase") 
         num_documents=stream.num_documents,
         num_tokens=stream.num_tokens,
         num_bytes=stream.num_bytes,
-        tokens_per_sign=tokens / signs,
-        tokens_per_word=tokens / words if words else None,
-        bytes_per_sign=sum(len(text.encode()) for text in texts) / signs,
+        tokens_per_char=tokens / chars,
+        tokens_per_word=tokens / words if words >= chars * SPACES_PER_CHAR else None,
+        bytes_per_char=sum(len(text.encode()) for text in texts) / chars,
     )
 
 
 def _sample(streams: Sequence[TokenStream], num_tokens: int) -> list[NDArray[np.int64]]:
-    """Beginnings of documents drawn at random from all streams, until there are so many tokens; at
-    least one."""
-    places = np.array(
-        [(s, d) for s, stream in enumerate(streams) for d in _draw(stream.num_documents)]
+    """Beginnings of documents drawn at random from all streams, `num_tokens` tokens or a little
+    more; at least one document."""
+    documents = np.array(
+        [(s, d) for s, stream in enumerate(streams) for d in _candidates(stream.num_documents)]
     )
     found: list[NDArray[np.int64]] = []
-    for s, d in places[np.random.default_rng(SEED).permutation(len(places))]:
+    for s, d in documents[np.random.default_rng(SEED).permutation(len(documents))]:
         found.append(_document(streams[s], int(d))[:DOCUMENT_TOKENS].astype(np.int64))
         num_tokens -= len(found[-1])
         if num_tokens <= 0:
@@ -168,8 +160,8 @@ def _sample(streams: Sequence[TokenStream], num_tokens: int) -> list[NDArray[np.
     return found
 
 
-def _draw(num_documents: int, most: int = 20_000) -> NDArray[np.int64]:
-    """Places to draw from: all, or of a large corpus so many, evenly spread."""
+def _candidates(num_documents: int, most: int = 20_000) -> NDArray[np.int64]:
+    """Document numbers to draw from: all, or `most` evenly spread ones."""
     return np.unique(np.linspace(0, num_documents - 1, min(num_documents, most)).astype(np.int64))
 
 
@@ -188,8 +180,8 @@ def _first_texts(stream: TokenStream, tokenizer: "PreTrainedTokenizerBase") -> I
         size = int(stream.document_bytes[document])
         if left <= 0:
             return
-        # Of a document larger than what is left the beginning is enough: a copy of it begins alike.
-        whole = _document(stream, document)
-        part = whole if size <= left else whole[: max(1, len(whole) * left // size)]
+        # The beginning of a document larger than what is left is enough: its copy begins alike.
+        tokens = _document(stream, document)
+        part = tokens if size <= left else tokens[: max(1, len(tokens) * left // size)]
         left -= size
         yield _text(part, tokenizer)

@@ -1,7 +1,7 @@
-"""The command line `neutral`: thin. What a command needs is imported inside it, so that `--help` is
-instant.
+"""The command line `neutral`: declares commands. What a command needs is imported inside it, so that
+`--help` is instant.
 
-Errors that a user can mend are one line on standard error and exit code 2; Ctrl-C is 130.
+Errors caused by user input are one line on standard error and exit code 2; Ctrl-C is 130.
 """
 
 import sys
@@ -38,20 +38,15 @@ def extend(
     run: RunFile,
     overrides: Overrides = None,
     advice: Annotated[
-        bool, typer.Option(help="Look at the texts first and warn; a few seconds.")
+        bool, typer.Option(help="Check the texts of a new run first, and warn; a few seconds.")
     ] = True,
 ) -> None:
     """Train an extension as the run file says; the same command resumes it."""
     _quiet()
-    from neutral_residues.cli.tables import print_summary
+    from neutral_residues.cli.extend import extend_run
     from neutral_residues.config.run import load_run
-    from neutral_residues.run import extend as extend_
-    from neutral_residues.training.setup import is_first_rank
 
-    config = load_run(run, tuple(overrides or ()))
-    record = extend_(config, advice=advice)
-    if is_first_rank():
-        print_summary(record, config.output)
+    extend_run(load_run(run, tuple(overrides or ())), advice=advice)
 
 
 @app.command()
@@ -66,7 +61,7 @@ def compare(
         ),
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Print cells, cost and disk, and start nothing.")
+        bool, typer.Option("--plan", help="Print cells, time and disk, and run none of the cells.")
     ] = False,
 ) -> None:
     """Run every method on the same budget, rows and evaluation; the same command resumes it."""
@@ -74,12 +69,11 @@ def compare(
     from neutral_residues.config.comparison import load_comparison
 
     config = load_comparison(comparison, tuple(overrides or ()))
-    if plan:
-        from neutral_residues.compare.plan import print_plan
+    from neutral_residues.cli.compare import print_outcome, print_plan
 
+    if plan:
         print_plan(config)
         return
-    from neutral_residues.cli.compare import print_outcome
     from neutral_residues.compare.runner import compare as compare_
 
     outcome = compare_(config)
@@ -101,26 +95,25 @@ def methods() -> None:
 def describe(run: RunFile, overrides: Overrides = None) -> None:
     """Print what a run would do (weights, tokens, steps, memory, disk) without training."""
     _quiet()
-    from neutral_residues.cli.describe import describe as describe_
+    from neutral_residues.cli.describe import print_description
     from neutral_residues.config.run import load_run
 
-    describe_(load_run(run, tuple(overrides or ())))
+    print_description(load_run(run, tuple(overrides or ())))
 
 
 @app.command()
 def advise(
     run: RunFile,
     overrides: Overrides = None,
-    probe_steps: Annotated[int, typer.Option(help="Real steps to try; 0 tries none.")] = 20,
+    trial_steps: Annotated[int, typer.Option(help="Real steps to try; 0 tries none.")] = 20,
     output: Annotated[Path | None, typer.Option(help="Where to write the advice (JSON).")] = None,
 ) -> None:
-    """Look at a run's texts, its backbone and a few of its steps, and say what to expect and what
-    to set."""
+    """Estimate a run's cost and flag problems of its texts before training."""
     _quiet()
-    from neutral_residues.advice.advise import advise as advise_
+    from neutral_residues.cli.advise import advise_run
     from neutral_residues.config.run import load_run
 
-    advise_(load_run(run, tuple(overrides or ())), probe_steps=probe_steps, output=output)
+    advise_run(load_run(run, tuple(overrides or ())), trial_steps=trial_steps, output=output)
 
 
 @app.command()
@@ -143,12 +136,12 @@ def evaluate(
         str | None,
         typer.Option(
             help=(
-                "Tasks and suites, set off by commas: quick, minimal-pairs-fr, cloze, paper-fr,"
+                "Tasks and suites, comma-separated: quick, minimal-pairs-fr, cloze, paper-fr,"
                 " arc_fr, ..."
             )
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only so many items of each task.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Items of each task, at most.")] = None,
     task_data: Annotated[
         Path | None, typer.Option(help="Folder with minimal pairs, for example clams.fr.jsonl.gz.")
     ] = None,
@@ -174,7 +167,7 @@ def evaluate(
 @app.command()
 def generate(
     folder: Folder,
-    prompt: Annotated[str, typer.Argument(help="The text to go on from.", show_default=False)],
+    prompt: Annotated[str, typer.Argument(help="Prompt to complete.", show_default=False)],
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to add.")] = 60,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[
@@ -182,7 +175,7 @@ def generate(
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the sampling; the same for both.")] = 0,
 ) -> None:
-    """Answer a prompt with the backbone and with the extension, side by side."""
+    """Complete a prompt with the backbone and with the extended model, side by side."""
     _quiet()
     from neutral_residues.cli.generate import generate_folder
 
@@ -261,7 +254,7 @@ def demo(
 
 
 def _quiet() -> None:
-    """Progress bars and warnings of the libraries below would cover our own display."""
+    """Turn off the libraries' progress bars and warnings: they would cover our own display."""
     import logging
     import os
     import warnings
@@ -279,7 +272,7 @@ def _quiet() -> None:
 
 
 def main() -> None:
-    """Entry point: turns what a user can mend into one line."""
+    """Entry point: turns errors caused by user input into one line."""
     try:
         app()
     except UserError as error:

@@ -9,6 +9,7 @@ from rich.progress import Progress
 from neutral_residues.backbone import pick_device
 from neutral_residues.cli.tables import print_few_tokens, sides_table, tasks_table
 from neutral_residues.config.run import Corpus, EvaluationSettings, RunConfig
+from neutral_residues.data.run_data import RunData
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.data.tokenise import end_of_text_id, tokenise, tokenizer_key
 from neutral_residues.errors import UserError
@@ -16,6 +17,7 @@ from neutral_residues.evaluation.breakdown import breakdowns
 from neutral_residues.evaluation.evaluate import evaluate
 from neutral_residues.evaluation.metrics import SetScore, metrics
 from neutral_residues.evaluation.saved import Saved, load_saved
+from neutral_residues.evaluation.sets import evaluation_set
 from neutral_residues.evaluation.tasks.cache import weights_key
 from neutral_residues.evaluation.tasks.runner import (
     TaskPlan,
@@ -28,7 +30,6 @@ from neutral_residues.results.record import VERSION, Record, TaskScore
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.results.store import provenance, read_record, write_record
 from neutral_residues.training.progress import TaskDisplay
-from neutral_residues.training.setup import evaluation_set, prepare_data
 
 DEFAULT_CONTEXT_TOKENS = 512
 
@@ -149,7 +150,7 @@ def _record(
         kind="evaluate",
         method=run.method if run else "neutral",
         metrics=metrics(scores),
-        sets=[evaluation_set(stream, "evaluate") for stream in streams],
+        sets=[evaluation_set(stream) for stream in streams],
         breakdowns=breakdowns(scores, streams, saved.tokenizer),
         provenance=provenance(
             seed=None, device=pick_device().type, tokenizer_key=tokenizer_key(saved.tokenizer)
@@ -232,9 +233,8 @@ def _streams(
         raise UserError(
             "nothing to measure", do="add --set source:NAME=FILE and --set target:NAME=FILE"
         )
-    return list(
-        prepare_data(saved.config, saved.tokenizer, show_progress=console.is_terminal).evaluate
-    )
+    data = RunData.of(saved.config.data, saved.tokenizer, show_progress=console.is_terminal)
+    return list(data.evaluate)
 
 
 def _corpus(text: str) -> Corpus:

@@ -163,11 +163,12 @@ def _group(
     config: CompareConfig, run: str, values: dict[str, Any], method: Method
 ) -> Iterator[Cell]:
     """The cells of one group: learning rates x seeds."""
-    first = resolved(make_run({**values, "output": "unused"}))
-    derived = method.learning_rate is None
-    trained = first.model_copy(update={"method": DERIVED_FROM}) if derived else first
+    first = resolved(make_run({**values, "output": "unused"}), method)
+    derived = not method.trains_any
     own_rate = learning_rate(
-        trained, hidden_size=_width(first.model, first.revision, first.trust_remote_code)
+        first,
+        find_method(DERIVED_FROM) if derived else method,
+        hidden_size=_width(first.model, first.revision, first.trust_remote_code),
     )
     label = (first.label or method.name).replace(":", ".")
     sizes, share = _sizes(first, method), f"p{first.data.source_share:g}"
@@ -185,7 +186,7 @@ def _group(
                     "averaging.finetuned",
                     str(config.output / CELLS / run / DERIVED_FROM / ending),
                 )
-            yield Cell(name, resolved(make_run(cell)), group, factor, made_of)
+            yield Cell(name, resolved(make_run(cell), method), group, factor, made_of)
 
 
 def _sizes(config: RunConfig, method: Method) -> list[str]:

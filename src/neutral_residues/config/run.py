@@ -275,6 +275,11 @@ class RunConfig(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
 
     @property
+    def hub_options(self) -> dict[str, Any]:
+        """Keyword arguments for everything that is loaded under the name `model`."""
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+    @property
     def context_tokens(self) -> int:
         return self.evaluation.context_tokens or self.data.block_tokens
 

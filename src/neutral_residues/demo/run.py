@@ -17,6 +17,7 @@ from neutral_residues.report.build import write_report
 from neutral_residues.report.figures import draw_trade_off
 from neutral_residues.results.record import Record
 from neutral_residues.run import extend
+from neutral_residues.training.progress import RunProgress
 
 DEMO_DATA = Path(__file__).parent / "data"
 METHODS = {"neutral": "neutral residues", "finetune": "plain fine-tuning"}
@@ -109,7 +110,8 @@ def run_demo(
     )
     records = {
         title: extend(
-            demo_config(m, output, steps=steps, test_documents=test_documents), console=console
+            demo_config(m, output, steps=steps, test_documents=test_documents),
+            progress=RunProgress(console),
         )
         for m, title in METHODS.items()
     }

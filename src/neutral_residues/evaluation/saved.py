@@ -99,7 +99,7 @@ def _load_adapter(
 def _backbone(name: str, config: RunConfig | None, dtype: torch.dtype) -> nn.Module:
     """In `dtype`, but quantised where it was in training: another backbone would be measured
     otherwise."""
-    quantised = frozen_precision(config, pick_device()).quantised if config else None
+    quantised = frozen_precision(config.training, pick_device()).quantised if config else None
     model = load_backbone(
         name,
         revision=config.revision if config else None,

@@ -78,6 +78,11 @@ class Method:
     def has_budget(self) -> bool:
         return bool(self.size)
 
+    @property
+    def trains_any(self) -> bool:
+        """Whether there is anything to train."""
+        return self.learning_rate is not None
+
 
 def _attach_neutral(model: PreTrainedModel, config: RunConfig) -> nn.Module:
     return _attach_residues(model, config, block_gate=config.residues.block_gate)
@@ -334,7 +339,7 @@ def _own_row(path: str) -> Method:
     return row
 
 
-def resolved(config: RunConfig) -> RunConfig:
+def resolved(config: RunConfig, method: Method) -> RunConfig:
     """The run with its method's own settings filled in, after checking that no setting is without
     effect.
 
@@ -342,7 +347,6 @@ def resolved(config: RunConfig) -> RunConfig:
         UserError: for a setting that the method has no use for, or that contradicts what makes it
             what it is.
     """
-    method = find_method(config.method)
     changes: dict[str, dict[str, Any]] = {}
     for key, value in {**method.recipe, **method.fixed}.items():
         section, name = key.split(".")
@@ -396,9 +400,9 @@ def _default(section: str, name: str) -> Any:
     return getattr(RunConfig.model_fields[section].default, name)
 
 
-def learning_rate(config: RunConfig, *, hidden_size: int) -> float:
+def learning_rate(config: RunConfig, method: Method, *, hidden_size: int) -> float:
     """The run's peak learning rate: as set, or the method's recipe scaled to the backbone's
     width."""
     if config.training.learning_rate is not None:
         return config.training.learning_rate
-    return (find_method(config.method).learning_rate or 0.0) * RECIPE_WIDTH / hidden_size
+    return (method.learning_rate or 0.0) * RECIPE_WIDTH / hidden_size

@@ -76,8 +76,8 @@ class RunFolder:
         else:
             check_free(self.path, but=(LOCK, self.failure.name))
 
-    def claim(self, config: RunConfig) -> None:
-        """Make the folder this run's own by writing the resolved configuration into it.
+    def write_config(self, config: RunConfig) -> None:
+        """Reserve the folder for this run by writing the resolved configuration into it.
 
         Raises:
             UserError: as `check`, or if it cannot be written.
@@ -87,8 +87,8 @@ class RunFolder:
             write_text(self.config, dump_run(config))
 
     @contextmanager
-    def held(self, *, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Within the block no other process works in the folder; one that does is waited for.
+    def lock(self, *, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Within the block no other process works in the folder; waits for one that does.
 
         Args:
             on_wait: called once if there is one.

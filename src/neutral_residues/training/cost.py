@@ -1,5 +1,4 @@
-"""What a run costs: weights, memory, disk. Counted where it can be counted, estimated where it says
-so."""
+"""What a run costs: weights, memory, disk; counted, or estimated where it says so."""
 
 import resource
 import sys
@@ -72,20 +71,17 @@ class WeightCount:
         """Rough estimate of what training adds at its peak: weights, AdamW, activations of one
         forward pass, logits.
 
-        Activations are counted as 14 model widths and 4 FFN widths a token and layer, logits three
-        times in float32. What a method keeps of its own (LoRA's inputs and updates), kernels and
-        the allocator add to it: it can be a third of the whole too low (LAB.md). `probe.py`
-        measures instead.
+        Activations are counted as 14 model widths and 4 FFN widths per token and layer, logits
+        three times in float32. What a method stores of its own, kernels and the allocator add to
+        it: it can be a third too low (LAB.md). A trial run measures instead.
         """
         frozen = self.num_backbone_weights + self.num_new_weights - self.num_trained_weights
         weights = frozen * (2 if bf16 else 4) + self.num_trained_weights * ADAM_BYTES_PER_WEIGHT
         tokens = config.training.batch_rows * config.data.block_tokens
         hidden = model_config.hidden_size
-        per_layer = 14 * hidden + 4 * (
-            getattr(model_config, "intermediate_size", None) or 4 * hidden
-        )
+        ffn = getattr(model_config, "intermediate_size", None) or 4 * hidden
         layers = 1 if config.training.gradient_checkpointing else model_config.num_hidden_layers
-        activations = tokens * layers * per_layer * (2 if bf16 else 4)
+        activations = tokens * layers * (14 * hidden + 4 * ffn) * (2 if bf16 else 4)
         return weights + activations + tokens * model_config.vocab_size * 4 * 3
 
     def checkpoint_bytes(self) -> int:

@@ -1,5 +1,4 @@
-"""What a person sees while a run goes on: a live panel on a terminal, plain lines anywhere else. No
-torch."""
+"""The progress of a run: a live panel on a terminal, plain lines anywhere else. No torch."""
 
 import time
 from collections.abc import Mapping
@@ -18,6 +17,28 @@ from rich.progress import (
 from rich.table import Table
 
 from neutral_residues.results.record import TaskScore
+
+
+class RunProgress:
+    """Where a run reports its progress.
+
+    Args:
+        console: where to print; default: standard error.
+        quiet: print nothing.
+    """
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self.console = console or Console(stderr=True, quiet=quiet)
+
+    def say(self, line: str) -> None:
+        """Print one line."""
+        self.console.print(line, highlight=False, markup=False)
+
+    def training(self, title: str, *, total_steps: int, tokens_per_step: int) -> "TrainingDisplay":
+        """A display for the training itself; enter it."""
+        return TrainingDisplay(
+            self.console, title=title, total_steps=total_steps, tokens_per_step=tokens_per_step
+        )
 
 
 class TrainingDisplay:

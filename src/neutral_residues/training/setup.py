@@ -1,71 +1,205 @@
-"""What a run needs before its first step: texts as tokens, rows in their order, ranks,
-precision."""
+"""A checked run: what training, describing, planning and advising all start from.
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+    Setup.of(config)     every check that needs neither the texts nor the weights, in seconds
+    setup.data           the texts as tokens, tokenised when first asked for
+    setup.rows           the training rows in their order
+    setup.backbone(...)  the weights
+
+A method, a tokenizer and a device are objects from here on; nothing looks them up a second time.
+"""
+
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 
-from neutral_residues.backbone import context_length
-from neutral_residues.config.run import Corpus, RunConfig
-from neutral_residues.data.documents import check_not_the_same
+from neutral_residues.backbone import (
+    computes_in_bf16,
+    context_length,
+    empty_backbone,
+    frozen_precision,
+    load_backbone,
+    load_config,
+    load_tokenizer,
+    on_device,
+    pick_device,
+)
+from neutral_residues.config.run import RunConfig, TrainingSettings
 from neutral_residues.data.mixture import Mixture, Noise
-from neutral_residues.data.token_stream import TokenStream
-from neutral_residues.data.tokenise import end_of_text_id, tokenise
-from neutral_residues.errors import UserError
-from neutral_residues.files import default_cache_folder
-from neutral_residues.methods.table import find_method
-from neutral_residues.results.record import EvaluationSet
+from neutral_residues.data.run_data import RunData
+from neutral_residues.data.tokenise import end_of_text_id
+from neutral_residues.errors import UserError, first_line
+from neutral_residues.evaluation.generate import check_prompt
+from neutral_residues.methods.table import Method, find_method, learning_rate, resolved
+from neutral_residues.training.cost import WeightCount
+
+SAMPLE_TOKENS = 60
+"""Tokens added to each prompt at the end of a run."""
 
 
-@dataclass(frozen=True)
-class RunData:
-    """Token streams of a run."""
+def ranks() -> PartialState:
+    """This process among the ranks that torchrun or accelerate started."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
-    train: tuple[TokenStream, ...]
-    evaluate: tuple[TokenStream, ...]
-    validate: tuple[TokenStream, ...]
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """A run that was checked; make it with `Setup.of`.
+
+    Attributes:
+        config: the run with its method's own settings filled in.
+        method: the row of the table of methods.
+        model_config: the backbone's configuration.
+        tokenizer: the backbone's tokenizer.
+        end_of_text: id of the token that ends a document.
+        weights: counted on a model without data.
+        device: where the model goes.
+        show_progress: whether tokenising shows a progress bar.
+    """
+
+    config: RunConfig
+    method: Method
+    model_config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    end_of_text: int
+    weights: WeightCount
+    device: torch.device
+    show_progress: bool = False
+
+    @classmethod
+    def of(cls, config: RunConfig, *, show_progress: bool = False) -> "Setup":
+        """Check everything that can be checked before the texts are read and the weights loaded.
+
+        Raises:
+            UserError: for whatever the user can correct.
+        """
+        method = find_method(config.method)
+        config = resolved(config, method)
+        _check_trackers(config.training)
+        model_config = load_config(config.model, **config.hub_options)
+        _check_context(config, model_config)
+        tokenizer = load_tokenizer(config.model, **config.hub_options)
+        end_of_text = end_of_text_id(tokenizer)
+        for prompt in config.evaluation.prompts:
+            check_prompt(model_config, tokenizer, prompt, max_new_tokens=SAMPLE_TOKENS)
+        return cls(
+            config=config,
+            method=method,
+            model_config=model_config,
+            tokenizer=tokenizer,
+            end_of_text=end_of_text,
+            weights=_count_weights(config, method, model_config),
+            device=pick_device(),
+            show_progress=show_progress,
+        )
 
     @property
-    def while_training(self) -> tuple[TokenStream, ...]:
-        """What is measured on the way."""
-        return self.validate or self.evaluate
+    def hidden_size(self) -> int:
+        """Width of the backbone."""
+        return int(self.model_config.get_text_config().hidden_size)
 
-    def sets(self) -> list[EvaluationSet]:
-        """For the record."""
-        evaluated = [evaluation_set(stream, "evaluate") for stream in self.evaluate]
-        return evaluated + [evaluation_set(stream, "validate") for stream in self.validate]
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate."""
+        return learning_rate(self.config, self.method, hidden_size=self.hidden_size)
 
+    @property
+    def local_loss_weight(self) -> float:
+        """alpha; 0 for a method without a local loss."""
+        return self.config.residues.local_loss_weight if self.method.has_local_loss else 0.0
 
-def evaluation_set(stream: TokenStream, use: str) -> EvaluationSet:
-    """What a record says of a text that was measured; `use` is "evaluate" or "validate"."""
-    sizes = {
-        "num_bytes": stream.num_bytes,
-        "num_tokens": stream.num_tokens,
-        "num_documents": stream.num_documents,
-    }
-    return EvaluationSet.model_validate(
-        {
-            "name": stream.name,
-            "role": stream.role,
-            "use": use,
-            "key": stream.content_hash(),
-            **sizes,
+    @property
+    def bf16(self) -> bool:
+        """Whether training computes in bfloat16."""
+        return computes_in_bf16(self.config.training, self.device)
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of one optimiser step, on all ranks."""
+        training = self.config.training
+        return training.batch_rows * training.accumulation * ranks().num_processes
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimiser step, on all ranks."""
+        return self.rows_per_step * self.config.data.block_tokens
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the whole training reads."""
+        return self.tokens_per_step * self.config.training.steps
+
+    @cached_property
+    def data(self) -> RunData:
+        """The texts as tokens; the main process fills the cache and the others read it."""
+        with ranks().main_process_first():
+            return RunData.of(self.config.data, self.tokenizer, show_progress=self.show_progress)
+
+    @cached_property
+    def rows(self) -> Mixture:
+        """All rows of the run, in their fixed order; noised ones only where a local loss uses
+        them."""
+        config = self.config
+        noise = Noise(config.residues.source_noise, len(self.tokenizer), self.end_of_text)
+        return Mixture(
+            self.data.train,
+            block_tokens=config.data.block_tokens,
+            source_share=config.data.source_share,
+            num_rows=config.training.steps * self.rows_per_step,
+            seed=config.seed,
+            noise=noise if self.local_loss_weight > 0 else None,
+        )
+
+    def prepare(self) -> None:
+        """Tokenise the texts and lay out the rows: whatever they raise is raised now."""
+        _ = self.rows if self.method.trains_any else self.data
+
+    def backbone(self, *, frozen: bool) -> PreTrainedModel:
+        """The backbone's weights on the device: frozen ones in the precision that the run file
+        sets, trained ones in float32 (autocast casts them)."""
+        config, dtype, quantised = self.config, torch.float32, None
+        if frozen:
+            dtype, quantised = frozen_precision(config.training, self.device)
+        model = load_backbone(config.model, **config.hub_options, dtype=dtype, quantised=quantised)
+        return on_device(model, self.device)
+
+    def model(self) -> torch.nn.Module:
+        """The model to train, initialised from the run's seed."""
+        set_seed(self.config.seed)
+        backbone = self.backbone(frozen=self.method.keeps_backbone)
+        return self.method.attach(backbone, self.config)
+
+    @property
+    def evaluation_options(self) -> dict[str, Any]:
+        """Keyword arguments of `evaluate`."""
+        return {
+            "end_of_text": self.end_of_text,
+            "context_tokens": self.config.context_tokens,
+            "stride_tokens": self.config.stride_tokens,
+            "batch_rows": self.config.evaluation.batch_rows,
         }
-    )
 
 
-def check_context(config: RunConfig, model_config: PretrainedConfig) -> None:
-    """Raise if a row or window is longer than the model can read."""
+def _count_weights(
+    config: RunConfig, method: Method, model_config: PretrainedConfig
+) -> WeightCount:
+    """Attaches the method to a model without data, so a budget that cannot be met raises here."""
+    backbone = empty_backbone(model_config, trust_remote_code=config.trust_remote_code)
+    weights = WeightCount.of_backbone(backbone)
+    return weights.with_model(method.attach(backbone, config)) if method.trains_any else weights
+
+
+def _check_context(config: RunConfig, model_config: PretrainedConfig) -> None:
     longest = context_length(model_config)
-    for key, tokens in (
-        ("data.block_tokens", config.data.block_tokens),
-        ("context_tokens", config.context_tokens),
-    ):
+    settings = {
+        "data.block_tokens": config.data.block_tokens,
+        "evaluation.context_tokens": config.context_tokens,
+    }
+    for key, tokens in settings.items():
         if longest is not None and tokens > longest:
             raise UserError(
                 f"{key} is longer than the model's context",
@@ -74,72 +208,11 @@ def check_context(config: RunConfig, model_config: PretrainedConfig) -> None:
             )
 
 
-def prepare_data(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, show_progress: bool
-) -> RunData:
-    """Tokenise what is not in the cache yet; hold out documents of the training text if no
-    evaluation sets are given."""
-    check_not_the_same([*config.data.train, *config.data.evaluate, *config.data.validate_on])
-    share = 0.0 if config.data.evaluate else config.data.held_out_share
-
-    def streams(
-        corpora: tuple[Corpus, ...], held_out_share: float
-    ) -> list[tuple[TokenStream, TokenStream | None]]:
-        return [
-            tokenise(
-                corpus,
-                tokenizer,
-                cache_dir=config.data.cache or default_cache_folder(),
-                held_out_share=held_out_share,
-                show_progress=show_progress,
-            )
-            for corpus in corpora
-        ]
-
-    train = streams(config.data.train, share)
-    held_out = [stream for _, stream in train if stream is not None]
-    evaluate_on = [stream for stream, _ in streams(config.data.evaluate, 0.0)] or held_out
-    validate_on = [stream for stream, _ in streams(config.data.validate_on, 0.0)]
-    return RunData(tuple(stream for stream, _ in train), tuple(evaluate_on), tuple(validate_on))
-
-
-def make_rows(config: RunConfig, data: RunData, tokenizer: PreTrainedTokenizerBase) -> Mixture:
-    """All rows of the run, in their fixed order; noised ones only where a local loss has a use for
-    them."""
-    training, residues = config.training, config.residues
-    has_local_loss = find_method(config.method).has_local_loss and residues.local_loss_weight > 0
-    noise = Noise(residues.source_noise, len(tokenizer), end_of_text_id(tokenizer))
-    return Mixture(
-        data.train,
-        block_tokens=config.data.block_tokens,
-        source_share=config.data.source_share,
-        num_rows=training.steps * training.batch_rows * training.accumulation * world_size(),
-        seed=config.seed,
-        noise=noise if has_local_loss else None,
-    )
-
-
-def tokens_per_step(config: RunConfig) -> int:
-    """Tokens that one optimiser step reads, on all ranks."""
-    training = config.training
-    return training.batch_rows * training.accumulation * world_size() * config.data.block_tokens
-
-
-def world_size() -> int:
-    """Number of ranks, as torchrun and accelerate launch announce it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_first_rank() -> bool:
-    """Whether this process is the one that writes, measures and prints."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-@contextmanager
-def first_rank_first() -> Iterator[None]:
-    """What the first rank writes within the block, the others find."""
-    if world_size() == 1:
-        yield
-        return
-    with PartialState(cpu=not torch.accelerator.is_available()).main_process_first():
-        yield
+def _check_trackers(training: TrainingSettings) -> None:
+    try:
+        for callback in get_reporting_integration_callbacks(list(training.report_to)):
+            callback()
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise UserError(
+            "training.report_to", got=first_line(error), do="install it, or remove it"
+        ) from error

@@ -16,17 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback
 
-from neutral_residues.config.run import RunConfig
-from neutral_residues.data.mixture import Mixture
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.files import disk_errors
 from neutral_residues.losses import next_token_nats
-from neutral_residues.methods.table import find_method
 from neutral_residues.training.checkpoints import COMPLETE, seal_checkpoint, whole_checkpoints
 from neutral_residues.training.mixin import DeviceSums, NeutralResiduesTrainerMixin
+from neutral_residues.training.setup import Setup
 
 
 class DomainTrainer(Trainer):
@@ -169,18 +166,33 @@ class _StopWhenAsked(TrainerCallback):
         return control
 
 
-def training_arguments(
-    config: RunConfig, *, output_dir: Path, learning_rate: float, bf16: bool
-) -> TrainingArguments:
-    """The run's settings in Trainer's words."""
-    training = config.training
+def make_trainer(setup: Setup, model: nn.Module, output_dir: Path) -> ExtensionTrainer:
+    """The trainer of a run, which writes its checkpoints to `output_dir`."""
+    config = setup.config
+    trainer = ExtensionTrainer(
+        model=model,
+        args=_training_arguments(setup, output_dir),
+        train_dataset=setup.rows,
+        corpus_names=[stream.name for stream in setup.data.train],
+        keep_checkpoints=config.training.keep_checkpoints,
+        local_loss=config.residues.local_loss,
+        gate_learning_rate_factor=config.residues.gate_learning_rate_factor,
+        local_loss_weight=setup.local_loss_weight,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _training_arguments(setup: Setup, output_dir: Path) -> TrainingArguments:
+    training, has_gpu = setup.config.training, setup.device.type != "cpu"
+    checkpointing = {"use_reentrant": False} if training.gradient_checkpointing else None
     try:
         return TrainingArguments(
             output_dir=str(output_dir),
             max_steps=training.steps,
             per_device_train_batch_size=training.batch_rows,
             gradient_accumulation_steps=training.accumulation,
-            learning_rate=learning_rate,
+            learning_rate=setup.learning_rate,
             lr_scheduler_type="cosine_with_min_lr",
             lr_scheduler_kwargs={"min_lr_rate": training.final_learning_rate_share},
             warmup_steps=training.warmup_steps,
@@ -188,60 +200,22 @@ def training_arguments(
             adam_beta1=training.adam_betas[0],
             adam_beta2=training.adam_betas[1],
             max_grad_norm=training.max_grad_norm,
-            bf16=bf16,
+            bf16=setup.bf16,
             torch_compile=training.compile,
             activation_checkpointing=training.gradient_checkpointing,
-            activation_checkpointing_kwargs=(
-                {"use_reentrant": False} if training.gradient_checkpointing else None
-            ),
+            activation_checkpointing_kwargs=checkpointing,
             logging_steps=training.log_every,
             logging_first_step=True,
             logging_nan_inf_filter=False,
             save_steps=training.save_every,
             report_to=list(training.report_to),
-            dataloader_num_workers=config.data.workers if torch.accelerator.is_available() else 0,
-            dataloader_pin_memory=torch.accelerator.is_available(),
+            dataloader_num_workers=setup.config.data.workers if has_gpu else 0,
+            dataloader_pin_memory=has_gpu,
             ddp_find_unused_parameters=False,
-            use_cpu=not torch.accelerator.is_available(),
+            use_cpu=not has_gpu,
             remove_unused_columns=False,
             disable_tqdm=True,
-            seed=config.seed,
+            seed=setup.config.seed,
         )
     except (ImportError, RuntimeError, ValueError) as error:
         raise UserError("training settings", got=first_line(error)) from error
-
-
-def check_trackers(config: RunConfig) -> None:
-    """Raise if a tracker is unknown to Transformers or not installed."""
-    try:
-        for callback in get_reporting_integration_callbacks(list(config.training.report_to)):
-            callback()
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise UserError(
-            "training.report_to", got=first_line(error), do="install it, or remove it"
-        ) from error
-
-
-def make_trainer(
-    config: RunConfig,
-    model: nn.Module,
-    rows: Mixture,
-    *,
-    args: TrainingArguments,
-    corpus_names: Sequence[str],
-) -> ExtensionTrainer:
-    """The trainer of a run; `local_loss_weight` counts only for a method that has one."""
-    trainer = ExtensionTrainer(
-        model=model,
-        args=args,
-        train_dataset=rows,
-        corpus_names=corpus_names,
-        keep_checkpoints=config.training.keep_checkpoints,
-        local_loss=config.residues.local_loss,
-        gate_learning_rate_factor=config.residues.gate_learning_rate_factor,
-        local_loss_weight=(
-            config.residues.local_loss_weight if find_method(config.method).has_local_loss else 0.0
-        ),
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer

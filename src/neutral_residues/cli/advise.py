@@ -1,0 +1,112 @@
+"""`neutral advise`: measurements of a run's texts, backbone and first steps, then warnings."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from neutral_residues.advice.advise import Advice, TrialFacts, advise
+from neutral_residues.advice.rules import CorpusFacts, DistanceFacts, TextFacts
+from neutral_residues.cli.extend import print_warnings
+from neutral_residues.config.run import RunConfig
+from neutral_residues.files import write_json
+from neutral_residues.training.setup import Setup
+from neutral_residues.units import human_bytes, human_seconds
+
+
+def advise_run(
+    config: RunConfig,
+    *,
+    trial_steps: int,
+    output: Path | None = None,
+    console: Console | None = None,
+) -> Advice:
+    """Print everything that was found; write it as JSON if asked."""
+    console = console or Console()
+    setup = Setup.of(config, show_progress=console.is_terminal)
+    setup.prepare()  # shows a progress bar of its own
+    with console.status("") as status:
+        advice = advise(setup, trial_steps=trial_steps, on_stage=status.update)
+    console.print(_texts_table(advice.texts))
+    if advice.distances:
+        console.print(_distance_table(advice.distances))
+    console.print(_corpora_table(advice.corpora))
+    if advice.trial is not None:
+        console.print(_trial_table(advice.trial))
+    elif not setup.method.trains_any:
+        console.print(f"{config.method} trains nothing, so there is no step to try")
+    print_warnings(advice.warnings, console=console)
+    if output is not None:
+        write_json(output, advice.model_dump(mode="json"))
+        console.print(f"\nadvice: {output}", highlight=False)
+    return advice
+
+
+def _headed(title: str, columns: Sequence[str], *, numbers: Collection[str]) -> Table:
+    """An empty table; the columns in `numbers` are right-aligned."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left")
+    return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _texts_table(texts: list[TextFacts]) -> Table:
+    sizes = ["documents", "tokens", "bytes/token", "tokens/word", "bits/byte", "bits/char"]
+    table = _headed("Texts under the backbone", ["text", "role", "use", *sizes], numbers=sizes)
+    for text in texts:
+        table.add_row(
+            text.name,
+            text.role,
+            text.use,
+            f"{text.num_documents:,}",
+            f"{text.num_tokens:,}",
+            f"{text.num_bytes / text.num_tokens:.2f}",
+            _number(text.tokens_per_word, 2),
+            _number(text.backbone_bits, 3),
+            _number(text.bits_per_char, 3),
+        )
+    return table
+
+
+def _distance_table(found: list[DistanceFacts]) -> Table:
+    title = "How far replay is (0: like itself, 1: as far as the target)"
+    numbers = ["distance", "divergence [bits]", "replay to itself", "replay to target"]
+    table = _headed(title, ["source set", *numbers], numbers=numbers)
+    for d in found:
+        bits = [_number(value, 3) for value in (d.bits, d.replay_bits, d.target_bits)]
+        table.add_row(d.set, _number(d.way_to_target, 2), *bits)
+    return table
+
+
+def _corpora_table(corpora: list[CorpusFacts]) -> Table:
+    numbers = ["checked", "copies", "repeated lines"]
+    table = _headed("Repetition in training text", ["corpus", *numbers], numbers=numbers)
+    for c in corpora:
+        shares = (f"{100 * share:.1f} %" for share in (c.duplicate_share, c.repeated_line_share))
+        checked = f"{c.checked_documents:,} documents, {human_bytes(c.checked_bytes)}"
+        table.add_row(c.name, checked, *shares)
+    return table
+
+
+def _trial_table(found: TrialFacts) -> Table:
+    title = f"From {found.steps} steps tried"
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column()
+    if found.peak_memory_bytes is not None:
+        table.add_row("memory", f"{human_bytes(found.peak_memory_bytes)} at its peak")
+    if found.run_seconds is not None:
+        whole = f"about {human_seconds(found.run_seconds)} in all"
+        step = f"{_number(found.step_seconds, 2)} s per step under the present load"
+        table.add_row("time", f"{whole}; {step}")
+    if found.target_bits:
+        start, reached = found.target_bits[0][1], found.target_bits[-1][1]
+        table.add_row(
+            "target", f"from {start:.2f} to {reached:.2f} bits per byte within these steps"
+        )
+    return table

@@ -1,0 +1,176 @@
+"""A few real steps of a run in a process of its own: what they take, and what the whole run will.
+
+    run_trial(config, num_steps=20)    starts  python -m neutral_residues.training.trial_run
+
+The trial is the run itself with a shorter schedule: its model, method, rows, batch, precision and
+loop. A process of its own has its own peak of memory, as the run will; if it is killed, nothing
+else is.
+"""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from neutral_residues.config.base import dump_run
+from neutral_residues.config.run import RunConfig, load_run
+from neutral_residues.data.run_data import RunData
+from neutral_residues.errors import UserError
+from neutral_residues.files import disk_errors, write_json, write_text
+from neutral_residues.results.record import Cost
+from neutral_residues.training.progress import RunProgress
+from neutral_residues.training.setup import Setup
+from neutral_residues.training.train import quick_scores, train
+
+MIN_STEPS = 4
+"""The first three steps of a process are not timed."""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What a few steps took.
+
+    Attributes:
+        cost: of these steps, as a run's record has it.
+        curve: what was logged and measured, as in the record.
+        loading_seconds: from the texts to a model that is ready to train.
+        measuring_seconds: of one measurement of `measured_tokens` tokens.
+    """
+
+    cost: Cost
+    curve: list[dict[str, Any]]
+    loading_seconds: float
+    measuring_seconds: float
+    measured_tokens: int
+
+    def run_seconds(self, config: RunConfig, data: RunData) -> float | None:
+        """Wall time of the whole run at this speed: loading, steps, measurements during training,
+        backbone and extended model at the end. None if no step was timed."""
+        training, step = config.training, self.cost.step_seconds
+        if step is None or not self.measured_tokens:
+            return None
+        limit = config.evaluation.tokens_while_training
+        during = sum(min(stream.num_tokens, limit) for stream in data.while_training)
+        at_the_end = 2 * sum(stream.num_tokens for stream in data.evaluate)
+        times = 1 + math.ceil(training.steps / training.evaluate_every)
+        per_token = self.measuring_seconds / self.measured_tokens
+        measuring = per_token * (times * during + at_the_end)
+        return self.loading_seconds + training.steps * step + measuring
+
+
+def check_trial_steps(num_steps: int) -> None:
+    """Raise unless some of so few steps would be timed."""
+    if num_steps < MIN_STEPS:
+        allowed = f"0, or {MIN_STEPS} and more: the first three are not timed"
+        raise UserError("trial steps", got=num_steps, allowed=allowed)
+
+
+def run_trial(config: RunConfig, *, num_steps: int, threads: int | None = None) -> TrialResult:
+    """Train `num_steps` steps of the run in another process, and measure in the middle and at the
+    end.
+
+    Args:
+        threads: CPU threads of that process; default: as this one.
+
+    Raises:
+        UserError: for too few steps; what the run itself would raise; if the process is killed.
+    """
+    check_trial_steps(num_steps)
+    # Beside the run's own folder: its checkpoints go to the same disk, and /tmp may be memory.
+    parent = next(path for path in config.output.absolute().parents if path.is_dir())
+    with (
+        disk_errors(parent),
+        tempfile.TemporaryDirectory(prefix=".neutral-trial-", dir=parent) as folder,
+    ):
+        plan, result = Path(folder) / "run.yaml", Path(folder) / "result.json"
+        trial = shortened(config, output=Path(folder) / "run", num_steps=num_steps)
+        write_text(plan, dump_run(trial))
+        threads_of_its_own = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, str(plan), str(result)],
+            env=os.environ | threads_of_its_own,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0 or not result.is_file():
+            raise _error(done)
+        values: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    return TrialResult(**(values | {"cost": Cost.model_validate(values["cost"])}))
+
+
+def shortened(config: RunConfig, *, output: Path, num_steps: int) -> RunConfig:
+    """The run with `num_steps` steps, in another folder, measured on a batch of each set."""
+    training = config.training.model_copy(
+        update={
+            "steps": num_steps,
+            "warmup_steps": min(config.training.warmup_steps, num_steps // 4),
+            "evaluate_every": max(1, num_steps // 2),
+            "save_every": num_steps,
+            "report_to": (),
+        }
+    )
+    a_batch = config.evaluation.batch_rows * config.stride_tokens
+    tokens = min(config.evaluation.tokens_while_training, a_batch)
+    evaluation = config.evaluation.model_copy(update={"tokens_while_training": tokens})
+    return config.model_copy(
+        update={"output": output, "training": training, "evaluation": evaluation}
+    )
+
+
+def _train_and_measure(config: RunConfig) -> TrialResult:
+    start = time.monotonic()
+    setup = Setup.of(config)
+    setup.prepare()
+    model = setup.model()
+    ready = time.monotonic()
+    training = train(
+        setup, model, checkpoints=config.output / "checkpoints", progress=RunProgress(quiet=True)
+    )
+    trained = time.monotonic()
+    scores = quick_scores(setup, model)
+    return TrialResult(
+        cost=training.cost,
+        curve=training.curve,
+        loading_seconds=ready - start,
+        measuring_seconds=time.monotonic() - trained,
+        measured_tokens=sum(score.num_tokens for score in scores),
+    )
+
+
+def _error(done: "subprocess.CompletedProcess[str]") -> UserError:
+    lines = done.stderr.strip().splitlines()
+    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if said:
+        return UserError(said[-1])
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        reason = f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    else:
+        reason = lines[-1].strip()[:300] if lines else f"exit code {done.returncode}"
+    return UserError(
+        "the trial run failed, and so would the run",
+        got=reason,
+        do="smaller training.batch_rows need less memory",
+    )
+
+
+def _main(plan: str, result: str) -> None:
+    try:
+        found = _train_and_measure(load_run(Path(plan)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    write_json(Path(result), asdict(found) | {"cost": found.cost.model_dump(mode="json")})
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
