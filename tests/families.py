@@ -2,14 +2,18 @@
 config arguments.
 
 Random weights, width 32, two or three layers, vocabulary 64. A family is listed here because its
-feed-forward block differs in name, in call or in place from the others, or because people use it.
+feed-forward block differs in name, call or position from the others, or because people use it.
 """
 
+import re
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from tiny_llama import token_ids
+from neutral_residues import UserError
+from tiny_llama import logits, token_ids
 
 VOCAB_SIZE = 64
 
@@ -272,3 +276,23 @@ def greedy(model: nn.Module, *, use_cache: bool) -> torch.Tensor:
         do_sample=False,
         use_cache=use_cache,
     )
+
+
+DENSE = ["llama", "qwen3", "gemma2", "gpt_neox", "olmo2", "phi3", "falcon", "bloom"]
+
+
+def on_nearest_budget(
+    family: str, attach: Callable[[PreTrainedModel, float], nn.Module]
+) -> tuple[Tensor, nn.Module]:
+    """Logits of the backbone, and the model attached on 0.2 or the budget that the refusal of 0.2
+    names."""
+    backbone = build(family, FAMILIES[family])
+    before = logits(backbone)
+    try:
+        return before, attach(backbone, 0.2).eval()
+    except UserError as error:
+        nearest = re.search(r"the nearest is ([0-9.]+)", str(error))
+        if nearest is None:
+            raise
+        backbone = build(family, FAMILIES[family])
+        return before, attach(backbone, float(nearest[1])).eval()

@@ -170,7 +170,7 @@ def test_a_weight_average_needs_a_finished_fine_tuning(tmp_path: Path) -> None:
     [
         ("lora", r"0\.20429 \(rank 7\)"),
         ("dora", r"0\.19056 \(rank 6\)"),
-        ("block-expansion", r"0\.27639 \(1\)"),
+        ("block-expansion", r"0\.27639 \(number of layers 1\)"),
     ],
 )
 def test_a_budget_that_no_whole_size_meets_is_refused(

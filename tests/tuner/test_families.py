@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, Gemma3ForConditionalGeneration
 
-from families import FAMILIES, WITHOUT_FFN, build, greedy
+from families import DENSE, FAMILIES, WITHOUT_FFN, build, greedy
 from neutral_residues import NeutralResiduesConfig, UserError, residue_layers
 from tiny_llama import logits, perturb, token_ids
 
@@ -65,7 +65,7 @@ def test_a_model_without_a_feed_forward_module_is_refused(family: str) -> None:
         get_peft_model(backbone, NeutralResiduesConfig(width=8))
 
 
-def test_mamba_takes_residues_beside_its_mixers_when_told() -> None:
+def test_mamba_takes_residues_parallel_to_its_mixers_when_told() -> None:
     backbone = build("mamba", WITHOUT_FFN["mamba"])
     expected = logits(backbone)
     model = get_peft_model(
@@ -108,3 +108,17 @@ def test_only_the_decoder_of_a_multimodal_model_is_extended() -> None:
         "language_model.layers.0.mlp",
         "language_model.layers.1.mlp",
     ]
+
+
+@pytest.mark.parametrize("family", [*DENSE, "gpt2", "mixtral", "gpt_oss"])
+def test_residues_parallel_to_attention(family: str) -> None:
+    backbone = build(family, FAMILIES[family])
+    before = logits(backbone)
+    model = get_peft_model(backbone, NeutralResiduesConfig(width=8, placement="attention")).eval()
+    assert all("att" in name.rsplit(".", 1)[1] for name in residue_layers(model))
+    assert torch.equal(logits(model), before)
+    perturb(model)
+    assert not torch.allclose(logits(model), before, atol=1e-3)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), before)
+    assert torch.equal(greedy(model, use_cache=True), greedy(model, use_cache=False))

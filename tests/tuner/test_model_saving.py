@@ -260,3 +260,14 @@ def test_the_config_survives_json(tmp_path: Path) -> None:
     assert loaded.num_new_weights == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert loaded.backbone == {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 64}
     assert "from_checkpoint" not in json.loads((tmp_path / "adapter_config.json").read_text())
+
+
+def test_placement_is_saved_and_never_ignored(tmp_path: object) -> None:
+    model = get_peft_model(tiny_llama(), NeutralResiduesConfig(width=8, placement="attention"))
+    model.save_pretrained(tmp_path)
+    loaded = NeutralResiduesConfig.from_pretrained(tmp_path)
+    assert (loaded.placement, len(loaded.target_modules)) == ("attention", 2)
+    with pytest.raises(UserError, match="placement; got head; allowed: ffn, attention"):
+        NeutralResiduesConfig(placement="head")
+    with pytest.raises(UserError, match="placement has no effect with target_modules"):
+        NeutralResiduesConfig(placement="attention", target_modules=["mlp"])

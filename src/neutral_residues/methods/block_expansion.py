@@ -16,20 +16,22 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from neutral_residues.errors import UserError, first_line
-from neutral_residues.tuner.blocks import count_backbone_weights, find_layers, text_config
-from neutral_residues.tuner.neutral import BUDGET_TOLERANCE
+from neutral_residues.methods.budget import units_for_budget
+from neutral_residues.tuner.blocks import find_layers, text_config
 
-OUTPUT_PROJECTIONS = (
-    "o_proj",
-    "out_proj",
-    "down_proj",
-    "c_proj",
-    "dense",
-    "dense_4h_to_h",
-    "fc2",
-    "fc_out",
-    "w2",
-    "wo",
+OUTPUT_PROJECTIONS = frozenset(
+    [
+        "o_proj",
+        "out_proj",
+        "down_proj",
+        "c_proj",
+        "dense",
+        "dense_4h_to_h",
+        "fc2",
+        "fc_out",
+        "w2",
+        "wo",
+    ]
 )
 """Names of the linear layers whose output is added to the residual stream."""
 
@@ -38,24 +40,30 @@ def expand_blocks(model: PreTrainedModel, *, budget: float) -> nn.Module:
     """Insert copies of layers, as many as the budget allows; only they train. In place.
 
     Raises:
-        UserError: if no whole number of layers comes within 2 % of the budget (names the two
-            nearest), a layer's output projections are not found, or the expanded model is not the
-            backbone at the start.
+        UserError: if no whole number of layers comes within 2 % of the budget (names the nearest),
+            a layer's output projections are not found, or the expanded model is not the backbone at
+            the start.
     """
     layers = find_layers(model)
     before = _few_logits(model)
-    count = _count_for_budget(model, budget, layers)
+    sizes = {sum(p.numel() for p in layer.parameters()) for layer in layers.values()}
+    if len(sizes) > 1:
+        raise UserError(
+            "block expansion needs layers of one size",
+            got=f"{len(sizes)} sizes",
+            do="choose another method",
+        )
+    count = units_for_budget(model, budget, unit="number of layers", weights_per_unit=sizes.pop())
     model.requires_grad_(False)
     after = _spread(count, len(layers))
     order: list[int] = []
     blocks: list[nn.Module] = []
     for number, layer in enumerate(layers.values()):
-        order.append(number)
-        blocks.append(layer)
-        for _ in range(after.count(number)):
-            order.append(number)
-            blocks.append(_silent_copy(layer))
-    _put(model, next(iter(layers)), blocks)
+        copies = [_zero_output_copy(layer) for _ in range(after.count(number))]
+        blocks += [layer, *copies]
+        order += [number] * (1 + len(copies))
+    parent, _, name = next(iter(layers)).rpartition(".")[0].rpartition(".")
+    setattr(model.get_submodule(parent), name, nn.ModuleList(blocks))
     _renumber(blocks)
     _expand_config(text_config(model), order)
     _check_identity(model, before)
@@ -75,53 +83,30 @@ def _few_logits(model: nn.Module) -> Tensor | None:
 def _check_identity(model: nn.Module, before: Tensor | None) -> None:
     """Some architectures add more to the residual stream than two projections, or count their
     layers elsewhere too."""
+    problem = None
     try:
         after = _few_logits(model)
+        if before is not None and after is not None:
+            change = (after - before).abs().max()
+            if change > 1e-4 * before.abs().max():
+                problem = f"its logits change by {change:.1e} at the start"
     except Exception as error:
-        raise _not_expandable(model, first_line(error)) from error
-    if before is None or after is None:
-        return
-    change = (after - before).abs().max()
-    if change > 1e-4 * before.abs().max():
-        raise _not_expandable(model, f"silent copies change its logits by {change:.1e}")
-
-
-def _not_expandable(model: nn.Module, got: str) -> UserError:
-    return UserError(
-        f"block expansion cannot expand {type(model).__name__}", got=got, do="choose another method"
-    )
-
-
-def _count_for_budget(model: nn.Module, budget: float, layers: dict[str, nn.Module]) -> int:
-    backbone = count_backbone_weights(model)
-    sizes = {sum(p.numel() for p in layer.parameters()) for layer in layers.values()}
-    if len(sizes) > 1:
+        problem = first_line(error)
+    if problem is not None:
         raise UserError(
-            "block expansion needs layers of one size",
-            got=f"{len(sizes)} sizes",
+            f"block expansion cannot expand {type(model).__name__}",
+            got=problem,
             do="choose another method",
         )
-    per_layer = sizes.pop()
-    count = max(1, round(budget * backbone / per_layer))
-    share = count * per_layer / backbone
-    if abs(share - budget) > BUDGET_TOLERANCE * budget:
-        below = max(1, int(budget * backbone / per_layer))
-        nearest = ", ".join(f"{n * per_layer / backbone:.5f} ({n})" for n in (below, below + 1))
-        raise UserError(
-            "budget cannot be met within 2 % by a whole number of layers",
-            got=budget,
-            do=f"the nearest are {nearest}",
-        )
-    return count
 
 
 def _spread(count: int, num_layers: int) -> list[int]:
-    """After which layers the copies stand: the last of each of `count` equal groups."""
+    """After which layers the copies are inserted: the last of each of `count` equal groups."""
     return [min(num_layers, round((i + 1) * num_layers / count)) - 1 for i in range(count)]
 
 
 @torch.no_grad()
-def _silent_copy(layer: nn.Module) -> nn.Module:
+def _zero_output_copy(layer: nn.Module) -> nn.Module:
     block = copy.deepcopy(layer).requires_grad_(True)
     outputs = [
         module
@@ -132,7 +117,7 @@ def _silent_copy(layer: nn.Module) -> nn.Module:
         raise UserError(
             f"the output projections of {type(layer).__name__} were not found",
             got=f"{len(outputs)} of 2",
-            allowed=f"linear layers named {', '.join(OUTPUT_PROJECTIONS)}",
+            allowed=f"linear layers named {', '.join(sorted(OUTPUT_PROJECTIONS))}",
             do="choose another method",
         )
     for module in outputs:
@@ -141,13 +126,8 @@ def _silent_copy(layer: nn.Module) -> nn.Module:
     return block
 
 
-def _put(model: nn.Module, first_layer: str, blocks: list[nn.Module]) -> None:
-    parent, _, name = first_layer.rpartition(".")[0].rpartition(".")
-    setattr(model.get_submodule(parent), name, nn.ModuleList(blocks))
-
-
 def _renumber(blocks: list[nn.Module]) -> None:
-    """Every layer's place in the key-value cache is its own number."""
+    """Every layer's index into the key-value cache is its own number."""
     for number, block in enumerate(blocks):
         for module in block.modules():
             if hasattr(module, "layer_idx"):

@@ -6,7 +6,6 @@ the embeddings or the head), and which rank makes a given share of new weights.
 """
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from peft import LoraConfig, OSFConfig, PeftConfig, get_peft_model
@@ -15,8 +14,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from neutral_residues.errors import UserError, first_line
-from neutral_residues.tuner.blocks import count_backbone_weights, find_blocks
-from neutral_residues.tuner.neutral import BUDGET_TOLERANCE
+from neutral_residues.methods.budget import units_for_budget
+from neutral_residues.tuner.blocks import find_blocks
 
 
 def attach_lora(
@@ -28,7 +27,7 @@ def attach_lora(
     alpha_over_rank: float,
     **kind: bool,
 ) -> nn.Module:
-    """LoRA beside the linear layers of every decoder layer.
+    """LoRA on the linear layers of every decoder layer.
 
     Args:
         budget: new weights as a share of the backbone's.
@@ -39,15 +38,21 @@ def attach_lora(
     Raises:
         UserError: if no whole rank comes within 2 % of the budget; names the nearest.
     """
-    places = _linear_places(model, only_ffn=only_ffn)
-    magnitudes = sum(out for _, out in places.values()) if kind.get("use_dora") else 0
-    rank = _rank_for_budget(model, budget, places, fixed_weights=magnitudes)
+    shapes = linear_modules(model, only_ffn=only_ffn)
+    rank = units_for_budget(
+        model,
+        budget,
+        unit="rank",
+        weights_per_unit=sum(sum(shape) for shape in shapes.values()),
+        # DoRA's magnitudes.
+        fixed_weights=sum(out for _, out in shapes.values()) if kind.get("use_dora") else 0,
+    )
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
         lora_alpha=alpha_over_rank * rank if alpha is None else alpha,
-        target_modules=list(places),
-        fan_in_fan_out=isinstance(model.get_submodule(next(iter(places))), Conv1D),
+        target_modules=list(shapes),
+        fan_in_fan_out=isinstance(model.get_submodule(next(iter(shapes))), Conv1D),
         **kind,
     )
     return _attached(model, config)
@@ -64,31 +69,26 @@ def attach_osf(model: PreTrainedModel, *, budget: float) -> nn.Module:
         UserError: as `attach_lora`; also for a model whose layers are not `nn.Linear`.
     """
     # A layer with one output, such as a gate, has no direction to spare.
-    places = {
-        name: shape
-        for name, shape in _linear_places(model, only_ffn=False).items()
-        if min(shape) > 1
-    }
-    foreign = [name for name in places if not isinstance(model.get_submodule(name), nn.Linear)]
-    if foreign:
+    shapes = {n: s for n, s in linear_modules(model, only_ffn=False).items() if min(s) > 1}
+    other = [name for name in shapes if not isinstance(model.get_submodule(name), nn.Linear)]
+    if other:
         raise UserError(
             "osf works on nn.Linear layers only",
-            got=f"{foreign[0]} is another kind",
+            got=f"{other[0]} is another kind",
             do="choose lora",
         )
     # One singular value for each direction and layer comes on top of LoRA's two vectors.
-    rank = _rank_for_budget(model, budget, places, per_place=1)
-    preserved = {f"^{re.escape(name)}$": min(shape) - rank for name, shape in places.items()}
-    if min(preserved.values()) < 1:
-        smallest = min(min(shape) for shape in places.values())
+    per_direction = sum(sum(shape) + 1 for shape in shapes.values())
+    rank = units_for_budget(model, budget, unit="rank", weights_per_unit=per_direction)
+    smallest = min(min(shape) for shape in shapes.values())
+    if rank >= smallest:
         raise UserError(
             "budget leaves OSF no direction to protect",
             got=budget,
-            allowed=f"up to {smallest - 1} directions a layer",
+            allowed=f"up to {smallest - 1} directions per layer",
         )
-    config = OSFConfig(
-        task_type="CAUSAL_LM", target_modules=list(places), rank_pattern=dict(preserved)
-    )
+    preserved = {f"^{re.escape(name)}$": min(shape) - rank for name, shape in shapes.items()}
+    config = OSFConfig(task_type="CAUSAL_LM", target_modules=list(shapes), rank_pattern=preserved)
     return _attached(model, config)
 
 
@@ -101,7 +101,7 @@ def _attached(model: PreTrainedModel, config: PeftConfig) -> nn.Module:
         ) from error
 
 
-def _linear_places(model: nn.Module, *, only_ffn: bool) -> dict[str, tuple[int, int]]:
+def linear_modules(model: nn.Module, *, only_ffn: bool) -> dict[str, tuple[int, int]]:
     """Full name -> (inputs, outputs) of the linear layers inside the decoder's layers.
 
     Raises:
@@ -109,18 +109,17 @@ def _linear_places(model: nn.Module, *, only_ffn: bool) -> dict[str, tuple[int, 
     """
     ffns = tuple(f"{name}." for name in find_blocks(model, "ffn"))
     layers = tuple(f"{name.rsplit('.', 2)[0]}." for name in ffns)
-    inside = ffns if only_ffn else layers
-    places = {
+    shapes = {
         name: shape
-        for name, m in model.named_modules()
-        if name.startswith(inside) and (shape := _shape(m))
+        for name, module in model.named_modules()
+        if name.startswith(ffns if only_ffn else layers) and (shape := _shape(module))
     }
-    if not places:
+    if not shapes:
         raise UserError(
             f"no linear layers found in {type(model).__name__}",
             do="choose the method neutral or adapter",
         )
-    return places
+    return shapes
 
 
 def _shape(module: Any) -> tuple[int, int] | None:
@@ -130,26 +129,3 @@ def _shape(module: Any) -> tuple[int, int] | None:
     if isinstance(module, Conv1D):  # GPT-2's linear layer
         return int(module.nx), int(module.nf)
     return None
-
-
-def _rank_for_budget(
-    model: nn.Module,
-    budget: float,
-    places: Mapping[str, tuple[int, int]],
-    *,
-    per_place: int = 0,
-    fixed_weights: int = 0,
-) -> int:
-    """The rank whose weights, `fixed_weights` included, come nearest to the budget, and within 2 %
-    of it."""
-    backbone = count_backbone_weights(model)
-    per_rank = sum(sum(shape) + per_place for shape in places.values())
-    rank = max(1, round((budget * backbone - fixed_weights) / per_rank))
-    share = (rank * per_rank + fixed_weights) / backbone
-    if abs(share - budget) > BUDGET_TOLERANCE * budget:
-        raise UserError(
-            "budget cannot be met within 2 % by a whole rank",
-            got=budget,
-            do=f"the nearest is {share:.5f} (rank {rank})",
-        )
-    return rank

@@ -106,23 +106,6 @@ def _names(module: nn.Module) -> str:
     return ", ".join(name for name, _ in module.named_children()) or "none"
 
 
-def chosen_layers(ffns: list[str], layers: list[int] | int | None) -> list[str]:
-    """The feed-forward modules of the layers with these numbers, counted from 0; None means all.
-
-    Raises:
-        UserError: if there is no such layer, or none is chosen.
-    """
-    if layers is None:
-        return ffns
-    numbers = [layers] if isinstance(layers, int) else list(layers)
-    wrong = [n for n in numbers if not 0 <= n < len(ffns)]
-    if wrong or not numbers:
-        raise UserError(
-            "layers_to_transform", got=numbers, allowed=f"numbers from 0 to {len(ffns) - 1}"
-        )
-    return [ffns[n] for n in numbers]
-
-
 def check_targets(targets: dict[str, nn.Module], *, width_in: int) -> None:
     """Raise a UserError unless each of these modules, by full name, can have an adapter parallel to
     it, on hidden states of width `width_in`."""

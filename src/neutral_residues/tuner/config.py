@@ -8,7 +8,7 @@ from peft import PeftConfig
 
 from neutral_residues.config.choices import BlockGate, GateStart, Init, Placement, check_choices
 from neutral_residues.errors import UserError
-from neutral_residues.tuner.blocks import activation_module, chosen_layers
+from neutral_residues.tuner.blocks import activation_module
 
 
 class NeutralResiduesPeftType(str, enum.Enum):  # noqa: UP042 - PEFT looks types up by the hash of a str enum
@@ -110,13 +110,20 @@ class NeutralResiduesConfig(PeftConfig):
 
     def choose_layers(self, blocks: list[str]) -> list[str]:
         """Of the blocks that an adapter can run parallel to, one for each layer, those that get
-        one."""
-        if self.layers_to_transform is not None:
-            return chosen_layers(blocks, self.layers_to_transform)
-        if self.first_layer is None:
-            self.first_layer = 1 if self.gated and len(blocks) >= 4 else 0
-        return chosen_layers(blocks, list(range(self.first_layer, len(blocks))))
+        one.
 
-    @property
-    def gated(self) -> bool:
-        return self.block_gate != "none"
+        Raises:
+            UserError: if there is no such layer, or none is chosen.
+        """
+        if self.layers_to_transform is None:
+            if self.first_layer is None:
+                self.first_layer = 1 if self.block_gate != "none" and len(blocks) >= 4 else 0
+            setting, numbers = "first_layer", list(range(self.first_layer, len(blocks)))
+        else:
+            chosen = self.layers_to_transform
+            numbers = [chosen] if isinstance(chosen, int) else list(chosen)
+            setting = "layers_to_transform"
+        if not numbers or not all(0 <= number < len(blocks) for number in numbers):
+            allowed = f"numbers from 0 to {len(blocks) - 1}"
+            raise UserError(setting, got=getattr(self, setting), allowed=allowed)
+        return [blocks[number] for number in numbers]

@@ -30,7 +30,7 @@ from neutral_residues.tuner.config import NeutralResiduesConfig
 from neutral_residues.tuner.frozen_mlp import can_train_frozen, frozen_forward
 from neutral_residues.tuner.gated_mlp import GatedMLP, as_gated_mlp
 from neutral_residues.tuner.neutral import PREFIX, GatedAdapter, Residue
-from neutral_residues.tuner.routing import RoutableModule
+from neutral_residues.tuner.routing import RoutableModule, temporarily
 from neutral_residues.tuner.skipping import active_token_indices, can_skip
 
 
@@ -244,27 +244,15 @@ def observe_residues(layers: dict[str, NeutralResiduesLayer], hook: ResidueHook)
             "the residues of this model are being observed already",
             do="leave the other block first",
         )
-    for layer in layers.values():
-        layer.residue_hook = hook
-    try:
+    with temporarily(list(layers.values()), "residue_hook", hook):
         yield
-    finally:
-        for layer in layers.values():
-            layer.residue_hook = None
 
 
 @contextmanager
 def no_skipping(model: nn.Module) -> Iterator[None]:
     """Within the block every token is computed: the reference that skipping is compared with."""
-    layers = residue_layers(model).values()
-    before = [layer.skipping for layer in layers]
-    for layer in layers:
-        layer.skipping = False
-    try:
+    with temporarily(list(residue_layers(model).values()), "skipping", False):
         yield
-    finally:
-        for layer, skipping in zip(layers, before, strict=True):
-            layer.skipping = skipping
 
 
 def _at(hidden_states: Tensor, tokens_N: Tensor) -> Tensor:

@@ -95,14 +95,21 @@ def per_request(
             "adapter_names is for inference, and the model is in training mode",
             do="call model.eval()",
         )
-    routing = AdapterRouting(names, rows_per_name)
+    with temporarily(modules, "routing", AdapterRouting(names, rows_per_name)):
+        yield
+
+
+@contextmanager
+def temporarily(modules: Sequence[object], attribute: str, value: object) -> Iterator[None]:
+    """Within the block all `modules` have that value of the attribute, and then their own again."""
+    before = [getattr(module, attribute) for module in modules]
     for module in modules:
-        module.routing = routing
+        setattr(module, attribute, value)
     try:
         yield
     finally:
-        for module in modules:
-            module.routing = None
+        for module, own in zip(modules, before, strict=True):
+            setattr(module, attribute, own)
 
 
 def check_length(names: Any, *, num_rows: int) -> None:

@@ -1,0 +1,32 @@
+"""How a budget becomes a whole number of something: ranks, directions, layers."""
+
+from torch import nn
+
+from neutral_residues.errors import UserError
+from neutral_residues.tuner.blocks import count_backbone_weights
+from neutral_residues.tuner.neutral import BUDGET_TOLERANCE
+
+
+def units_for_budget(
+    model: nn.Module, budget: float, *, unit: str, weights_per_unit: int, fixed_weights: int = 0
+) -> int:
+    """How many units, each of so many new weights, come nearest to the budget.
+
+    Args:
+        budget: new weights as a share of those of the backbone `model`.
+        unit: what is counted, for the message.
+        fixed_weights: new weights that do not depend on the number of units.
+
+    Raises:
+        UserError: if no whole number comes within 2 % of the budget; names the nearest.
+    """
+    backbone = count_backbone_weights(model)
+    count = max(1, round((budget * backbone - fixed_weights) / weights_per_unit))
+    share = (count * weights_per_unit + fixed_weights) / backbone
+    if abs(share - budget) > BUDGET_TOLERANCE * budget:
+        raise UserError(
+            f"budget cannot be met within 2 % by a whole {unit}",
+            got=budget,
+            do=f"the nearest is {share:.5f} ({unit} {count})",
+        )
+    return count

@@ -1,0 +1,39 @@
+"""LoRA and OSF on a budget, on several families: they meet it, and start as the backbone."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from families import DENSE, FAMILIES, build, on_nearest_budget
+from neutral_residues import UserError
+from neutral_residues.methods.low_rank import attach_lora, attach_osf
+from tiny_llama import logits
+
+
+def lora(model: PreTrainedModel, budget: float) -> nn.Module:
+    return attach_lora(model, budget=budget, only_ffn=False, alpha=None, alpha_over_rank=2.0)
+
+
+@pytest.mark.parametrize("family", [*DENSE, "gpt2", "phimoe", "qwen2_moe"])
+def test_lora_meets_the_budget_that_is_named(family: str) -> None:
+    before, model = on_nearest_budget(family, lora)
+    assert torch.equal(logits(model), before)
+    assert any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_osf_is_the_backbone_at_the_start(family: str) -> None:
+    before, model = on_nearest_budget(
+        family, lambda model, budget: attach_osf(model, budget=budget)
+    )
+    torch.testing.assert_close(logits(model), before, rtol=0, atol=1e-4)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), before)
+
+
+def test_osf_refuses_layers_it_would_pass_over() -> None:
+    with pytest.raises(
+        UserError, match=r"osf works on nn\.Linear layers only; got transformer\.h\.0\.attn\.c_attn"
+    ):
+        attach_osf(build("gpt2", FAMILIES["gpt2"]), budget=0.2)
