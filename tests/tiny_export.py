@@ -10,11 +10,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from families import FAMILIES
 from neutral_residues.errors import UserError
-from neutral_residues.export.export import Target, export_model
+from neutral_residues.export.export import export_model
 from neutral_residues.export.formats.table import find_format
-from neutral_residues.export.parts import take_apart
-from neutral_residues.export.reference import look_at
-from neutral_residues.export.verify_child import compare_model
+from neutral_residues.export.parts import extract_parts
+from neutral_residues.export.reference import record_reference
+from neutral_residues.export.verify_child import compare_logits
 from neutral_residues.tuner.config import NeutralResiduesConfig
 from tiny_llama import perturb
 
@@ -28,32 +28,30 @@ def extended(
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **FAMILIES[family] | (backbone or {}))
     model = AutoModelForCausalLM.from_config(config).eval()
-    with (
-        torch.no_grad()
-    ):  # norms start at 1 or 0 and biases at 0, which would hide a mistake in them
+    # Norms start at 1 or 0 and biases at 0, which would hide a mistake in them.
+    with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias") or "norm" in name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    model = get_peft_model(
-        model, NeutralResiduesConfig(**{"width": 8, "first_layer": 1} | settings)
-    )
-    return perturb(model).eval()
+    settings = {"width": 8, "first_layer": 1} | settings
+    return perturb(get_peft_model(model, NeutralResiduesConfig(**settings))).eval()
 
 
 def exported(model: PeftModel, to: str, folder: Path) -> dict[str, Any]:
     """Write the export; how far its logits are from the live model's, of which the adapters are a
     visible part."""
     with model.disable_adapter():
-        without = look_at(model).logits_BTV
-    seen, row = look_at(model), find_format(to)
-    assert seen.num_silent == 0
-    assert seen.logits_BTV.shape != without.shape or (seen.logits_BTV - without).abs().max() > 1e-2
-    parts = take_apart(model)
+        without = record_reference(model).logits_BTV
+    reference, row = record_reference(model), find_format(to)
+    logits = reference.logits_BTV
+    assert reference.num_inactive == 0
+    assert logits.shape != without.shape or (logits - without).abs().max() > 1e-2
+    parts = extract_parts(model)
     assert row.refusal(parts) is None
     folder.mkdir(exist_ok=True)
     row.write(parts, folder, torch.float32)
-    tensors = {"token_ids": seen.token_ids_BT, "logits": seen.logits_BTV}
-    return compare_model(folder, tensors, trust_remote_code=row.trust_remote_code)
+    tensors = {"token_ids": reference.token_ids_BT, "logits": logits}
+    return compare_logits(folder, tensors, trust_remote_code=row.trust_remote_code)
 
 
 def assert_exact(answer: dict[str, Any], tolerance: float = 2e-6) -> None:
@@ -65,5 +63,5 @@ def assert_exact(answer: dict[str, Any], tolerance: float = 2e-6) -> None:
 def assert_refused(model: PeftModel, to: str, folder: Path, reason: str) -> None:
     line = f"^{to} cannot hold this extension: .*{reason}.*; formats that can: transformers"
     with pytest.raises(UserError, match=line):
-        export_model(model, Target.of(folder / "refused", to=to))
+        export_model(model, folder / "refused", to=to)
     assert not (folder / "refused").exists()

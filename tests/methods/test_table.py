@@ -15,7 +15,7 @@ from neutral_residues.config.run import make_run
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.evaluate import as_backbone
 from neutral_residues.evaluation.saved import load_saved
-from neutral_residues.export.export import Target, export_model
+from neutral_residues.export.export import export_model
 from neutral_residues.methods.table import (
     METHODS,
     RECIPE_WIDTH,
@@ -115,7 +115,7 @@ def test_it_can_do_afterwards_what_its_row_says(folder: Path, name: str) -> None
     after = logits(model)
     if "stock" in row.afterwards and row.keeps_backbone:
         stock = folder / f"{name}-stock"
-        difference = export_model(model, Target.of(stock, to=STOCK_FORMATS[name]))
+        difference = export_model(model, stock, to=STOCK_FORMATS[name], copy=False)
         assert difference.share < 1e-6
         torch.testing.assert_close(
             logits(AutoModelForCausalLM.from_pretrained(stock)), after, rtol=0, atol=1e-6

@@ -6,8 +6,8 @@ from rich.console import Console
 
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.saved import load_saved
-from neutral_residues.export.card import describe
-from neutral_residues.export.export import Target, export_model
+from neutral_residues.export.export import check_target, export_model
+from neutral_residues.export.formats.table import find_format
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.units import human_bytes
 
@@ -23,7 +23,7 @@ def export_folder(
 ) -> None:
     """Export the extension in `folder` and print how far the result is from the live model."""
     console = console or Console()
-    target = Target.of(output, to=to, dtype=dtype)
+    check_target(output, to=to, dtype=dtype)
     saved = load_saved(folder)
     if saved.reference is not None:
         where = RunFolder(folder).extension
@@ -32,7 +32,15 @@ def export_folder(
             got=f"method {saved.config.method}" if saved.config else None,
         )
     with console.status(f"exporting to {to}, and comparing it in a fresh process"):
-        difference = export_model(saved.model, target, tokenizer=saved.tokenizer, text=text)
+        difference = export_model(
+            saved.model,
+            output,
+            to=to,
+            dtype=dtype,
+            tokenizer=saved.tokenizer,
+            text=text,
+            copy=False,
+        )
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
-    console.print(f"{output}: {target.row.title}, {human_bytes(size)}", highlight=False)
-    console.print(f"against the live model: {describe(difference, target.row)}", highlight=False)
+    console.print(f"{output}: {find_format(to).title}, {human_bytes(size)}", highlight=False)
+    console.print(f"against the live model: {difference.describe()}", highlight=False)

@@ -1,127 +1,168 @@
-"""From a live extended model to a folder in one of the formats, whole, checked, or not there at
-all."""
+"""From a live extended model to a folder that other programs load: complete and verified, or no
+folder at all."""
 
-from dataclasses import dataclass
+import copy as copying
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from neutral_residues.errors import UserError, first_line, nearest
-from neutral_residues.export.card import write_export_card
 from neutral_residues.export.formats.table import FORMATS, Format, find_format
-from neutral_residues.export.parts import Parts, take_apart
-from neutral_residues.export.reference import Seen, look_at
-from neutral_residues.export.verify import Difference, check, measure
-from neutral_residues.files import whole_folder
+from neutral_residues.export.parts import Parts, extract_parts
+from neutral_residues.export.reference import record_reference
+from neutral_residues.export.verify import Difference, compare
+from neutral_residues.files import whole_folder, write_text
 from neutral_residues.results.run_folder import check_free
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where an export goes and in which form; made before anything is loaded, so that what is wrong
-    shows at once."""
+def check_target(folder: Path, *, to: str, dtype: str = "float32") -> None:
+    """Raise what `export_model` would raise for these arguments, before anything is loaded.
 
-    folder: Path
-    row: Format
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, folder: Path, *, to: str, dtype: str = "float32") -> "Target":
-        """Raises a UserError for an unknown format or type, or a folder that holds something."""
-        if dtype not in DTYPES:
-            raise UserError(
-                "dtype", got=dtype, allowed=", ".join(DTYPES), do=nearest(dtype, DTYPES)
-            )
-        row = find_format(to)
-        check_free(folder)
-        return cls(folder, row, DTYPES[dtype])
+    Raises:
+        UserError: for an unknown format or type, or a folder that is not empty.
+    """
+    if dtype not in DTYPES:
+        raise UserError("dtype", got=dtype, allowed=", ".join(DTYPES), do=nearest(dtype, DTYPES))
+    find_format(to)
+    check_free(folder)
 
 
 def export_model(
     model: nn.Module,
-    target: Target,
+    folder: Path,
     *,
+    to: str,
+    dtype: str = "float32",
     tokenizer: PreTrainedTokenizerBase | None = None,
     text: str = "",
+    copy: bool = True,
 ) -> Difference:
     """Write the active adapters of `model`, with its backbone where the format has one, and compare
-    the result.
-
-    `model` is moved to the CPU, rounded to the target's type and taken apart: it is not usable
-    afterwards.
+    the result with the live model.
 
     Args:
-        tokenizer: saved beside the model.
-        text: some text on which the adapters speak, to compare on; random tokens are tried as well.
+        folder: where it goes; must be empty or absent.
+        to: name of the format, see `FORMATS`.
+        dtype: of the stored weights.
+        tokenizer: saved with the model.
+        text: some text on which the gates are open, to compare on; random tokens are tried as well.
+        copy: False saves the memory of a second model, and leaves `model` unusable.
 
     Returns:
-        The measured difference to the live model.
+        The measured difference.
 
     Raises:
         UserError: if the format cannot hold the extension, or what was written is not the live
             model; no folder is left then.
     """
+    check_target(folder, to=to, dtype=dtype)
     if not isinstance(model, PeftModel):
-        raise UserError(
-            "this is a whole model, not an extension: it is already stock", do="use it as it is"
-        )
+        raise UserError("this is a whole model, not an extension", do="use it as it is")
     if not all(parameter.is_floating_point() for parameter in model.parameters()):
         raise UserError("the backbone is quantised", do="load it in float32, and export that")
-    model = _rounded(model.to("cpu").eval(), target.dtype)
     if text and tokenizer is None:
         raise UserError("text has no effect without a tokenizer", do="give both")
-    seen = look_at(model, tokenizer(text)["input_ids"] if tokenizer is not None and text else ())
-    parts = take_apart(model)
-    reason = _refusal(target.row, parts)
-    if reason is not None:
-        others = [row.name for row in FORMATS if _refusal(row, parts) is None]
-        raise UserError(
-            f"{target.row.name} cannot hold this extension: {reason}",
-            do=f"formats that can: {', '.join(others)}",
-        )
-    seen.check_heard()
+    model = _with_stored_weights(model, DTYPES[dtype], copy=copy)
+    text_ids = tokenizer(text)["input_ids"] if tokenizer is not None and text else ()
+    reference = record_reference(model, text_ids)
+    parts, row = extract_parts(model), find_format(to)
+    _check_format(row, parts)
+    reference.check_any_active()
     try:
-        with whole_folder(target.folder) as folder:
-            return _fill(folder, target, parts, seen, tokenizer)
+        with whole_folder(folder) as written:
+            row.write(parts, written, DTYPES[dtype])
+            if tokenizer is not None and row.holds_backbone:
+                tokenizer.save_pretrained(written)
+            difference = compare(
+                written,
+                reference,
+                kind="logits" if row.holds_backbone else "residues",
+                trust_remote_code=row.trust_remote_code,
+            )
+            difference.check(rounded=dtype != "float32" and row.computes(parts))
+            write_text(written / "README.md", _card(row, parts, difference))
     except SafetensorError as error:  # its own type for a full disk
-        raise UserError(f"cannot write {target.folder}", got=first_line(error)) from error
-
-
-def _fill(
-    folder: Path,
-    target: Target,
-    parts: Parts,
-    seen: Seen,
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> Difference:
-    row = target.row
-    row.write(parts, folder, target.dtype)
-    if tokenizer is not None and row.kind == "model":
-        tokenizer.save_pretrained(folder)
-    difference = measure(folder, seen, kind=row.kind, trust_remote_code=row.trust_remote_code)
-    check(difference, rounded=target.dtype != torch.float32 and row.computes(parts))
-    write_export_card(folder, row, parts, difference)
+        raise UserError(f"cannot write {folder}", got=first_line(error)) from error
     return difference
 
 
-def _refusal(row: Format, parts: Parts) -> str | None:
-    if parts.merged and not row.merges:
-        return (
-            "its updates are added to the backbone's own matrices, so nothing stands beside a block"
-        )
-    return row.refusal(parts)
-
-
 @torch.no_grad()
-def _rounded(model: PeftModel, dtype: torch.dtype) -> PeftModel:
-    """The weights that will be stored, to compute with in float32. Buffers, such as rotary
-    frequencies, stay exact."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype).float()
-    return model
+def _with_stored_weights(model: PeftModel, dtype: torch.dtype, *, copy: bool) -> PeftModel:
+    """The model on the CPU with the weights that will be stored, to compute with in float32.
+    Buffers, such as rotary frequencies, stay exact."""
+
+    def stored(parameter: nn.Parameter) -> Tensor:
+        return parameter.detach().to("cpu", dtype).float()
+
+    if copy:
+        # Each parameter goes to the CPU by itself: no second model on the accelerator.
+        memo = {id(p): nn.Parameter(stored(p).clone(), False) for p in model.parameters()}
+        model = copying.deepcopy(model, memo)
+    else:
+        for parameter in model.parameters():
+            parameter.data = stored(parameter)
+    return model.to("cpu").eval()
+
+
+def _check_format(row: Format, parts: Parts) -> None:
+    reason = row.refusal(parts)
+    if reason is not None:
+        others = [other.name for other in FORMATS if other.refusal(parts) is None]
+        raise UserError(
+            f"{row.name} cannot hold this extension: {reason}",
+            do=f"formats that can: {', '.join(others)}",
+        )
+
+
+_CARD = """---
+base_model: {backbone}
+{library}tags: [neutral-residues]
+---
+
+# {name}, extended
+
+An extension of {backbone} as {title}. Written by neutral-residues, which is not needed to use it.
+
+```python
+{loading}
+```
+
+Loaded in a fresh process it was compared with the live model in float32: {difference}.
+
+{licence}
+"""
+
+_LOAD_MODEL = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder"{option})
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder"{option})"""
+
+_LOAD_ADAPTER = """from reference import residue  # in this folder
+
+residue(x, layer=3)  # is added to the output of that layer's block; x is the input of the block"""
+
+_LICENCE = """\
+The weights of the backbone are in this folder, and its licence applies to them: check what it says
+before you pass the folder on."""
+
+
+def _card(row: Format, parts: Parts, difference: Difference) -> str:
+    """README: what is in the folder, from which backbone, how to load it, and how exact it is."""
+    backbone = parts.backbone.name_or_path
+    option = ", trust_remote_code=True" if row.trust_remote_code else ""
+    with_backbone = row.holds_backbone
+    return _CARD.format(
+        backbone=backbone,
+        library="library_name: transformers\n" if with_backbone else "",
+        name=Path(backbone).name,
+        title=row.title,
+        loading=_LOAD_MODEL.format(option=option) if with_backbone else _LOAD_ADAPTER,
+        difference=difference.describe(),
+        licence=_LICENCE if with_backbone else "No weight of the backbone is in this folder.",
+    )

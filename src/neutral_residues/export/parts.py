@@ -1,19 +1,22 @@
-"""An extended model taken apart: the plain backbone, and the weights of the adapters that ran
-beside its blocks.
+"""An extended model taken apart: the plain backbone, and the adapters that run parallel to its
+blocks.
 
-The writers of all formats work from these parts and meet neither PEFT nor the tuner.
+The writers of all formats work from these parts, without PEFT.
 """
 
+import copy
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel
 
 from neutral_residues.config.choices import BlockGate
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.tuner.blocks import find_blocks, find_layers
-from neutral_residues.tuner.layer import NeutralResiduesLayer, residue_layers
+from neutral_residues.tuner.gated_mlp import GatedMLP, as_gated_mlp
+from neutral_residues.tuner.layer import residue_layers
 from neutral_residues.tuner.neutral import GatedAdapter
 
 
@@ -23,23 +26,43 @@ class Adapter:
 
     Attributes:
         name: as in PEFT.
-        block_gate: kind of its gate.
+        kind: of its block gate.
         activation: by its name in Transformers.
         width: R.
-        beside: full name of a block in the backbone -> the adapter that runs parallel to it.
+        by_block: full name of a block in the backbone -> what runs parallel to it.
     """
 
     name: str
-    block_gate: BlockGate
+    kind: BlockGate
     activation: str
     width: int
-    beside: dict[str, GatedAdapter]
+    by_block: dict[str, GatedAdapter]
+
+    @property
+    def width_in(self) -> int:
+        """D."""
+        return self._first.gate.in_features
 
     @property
     def has_bias(self) -> bool:
-        return any(
-            a.block_gate is not None and a.block_gate.bias is not None for a in self.beside.values()
-        )
+        """Whether its gate has a b."""
+        return self._first.block_gate is not None and self._first.block_gate.bias is not None
+
+    @property
+    def _first(self) -> GatedAdapter:
+        return next(iter(self.by_block.values()))
+
+    @torch.no_grad()
+    def at(self, block: str) -> GatedAdapter:
+        """What runs parallel to that block, or a module of the same shape that adds 0."""
+        if block in self.by_block:
+            return self.by_block[block]
+        zero = copy.deepcopy(self._first)
+        for parameter in zero.parameters():
+            parameter.zero_()
+        if zero.block_gate is not None:  # llama.cpp's sigmoid of exactly 0 is 0/0
+            zero.block_gate.weight.fill_(1.0)
+        return zero
 
 
 @dataclass(frozen=True)
@@ -49,7 +72,7 @@ class Parts:
     Attributes:
         backbone: without any trace of PEFT.
         adapters: those that were active; none where everything was merged into the backbone.
-        merged: its matrices are not the old ones, because updates were added to them.
+        merged: whether updates were added to the backbone's matrices.
     """
 
     backbone: PreTrainedModel
@@ -60,71 +83,65 @@ class Parts:
     def model_type(self) -> str:
         return str(self.backbone.config.model_type)
 
-    @property
-    def ffns(self) -> dict[str, nn.Module]:
-        """The feed-forward blocks by full name, in layer order; empty where the layers have
-        none."""
+    @cached_property
+    def ffns(self) -> dict[str, GatedMLP | None]:
+        """Full name of each feed-forward block, in layer order -> its parts if it is a plain gated
+        linear unit; empty where the layers have no such block."""
         try:
-            return find_blocks(self.backbone, "ffn")
+            blocks = find_blocks(self.backbone, "ffn")
         except UserError:
             return {}
+        return {name: as_gated_mlp(block) for name, block in blocks.items()}
 
     def layer_numbers(self, adapter: Adapter) -> dict[str, int]:
-        """Name of a block that the adapter runs beside -> its layer, counted from 0; blocks outside
-        are left out."""
+        """Name of each block of the adapter -> its layer, counted from 0; without blocks outside
+        the layers."""
         layers = list(find_layers(self.backbone))
         return {
             block: number
-            for block in adapter.beside
+            for block in adapter.by_block
             for number, layer in enumerate(layers)
             if block.startswith(f"{layer}.")
         }
 
-    def strange_place(self, adapter: Adapter) -> str | None:
-        """The first block beside which the adapter runs that is no feed-forward block."""
-        ffns = self.ffns
-        return next((block for block in adapter.beside if block not in ffns), None)
+    def first_non_ffn_target(self, adapter: Adapter) -> str | None:
+        """The first block of the adapter that is not a feed-forward block."""
+        return next((block for block in adapter.by_block if block not in self.ffns), None)
 
 
-def take_apart(model: PeftModel) -> Parts:
+def extract_parts(model: PeftModel) -> Parts:
     """The parts of `model`, which is not usable afterwards: nothing is copied. Low-rank updates are
     merged.
 
     Raises:
-        UserError: for another method of PEFT's that cannot be merged.
+        UserError: for another method of PEFT that cannot be merged.
     """
     layers = residue_layers(model.get_base_model())
     if not layers:
         return Parts(_merged(model), (), merged=True)
-    adapters = tuple(_adapter(model, name, layers) for name in model.base_model.active_adapters)
-    return Parts(_settled(model.unload()), adapters)
+    adapters = []
+    for name in model.base_model.active_adapters:
+        config = model.peft_config[name]
+        by_block = {
+            block: layer.adapter(name)
+            for block, layer in layers.items()
+            if name in layer.known_adapters()
+        }
+        adapters.append(Adapter(name, config.block_gate, config.activation, config.width, by_block))
+    return Parts(_untied(model.unload()), tuple(adapters))
 
 
 def _merged(model: PeftModel) -> PreTrainedModel:
     try:
-        return _settled(model.merge_and_unload())
-    except (
-        AttributeError,
-        NotImplementedError,
-        ValueError,
-    ) as error:  # what PEFT raises depends on the method
+        return _untied(model.merge_and_unload())
+    except (AttributeError, NotImplementedError, ValueError) as error:  # it depends on the method
         kind = model.peft_config[model.active_adapter].peft_type.value
         raise UserError(
             f"PEFT cannot merge {kind}", got=first_line(error), do="serve it with PEFT"
         ) from error
 
 
-def _adapter(model: PeftModel, name: str, layers: dict[str, NeutralResiduesLayer]) -> Adapter:
-    config = model.peft_config[name]
-    beside = {
-        block: layer.adapter(name)
-        for block, layer in layers.items()
-        if name in layer.known_adapters()
-    }
-    return Adapter(name, config.block_gate, config.activation, config.width, beside)
-
-
-def _settled(backbone: PreTrainedModel) -> PreTrainedModel:
+def _untied(backbone: PreTrainedModel) -> PreTrainedModel:
     """An output matrix that was trained apart from the embeddings it was tied to is no longer
     tied."""
     head, embeddings = backbone.get_output_embeddings(), backbone.get_input_embeddings()

@@ -1,10 +1,10 @@
-"""What the live model makes of some tokens on which its adapters speak, to be found again in what
-was exported.
+"""What the live model computes on some tokens with open gates, to be compared with the export.
 
-A gate that is trained to stay shut stays shut on most strange text too, and a silent adapter proves
-nothing about an export. So rows of the user's text, if there is one, and of random tokens are tried
-until every layer's residue is heard on one of those that are kept. Layers that stay silent all the
-same are counted, and the count is shown; if all do, nothing can be said, and that is an error.
+A gate that is trained to close on source text is closed on most random tokens too, and an adapter
+with zero output proves nothing about an export. So rows of the user's text, if there is one, and of
+random tokens are tried until every layer's residue is not 0 on one of the rows that are kept.
+Layers that stay inactive all the same are counted, and the count is shown; if all do, nothing can
+be compared, and that is an error.
 """
 
 from collections.abc import Sequence
@@ -13,25 +13,25 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from neutral_residues.backbone import context_length
 from neutral_residues.errors import UserError
-from neutral_residues.tuner.layer import NeutralResiduesLayer, no_skipping, residue_layers
+from neutral_residues.tuner.layer import no_skipping, residue_layers
 
-PROBE_TOKENS = 32
+ROW_TOKENS = 32
 MAX_ROWS, MIN_ROWS = 4, 2
 ROWS_PER_DRAW, MAX_DRAWS = 32, 8
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the live model made of the probe.
+class ReferenceOutputs:
+    """What the live model computes.
 
     Attributes:
         token_ids_BT: the tokens.
         logits_BTV: its logits.
-        inputs: name of a block -> what it and its residue read, (B, T, D).
+        inputs: name of a block -> the input of the block and of its adapters, (B, T, D).
         residues: name of a block -> what the active adapters added to it, (B, T, D).
     """
 
@@ -41,41 +41,36 @@ class Seen:
     residues: dict[str, Tensor]
 
     @property
-    def loudness_BL(self) -> Tensor:
-        """Largest absolute number of each row's residue, layer by layer; (B, 0) where nothing
-        stands beside a block."""
+    def max_abs_residue_BL(self) -> Tensor:
+        """Largest absolute number in the residue of each row and layer; (B, 0) without adapters."""
         rows = self.token_ids_BT.shape[0]
-        by_layer = [
-            residue.reshape(rows, -1).abs().amax(dim=1) for residue in self.residues.values()
-        ]
+        by_layer = [r.reshape(rows, -1).abs().amax(dim=1) for r in self.residues.values()]
         return torch.stack(by_layer, dim=1) if by_layer else torch.zeros(rows, 0)
 
     @property
-    def num_silent(self) -> int:
-        """Layers whose residue is 0 on every token, so that nothing is known of them."""
-        return int((self.loudness_BL.amax(dim=0) == 0).sum())
+    def num_inactive(self) -> int:
+        """Layers whose residue is 0 on every token, so that they are not compared."""
+        return int((self.max_abs_residue_BL.amax(dim=0) == 0).sum())
 
-    def check_heard(self) -> None:
-        """Raise a UserError if there are adapters and none of them did anything."""
-        if self.residues and self.num_silent == len(self.residues):
+    def check_any_active(self) -> None:
+        """Raise a UserError if there are adapters and all residues are 0."""
+        if self.residues and self.num_inactive == len(self.residues):
+            length = self.token_ids_BT.shape[1]
             raise UserError(
-                "every gate stayed shut on every token that was tried, so the export could not be"
+                "every gate was closed on all tokens that were tried, so the export cannot be"
                 " compared",
-                do=(
-                    f"give some text of the target, {self.token_ids_BT.shape[1]} tokens or more"
-                    " (--text)"
-                ),
+                do=f"give some text of the target, {length} tokens or more (--text)",
             )
 
 
-def look_at(model: PeftModel, text_ids: Sequence[int] = ()) -> Seen:
-    """Run the live model on up to `MAX_ROWS` rows of tokens on which as many layers as possible
-    speak.
+def record_reference(model: PeftModel, text_ids: Sequence[int] = ()) -> ReferenceOutputs:
+    """Run the live model on up to `MAX_ROWS` rows of tokens that activate as many layers as
+    possible.
 
     Args:
-        text_ids: tokens of a text on which they should.
+        text_ids: tokens of a text that should open the gates.
     """
-    length = min(PROBE_TOKENS, context_length(model.config) or PROBE_TOKENS)
+    length = min(ROW_TOKENS, context_length(model.config) or ROW_TOKENS)
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     generator = torch.Generator().manual_seed(0)
     num_rows = min(len(text_ids) // length, ROWS_PER_DRAW)
@@ -83,55 +78,52 @@ def look_at(model: PeftModel, text_ids: Sequence[int] = ()) -> Seen:
     for _ in range(MAX_DRAWS):
         drawn_BT = torch.randint(vocabulary, (ROWS_PER_DRAW, length), generator=generator)
         candidates_BT = torch.cat([kept_BT, drawn_BT])
-        kept_BT = candidates_BT[_covering_rows(_run(model, candidates_BT).loudness_BL > 0)]
-        seen = _run(model, kept_BT)
-        if seen.num_silent == 0:
+        active_BL = _outputs(model, candidates_BT).max_abs_residue_BL > 0
+        kept_BT = candidates_BT[_covering_rows(active_BL)]
+        outputs = _outputs(model, kept_BT)
+        if outputs.num_inactive == 0:
             break
-    return seen
+    return outputs
 
 
-def _covering_rows(speaks_BL: Tensor) -> list[int]:
-    """Rows that together have as many layers speak as `MAX_ROWS` rows taken one by one can."""
+def _covering_rows(active_BL: Tensor) -> list[int]:
+    """Rows that together activate as many layers as `MAX_ROWS` rows chosen greedily can."""
     chosen: list[int] = []
-    missing_L = torch.ones(speaks_BL.shape[1], dtype=torch.bool)
+    missing_L = torch.ones(active_BL.shape[1], dtype=torch.bool)
     while len(chosen) < MAX_ROWS and (bool(missing_L.any()) or len(chosen) < MIN_ROWS):
-        gains_B = (speaks_BL & missing_L).sum(dim=1)
+        gains_B = (active_BL & missing_L).sum(dim=1)
         gains_B[chosen] = -1
         row = int(gains_B.argmax())
         if gains_B[row] <= 0 and len(chosen) >= MIN_ROWS:
             break
         chosen.append(row)
-        missing_L &= ~speaks_BL[row]
+        missing_L &= ~active_BL[row]
     return chosen
 
 
 @torch.no_grad()
-def _run(model: PeftModel, token_ids_BT: Tensor) -> Seen:
-    inputs: dict[str, Tensor] = {}
-    residues: dict[str, Tensor] = {}
-
-    def listen(name: str) -> Any:
-        def hook(
-            layer: NeutralResiduesLayer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-        ) -> None:
-            x = inputs[name] = args[0] if args else kwargs["hidden_states"]
-            active = layer.active_names()
-            if active:
-                residues[name] = torch.stack(
-                    [layer.residue(x, adapter).delta for adapter in active]
-                ).sum(dim=0)
-
-        return hook
-
+def _outputs(model: PeftModel, token_ids_BT: Tensor) -> ReferenceOutputs:
     layers = residue_layers(model.get_base_model())
+    layers = {name: layer for name, layer in layers.items() if layer.active_names()}
+    inputs: dict[nn.Module, Tensor] = {}
+
+    def keep_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs[layer] = (args[0] if args else kwargs["hidden_states"]).clone()
+
     handles = [
-        layer.register_forward_hook(listen(name), with_kwargs=True)
-        for name, layer in layers.items()
+        layer.register_forward_pre_hook(keep_input, with_kwargs=True) for layer in layers.values()
     ]
     try:
-        with no_skipping(model):  # exported code skips nothing
+        with no_skipping(model):  # as the exported code
             logits_BTV = model(input_ids=token_ids_BT).logits
     finally:
         for handle in handles:
             handle.remove()
-    return Seen(token_ids_BT, logits_BTV, inputs, residues)
+    residues = {
+        name: torch.stack(
+            [layer.residue(inputs[layer], adapter).delta for adapter in layer.active_names()]
+        ).sum(dim=0)
+        for name, layer in layers.items()
+    }
+    by_name = {name: inputs[layer] for name, layer in layers.items()}
+    return ReferenceOutputs(token_ids_BT, logits_BTV, by_name, residues)

@@ -53,10 +53,10 @@ def test_several_adapters_make_it_wider_still(tmp_path: Path) -> None:
         (
             "llama",
             GATELESS | {"placement": "attention"},
-            "this adapter runs beside model.layers.1.self_attn",
+            "this adapter is parallel to model.layers.1.self_attn",
         ),
-        ("gpt_neox", GATELESS, r"gpt_neox.layers.0.mlp is no gated linear unit"),
-        ("phi3", GATELESS, r"model.layers.0.mlp is no gated linear unit"),
+        ("gpt_neox", GATELESS, r"gpt_neox.layers.0.mlp is not a gated MLP"),
+        ("phi3", GATELESS, r"model.layers.0.mlp is not a gated MLP"),
     ],
 )
 def test_it_says_why_not(

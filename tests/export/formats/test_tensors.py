@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from neutral_residues.export.formats.tensors import ACTIVATIONS, write_plain
-from neutral_residues.export.parts import take_apart
-from neutral_residues.export.reference import look_at
+from neutral_residues.export.formats.tensors import ACTIVATIONS, write_tensors
+from neutral_residues.export.parts import extract_parts
+from neutral_residues.export.reference import record_reference
 from neutral_residues.export.verify_child import compare_residues
 from neutral_residues.tuner.blocks import activation_module
 from tiny_export import SIGMOID, assert_refused, extended
@@ -26,27 +26,26 @@ def test_the_formulas_are_those_of_transformers(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "roles"),
+    ("settings", "of_gate"),
     [
-        ({"block_gate": "relu"}, {"w_g", "w_i", "w_o", "w", "b"}),
-        ({"block_gate": "elu", "gate_start": "random"}, {"w_g", "w_i", "w_o", "w"}),
-        (SIGMOID | {"activation": "gelu"}, {"w_g", "w_i", "w_o", "w"}),
-        ({"block_gate": "none", "placement": "attention"}, {"w_g", "w_i", "w_o"}),
+        ({"block_gate": "relu"}, {"block_gate.weight", "block_gate.bias"}),
+        ({"block_gate": "elu", "gate_start": "random"}, {"block_gate.weight"}),
+        (SIGMOID | {"activation": "gelu"}, {"block_gate.weight"}),
+        ({"block_gate": "none", "placement": "attention"}, set()),
     ],
 )
 def test_the_reference_computes_the_residue(
-    tmp_path: Path, settings: dict[str, Any], roles: set[str]
+    tmp_path: Path, settings: dict[str, Any], of_gate: set[str]
 ) -> None:
     model = extended(**settings)
-    seen = look_at(model)
-    write_plain(take_apart(model), tmp_path, torch.float32)
-    tensors = {f"inputs.{name}": x for name, x in seen.inputs.items()}
-    tensors |= {f"residues.{name}": delta for name, delta in seen.residues.items()}
+    reference = record_reference(model)
+    write_tensors(extract_parts(model), tmp_path, torch.float32)
+    tensors = {f"inputs.{name}": x for name, x in reference.inputs.items()}
+    tensors |= {f"residues.{name}": delta for name, delta in reference.residues.items()}
     answer = compare_residues(tmp_path, tensors)
     assert answer["difference"] < 1e-5 < 1e-2 < answer["largest"]
-    assert {
-        name.removeprefix("layers.1.") for name in load_file(tmp_path / "model.safetensors")
-    } == roles
+    names = {name.removeprefix("layers.1.") for name in load_file(tmp_path / "model.safetensors")}
+    assert names == {"gate.weight", "up.weight", "down.weight"} | of_gate
     description = json.loads((tmp_path / "neutral_residues.json").read_text())
     assert list(description["layers"]) == ["1"]
     assert (description["D"], description["R"]) == (32, 8)

@@ -1,5 +1,4 @@
-"""The format `dense`: the backbone's own stock architecture, with the extension folded into its
-matrices.
+"""The format `dense`: the backbone's own stock architecture, with the extension in its matrices.
 
 A gate-less adapter with the backbone's activation makes a gated feed-forward block wider, F to F +
 R:
@@ -11,15 +10,16 @@ though not free. Low-rank updates are added to the matrices they belong to, by P
 """
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from neutral_residues.export.formats.remote_code import save_filled
+from neutral_residues.export.formats.saving import save_model
 from neutral_residues.export.parts import Parts
 from neutral_residues.tuner.blocks import backbone_activation
-from neutral_residues.tuner.gated_mlp import GatedMLP, as_gated_mlp
+from neutral_residues.tuner.gated_mlp import GatedMLP
 from neutral_residues.tuner.neutral import GatedAdapter
 
 
@@ -30,60 +30,44 @@ def dense_refusal(parts: Parts) -> str | None:
     config = parts.backbone.config.get_text_config(decoder=True)
     activation = backbone_activation(config.to_dict())
     for adapter in parts.adapters:
-        if adapter.block_gate != "none":
-            return f"its {adapter.block_gate} gate depends on the token, so no matrix equals it"
+        if adapter.kind != "none":
+            return f"its {adapter.kind} gate depends on the token, so no matrix equals it"
         if adapter.activation != activation:
             return (
                 f"a wider block has one activation, {activation}; this adapter has"
                 f" {adapter.activation}"
             )
-        strange = parts.strange_place(adapter)
-        if strange is not None:
-            return f"only a feed-forward block becomes wider; this adapter runs beside {strange}"
+        target = parts.first_non_ffn_target(adapter)
+        if target is not None:
+            return f"only a feed-forward block becomes wider; this adapter is parallel to {target}"
     width = getattr(config, "intermediate_size", None)
-    for name, block in parts.ffns.items():
-        mlp = as_gated_mlp(block)
+    for name, mlp in parts.ffns.items():
         if mlp is None or mlp.gate.out_features != width:
-            return (
-                f"{name} is no gated linear unit of the width in the configuration, so it cannot"
-                " just be wider"
-            )
+            return f"{name} is not a gated MLP of the width in the configuration"
     return None
 
 
 def write_dense(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
     """Write configuration and weights of the stock model into `folder`."""
-    backbone = parts.backbone
+    backbone, adapters = parts.backbone, parts.adapters
     config, weights = copy.deepcopy(backbone.config), backbone.state_dict()
-    config.get_text_config(decoder=True).intermediate_size += sum(
-        adapter.width for adapter in parts.adapters
-    )
-    for place, block in parts.ffns.items() if parts.adapters else ():
-        mlp = as_gated_mlp(block)
-        assert mlp is not None
-        beside = [
-            adapter.beside.get(place) or _nothing(mlp, adapter.width) for adapter in parts.adapters
-        ]
-        weights |= {f"{place}.{key}": tensor for key, tensor in _wider(mlp, beside).items()}
-    save_filled(type(backbone), config, weights, folder, dtype=dtype, like=backbone)
-
-
-def _nothing(mlp: GatedMLP, width: int) -> GatedAdapter:
-    """An adapter of that width that adds 0."""
-    adapter = GatedAdapter(mlp.gate.in_features, width, activation=mlp.activation, kind="none")
-    for parameter in adapter.parameters():
-        torch.nn.init.zeros_(parameter)
-    return adapter
+    if adapters:
+        config.get_text_config(decoder=True).intermediate_size += sum(a.width for a in adapters)
+        for name, mlp in parts.ffns.items():
+            assert mlp is not None
+            wider = _wider(mlp, [adapter.at(name) for adapter in adapters])
+            weights |= {f"{name}.{key}": tensor for key, tensor in wider.items()}
+    save_model(type(backbone), config, weights, folder, dtype=dtype, like=backbone)
 
 
 @torch.no_grad()
-def _wider(mlp: GatedMLP, beside: list[GatedAdapter]) -> dict[str, Tensor]:
+def _wider(mlp: GatedMLP, adapters: Sequence[GatedAdapter]) -> dict[str, Tensor]:
     tensors = {
-        "gate_proj.weight": torch.cat([mlp.gate.weight, *(a.gate.weight for a in beside)]),
-        "up_proj.weight": torch.cat([mlp.up.weight, *(a.up.weight for a in beside)]),
-        "down_proj.weight": torch.cat([mlp.down.weight, *(a.down.weight for a in beside)], dim=1),
+        "gate_proj.weight": torch.cat([mlp.gate.weight, *(a.gate.weight for a in adapters)]),
+        "up_proj.weight": torch.cat([mlp.up.weight, *(a.up.weight for a in adapters)]),
+        "down_proj.weight": torch.cat([mlp.down.weight, *(a.down.weight for a in adapters)], dim=1),
     }
-    width = sum(a.gate.out_features for a in beside)
+    width = sum(a.gate.out_features for a in adapters)
     for name, bias in (("gate_proj", mlp.gate.bias), ("up_proj", mlp.up.bias)):
         if bias is not None:
             tensors[f"{name}.bias"] = torch.cat([bias, bias.new_zeros(width)])

@@ -4,25 +4,26 @@ of experts.
     stock layer:  sum over chosen experts of  p_e(x) E_e(x)  +  sigmoid(s . x) S(x)
     ours:         FFN(x)                                    +  sigmoid(w . x) A(x)
 
-With one routed expert its softmax is over one number, so p_1 = 1 on every token whatever the router
-holds. The old FFN is that expert, the adapter is S, and the gate is s; s has no bias, so neither
-may w. The backbone's attention, norms and embeddings must be the stock model's too:
+With one routed expert its softmax is over one number, so p_1 = 1 on every token for any router. The
+old FFN is that expert, the adapter is S, and the gate is s; s has no bias, so w must not have one
+either. The backbone's attention, norms and embeddings must be those of the stock model too:
 
     backbone                       stock model   what is not merely copied
     Llama, Mistral, Ministral      qwen2_moe     nothing
     Qwen2                          qwen2_moe     nothing (biases of q, k and v)
-    Gemma (the first)              qwen2_moe     norms 1 + w; the embeddings' scale sqrt(D) folded in
-    Qwen3                          qwen3_next    norms w - 1; the output gate of its attention held at 1/2 by zeros in
-                                                 q, undone by o doubled (both powers of two: exact)
+    Gemma (the first)              qwen2_moe     norms 1 + w; embeddings times sqrt(D)
+    Qwen3                          qwen3_next    norms w - 1; zeros in q hold the output gate of its
+                                                 attention at 1/2, and o is doubled (exact: powers
+                                                 of two)
 
-For runtimes other than Transformers that know the architecture (llama.cpp, tried: LAB.md) every
+For runtimes other than Transformers that know the architecture (llama.cpp, measured: LAB.md) every
 layer is a mixture and the head a matrix of its own, though Transformers could do with less: a layer
 without an adapter gets a shared expert of zeros, behind a gate that is not (llama.cpp's sigmoid of
 exactly 0 is 0/0).
 
 No stock model with a gated shared expert holds the others. Gemma 2 and 3 and GLM 4 have a norm
-behind the FFN, OLMo 2 and 3 one instead of that before it; granite scales its branches, SmolLM 3
-leaves positions out in some layers, and GPT-NeoX and Phi have FFNs that are no gated units.
+after the FFN, OLMo 2 and 3 instead of the one before it; Granite scales its branches, SmolLM 3
+leaves positions out in some layers, and GPT-NeoX and Phi have FFNs that are not gated.
 `qwen3_5_moe`, `qwen4_exp` and the talker of `qwen3_omni_moe` have the same expert as `qwen3_next`
 but inside models with vision, hyper-connections or audio around it.
 """
@@ -33,12 +34,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM, Qwen3NextConfig, Qwen3NextForCausalLM
 
-from neutral_residues.export.formats.remote_code import save_filled
-from neutral_residues.export.parts import Adapter, Parts
-from neutral_residues.tuner.gated_mlp import as_gated_mlp
+from neutral_residues.export.formats.saving import save_model
+from neutral_residues.export.parts import Parts
+from neutral_residues.tuner.gated_mlp import GatedMLP
+from neutral_residues.tuner.neutral import GatedAdapter
 
 SAME_KEYS = (
     "vocab_size",
@@ -69,12 +71,12 @@ class Stock:
         config: its configuration class.
         model: its class.
         holds: model types of the backbones that it holds exactly.
-        settings: the backbone's configuration -> what the stock one needs beside `SAME_KEYS` and
-            the experts.
+        settings: the backbone's configuration -> what the stock one needs besides `SAME_KEYS`
+            and the experts.
         convert: key, tensor, backbone's configuration -> the tensor that the stock model needs
             under that key.
-        has_output_bias: whether its attention can have a bias behind the heads.
-        has_windows: whether its attention can see a window only.
+        has_output_bias: whether its attention can have a bias after the heads.
+        has_windows: whether its attention can be limited to a window.
     """
 
     config: type[Any]
@@ -162,24 +164,16 @@ def moe_refusal(stock: Stock, parts: Parts) -> str | None:
 
 def _adapter_refusal(parts: Parts) -> str | None:
     adapter, activation = parts.adapters[0], parts.backbone.config.hidden_act
-    strange = parts.strange_place(adapter)
-    if adapter.block_gate != "sigmoid":
-        return (
-            f"its shared expert has a sigmoid gate; this one is {adapter.block_gate} (train"
-            " neutral-sigmoid)"
-        )
+    target = parts.first_non_ffn_target(adapter)
+    if adapter.kind != "sigmoid":
+        return f"its expert has a sigmoid gate; this one is {adapter.kind} (train neutral-sigmoid)"
     if adapter.has_bias:
-        return (
-            "its shared expert's gate has no bias, and this one has; train with"
-            " residues.gate_start: half"
-        )
-    if strange is not None:
-        return (
-            f"its shared expert runs beside the feed-forward block; this adapter beside {strange}"
-        )
+        return "its gate has no bias, and this one has; train with residues.gate_start: half"
+    if target is not None:
+        return f"its expert is parallel to the feed-forward block; this adapter to {target}"
     if adapter.activation != activation:
         return (
-            f"its experts all have the backbone's activation {activation}; this adapter has"
+            f"its experts have the backbone's activation {activation}; this adapter has"
             f" {adapter.activation}"
         )
     return None
@@ -187,30 +181,25 @@ def _adapter_refusal(parts: Parts) -> str | None:
 
 def _backbone_refusal(stock: Stock, parts: Parts) -> str | None:
     config = parts.backbone.config
-    for name, block in parts.ffns.items():
-        mlp = as_gated_mlp(block)
+    for name, mlp in parts.ffns.items():
         if mlp is None or any(linear.bias is not None for linear in (mlp.gate, mlp.up, mlp.down)):
-            return f"its experts are gated linear units without biases; {name} is not"
-    if not stock.has_output_bias and any(
-        key.endswith("o_proj.bias") for key in parts.backbone.state_dict()
-    ):
-        return "its attention has no bias behind the heads; this backbone's has (attention_bias)"
-    if not stock.has_windows and "sliding_attention" in (
-        getattr(config, "layer_types", None) or ()
-    ):
-        return "its attention has no sliding window; this backbone's has"
+            return f"its experts are gated MLPs without biases; {name} is not"
+    keys = parts.backbone.state_dict()
+    if not stock.has_output_bias and any(key.endswith("o_proj.bias") for key in keys):
+        return "its attention has no bias after the heads; this backbone has (attention_bias)"
+    layer_types = getattr(config, "layer_types", None) or ()
+    if not stock.has_windows and "sliding_attention" in layer_types:
+        return "its attention has no sliding window; this backbone has"
     if getattr(config, "use_bidirectional_attention", None):
-        return "its attention is causal; this backbone's is not"
+        return "its attention is causal; that of this backbone is not"
     return None
 
 
 def write_moe(stock: Stock, parts: Parts, folder: Path, dtype: torch.dtype) -> None:
     """Write configuration and weights of the stock model into `folder`."""
-    backbone, adapter = parts.backbone, parts.adapters[0]
-    config = backbone.config
-    settings = {
-        key: getattr(config, key) for key in SAME_KEYS if getattr(config, key, None) is not None
-    }
+    backbone, adapter, config = parts.backbone, parts.adapters[0], parts.backbone.config
+    settings = {key: getattr(config, key, None) for key in SAME_KEYS}
+    settings = {key: value for key, value in settings.items() if value is not None}
     settings |= stock.settings(config)
     settings |= {
         "num_experts": 1,
@@ -225,42 +214,28 @@ def write_moe(stock: Stock, parts: Parts, folder: Path, dtype: torch.dtype) -> N
     weights = {
         key: stock.convert(key, tensor, config)
         for key, tensor in backbone.state_dict().items()
-        if not any(key.startswith(f"{place}.") for place in parts.ffns)
+        if not any(key.startswith(f"{name}.") for name in parts.ffns)
     }
-    weights["lm_head.weight"] = (
-        backbone.get_output_embeddings().weight.detach().clone()
-    )  # shared, it would not be saved
-    for place, block in parts.ffns.items():
-        experts = {**_old_ffn(block), **_shared_expert(adapter, place, width_in=config.hidden_size)}
-        weights |= {f"{place}.{key}": tensor for key, tensor in experts.items()}
-    save_filled(stock.model, stock.config(**settings), weights, folder, dtype=dtype, like=backbone)
+    # A copy: if it shared memory with the embeddings it would not be saved.
+    weights["lm_head.weight"] = backbone.get_output_embeddings().weight.detach().clone()
+    for name, mlp in parts.ffns.items():
+        assert mlp is not None
+        mixture = _mixture(mlp, adapter.at(name))
+        weights |= {f"{name}.{key}": tensor for key, tensor in mixture.items()}
+    save_model(stock.model, stock.config(**settings), weights, folder, dtype=dtype, like=backbone)
 
 
-def _shared_expert(adapter: Adapter, place: str, *, width_in: int) -> dict[str, Tensor]:
-    """The adapter at that block, or one that adds nothing."""
-    if place not in adapter.beside:
-        return {
-            "shared_expert.gate_proj.weight": torch.zeros(adapter.width, width_in),
-            "shared_expert.up_proj.weight": torch.zeros(adapter.width, width_in),
-            "shared_expert.down_proj.weight": torch.zeros(width_in, adapter.width),
-            "shared_expert_gate.weight": torch.ones(1, width_in),
-        }
-    a = adapter.beside[place]
-    assert a.block_gate is not None
+@torch.no_grad()
+def _mixture(mlp: GatedMLP, adapter: GatedAdapter) -> dict[str, Tensor]:
+    """The FFN as the only routed expert, a router whose softmax is over one number, and the adapter
+    as the shared expert."""
+    assert adapter.block_gate is not None
     return {
-        "shared_expert.gate_proj.weight": a.gate.weight.detach(),
-        "shared_expert.up_proj.weight": a.up.weight.detach(),
-        "shared_expert.down_proj.weight": a.down.weight.detach(),
-        "shared_expert_gate.weight": a.block_gate.weight.detach(),
-    }
-
-
-def _old_ffn(block: nn.Module) -> dict[str, Tensor]:
-    """The FFN as the only routed expert, and a router whose softmax is over one number."""
-    mlp = as_gated_mlp(block)
-    assert mlp is not None
-    return {
-        "experts.gate_up_proj": torch.cat([mlp.gate.weight, mlp.up.weight]).detach()[None],
+        "experts.gate_up_proj": torch.cat([mlp.gate.weight, mlp.up.weight])[None],
         "experts.down_proj": mlp.down.weight.detach()[None],
         "gate.weight": torch.zeros(1, mlp.gate.in_features, dtype=mlp.gate.weight.dtype),
+        "shared_expert.gate_proj.weight": adapter.gate.weight.detach(),
+        "shared_expert.up_proj.weight": adapter.up.weight.detach(),
+        "shared_expert.down_proj.weight": adapter.down.weight.detach(),
+        "shared_expert_gate.weight": adapter.block_gate.weight.detach(),
     }

@@ -3,10 +3,10 @@
 
 The code is one file, `modeling.py.template` filled in with the names of the backbone's classes in
 Transformers; it does not need this package. Its `model_type` and `architectures` are new, so that a
-program that knows only the backbone refuses the folder instead of loading the backbone alone. It is
-written to the rules of vLLM's Transformers backend: changes sit in the decoder, stock blocks and
+program that knows only the backbone refuses the folder instead of loading the backbone alone. It
+follows the rules of vLLM's Transformers backend: changes are in the decoder, stock blocks and
 adapters are separate modules, no forward is a closure, and the projection inside the activation
-comes first. `serve.py` beside it starts the OpenAI-compatible server of Transformers, whose own
+comes first. `serve.py` in the folder starts the OpenAI-compatible server of Transformers, whose own
 command finds stock classes only.
 """
 
@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from neutral_residues.export.formats.saving import save_model
 from neutral_residues.export.parts import Adapter, Parts
 from neutral_residues.files import write_text
+from neutral_residues.tuner.neutral import GatedAdapter
 
 CODE_FILE = "modeling_neutral_residues.py"
 CLASS_PREFIX = "NeutralResidues"
@@ -33,67 +35,38 @@ _SERVE = Template((Path(__file__).parent / "serve.py.template").read_text(encodi
 
 def remote_code_refusal(parts: Parts) -> str | None:
     """Why this format cannot hold the extension, or None."""
-    backbone = parts.backbone
+    backbone, prefix = parts.backbone, parts.backbone.base_model_prefix
+    kind = type(backbone).__name__
     if not type(backbone).__module__.startswith("transformers.models."):
-        return (
-            f"the backbone {type(backbone).__name__} comes with code of its own, which would have"
-            " to come along"
-        )
-    prefix = backbone.base_model_prefix
+        return f"the backbone {kind} has code of its own, which the export would need too"
     if backbone.base_model is backbone:
-        return f"{type(backbone).__name__} has no decoder apart from its head"
-    outside = [p for a in parts.adapters for p in a.beside if not p.startswith(f"{prefix}.")]
-    return (
-        f"an adapter runs beside {outside[0]}, outside the decoder {prefix!r}" if outside else None
-    )
+        return f"{kind} has no decoder apart from its head"
+    for block in (block for adapter in parts.adapters for block in adapter.by_block):
+        if not block.startswith(f"{prefix}."):
+            return f"an adapter is parallel to {block}, outside the decoder {prefix!r}"
+    return None
 
 
 def write_remote_code(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
     """Write code, configuration and weights into `folder`."""
-    backbone = parts.backbone
-    code = folder / CODE_FILE
+    backbone, code = parts.backbone, folder / CODE_FILE
     write_text(code, _code(parts))
-    module = _imported(code)
-    names = _class_names(backbone)
-    backbone.config.save_pretrained(
-        folder
-    )  # through the file: a dict of it would hold infinities in their JSON form
+    module, names = _imported(code), _class_names(backbone)
+    # Through the file: as a dict it would hold infinities in their JSON form.
+    backbone.config.save_pretrained(folder)
     values, _ = type(backbone.config).get_config_dict(folder)
-    config = getattr(module, names["Config"]).from_dict(
-        {key: value for key, value in values.items() if key not in ("model_type", "architectures")}
-    )
+    for key in ("model_type", "architectures"):
+        values.pop(key, None)
+    config = getattr(module, names["Config"]).from_dict(values)
     config.residues = [_settings(adapter, backbone.base_model_prefix) for adapter in parts.adapters]
-    stem = code.stem
     config.auto_map = {
-        "AutoConfig": f"{stem}.{names['Config']}",
-        "AutoModel": f"{stem}.{names['Decoder']}",
-        "AutoModelForCausalLM": f"{stem}.{names['Head']}",
+        "AutoConfig": f"{code.stem}.{names['Config']}",
+        "AutoModel": f"{code.stem}.{names['Decoder']}",
+        "AutoModelForCausalLM": f"{code.stem}.{names['Head']}",
     }
-    write_text(folder / "serve.py", _SERVE.substitute(names, module=stem))
-    save_filled(
-        getattr(module, names["Head"]), config, _weights(parts), folder, dtype=dtype, like=backbone
-    )
-
-
-def save_filled(
-    kind: type[PreTrainedModel],
-    config: Any,
-    weights: dict[str, Tensor],
-    folder: Path,
-    *,
-    dtype: torch.dtype,
-    like: PreTrainedModel,
-) -> None:
-    """Save a model of that class with exactly these weights, and the generation settings of `like`;
-    nothing is copied on the way but what `dtype` changes."""
-    with torch.device("meta"):
-        model = kind(config)
-    model.load_state_dict(weights, assign=True)
-    model.tie_weights()
-    model.to(dtype)
-    model.config.dtype = dtype
-    model.generation_config = like.generation_config
-    model.save_pretrained(folder)
+    write_text(folder / "serve.py", _SERVE.substitute(names, module=code.stem))
+    head = getattr(module, names["Head"])
+    save_model(head, config, _weights(parts), folder, dtype=dtype, like=backbone)
 
 
 def _class_names(backbone: PreTrainedModel) -> dict[str, str]:
@@ -108,7 +81,7 @@ def _class_names(backbone: PreTrainedModel) -> dict[str, str]:
 def _code(parts: Parts) -> str:
     backbone = parts.backbone
     decoder, head, config = type(backbone.base_model), type(backbone), type(backbone.config)
-    blocks = {place.rpartition(".")[2] for adapter in parts.adapters for place in adapter.beside}
+    blocks = {name.rpartition(".")[2] for adapter in parts.adapters for name in adapter.by_block}
     return _TEMPLATE.substitute(
         _class_names(backbone),
         version=version("neutral-residues"),
@@ -125,8 +98,8 @@ def _code(parts: Parts) -> str:
 
 
 def _imported(path: Path) -> ModuleType:
-    """The module in that file, under a name of its own; Python looks its classes' annotations up by
-    that name."""
+    """The module in that file, registered under a name of its own, by which Python resolves the
+    annotations of its classes."""
     name = f"_exported_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -142,30 +115,33 @@ def _imported(path: Path) -> ModuleType:
 
 
 def _settings(adapter: Adapter, prefix: str) -> dict[str, Any]:
-    first = next(iter(adapter.beside.values()))
     return {
         "name": adapter.name,
-        "width_in": first.gate.in_features,
+        "width_in": adapter.width_in,
         "width": adapter.width,
         "activation": adapter.activation,
-        "block_gate": adapter.block_gate,
+        "block_gate": adapter.kind,
         "bias": adapter.has_bias,
-        "beside": [place.removeprefix(f"{prefix}.") for place in adapter.beside],
+        "blocks": [block.removeprefix(f"{prefix}.") for block in adapter.by_block],
     }
 
 
 def _weights(parts: Parts) -> dict[str, Tensor]:
-    places = {place for adapter in parts.adapters for place in adapter.beside}
+    """The backbone's, and those of the adapters of each block, numbered in their order."""
+    by_block: dict[str, list[GatedAdapter]] = {}
+    for adapter in parts.adapters:
+        for block, module in adapter.by_block.items():
+            by_block.setdefault(block, []).append(module)
     weights = {}
     for key, tensor in parts.backbone.state_dict().items():
-        place = next((place for place in places if key.startswith(f"{place}.")), None)
-        weights[key if place is None else f"{place}.block{key.removeprefix(place)}"] = tensor
-    num_there = dict.fromkeys(places, 0)
-    for adapter in parts.adapters:
-        for place, gated_adapter in adapter.beside.items():
-            for name, parameter in gated_adapter.named_parameters():
-                # The exported module keeps the gate apart from the projections.
-                role = name if name.startswith("block_gate.") else f"adapter.{name}"
-                weights[f"{place}.residues.{num_there[place]}.{role}"] = parameter.detach()
-            num_there[place] += 1
+        for block in by_block:
+            if key.startswith(f"{block}."):
+                key = f"{block}.block{key.removeprefix(block)}"
+        weights[key] = tensor
+    for block, modules in by_block.items():
+        for number, module in enumerate(modules):
+            for name, parameter in module.named_parameters():
+                # The exported module keeps the gate apart from the gated linear unit.
+                path = name if name.startswith("block_gate.") else f"adapter.{name}"
+                weights[f"{block}.residues.{number}.{path}"] = parameter.detach()
     return weights

@@ -11,9 +11,8 @@ from neutral_residues.errors import UserError, nearest
 from neutral_residues.export.formats.dense import dense_refusal, write_dense
 from neutral_residues.export.formats.moe import QWEN2_MOE, QWEN3_NEXT, moe_refusal, write_moe
 from neutral_residues.export.formats.remote_code import remote_code_refusal, write_remote_code
-from neutral_residues.export.formats.tensors import plain_refusal, write_plain
+from neutral_residues.export.formats.tensors import tensors_refusal, write_tensors
 from neutral_residues.export.parts import Parts
-from neutral_residues.export.verify import Kind
 
 
 @dataclass(frozen=True)
@@ -23,30 +22,36 @@ class Format:
     Attributes:
         name: as in `--to`.
         title: what it is.
-        refusal: why it cannot hold these parts, or None.
+        cannot_hold: why it cannot hold adapters parallel to blocks, or None.
         write: writes parts into a folder, in a type.
-        computes: whether it writes weights that are not merely copied; they round once more when
-            stored in 16 bits.
-        kind: what can be compared with the live model.
-        trust_remote_code: whether loading it runs code that lies in the folder.
+        computes: whether it writes weights that are not merely copied; they are rounded once more
+            when stored in 16 bits.
+        holds_backbone: whether it is a whole model, or the adapter alone.
+        trust_remote_code: whether loading it runs code from the folder.
         merges: whether low-rank updates can be merged into it.
     """
 
     name: str
     title: str
-    refusal: Callable[[Parts], str | None]
+    cannot_hold: Callable[[Parts], str | None]
     write: Callable[[Parts, Path, torch.dtype], None]
     computes: Callable[[Parts], bool] = lambda parts: False
-    kind: Kind = "model"
+    holds_backbone: bool = True
     trust_remote_code: bool = False
     merges: bool = False
+
+    def refusal(self, parts: Parts) -> str | None:
+        """Why it cannot hold these parts, or None."""
+        if parts.merged and not self.merges:
+            return "its updates are added to the backbone's own matrices, so there is no adapter"
+        return self.cannot_hold(parts)
 
 
 FORMATS: tuple[Format, ...] = (
     Format(
         name="transformers",
         title="a model folder with its own modelling code (trust_remote_code)",
-        refusal=remote_code_refusal,
+        cannot_hold=remote_code_refusal,
         write=write_remote_code,
         trust_remote_code=True,
     ),
@@ -56,34 +61,31 @@ FORMATS: tuple[Format, ...] = (
             "a stock Qwen2-MoE model: the old FFN as its one expert, the adapter as gated shared"
             " expert"
         ),
-        refusal=partial(moe_refusal, QWEN2_MOE),
+        cannot_hold=partial(moe_refusal, QWEN2_MOE),
         write=partial(write_moe, QWEN2_MOE),
         computes=lambda parts: parts.model_type == "gemma",
     ),
     Format(
         name="qwen3_next",
         title="the same as a stock Qwen3-Next model with full attention in every layer",
-        refusal=partial(moe_refusal, QWEN3_NEXT),
+        cannot_hold=partial(moe_refusal, QWEN3_NEXT),
         write=partial(write_moe, QWEN3_NEXT),
         computes=lambda parts: True,
     ),
     Format(
         name="dense",
         title="the backbone's own stock architecture",
-        refusal=dense_refusal,
+        cannot_hold=dense_refusal,
         write=write_dense,
         computes=lambda parts: parts.merged,
         merges=True,
     ),
     Format(
         name="safetensors",
-        title=(
-            "the adapter alone: tensors, formula and a reference in PyTorch, for a runtime of"
-            " your own"
-        ),
-        refusal=plain_refusal,
-        write=write_plain,
-        kind="residues",
+        title="the adapter alone: tensors, formula and a reference in PyTorch, for any runtime",
+        cannot_hold=tensors_refusal,
+        write=write_tensors,
+        holds_backbone=False,
     ),
 )
 

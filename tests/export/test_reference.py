@@ -1,0 +1,54 @@
+"""Tokens that open gates are looked for; a text helps where random tokens open none."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from neutral_residues.errors import UserError
+from neutral_residues.export.export import export_model
+from neutral_residues.export.reference import record_reference
+from neutral_residues.tuner.layer import no_skipping
+from tiny_llama import extended_llama
+
+
+def test_tokens_with_open_gates_are_looked_for() -> None:
+    model = extended_llama(adapter_name="french")
+    gate = model.base_model.model.model.layers[1].mlp.adapter("french").block_gate
+    with torch.no_grad():
+        gate.bias.fill_(-4.8)  # about one row of forty
+    reference = record_reference(model)
+    assert reference.num_inactive == 0
+    assert 2 <= len(reference.token_ids_BT) <= 4
+    with torch.no_grad():
+        gate.bias.fill_(-1e6)
+    assert record_reference(model).num_inactive == 1
+
+
+@torch.no_grad()
+def test_where_random_tokens_open_no_gate_a_text_does(tmp_path: Path) -> None:
+    """A gate that opens after two alternating tokens, and nowhere else."""
+    model = extended_llama(layers_to_transform=[0])
+    text_ids = [42, 7] * 20
+    x_D = record_reference(model, text_ids).inputs["model.layers.0.mlp"][0, -1]
+    gate = model.base_model.model.model.layers[0].mlp.adapter("default").block_gate
+    gate.weight.copy_(x_D[None])
+    gate.bias.fill_(-0.9999 * x_D.square().sum())
+    line = r"every gate was closed .*; give some text of the target, 32 tokens or more"
+    with pytest.raises(UserError, match=line):
+        export_model(model, tmp_path / "out", to="transformers")
+    reference = record_reference(model, text_ids)
+    assert reference.num_inactive == 0
+    assert (reference.token_ids_BT == torch.tensor(text_ids[:32])).all(dim=1).any()
+
+
+def test_the_residues_are_what_the_adapters_add() -> None:
+    """With the output of the block itself set to 0, what the layer returns is the residue."""
+    model = extended_llama()
+    layer = model.base_model.model.model.layers[1].mlp
+    with torch.no_grad():
+        layer.base_layer.down_proj.weight.zero_()
+    reference = record_reference(model)
+    with torch.no_grad(), no_skipping(model):
+        found = layer(reference.inputs["model.layers.1.mlp"])
+    torch.testing.assert_close(found, reference.residues["model.layers.1.mlp"], rtol=0, atol=0)

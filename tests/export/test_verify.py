@@ -1,0 +1,71 @@
+"""The fresh process notices a wrong export, and one that needs this package; and the tolerance."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from neutral_residues.errors import UserError
+from neutral_residues.export.formats.table import find_format
+from neutral_residues.export.parts import extract_parts
+from neutral_residues.export.reference import ReferenceOutputs, record_reference
+from neutral_residues.export.verify import Difference, compare
+from tiny_export import SIGMOID, extended
+
+
+def written(to: str, folder: Path) -> ReferenceOutputs:
+    model = extended(**SIGMOID)
+    reference = record_reference(model)
+    find_format(to).write(extract_parts(model), folder, torch.float32)
+    return reference
+
+
+def damage(folder: Path, tensor: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[tensor].neg_()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_residues_alone(tmp_path: Path) -> None:
+    """That an exact export passes is seen by the tests of the command."""
+    reference = written("safetensors", tmp_path)
+    damage(tmp_path, "layers.1.block_gate.weight")
+    difference = compare(tmp_path, reference, kind="residues", trust_remote_code=False)
+    assert (difference.cache, difference.num_inactive) == (0, 0)
+    line = r"the export is not the live model; got residues that differ by up to \d"
+    with pytest.raises(UserError, match=line):
+        difference.check(rounded=False)
+    code = tmp_path / "reference.py"
+    code.write_text(f"import neutral_residues\n{code.read_text()}")
+    with pytest.raises(UserError, match=r"cannot be loaded in a fresh process.*neutral_residues"):
+        compare(tmp_path, reference, kind="residues", trust_remote_code=False)
+
+
+@pytest.mark.slow
+def test_a_whole_model(tmp_path: Path) -> None:
+    reference = written("qwen2_moe", tmp_path)
+    compare(tmp_path, reference, kind="logits", trust_remote_code=False).check(rounded=False)
+    damage(tmp_path, "model.layers.1.mlp.shared_expert_gate.weight")
+    difference = compare(tmp_path, reference, kind="logits", trust_remote_code=False)
+    with pytest.raises(UserError, match=r"got logits that differ by up to 0\.\d+"):
+        difference.check(rounded=False)
+
+
+@pytest.mark.parametrize(
+    ("share", "rounded", "fine"), [(9e-5, False, True), (2e-4, False, False), (2e-4, True, True)]
+)
+def test_the_tolerance(share: float, rounded: bool, fine: bool) -> None:
+    difference = Difference("logits", outputs=0.0, cache=20 * share, largest=20.0, num_inactive=0)
+    if fine:
+        difference.check(rounded=rounded)
+    else:
+        with pytest.raises(UserError, match="the export is not the live model"):
+            difference.check(rounded=rounded)
+
+
+def test_a_comparison_of_zeros_alone_proves_nothing() -> None:
+    with pytest.raises(UserError, match="not the live model"):
+        Difference("residues", outputs=0.0, cache=0.0, largest=0.0, num_inactive=2).check(
+            rounded=False
+        )
