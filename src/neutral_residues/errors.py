@@ -1,4 +1,4 @@
-"""Errors that a user can cause and can mend.
+"""Errors caused by user input.
 
 One line each, always in the same order: what is wrong, what was given, what is allowed, what to do.
 The command line prints the line and exits with code 2; Python users catch `UserError`, which is a
@@ -6,6 +6,7 @@ The command line prints the line and exits with code 2; Python users catch `User
 """
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -49,6 +50,19 @@ def first_line(error: BaseException) -> str:
     """What another library's error says first, cut to a length that fits on a line; its type where
     it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def exit_reason(returncode: int, output: str) -> str:
+    """Why a process of this package failed: the last error line that it printed, else the signal
+    that killed it, else its last line."""
+    lines = output.strip().splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if errors:
+        return errors[-1]
+    if returncode < 0:
+        name = signal.Signals(-returncode).name
+        return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    return lines[-1].strip()[:300] if lines else f"exit code {returncode}"
 
 
 class Stopped(Exception):

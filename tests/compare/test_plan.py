@@ -9,27 +9,16 @@ import pytest
 from rich.console import Console
 
 from neutral_residues.cli.compare import print_plan
-from neutral_residues.compare.runner import compare
-from neutral_residues.config.base import checked
-from neutral_residues.config.comparison import CompareConfig
+from neutral_residues.compare.grid import expand
 from neutral_residues.errors import UserError
-from neutral_residues.results.record import Cost
+from neutral_residues.results.record import Cost, Record
+from neutral_residues.results.run_folder import RunFolder
+from neutral_residues.results.store import provenance, write_record
 from neutral_residues.training.setup import Setup
 from neutral_residues.training.trial_run import TrialResult
-from tiny_run import TARGET_WORDS, make_text, run_values, write_run
+from tiny_comparison import comparison
 
 TRIAL = "neutral_residues.compare.plan.run_trial"
-
-
-def comparison(folder: Path, **settings: Any) -> CompareConfig:
-    values = run_values(folder, steps=4)
-    make_text(folder / "valid.jsonl", TARGET_WORDS, documents=4, seed=5)
-    values["data"]["validate_on"] = [
-        {"name": "fr-valid", "role": "target", "path": str(folder / "valid.jsonl")}
-    ]
-    run = write_run(folder, values, "tiny.yaml")
-    common = {"runs": [str(run)], "output": str(folder / "out"), "jobs": 2}
-    return checked(CompareConfig, common | {"methods": ["finetune"]} | settings)
 
 
 def test_cells_weights_and_disk_are_counted(
@@ -92,9 +81,15 @@ def test_a_trial_that_fails_leaves_the_counts(
 
 def test_times_of_finished_cells_are_used(tmp_path: Path) -> None:
     config = comparison(tmp_path)
-    outcome = compare(config, console=Console(file=io.StringIO()))
+    (cell,) = expand(config).trained
+    record = Record(
+        kind="extend",
+        method="finetune",
+        cost=Cost(wall_seconds=12.5),
+        provenance=provenance(),
+        config=cell.config.model_dump(mode="json"),
+    )
+    write_record(RunFolder(cell.config.output).record, record)
     (plan,) = print_plan(config, console=Console(file=io.StringIO())).cells
-    (record,) = outcome.records.values()
     assert plan.done
-    assert plan.seconds == pytest.approx(record.cost.wall_seconds)
-    assert record.cost.threads == max(1, (os.cpu_count() or 1) // 2)
+    assert plan.seconds == pytest.approx(12.5)

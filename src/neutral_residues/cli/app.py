@@ -69,14 +69,15 @@ def compare(
     from neutral_residues.config.comparison import load_comparison
 
     config = load_comparison(comparison, tuple(overrides or ()))
-    from neutral_residues.cli.compare import print_outcome, print_plan
+    from neutral_residues.cli.compare import CompareDisplay, print_outcome, print_plan
 
     if plan:
         print_plan(config)
         return
     from neutral_residues.compare.runner import compare as compare_
 
-    outcome = compare_(config)
+    with CompareDisplay() as display:
+        outcome = compare_(config, callback=display)
     print_outcome(outcome, config)
     raise typer.Exit(1 if outcome.failures else 0)
 

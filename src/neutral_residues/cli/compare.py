@@ -1,13 +1,29 @@
-"""`neutral compare`: the plan of a comparison, and what came of it."""
+"""`neutral compare`: the plan of a comparison, what it prints while it runs, and what came of it."""
+
+from pathlib import Path
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
+from neutral_residues.compare.grid import Cell
 from neutral_residues.compare.plan import CellPlan, Plan, plan
-from neutral_residues.compare.runner import Outcome
+from neutral_residues.compare.runner import CompareCallback, Outcome
 from neutral_residues.config.comparison import CompareConfig
+from neutral_residues.results.record import Record
+from neutral_residues.results.store import find
 from neutral_residues.units import human_bytes, human_seconds
 
 
@@ -58,6 +74,74 @@ def _group_row(group: str, members: list[CellPlan]) -> list[str]:
         " ".join(f"{rate:g}" for rate in rates) if one.trained_weights else "-",
         "-" if one.seconds is None else human_seconds(one.seconds),
     ]
+
+
+class CompareDisplay(CompareCallback):
+    """A line for each cell that ends; on a terminal a bar too, and what each running cell printed
+    last."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            _LastLine(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.cells: TaskID | None = None
+        self.running: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.progress.stop()
+
+    def on_begin(self, num_cells: int) -> None:
+        self.cells = self.progress.add_task("cells", total=num_cells)
+
+    def on_cell_begin(self, cell: Cell, log: Path) -> None:
+        self.running[cell.name] = self.progress.add_task(cell.name, total=1, log=log)
+
+    def on_cell_end(self, cell: Cell, result: Record | str, seconds: float) -> None:
+        if cell.name in self.running:
+            self.progress.remove_task(self.running.pop(cell.name))
+        if self.cells is not None:
+            self.progress.advance(self.cells)
+        if isinstance(result, str):
+            self._print(f"{cell.name}  failed: {result}")
+        elif seconds:
+            self._print(f"{cell.name}  {_changes(result)}  {seconds:.0f} s")
+
+    def on_stop(self) -> None:
+        self._print("stopping: every running cell writes its checkpoint ...")
+
+    def _print(self, line: str) -> None:
+        self.console.print(Text(line), soft_wrap=True)
+
+
+class _LastLine(ProgressColumn):
+    """The last line of a running cell's log."""
+
+    def render(self, task: Task) -> Text:
+        log: Path | None = task.fields.get("log")
+        if log is None:
+            return Text()
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 2000))
+            lines = file.read().decode("utf-8", "replace").strip().splitlines()
+        return Text(lines[-1].strip() if lines else "starting", no_wrap=True, overflow="ellipsis")
+
+
+def _changes(record: Record) -> str:
+    """Change of each set in per cent of the backbone's bits per byte."""
+    sets = [m for m in record.metrics if (m.name, m.of) == ("bits_per_byte", "extended")]
+    before = {m.set: find(record, "bits_per_byte", set=m.set, of="backbone").value for m in sets}
+    return "  ".join(f"{m.set} {100 * (m.value / before[m.set] - 1):+.2f} %" for m in sets)
 
 
 def print_outcome(

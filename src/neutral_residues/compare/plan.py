@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from neutral_residues.compare.grid import Cell, expand
-from neutral_residues.compare.runner import finished_records, shares_of_machine
+from neutral_residues.compare.runner import finished_records, jobs_and_threads
 from neutral_residues.config.comparison import CompareConfig
 from neutral_residues.errors import UserError
 from neutral_residues.results.record import Record
@@ -88,9 +88,9 @@ def plan(config: CompareConfig) -> Plan:
         group: _count(cell)
         for group, cell in {cell.group: cell for cell in reversed(everything)}.items()
     }
-    done = finished_records(config, everything)
+    done = finished_records(everything)
     plans = [replace(counted[cell.group], cell=cell, done=cell.name in done) for cell in everything]
-    jobs, threads = shares_of_machine(config)
+    jobs, threads = jobs_and_threads(config)
     other = problem = None
     if known := _seconds_per_operation(plans, done):
         other = median(known.values())

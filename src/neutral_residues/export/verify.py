@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from safetensors.torch import save_file
 
-from neutral_residues.errors import UserError
+from neutral_residues.errors import UserError, exit_reason
 from neutral_residues.export.reference import ReferenceOutputs
 from neutral_residues.files import write_json
 
@@ -133,9 +133,6 @@ def _run_child(request: Path) -> dict[str, Any]:
     file = request / "answer.json"
     answer = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if done.returncode != 0 or "error" in answer:
-        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(
-            "the export cannot be loaded in a fresh process",
-            got=str(answer.get("error", last))[:300],
-        )
+        reason = str(answer.get("error") or exit_reason(done.returncode, done.stderr))
+        raise UserError("the export cannot be loaded in a fresh process", got=reason[:300])
     return dict(answer)

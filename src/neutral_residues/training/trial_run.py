@@ -10,7 +10,6 @@ else is.
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from typing import Any
 from neutral_residues.config.base import dump_run
 from neutral_residues.config.run import RunConfig, load_run
 from neutral_residues.data.run_data import RunData
-from neutral_residues.errors import UserError
+from neutral_residues.errors import UserError, exit_reason
 from neutral_residues.files import disk_errors, write_json, write_text
 from neutral_residues.results.record import Cost
 from neutral_residues.training.progress import RunProgress
@@ -102,7 +101,11 @@ def run_trial(config: RunConfig, *, num_steps: int, threads: int | None = None) 
             check=False,
         )
         if done.returncode != 0 or not result.is_file():
-            raise _error(done)
+            reason = exit_reason(done.returncode, done.stderr)
+            if done.returncode == 2:  # what the run itself would say
+                raise UserError(reason)
+            do = "smaller training.batch_rows need less memory"
+            raise UserError("the trial run failed, and so would the run", got=reason, do=do)
         values: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     return TrialResult(**(values | {"cost": Cost.model_validate(values["cost"])}))
 
@@ -143,23 +146,6 @@ def _train_and_measure(config: RunConfig) -> TrialResult:
         loading_seconds=ready - start,
         measuring_seconds=time.monotonic() - trained,
         measured_tokens=sum(score.num_tokens for score in scores),
-    )
-
-
-def _error(done: "subprocess.CompletedProcess[str]") -> UserError:
-    lines = done.stderr.strip().splitlines()
-    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    if said:
-        return UserError(said[-1])
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        reason = f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    else:
-        reason = lines[-1].strip()[:300] if lines else f"exit code {done.returncode}"
-    return UserError(
-        "the trial run failed, and so would the run",
-        got=reason,
-        do="smaller training.batch_rows need less memory",
     )
 
 
