@@ -32,6 +32,7 @@ from neutral_residues.evaluation.tasks.runner import (
     plan_tasks,
 )
 from neutral_residues.files import whole_folder
+from neutral_residues.results.digest import write_digest
 from neutral_residues.results.model_card import write_card
 from neutral_residues.results.record import Cost, GateText, Record, Sample, TaskScore
 from neutral_residues.results.run_folder import RunFolder
@@ -138,6 +139,7 @@ class _Run:
         with whole_folder(self.folder.extension) as partial:
             model.save_pretrained(partial)  # type: ignore[operator]
             self.setup.tokenizer.save_pretrained(partial)
+            write_digest(partial)
 
     def _record(self, model: nn.Module, training: Training) -> Record:
         """Backbone and extended model, measured on everything that the run file names."""

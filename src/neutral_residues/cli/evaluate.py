@@ -6,7 +6,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from neutral_residues.backbone import pick_device
 from neutral_residues.cli.tables import print_few_tokens, sides_table, tasks_table
 from neutral_residues.config.run import Corpus, EvaluationSettings, RunConfig
 from neutral_residues.data.run_data import RunData
@@ -111,7 +110,7 @@ def evaluate_folder(
         print_few_tokens(record, console=console)
         console.print(f"windows of {context} tokens, stride {stride}", highlight=False)
     if plan.tasks:
-        found = _measure_tasks(saved, folder, plan, console)
+        found = _measure_tasks(saved, plan, console)
         record = record.model_copy(update={"tasks": found})
         console.print(tasks_table(record))
     if output is not None:
@@ -153,7 +152,7 @@ def _record(
         sets=[evaluation_set(stream) for stream in streams],
         breakdowns=breakdowns(scores, streams, saved.tokenizer),
         provenance=provenance(
-            seed=None, device=pick_device().type, tokenizer_key=tokenizer_key(saved.tokenizer)
+            seed=None, device=saved.device.type, tokenizer_key=tokenizer_key(saved.tokenizer)
         ),
         config={
             **(
@@ -188,15 +187,13 @@ def _measure_sets(
         )
 
 
-def _measure_tasks(saved: Saved, folder: Path, plan: TaskPlan, console: Console) -> list[TaskScore]:
-    weights = RunFolder(folder).extension if saved.config else folder
-    name = saved.config.model if saved.config else str(saved.model.config._name_or_path)  # type: ignore[union-attr]
+def _measure_tasks(saved: Saved, plan: TaskPlan, console: Console) -> list[TaskScore]:
     revision = saved.config.revision if saved.config else None
     with TaskDisplay(console) as display:
         return measure_tasks(
             saved.model,
             plan,
-            model_key=weights_key(weights, name, revision),
+            model_key=weights_key(saved.weights, saved.backbone_name, revision),
             reference=saved.reference,
             on_progress=display.on_progress,
             on_score=display.on_score,

@@ -1,4 +1,5 @@
-"""A saved extension with its backbone, loaded to be measured or asked, whatever the method was."""
+"""A saved extension with its backbone, loaded to be measured or to generate, whatever the
+method."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from neutral_residues.backbone import (
     frozen_precision,
@@ -17,6 +18,7 @@ from neutral_residues.backbone import (
 )
 from neutral_residues.config.run import RunConfig, load_run
 from neutral_residues.errors import UserError, first_line
+from neutral_residues.results.digest import check_digest
 from neutral_residues.results.run_folder import RunFolder
 
 
@@ -29,19 +31,25 @@ class Saved:
         tokenizer: its tokenizer.
         reference: the backbone, where it is not inside `model` (full fine-tuning).
         config: the run that made it, where the folder is a run's output.
+        weights: the folder that holds the extension.
+        backbone_name: folder or Hub name of the backbone.
+        device: where both models are.
     """
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     reference: nn.Module | None
     config: RunConfig | None
+    weights: Path
+    backbone_name: str
+    device: torch.device
 
 
 def load_saved(folder: Path, *, dtype: torch.dtype = torch.float32) -> Saved:
     """Load the output folder of a run, or an extension folder.
 
     Raises:
-        UserError: if it is neither, is not finished, is cut short, or belongs to another backbone.
+        UserError: if it is neither, is not finished, is damaged, or belongs to another backbone.
     """
     if not folder.is_dir():
         raise UserError(
@@ -50,42 +58,54 @@ def load_saved(folder: Path, *, dtype: torch.dtype = torch.float32) -> Saved:
         )
     run = RunFolder(folder)
     config = load_run(run.config) if run.config.is_file() else None
-    extension = run.extension if config else folder
-    if (extension / "adapter_config.json").is_file():
-        model, name = _load_adapter(extension, config, dtype)
-        reference = None
-    elif config is not None and (extension / "config.json").is_file():
-        model, name = load_backbone(str(extension), dtype=dtype).to(pick_device()), str(extension)
-        reference = _backbone(config.model, config, dtype)
-    elif config is not None:
+    weights, device = run.extension if config else folder, pick_device()
+    is_adapter = (weights / "adapter_config.json").is_file()
+    if config is None and not is_adapter:
+        raise UserError(
+            f"{folder} is not an extension",
+            allowed="a folder with adapter_config.json or run.yaml",
+            do="check the path",
+        )
+    if not is_adapter and not (weights / "config.json").is_file():
         raise UserError(
             f"the run in {folder} has no extension yet",
             do=f"finish it: neutral extend {run.config}",
         )
+    check_digest(weights)
+    reference = None
+    if is_adapter:
+        name = _backbone_name(weights)
+        model: nn.Module = _load_adapter(weights, _backbone(name, config, dtype, device))
     else:
-        raise UserError(
-            f"{folder} is no extension",
-            allowed="a folder with adapter_config.json or run.yaml",
-            do="check the path",
-        )
-    tokenizer = load_tokenizer(
-        str(extension) if (extension / "tokenizer_config.json").is_file() else name
-    )
-    return Saved(model.eval(), tokenizer, reference, config)
+        assert config is not None
+        name = config.model
+        model = on_device(load_backbone(str(weights), dtype=dtype), device)
+        reference = _backbone(name, config, dtype, device)
+    has_tokenizer = (weights / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(str(weights) if has_tokenizer else name)
+    return Saved(model.eval(), tokenizer, reference, config, weights, name, device)
 
 
-def _load_adapter(
-    extension: Path, config: RunConfig | None, dtype: torch.dtype
-) -> tuple[nn.Module, str]:
+def _backbone_name(extension: Path) -> str:
+    """The backbone that an adapter folder names."""
+    file = extension / "adapter_config.json"
     try:
         name = PeftConfig.from_pretrained(str(extension)).base_model_name_or_path
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"cannot read {file}", got=first_line(error)) from error
+    if not isinstance(name, str) or not name:
         raise UserError(
-            f"cannot read {extension}/adapter_config.json", got=first_line(error)
-        ) from error
-    backbone = _backbone(name, config, dtype)
+            f"base_model_name_or_path in {file}",
+            got=str(name),
+            allowed="a folder or a name on the Hub",
+            do="set it to the backbone that was extended",
+        )
+    return name
+
+
+def _load_adapter(extension: Path, backbone: nn.Module) -> nn.Module:
     try:
-        return PeftModel.from_pretrained(backbone, str(extension)), name
+        return PeftModel.from_pretrained(backbone, str(extension))
     except UserError:
         raise
     except Exception as error:  # safetensors and PEFT raise types of their own for damaged files
@@ -96,15 +116,12 @@ def _load_adapter(
         ) from error
 
 
-def _backbone(name: str, config: RunConfig | None, dtype: torch.dtype) -> nn.Module:
+def _backbone(
+    name: str, config: RunConfig | None, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
     """In `dtype`, but quantised where it was in training: another backbone would be measured
     otherwise."""
-    quantised = frozen_precision(config.training, pick_device()).quantised if config else None
-    model = load_backbone(
-        name,
-        revision=config.revision if config else None,
-        trust_remote_code=config.trust_remote_code if config else False,
-        dtype=dtype,
-        quantised=quantised,
-    )
-    return on_device(model, pick_device()).eval()
+    quantised = frozen_precision(config.training, device).quantised if config else None
+    options = config.hub_options if config else {}
+    model = load_backbone(name, **options, dtype=dtype, quantised=quantised)
+    return on_device(model, device).eval()

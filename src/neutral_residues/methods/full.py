@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from neutral_residues.errors import UserError
+from neutral_residues.results.digest import check_digest
 from neutral_residues.tuner.blocks import find_blocks
 
 
@@ -38,6 +39,7 @@ def average_with(model: PreTrainedModel, finetuned: Path, *, share: float) -> nn
     Raises:
         UserError: if the weights are not those of this backbone, fine-tuned.
     """
+    check_digest(finetuned)
     tensors = {
         key: tensor
         for file in sorted(finetuned.glob("*.safetensors"))

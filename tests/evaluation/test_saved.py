@@ -1,0 +1,73 @@
+"""Saved extensions: what cannot be loaded is one line that says why."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from neutral_residues.config.run import make_run
+from neutral_residues.errors import UserError
+from neutral_residues.evaluation.saved import load_saved
+from neutral_residues.run import extend
+from neutral_residues.training.progress import RunProgress
+from tiny_run import method_values, run_values
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of neutral residues and one of full fine-tuning."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("trained")
+    for values in (run_values(folder, steps=1), method_values(folder, "finetune", steps=1)):
+        extend(make_run(values), progress=RunProgress(quiet=True))
+    return folder
+
+
+@pytest.fixture
+def extension(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained / "run" / "extension", tmp_path / "extension"))
+
+
+@pytest.mark.parametrize("missing", [None, 3, "", ["x"], "absent"])
+def test_an_adapter_that_does_not_name_its_backbone(extension: Path, missing: Any) -> None:
+    file = extension / "adapter_config.json"
+    values = json.loads(file.read_text())
+    if missing == "absent":
+        del values["base_model_name_or_path"]
+    else:
+        values["base_model_name_or_path"] = missing
+    file.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"base_model_name_or_path in .*adapter_config\.json; got"):
+        load_saved(extension)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{", '{"peft_type": "NO_SUCH"}', "{}"])
+def test_an_adapter_config_that_is_none(extension: Path, content: str) -> None:
+    (extension / "adapter_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"adapter_config\.json"):
+        load_saved(extension)
+
+
+@pytest.mark.parametrize(
+    ("run", "file"), [("run", "adapter_model.safetensors"), ("finetune", "model.safetensors")]
+)
+def test_a_flipped_bit_in_the_weights(trained: Path, run: str, file: str) -> None:
+    weights = trained / run / "extension" / file
+    saved = weights.read_bytes()
+    load_saved(trained / run)
+    try:
+        weights.write_bytes(saved[:-9] + bytes([saved[-9] ^ 1]) + saved[-8:])
+        with pytest.raises(UserError, match=r"the weights in .*extension are damaged; got 1 tens"):
+            load_saved(trained / run)
+    finally:
+        weights.write_bytes(saved)
+
+
+def test_an_extension_saved_by_other_tools_loads(extension: Path) -> None:
+    (extension / "digest.json").unlink()
+    loaded = load_saved(extension)
+    assert loaded.config is None
+    assert loaded.reference is None
