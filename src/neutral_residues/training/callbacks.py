@@ -1,5 +1,4 @@
-"""What goes on beside training: both sides are measured, the display follows, and a wish to stop is
-heard."""
+"""Callbacks of a training: measurements, display, step times; and what handles SIGINT and SIGTERM."""
 
 import signal
 import statistics
@@ -17,15 +16,15 @@ from neutral_residues.training.progress import TrainingDisplay
 from neutral_residues.training.trainer import ExtensionTrainer
 
 QuickScores = Callable[[nn.Module], list[SetScore]]
-"""Measures a model on a part of what is measured on the way."""
+"""Measures a model on a part of the held-out text."""
 
 
 class Measure(TrainerCallback):
-    """Measures the extended model every so many steps and tells the log and the display; step 0 is
-    the backbone.
+    """Measures the extended model every `every` steps, for the log and the display; step 0 is the
+    backbone.
 
     Attributes:
-        seconds: that this took after step 0.
+        seconds: time that this took after step 0.
     """
 
     def __init__(
@@ -36,14 +35,9 @@ class Measure(TrainerCallback):
         trainer: ExtensionTrainer,
         display: TrainingDisplay,
     ) -> None:
-        self.quick_scores, self.every, self.trainer, self.display = (
-            quick_scores,
-            every,
-            trainer,
-            display,
-        )
-        # Nothing is trained yet, so the model is its backbone, also where a checkpoint will be
-        # loaded.
+        self.quick_scores, self.every = quick_scores, every
+        self.trainer, self.display = trainer, display
+        # Nothing is trained yet, so this is the backbone, also where a checkpoint will be loaded.
         self.backbone = quick_scores(trainer.model)
         self.seconds = 0.0
 
@@ -69,8 +63,7 @@ class Measure(TrainerCallback):
             for s in scores
             if s.neutral_share is not None
         }
-        # Trainer takes any line in the log for the one that is due at this step, and would leave
-        # that out.
+        # Trainer takes any log line for the one that is due at this step, and would skip that one.
         due = self.trainer.control.should_log
         self.trainer.log(logs)
         self.trainer.control.should_log = due
@@ -96,7 +89,7 @@ def _bits(scores: list[SetScore]) -> dict[str, float]:
 
 @contextmanager
 def stop_on_signal(trainer: ExtensionTrainer) -> Iterator[None]:
-    """Ctrl-C and termination ask for a checkpoint after the step; a second Ctrl-C does not wait."""
+    """SIGINT and SIGTERM request a checkpoint and a stop after the step; a second one stops now."""
 
     def ask(number: int, frame: FrameType | None) -> None:
         if trainer.stop_requested:
@@ -105,7 +98,7 @@ def stop_on_signal(trainer: ExtensionTrainer) -> Iterator[None]:
 
     try:
         old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: then whoever owns it decides
+    except ValueError:  # not in the main thread, which alone can handle signals
         yield
         return
     try:
@@ -116,12 +109,12 @@ def stop_on_signal(trainer: ExtensionTrainer) -> Iterator[None]:
 
 
 WARMUP_STEPS = 3
-"""So many first steps of a process are not timed: allocators and caches are cold."""
+"""First steps of a process that are not timed: allocators and caches are cold."""
 
 
 class StepClock(TrainerCallback):
-    """Times every optimiser step from its first forward pass to its end; measuring and saving are
-    not in it."""
+    """Times every optimiser step from its first forward pass to its end, without measuring and
+    saving."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -131,7 +124,7 @@ class StepClock(TrainerCallback):
         self._start = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Nothing is added to wait for a GPU: the check that the gradient is finite already did.
+        # No need to wait for the GPU: the check that the gradient is finite already did.
         self.seconds.append(time.monotonic() - self._start)
 
     @property

@@ -1,4 +1,4 @@
-"""A checkpoint counts only once it is complete: the list of its files and sizes is written last."""
+"""A checkpoint counts once it is complete: the sizes of its files are written last."""
 
 import json
 import os
@@ -13,8 +13,8 @@ COMPLETE = "complete.json"
 """Written last into a checkpoint: the size of every file in it."""
 
 
-def seal_checkpoint(folder: Path, *, sums: dict[str, Any]) -> None:
-    """Flush every file to disk, then write down their sizes: from now on the checkpoint counts."""
+def mark_complete(folder: Path, *, sums: dict[str, Any]) -> None:
+    """Flush every file to disk, then write their sizes, and sums for the log, into `complete.json`."""
     sizes = {}
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
         with file.open("rb") as handle:
@@ -23,23 +23,29 @@ def seal_checkpoint(folder: Path, *, sums: dict[str, Any]) -> None:
     write_json(folder / COMPLETE, {"sizes": sizes, "sums": sums})
 
 
-def whole_checkpoints(folder: Path) -> list[Path]:
-    """Sealed checkpoints by step, oldest first. A folder without a seal was being written when the
+def saved_sums(checkpoint: Path) -> dict[str, Any]:
+    """The sums that `mark_complete` was given."""
+    sums: dict[str, Any] = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))["sums"]
+    return sums
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first. One without `complete.json` was being written when the
     run died."""
-    sealed = [p for p in folder.glob("checkpoint-*") if (p / COMPLETE).is_file()]
-    return sorted(sealed, key=lambda p: int(p.name.rsplit("-", 1)[1]))
+    complete = [p for p in folder.glob("checkpoint-*") if (p / COMPLETE).is_file()]
+    return sorted(complete, key=lambda p: int(p.name.rsplit("-", 1)[1]))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint to resume from; leftovers of an unfinished save are removed.
+    """The newest complete checkpoint; removes what an unfinished save left.
 
     Raises:
-        UserError: if a file of it has another size than when it was sealed (cut short).
+        UserError: if a file of it has another size than when it was completed.
     """
     for leftover in folder.glob("checkpoint-*"):
         if not (leftover / COMPLETE).is_file():
             shutil.rmtree(leftover)
-    checkpoints = whole_checkpoints(folder)
+    checkpoints = complete_checkpoints(folder)
     if not checkpoints:
         return None
     newest = checkpoints[-1]

@@ -1,5 +1,4 @@
-"""Domain labels through a collator: every row's labels end up where its tokens do, padded, packed
-or flattened."""
+"""Domain labels through a collator: a row's labels end up where its tokens do, padded or packed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,8 +11,7 @@ from neutral_residues.errors import UserError
 
 
 class DomainLabelCollator:
-    """Any collator, with `domain_labels` carried along and padded or flattened exactly as its
-    `input_ids` are."""
+    """Any collator, with `domain_labels` padded or packed exactly as its `input_ids` are."""
 
     def __init__(self, collator: Any) -> None:
         self.collator = collator
@@ -59,26 +57,11 @@ def _place(
 ) -> Tensor:
     """`labels` of the rows `ids` where the collator put their tokens in `batch_ids` (B, T); IGNORE
     elsewhere."""
-    flat_ids = torch.cat(ids)
-    if batch_ids.shape[0] == len(ids):
-        lengths = torch.tensor([[len(row)] for row in ids])
-    else:  # padding-free: all rows one after another
-        lengths = torch.tensor([[len(flat_ids)]])
-    mask = (
-        attention_mask
-        if attention_mask is not None and attention_mask.shape == batch_ids.shape
-        else None
-    )
-    position = torch.arange(batch_ids.shape[1])
-    sides = [position < lengths, position >= batch_ids.shape[1] - lengths]
-    if (
-        mask is not None and mask[:, -1].all()
-    ):  # tokens that look like padding leave no doubt about the side then
-        sides.reverse()
-    for keep in sides:
-        if keep.shape == batch_ids.shape and torch.equal(
-            batch_ids[keep], flat_ids.to(batch_ids.dtype)
-        ):
+    has_mask = attention_mask is not None and attention_mask.shape == batch_ids.shape
+    mask = attention_mask if has_mask else None
+    tokens = torch.cat(ids).to(batch_ids.dtype)
+    for keep in _placements(ids, batch_ids, mask):
+        if keep.shape == batch_ids.shape and torch.equal(batch_ids[keep], tokens):
             placed = torch.full_like(batch_ids, IGNORE, dtype=torch.long)
             placed[keep] = torch.cat(labels)
             return placed if mask is None else placed.masked_fill(mask == 0, IGNORE)
@@ -86,3 +69,17 @@ def _place(
         f"the collator cut, moved or changed tokens, so {DOMAIN_LABELS} no longer fit them",
         do="truncate and order the rows before training",
     )
+
+
+def _placements(ids: list[Tensor], batch_ids: Tensor, mask: Tensor | None) -> list[Tensor]:
+    """Where tokens may be: on the left or on the right of each row, or all in one row (packed)."""
+    if all(len(row) == batch_ids.shape[1] for row in ids):
+        return [torch.ones(len(ids), batch_ids.shape[1], dtype=torch.bool)]
+    if batch_ids.shape[0] == len(ids):
+        lengths = torch.tensor([[len(row)] for row in ids])
+    else:
+        lengths = torch.tensor([[sum(map(len, ids))]])
+    position = torch.arange(batch_ids.shape[1])
+    left, right = position < lengths, position >= batch_ids.shape[1] - lengths
+    # Tokens may look like padding; a mask that covers the last column tells the side.
+    return [right, left] if mask is not None and mask[:, -1].all() else [left, right]

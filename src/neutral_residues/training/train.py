@@ -89,7 +89,7 @@ def _run(
         trainer.add_callback(Show(display))
     start = time.monotonic()
     with stop_on_signal(trainer):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train_from(checkpoint)
     if trainer.state.global_step < steps:
         raise Stopped(trainer.state.global_step, steps)
     return time.monotonic() - start - (measure.seconds if measure else 0.0)

@@ -1,13 +1,12 @@
-"""The one loop for every method: Transformers' Trainer with our order of rows, loss per corpus, and
-safe checkpoints.
+"""The training loop of every method: Transformers' Trainer with our order of rows, loss per corpus
+and safe checkpoints.
 
-Promises: rows come in the fixed order of `data.mixing`; the loss of each corpus is reported apart;
-a loss or gradient that is not finite stops the run before the optimiser step; a checkpoint counts
-only once it is whole; a resumed run goes on as if it had never stopped (bit-equal on a CPU). What
-it does not do: decide anything about data, methods or evaluation.
+Promises: rows come in the fixed order of `data/mixture.py`; the loss of each corpus is reported
+separately; a loss or gradient that is not finite stops the run before the optimiser step; a
+checkpoint counts once it is complete; a resumed run continues as if it had never stopped (bit-equal
+on a CPU). It does not decide anything about data, methods or evaluation.
 """
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.files import disk_errors
 from neutral_residues.losses import next_token_nats
-from neutral_residues.training.checkpoints import COMPLETE, seal_checkpoint, whole_checkpoints
+from neutral_residues.training.checkpoints import complete_checkpoints, mark_complete, saved_sums
 from neutral_residues.training.mixin import DeviceSums, NeutralResiduesTrainerMixin
 from neutral_residues.training.setup import Setup
 
@@ -32,7 +31,7 @@ class DomainTrainer(Trainer):
 
     Args:
         corpus_names: the corpora in the order of `corpus_id`.
-        keep_checkpoints: how many whole checkpoints stay.
+        keep_checkpoints: how many complete checkpoints stay.
     """
 
     def __init__(
@@ -45,11 +44,10 @@ class DomainTrainer(Trainer):
         self.stop_requested = False
         self._corpus_sums = DeviceSums()
         self._step_nats: Tensor | None = None
-        self.add_callback(_StopWhenAsked(self))
+        self.add_callback(_StopOnRequest(self))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
-        # The order is decided in the data set; shards of a rank follow from accelerate as for any
-        # sampler.
+        # The data set decides the order; accelerate shards it among ranks as for any sampler.
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
     def compute_loss(
@@ -62,18 +60,17 @@ class DomainTrainer(Trainer):
         """Nats per token, divided by the tokens that one optimiser step predicts on this rank."""
         input_ids = inputs["input_ids"]
         outputs = model(input_ids=input_ids, use_cache=False)
-        # A noised row has nothing to predict; its place in the divisor stays, so that no row weighs
-        # more for it.
+        # A noised row has nothing to predict. It stays in the divisor, so no other row weighs more.
         counts_B = (~inputs["noised"]).float()
         nats_BT = next_token_nats(outputs.logits, input_ids) * counts_B[:, None]
-        self._note_corpora(nats_BT.detach(), inputs["corpus_id"], counts_B)
+        self._add_to_log(nats_BT.detach(), inputs["corpus_id"], counts_B)
         rows_per_step = (
             self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         )
         loss = nats_BT.sum() / (rows_per_step * nats_BT.shape[1])
         return (loss, outputs) if return_outputs else loss
 
-    def _note_corpora(self, nats_BT: Tensor, corpus_ids_B: Tensor, counts_B: Tensor) -> None:
+    def _add_to_log(self, nats_BT: Tensor, corpus_ids_B: Tensor, counts_B: Tensor) -> None:
         zeros = torch.zeros(len(self.corpus_names), device=nats_BT.device, dtype=torch.float64)
         nats = zeros.index_add(0, corpus_ids_B, nats_BT.sum(dim=1, dtype=torch.float64))
         rows = zeros.index_add(0, corpus_ids_B, counts_B.double())
@@ -82,8 +79,8 @@ class DomainTrainer(Trainer):
         self._corpus_sums.add("tokens", rows * nats_BT.shape[1])
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        # The one place between the backward pass and the optimiser step; one wait for the host
-        # covers both checks.
+        # The only hook that gets the norm before the optimiser step; one transfer to the host
+        # serves both checks.
         norm = super()._clip_grad_norm(model)
         step_nats, self._step_nats = self._step_nats, None
         assert step_nats is not None
@@ -95,23 +92,19 @@ class DomainTrainer(Trainer):
         return norm
 
     def _raise_not_finite(self, step_nats: Tensor) -> None:
-        bad = [
-            n
-            for n, finite in zip(self.corpus_names, torch.isfinite(step_nats).tolist(), strict=True)
-            if not finite
-        ]
+        is_finite = torch.isfinite(step_nats).tolist()
+        bad = [n for n, ok in zip(self.corpus_names, is_finite, strict=True) if not ok]
         where = f"the loss on {', '.join(bad)}" if bad else "the gradient (the losses are finite)"
         raise UserError(
             f"step {self.state.global_step + 1}: {where} is not finite; stopped before the"
             " optimiser step",
-            do="lower training.learning_rate or look at that text; the last checkpoint is whole",
+            do="lower training.learning_rate or look at that text; the last checkpoint is complete",
         )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
             sums = self._corpus_sums.flush(self.accelerator)
-            # Trainer's own mean starts anew when a run resumes between two lines of the log; ours
-            # does not.
+            # Trainer's own mean restarts when a run resumes between two log lines; ours does not.
             logs["loss"] = sum(sums["nats"]) / sum(sums["tokens"])
             for name, nats, tokens in zip(
                 self.corpus_names, sums["nats"], sums["tokens"], strict=True
@@ -121,35 +114,35 @@ class DomainTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # Not in `on_save`: errors of the disk while Trainer writes must be caught too.
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         with disk_errors(folder):
             super()._save_checkpoint(model, trial)
             sums = {name: sums.state(self.accelerator) for name, sums in self._all_sums().items()}
             if self.args.should_save:
-                seal_checkpoint(folder, sums=sums)
-                for old in whole_checkpoints(folder.parent)[: -self.keep_checkpoints]:
+                mark_complete(folder, sums=sums)
+                for old in complete_checkpoints(folder.parent)[: -self.keep_checkpoints]:
                     shutil.rmtree(old)
+
+    def train_from(self, checkpoint: Path | None) -> None:
+        """Train to the last step, from the start or from a complete checkpoint."""
+        if checkpoint is not None and self.is_world_process_zero():
+            for name, sums in saved_sums(checkpoint).items():
+                self._all_sums()[name].load(sums, self.args.device)
+        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def _all_sums(self) -> dict[str, DeviceSums]:
         return {
             name: value for name, value in self.__dict__.items() if isinstance(value, DeviceSums)
         }
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        if checkpoint is not None and self.is_world_process_zero():
-            sealed = json.loads((Path(checkpoint) / COMPLETE).read_text(encoding="utf-8"))
-            for name, sums in self._all_sums().items():
-                sums.load(sealed["sums"][name], self.args.device)
-
 
 class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
-    """The loop with the local loss; for methods without one its weight is 0 and the mixin does
-    nothing."""
+    """With the local loss; for methods without one its weight is 0 and the mixin does nothing."""
 
 
-class _StopWhenAsked(TrainerCallback):
-    """After a step during which somebody asked to stop: save and leave."""
+class _StopOnRequest(TrainerCallback):
+    """Saves and stops after a step during which `stop_requested` was set on any rank."""
 
     def __init__(self, trainer: DomainTrainer) -> None:
         self.trainer = trainer

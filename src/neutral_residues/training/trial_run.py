@@ -24,12 +24,12 @@ from neutral_residues.data.run_data import RunData
 from neutral_residues.errors import UserError, exit_reason
 from neutral_residues.files import disk_errors, write_json, write_text
 from neutral_residues.results.record import Cost
+from neutral_residues.training.callbacks import WARMUP_STEPS
 from neutral_residues.training.progress import RunProgress
 from neutral_residues.training.setup import Setup
 from neutral_residues.training.train import quick_scores, train
 
-MIN_STEPS = 4
-"""The first three steps of a process are not timed."""
+MIN_STEPS = WARMUP_STEPS + 1
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class TrialResult:
 
 
 def check_trial_steps(num_steps: int) -> None:
-    """Raise unless some of so few steps would be timed."""
+    """Raise unless a step would be timed."""
     if num_steps < MIN_STEPS:
-        allowed = f"0, or {MIN_STEPS} and more: the first three are not timed"
+        allowed = f"0, or {MIN_STEPS} and more: the first {WARMUP_STEPS} are not timed"
         raise UserError("trial steps", got=num_steps, allowed=allowed)
 
 
