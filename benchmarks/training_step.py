@@ -21,7 +21,7 @@ from neutral_residues.backbone import load_backbone, pick_device
 from neutral_residues.config.run import RunConfig, make_run
 from neutral_residues.data.labels import SOURCE, TARGET
 from neutral_residues.losses import next_token_nats
-from neutral_residues.methods.table import find_method, resolved
+from neutral_residues.methods.table import find_method
 from neutral_residues.results.benchmark import Measured
 from neutral_residues.training.cost import peak_memory_bytes
 from neutral_residues.training.local_loss import local_loss
@@ -44,7 +44,7 @@ against."""
 def config_for(method: str) -> RunConfig:
     corpora = [{"name": role, "role": role, "path": f"{role}.txt"} for role in ("source", "target")]
     values = {"model": "unused", "method": method, "output": "unused", "data": {"train": corpora}}
-    return resolved(make_run(values), find_method(method))
+    return find_method(method).resolve(make_run(values))
 
 
 def backbone_for(arguments: argparse.Namespace, *, dtype: torch.dtype) -> nn.Module:

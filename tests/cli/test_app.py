@@ -114,7 +114,7 @@ def changed(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("data.block_tokens", 65, ["data.block_tokens", "65", "64"]),
         ("data.block_tokens", 1, ["data.block_tokens"]),
         ("training.report_to", ["nonsense"], ["nonsense"]),
-        ("residues", {"layers": [7]}, ["layers", "0 to 1"]),
+        ("residues", {"layers_to_transform": [7]}, ["layers_to_transform", "0 to 1"]),
         ("residues", {"activation": "siluu"}, ["activation", "siluu"]),
     ],
 )

@@ -16,14 +16,7 @@ from neutral_residues.errors import UserError
 from neutral_residues.evaluation.evaluate import as_backbone
 from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.export.export import export_model
-from neutral_residues.methods.table import (
-    METHODS,
-    RECIPE_WIDTH,
-    Method,
-    find_method,
-    learning_rate,
-    resolved,
-)
+from neutral_residues.methods.table import METHODS, RECIPE_WIDTH, Method, find_method
 from neutral_residues.results.record import Record
 from neutral_residues.results.store import find, read_record
 from neutral_residues.run import extend
@@ -60,7 +53,7 @@ def logits(model: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_it_begins_as_the_backbone_on_the_budget(folder: Path, name: str) -> None:
-    config = resolved(make_run(method_values(folder, name)), find_method(name))
+    config = find_method(name).resolve(make_run(method_values(folder, name)))
     backbone = load_backbone(config.model, dtype=torch.float32)
     before, count = logits(backbone), WeightCount.of_backbone(backbone)
     model = find_method(name).attach(backbone, config)
@@ -218,7 +211,9 @@ def test_a_row_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.syspath_prepend(str(tmp_path))
     record = extend(make_run(run_values(tmp_path, steps=2) | {"method": "my_methods:HEAD"}))
     assert (record.method, record.cost.trainable_weights) == ("head", 260 * 32)
-    with pytest.raises(UserError, match="my_methods:OTHER is no method; got int"):
+    with pytest.raises(
+        UserError, match=r"OTHER is not a method; got int; allowed: .*methods\.table\.Method"
+    ):
         find_method("my_methods:OTHER")
     with pytest.raises(UserError, match="cannot import the method no_such_module:X"):
         find_method("no_such_module:X")
@@ -228,25 +223,27 @@ def test_a_row_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_rows_have_recipes_of_their_own(tmp_path: Path) -> None:
     values = run_values(tmp_path) | {"method": "neutral-classifier"}
     method = find_method("neutral-classifier")
-    residues = resolved(make_run(values), method).residues
+    residues = method.resolve(make_run(values)).residues
     assert (residues.block_gate, residues.local_loss, residues.local_loss_weight) == (
         "sigmoid",
         "cross_entropy",
         0.1,
     )
-    set_by_hand = resolved(make_run(values | {"residues": {"local_loss_weight": 6.0}}), method)
+    set_by_hand = method.resolve(make_run(values | {"residues": {"local_loss_weight": 6.0}}))
     assert set_by_hand.residues.local_loss_weight == 6.0
-    assert resolved(set_by_hand, method) == set_by_hand
+    assert method.resolve(set_by_hand) == set_by_hand
 
 
 def test_the_learning_rate_is_the_one_set_or_the_recipe_for_the_width(tmp_path: Path) -> None:
     config, method = make_run(run_values(tmp_path)), find_method("neutral")
     recipe = method.learning_rate
     assert recipe is not None
-    assert learning_rate(config, method, hidden_size=RECIPE_WIDTH) == pytest.approx(recipe)
-    assert learning_rate(config, method, hidden_size=4 * RECIPE_WIDTH) == pytest.approx(recipe / 4)
+    assert method.peak_learning_rate(config, hidden_size=RECIPE_WIDTH) == pytest.approx(recipe)
+    assert method.peak_learning_rate(config, hidden_size=4 * RECIPE_WIDTH) == pytest.approx(
+        recipe / 4
+    )
     by_hand = make_run(run_values(tmp_path, learning_rate=0.5))
-    assert learning_rate(by_hand, method, hidden_size=4 * RECIPE_WIDTH) == 0.5
+    assert method.peak_learning_rate(by_hand, hidden_size=4 * RECIPE_WIDTH) == 0.5
 
 
 def test_names_are_unique_and_an_unknown_one_gets_the_nearest() -> None:

@@ -20,13 +20,7 @@ from neutral_residues.config.base import put, read_values
 from neutral_residues.config.comparison import CELLS, CompareConfig, MethodEntry
 from neutral_residues.config.run import RunConfig, make_run
 from neutral_residues.errors import UserError
-from neutral_residues.methods.table import (
-    METHOD_SECTIONS,
-    Method,
-    find_method,
-    learning_rate,
-    resolved,
-)
+from neutral_residues.methods.table import METHOD_SECTIONS, Method, find_method
 from neutral_residues.results.record import Record
 from neutral_residues.results.store import validation_bits
 
@@ -163,12 +157,11 @@ def _group(
     config: CompareConfig, run: str, values: dict[str, Any], method: Method
 ) -> Iterator[Cell]:
     """The cells of one group: learning rates x seeds."""
-    first = resolved(make_run({**values, "output": "unused"}), method)
+    first = method.resolve(make_run({**values, "output": "unused"}))
     derived = not method.trains_any
-    own_rate = learning_rate(
-        first,
-        find_method(DERIVED_FROM) if derived else method,
-        hidden_size=_width(first.model, first.revision, first.trust_remote_code),
+    trained = find_method(DERIVED_FROM) if derived else method
+    own_rate = trained.peak_learning_rate(
+        first, hidden_size=_width(first.model, first.revision, first.trust_remote_code)
     )
     label = (first.label or method.name).replace(":", ".")
     sizes, share = _sizes(first, method), f"p{first.data.source_share:g}"
@@ -186,7 +179,7 @@ def _group(
                     "averaging.finetuned",
                     str(config.output / CELLS / run / DERIVED_FROM / ending),
                 )
-            yield Cell(name, resolved(make_run(cell), method), group, factor, made_of)
+            yield Cell(name, method.resolve(make_run(cell)), group, factor, made_of)
 
 
 def _sizes(config: RunConfig, method: Method) -> list[str]:

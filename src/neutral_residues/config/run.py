@@ -12,6 +12,14 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from neutral_residues.config.base import Settings, checked, read_values
+from neutral_residues.config.choices import (
+    Gate,
+    GateStart,
+    Init,
+    LocalLoss,
+    Placement,
+    check_choices,
+)
 
 Role = Literal["source", "target"]
 """source: what the backbone knows. target: what it is to learn."""
@@ -101,48 +109,40 @@ class DataSettings(Settings):
 
 
 class ResidueSettings(Settings):
-    """The adapter of the methods `neutral`, its variants, and `adapter`."""
+    """The adapter of the methods `neutral`, its variants, and `adapter`. Settings that
+    `NeutralResiduesConfig` has too have the same name there."""
 
-    placement: Literal["ffn", "attention"] = "ffn"
+    placement: Placement = "ffn"
     """The block that the adapters run parallel to."""
-
-    block_gate: Literal["relu", "elu", "sigmoid"] = "relu"
+    block_gate: Gate = "relu"
     """The gate per token and layer. The method `adapter` has none."""
     activation: str | None = None
     """Activation inside the adapter, by its Transformers name; null takes the backbone's own."""
-    init: Literal["usual", "paper"] = "usual"
+    init: Init = "usual"
     """Variance of the inner projections: usual 2/D, paper 1/(D L)."""
-    gate_start: Literal["open", "random", "half"] = "open"
-    """open: every gate starts at 1 on every token; random: half of all tokens start shut, and the
-    gate has no bias;
-    half: a sigmoid gate without bias that starts at 1/2 on every token."""
-    layers: tuple[int, ...] | None = None
+    gate_start: GateStart = "open"
+    """open: every gate starts at 1 on every token; random: half of all tokens start with a closed
+    gate, and the gate has no bias; half: a sigmoid gate without bias that starts at 1/2 on every
+    token."""
+    layers_to_transform: tuple[int, ...] | None = None
     """Numbers of the layers that get an adapter; null means all, but not the first of four or more
     where there is a gate."""
-    local_loss: Literal["l1", "cross_entropy"] = "l1"
+    local_loss: LocalLoss = "l1"
     """l1: size of the gated output on source tokens; cross_entropy: the (sigmoid) gate as a
     classifier."""
     local_loss_weight: float = Field(default=6.0, ge=0)
     """alpha, the dial between learning and forgetting."""
     gate_learning_rate_factor: float = Field(default=2.0, gt=0)
-    """The block gates learn at so many times the learning rate of the projections."""
+    """Learning rate of the block gates, as a multiple of the projections'."""
     source_noise: float = Field(default=0.5, ge=0, le=1)
-    """Share of source rows that get random tokens, so that gates stay shut on strange text too; see
-    `data/mixture.py`."""
+    """Share of source rows that get random tokens, so that gates stay closed on unusual text too;
+    see `data/mixture.py`."""
 
     @model_validator(mode="after")
-    def _cross_entropy_needs_sigmoid(self) -> Self:
-        if self.local_loss == "cross_entropy" and self.block_gate != "sigmoid":
-            raise ValueError("local_loss: cross_entropy needs block_gate: sigmoid")
-        return self
-
-    @model_validator(mode="after")
-    def _half_needs_sigmoid(self) -> Self:
-        if self.gate_start == "half" and self.block_gate != "sigmoid":
-            raise ValueError(
-                "gate_start: half needs block_gate: sigmoid; any other is 0 there and would never"
-                " learn"
-            )
+    def _choices_go_together(self) -> Self:
+        check_choices(
+            block_gate=self.block_gate, gate_start=self.gate_start, local_loss=self.local_loss
+        )
         return self
 
 

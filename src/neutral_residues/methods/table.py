@@ -11,14 +11,13 @@ Where we choose: the learning rates are for a backbone of width `RECIPE_WIDTH` a
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from peft import get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from neutral_residues.config.choices import BlockGate
 from neutral_residues.config.run import RunConfig
 from neutral_residues.errors import UserError, first_line, nearest
 from neutral_residues.methods.block_expansion import expand_blocks
@@ -37,6 +36,8 @@ architecture that Transformers has."""
 METHOD_SECTIONS = ("residues", "lora", "averaging")
 """Sections of the run file that belong to some methods only."""
 
+Attach = Callable[[PreTrainedModel, RunConfig], nn.Module]
+
 
 @dataclass(frozen=True)
 class Method:
@@ -52,7 +53,7 @@ class Method:
         learning_rate: peak for a backbone of width `RECIPE_WIDTH`; None where nothing trains.
         afterwards: what can be done with the result.
         keeps_backbone: the backbone is still inside and can be switched on (`disable_adapter`).
-        has_local_loss: its gates can be trained to stay shut on the source.
+        has_local_loss: its gates can be trained to stay closed on the source.
         uses: settings of `METHOD_SECTIONS` that count for it, as "section" or "section.key".
         fixed: settings that make the row what it is.
         recipe: its own defaults, where the run file says nothing.
@@ -64,7 +65,7 @@ class Method:
     paper: str
     trains: str
     size: str
-    attach: Callable[[PreTrainedModel, RunConfig], nn.Module]
+    attach: Attach
     learning_rate: float | None
     afterwards: tuple[Afterwards, ...] = ()
     keeps_backbone: bool = True
@@ -76,6 +77,7 @@ class Method:
 
     @property
     def has_budget(self) -> bool:
+        """Whether it adds weights."""
         return bool(self.size)
 
     @property
@@ -83,43 +85,75 @@ class Method:
         """Whether there is anything to train."""
         return self.learning_rate is not None
 
+    def peak_learning_rate(self, config: RunConfig, *, hidden_size: int) -> float:
+        """As set in the run file, or the recipe scaled to the backbone's width."""
+        if config.training.learning_rate is not None:
+            return config.training.learning_rate
+        return (self.learning_rate or 0.0) * RECIPE_WIDTH / hidden_size
 
-def _attach_neutral(model: PreTrainedModel, config: RunConfig) -> nn.Module:
-    return _attach_residues(model, config, block_gate=config.residues.block_gate)
+    def resolve(self, config: RunConfig) -> RunConfig:
+        """The run with the method's own settings filled in.
+
+        Raises:
+            UserError: for a setting that the method has no use for, or that contradicts what makes
+                it what it is.
+        """
+        changed: dict[str, Any] = {}
+        for key, value in {**self.recipe, **self.fixed}.items():
+            section, name = key.split(".")
+            settings = changed.get(section, getattr(config, section))
+            if name not in settings.model_fields_set:
+                changed[section] = settings.model_copy(update={name: value})
+            elif key in self.fixed and getattr(settings, name) != value:
+                raise UserError(
+                    f"{key} is fixed by method {self.name}",
+                    got=getattr(settings, name),
+                    allowed=str(value),
+                    do="remove it",
+                )
+        config = config.model_copy(update=changed)
+        self._check_settings_have_effect(config)
+        return config
+
+    def _check_settings_have_effect(self, config: RunConfig) -> None:
+        for section in METHOD_SECTIONS:
+            default = RunConfig.model_fields[section].default
+            for name, value in getattr(config, section):
+                key = f"{section}.{name}"
+                if value != getattr(default, name) and not self._uses(key):
+                    users = [method.name for method in METHODS if method._uses(key)]
+                    raise UserError(
+                        f"{key} has no effect on method {self.name}",
+                        do=f"remove it, or choose method: {', '.join(users)}",
+                    )
+        if config.training.frozen_weights != "auto" and not self.keeps_backbone:
+            raise UserError(
+                f"training.frozen_weights has no effect on method {self.name}, which has no frozen"
+                " backbone",
+                got=config.training.frozen_weights,
+                do="remove it",
+            )
+
+    def _uses(self, key: str) -> bool:
+        return key in self.uses or key.split(".")[0] in self.uses
 
 
-def _attach_adapter(model: PreTrainedModel, config: RunConfig) -> nn.Module:
-    return _attach_residues(model, config, block_gate="none")
-
-
-def _attach_residues(
-    model: PreTrainedModel, config: RunConfig, *, block_gate: BlockGate
-) -> nn.Module:
-    layers = config.residues.layers
-    peft_config = NeutralResiduesConfig(
-        task_type="CAUSAL_LM",
-        budget=config.budget,
-        block_gate=block_gate,
-        activation=config.residues.activation,
-        init=config.residues.init,
-        gate_start=config.residues.gate_start,
-        placement=config.residues.placement,
-        layers_to_transform=list(layers) if layers is not None else None,
-    )
+def _attach_residues(model: PreTrainedModel, config: RunConfig, **changes: Any) -> nn.Module:
+    """What the run file and the PEFT config both set has the same name in both."""
+    names = {setting.name for setting in fields(NeutralResiduesConfig)}
+    settings = config.residues.model_dump(mode="json", include=names) | changes
+    peft_config = NeutralResiduesConfig(task_type="CAUSAL_LM", budget=config.budget, **settings)
     return get_peft_model(model, peft_config)
 
 
-def _lora(
-    *, alpha: float | None = None, **kind: bool
-) -> Callable[[PreTrainedModel, RunConfig], nn.Module]:
+def _attach_lora(*, alpha: float | None = None, **kind: bool) -> Attach:
     def attach(model: PreTrainedModel, config: RunConfig) -> nn.Module:
-        settings = config.lora
         return attach_lora(
             model,
             budget=config.budget,
-            only_ffn=settings.modules == "mlp",
+            only_ffn=config.lora.modules == "mlp",
             alpha=alpha,
-            alpha_over_rank=settings.alpha_over_rank,
+            alpha_over_rank=config.lora.alpha_over_rank,
             **kind,
         )
 
@@ -138,169 +172,150 @@ def _attach_average(model: PreTrainedModel, config: RunConfig) -> nn.Module:
     return average_with(model, RunFolder(folder).extension, share=config.averaging.share)
 
 
+NEUTRAL = Method(
+    name="neutral",
+    title="neutral residues",
+    paper="Talla et al. 2025, arXiv 2410.02744",
+    trains="gated adapters parallel to the feed-forward blocks; L1 keeps them at zero on the source",
+    size="adapter width",
+    attach=_attach_residues,
+    learning_rate=5e-3,
+    afterwards=("skip",),
+    has_local_loss=True,
+    uses=("residues",),
+)
+LORA = Method(
+    name="lora",
+    title="LoRA",
+    paper="Hu et al. 2021, arXiv 2106.09685 (PEFT's own)",
+    trains="low-rank updates of all linear layers",
+    size="rank",
+    attach=_attach_lora(),
+    learning_rate=3e-3,
+    afterwards=("merge",),
+    uses=("lora",),
+)
+FINETUNE = Method(
+    name="finetune",
+    title="full fine-tuning",
+    paper="-",
+    trains="every weight of the backbone",
+    size="",
+    attach=lambda model, config: train_everything(model),
+    learning_rate=1e-3,
+    afterwards=("merge", "stock"),
+    keeps_backbone=False,
+)
+
 METHODS: tuple[Method, ...] = (
-    Method(
-        name="neutral",
-        title="neutral residues",
-        paper="Talla et al. 2025, arXiv 2410.02744",
-        trains=(
-            "gated adapters parallel to the feed-forward blocks; L1 keeps them silent on the source"
-        ),
-        size="adapter width",
-        attach=_attach_neutral,
-        learning_rate=5e-3,
-        afterwards=("skip",),
-        has_local_loss=True,
-        uses=("residues",),
-    ),
-    Method(
+    NEUTRAL,
+    replace(
+        NEUTRAL,
         name="neutral-elu",
         title="neutral residues, ELU gate",
         paper="the first version of arXiv 2410.02744",
         trains="as neutral, with a gate that is never exactly 0",
-        size="adapter width",
-        attach=_attach_neutral,
-        learning_rate=5e-3,
-        has_local_loss=True,
-        uses=("residues",),
+        afterwards=(),
         fixed={"residues.block_gate": "elu"},
     ),
-    Method(
+    replace(
+        NEUTRAL,
         name="neutral-sigmoid",
         title="neutral residues, sigmoid gate",
         paper="ours; after arXiv 2410.02744",
         trains="as neutral, with a gate that is never exactly 0",
-        size="adapter width",
-        attach=_attach_neutral,
-        learning_rate=5e-3,
         afterwards=("stock",),
-        has_local_loss=True,
-        uses=("residues",),
         fixed={"residues.block_gate": "sigmoid"},
         recipe={"residues.gate_start": "half"},
     ),
-    Method(
+    replace(
+        NEUTRAL,
         name="neutral-classifier",
         title="neutral residues, gate as classifier",
         paper="the main alternative in arXiv 2410.02744",
         trains="as neutral, with a sigmoid gate and cross-entropy: is this a target row",
-        size="adapter width",
-        attach=_attach_neutral,
-        learning_rate=5e-3,
-        has_local_loss=True,
-        uses=("residues",),
+        afterwards=(),
         fixed={"residues.block_gate": "sigmoid", "residues.local_loss": "cross_entropy"},
         recipe={"residues.local_loss_weight": 0.1},
     ),
-    Method(
+    replace(
+        NEUTRAL,
         name="adapter",
         title="gate-less adapter",
         paper="the vanilla adapter of arXiv 2410.02744",
         trains="adapters parallel to the feed-forward blocks, always on",
-        size="adapter width",
-        attach=_attach_adapter,
-        learning_rate=5e-3,
+        attach=lambda model, config: _attach_residues(model, config, block_gate="none"),
         afterwards=("stock",),
-        uses=("residues.activation", "residues.init", "residues.layers", "residues.placement"),
+        has_local_loss=False,
+        uses=(
+            "residues.activation",
+            "residues.init",
+            "residues.layers_to_transform",
+            "residues.placement",
+        ),
     ),
-    Method(
-        name="lora",
-        title="LoRA",
-        paper="Hu et al. 2021, arXiv 2106.09685 (PEFT's own)",
-        trains="low-rank updates of all linear layers",
-        size="rank",
-        attach=_lora(),
-        learning_rate=3e-3,
-        afterwards=("merge",),
-        uses=("lora",),
-    ),
-    Method(
+    LORA,
+    replace(
+        LORA,
         name="lora-mlp",
         title="LoRA on the MLP",
-        paper="Hu et al. 2021, arXiv 2106.09685 (PEFT's own)",
         trains="low-rank updates of the feed-forward blocks",
-        size="rank",
-        attach=_lora(),
-        learning_rate=3e-3,
-        afterwards=("merge",),
-        uses=("lora",),
         fixed={"lora.modules": "mlp"},
     ),
-    Method(
+    replace(
+        LORA,
         name="rslora",
         title="rsLoRA",
         paper="Kalajdzievski 2023, arXiv 2312.03732 (PEFT's own), alpha 16",
         trains="as lora, scaled by 1/sqrt(rank)",
-        size="rank",
-        attach=_lora(alpha=16.0, use_rslora=True),
-        learning_rate=3e-3,
-        afterwards=("merge",),
+        attach=_attach_lora(alpha=16.0, use_rslora=True),
         uses=("lora.modules",),
     ),
-    Method(
+    replace(
+        LORA,
         name="dora",
         title="DoRA",
         paper="Liu et al. 2024, arXiv 2402.09353 (PEFT's own)",
         trains="as lora, and the length of every output's weights",
-        size="rank",
-        attach=_lora(use_dora=True),
-        learning_rate=3e-3,
-        afterwards=("merge",),
-        uses=("lora",),
+        attach=_attach_lora(use_dora=True),
     ),
-    Method(
+    replace(
+        LORA,
         name="osf",
         title="OSF",
         paper="Nayak et al. 2025, arXiv 2504.07097 (PEFT's own)",
         trains="the smallest singular directions of all linear layers, orthogonal to the rest",
         size="number of directions that train",
         attach=lambda model, config: attach_osf(model, budget=config.budget),
-        learning_rate=3e-3,
-        afterwards=("merge",),
+        uses=(),
     ),
     Method(
         name="block-expansion",
         title="block expansion",
         paper="LLaMA Pro, Wu et al. 2024, arXiv 2401.02415",
-        trains="copies of whole layers, spread evenly, that start silent",
+        trains="copies of whole layers, spread evenly, that do nothing at the start",
         size="number of layers",
         attach=lambda model, config: expand_blocks(model, budget=config.budget),
         learning_rate=2e-3,
         afterwards=("stock",),
         keeps_backbone=False,
     ),
-    Method(
-        name="finetune",
-        title="full fine-tuning",
-        paper="-",
-        trains="every weight of the backbone",
-        size="",
-        attach=lambda model, config: train_everything(model),
-        learning_rate=1e-3,
-        afterwards=("merge", "stock"),
-        keeps_backbone=False,
-    ),
-    Method(
+    FINETUNE,
+    replace(
+        FINETUNE,
         name="finetune-ffn",
         title="fine-tuning of the FFN",
-        paper="-",
         trains="the feed-forward blocks of the backbone",
-        size="",
         attach=lambda model, config: train_ffns(model),
-        learning_rate=1e-3,
-        afterwards=("merge", "stock"),
-        keeps_backbone=False,
     ),
-    Method(
+    replace(
+        FINETUNE,
         name="wise-ft",
         title="weight averaging",
         paper="WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903",
         trains="nothing: averages backbone and fine-tuned model",
-        size="",
         attach=_attach_average,
         learning_rate=None,
-        afterwards=("merge", "stock"),
-        keeps_backbone=False,
         uses=("averaging",),
         curve=("averaging.share", (0.2, 0.4, 0.6, 0.8)),
     ),
@@ -322,7 +337,7 @@ def find_method(name: str) -> Method:
 
 
 def _own_row(path: str) -> Method:
-    if "" not in sys.path:  # as for `python -m`: modules beside the run file's working folder
+    if "" not in sys.path:  # as for `python -m`: modules in the working folder
         sys.path.insert(0, "")
     try:
         row = pkgutil.resolve_name(path)
@@ -332,77 +347,8 @@ def _own_row(path: str) -> Method:
         ) from error
     if not isinstance(row, Method):
         raise UserError(
-            f"{path} is no method",
+            f"{path} is not a method",
             got=type(row).__name__,
-            allowed="a neutral_residues.methods.Method",
+            allowed="a neutral_residues.methods.table.Method",
         )
     return row
-
-
-def resolved(config: RunConfig, method: Method) -> RunConfig:
-    """The run with its method's own settings filled in, after checking that no setting is without
-    effect.
-
-    Raises:
-        UserError: for a setting that the method has no use for, or that contradicts what makes it
-            what it is.
-    """
-    changes: dict[str, dict[str, Any]] = {}
-    for key, value in {**method.recipe, **method.fixed}.items():
-        section, name = key.split(".")
-        settings = getattr(config, section)
-        given = name in settings.model_fields_set
-        got = getattr(settings, name)
-        if given and key in method.fixed and got != value:
-            raise UserError(
-                f"{key} is fixed by method {method.name}",
-                got=got,
-                allowed=str(value),
-                do="remove it",
-            )
-        if not given:
-            changes.setdefault(section, {})[name] = value
-    sections = {
-        section: getattr(config, section).model_copy(update=update)
-        for section, update in changes.items()
-    }
-    config = config.model_copy(update=sections)
-    _check_settings_are_used(config, method)
-    if config.training.frozen_weights != "auto" and not method.keeps_backbone:
-        raise UserError(
-            f"training.frozen_weights has no effect on method {method.name}, which has no frozen"
-            " backbone",
-            got=config.training.frozen_weights,
-            do="remove it",
-        )
-    return config
-
-
-def _check_settings_are_used(config: RunConfig, method: Method) -> None:
-    """A setting is never silently ignored."""
-    for section in METHOD_SECTIONS:
-        if section in method.uses:
-            continue
-        changed = [
-            name
-            for name, value in getattr(config, section)
-            if value != _default(section, name) and f"{section}.{name}" not in method.uses
-        ]
-        if changed:
-            users = [m.name for m in METHODS if {section, f"{section}.{changed[0]}"} & set(m.uses)]
-            raise UserError(
-                f"{section}.{changed[0]} has no effect on method {method.name}",
-                do=f"remove it, or choose method: {', '.join(users)}",
-            )
-
-
-def _default(section: str, name: str) -> Any:
-    return getattr(RunConfig.model_fields[section].default, name)
-
-
-def learning_rate(config: RunConfig, method: Method, *, hidden_size: int) -> float:
-    """The run's peak learning rate: as set, or the method's recipe scaled to the backbone's
-    width."""
-    if config.training.learning_rate is not None:
-        return config.training.learning_rate
-    return (method.learning_rate or 0.0) * RECIPE_WIDTH / hidden_size

@@ -34,7 +34,7 @@ from neutral_residues.data.run_data import RunData
 from neutral_residues.data.tokenise import end_of_text_id
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.evaluation.generate import check_prompt
-from neutral_residues.methods.table import Method, find_method, learning_rate, resolved
+from neutral_residues.methods.table import Method, find_method
 from neutral_residues.training.cost import WeightCount
 
 SAMPLE_TOKENS = 60
@@ -78,7 +78,7 @@ class Setup:
             UserError: for whatever the user can correct.
         """
         method = find_method(config.method)
-        config = resolved(config, method)
+        config = method.resolve(config)
         _check_trackers(config.training)
         model_config = load_config(config.model, **config.hub_options)
         _check_context(config, model_config)
@@ -105,7 +105,7 @@ class Setup:
     @property
     def learning_rate(self) -> float:
         """Peak learning rate."""
-        return learning_rate(self.config, self.method, hidden_size=self.hidden_size)
+        return self.method.peak_learning_rate(self.config, hidden_size=self.hidden_size)
 
     @property
     def local_loss_weight(self) -> float:
