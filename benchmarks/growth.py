@@ -5,7 +5,7 @@ and open gates.
 
 One thing is changed at a time from the middle of the road: a random Llama of width 512 with 4
 layers, 256 tokens, one extension of 20 %. Each point is the time of a prefill by the backbone's, in
-turns: with all gates shut and all open, on the default path and fused; and of a training step
+turns: with all gates closed and all open, on the default path and fused; and of a training step
 (forward, local loss, backward) by the backbone's with all weights training. `open share` opens the
 gates of that share of tokens, at random, gathers them always, and shows from where on computing
 every token is as fast.
@@ -94,7 +94,9 @@ def point(axis: str, value: float, *, rounds: int) -> list[Measured]:
         set_gates(model, is_open=is_open)
         models = {who: m for who, m in all_of_them(model).items() if who != "plain"}
         tasks = {who: functools.partial(run, m, input_ids) for who, m in models.items()}
-        names = {who: f"{who}, gates {'open' if is_open else 'shut'}" for who in ("skip", "fused")}
+        names = {
+            who: f"{who}, gates {'open' if is_open else 'closed'}" for who in ("skip", "fused")
+        }
         seconds = {
             names.get(who, who): values for who, values in in_turns(tasks, rounds=rounds).items()
         }

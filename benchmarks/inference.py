@@ -3,7 +3,7 @@
     python benchmarks/inference.py [--width 1024] [--layers 8] [--budget 0.2] [--output FILE.json]
     python benchmarks/inference.py --extension FOLDER --source FILE.jsonl.gz --target FILE.jsonl.gz
 
-The first form takes a random Llama and gates that are all shut ("source") or all open ("target"),
+The first form takes a random Llama and gates that are all closed ("source") or all open ("target"),
 the best and the worst that text can be; the second a trained extension on real text. Everybody
 takes turns, token by token in decoding: the backbone, the plain path of the PEFT model, the same
 with skipping (the default on a CPU), and the fused model.
@@ -88,7 +88,7 @@ def decode(models: Models, ids_1T: Tensor, *, prompt_tokens: int) -> dict[str, l
 
 
 def bounds_of(bound: Bound, side: str) -> dict[str, float]:
-    """What arithmetic says of each, on text whose gates are all shut or all open."""
+    """What arithmetic says of each, on text whose gates are all closed or all open."""
     spared = 1.0 if side == "source" else bound.run_open
     return {"backbone": 1.0, "plain": bound.run_open, "skip": spared, "fused": spared}
 

@@ -1,5 +1,5 @@
-"""What the benchmarks share: random Llamas with gates shut or open at will, turns, and the file
-that comes out."""
+"""What the benchmarks share: random Llamas with gates closed or open at will, turns, and the
+file that comes out."""
 
 import argparse
 import shlex

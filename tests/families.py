@@ -226,7 +226,7 @@ FAMILIES: dict[str, dict[str, object]] = {
     },
 }
 
-# No module that is the feed-forward block: refused, with what was seen.
+# No module that is the feed-forward block: refused, with the children that were found.
 WITHOUT_FFN: dict[str, dict[str, object]] = {
     "opt": {
         "vocab_size": VOCAB_SIZE,

@@ -1,12 +1,14 @@
-"""Losses as sums, in nats, over tokens of a named kind. Pure functions; whoever calls them divides,
-once, at the end.
+"""Losses as sums, in nats, over tokens of a named kind. Pure functions; the caller divides, once,
+at the end.
 
 Every token carries a domain label, in the manner of Transformers' `labels`: SOURCE, TARGET, or
 IGNORE for padding. The labels are per token, so packed, padded and mixed rows all work.
 
-    language modelling    nats of each next token                                   `next_token_nats`
-    local loss, "l1"      mean over D of |g(x) * A(x)|, source tokens only           paper, section 3, "Training"
-    local loss, "cross_entropy"   gate (sigmoid) against "is this a target token"    the paper's alternative
+    language modelling           nats of each next token (`next_token_nats`)
+    local loss "l1"              mean over D of |g(x) * A(x)|, source tokens only; section 3,
+                                 "Training"
+    local loss "cross_entropy"   gate (sigmoid) against "is this a target token"; the paper's
+                                 alternative
 
 Where we choose: the paper's local loss is the L1 norm of the adapter's output, averaged over
 adapters and divided by D, on source rows. Whether the norm is taken before or after the gate is not

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from neutral_residues.errors import UserError
-from neutral_residues.tuner.config import NeutralResiduesConfig
 from neutral_residues.tuner.neutral import (
     GATES,
     GatedAdapter,
@@ -197,9 +196,3 @@ def test_a_gate_that_starts_half_open_has_no_bias_and_learns() -> None:
     assert adapter.block_gate.bias is None
     residue.delta.sum().backward()
     assert adapter.down.weight.grad.any()
-
-
-@pytest.mark.parametrize("gate", ["relu", "elu", "none"])
-def test_only_a_sigmoid_gate_starts_half_open(gate: str) -> None:
-    with pytest.raises(UserError, match="gate_start: half needs block_gate: sigmoid"):
-        NeutralResiduesConfig(block_gate=gate, gate_start="half")  # type: ignore[arg-type]

@@ -20,8 +20,8 @@ LOGITS_PER_CHUNK = 2**23
 
 
 class ResidueStats:
-    """A residue hook that keeps, for one batch and each layer, where the gate is 0 and how large the residue
-    is."""
+    """A residue hook that keeps, for one batch and each layer, where the gate is 0 and how large
+    the residue is."""
 
     def __init__(self, layers: dict[str, NeutralResiduesLayer]) -> None:
         self.layers = layers

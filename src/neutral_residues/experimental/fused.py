@@ -224,7 +224,7 @@ def fuse(model: nn.Module) -> nn.Module:
         raise UserError(
             "no feed-forward block of this backbone can be fused",
             got=type(model.get_submodule(names[0]).base_layer).__name__,
-            allowed="down(act(gate(x)) * up(x)), as in Llama, Mistral, Qwen or Gemma, not quantised",
+            allowed="down(act(gate(x)) * up(x)) as in Llama, Mistral, Qwen or Gemma, not quantised",
             do="run it unfused",
         )
     inner = model.get_base_model() if isinstance(model, PeftModel) else model

@@ -10,11 +10,12 @@ from neutral_residues.tuner.neutral import BUDGET_TOLERANCE
 def units_for_budget(
     model: nn.Module, budget: float, *, unit: str, weights_per_unit: int, fixed_weights: int = 0
 ) -> int:
-    """How many units, each of so many new weights, come nearest to the budget.
+    """How many units come nearest to the budget.
 
     Args:
         budget: new weights as a share of those of the backbone `model`.
         unit: what is counted, for the message.
+        weights_per_unit: new weights of each.
         fixed_weights: new weights that do not depend on the number of units.
 
     Raises:

@@ -20,7 +20,7 @@ class LocalLossTerm:
     Attributes:
         open_gates: for SOURCE and TARGET, how many (token, layer) gates were not exactly 0: float32
             scalars.
-        num_gated: residues seen so far that have a block gate.
+        num_gated: residues computed so far that have a block gate.
     """
 
     def __init__(self, domain_labels: Tensor, kind: LocalLoss, num_residues: int) -> None:

@@ -7,8 +7,8 @@ Three lines in a script of your own:
     class MyTrainer(NeutralResiduesTrainerMixin, Trainer): pass          # or SFTTrainer
     MyTrainer(model, args, train_dataset=rows_with_domain_labels, local_loss_weight=6.0).train()
 
-Each row carries `domain_labels` beside `input_ids`: 1 (source), 0 (target) or -100 for each token,
-or one number for the row.
+Each row carries `domain_labels` with its `input_ids`: 1 (source), 0 (target) or -100 for each
+token, or one number for the row.
 
 Promise: the term is exact under gradient accumulation, padding, packing, (non-reentrant) gradient
 checkpointing and several ranks: it equals what one big batch gives. A mode in which its gradient
@@ -31,7 +31,7 @@ from neutral_residues.training.collator import DomainLabelCollator
 from neutral_residues.training.local_loss import LocalLossTerm, check_local_loss, local_loss
 from neutral_residues.tuner.layer import gate_parameters, residue_layers
 
-# One place for the measured defaults: those of a run file are those of a script.
+# The measured defaults of the run file, for scripts too.
 DEFAULT_WEIGHT = ResidueSettings().local_loss_weight
 DEFAULT_GATE_FACTOR = ResidueSettings().gate_learning_rate_factor
 
@@ -96,9 +96,9 @@ class NeutralResiduesTrainerMixin:
     Args:
         local_loss_weight: alpha.
         local_loss: "l1" or "cross_entropy".
-        gate_learning_rate_factor: the block gates learn at so many times the learning rate of the rest. They are one
-        row
-            against the projections' many, and shut sooner and more sharply for it (measured in LAB.md).
+        gate_learning_rate_factor: learning rate of the block gates, as a multiple of the rest's.
+            They are one row against the projections' many, and close sooner and more sharply with
+            it (measured in LAB.md).
 
     Logs `local_loss`, `open_gates_source` and `open_gates_target` (shares of gates not exactly 0)
     with everything else.
@@ -243,7 +243,7 @@ class NeutralResiduesTrainerMixin:
 
     def _note_local_loss(self, mean: Tensor, term: LocalLossTerm) -> None:
         self._sums.add("local_loss", mean)
-        # Every rank sees every accumulated batch in 1 / (ranks x batches) of its passes: these
+        # Every rank handles every accumulated batch in 1 / (ranks x batches) of its passes: these
         # parts sum to one a step.
         share = self.current_gradient_accumulation_steps * self.accelerator.num_processes
         self._sums.add("steps", torch.ones_like(mean) / share)

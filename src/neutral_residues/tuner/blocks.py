@@ -1,11 +1,11 @@
 """Where the blocks of a pretrained decoder are, feed-forward or attention, found from its
 structure, not its name.
 
-Also what else the host model tells us: its width, depth, vocabulary and activation.
+Also what else the host model says: its width, depth, vocabulary and activation.
 
 Promise: every module named here takes the hidden states as its first argument and returns them in
 the same width. A model in which no such module is found is refused with the children that were
-seen. The vision or audio part of a multimodal model is left alone: only the decoder is searched.
+found. The vision or audio part of a multimodal model is left alone: only the decoder is searched.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,8 +20,7 @@ from neutral_residues.errors import UserError, nearest
 from neutral_residues.tuner.neutral import PREFIX
 
 FFN_NAMES = ("mlp", "feed_forward", "ffn", "mlp_block", "block_sparse_moe", "shared_mlp")
-# Where a layer has a sparse and a shared block, both read the same input and are summed: one adapter
-# serves both.
+# A layer with a sparse and a shared block sums them on the same input: one adapter serves both.
 PREFERRED_OF_TWO = "shared_mlp"
 
 ATTENTION_NAMES = ("self_attn", "self_attention", "attention", "attn", "linear_attn")

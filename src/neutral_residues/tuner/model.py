@@ -131,11 +131,8 @@ class NeutralResiduesModel(BaseTuner):
         if adapter_names is None:
             yield
             return
-        inputs = (
-            args[0]
-            if args
-            else next(kwargs[k] for k in ("input_ids", "inputs_embeds", "inputs") if k in kwargs)
-        )
+        names = ("input_ids", "inputs_embeds", "inputs")
+        inputs = args[0] if args else next(kwargs[name] for name in names if name in kwargs)
         check_length(adapter_names, num_rows=len(inputs))
         with per_request(self.model, adapter_names, rows_per_name=None):
             yield
@@ -164,32 +161,21 @@ def check_adapter_tensors(model: nn.Module, adapter_name: str, tensors: dict[str
         UserError: naming the first missing, extra or misshapen tensor and how many there are.
     """
     expected = {
-        f"{name}.{key}": parameter.shape
+        f"{name}.{key}": tuple(parameter.shape)
         for name, layer in residue_layers(model).items()
         for key, parameter in layer.adapter_parameters(adapter_name)
     }
-    given = {key: tensor.shape for key, tensor in tensors.items() if f".{PREFIX}." in key}
-    given = {
-        k if k in expected else k.removeprefix("base_model.model."): shape
-        for k, shape in given.items()
-    }
+    given = {key: tuple(tensor.shape) for key, tensor in tensors.items() if f".{PREFIX}." in key}
     do = "save the extension again, or load the backbone that it was made for"
-    for problem, keys in (
-        ("missing", expected.keys() - given.keys()),
-        ("extra", given.keys() - expected.keys()),
-    ):
+    missing, extra = expected.keys() - given.keys(), given.keys() - expected.keys()
+    for problem, keys in (("missing", missing), ("extra", extra)):
         if keys:
-            raise UserError(
-                f"adapter checkpoint has {len(keys)} {problem} tensors, first {min(keys)}", do=do
-            )
+            what = f"adapter checkpoint has {len(keys)} {problem} tensors, first {min(keys)}"
+            raise UserError(what, do=do)
     for key, shape in expected.items():
         if given[key] != shape:
-            raise UserError(
-                f"adapter checkpoint: shape of {key}",
-                got=str(tuple(given[key])),
-                allowed=str(tuple(shape)),
-                do=do,
-            )
+            what = f"adapter checkpoint: shape of {key}"
+            raise UserError(what, got=str(given[key]), allowed=str(shape), do=do)
 
 
 def _inside_tuner_layer(name: str) -> bool:

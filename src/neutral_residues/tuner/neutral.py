@@ -1,4 +1,4 @@
-"""The paper in one file: gated residues beside the feed-forward blocks of a frozen language model.
+"""The paper in one file: gated residues parallel to the blocks of a frozen language model.
 
 Talla, Grave, Jegou, *Neutral Residues: Revisiting Adapters for Model Extension*, arXiv 2410.02744
 (ICML 2025).

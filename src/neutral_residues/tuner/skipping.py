@@ -1,9 +1,9 @@
 """Which tokens a ReLU gate leaves out, so that their adapter need not be computed.
 
 Promise: leaving a token out changes nothing, because what would be added to it is exactly 0. Where
-all gates of a pass are 0, and in decoding one by one, the outputs are those of the plain path bit by
-bit; gathered tokens go through the same formula in a matrix product with fewer rows, which may round
-the last bit differently.
+all gates of a pass are 0, and in decoding one by one, the outputs are those of the plain path bit
+by bit; gathered tokens go through the same formula in a matrix product with fewer rows, which may
+round the last bit differently.
 
 Suffixes: N chosen tokens, of all tokens of the batch in row-major order.
 """
