@@ -1,13 +1,12 @@
-"""The local loss in training loops: always against one big batch, written by hand in
+"""The local loss in `Trainer` and `SFTTrainer`: always against one big batch, written by hand in
 `distributed_worker.py`."""
 
 import copy
-import gc
 import json
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ import torch
 from peft import get_peft_model
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
-from torch.utils.checkpoint import CheckpointError, checkpoint
 from torch.utils.data import SequentialSampler
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -27,7 +24,6 @@ from transformers import (
     TrainerCallback,
     default_data_collator,
 )
-from transformers.utils import logging
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from distributed_worker import (
@@ -51,12 +47,8 @@ from distributed_worker import (
     trained,
 )
 from neutral_residues import NeutralResiduesConfig, UserError, residue_layers
-from neutral_residues.training.local_loss import LocalLossTerm, local_loss
-from neutral_residues.training.mixin import (
-    DeviceSums,
-    DomainLabelCollator,
-    NeutralResiduesTrainerMixin,
-)
+from neutral_residues.training.local_loss import LocalLossTerm
+from neutral_residues.training.mixin import NeutralResiduesTrainerMixin
 
 # Transformers 5.23 renames what TRL and our oldest Transformers call by its old name.
 pytestmark = pytest.mark.filterwarnings(
@@ -64,26 +56,6 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 Rows = list[dict[str, Any]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def what_is_imported_stays() -> Iterator[None]:
-    """Every Trainer collects garbage when it starts; half its time here would be looking through
-    the libraries."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.fixture(autouse=True)
-def quiet_and_one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    yield
-    torch.set_num_threads(before)
 
 
 class SFT(NeutralResiduesTrainerMixin, SFTTrainer):
@@ -442,55 +414,6 @@ def test_rows_without_labels(tmp_path: Path) -> None:
         train(tmp_path, mixed_rows()[:4] + rows[4:])
 
 
-# ---- Where the collator puts the labels ----
-
-
-def place(
-    collator: Callable[[Rows], dict[str, Any]], *rows: tuple[list[int], Any]
-) -> list[list[int]]:
-    features = [{"input_ids": ids, "domain_labels": labels} for ids, labels in rows]
-    return DomainLabelCollator(collator)(features)["domain_labels"].tolist()
-
-
-def collate(
-    *ids: list[int], mask: list[list[int]] | None = None
-) -> Callable[[Rows], dict[str, Tensor]]:
-    batch = {"input_ids": torch.tensor(ids)} | (
-        {"attention_mask": torch.tensor(mask)} if mask else {}
-    )
-    return lambda rows: batch
-
-
-def test_labels_go_where_the_tokens_went() -> None:
-    rows = ([5, 6, 7], [1, 0, 1]), ([8], 1)
-    assert place(collate([5, 6, 7], [8, 0, 0]), *rows) == [[1, 0, 1], [1, -100, -100]]
-    assert place(collate([5, 6, 7], [0, 0, 8]), *rows) == [[1, 0, 1], [-100, -100, 1]]
-    assert place(collate([5, 6, 7, 8]), *rows) == [[1, 0, 1, 1]]
-    assert place(collate([5, 6, 7, 8, 0, 0]), *rows) == [[1, 0, 1, 1, -100, -100]]
-
-
-def test_the_mask_tells_left_from_right_where_tokens_look_like_padding() -> None:
-    rows = ([5, 6, 7], 0), ([0, 0], 1)
-    left = place(collate([5, 6, 7], [0, 0, 0], mask=[[1, 1, 1], [0, 1, 1]]), *rows)
-    right = place(collate([5, 6, 7], [0, 0, 0], mask=[[1, 1, 1], [1, 1, 0]]), *rows)
-    assert (left[1], right[1]) == ([-100, 1, 1], [1, 1, -100])
-
-
-@pytest.mark.parametrize(
-    "moved",
-    [
-        ([5, 6], [8, 0]),
-        ([5, 7, 6], [8, 0, 0]),
-        ([8, 0, 0], [5, 6, 7]),
-        ([5, 6, 7],),
-        ([8, 5, 6, 7],),
-    ],
-)
-def test_a_collator_that_cuts_or_moves_tokens_is_found_out(moved: tuple[list[int], ...]) -> None:
-    with pytest.raises(UserError, match="cut, moved or changed tokens"):
-        place(collate(*moved), ([5, 6, 7], [1, 0, 1]), ([8], 1))
-
-
 # ---- The log ----
 
 
@@ -564,22 +487,6 @@ def test_sums_that_are_carried_over_log_the_same(tmp_path: Path) -> None:
     resumed.train()
     for key in ("local_loss", "open_gates_source", "open_gates_target"):
         assert logged(resumed, key) == logged(whole, key)
-
-
-def test_device_sums_keep_type_and_value() -> None:
-    class OneRank:
-        def reduce(self, value: Tensor, reduction: str) -> Tensor:
-            return value
-
-    sums, value = DeviceSums(), torch.tensor([1 / 3, 2.0], dtype=torch.float64)
-    sums.add("a", value)
-    value.zero_()  # a compiled model may use its outputs' memory again
-    resumed = DeviceSums()
-    resumed.load(json.loads(json.dumps(sums.state(OneRank()))), torch.device("cpu"))
-    for each in (sums, resumed):
-        each.add("a", torch.tensor([1.0, 1.0], dtype=torch.float64))
-        assert each.flush(OneRank()) == {"a": [1 / 3 + 1, 3.0]}
-        assert each.flush(OneRank()) == {}
 
 
 def test_gates_learn_at_their_own_rate(tmp_path: Path) -> None:
@@ -692,158 +599,6 @@ def test_sft_trainer_that_prepares_the_rows_itself_is_told_what_to_set(tmp_path:
             packing_strategy="bfd",
             max_length=16,
         )
-
-
-# ---- A loop of one's own ----
-
-
-def gradients(model: nn.Module) -> dict[str, Tensor]:
-    found = {name: parameter.grad.clone() for name, parameter in trained(model).items()}
-    model.zero_grad()
-    return found
-
-
-def assert_same_gradients(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    for name, gradient in expected.items():
-        torch.testing.assert_close(
-            got[name], gradient, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
-        )
-
-
-def forward_loss(model: nn.Module, rows: Rows) -> Tensor:
-    ids, mask, _ = as_batch(rows)
-    labels = ids.masked_fill(mask == 0, IGNORE)
-    return model(input_ids=ids, attention_mask=mask, labels=labels).loss
-
-
-def expected_gradients(rows: Rows) -> dict[str, Tensor]:
-    model = extended_llama()
-    nats, local = big_batch_losses(model, rows)
-    (nats + ALPHA * local).backward()
-    return gradients(model)
-
-
-def checkpointed(model: nn.Module, use_reentrant: bool = False) -> nn.Module:
-    model.train()
-    model.enable_input_require_grads()
-    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-    return model
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_own_loop(checkpointing: bool) -> None:
-    rows = mixed_rows(8)
-    model = checkpointed(extended_llama()) if checkpointing else extended_llama()
-    with local_loss(model, as_batch(rows)[2]) as local:
-        (forward_loss(model, rows) + ALPHA * local.mean()).backward()
-    assert_same_gradients(gradients(model), expected_gradients(rows))
-
-
-def test_own_loop_that_accumulates() -> None:
-    rows, model = mixed_rows(8, length=9), extended_llama()
-    domains = as_batch(rows)[2]
-    for part in (slice(0, 2), slice(2, 8)):
-        with local_loss(model, domains[part]) as local:
-            share = len(rows[part]) / len(rows)
-            (
-                share * forward_loss(model, rows[part])
-                + ALPHA * local.mean((domains == SOURCE).sum())
-            ).backward()
-    assert_same_gradients(gradients(model), expected_gradients(rows))
-
-
-def test_backward_outside_the_block_fails_loudly_under_checkpointing() -> None:
-    rows, model = mixed_rows(8), checkpointed(extended_llama())
-    with local_loss(model, as_batch(rows)[2]) as local:
-        loss = forward_loss(model, rows) + ALPHA * local.mean()
-    with pytest.raises(CheckpointError):
-        loss.backward()
-
-
-def test_raw_reentrant_checkpointing_of_one_layer_raises() -> None:
-    rows, model = mixed_rows(8), extended_llama()
-    model.enable_input_require_grads()
-    layer = next(iter(residue_layers(model).values()))
-    forward = layer.forward
-    layer.forward = lambda x: checkpoint(forward, x, use_reentrant=True)  # type: ignore[method-assign]
-    with local_loss(model, as_batch(rows)[2]) as local:
-        loss = forward_loss(model, rows)
-        with pytest.raises(UserError, match="reentrant"):
-            (loss + ALPHA * local.mean()).backward()
-
-
-def test_without_gradients_it_measures() -> None:
-    rows, model = mixed_rows(8), extended_llama()
-    with torch.no_grad(), local_loss(model, as_batch(rows)[2]) as local:
-        forward_loss(model, rows)
-        assert local.mean().item() == pytest.approx(
-            big_batch_losses(model, rows)[1].item(), rel=1e-5
-        )
-
-
-def test_two_adapters_are_averaged_too() -> None:
-    rows, model = mixed_rows(8), extended_llama()
-    model.add_adapter("another", NeutralResiduesConfig(width=4, layers_to_transform=[1]))
-    model.base_model.set_adapter(["default", "another"])
-    with torch.no_grad(), local_loss(model, as_batch(rows)[2]) as local:
-        forward_loss(model, rows)
-        mean = local.mean()
-    # W_o of the new one is still zero: the same sum over 3 residues in place of 2.
-    assert mean.item() == pytest.approx(big_batch_losses(model, rows)[1].item() * 2 / 3, rel=1e-5)
-    assert local.num_gated == 3
-
-
-def test_misuse_is_refused() -> None:
-    rows, model = mixed_rows(8), extended_llama()
-    domains = as_batch(rows)[2]
-    with local_loss(model, domains), pytest.raises(UserError, match="observed already"):
-        local_loss(model, domains).__enter__()
-    with model.disable_adapter(), pytest.raises(UserError, match="switched off"):
-        local_loss(model, domains).__enter__()
-    with pytest.raises(UserError, match="no neutral residues"):
-        local_loss(llama(), domains).__enter__()
-    with pytest.raises(UserError, match="allowed: l1, cross_entropy"):
-        local_loss(model, domains, "l2").__enter__()  # type: ignore[arg-type]
-    with local_loss(model, domains) as local, pytest.raises(UserError, match="saw 0 of 2 residues"):
-        local.mean()
-    with local_loss(model, domains):
-        forward_loss(model, rows)
-        with pytest.raises(UserError, match="the model ran twice"):
-            forward_loss(model, rows)
-    with local_loss(model, domains[:, 1:]), pytest.raises(UserError, match="one each"):
-        forward_loss(model, rows)
-    assert all(layer.residue_hook is None for layer in residue_layers(model).values())
-
-
-def test_a_frozen_adapter_is_refused() -> None:
-    rows, model = mixed_rows(8), extended_llama().requires_grad_(False)
-    with local_loss(model, as_batch(rows)[2]) as local:
-        forward_loss(model, rows)
-        with pytest.raises(UserError, match="is frozen"):
-            local.mean()
-
-
-# ---- torch.compile ----
-
-
-@pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
-)  # torch's own
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled(checkpointing: bool) -> None:
-    """The same gradients for one batch after another, from one compilation."""
-    torch._dynamo.reset()
-    model = checkpointed(extended_llama()) if checkpointing else extended_llama()
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(model, backend=counter)
-    frames = []
-    for seed in (3, 4, 5):
-        rows = mixed_rows(8, length=9, seed=seed)
-        with local_loss(compiled, as_batch(rows)[2]) as local:
-            (forward_loss(compiled, rows) + ALPHA * local.mean()).backward()
-        assert_same_gradients(gradients(model), expected_gradients(rows))
-        frames.append(counter.frame_count)
-    assert frames[0] == frames[-1] > 0
 
 
 def test_compiled_in_trainer(tmp_path: Path) -> None:

@@ -33,6 +33,11 @@ class LocalLossTerm:
         self._recording = True
 
     def on_residue(self, layer: NeutralResiduesLayer, residue: Residue) -> None:
+        """Add the sum of one residue over its tokens, in nats or as mean absolute values.
+
+        Raises:
+            UserError: if the model runs a second time.
+        """
         # Recomputation under gradient checkpointing runs this again and must save the same tensors,
         # so the term is computed every time and only kept the first.
         term = local_loss_sum(residue, self.domain_labels, self.kind)
@@ -72,7 +77,7 @@ class LocalLossTerm:
         self._recording = False
         if len(self._terms) != self.num_residues:
             raise UserError(
-                f"the local loss saw {len(self._terms)} of {self.num_residues} residues",
+                f"the local loss got {len(self._terms)} of {self.num_residues} residues",
                 do="run the forward pass inside the block, with the adapter enabled",
             )
         if torch.is_grad_enabled() and not all(term.requires_grad for term in self._terms):

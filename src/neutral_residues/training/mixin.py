@@ -1,7 +1,7 @@
-"""The local loss in somebody's training loop: a context manager, and a mixin for Transformers'
-`Trainer`.
+"""The local loss in your training: a mixin for Transformers' `Trainer`. For a loop of your own
+there is `local_loss.py`.
 
-Three lines in a script of your own:
+Three lines in a script:
 
     from neutral_residues import NeutralResiduesTrainerMixin
     class MyTrainer(NeutralResiduesTrainerMixin, Trainer): pass          # or SFTTrainer
@@ -16,8 +16,7 @@ would be lost raises.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,50 +27,18 @@ from neutral_residues.data.labels import DOMAIN_LABELS, SOURCE, TARGET
 from neutral_residues.errors import UserError
 from neutral_residues.losses import counted_tokens
 from neutral_residues.training.collator import DomainLabelCollator
+from neutral_residues.training.device_sums import DeviceSums
 from neutral_residues.training.local_loss import LocalLossTerm, check_local_loss, local_loss
 from neutral_residues.tuner.layer import gate_parameters, residue_layers
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object  # the class after it among the bases is the Trainer
 
 # The measured defaults of the run file, for scripts too.
 DEFAULT_WEIGHT = ResidueSettings().local_loss_weight
 DEFAULT_GATE_FACTOR = ResidueSettings().gate_learning_rate_factor
-
-
-class DeviceSums:
-    """Named sums for the log that stay on the device until somebody reads them, so that no step
-    waits for the host."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-
-    def add(self, key: str, value: Tensor) -> None:
-        """Add `value` (any shape, the same at every call) to the sum named `key`; every rank must
-        use the same keys."""
-        # A copy, because the memory of a value from a compiled model may be used again.
-        self._sums[key] = self._sums[key] + value if key in self._sums else value.clone()
-
-    def flush(self, accelerator: Any) -> dict[str, Any]:
-        """The sums over all ranks since the last flush, as numbers or lists of numbers."""
-        reduced = {
-            key: accelerator.reduce(self._sums[key], "sum").tolist() for key in sorted(self._sums)
-        }
-        self._sums = {}
-        return reduced
-
-    def state(self, accelerator: Any) -> dict[str, Any]:
-        """The sums over all ranks, for a checkpoint; nothing is flushed."""
-        reduced = {
-            key: accelerator.reduce(self._sums[key].clone(), "sum") for key in sorted(self._sums)
-        }
-        return {
-            key: [str(v.dtype).removeprefix("torch."), v.tolist()] for key, v in reduced.items()
-        }
-
-    def load(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Continue from `state()`: on one rank the sums, on the others nothing."""
-        self._sums = {
-            k: torch.tensor(v, dtype=getattr(torch, t), device=device)
-            for k, (t, v) in state.items()
-        }
 
 
 def split_param_group(
@@ -81,15 +48,13 @@ def split_param_group(
     rate they had."""
     chosen = {id(parameter) for parameter in parameters}
     for group in list(optimizer.param_groups):
-        moved = [parameter for parameter in group["params"] if id(parameter) in chosen]
+        moved = [p for p in group["params"] if id(p) in chosen]
         if moved:
-            group["params"] = [
-                parameter for parameter in group["params"] if id(parameter) not in chosen
-            ]
+            group["params"] = [p for p in group["params"] if id(p) not in chosen]
             optimizer.add_param_group({**group, "params": moved, "lr": group["lr"] * factor})
 
 
-class NeutralResiduesTrainerMixin:
+class NeutralResiduesTrainerMixin(_Trainer):
     """Adds alpha x local loss to any `Trainer`: put it before `Trainer` or TRL's `SFTTrainer` among
     the bases.
 
@@ -104,15 +69,6 @@ class NeutralResiduesTrainerMixin:
     with everything else.
     """
 
-    # What the Trainer behind it brings.
-    model: Any
-    args: Any
-    accelerator: Any
-    optimizer: Any
-    loss_is_scaled_for_ga: Any
-    model_accepts_loss_kwargs: Any
-    compute_loss_func: Any
-    current_gradient_accumulation_steps: Any
     _signature_columns: Any
 
     def __init__(
@@ -160,7 +116,7 @@ class NeutralResiduesTrainerMixin:
         return self.local_loss_weight > 0
 
     def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        super()._set_signature_columns_if_needed()
         if DOMAIN_LABELS not in self._signature_columns:
             self._signature_columns = [*self._signature_columns, DOMAIN_LABELS]
 
@@ -168,7 +124,7 @@ class NeutralResiduesTrainerMixin:
         """Trainer's own, with the block gates in groups of their own; an optimiser that you pass in
         stays as it is."""
         given = self.optimizer is not None
-        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         if not given and self.gate_learning_rate_factor != 1:
             split_param_group(
                 optimizer, gate_parameters(self.model), factor=self.gate_learning_rate_factor
@@ -178,7 +134,7 @@ class NeutralResiduesTrainerMixin:
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """Also counts, over the accumulated batch and all ranks, the tokens that the local loss
         will be divided by."""
-        samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._has_local_loss:
             labels = [batch[DOMAIN_LABELS] for batch in samples if DOMAIN_LABELS in batch]
             counted = sum(counted_tokens(labels_BT, self.local_loss) for labels_BT in labels)
@@ -191,20 +147,18 @@ class NeutralResiduesTrainerMixin:
     ) -> Tensor:
         labels = inputs.pop(DOMAIN_LABELS, None)
         if not self._has_local_loss:
-            return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+            return super().training_step(model, inputs, num_items_in_batch)
         if labels is None:
             raise UserError(
                 f"rows have no {DOMAIN_LABELS}",
                 allowed=f"{SOURCE} (source) or {TARGET} (target) for each token or row",
-                do=(
-                    "add the column, and for SFTTrainer set dataset_kwargs={'skip_prepare_dataset':"
-                    " True}"
-                ),
+                do="add the column, and for SFTTrainer set dataset_kwargs={'skip_prepare_dataset':"
+                " True}",
             )
         labels = labels.to(self.args.device)
         try:
             with local_loss(self.model, labels, self.local_loss) as self._term:
-                return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+                return super().training_step(model, inputs, num_items_in_batch)
         finally:
             self._term = None
 
@@ -212,7 +166,7 @@ class NeutralResiduesTrainerMixin:
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         inputs = {key: value for key, value in inputs.items() if key != DOMAIN_LABELS}
-        return super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def compute_loss(
         self,
@@ -221,7 +175,7 @@ class NeutralResiduesTrainerMixin:
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._term is None:
             return result
         loss = result[0] if return_outputs else result
@@ -232,7 +186,7 @@ class NeutralResiduesTrainerMixin:
         """The term such that its gradient, after all the averaging that follows, is that of one big
         batch."""
         mean = term.mean(self._counted)
-        self._note_local_loss(mean.detach(), term)
+        self._log_local_loss(mean.detach(), term)
         # Ranks average their gradients, while the divisor already counts the tokens of all of them.
         mean = mean * self.accelerator.num_processes
         scaled = self.loss_is_scaled_for_ga
@@ -241,7 +195,7 @@ class NeutralResiduesTrainerMixin:
             scaled = accepts or self.compute_loss_func is not None
         return mean if scaled else mean * self.current_gradient_accumulation_steps
 
-    def _note_local_loss(self, mean: Tensor, term: LocalLossTerm) -> None:
+    def _log_local_loss(self, mean: Tensor, term: LocalLossTerm) -> None:
         self._sums.add("local_loss", mean)
         # Every rank handles every accumulated batch in 1 / (ranks x batches) of its passes: these
         # parts sum to one a step.
@@ -250,14 +204,13 @@ class NeutralResiduesTrainerMixin:
         for domain, name in ((SOURCE, "source"), (TARGET, "target")):
             if domain in term.open_gates:
                 self._sums.add(f"open_{name}", term.open_gates[domain])
-                self._sums.add(
-                    f"gates_{name}", (term.domain_labels == domain).sum() * float(term.num_gated)
-                )
+                num_tokens = (term.domain_labels == domain).sum()
+                self._sums.add(f"gates_{name}", num_tokens * float(term.num_gated))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if self._has_local_loss and "loss" in logs:
             logs |= _local_loss_logs(self._sums.flush(self.accelerator))
-        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+        super().log(logs, *args, **kwargs)
 
 
 def _local_loss_logs(sums: dict[str, float]) -> dict[str, float]:

@@ -21,7 +21,8 @@ from neutral_residues.errors import UserError, first_line
 from neutral_residues.files import disk_errors
 from neutral_residues.losses import next_token_nats
 from neutral_residues.training.checkpoints import complete_checkpoints, mark_complete, saved_sums
-from neutral_residues.training.mixin import DeviceSums, NeutralResiduesTrainerMixin
+from neutral_residues.training.device_sums import DeviceSums
+from neutral_residues.training.mixin import NeutralResiduesTrainerMixin
 from neutral_residues.training.setup import Setup
 
 

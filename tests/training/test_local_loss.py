@@ -1,0 +1,177 @@
+"""The local loss in a loop of one's own: always against one big batch, written by hand in
+`distributed_worker.py`."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import CheckpointError, checkpoint
+
+from distributed_worker import (
+    ALPHA,
+    IGNORE,
+    SOURCE,
+    as_batch,
+    big_batch_losses,
+    extended_llama,
+    llama,
+    mixed_rows,
+    trained,
+)
+from neutral_residues import NeutralResiduesConfig, UserError, residue_layers
+from neutral_residues.training.local_loss import local_loss
+
+# Transformers 5.23 renames what TRL and our oldest Transformers call by its old name.
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:.gradient_checkpointing\w*. is deprecated:FutureWarning"
+)
+
+Rows = list[dict[str, Any]]
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    found = {name: parameter.grad.clone() for name, parameter in trained(model).items()}
+    model.zero_grad()
+    return found
+
+
+def assert_same_gradients(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, gradient in expected.items():
+        torch.testing.assert_close(
+            got[name], gradient, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def forward_loss(model: nn.Module, rows: Rows) -> Tensor:
+    ids, mask, _ = as_batch(rows)
+    labels = ids.masked_fill(mask == 0, IGNORE)
+    return model(input_ids=ids, attention_mask=mask, labels=labels).loss
+
+
+def expected_gradients(rows: Rows) -> dict[str, Tensor]:
+    model = extended_llama()
+    nats, local = big_batch_losses(model, rows)
+    (nats + ALPHA * local).backward()
+    return gradients(model)
+
+
+def checkpointed(model: nn.Module, use_reentrant: bool = False) -> nn.Module:
+    model.train()
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    return model
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_own_loop(checkpointing: bool) -> None:
+    rows = mixed_rows(8)
+    model = checkpointed(extended_llama()) if checkpointing else extended_llama()
+    with local_loss(model, as_batch(rows)[2]) as local:
+        (forward_loss(model, rows) + ALPHA * local.mean()).backward()
+    assert_same_gradients(gradients(model), expected_gradients(rows))
+
+
+def test_own_loop_that_accumulates() -> None:
+    rows, model = mixed_rows(8, length=9), extended_llama()
+    domains = as_batch(rows)[2]
+    for part in (slice(0, 2), slice(2, 8)):
+        with local_loss(model, domains[part]) as local:
+            share = len(rows[part]) / len(rows)
+            (
+                share * forward_loss(model, rows[part])
+                + ALPHA * local.mean((domains == SOURCE).sum())
+            ).backward()
+    assert_same_gradients(gradients(model), expected_gradients(rows))
+
+
+def test_backward_outside_the_block_fails_loudly_under_checkpointing() -> None:
+    rows, model = mixed_rows(8), checkpointed(extended_llama())
+    with local_loss(model, as_batch(rows)[2]) as local:
+        loss = forward_loss(model, rows) + ALPHA * local.mean()
+    with pytest.raises(CheckpointError):
+        loss.backward()
+
+
+def test_raw_reentrant_checkpointing_of_one_layer_raises() -> None:
+    rows, model = mixed_rows(8), extended_llama()
+    model.enable_input_require_grads()
+    layer = next(iter(residue_layers(model).values()))
+    forward = layer.forward
+    layer.forward = lambda x: checkpoint(forward, x, use_reentrant=True)  # type: ignore[method-assign]
+    with local_loss(model, as_batch(rows)[2]) as local:
+        loss = forward_loss(model, rows)
+        with pytest.raises(UserError, match="reentrant"):
+            (loss + ALPHA * local.mean()).backward()
+
+
+def test_without_gradients_it_measures() -> None:
+    rows, model = mixed_rows(8), extended_llama()
+    with torch.no_grad(), local_loss(model, as_batch(rows)[2]) as local:
+        forward_loss(model, rows)
+        assert local.mean().item() == pytest.approx(
+            big_batch_losses(model, rows)[1].item(), rel=1e-5
+        )
+
+
+def test_two_adapters_are_averaged_too() -> None:
+    rows, model = mixed_rows(8), extended_llama()
+    model.add_adapter("another", NeutralResiduesConfig(width=4, layers_to_transform=[1]))
+    model.base_model.set_adapter(["default", "another"])
+    with torch.no_grad(), local_loss(model, as_batch(rows)[2]) as local:
+        forward_loss(model, rows)
+        mean = local.mean()
+    # W_o of the new one is still zero: the same sum over 3 residues in place of 2.
+    assert mean.item() == pytest.approx(big_batch_losses(model, rows)[1].item() * 2 / 3, rel=1e-5)
+    assert local.num_gated == 3
+
+
+def test_misuse_is_refused() -> None:
+    rows, model = mixed_rows(8), extended_llama()
+    domains = as_batch(rows)[2]
+    with local_loss(model, domains), pytest.raises(UserError, match="observed already"):
+        local_loss(model, domains).__enter__()
+    with model.disable_adapter(), pytest.raises(UserError, match="switched off"):
+        local_loss(model, domains).__enter__()
+    with pytest.raises(UserError, match="no neutral residues"):
+        local_loss(llama(), domains).__enter__()
+    with pytest.raises(UserError, match="allowed: l1, cross_entropy"):
+        local_loss(model, domains, "l2").__enter__()  # type: ignore[arg-type]
+    with local_loss(model, domains) as local, pytest.raises(UserError, match="got 0 of 2 residues"):
+        local.mean()
+    with local_loss(model, domains):
+        forward_loss(model, rows)
+        with pytest.raises(UserError, match="the model ran twice"):
+            forward_loss(model, rows)
+    with local_loss(model, domains[:, 1:]), pytest.raises(UserError, match="one each"):
+        forward_loss(model, rows)
+    assert all(layer.residue_hook is None for layer in residue_layers(model).values())
+
+
+def test_a_frozen_adapter_is_refused() -> None:
+    rows, model = mixed_rows(8), extended_llama().requires_grad_(False)
+    with local_loss(model, as_batch(rows)[2]) as local:
+        forward_loss(model, rows)
+        with pytest.raises(UserError, match="is frozen"):
+            local.mean()
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # torch's own
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled(checkpointing: bool) -> None:
+    """The same gradients for one batch after another, from one compilation."""
+    torch._dynamo.reset()
+    model = checkpointed(extended_llama()) if checkpointing else extended_llama()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter)
+    frames = []
+    for seed in (3, 4, 5):
+        rows = mixed_rows(8, length=9, seed=seed)
+        with local_loss(compiled, as_batch(rows)[2]) as local:
+            (forward_loss(compiled, rows) + ALPHA * local.mean()).backward()
+        assert_same_gradients(gradients(model), expected_gradients(rows))
+        frames.append(counter.frame_count)
+    assert frames[0] == frames[-1] > 0
