@@ -65,6 +65,21 @@ def test_an_entry_has_settings_of_its_own(tmp_path: Path) -> None:
     assert config.training.batch_rows == 4  # the rest is the run file's
 
 
+def test_what_an_entry_sets_itself_is_not_crossed(tmp_path: Path) -> None:
+    entries = [
+        {"method": "neutral", "set": {"data": {"source_share": 0.5}}},
+        {"method": "wise-ft", "set": {"averaging.share": 0.3}},
+        "finetune",
+    ]
+    cells = expand(comparison(tmp_path, methods=entries, source_shares=[0.1, 0.25]))
+    assert names(cells.trained) == [
+        "tiny/neutral/b0.2-lr0.03-p0.5-s0",
+        "tiny/finetune/lr0.006-p0.1-s0",
+        "tiny/finetune/lr0.006-p0.25-s0",
+    ]
+    assert names(cells.derived) == [f"tiny/wise-ft/share0.3-lr0.006-p{p}-s0" for p in (0.1, 0.25)]
+
+
 def test_a_section_of_the_run_file_counts_for_the_methods_that_use_it(tmp_path: Path) -> None:
     run = write_run(
         tmp_path, run_values(tmp_path) | {"residues": {"local_loss_weight": 2.0}}, "tiny.yaml"

@@ -9,10 +9,11 @@ rates. A method that takes its weights from another's run (`wise-ft`) gives *der
 wait for that run.
 """
 
+import copy
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from neutral_residues.backbone import load_config
@@ -52,30 +53,33 @@ class Cells:
 
     def first_wave(self) -> list[Cell]:
         """All that train; when tuning, those of the first seed."""
-        return [
-            cell for cell in self.trained if not self.tune or cell.config.seed == self.first_seed
-        ]
+        return [cell for cell in self.trained if not self.tune or self._is_first(cell)]
 
     def second_wave(self, best: Mapping[str, float]) -> list[Cell]:
-        """When tuning, the other seeds at the best learning rate of each group (group ->
-        factor)."""
-        rest = [cell for cell in self.trained if self.tune and cell.config.seed != self.first_seed]
+        """When tuning, the other seeds at the best learning rate of each group.
+
+        Args:
+            best: group -> factor of its learning rate.
+        """
+        rest = [cell for cell in self.trained if self.tune and not self._is_first(cell)]
         return [cell for cell in rest if best.get(cell.group) == cell.factor]
 
     def third_wave(self, best: Mapping[str, float]) -> list[Cell]:
-        """The derived ones; when tuning, those of the best learning rate of the runs they are made
-        of."""
+        """The derived ones; when tuning, those of the best learning rate of the runs that they
+        average."""
         return [
             cell for cell in self.derived if not self.tune or best.get(cell.made_of) == cell.factor
         ]
+
+    def _is_first(self, cell: Cell) -> bool:
+        return cell.config.seed == self.first_seed
 
     def at_most(self) -> int:
         """How many there will be, whatever tuning finds."""
         if not self.tune:
             return len(self.trained) + len(self.derived)
-        factors = len({cell.factor for cell in self.trained})
-        rest = [cell for cell in self.trained if cell.config.seed != self.first_seed]
-        return len(self.first_wave()) + (len(rest) + len(self.derived)) // factors
+        first, factors = len(self.first_wave()), len({cell.factor for cell in self.trained})
+        return first + (len(self.trained) - first + len(self.derived)) // factors
 
 
 def expand(config: CompareConfig) -> Cells:
@@ -87,7 +91,7 @@ def expand(config: CompareConfig) -> Cells:
     """
     cells: list[Cell] = []
     for path in config.runs:
-        base = _base(path, config)
+        base = _with(read_values(path), _flat(config.set))
         for entry in config.methods:
             cells += _cells_of(config, path.stem, base, entry)
     _check_tuning(config, cells)
@@ -104,53 +108,52 @@ def expand(config: CompareConfig) -> Cells:
     return Cells(tuple(trained), tuple(derived), config.tune, config.seeds[0])
 
 
-def _base(path: Path, config: CompareConfig) -> dict[str, Any]:
-    values = read_values(path)
-    for key, value in _flat(config.set):
-        put(values, key, value)
-    return values
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as dotted keys."""
+    flat: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            flat |= _flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _with(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a run's values with these settings, by dotted key."""
+    changed = copy.deepcopy(dict(values))
+    for key, value in settings.items():
+        put(changed, key, value)
+    return changed
 
 
 def _cells_of(
     config: CompareConfig, run: str, base: dict[str, Any], entry: MethodEntry
 ) -> Iterator[Cell]:
+    """The cells of one method on one run file, whose sections for other methods do not count."""
     method = find_method(entry.method)
-    own = dict(_flat(entry.set))
-    budgets = (None,) if "budget" in own or not method.has_budget else config.budgets or (None,)
-    shares = config.source_shares or (None,)
-    curve_key, curve = (
-        method.curve if method.curve and method.curve[0] not in own else (None, (None,))
-    )
-    common = {"method": entry.method, "label": entry.label, **own}
-    for budget in budgets:
-        for share in shares:
-            for value in curve:
-                axes = {"budget": budget, "data.source_share": share, curve_key: value}
-                settings = {**{k: v for k, v in axes.items() if k and v is not None}, **common}
-                yield from _group(config, run, _values(base, method, settings), method)
-
-
-def _values(base: dict[str, Any], method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values of a run: the run file without the sections that the method has no use for, then
-    the settings."""
     used = {key.split(".")[0] for key in method.uses}
-    values = {
-        key: dict(value) if isinstance(value, dict) else value
-        for key, value in base.items()
-        if key in used or key not in METHOD_SECTIONS
-    }
-    for key, value in settings.items():
-        put(values, key, value)
-    return values
+    kept = {key: value for key, value in base.items() if key in used or key not in METHOD_SECTIONS}
+    own = {"method": entry.method, "label": entry.label} | _flat(entry.set)
+    axes = _axes(config, method)
+    free = [key for key in axes if key not in own]
+    for point in itertools.product(*(axes[key] for key in free)):
+        settings = dict(zip(free, point, strict=True)) | own
+        yield from _group(config, run, _with(kept, settings), method)
+
+
+def _axes(config: CompareConfig, method: Method) -> dict[str, Sequence[float]]:
+    """What is crossed, by dotted key: lists of the comparison that the method has a use for, and
+    its own curve. An empty list leaves the setting to the run file."""
+    axes: dict[str, Sequence[float]] = {}
+    if method.has_budget and config.budgets:
+        axes["budget"] = config.budgets
+    if config.source_shares:
+        axes["data.source_share"] = config.source_shares
+    if method.curve:
+        key, values = method.curve
+        axes[key] = values
+    return axes
 
 
 def _group(
@@ -158,28 +161,25 @@ def _group(
 ) -> Iterator[Cell]:
     """The cells of one group: learning rates x seeds."""
     first = method.resolve(make_run({**values, "output": "unused"}))
-    derived = not method.trains_any
-    trained = find_method(DERIVED_FROM) if derived else method
+    is_derived = not method.trains_any
+    trained = find_method(DERIVED_FROM) if is_derived else method
     own_rate = trained.peak_learning_rate(
         first, hidden_size=_width(first.model, first.revision, first.trust_remote_code)
     )
     label = (first.label or method.name).replace(":", ".")
     sizes, share = _sizes(first, method), f"p{first.data.source_share:g}"
     group = "/".join([run, label, *sizes, share])
-    made_of = f"{run}/{DERIVED_FROM}/{share}" if derived else ""
-    for factor in config.learning_rate_factors:
+    made_of = f"{run}/{DERIVED_FROM}/{share}" if is_derived else ""
+    folder = config.output / CELLS
+    for factor, seed in itertools.product(config.learning_rate_factors, config.seeds):
         rate = float(f"{own_rate * factor:.4g}")
-        for seed in config.seeds:
-            ending = f"lr{rate:g}-{share}-s{seed}"
-            name = f"{run}/{label}/{'-'.join([*sizes, ending])}"
-            cell = _with(values, output=config.output / CELLS / name, seed=seed, learning_rate=rate)
-            if made_of:
-                put(
-                    cell,
-                    "averaging.finetuned",
-                    str(config.output / CELLS / run / DERIVED_FROM / ending),
-                )
-            yield Cell(name, method.resolve(make_run(cell)), group, factor, made_of)
+        ending = f"lr{rate:g}-{share}-s{seed}"
+        name = f"{run}/{label}/{'-'.join([*sizes, ending])}"
+        settings = {"output": str(folder / name), "seed": seed, "training.learning_rate": rate}
+        if is_derived:
+            settings["averaging.finetuned"] = str(folder / run / DERIVED_FROM / ending)
+        cell = method.resolve(make_run(_with(values, settings)))
+        yield Cell(name, cell, group, factor, made_of)
 
 
 def _sizes(config: RunConfig, method: Method) -> list[str]:
@@ -189,16 +189,6 @@ def _sizes(config: RunConfig, method: Method) -> list[str]:
         section, name = method.curve[0].split(".")
         sizes.append(f"{name}{getattr(getattr(config, section), name):g}")
     return sizes
-
-
-def _with(
-    values: dict[str, Any], *, output: Path, seed: int, learning_rate: float
-) -> dict[str, Any]:
-    copied = {
-        key: dict(value) if isinstance(value, dict) else value for key, value in values.items()
-    }
-    put(copied, "training.learning_rate", learning_rate)
-    return {**copied, "output": str(output), "seed": seed}
 
 
 @functools.lru_cache(maxsize=16)
@@ -228,11 +218,10 @@ def _check_tuning(config: CompareConfig, cells: Sequence[Cell]) -> None:
 def best_factors(records: Mapping[str, Record], cells: Sequence[Cell]) -> dict[str, float]:
     """Group -> the factor whose cell (by name in `records`) has the fewest bits per byte on
     validation text."""
-    best: dict[str, tuple[float, float]] = {}
+    tried: dict[str, list[tuple[float, float]]] = {}
     for cell in cells:
         if cell.name in records:
             bits = validation_bits(records[cell.name])
             assert bits is not None  # tuning was refused without text to validate on
-            found = (bits, cell.factor)
-            best[cell.group] = min(best.get(cell.group, found), found)
-    return {group: factor for group, (_, factor) in best.items()}
+            tried.setdefault(cell.group, []).append((bits, cell.factor))
+    return {group: min(pairs)[1] for group, pairs in tried.items()}
