@@ -1,20 +1,18 @@
 """Made-up records with numbers that can be worked out by hand, as a comparison would leave them."""
 
 import json
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from neutral_residues.results.record import (
+from neutral_residues.results.record import Cost, GateText, Provenance, Record, Sample
+from neutral_residues.results.set_result import (
     Breakdown,
-    Cost,
     DocumentChange,
     EvaluationSet,
-    GateText,
-    Metric,
-    Provenance,
-    Record,
-    Sample,
+    LayerResult,
+    SetResult,
     TokenChange,
     TokenClass,
 )
@@ -25,20 +23,32 @@ BACKBONE = {"en": 1.0, "wiki": 2.0, "fr": 4.0, "de": 5.0}
 LAYERS = range(1, 6)
 
 
-def metric(name: str, set: str, value: float, **changes: Any) -> Metric:
-    role = "target" if set in ("fr", "de") else "source"
-    values: dict[str, Any] = {
-        "name": name,
-        "of": "extended",
-        "set": set,
-        "role": role,
-        "value": value,
-        "unit": "bits/byte",
-        "direction": "lower",
-        "num_bytes": 1000,
-        "num_tokens": 300,
+NUM_BYTES, NUM_TOKENS = 1000, 300
+
+
+def nats(bits: float) -> float:
+    """What so many bits per byte are on a set of ours."""
+    return bits * NUM_BYTES * math.log(2)
+
+
+def set_result(name: str, bits: float, **changes: Any) -> SetResult:
+    """A set on which the extended model needs `bits` per byte."""
+    values = dict(evaluation_set(name)) | {
+        "backbone_nats": nats(BACKBONE[name]),
+        "extended_nats": nats(bits),
     }
-    return Metric(**values | changes)
+    return SetResult(**values | changes)
+
+
+def evaluation_set(name: str) -> EvaluationSet:
+    """The sizes of a set."""
+    return EvaluationSet(
+        role="target" if name.removesuffix("-dev") in ("fr", "de") else "source",
+        key=f"key-{name}",
+        num_bytes=NUM_BYTES,
+        num_tokens=NUM_TOKENS,
+        num_documents=5,
+    )
 
 
 def make_record(
@@ -69,25 +79,30 @@ def make_record(
     for key, value in (settings or {}).items():
         section, _, name = key.rpartition(".")
         (config[section] if section else config)[name] = value
-    metrics = [
-        m
-        for name, value in {
-            "en": BACKBONE["en"] * (1 + 0.5 * forgetting / 100),
-            "wiki": BACKBONE["wiki"] * (1 + 1.5 * forgetting / 100),
-            target: bits,
-        }.items()
-        for m in (
-            metric("bits_per_byte", name, value),
-            metric("bits_per_byte", name, BACKBONE[name], of="backbone"),
-        )
-    ]
     gated = method == "neutral"
+    breakdowns = {
+        "en": _breakdown("en", 0.005 * forgetting, is_concentrated=label == "lora"),
+        target: _breakdown(target, bits - BACKBONE[target]),
+    }
+
+    def inside(name: str) -> dict[str, Any]:
+        return (_gate_results(name) if gated else {}) | {"breakdown": breakdowns.get(name)}
+
     values: dict[str, Any] = {
         "kind": "extend",
         "created": datetime(2025, 7, 1, 12, seed, tzinfo=UTC),
         "method": method,
-        "metrics": metrics + (_gate_metrics(target) if gated else []),
-        "sets": _sets(target, validation is not None),
+        "sets": {
+            "en": set_result("en", BACKBONE["en"] * (1 + 0.5 * forgetting / 100), **inside("en")),
+            "wiki": set_result(
+                "wiki", BACKBONE["wiki"] * (1 + 1.5 * forgetting / 100), **inside("wiki")
+            ),
+            target: set_result(target, bits, **inside(target)),
+        },
+        "validation_sets": {
+            name: evaluation_set(name)
+            for name in (["en-dev", f"{target}-dev"] if validation is not None else [])
+        },
         "curve": [] if share is not None else _curve(target, forgetting, bits, validation),
         "samples": [
             Sample(
@@ -97,10 +112,6 @@ def make_record(
             )
         ],
         "gates": _gate_texts(target) if gated else [],
-        "breakdowns": [
-            _breakdown("en", "source", 0.005 * forgetting, is_concentrated=label == "lora"),
-            _breakdown(target, "target", bits - BACKBONE[target]),
-        ],
         "cost": Cost(
             tokens=100_000,
             seconds=50.0,
@@ -149,25 +160,6 @@ def _config(
     }
 
 
-def _sets(target: str, validate: bool) -> list[EvaluationSet]:
-    names = [
-        ("en", "source", "evaluate"),
-        ("wiki", "source", "evaluate"),
-        (target, "target", "evaluate"),
-    ]
-    names += (
-        [("en-dev", "source", "validate"), (f"{target}-dev", "target", "validate")]
-        if validate
-        else []
-    )
-    return [
-        EvaluationSet(
-            name=n, role=r, use=u, key=f"key-{n}", num_bytes=1000, num_tokens=300, num_documents=5
-        )
-        for n, r, u in names
-    ]
-
-
 def _curve(
     target: str, forgetting: float, bits: float, validation: float | None
 ) -> list[dict[str, int | float]]:
@@ -186,14 +178,12 @@ def _curve(
     return [*curve, {"step": 200, "loss": 1.5, "learning_rate": 1e-4}]
 
 
-def _breakdown(set: str, role: str, change: float, *, is_concentrated: bool = False) -> Breakdown:
+def _breakdown(name: str, change: float, *, is_concentrated: bool = False) -> Breakdown:
     """Three fifths of the change on rare words, half of it on frequent ones, the rest the other way
     on punctuation."""
-    before = {"punctuation": 0.2, "frequent words": 0.3, "rare words": BACKBONE[set] - 0.5}
+    before = {"punctuation": 0.2, "frequent words": 0.3, "rare words": BACKBONE[name] - 0.5}
     shares = {"punctuation": -0.1, "frequent words": 0.5, "rare words": 0.6}
     return Breakdown(
-        set=set,
-        role=role,
         classes=[
             TokenClass(
                 kind=kind,
@@ -217,13 +207,16 @@ def _breakdown(set: str, role: str, change: float, *, is_concentrated: bool = Fa
     )
 
 
-def _gate_metrics(target: str) -> list[Metric]:
-    found = [metric("neutral_tokens", name, 0.9, unit="share") for name in ("en", "wiki")]
-    for name, zero in (("en", 0.95), ("wiki", 0.9), (target, 0.1)):
-        for layer in LAYERS:
-            found.append(metric("gates_zero", name, zero - layer / 100, layer=layer, unit="share"))
-            found.append(metric("residue_rms", name, (1 - zero) * layer, layer=layer, unit="rms"))
-    return found
+def _gate_results(name: str) -> dict[str, Any]:
+    """Nine tenths of the source tokens are neutral; gates open more in deeper layers."""
+    zero = {"en": 0.95, "wiki": 0.9}.get(name, 0.1)
+    return {
+        "num_neutral_tokens": 270 if name in ("en", "wiki") else 0,
+        "layers": [
+            LayerResult(layer=n, gates_zero=zero - n / 100, residue_rms=(1 - zero) * n)
+            for n in LAYERS
+        ],
+    }
 
 
 def _gate_texts(target: str) -> list[GateText]:

@@ -20,7 +20,6 @@ from neutral_residues.demo.run import DEMO_DATA
 from neutral_residues.methods.table import find_method
 from neutral_residues.results.benchmark import read_benchmark
 from neutral_residues.results.record import Record
-from neutral_residues.results.store import find
 from paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -154,10 +153,8 @@ def test_the_results_are_those_of_the_records(title: str) -> None:
     ]
     assert len(runs) == 3
     for cell, name in zip(table_row(title), ("en", "en-pubmed", "en-wiki", "fr"), strict=False):
-        after, before = (
-            statistics.fmean(find(run, "bits_per_byte", set=name, of=of).value for run in runs)
-            for of in ("extended", "backbone")
-        )
+        before = statistics.fmean(run.sets[name].backbone_bits_per_byte for run in runs)
+        after = statistics.fmean(run.sets[name].extended_bits_per_byte for run in runs)
         shown = [f"{after:.3f}", f"({100 * (after / before - 1):+.1f} %)"]
         assert cell == (shown[0] if name == "fr" else " ".join(shown))
         assert (

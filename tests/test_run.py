@@ -23,7 +23,7 @@ from neutral_residues.config.run import load_run, make_run
 from neutral_residues.errors import Stopped, UserError
 from neutral_residues.results.record import Record
 from neutral_residues.results.run_folder import RunFolder
-from neutral_residues.results.store import find, read_record
+from neutral_residues.results.store import read_record
 from neutral_residues.run import extend
 from neutral_residues.training.progress import RunProgress
 from neutral_residues.training.trainer import ExtensionTrainer
@@ -56,8 +56,8 @@ def losses(record: Record) -> list[dict[str, float]]:
     ]
 
 
-def bits(record: Record, of: Any, name: str) -> float:
-    return find(record, "bits_per_byte", set=name, of=of).value
+def bits(record: Record, of: str, name: str) -> float:
+    return getattr(record.sets[name], f"{of}_bits_per_byte")
 
 
 def test_a_run_learns_the_target_and_reports_both_sides(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_resume_is_bit_equal(
     resumed = extend(make_run(values))
     assert_same(weights(tmp_path / "run" / "extension"), weights(tmp_path / "whole" / "extension"))
     assert losses(resumed) == losses(whole)
-    assert resumed.metrics == whole.metrics
+    assert resumed.sets == whole.sets
 
 
 def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_run_that_died_while_it_was_measured_is_finished_without_training(
         with pytest.raises(RuntimeError):
             extend(make_run(values))
     record = extend(make_run(values))
-    assert record.metrics == whole.metrics
+    assert record.sets == whole.sets
     assert losses(record) == losses(whole)
     assert record.cost.seconds is None
 
@@ -295,25 +295,20 @@ def test_the_record_says_what_was_measured_and_what_it_took(tmp_path: Path) -> N
     valid = {"name": "fr-valid", "role": "target", "path": str(tmp_path / "valid.jsonl")}
     values["data"]["validate_on"] = [valid]
     record = extend(make_run(values | {"label": "my-run"}))
-    assert [(s.name, s.use) for s in record.sets] == [
-        ("fr", "evaluate"),
-        ("en", "evaluate"),
-        ("fr-valid", "validate"),
-    ]
+    assert (list(record.sets), list(record.validation_sets)) == (["fr", "en"], ["fr-valid"])
     measured = {key for point in record.curve for key in point if key.startswith("bits_per_byte/")}
     assert measured == {
         "bits_per_byte/fr-valid"
     }  # on the way the evaluation sets are not looked at
-    assert {metric.set for metric in record.metrics} == {"fr", "en"}
     assert record.label == "my-run"
     cost = record.cost
     assert 0 < cost.step_seconds < cost.seconds < cost.wall_seconds
     assert (cost.stored_weights, cost.threads) == (cost.new_weights, 1)
     assert [text.kind for text in record.gates] == ["target", "source", "code-switched"]
-    for breakdown in record.breakdowns:
-        rise = bits(record, "extended", breakdown.set) - bits(record, "backbone", breakdown.set)
-        assert breakdown.change == pytest.approx(rise)
-    assert [breakdown.set for breakdown in record.breakdowns] == ["fr", "en"]
+    for found in record.sets.values():
+        changes = (kind.extended - kind.backbone for kind in found.breakdown.classes)
+        assert sum(changes) == pytest.approx(found.rise_bits_per_byte)
+        assert found.kl_nats is None
 
 
 def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:

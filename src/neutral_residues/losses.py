@@ -79,9 +79,7 @@ def counted_tokens(domain_labels: Tensor, kind: LocalLoss) -> Tensor:
     return counted.sum()
 
 
-def kl_nats(logits: Tensor, reference_logits: Tensor) -> Tensor:
-    """KL(reference || model) at each position, in nats, shape of `logits` without its last
-    dimension, in float32."""
-    log_p = reference_logits.float().log_softmax(-1)
-    log_q = logits.float().log_softmax(-1)
-    return torch.sum(log_p.exp() * (log_p - log_q), dim=-1)
+def kl_nats(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
+    """KL(reference || model) at each position, in nats: the shape of `log_probs` without its last
+    dimension, over which the probabilities sum to 1."""
+    return torch.sum(reference_log_probs.exp() * (reference_log_probs - log_probs), dim=-1)

@@ -18,12 +18,9 @@ from torch import nn
 from neutral_residues.backbone import device_name
 from neutral_residues.config.run import RunConfig, make_run
 from neutral_residues.data.tokenise import tokenizer_key
-from neutral_residues.evaluation.breakdown import breakdowns
-from neutral_residues.evaluation.evaluate import evaluate
+from neutral_residues.evaluation.evaluate import evaluate, evaluation_set
 from neutral_residues.evaluation.gate_maps import default_texts, gate_texts
 from neutral_residues.evaluation.generate import generate_both
-from neutral_residues.evaluation.metrics import metrics
-from neutral_residues.evaluation.sets import evaluation_sets
 from neutral_residues.evaluation.tasks.cache import weights_key
 from neutral_residues.evaluation.tasks.runner import (
     TaskPlan,
@@ -146,17 +143,22 @@ class _Run:
         setup = self.setup
         self.progress.say("measuring backbone and extended model ...")
         reference = None if setup.method.keeps_backbone else setup.backbone(frozen=True)
-        streams = setup.data.evaluate
-        scores = evaluate(model, streams, reference=reference, **setup.evaluation_options)
+        results = evaluate(
+            model,
+            setup.data.evaluate,
+            **setup.evaluation_options,
+            reference=reference,
+            kl=setup.config.evaluation.kl,
+            tokenizer=setup.tokenizer,
+        )
         return Record(
             kind="extend",
             method=setup.method.name,
-            metrics=metrics(scores),
-            sets=evaluation_sets(setup.data),
+            sets=results,
+            validation_sets={s.name: evaluation_set(s) for s in setup.data.validate},
             curve=training.curve,
             samples=self._samples(model, reference),
             gates=self._gates(model),
-            breakdowns=breakdowns(scores, streams, setup.tokenizer),
             tasks=self._tasks(model, reference),
             cost=self._total(training.cost),
             provenance=provenance(

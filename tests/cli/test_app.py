@@ -303,7 +303,7 @@ def test_evaluate_describe_generate(
         "--stride", 8, "--output", record,
     )  # fmt: skip
     assert code == 0, printed
-    assert {m["set"] for m in json.loads(record.read_text())["metrics"]} == {"wiki"}
+    assert list(json.loads(record.read_text())["sets"]) == ["wiki"]
     code, printed = neutral("generate", finished, "le chat", "--max-new-tokens", 5)
     assert code == 0, printed
     assert "backbone" in printed
@@ -425,7 +425,7 @@ def test_a_comparison_and_its_report(
     record = tmp_path / "out" / "cells" / "tiny" / "finetune" / "lr0.006-p0.25-s0" / "record.json"
     other = json.loads(record.read_text())
     other["config"]["seed"] = 1
-    other["sets"][0]["key"] = "another text"
+    other["sets"]["fr"]["key"] = "another text"
     (tmp_path / "other.json").write_text(json.dumps(other))
     assert_one_line(
         neutral("report", record, tmp_path / "other.json"), "do not compare", "report them apart"
@@ -433,7 +433,9 @@ def test_a_comparison_and_its_report(
     (tmp_path / "half.json").write_text(record.read_text()[:1000])
     assert_one_line(neutral("report", tmp_path / "half.json"), "not whole JSON")
     (tmp_path / "newer.json").write_text(json.dumps(other | {"version": 99}))
-    assert_one_line(neutral("report", tmp_path / "newer.json"), "newer version", "update")
+    assert_one_line(
+        neutral("report", tmp_path / "newer.json"), "version; got 99; allowed: 1", "read it with"
+    )
 
 
 def test_bad_comparisons(tmp_path: Path, neutral: Callable[..., tuple[int, str]]) -> None:

@@ -11,7 +11,8 @@ from neutral_residues.compare.grid import best_factors, expand
 from neutral_residues.config.base import checked
 from neutral_residues.config.comparison import CompareConfig, load_comparison
 from neutral_residues.errors import UserError
-from neutral_residues.results.record import EvaluationSet, Record
+from neutral_residues.results.record import Record
+from neutral_residues.results.set_result import EvaluationSet
 from neutral_residues.results.store import provenance, validation_bits
 from tiny_run import run_values, write_run
 
@@ -122,18 +123,20 @@ def test_tuning_tries_all_rates_with_one_seed_and_averages_the_best(tmp_path: Pa
 
 
 def _record(bits: float) -> Record:
-    """Validation text ends at `bits`; the evaluation sets and earlier points must not count."""
-    common = {"role": "target", "key": "k", "num_bytes": 1, "num_tokens": 1, "num_documents": 1}
-    sets = [
-        EvaluationSet(name=name, use=use, **common)
-        for name, use in (("v", "validate"), ("fr", "evaluate"))
-    ]
+    """Validation text ends at `bits`; other sets and earlier points must not count."""
+    text = EvaluationSet(role="target", key="k", num_bytes=1, num_tokens=1, num_documents=1)
     curve = [
         {"step": 0, "bits_per_byte/v": 0.1},
-        {"step": 5, "bits_per_byte/v": bits},
+        {"step": 5, "bits_per_byte/v": bits, "bits_per_byte/fr": 9.0},
         {"step": 5, "loss": 0.2},
     ]
-    return Record(kind="extend", method="finetune", sets=sets, curve=curve, provenance=provenance())
+    return Record(
+        kind="extend",
+        method="finetune",
+        validation_sets={"v": text},
+        curve=curve,
+        provenance=provenance(),
+    )
 
 
 def test_validation_bits_are_those_at_the_end() -> None:

@@ -77,7 +77,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     record = Record(
         kind="extend",
         method="finetune",
-        sets=[{"name": "fr-valid", "use": "validate", **common}],
+        validation_sets={"fr-valid": common},
         provenance=provenance(),
     )
     (folder / "record").write_text(json.dumps(record.model_dump(mode="json")))
@@ -259,5 +259,5 @@ def test_a_real_cell_stopped_and_resumed_equals_a_run_of_its_own(tmp_path: Path)
         alone = extend(cell.config.model_copy(update={"output": tmp_path / "alone"}))
     finally:
         torch.set_num_threads(before)
-    assert alone.metrics == outcome.records[cell.name].metrics
+    assert alone.sets == outcome.records[cell.name].sets
     assert alone.gates == outcome.records[cell.name].gates

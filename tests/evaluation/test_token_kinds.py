@@ -29,7 +29,7 @@ def test_each_kind_by_example() -> None:
     assert kinds == [
         *(
             "end of text",
-            "parts of letters",
+            "partial characters",
             "white space",
             "white space",
             "punctuation",

@@ -33,7 +33,7 @@ def golden_run(folder: Path) -> dict[str, Any]:
     setup = Setup.of(make_run(values))
     rows = setup.rows
     record = extend(setup)
-    numbers = {(m.name, m.of, m.set, m.layer): m.value for m in record.metrics}
+    sets = record.sets
     model = AutoPeftModelForCausalLM.from_pretrained(setup.config.output / "extension").eval()
     input_ids = setup.tokenizer(PROMPT, return_tensors="pt").input_ids
     with torch.inference_mode():
@@ -44,12 +44,11 @@ def golden_run(folder: Path) -> dict[str, Any]:
         "corpus_id": [rows[i]["corpus_id"] for i in range(NUM_ROWS)],
         "curve": record.curve,
         "bits_per_byte": {
-            s: [numbers["bits_per_byte", of, s, None] for of in ("backbone", "extended")]
-            for s in ("fr", "en")
+            name: [sets[name].backbone_bits_per_byte, sets[name].extended_bits_per_byte]
+            for name in ("fr", "en")
         },
         "gates_zero": {
-            s: [v for (name, _, set_, _), v in numbers.items() if (name, set_) == ("gates_zero", s)]
-            for s in ("fr", "en")
+            name: [layer.gates_zero for layer in sets[name].layers] for name in ("fr", "en")
         },
         "last_logits": logits.tolist(),
     }

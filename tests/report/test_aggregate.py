@@ -17,7 +17,7 @@ from neutral_residues.report.verdict import verdict
 from neutral_residues.results.record import Record
 from neutral_residues.results.store import read_record
 from paths import RECORDS
-from synthetic import comparison_records, make_record, metric
+from synthetic import comparison_records, make_record, set_result
 
 
 def section(*records: Record) -> Section:
@@ -52,11 +52,8 @@ def test_one_seed_has_no_deviation() -> None:
 
 def test_forgetting_is_the_mean_over_the_source_sets() -> None:
     record = make_record(forgetting=0)
-    metrics = [
-        m for m in record.metrics if (m.name, m.of, m.set) != ("bits_per_byte", "extended", "wiki")
-    ]
-    metrics.append(metric("bits_per_byte", "wiki", 2.08))  # from 2.0: +4 %
-    (point,) = section(record.model_copy(update={"metrics": metrics})).points
+    sets = record.sets | {"wiki": set_result("wiki", 2.08)}  # from 2.0: +4 %
+    (point,) = section(record.model_copy(update={"sets": sets})).points
     assert point.forgetting_by_set["en"].mean == pytest.approx(0)
     assert point.forgetting_by_set["wiki"].mean == pytest.approx(4)
     assert point.forgetting.mean == pytest.approx(2)
@@ -272,14 +269,8 @@ def changed(**changes: Any) -> Record:
 
 def with_set(**changes: Any) -> Record:
     record = make_record("lora")
-    return record.model_copy(update={"sets": [s.model_copy(update=changes) for s in record.sets]})
-
-
-def with_metrics(**changes: Any) -> Record:
-    record = make_record("lora", sets=[])
-    return record.model_copy(
-        update={"metrics": [m.model_copy(update=changes) for m in record.metrics]}
-    )
+    sets = {name: s.model_copy(update=changes) for name, s in record.sets.items()}
+    return record.model_copy(update={"sets": sets})
 
 
 def other_tokenizer() -> Record:
@@ -296,7 +287,7 @@ def other_tokenizer() -> Record:
         (other_tokenizer(), "tokenizer"),
         (changed(settings={"evaluation.stride_tokens": 128}), "windows"),
         (with_set(key="another text"), "the text of en (key)"),
-        (with_metrics(num_bytes=999), "the text of en (bytes, tokens)"),
+        (with_set(num_bytes=999), "the text of en (bytes, tokens)"),
     ],
 )
 def test_records_that_were_not_measured_alike_are_refused(other: Record, difference: str) -> None:
@@ -318,14 +309,9 @@ def test_the_same_run_twice_is_refused() -> None:
 )
 def test_a_record_with_one_side_is_refused(role: str, lacks: str) -> None:
     record = make_record()
-    half = record.model_copy(update={"metrics": [m for m in record.metrics if m.role != role]})
+    half = {name: s for name, s in record.sets.items() if s.role != role}
     with pytest.raises(UserError, match=lacks):
-        section(half)
-    no_backbone = record.model_copy(
-        update={"metrics": [m for m in record.metrics if m.of != "backbone"]}
-    )
-    with pytest.raises(UserError, match="bits per byte of the backbone"):
-        section(no_backbone)
+        section(record.model_copy(update={"sets": half}))
 
 
 def test_curves_that_would_have_one_name_are_numbered() -> None:

@@ -18,7 +18,7 @@ from neutral_residues.errors import UserError
 from neutral_residues.report.build import write_report
 from neutral_residues.report.gate_heatmap import level, visible
 from neutral_residues.report.load import collect
-from neutral_residues.results.record import Cost
+from neutral_residues.results.record import Cost, Record
 from neutral_residues.results.store import write_record
 from paths import RECORDS
 from synthetic import HOSTILE, make_comparison, make_record
@@ -113,7 +113,7 @@ def broken(folder: Path, what: str) -> Path:
     ("what", "message"),
     [
         ("truncated", "is not whole JSON"),
-        ("newer", "is of a newer version"),
+        ("newer", "version; got 99; allowed: 1"),
         ("foreign", "is not a record of neutral-residues"),
         ("missing", "no such file or folder"),
         ("empty folder", "neither a run nor a comparison"),
@@ -269,9 +269,16 @@ def test_the_page_says_why_the_numbers_moved(comparison: Path, tmp_path: Path) -
         "en +0.050 (rare words +0.030, frequent words +0.025); fr −0.500 (rare words −0.300"
         in summary
     )
-    write_record(tmp_path / "old.json", make_record(breakdowns=[]))
+    write_record(tmp_path / "old.json", without_breakdowns())
     page, _ = report(tmp_path / "old.json", output=tmp_path / "old")
     assert "Why the numbers moved" not in page.read_text(encoding="utf-8")
+
+
+def without_breakdowns() -> Record:
+    record = make_record()
+    update = {"breakdown": None}
+    sets = {name: found.model_copy(update=update) for name, found in record.sets.items()}
+    return record.model_copy(update={"sets": sets})
 
 
 def test_summary_is_markdown_for_a_model_card(comparison: Path) -> None:
@@ -318,7 +325,6 @@ def test_records_of_an_evaluation_alone(tmp_path: Path) -> None:
         "curve": [],
         "samples": [],
         "gates": [],
-        "sets": [],
         "cost": Cost(),
     }
     for name in ("one", "two"):
@@ -330,7 +336,7 @@ def test_records_of_an_evaluation_alone(tmp_path: Path) -> None:
     assert {p.name for p in page.parent.glob("*.png")} == {"fr-plane.png", "fr-layers.png"}
 
 
-def test_records_of_version_1(tmp_path: Path) -> None:
+def test_the_records_in_docs(tmp_path: Path) -> None:
     page, printed = report(*sorted(RECORDS.glob("*.json")), output=tmp_path / "report")
     text = page.read_text(encoding="utf-8")
     for name in ("fr", "de", "latex"):

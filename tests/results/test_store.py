@@ -13,41 +13,30 @@ import pytest
 from pydantic import ValidationError
 
 from neutral_residues.errors import UserError
-from neutral_residues.results.record import Cost, Metric, Sample, TaskScore
-from neutral_residues.results.store import (
-    PACKAGES,
-    Record,
-    find,
-    provenance,
-    read_record,
-    write_record,
-)
+from neutral_residues.results.benchmark import Benchmark
+from neutral_residues.results.record import Cost, Sample
+from neutral_residues.results.set_result import SetResult
+from neutral_residues.results.store import PACKAGES, Record, provenance, read_record, write_record
 
 
-def metric(**changes: Any) -> Metric:
+def set_result(**changes: Any) -> SetResult:
     values: dict[str, Any] = {
-        "name": "bits_per_byte",
-        "of": "extended",
-        "set": "en",
         "role": "source",
-        "value": 1.75,
-        "unit": "bits/byte",
-        "direction": "lower",
+        "key": "k",
         "num_bytes": 100,
         "num_tokens": 30,
+        "num_documents": 2,
+        "backbone_nats": 120.0,
+        "extended_nats": 126.0,
     }
-    return Metric(**values | changes)
+    return SetResult(**values | changes)
 
 
 def record(**changes: Any) -> Record:
     values: dict[str, Any] = {
         "kind": "extend",
         "method": "neutral",
-        "metrics": [
-            metric(),
-            metric(of="backbone", value=1.7),
-            metric(name="gates_zero", layer=1, value=0.5),
-        ],
+        "sets": {"en": set_result()},
         "curve": [{"step": 0, "loss_nats": 4.5}, {"step": 10, "loss_nats": 3.0}],
         "samples": [Sample(prompt="Hé", backbone=" llo", extended=" là")],
         "cost": Cost(
@@ -79,7 +68,7 @@ def test_file_says_what_it_is_and_when_in_utc(tmp_path: Path) -> None:
     noon_in_paris = datetime(2025, 7, 1, 12, 0, tzinfo=timezone(timedelta(hours=2)))
     write_record(tmp_path / "r.json", record(created=noon_in_paris))
     value = json.loads((tmp_path / "r.json").read_text())
-    assert (value["format"], value["version"]) == ("neutral-residues/record", 3)
+    assert (value["format"], value["version"]) == ("neutral-residues/record", 1)
     assert value["created"] == "2025-07-01T10:00:00Z"
 
 
@@ -107,28 +96,29 @@ def test_no_json(tmp_path: Path, content: bytes) -> None:
         read_record(tmp_path / "r.json")
 
 
-@pytest.mark.parametrize(
-    "content", ["[]", "3", "null", "{}", '{"format": "somebody/else", "version": 9}']
-)
+@pytest.mark.parametrize("content", ["[]", "3", "null", "{}", '{"format": "somebody/else"}'])
 def test_foreign_json(tmp_path: Path, content: str) -> None:
     (tmp_path / "r.json").write_text(content)
-    with pytest.raises(UserError, match="not a record of neutral-residues"):
+    with pytest.raises(UserError, match="is not a record of neutral-residues"):
         read_record(tmp_path / "r.json")
 
 
-def test_newer_version(tmp_path: Path) -> None:
-    written(tmp_path / "r.json", version=4, a_field_of_the_future=1)
-    with pytest.raises(UserError, match="newer version; got 4; allowed: up to 3; update"):
+def test_another_version(tmp_path: Path) -> None:
+    written(tmp_path / "r.json", version=2, a_field_of_the_future=1)
+    with pytest.raises(UserError, match=r"record .*r\.json: version; got 2; allowed: 1"):
         read_record(tmp_path / "r.json")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"surprise": 1}, "surprise: Extra inputs"),
-        ({"version": "one"}, "version: "),
+        ({"surprise": 1}, "unknown key surprise"),
+        (
+            {"sets": {"en": dict(set_result()) | {"rule": 1}}},
+            r"unknown key sets\.en\.rule; did you mean 'role'",
+        ),
         ({"kind": "other"}, "kind: "),
-        ({"metrics": [{"name": "x"}]}, r"metrics\.0\.of: Field required"),
+        ({"sets": {"en": {"role": "source"}}}, r"r\.json: missing key sets\.en\.key"),
         ({"curve": [{"loss": 1.0}]}, "curve: .*step"),
         ({"cost": {"tokens": -1}}, r"cost\.tokens: "),
     ],
@@ -152,14 +142,14 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_not_a_number_is_refused_everywhere(tmp_path: Path, bad: float) -> None:
     with pytest.raises(ValidationError, match="finite"):
-        metric(value=bad)
+        set_result(extended_nats=bad)
     with pytest.raises(ValidationError, match="finite"):
         record(curve=[{"step": 1, "loss": bad}])
     with pytest.raises(UserError, match="cannot be written"):
         write_record(tmp_path / "r.json", record(config={"train": {"alpha": bad}}))
-    unchecked = metric().model_copy(update={"value": bad})
+    unchecked = set_result().model_copy(update={"kl_nats": bad})
     with pytest.raises(UserError, match="cannot be written"):
-        write_record(tmp_path / "r.json", record().model_copy(update={"metrics": [unchecked]}))
+        write_record(tmp_path / "r.json", record().model_copy(update={"sets": {"en": unchecked}}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -168,21 +158,6 @@ def test_older_record_survives_a_refused_one(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         write_record(tmp_path / "r.json", record(config={"alpha": math.nan}))
     assert read_record(tmp_path / "r.json").method == "neutral"
-
-
-def test_no_metric_twice() -> None:
-    with pytest.raises(ValidationError, match="metric twice"):
-        record(metrics=[metric(), metric(value=2.0)])
-
-
-def test_find() -> None:
-    held = record()
-    assert find(held, "bits_per_byte", set="en", of="backbone").value == 1.7
-    assert find(held, "gates_zero", set="en", of="extended", layer=1).value == 0.5
-    with pytest.raises(UserError, match="did you mean 'bits_per_byte/en/extended'"):
-        find(held, "bits_per_bite", set="en", of="extended")
-    with pytest.raises(UserError, match="it holds none"):
-        find(record(metrics=[]), "bits_per_byte", set="en", of="extended")
 
 
 def test_provenance_names_versions() -> None:
@@ -194,14 +169,16 @@ def test_provenance_names_versions() -> None:
 
 
 def test_every_field_is_documented() -> None:
-    for model in (Metric, Sample, Cost, Record, TaskScore, type(provenance())):
-        schema = model.model_json_schema()["properties"]
-        assert [name for name, field in schema.items() if not field.get("description")] == []
+    for root in (Record, Benchmark):
+        parts = [root.model_json_schema(), *root.model_json_schema()["$defs"].values()]
+        for schema in parts:
+            undocumented = [n for n, f in schema["properties"].items() if not f.get("description")]
+            assert undocumented == [], schema["title"]
 
 
 def test_no_torch_here() -> None:
     code = (
-        "import sys, neutral_residues.results.store, neutral_residues.evaluation.metrics; assert"
+        "import sys, neutral_residues.results.store, neutral_residues.results.model_card; assert"
         " 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,7 +15,6 @@ from neutral_residues.config.run import make_run
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.results.run_folder import RunFolder
-from neutral_residues.results.store import find
 from neutral_residues.run import extend
 from neutral_residues.training.progress import RunProgress
 from neutral_residues.tuner.layer import residue_layers
@@ -48,10 +47,8 @@ def test_a_backbone_in_fewer_bits_learns_and_is_measured_as_it_trained(
     if held in ("int8", "nf4"):
         pytest.importorskip("bitsandbytes")
     record = run(tmp_path, steps=20, frozen_weights=held)
-    fr = {
-        of: find(record, "bits_per_byte", set="fr", of=of).value for of in ("backbone", "extended")
-    }
-    assert fr["extended"] < 0.97 * fr["backbone"]
+    fr = record.sets["fr"]
+    assert fr.rise_percent < -3
     extension = RunFolder(tmp_path / "run").extension
     assert {t.dtype for t in load_file(extension / "adapter_model.safetensors").values()} == {
         torch.float32
@@ -64,10 +61,8 @@ def test_a_backbone_in_fewer_bits_learns_and_is_measured_as_it_trained(
         again = evaluate_folder(
             tmp_path / "run", sets=(), context=None, stride=None, output=None, console=quiet()
         )
-        for of, value in fr.items():
-            assert find(again, "bits_per_byte", set="fr", of=of).value == pytest.approx(
-                value, rel=1e-5
-            )
+        assert again.sets["fr"].backbone_nats == pytest.approx(fr.backbone_nats, rel=1e-5)
+        assert again.sets["fr"].extended_nats == pytest.approx(fr.extended_nats, rel=1e-5)
 
 
 def test_lora_works_around_four_bits_too(tmp_path: Path) -> None:
@@ -107,8 +102,5 @@ def test_a_compiled_run_is_the_same_run(tmp_path: Path) -> None:
         ),
         progress=RunProgress(quiet=True),
     )
-    for set_name in ("fr", "en"):
-        a, b = (
-            find(r, "bits_per_byte", set=set_name, of="extended").value for r in (plain, compiled)
-        )
-        assert a == pytest.approx(b, rel=1e-4)
+    for name, found in plain.sets.items():
+        assert found.extended_nats == pytest.approx(compiled.sets[name].extended_nats, rel=1e-4)

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from neutral_residues.training.progress import TrainingDisplay
 from neutral_residues.units import human_bytes
+from synthetic import set_result
 
 
 def play(console: Console) -> None:
@@ -18,7 +19,7 @@ def play(console: Console) -> None:
             4,
             {"loss_nats/fr": 2.5, "open_gates_source": 0.07, "local_loss": 0.01, "grad_norm": 1.0},
         )
-        display.measured(4, {"en": (1.5, 1.53), "fr": (4.0, 3.0)})
+        display.measured(4, {"en": set_result("en", 1.53), "fr": set_result("fr", 3.0)})
 
 
 @pytest.mark.parametrize("terminal", [True, False])

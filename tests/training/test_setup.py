@@ -6,7 +6,7 @@ import pytest
 
 from neutral_residues.config.run import make_run
 from neutral_residues.errors import UserError
-from neutral_residues.evaluation.sets import evaluation_sets
+from neutral_residues.evaluation.evaluate import evaluation_set
 from neutral_residues.training.cost import WeightCount
 from neutral_residues.training.setup import Setup
 from tiny_run import run_values
@@ -14,8 +14,8 @@ from tiny_run import run_values
 
 def test_seeds_compare_on_the_same_text(tmp_path: Path) -> None:
     runs = [Setup.of(make_run(run_values(tmp_path) | {"seed": seed})) for seed in (0, 1)]
-    assert evaluation_sets(runs[0].data) == evaluation_sets(runs[1].data)
-    assert {s.use for s in evaluation_sets(runs[0].data)} == {"evaluate"}
+    one, other = ([evaluation_set(stream) for stream in run.data.evaluate] for run in runs)
+    assert one == other
     orders = [[row["input_ids"].tolist() for row in run.rows] for run in runs]
     assert orders[0] != orders[1]
 

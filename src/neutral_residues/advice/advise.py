@@ -20,7 +20,7 @@ from neutral_residues.advice.text_statistics import (
     text_facts,
 )
 from neutral_residues.evaluation.evaluate import evaluate
-from neutral_residues.results.record import Part
+from neutral_residues.results.base import Part
 from neutral_residues.training.setup import Setup
 from neutral_residues.training.trial_run import check_trial_steps, run_trial
 
@@ -104,8 +104,9 @@ def _with_bits(setup: Setup, texts: list[TextFacts]) -> list[TextFacts]:
     # One by one: train and held-out parts may share a name.
     for facts, stream in zip(texts, (*data.train, *data.evaluate, *data.validate), strict=True):
         sample = sample_stream(stream, SAMPLE_TOKENS, setup.tokenizer)
-        (score,) = evaluate(model, [sample], **setup.evaluation_options, backbone=False)
-        found.append(facts.model_copy(update={"backbone_bits": score.extended_bits_per_byte}))
+        results = evaluate(model, [sample], **setup.evaluation_options, reference=model)
+        bits = results[sample.name].backbone_bits_per_byte
+        found.append(facts.model_copy(update={"backbone_bits": bits}))
     del model
     if setup.device.type == "cuda":
         torch.cuda.empty_cache()  # the trial's process needs it

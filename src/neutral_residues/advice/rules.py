@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from neutral_residues.config.run import Role, RunConfig
-from neutral_residues.results.record import Part
+from neutral_residues.results.base import Part
 
 COSTLY = 2.0
 """Warn if the target takes this many times the tokens of the source."""

@@ -146,6 +146,9 @@ def evaluate(
     task_data: Annotated[
         Path | None, typer.Option(help="Folder with minimal pairs, for example clams.fr.jsonl.gz.")
     ] = None,
+    kl: Annotated[
+        bool, typer.Option("--kl", help="Measure the KL divergence from the backbone too.")
+    ] = False,
     into_record: Annotated[
         bool,
         typer.Option(
@@ -161,7 +164,13 @@ def evaluate(
     names = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
     options = TaskOptions(names, limit, task_data, into_record)
     evaluate_folder(
-        folder, sets=tuple(sets or ()), context=context, stride=stride, output=output, tasks=options
+        folder,
+        sets=tuple(sets or ()),
+        context=context,
+        stride=stride,
+        output=output,
+        kl=kl,
+        tasks=options,
     )
 
 

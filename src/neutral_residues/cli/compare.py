@@ -23,7 +23,6 @@ from neutral_residues.compare.plan import CellPlan, Plan, plan
 from neutral_residues.compare.runner import CompareCallback, Outcome
 from neutral_residues.config.comparison import CompareConfig
 from neutral_residues.results.record import Record
-from neutral_residues.results.store import find
 from neutral_residues.units import human_bytes, human_seconds
 
 
@@ -139,9 +138,7 @@ class _LastLine(ProgressColumn):
 
 def _changes(record: Record) -> str:
     """Change of each set in per cent of the backbone's bits per byte."""
-    sets = [m for m in record.metrics if (m.name, m.of) == ("bits_per_byte", "extended")]
-    before = {m.set: find(record, "bits_per_byte", set=m.set, of="backbone").value for m in sets}
-    return "  ".join(f"{m.set} {100 * (m.value / before[m.set] - 1):+.2f} %" for m in sets)
+    return "  ".join(f"{name} {r.rise_percent:+.2f} %" for name, r in record.sets.items())
 
 
 def print_outcome(

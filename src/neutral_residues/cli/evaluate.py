@@ -12,11 +12,8 @@ from neutral_residues.data.run_data import RunData
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.data.tokenise import end_of_text_id, tokenise, tokenizer_key
 from neutral_residues.errors import UserError
-from neutral_residues.evaluation.breakdown import breakdowns
 from neutral_residues.evaluation.evaluate import evaluate
-from neutral_residues.evaluation.metrics import SetScore, metrics
 from neutral_residues.evaluation.saved import Saved, load_saved
-from neutral_residues.evaluation.sets import evaluation_set
 from neutral_residues.evaluation.tasks.cache import weights_key
 from neutral_residues.evaluation.tasks.runner import (
     TaskPlan,
@@ -25,8 +22,9 @@ from neutral_residues.evaluation.tasks.runner import (
     plan_tasks,
 )
 from neutral_residues.files import default_cache_folder
-from neutral_residues.results.record import VERSION, Record, TaskScore
+from neutral_residues.results.record import Record, TaskScore
 from neutral_residues.results.run_folder import RunFolder
+from neutral_residues.results.set_result import SetResult
 from neutral_residues.results.store import provenance, read_record, write_record
 from neutral_residues.training.progress import TaskDisplay
 
@@ -77,6 +75,7 @@ def evaluate_folder(
     context: int | None,
     stride: int | None,
     output: Path | None,
+    kl: bool = False,
     tasks: TaskOptions = TaskOptions(),
     console: Console | None = None,
 ) -> Record:
@@ -103,9 +102,9 @@ def evaluate_folder(
     )
     for line in plan.missing:
         console.print(line, highlight=False)
-    scores = _measure_sets(saved, streams, context, stride, console) if streams else []
-    record = _record(saved, folder, streams, scores, context=context, stride=stride)
-    if record.metrics:
+    results = _measure_sets(saved, streams, context, stride, kl, console) if streams else {}
+    record = _record(saved, folder, results, context=context, stride=stride)
+    if record.sets:
         console.print(sides_table(record))
         print_few_tokens(record, console=console)
         console.print(f"windows of {context} tokens, stride {stride}", highlight=False)
@@ -136,21 +135,13 @@ def _window(run: RunConfig | None, context: int | None, stride: int | None) -> t
 
 
 def _record(
-    saved: Saved,
-    folder: Path,
-    streams: list[TokenStream],
-    scores: list[SetScore],
-    *,
-    context: int,
-    stride: int,
+    saved: Saved, folder: Path, results: dict[str, SetResult], *, context: int, stride: int
 ) -> Record:
     run = saved.config
     return Record(
         kind="evaluate",
         method=run.method if run else "neutral",
-        metrics=metrics(scores),
-        sets=[evaluation_set(stream) for stream in streams],
-        breakdowns=breakdowns(scores, streams, saved.tokenizer),
+        sets=results,
         provenance=provenance(
             seed=None, device=saved.device.type, tokenizer_key=tokenizer_key(saved.tokenizer)
         ),
@@ -170,8 +161,8 @@ def _record(
 
 
 def _measure_sets(
-    saved: Saved, streams: list[TokenStream], context: int, stride: int, console: Console
-) -> list[SetScore]:
+    saved: Saved, streams: list[TokenStream], context: int, stride: int, kl: bool, console: Console
+) -> dict[str, SetResult]:
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("measuring", total=None)
         return evaluate(
@@ -181,6 +172,8 @@ def _measure_sets(
             context_tokens=context,
             stride_tokens=stride,
             reference=saved.reference,
+            kl=kl,
+            tokenizer=saved.tokenizer,
             on_progress=lambda name, done, total: progress.update(
                 task, description=f"measuring {name}", completed=done, total=total
             ),
@@ -205,9 +198,7 @@ def _into_record(folder: Path, found: Record, console: Console) -> None:
     path = RunFolder(folder).record
     record = read_record(path)
     tasks = {task.name: task for task in [*record.tasks, *found.tasks]}
-    write_record(
-        path, record.model_copy(update={"tasks": list(tasks.values()), "version": VERSION})
-    )
+    write_record(path, record.model_copy(update={"tasks": list(tasks.values())}))
     console.print(f"record: {path} holds {len(tasks)} tasks", highlight=False)
 
 

@@ -43,9 +43,10 @@ def print_summary(record: Record, output: Path, *, console: Console | None = Non
 
 def print_few_tokens(record: Record, *, console: Console) -> None:
     """A warning for each set whose change a few tokens carry."""
-    for breakdown in record.breakdowns:
-        if breakdown.is_concentrated:
-            console.print(Text(f"warning: {few_tokens_line(breakdown)}", style="yellow"))
+    for name, found in record.sets.items():
+        if found.breakdown is not None and found.breakdown.is_concentrated:
+            line = few_tokens_line(name, found.breakdown)
+            console.print(Text(f"warning: {line}", style="yellow"))
 
 
 def sides_table(record: Record) -> Table:
@@ -57,23 +58,21 @@ def sides_table(record: Record) -> Table:
     )
     table.add_column("set")
     table.add_column("role")
-    for column in ("backbone", "extended", "change", "token perplexity", "tokens with all gates 0"):
+    has_kl = any(found.kl_nats is not None for found in record.sets.values())
+    numbers = ["backbone", "extended", "change", "token perplexity", "tokens with all gates 0"]
+    for column in [*numbers, *(["KL, nats per token"] if has_kl else [])]:
         table.add_column(column, justify="right")
-    values = {(m.name, m.of, m.set): m.value for m in record.metrics if m.layer is None}
-    for metric in (m for m in record.metrics if m.name == "bits_per_byte" and m.of == "extended"):
-        before = values.get(("bits_per_byte", "backbone", metric.set))
-        perplexities = (
-            values.get(("token_perplexity", of, metric.set)) for of in ("backbone", "extended")
-        )
-        neutral = values.get(("neutral_tokens", "extended", metric.set))
+    for name, found in record.sets.items():
+        neutral = found.neutral_share
         table.add_row(
-            metric.set,
-            metric.role,
-            "-" if before is None else f"{before:.4f}",
-            f"{metric.value:.4f}",
-            "-" if before is None else f"{100 * (metric.value / before - 1):+.2f} %",
-            " -> ".join(f"{value:.2f}" for value in perplexities if value is not None),
+            name,
+            found.role,
+            f"{found.backbone_bits_per_byte:.4f}",
+            f"{found.extended_bits_per_byte:.4f}",
+            f"{found.rise_percent:+.2f} %",
+            f"{found.backbone_token_perplexity:.2f} -> {found.extended_token_perplexity:.2f}",
             "-" if neutral is None else f"{100 * neutral:.1f} %",
+            *([] if found.kl_nats_per_token is None else [f"{found.kl_nats_per_token:.4f}"]),
         )
     return table
 

@@ -121,10 +121,9 @@ def one_line(
 def _keys_at(location: tuple[int | str, ...], section: type[BaseModel]) -> set[str]:
     """Field names of the section that `location` points into, from the root `section` on."""
     for name in location:
-        if isinstance(name, str):
-            annotation = section.model_fields[name].annotation
-            candidates = [annotation, *getattr(annotation, "__args__", ())]
-            section = next(
-                c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)
-            )
+        field = section.model_fields.get(str(name))  # None for a place in a list or a dictionary
+        annotation = field.annotation if field else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        sections = (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+        section = next(sections, section)
     return set(section.model_fields)

@@ -221,6 +221,9 @@ class EvaluationSettings(Settings):
     tokens_while_training: int = Field(default=20_000, ge=1)
     """About how many tokens of each set are measured every evaluate_every steps; at the end all
     are."""
+    kl: bool = False
+    """Measure the KL divergence from the backbone too, on every token that is measured at the
+    end."""
     gate_texts: tuple[str, ...] = ()
     """Texts of your own for the gate heat map, beside the beginnings of one source and one target
     set and a mixture."""

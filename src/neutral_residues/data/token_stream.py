@@ -18,13 +18,16 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neutral_residues.config.run import Role
 from neutral_residues.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TOKENS, ENDS, BYTES = "tokens.bin", "document_ends.bin", "document_bytes.bin"
 
@@ -75,6 +78,25 @@ class TokenStream:
         digest = hashlib.blake2b(self.tokens.astype(np.int64).tobytes(), digest_size=16)
         digest.update(self.document_ends.tobytes())
         return digest.hexdigest()
+
+    def document(self, number: int) -> NDArray[Any]:
+        """The tokens of one document, its end-of-text token included."""
+        start = int(self.document_ends[number - 1]) if number else 0
+        return self.tokens[start : int(self.document_ends[number])]
+
+    def document_text(
+        self, number: int, tokenizer: "PreTrainedTokenizerBase", *, max_tokens: int | None = None
+    ) -> str:
+        """The text of one document, or what its first `max_tokens` tokens are of it."""
+        tokens = self.document(number)[:max_tokens].tolist()
+        return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def first_documents(self, max_tokens: int) -> "TokenStream":
+        """The first whole documents, as many as fit in `max_tokens` tokens, but at least one."""
+        fit = max(1, int((self.document_ends <= max_tokens).sum()))
+        ends = self.document_ends[:fit]
+        tokens = self.tokens[: int(ends[-1]) if len(ends) else 0]
+        return TokenStream(self.name, self.role, tokens, ends, self.document_bytes[:fit])
 
     def blocks(self, block_tokens: int) -> NDArray[Any]:
         """The stream as rows of `block_tokens` tokens: (num_blocks, block_tokens), a view.

@@ -147,18 +147,10 @@ def _table(records: dict[str, Record]) -> Table:
     table.add_column("backbone", justify="right")
     for title in records:
         table.add_column(title, justify="right")
-    bits = {
-        title: {(m.of, m.set): m.value for m in record.metrics if m.name == "bits_per_byte"}
-        for title, record in records.items()
-    }
-    some = next(iter(bits.values()))
-    for of, name in [key for key in some if key[0] == "backbone"]:
-        before = some[of, name]
-        cells = [
-            f"{b['extended', name]:.3f} ({100 * (b['extended', name] / before - 1):+.1f} %)"
-            for b in bits.values()
-        ]
-        table.add_row(name, f"{before:.3f}", *cells)
+    for name, first in next(iter(records.values())).sets.items():
+        results = [record.sets[name] for record in records.values()]
+        cells = [f"{r.extended_bits_per_byte:.3f} ({r.rise_percent:+.1f} %)" for r in results]
+        table.add_row(name, f"{first.backbone_bits_per_byte:.3f}", *cells)
     return table
 
 

@@ -1,12 +1,11 @@
-"""Both sides of the trade-off, measured in one pass: what the extended model learnt and what it
-forgot.
+"""Backbone and extended model on the same text, in one pass: what was learnt and what was forgotten.
 
-    scores = evaluate(model, streams, end_of_text=0, context_tokens=1024)
-    metrics(scores), table(scores)                      both from `scores.py`
+    results = evaluate(model, streams, end_of_text=0, context_tokens=1024)
+    results["wiki"].rise_percent                        every ratio: `results/set_result.py`
 
 For each batch of windows the extended model runs, then the backbone: from the same weights, with
 the extension switched off, or, for a fully fine-tuned model, from a separate `reference`. What
-comes out are sums (`SetScore`): nats, bytes, tokens. `scores.py` divides them, once.
+comes out are sums (`SetResult`): nats, bytes, tokens.
 
 Promises: every token of a stream is scored exactly once, end-of-text tokens included; the first has
 the end-of-text token before it. All windows of a stream are equally long, so nothing is padded.
@@ -21,84 +20,44 @@ Suffixes: B windows, T inputs of a window, K its last positions (all that is sco
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor, nn
 
-from neutral_residues.config.run import Role
+from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.errors import UserError
-from neutral_residues.evaluation.metrics import SetScore, TokenSums
-from neutral_residues.evaluation.sums import ResidueStats, Sums
+from neutral_residues.evaluation.breakdown import breakdown
+from neutral_residues.evaluation.sums import ResidueStats, Sums, TokenSums
+from neutral_residues.evaluation.windows import Window, window_rows, windows
+from neutral_residues.results.set_result import EvaluationSet, SetResult
 from neutral_residues.tuner.layer import observe_residues, residue_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 OnProgress = Callable[[str, int, int], None]
 """Called after each batch with the set's name, the tokens scored so far and the tokens in all."""
 
 
-class ScorableText(Protocol):
-    """An evaluation set as tokens."""
-
-    @property
-    def name(self) -> str:
-        """How the set is called in every table."""
-
-    @property
-    def role(self) -> Role:
-        """source or target."""
-
-    @property
-    def tokens(self) -> NDArray[Any]:
-        """(num_tokens,) any integer type, may lie on disk; each document ends with the end-of-text
-        token."""
-
-    @property
-    def document_ends(self) -> NDArray[np.int64]:
-        """(num_documents,) where each document ends in `tokens`."""
-
-    @property
-    def document_bytes(self) -> NDArray[np.int64]:
-        """(num_documents,) UTF-8 bytes of each document's text."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """Targets `start` to `end` (not included) of a stream, of which those from `scored_from` on are
-    scored."""
-
-    start: int
-    end: int
-    scored_from: int
-
-
-def windows(num_tokens: int, *, context_tokens: int, stride_tokens: int) -> Iterator[Window]:
-    """Windows that score each of `num_tokens` tokens once, in order; all are equally long."""
-    end = min(context_tokens, num_tokens)
-    yield Window(0, end, 0)
-    while end < num_tokens:
-        scored_from, end = end, min(end + stride_tokens, num_tokens)
-        yield Window(end - context_tokens, end, scored_from)
-
-
 def evaluate(
     model: nn.Module,
-    streams: Sequence[ScorableText],
+    streams: Sequence[TokenStream],
     *,
     end_of_text: int,
     context_tokens: int,
     stride_tokens: int | None = None,
     batch_rows: int = 8,
     reference: nn.Module | None = None,
-    backbone: bool = True,
+    backbone_nats: Mapping[str, float] | None = None,
     max_tokens: int | None = None,
+    kl: bool = False,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
     on_progress: OnProgress | None = None,
-) -> list[SetScore]:
+) -> dict[str, SetResult]:
     """Score each stream with the extended model and its backbone. Nothing is run under autocast.
 
     Args:
@@ -108,32 +67,57 @@ def evaluate(
         stride_tokens: new targets of each further window; None takes half of the context.
         batch_rows: windows at a time; changes results by float noise only.
         reference: the backbone, where switching the extension off does not give it (full
-            fine-tuning).
-        backbone: False measures the extended model only.
+            fine-tuning); `model` itself while nothing is trained.
+        backbone_nats: nats of each stream under the backbone where they are known already; it is
+            not run then.
         max_tokens: measure only the first whole documents, as many as fit in so many tokens, but at
             least one.
+        kl: measure the KL divergence from the backbone too.
+        tokenizer: of the streams; with it the results have a breakdown by kinds of tokens.
+
+    Returns:
+        A result for each stream, by its name.
 
     Raises:
         UserError: for a setting out of range, an empty or foreign stream, a model without backbone,
             or a loss that is not finite.
     """
     stride_tokens = max(1, context_tokens // 2) if stride_tokens is None else stride_tokens
+    if kl and backbone_nats is not None:
+        raise UserError("kl needs the backbone", got="backbone_nats", do="leave out one of them")
     _check_settings(
-        model, context_tokens=context_tokens, stride_tokens=stride_tokens, batch_rows=batch_rows
+        model,
+        context_tokens=context_tokens,
+        stride_tokens=stride_tokens,
+        batch_rows=batch_rows,
+        max_tokens=max_tokens,
     )
-    texts = [_Text.of(stream, end_of_text=end_of_text, max_tokens=max_tokens) for stream in streams]
-    _check_texts(model, texts)
-    scorer = _Scorer(model, reference, backbone)
-    scores = []
+    if max_tokens is not None:
+        streams = [stream.first_documents(max_tokens) for stream in streams]
+    _check_streams(model, streams, end_of_text)
+    scorer = _Scorer(model, reference, end_of_text, batch_rows, on_progress)
+    results = {}
     with inference(model, reference):
-        for text in texts:
+        for stream in streams:
             plan = list(
                 windows(
-                    len(text.tokens), context_tokens=context_tokens, stride_tokens=stride_tokens
+                    stream.num_tokens, context_tokens=context_tokens, stride_tokens=stride_tokens
                 )
             )
-            scores.append(scorer.score(text, plan, batch_rows, on_progress))
-    return scores
+            known = None if backbone_nats is None else backbone_nats[stream.name]
+            results[stream.name] = scorer.score(stream, plan, known, kl, tokenizer)
+    return results
+
+
+def evaluation_set(stream: TokenStream) -> EvaluationSet:
+    """What a record says of a text that is measured."""
+    return EvaluationSet(
+        role=stream.role,
+        key=stream.content_hash(),
+        num_bytes=stream.num_bytes,
+        num_tokens=stream.num_tokens,
+        num_documents=stream.num_documents,
+    )
 
 
 @contextmanager
@@ -202,79 +186,65 @@ def _switched_off(model: Any) -> Iterator[None]:
         )
 
 
-@dataclass(frozen=True)
-class _Text:
-    """The whole documents of a stream that are measured."""
-
-    name: str
-    role: Role
-    tokens: NDArray[Any]
-    num_bytes: int
-    document_ends: NDArray[np.int64]
-    end_of_text: int
-
-    @classmethod
-    def of(cls, stream: ScorableText, *, end_of_text: int, max_tokens: int | None) -> "_Text":
-        num_documents = len(stream.document_ends)
-        if max_tokens is not None:
-            if max_tokens < 1:
-                raise UserError("max_tokens", got=max_tokens, allowed="1 or more")
-            num_documents = min(
-                num_documents, max(1, int((stream.document_ends <= max_tokens).sum()))
-            )
-        num_tokens = int(stream.document_ends[num_documents - 1]) if num_documents else 0
-        num_bytes = int(stream.document_bytes[:num_documents].sum())
-        if num_tokens == 0 or num_bytes == 0:
-            raise UserError(f"evaluation set {stream.name} holds no text", do="name another file")
-        ends = np.asarray(stream.document_ends[:num_documents])
-        return cls(
-            stream.name, stream.role, stream.tokens[:num_tokens], num_bytes, ends, end_of_text
-        )
-
-    def rows(self, batch: Sequence[Window]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of equally long windows, each (B, T) int64: input t is the token
-        before target t."""
-        targets = np.stack([self.tokens[w.start : w.end] for w in batch]).astype(np.int64)
-        before = [
-            self.end_of_text if w.start == 0 else int(self.tokens[w.start - 1]) for w in batch
-        ]
-        inputs = np.concatenate(
-            [np.array(before, dtype=np.int64)[:, None], targets[:, :-1]], axis=1
-        )
-        return torch.from_numpy(inputs), torch.from_numpy(targets)
-
-
 class _Scorer:
     """Runs the extended model and the backbone over windows and adds up."""
 
-    def __init__(self, model: nn.Module, reference: nn.Module | None, backbone: bool) -> None:
-        self.model = model
-        self.reference = reference
-        self.backbone = backbone
+    def __init__(
+        self,
+        model: nn.Module,
+        reference: nn.Module | None,
+        end_of_text: int,
+        batch_rows: int,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self.model, self.reference = model, reference
+        self.end_of_text, self.batch_rows = end_of_text, batch_rows
+        self.on_progress = on_progress
         self.stats = ResidueStats(residue_layers(model))
-        self.vocabulary = vocabulary_size(model)
 
     def score(
-        self, text: _Text, plan: Sequence[Window], batch_rows: int, on_progress: OnProgress | None
-    ) -> SetScore:
+        self,
+        stream: TokenStream,
+        plan: Sequence[Window],
+        backbone_nats: float | None,
+        kl: bool,
+        tokenizer: "PreTrainedTokenizerBase | None",
+    ) -> SetResult:
         """The sums over all windows of `plan`."""
         num_layers = len(self.stats.layers)
-        by_token = TokenSums.empty(self.vocabulary, text.document_ends)
-        sums = Sums(by_token, gates_zero=[0] * num_layers, squares=[0.0] * num_layers)
-        for first in range(0, len(plan), batch_rows):
-            batch = plan[first : first + batch_rows]
-            self._add_batch(sums, text, batch)
-            if not math.isfinite(sums.extended_nats + sums.backbone_nats + sums.kl_nats):
+        by_token = None
+        if tokenizer is not None:
+            by_token = TokenSums.empty(vocabulary_size(self.model), stream.document_ends)
+        sums = Sums(
+            by_token=by_token,
+            kl_nats=0.0 if kl else None,
+            gates_zero=[0] * num_layers,
+            squares=[0.0] * num_layers,
+        )
+        for first in range(0, len(plan), self.batch_rows):
+            batch = plan[first : first + self.batch_rows]
+            self._add_batch(sums, stream, batch, runs_backbone=backbone_nats is None)
+            if not math.isfinite(sums.extended_nats + sums.backbone_nats + (sums.kl_nats or 0)):
                 raise UserError(
-                    f"the loss on {text.name} is not finite",
+                    f"the loss on {stream.name} is not finite",
                     do="lower the learning rate or the precision",
                 )
-            if on_progress is not None:
-                on_progress(text.name, batch[-1].end, len(text.tokens))
-        return self._set_score(text, sums)
+            if self.on_progress is not None:
+                self.on_progress(stream.name, batch[-1].end, stream.num_tokens)
+        return SetResult(
+            **dict(evaluation_set(stream)),
+            backbone_nats=sums.backbone_nats if backbone_nats is None else backbone_nats,
+            extended_nats=sums.extended_nats,
+            kl_nats=sums.kl_nats,
+            num_neutral_tokens=sums.num_neutral_tokens if self.stats.gated else None,
+            layers=sums.layer_results(self.stats, stream.num_tokens),
+            breakdown=breakdown(by_token, stream, tokenizer) if by_token and tokenizer else None,
+        )
 
-    def _add_batch(self, sums: Sums, text: _Text, batch: Sequence[Window]) -> None:
-        inputs_BT, targets_BT = text.rows(batch)
+    def _add_batch(
+        self, sums: Sums, stream: TokenStream, batch: Sequence[Window], *, runs_backbone: bool
+    ) -> None:
+        inputs_BT, targets_BT = window_rows(stream.tokens, batch, end_of_text=self.end_of_text)
         scored_from = torch.tensor([w.scored_from - w.start for w in batch])
         scored_BT = torch.arange(inputs_BT.shape[1]) >= scored_from[:, None]
         keep = int(scored_BT.sum(1).max())
@@ -282,7 +252,9 @@ class _Scorer:
         with observe_residues(self.stats.layers, self.stats):
             extended_BKV = _last_logits(self.model, inputs_BT, keep)
         backbone_BKV = None
-        if self.backbone:
+        if self.reference is self.model:
+            backbone_BKV = extended_BKV
+        elif runs_backbone:
             with as_backbone(self.model, self.reference) as backbone:
                 backbone_BKV = _last_logits(backbone, inputs_BT, keep)
         sums.add_residues(self.stats, scored_BT)
@@ -293,25 +265,6 @@ class _Scorer:
             sums.add_nats(
                 extended_BKV[row, -num_scored:], backbone_KV, targets_BT[row, -num_scored:], first
             )
-
-    def _set_score(self, text: _Text, sums: Sums) -> SetScore:
-        gated = self.stats.gated
-        return SetScore(
-            name=text.name,
-            role=text.role,
-            num_tokens=len(text.tokens),
-            num_bytes=text.num_bytes,
-            num_documents=len(text.document_ends),
-            extended_nats=sums.extended_nats,
-            backbone_nats=sums.backbone_nats if self.backbone else None,
-            kl_nats=sums.kl_nats if self.backbone else None,
-            num_neutral_tokens=sums.num_neutral_tokens if gated else None,
-            layers=self.stats.numbers,
-            gates_zero_by_layer=tuple(sums.gates_zero) if gated else (),
-            residue_square_sum_by_layer=tuple(sums.squares),
-            hidden=self.stats.hidden,
-            by_token=sums.by_token,
-        )
 
 
 def _last_logits(model: Any, inputs_BT: Tensor, keep: int) -> Tensor:
@@ -333,10 +286,15 @@ def vocabulary_size(model: Any) -> int:
 
 
 def _check_settings(
-    model: Any, *, context_tokens: int, stride_tokens: int, batch_rows: int
+    model: Any, *, context_tokens: int, stride_tokens: int, batch_rows: int, max_tokens: int | None
 ) -> None:
-    for name, value in (("context_tokens", context_tokens), ("batch_rows", batch_rows)):
-        if value < 1:
+    at_least_one = {
+        "context_tokens": context_tokens,
+        "batch_rows": batch_rows,
+        "max_tokens": max_tokens,
+    }
+    for name, value in at_least_one.items():
+        if value is not None and value < 1:
             raise UserError(name, got=value, allowed="1 or more")
     if not 1 <= stride_tokens <= context_tokens:
         raise UserError(
@@ -349,18 +307,20 @@ def _check_settings(
         )
 
 
-def _check_texts(model: Any, texts: Sequence[_Text]) -> None:
+def _check_streams(model: Any, streams: Sequence[TokenStream], end_of_text: int) -> None:
     vocabulary = vocabulary_size(model)
-    names = [text.name for text in texts]
-    for text in texts:
-        if names.count(text.name) > 1:
+    names = [stream.name for stream in streams]
+    for stream in streams:
+        if stream.num_tokens == 0 or stream.num_bytes == 0:
+            raise UserError(f"evaluation set {stream.name} holds no text", do="name another file")
+        if names.count(stream.name) > 1:
             raise UserError(
-                "two evaluation sets have one name", got=text.name, do="give each its own"
+                "two evaluation sets have one name", got=stream.name, do="give each its own"
             )
-        largest = max(int(text.tokens.max()), text.end_of_text)
+        largest = max(int(stream.tokens.max()), end_of_text)
         if largest >= vocabulary:
             raise UserError(
-                f"evaluation set {text.name} was made with another tokenizer: largest token",
+                f"evaluation set {stream.name} was made with another tokenizer: largest token",
                 got=largest,
                 allowed=f"below the model's vocabulary of {vocabulary}",
                 do="tokenise it again",

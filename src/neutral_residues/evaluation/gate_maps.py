@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from neutral_residues.backbone import context_length
-from neutral_residues.evaluation.evaluate import ScorableText, inference
+from neutral_residues.data.token_stream import TokenStream
+from neutral_residues.evaluation.evaluate import inference
 from neutral_residues.results.record import GateText
 from neutral_residues.tuner.layer import (
     NeutralResiduesLayer,
@@ -54,16 +55,14 @@ class _Gates:
 
 
 def default_texts(
-    streams: Sequence[ScorableText], tokenizer: "PreTrainedTokenizerBase", own: Sequence[str] = ()
+    streams: Sequence[TokenStream], tokenizer: "PreTrainedTokenizerBase", own: Sequence[str] = ()
 ) -> list[NamedText]:
     """The beginning of one set of each side, a mixture of the two, and texts of one's own."""
     found: dict[str, NamedText] = {}
     for stream in streams:
         if stream.role not in found:
-            text = tokenizer.decode(
-                stream.tokens[: min(2 * MAX_TOKENS, int(stream.document_ends[0]) - 1)].tolist()
-            )
-            found[stream.role] = NamedText(stream.name, stream.role, str(text))
+            text = stream.document_text(0, tokenizer, max_tokens=2 * MAX_TOKENS)
+            found[stream.role] = NamedText(stream.name, stream.role, text)
     if len(found) == 2:
         mixed = code_switched(found["source"].text, found["target"].text)
         found["mixed"] = NamedText("code-switched", "code-switched", mixed)

@@ -1,16 +1,19 @@
 """What is kept of each batch of an evaluation, and what adds up over a set: nats, gates, residues.
 
-Suffixes: B windows, T inputs of a window, K scored positions, V vocabulary.
+Suffixes: B windows, T inputs of a window, K scored positions, V vocabulary, D documents.
 """
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-from neutral_residues.evaluation.metrics import TokenSums
 from neutral_residues.losses import kl_nats
+from neutral_residues.results.set_result import LayerResult
 from neutral_residues.tuner.layer import NeutralResiduesLayer, layer_numbers
 from neutral_residues.tuner.neutral import Residue
 
@@ -27,7 +30,7 @@ class ResidueStats:
         self.layers = layers
         self.numbers = layer_numbers(list(layers))
         self.gated = False
-        self.hidden = 0
+        self.width = 0
         self._index = {id(layer): index for index, layer in enumerate(layers.values())}
         self.start(0, 0)
 
@@ -46,11 +49,9 @@ class ResidueStats:
         else:
             zero = residue.gate == 0
         self.gated |= residue.gate is not None
-        self.hidden = delta.shape[-1]
+        self.width = delta.shape[-1]
         zero_BT = zero.reshape(self._shape)
-        if (
-            index in self.gate_zero_BT
-        ):  # another active extension in the same layer: the model adds their sum
+        if index in self.gate_zero_BT:  # another active extension: the model adds their sum
             delta = self._delta + delta
             zero_BT = zero_BT & self.gate_zero_BT[index]
         self.gate_zero_BT[index] = zero_BT
@@ -58,14 +59,67 @@ class ResidueStats:
         self._delta = delta
 
 
+@dataclass(frozen=True, eq=False)
+class TokenSums:
+    """Where the nats of an evaluation set fall: by token type (V of the vocabulary) and by document
+    (D). All float64.
+
+    Attributes:
+        ends_D: where each document ends in the stream.
+        counts_V: how often each type is scored.
+        extended_V, backbone_V: nats of each type under either model.
+        extended_D, backbone_D: the same of each document.
+    """
+
+    ends_D: NDArray[np.int64]
+    counts_V: NDArray[np.int64]
+    extended_V: NDArray[np.float64]
+    backbone_V: NDArray[np.float64]
+    extended_D: NDArray[np.float64]
+    backbone_D: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, vocabulary: int, ends_D: NDArray[np.int64]) -> "TokenSums":
+        """Nothing added yet."""
+        types, documents = (np.zeros((2, n)) for n in (vocabulary, len(ends_D)))
+        return cls(ends_D, np.zeros(vocabulary, dtype=np.int64), *types, *documents)
+
+    def add(
+        self,
+        first: int,
+        targets_K: NDArray[Any],
+        extended_K: NDArray[Any],
+        backbone_K: NDArray[Any],
+    ) -> None:
+        """Add the nats of K tokens that follow each other in the stream, from its token number
+        `first` on."""
+        document_K = np.searchsorted(
+            self.ends_D, np.arange(first, first + len(targets_K)), side="right"
+        )
+        np.add.at(self.counts_V, targets_K, 1)
+        for by_type, by_document, nats_K in (
+            (self.extended_V, self.extended_D, extended_K),
+            (self.backbone_V, self.backbone_D, backbone_K),
+        ):
+            np.add.at(by_type, targets_K, nats_K)
+            np.add.at(by_document, document_K, nats_K)
+
+
 @dataclass
 class Sums:
-    """What adds up, batch by batch, in float64."""
+    """What adds up over an evaluation set, batch by batch, in float64.
 
-    by_token: TokenSums
-    extended_nats: float = 0.0
+    Attributes:
+        by_token: the nats by token and document; None where nobody asked for the breakdown.
+        kl_nats: KL(backbone || extended); None where nobody asked for it.
+        gates_zero, squares: by layer, tokens on which its gate is exactly 0, and the sum of squares
+            of its residues.
+    """
+
+    by_token: TokenSums | None
+    kl_nats: float | None
     backbone_nats: float = 0.0
-    kl_nats: float = 0.0
+    extended_nats: float = 0.0
     num_neutral_tokens: int = 0
     gates_zero: list[int] = field(default_factory=list)
     squares: list[float] = field(default_factory=list)
@@ -83,30 +137,48 @@ class Sums:
     def add_nats(
         self, extended_KV: Tensor, backbone_KV: Tensor | None, targets_K: Tensor, first: int
     ) -> None:
-        """Add the nats of K targets that follow each other from place `first` of the stream on, a
-        chunk at a time."""
-        for rows in torch.arange(len(targets_K)).split(
-            max(1, LOGITS_PER_CHUNK // extended_KV.shape[-1])
-        ):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            extended_K, backbone_K = _nats(extended_KV[part], targets_K[part]), None
-            self.extended_nats += float(extended_K.sum())
-            if backbone_KV is not None:
-                backbone_K = _nats(backbone_KV[part], targets_K[part])
-                self.backbone_nats += float(backbone_K.sum())
-                self.kl_nats += float(
-                    _exact(
-                        kl_nats(extended_KV[part], backbone_KV[part].to(extended_KV.device))
-                    ).sum()
-                )
-            both = (extended_K.numpy(), None if backbone_K is None else backbone_K.numpy())
-            self.by_token.add(first + part.start, targets_K[part].numpy(), *both)
+        """Add the nats of K targets that follow each other in the stream, from its token number
+        `first` on, a chunk at a time."""
+        rows_per_chunk = max(1, LOGITS_PER_CHUNK // extended_KV.shape[-1])
+        for start in range(0, len(targets_K), rows_per_chunk):
+            rows = slice(start, start + rows_per_chunk)
+            backbone = None if backbone_KV is None else backbone_KV[rows]
+            self._add_chunk(extended_KV[rows], backbone, targets_K[rows], first + start)
+
+    def _add_chunk(
+        self, extended_KV: Tensor, backbone_KV: Tensor | None, targets_K: Tensor, first: int
+    ) -> None:
+        extended_KV = extended_KV.float().log_softmax(-1)
+        extended_K = _nats(extended_KV, targets_K)
+        self.extended_nats += float(extended_K.sum())
+        if backbone_KV is None:
+            return
+        backbone_KV = backbone_KV.to(extended_KV.device).float().log_softmax(-1)
+        backbone_K = _nats(backbone_KV, targets_K)
+        self.backbone_nats += float(backbone_K.sum())
+        if self.kl_nats is not None:
+            self.kl_nats += float(_exact(kl_nats(extended_KV, backbone_KV)).sum())
+        if self.by_token is not None:
+            both = (extended_K.numpy(), backbone_K.numpy())
+            self.by_token.add(first, targets_K.numpy(), *both)
+
+    def layer_results(self, stats: ResidueStats, num_tokens: int) -> list[LayerResult]:
+        """The same by layer, divided by the tokens of the set."""
+        return [
+            LayerResult(
+                layer=number,
+                gates_zero=zero / num_tokens if stats.gated else None,
+                residue_rms=math.sqrt(squares / (num_tokens * max(1, stats.width))),
+            )
+            for number, zero, squares in zip(
+                stats.numbers, self.gates_zero, self.squares, strict=True
+            )
+        ]
 
 
-def _nats(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
-    return _exact(
-        F.cross_entropy(logits_KV.float(), targets_K.to(logits_KV.device), reduction="none")
-    )
+def _nats(log_probs_KV: Tensor, targets_K: Tensor) -> Tensor:
+    targets_K1 = targets_K.to(log_probs_KV.device)[:, None]
+    return _exact(-log_probs_KV.gather(-1, targets_K1)[:, 0])
 
 
 def _exact(values: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ and a handful of uninformative tokens is behind it. Each token type is of the fi
 its own text, blanks around it left out:
 
     end of text        the end-of-text token, and other special ones
-    parts of letters   bytes that are no letter by themselves
+    partial characters bytes that are not a character by themselves
     white space        nothing but it
     punctuation        neither letter nor digit
     digits             at least one digit
@@ -24,14 +24,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neutral_residues.results.record import Breakdown, TokenKind
+from neutral_residues.results.set_result import Breakdown, TokenKind
 
-KINDS: tuple[TokenKind, ...] = get_args(TokenKind)
 REPLACEMENT = "\ufffd"
 NO_SCRIPT = {"COMBINING", "VARIATION", "ZERO", "MODIFIER"}
 """Marks that stand with letters of any script, or with none."""
@@ -61,11 +59,11 @@ class Concentration:
     is_concentrated: bool
 
 
-def few_tokens_line(breakdown: Breakdown) -> str:
-    """What a concentrated change is warned of with."""
+def few_tokens_line(set_name: str, breakdown: Breakdown) -> str:
+    """The warning about a change that a few tokens carry."""
     tokens = ", ".join(repr(carrier.text) for carrier in breakdown.carriers)
     return (
-        f"{breakdown.set}: half of all change is carried by {breakdown.num_carriers} of"
+        f"{set_name}: half of all change is carried by {breakdown.num_carriers} of"
         f" {breakdown.num_types} different tokens, {100 * breakdown.carriers_share:.1f} % of the"
         f" text ({tokens}); the set's bits per byte say little about the rest of it"
     )
@@ -98,7 +96,7 @@ def classify(
 def _kind(text: str, main: str, counts: Counter[str]) -> TokenKind | None:
     """What a type is by its text alone; None for a word."""
     if REPLACEMENT in text:
-        return "parts of letters"
+        return "partial characters"
     if not text:
         return "white space"
     if any(unicodedata.category(sign)[0] == "N" for sign in text):

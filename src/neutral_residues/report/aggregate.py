@@ -25,10 +25,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from neutral_residues.errors import UserError
-from neutral_residues.evaluation.metrics import learning_share
 from neutral_residues.report.comparable import check_alike, point_settings
 from neutral_residues.report.load import Found
 from neutral_residues.results.record import Record
+from neutral_residues.results.set_result import SetResult, learning_share
 from neutral_residues.results.store import validation_bits
 
 LEARNING_RATE, SHARE = "training.learning_rate", "averaging.share"
@@ -56,19 +56,6 @@ class Spread:
     def of(cls, values: Sequence[float]) -> "Spread":
         deviation = statistics.stdev(values) if len(values) > 1 else None
         return cls(statistics.fmean(values), deviation, len(values))
-
-
-@dataclass(frozen=True)
-class Side:
-    """Bits per byte of one evaluation set, in one record."""
-
-    backbone: float
-    extended: float
-
-    @property
-    def percent(self) -> float:
-        """Change in % of the backbone's."""
-        return 100 * (self.extended / self.backbone - 1)
 
 
 @dataclass(frozen=True)
@@ -201,7 +188,7 @@ def sections(found: Sequence[Found]) -> list[Section]:
     """
     by_targets: dict[tuple[str, ...], list[Found]] = {}
     for item in found:
-        by_targets.setdefault(tuple(_sides(item, "target")), []).append(item)
+        by_targets.setdefault(tuple(_results(item, "target")), []).append(item)
     return [_section(targets, items) for targets, items in by_targets.items()]
 
 
@@ -218,22 +205,17 @@ def _section(targets: tuple[str, ...], found: Sequence[Found]) -> Section:
         rest = {key: value for key, value in point.settings.items() if key != axis}
         families.setdefault(json.dumps(rest, sort_keys=True), []).append(point)
     curves = _with_own_names([_curve(family) for family in families.values()])
-    section = Section(", ".join(targets), tuple(_sides(found[0], "source")), targets, curves)
+    section = Section(", ".join(targets), tuple(_results(found[0], "source")), targets, curves)
     return _with_learning_share(section)
 
 
-def _sides(found: Found, role: str) -> dict[str, Side]:
-    bits = {
-        (m.of, m.set): m.value
-        for m in found.record.metrics
-        if m.name == "bits_per_byte" and m.role == role
-    }
-    names = [name for of, name in bits if of == "extended"]
-    if not names or any(bits.get(("backbone", name), 0) <= 0 for name in names):
-        lacks = "bits per byte of the backbone" if names else f"a {role} set"
-        do = f"evaluate it on both sides (neutral evaluate --set {role}:name=file)"
-        raise UserError(f"record {found.origin} cannot be reported: it lacks {lacks}", do=do)
-    return {name: Side(bits["backbone", name], bits["extended", name]) for name in sorted(names)}
+def _results(found: Found, role: str) -> dict[str, SetResult]:
+    sets = found.record.sets
+    names = sorted(name for name in sets if sets[name].role == role)
+    if not names:
+        do = f"evaluate it on one (neutral evaluate --set {role}:name=file)"
+        raise UserError(f"record {found.origin} cannot be reported: it lacks a {role} set", do=do)
+    return {name: sets[name] for name in names}
 
 
 def _point(runs: Sequence[Found]) -> Point:
@@ -243,9 +225,11 @@ def _point(runs: Sequence[Found]) -> Point:
             what = f"{one.origin} and {other.origin} are the same run (label, settings and seed)"
             raise UserError(what, do="give one of the two, or give them labels")
     record = runs[0].record
-    sources, targets = ([_sides(run, role) for run in runs] for role in ("source", "target"))
-    before = statistics.fmean(side.backbone for side in targets[0].values())
-    bits = Spread.of([statistics.fmean(side.extended for side in run.values()) for run in targets])
+    sources, targets = ([_results(run, role) for run in runs] for role in ("source", "target"))
+    before = statistics.fmean(r.backbone_bits_per_byte for r in targets[0].values())
+    bits = Spread.of(
+        [statistics.fmean(r.extended_bits_per_byte for r in run.values()) for run in targets]
+    )
     validation = [validation_bits(run.record) for run in runs]
     known = [value for value in validation if value is not None]
     return Point(
@@ -254,18 +238,19 @@ def _point(runs: Sequence[Found]) -> Point:
         settings=point_settings(record),
         runs=tuple(runs),
         forgetting_by_set={
-            name: Spread.of([run[name].percent for run in sources]) for name in sources[0]
+            name: Spread.of([run[name].rise_percent for run in sources]) for name in sources[0]
         },
         forgetting=Spread.of(
-            [statistics.fmean(side.percent for side in run.values()) for run in sources]
+            [statistics.fmean(r.rise_percent for r in run.values()) for run in sources]
         ),
         target_by_set={
-            name: Spread.of([run[name].extended for run in targets]) for name in targets[0]
+            name: Spread.of([run[name].extended_bits_per_byte for run in targets])
+            for name in targets[0]
         },
         bits=bits,
         backbone_bits=before,
         learning_percent=Spread.of(
-            [statistics.fmean(side.percent for side in run.values()) for run in targets]
+            [statistics.fmean(r.rise_percent for r in run.values()) for run in targets]
         ),
         validation_bits=Spread.of(known) if len(known) == len(validation) else None,
     )
@@ -368,7 +353,5 @@ def _share(point: Point, finetuned: Sequence[Point]) -> float | None:
     if len(yardsticks) != 1:
         return None
     return learning_share(
-        extended_bits_per_byte=point.bits.mean,
-        backbone_bits_per_byte=point.backbone_bits,
-        finetuned_bits_per_byte=yardsticks[0].bits.mean,
+        backbone=point.backbone_bits, extended=point.bits.mean, finetuned=yardsticks[0].bits.mean
     )

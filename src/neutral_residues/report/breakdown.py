@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import neutral_residues.report.formatting as numbers
-from neutral_residues.evaluation.token_kinds import FEW_TOKENS, KINDS, few_tokens_line
+from neutral_residues.evaluation.token_kinds import FEW_TOKENS, few_tokens_line
 from neutral_residues.report.aggregate import Point, Section
 from neutral_residues.report.plots import Plot, bare_figure, wrapped
 from neutral_residues.report.tables import Cell, Column, Row, Table, by_set
-from neutral_residues.results.record import Breakdown, TokenKind
+from neutral_residues.results.set_result import KINDS, Breakdown, TokenKind
 
 COLOURS: dict[TokenKind, str] = {
     "end of text": "#555555",
-    "parts of letters": "#8C8C8C",
+    "partial characters": "#8C8C8C",
     "white space": "#BFBFBF",
     "punctuation": "#F0E442",
     "digits": "#CC79A7",
@@ -56,10 +56,11 @@ def change_plots(section: Section) -> list[Plot]:
 
 def concentrated(section: Section) -> list[str]:
     """A sentence for each change that a few token types carry."""
-    found = [(point, breakdown) for point, breakdown in _all(section) if breakdown.is_concentrated]
     return [
-        f"{numbers.row_name(point, section)} on {few_tokens_line(breakdown)}."
-        for point, breakdown in found
+        f"{numbers.row_name(point, section)} on {few_tokens_line(name, breakdown)}."
+        for point in section.rows
+        for name, breakdown in _breakdowns(point).items()
+        if breakdown.is_concentrated
     ]
 
 
@@ -84,19 +85,19 @@ def worst_documents(section: Section) -> dict[str, list[WorstDocument]]:
 def moved(section: Section) -> str:
     """The kinds of tokens that changed each set most, of the first row that knows; empty where none
     does."""
-    point = next((point for point in section.rows if point.first.breakdowns), None)
+    point = next((point for point in section.rows if _breakdowns(point)), None)
     if point is None:
         return ""
     parts = []
-    for breakdown in point.first.breakdowns:
+    for name, breakdown in _breakdowns(point).items():
         changes = _changes(breakdown)
         largest = sorted(changes, key=lambda kind: -abs(changes[kind]))[:2]
         kinds = ", ".join(
             f"{kind} {numbers.number(changes[kind], 3, sign=True)}" for kind in largest
         )
-        total = numbers.number(breakdown.change, 3, sign=True)
+        total = numbers.number(sum(changes.values()), 3, sign=True)
         parts.append(
-            f"{breakdown.set} {total}"
+            f"{name} {total}"
             f" ({kinds}{'; few tokens carry it' if breakdown.is_concentrated else ''})"
         )
     return f"What moved the bits per byte ({numbers.row_name(point, section)}): {'; '.join(parts)}."
@@ -111,13 +112,19 @@ def explanation() -> str:
     )
 
 
-def _all(section: Section, set: str | None = None) -> list[tuple[Point, Breakdown]]:
-    return [(p, b) for p in section.rows for b in p.first.breakdowns if set in (None, b.set)]
+def _breakdowns(point: Point) -> dict[str, Breakdown]:
+    """Evaluation set -> its breakdown, of the first seed."""
+    sets = point.first.sets.items()
+    return {name: found.breakdown for name, found in sets if found.breakdown is not None}
+
+
+def _all(section: Section, set_name: str) -> list[tuple[Point, Breakdown]]:
+    return [(p, b) for p in section.rows for n, b in _breakdowns(p).items() if n == set_name]
 
 
 def _sets(section: Section) -> dict[str, str]:
     """Sets that were broken down, with their roles: source sets first, by name."""
-    roles: dict[str, str] = {breakdown.set: breakdown.role for _, breakdown in _all(section)}
+    roles = {name: p.first.sets[name].role for p in section.rows for name in _breakdowns(p)}
     return dict(sorted(roles.items(), key=lambda item: (item[1] != "source", item[0])))
 
 
@@ -164,7 +171,8 @@ def _table(
 ) -> Table:
     rows = []
     for point, breakdown in found:
-        changes = [breakdown.change, *(_changes(breakdown).get(kind) for kind in kinds)]
+        by_kind = _changes(breakdown)
+        changes = [sum(by_kind.values()), *(by_kind.get(kind) for kind in kinds)]
         cells = tuple(Cell(_signed(change), change) for change in changes)
         rows.append(Row(numbers.row_name(point, section), cells, point.name))
     columns: tuple[Column, ...] = by_set("run", ["all tokens", *kinds], UNIT)

@@ -28,6 +28,7 @@ NO_SETTING = frozenset(
         *(
             "evaluation.context_tokens",
             "evaluation.stride_tokens",
+            "evaluation.kl",
             "evaluation.prompts",
             "evaluation.temperature",
         ),
@@ -83,8 +84,7 @@ def _measured_by(one: Record, other: Record) -> Iterable[tuple[str, object, obje
     yield "evaluation sets", ", ".join(sorted(mine)), ", ".join(sorted(theirs))
     for name in sorted(mine):
         yield f"the text of {name} (bytes, tokens)", mine[name][:2], theirs[name][:2]
-        if mine[name][2] and theirs[name][2]:  # records of version 1 do not know it
-            yield f"the text of {name} (key)", mine[name][2], theirs[name][2]
+        yield f"the text of {name} (key)", mine[name][2], theirs[name][2]
 
 
 def _backbone(record: Record) -> str:
@@ -106,11 +106,6 @@ def _windows(record: Record) -> tuple[Any, Any]:
     return context, stride
 
 
-def _texts(record: Record) -> dict[str, tuple[int, int, str | None]]:
-    """Evaluation set -> bytes, tokens, and key where known."""
-    keys = {s.name: s.key for s in record.sets if s.use == "evaluate"}
-    return {
-        m.set: (m.num_bytes, m.num_tokens, keys.get(m.set))
-        for m in record.metrics
-        if m.name == "bits_per_byte"
-    }
+def _texts(record: Record) -> dict[str, tuple[int, int, str]]:
+    """Evaluation set -> bytes, tokens and key."""
+    return {name: (s.num_bytes, s.num_tokens, s.key) for name, s in record.sets.items()}

@@ -31,7 +31,8 @@ def sets_in_curves(section: Section) -> dict[str, str]:
     roles: dict[str, str] = {}
     for point in section.rows:
         record = point.first
-        known = {s.name: s.role for s in record.sets} | {m.set: m.role for m in record.metrics}
+        sets = {**record.validation_sets, **record.sets}
+        known = {name: measured.role for name, measured in sets.items()}
         keys = {
             key.removeprefix(PREFIX)
             for entry in record.curve
@@ -53,9 +54,12 @@ def layer_values(point: Point, name: str) -> dict[str, dict[int, float]]:
     first."""
     values: dict[tuple[str, str], dict[int, list[float]]] = {}
     for run in point.runs:
-        for m in run.record.metrics:
-            if m.name == name and m.layer is not None:
-                values.setdefault((m.role, m.set), {}).setdefault(m.layer, []).append(m.value)
+        for set_name, found in run.record.sets.items():
+            for one in found.layers:
+                value = getattr(one, name)
+                if value is not None:
+                    layers = values.setdefault((found.role, set_name), {})
+                    layers.setdefault(one.layer, []).append(value)
     return {
         set: {layer: statistics.fmean(found) for layer, found in sorted(layers.items())}
         for (_, set), layers in sorted(values.items())

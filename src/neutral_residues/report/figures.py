@@ -9,6 +9,7 @@ from pathlib import Path
 
 from neutral_residues.files import disk_errors
 from neutral_residues.results.record import Record
+from neutral_residues.results.set_result import rise_percent
 
 COLOURS = {"neutral": "#0072B2", "adapter": "#E69F00", "lora": "#009E73", "finetune": "#D55E00"}
 MARKERS = {"neutral": "o", "adapter": "s", "lora": "^", "finetune": "D"}
@@ -84,19 +85,13 @@ def _path(record: Record, *, source: str, target: str) -> tuple[list[float], lis
     Measurements on the way are on a part of the text, so they are held against the backbone on that
     part (step 0).
     """
-    final = {(m.of, m.set): m.value for m in record.metrics if m.name == "bits_per_byte"}
     keys = (f"bits_per_byte/{source}", f"bits_per_byte/{target}")
     measured = [
         tuple(point[key] for key in keys)
         for point in record.curve
         if all(key in point for key in keys)
     ]
-    way = [_change(point, measured[0]) for point in measured[1:-1]]
-    before, after = ((final[of, source], final[of, target]) for of in ("backbone", "extended"))
-    points = [(0.0, 0.0), *way, _change(after, before)]
-    return [x for x, _ in points], [y for _, y in points]
-
-
-def _change(now: Sequence[float], before: Sequence[float]) -> tuple[float, float]:
-    source, target = (100 * (n / b - 1) for n, b in zip(now, before, strict=True))
-    return source, target
+    way = [tuple(map(rise_percent, measured[0], point)) for point in measured[1:-1]]
+    end = tuple(record.sets[name].rise_percent for name in (source, target))
+    points = [(0.0, 0.0), *way, end]
+    return [point[0] for point in points], [point[1] for point in points]

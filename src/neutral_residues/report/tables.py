@@ -187,7 +187,11 @@ def neutral_tokens(point: Point) -> Spread | None:
     """Share of source tokens with every gate exactly 0, mean over the source sets, in %; None
     without block gates."""
     values = [
-        [m.value for m in run.record.metrics if m.name == "neutral_tokens" and m.role == "source"]
+        [
+            found.neutral_share
+            for found in run.record.sets.values()
+            if found.role == "source" and found.neutral_share is not None
+        ]
         for run in point.runs
     ]
     return Spread.of([100 * statistics.fmean(v) for v in values]) if all(values) else None

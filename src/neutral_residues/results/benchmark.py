@@ -16,11 +16,11 @@ it uses once; a prefill computes with each once a token.
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from neutral_residues.errors import UserError
 from neutral_residues.files import disk_errors, write_json
-from neutral_residues.results.record import Part, Provenance
+from neutral_residues.results.base import Part, read_part
+from neutral_residues.results.record import Provenance
 
 BENCHMARK_FORMAT: Literal["neutral-residues/benchmark"] = "neutral-residues/benchmark"
 
@@ -118,11 +118,4 @@ def read_benchmark(path: Path) -> Benchmark:
     Raises:
         UserError: if it is not whole JSON, or its fields are wrong.
     """
-    with disk_errors(path):
-        raw = path.read_bytes()
-    try:
-        return Benchmark.model_validate_json(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UserError(f"benchmark {path}: {where}: {first['msg']}") from error
+    return read_part(Benchmark, path, "benchmark")

@@ -62,14 +62,10 @@ def card(record: Record, loading: str) -> str:
 
 def _table(record: Record) -> list[str]:
     rows = ["| held-out text | role | backbone | extended | change |", "|---|---|---|---|---|"]
-    bits = [m for m in record.metrics if m.name == "bits_per_byte"]
-    backbone = {m.set: m.value for m in bits if m.of == "backbone"}
-    for metric in (m for m in bits if m.of == "extended"):
-        before = backbone[metric.set]
-        change = 100 * (metric.value / before - 1)
+    for name, found in record.sets.items():
         rows.append(
-            f"| {metric.set} | {metric.role} | {before:.4f} | {metric.value:.4f} |"
-            f" {change:+.2f} % |"
+            f"| {name} | {found.role} | {found.backbone_bits_per_byte:.4f} |"
+            f" {found.extended_bits_per_byte:.4f} | {found.rise_percent:+.2f} % |"
         )
     rows += ["", "Bits per byte on held-out text, lower is better."]
     return rows

@@ -1,71 +1,21 @@
 """What the record of a run holds: each part a class, each field documented by the line under it. No
 torch.
 
-A change raises `VERSION`; `results.py` reads and writes.
+A change of the schema raises `VERSION`; `store.py` reads and writes. What was measured on one
+evaluation set is in `set_result.py`.
 """
 
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AwareDatetime, Field, field_validator, model_validator
+
+from neutral_residues.results.base import Part
+from neutral_residues.results.set_result import EvaluationSet, SetResult
 
 FORMAT: Literal["neutral-residues/record"] = "neutral-residues/record"
-VERSION: Literal[3] = 3
+VERSION: Literal[1] = 1
 FAILURE_FORMAT: Literal["neutral-residues/failure"] = "neutral-residues/failure"
-
-Of = Literal["backbone", "extended", "difference"]
-Direction = Literal["lower", "higher", "none"]
-TokenKind = Literal[
-    "end of text",
-    "parts of letters",
-    "white space",
-    "punctuation",
-    "digits",
-    "other script",
-    "names",
-    "frequent words",
-    "rare words",
-]
-"""Kinds of tokens, each token being of one; `token_classes.py` says by what rule."""
-
-
-class Part(BaseModel):
-    """Base of all parts: unknown keys are errors, values never change, numbers are finite."""
-
-    # "constants" keeps a NaN hidden in a free-form dict visible, so that writing refuses it instead
-    # of storing null.
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        allow_inf_nan=False,
-        ser_json_inf_nan="constants",
-        use_attribute_docstrings=True,
-    )
-
-
-class Metric(Part):
-    """One measured number."""
-
-    name: str = Field(min_length=1)
-    """What was measured, for example "bits_per_byte", "forgetting", "neutral_tokens"."""
-    of: Of
-    """Which model: the backbone, the extended model, or the difference between the two."""
-    set: str = Field(min_length=1)
-    """Name of the evaluation set."""
-    role: Literal["source", "target"]
-    """source: what the backbone knows. target: what it was to learn."""
-    layer: int | None = None
-    """Number of the transformer layer; null for the whole model."""
-    value: float
-    """The number, in `unit`."""
-    unit: str = Field(min_length=1)
-    """For example "bits/byte", "nats/token", "percent", "share" (0 to 1)."""
-    direction: Direction
-    """Whether lower or higher is better; "none" where neither is."""
-    num_bytes: int = Field(ge=0)
-    """UTF-8 bytes of text that the number was measured on."""
-    num_tokens: int = Field(ge=0)
-    """Tokens that the number was measured on."""
 
 
 class Sample(Part):
@@ -123,25 +73,6 @@ class TaskScore(Part):
     """Hash of items, prompts and metric: two scores compare only where it agrees."""
 
 
-class EvaluationSet(Part):
-    """A text that was measured: two records compare only where these agree."""
-
-    name: str = Field(min_length=1)
-    """As in the metrics, or in the curve."""
-    role: Literal["source", "target"]
-    """source: what the backbone knows. target: what it was to learn."""
-    use: Literal["evaluate", "validate"]
-    """evaluate: measured at the end. validate: measured while training, to choose settings by."""
-    key: str
-    """Hash of its tokens: the same text under the same tokenizer."""
-    num_bytes: int = Field(ge=0)
-    """UTF-8 bytes of text."""
-    num_tokens: int = Field(ge=0)
-    """Tokens, end-of-text included."""
-    num_documents: int = Field(ge=0)
-    """Documents."""
-
-
 class GateText(Part):
     """How open each block gate is on each token of one short text."""
 
@@ -162,78 +93,6 @@ class GateText(Part):
         if (len(self.gates), {len(row) for row in self.gates} or {len(self.tokens)}) != shape:
             raise ValueError(f"gates must be {len(self.layers)} rows of {len(self.tokens)} numbers")
         return self
-
-
-class TokenClass(Part):
-    """What the tokens of one kind contribute to the bits per byte of a set; the contributions of
-    all add up to it."""
-
-    kind: TokenKind
-    """Which kind."""
-    num_types: int = Field(ge=1)
-    """How many different tokens of that kind occur."""
-    num_tokens: int = Field(ge=1)
-    """How often they occur together."""
-    backbone: float = Field(ge=0)
-    """Their bits under the backbone, over all bytes of the set."""
-    extended: float = Field(ge=0)
-    """The same under the extended model."""
-
-
-class TokenChange(Part):
-    """One token and what it changed."""
-
-    text: str
-    """The token as text."""
-    num_tokens: int = Field(ge=1)
-    """How often it occurs in the set."""
-    change: float
-    """Its bits, extended minus backbone, over all bytes of the set."""
-
-
-class DocumentChange(Part):
-    """One document and how much worse it got."""
-
-    number: int = Field(ge=0)
-    """Its place in the set, from 0."""
-    num_bytes: int = Field(ge=1)
-    """UTF-8 bytes of its text."""
-    backbone: float = Field(ge=0)
-    """Bits per byte of this document under the backbone."""
-    extended: float = Field(ge=0)
-    """The same under the extended model."""
-    excerpt: str = Field(max_length=200)
-    """How its text begins."""
-
-
-class Breakdown(Part):
-    """Why the bits per byte of one set moved: by kind of token, by token and by document."""
-
-    set: str = Field(min_length=1)
-    """Name of the evaluation set."""
-    role: Literal["source", "target"]
-    """source: what the backbone knows. target: what it was to learn."""
-    classes: list[TokenClass]
-    """Every kind that occurs."""
-    num_types: int = Field(ge=1)
-    """How many different tokens occur."""
-    num_carriers: int = Field(ge=0)
-    """The fewest different tokens that carry half of all change, rises and falls alike; 0 where
-    nothing changed."""
-    carriers_share: float = Field(ge=0, le=1)
-    """Share of the set's tokens that they are."""
-    carriers: list[TokenChange]
-    """The first of them, largest change first."""
-    is_concentrated: bool
-    """Whether so few and so rare tokens carry it that the set's number says little about its
-    text."""
-    documents: list[DocumentChange]
-    """Documents whose bits per byte rose most (or fell least), the worst first."""
-
-    @property
-    def change(self) -> float:
-        """Bits per byte of the set, extended minus backbone."""
-        return sum(c.extended - c.backbone for c in self.classes)
 
 
 class Cost(Part):
@@ -291,7 +150,7 @@ class Record(Part):
 
     format: Literal["neutral-residues/record"] = FORMAT
     """Says that the file is ours."""
-    version: Literal[1, 2, 3] = VERSION
+    version: Literal[1] = VERSION
     """Version of this schema."""
     kind: Literal["extend", "evaluate"]
     """extend: training and then evaluation. evaluate: evaluation only."""
@@ -299,25 +158,24 @@ class Record(Part):
     """When the record was made, UTC, ISO 8601."""
     method: str = Field(min_length=1)
     """Name in the table of methods, for example "neutral" or "lora"."""
-    metrics: list[Metric] = []
-    """All final measurements; no two alike in name, of, set and layer."""
-    sets: list[EvaluationSet] = []
-    """The texts behind metrics and curve; empty in records of version 1."""
-    curve: list[dict[str, int | float]] = []
+    sets: dict[str, SetResult] = Field(default={})
+    """Evaluation set -> what was measured on it at the end."""
+    validation_sets: dict[str, EvaluationSet] = Field(default={})
+    """Sets that were measured while training only, to choose settings by; the numbers are in
+    `curve`."""
+    curve: list[dict[str, int | float]] = Field(default=[])
     """Measurements during training: each point has "step" and any named numbers."""
-    samples: list[Sample] = []
+    samples: list[Sample] = Field(default=[])
     """Continuations by both models."""
-    gates: list[GateText] = []
+    gates: list[GateText] = Field(default=[])
     """Gates over short texts; empty for a method without block gates."""
-    breakdowns: list[Breakdown] = []
-    """Why each set's bits per byte moved; empty in records before version 3."""
-    tasks: list[TaskScore] = []
-    """Tasks, each once; empty in records of versions 1 and 2."""
+    tasks: list[TaskScore] = Field(default=[])
+    """Tasks, each once."""
     cost: Cost = Cost()
     """Time, memory and weights."""
     provenance: Provenance
     """Code, machine and seed."""
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field(default={})
     """The fully resolved run configuration."""
 
     @property
@@ -338,16 +196,6 @@ class Record(Part):
         if any("step" not in point for point in curve):
             raise ValueError('every point of the curve needs "step"')
         return curve
-
-    @model_validator(mode="after")
-    def _no_metric_twice(self) -> Self:
-        seen: set[tuple[object, ...]] = set()
-        for metric in self.metrics:
-            key = (metric.name, metric.of, metric.set, metric.layer)
-            if key in seen:
-                raise ValueError(f"metric twice: {key}")
-            seen.add(key)
-        return self
 
     @field_validator("tasks")
     @classmethod

@@ -11,12 +11,13 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
-from neutral_residues.evaluation.metrics import SetScore
+from neutral_residues.results.set_result import SetResult
 from neutral_residues.training.progress import TrainingDisplay
 from neutral_residues.training.trainer import ExtensionTrainer
 
-QuickScores = Callable[[nn.Module], list[SetScore]]
-"""Measures a model on a part of the held-out text."""
+QuickResults = Callable[[nn.Module, dict[str, float] | None], dict[str, SetResult]]
+"""Measures a model on a part of each set, given the backbone's nats on it; None while the model is
+still its own backbone."""
 
 
 class Measure(TrainerCallback):
@@ -29,16 +30,16 @@ class Measure(TrainerCallback):
 
     def __init__(
         self,
-        quick_scores: QuickScores,
+        quick_results: QuickResults,
         *,
         every: int,
         trainer: ExtensionTrainer,
         display: TrainingDisplay,
     ) -> None:
-        self.quick_scores, self.every = quick_scores, every
+        self.quick_results, self.every = quick_results, every
         self.trainer, self.display = trainer, display
         # Nothing is trained yet, so this is the backbone, also where a checkpoint will be loaded.
-        self.backbone = quick_scores(trainer.model)
+        self.backbone = quick_results(trainer.model, None)
         self.seconds = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -48,20 +49,18 @@ class Measure(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             start = time.monotonic()
-            scores = self.quick_scores(self.trainer.model)
+            backbone_nats = {name: found.backbone_nats for name, found in self.backbone.items()}
+            results = self.quick_results(self.trainer.model, backbone_nats)
             self.seconds += time.monotonic() - start
-            self._log(scores)
-            before = _bits(self.backbone)
-            self.display.measured(
-                state.global_step, {n: (before[n], value) for n, value in _bits(scores).items()}
-            )
+            self._log(results)
+            self.display.measured(state.global_step, results)
 
-    def _log(self, scores: list[SetScore]) -> None:
-        logs = {f"bits_per_byte/{name}": value for name, value in _bits(scores).items()}
+    def _log(self, results: dict[str, SetResult]) -> None:
+        logs = {f"bits_per_byte/{name}": r.extended_bits_per_byte for name, r in results.items()}
         logs |= {
-            f"neutral_tokens/{s.name}": s.neutral_share
-            for s in scores
-            if s.neutral_share is not None
+            f"neutral_tokens/{name}": r.neutral_share
+            for name, r in results.items()
+            if r.neutral_share is not None
         }
         # Trainer takes any log line for the one that is due at this step, and would skip that one.
         due = self.trainer.control.should_log
@@ -81,10 +80,6 @@ class Show(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             self.display.logged(state.global_step, logs)
-
-
-def _bits(scores: list[SetScore]) -> dict[str, float]:
-    return {score.name: score.extended_bits_per_byte for score in scores}
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 from neutral_residues.results.record import TaskScore
+from neutral_residues.results.set_result import SetResult
 
 
 class RunProgress:
@@ -57,7 +58,7 @@ class TrainingDisplay:
         self.title = title
         self.tokens_per_step = tokens_per_step
         self.losses: dict[str, float] = {}
-        self.sides: dict[str, tuple[float, float]] = {}
+        self.results: Mapping[str, SetResult] = {}
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -110,9 +111,9 @@ class TrainingDisplay:
             )
         self._refresh()
 
-    def measured(self, step: int, sides: Mapping[str, tuple[float, float]]) -> None:
-        """Both sides were measured: set name -> (backbone, extended) bits per byte."""
-        self.sides = dict(sides)
+    def measured(self, step: int, results: Mapping[str, SetResult]) -> None:
+        """Backbone and extended model were measured on these sets."""
+        self.results = results
         if self.live is None:
             self.console.print(
                 f"{self.title}  step {step:>5}  {self._side_line()}", highlight=False
@@ -126,7 +127,8 @@ class TrainingDisplay:
 
     def _side_line(self) -> str:
         return "bits/byte  " + "  ".join(
-            f"{n} {e:.3f} (backbone {b:.3f})" for n, (b, e) in self.sides.items()
+            f"{name} {r.extended_bits_per_byte:.3f} (backbone {r.backbone_bits_per_byte:.3f})"
+            for name, r in self.results.items()
         )
 
     def _refresh(self) -> None:
@@ -137,13 +139,13 @@ class TrainingDisplay:
         parts: list[Any] = [self.progress]
         if self.losses:
             parts.append("  " + self._loss_line())
-        if self.sides:
+        if self.results:
             table = Table(box=None, pad_edge=True)
             for column in ("bits per byte", "backbone", "now", "change"):
                 table.add_column(column, justify="left" if column == "bits per byte" else "right")
-            for name, (backbone, extended) in self.sides.items():
-                change = 100 * (extended / backbone - 1)
-                table.add_row(name, f"{backbone:.3f}", f"{extended:.3f}", f"{change:+.2f} %")
+            for name, r in self.results.items():
+                sides = (f"{b:.3f}" for b in (r.backbone_bits_per_byte, r.extended_bits_per_byte))
+                table.add_row(name, *sides, f"{r.rise_percent:+.2f} %")
             parts.append(table)
         return Group(*parts)
 

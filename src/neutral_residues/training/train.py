@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ from torch import nn
 
 from neutral_residues.errors import Stopped
 from neutral_residues.evaluation.evaluate import evaluate
-from neutral_residues.evaluation.metrics import SetScore
 from neutral_residues.results.record import Cost
+from neutral_residues.results.set_result import SetResult
 from neutral_residues.training.callbacks import Measure, Show, StepClock, stop_on_signal
 from neutral_residues.training.checkpoints import last_checkpoint
 from neutral_residues.training.cost import peak_memory_bytes
@@ -65,11 +66,22 @@ def train(setup: Setup, model: nn.Module, *, checkpoints: Path, progress: RunPro
     return Training(curve, cost)
 
 
-def quick_scores(setup: Setup, model: nn.Module) -> list[SetScore]:
-    """The extended model on a part of the held-out text."""
-    limit = setup.config.evaluation.tokens_while_training
-    streams = setup.data.while_training
-    return evaluate(model, streams, **setup.evaluation_options, backbone=False, max_tokens=limit)
+def quick_results(
+    setup: Setup, model: nn.Module, backbone_nats: dict[str, float] | None
+) -> dict[str, SetResult]:
+    """The extended model on a part of the held-out text.
+
+    Args:
+        backbone_nats: nats of each part under the backbone; None while `model` is its own backbone.
+    """
+    return evaluate(
+        model,
+        setup.data.while_training,
+        **setup.evaluation_options,
+        reference=model if backbone_nats is None else None,
+        backbone_nats=backbone_nats,
+        max_tokens=setup.config.evaluation.tokens_while_training,
+    )
 
 
 def _run(
@@ -80,7 +92,7 @@ def _run(
     steps = setup.config.training.steps
     if trainer.is_world_process_zero():
         measure = Measure(
-            lambda model: quick_scores(setup, model),
+            partial(quick_results, setup),
             every=setup.config.training.evaluate_every,
             trainer=trainer,
             display=display,

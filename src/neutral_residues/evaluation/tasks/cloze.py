@@ -27,7 +27,7 @@ from neutral_residues.evaluation.tasks.local_task import Item, LocalTask, Materi
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from neutral_residues.evaluation.evaluate import ScorableText
+    from neutral_residues.data.token_stream import TokenStream
 
 NUM_CHOICES = 4
 MAX_ITEMS = 500
@@ -60,7 +60,7 @@ def cloze_task(name: str, set_name: str, materials: Materials) -> LocalTask:
 
 
 def cloze_items(
-    stream: "ScorableText", tokenizer: "PreTrainedTokenizerBase", *, context_tokens: int
+    stream: "TokenStream", tokenizer: "PreTrainedTokenizerBase", *, context_tokens: int
 ) -> list[Item]:
     """The items of a set: each with "context", "choices" and "answer", the number of the right
     choice.
@@ -105,7 +105,7 @@ class _Gap:
 
 
 def _texts(
-    stream: "ScorableText", tokenizer: "PreTrainedTokenizerBase", generator: random.Random
+    stream: "TokenStream", tokenizer: "PreTrainedTokenizerBase", generator: random.Random
 ) -> Iterator[tuple[int, str]]:
     """Number and text of documents; a random sample of them where there are many."""
     ends = stream.document_ends.tolist()

@@ -13,7 +13,7 @@ from neutral_residues.evaluation.tasks.cache import value_hash
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from neutral_residues.evaluation.evaluate import ScorableText
+    from neutral_residues.data.token_stream import TokenStream
 
 Item = dict[str, Any]
 
@@ -29,7 +29,7 @@ class Materials:
     """
 
     tokenizer: "PreTrainedTokenizerBase"
-    sets: Mapping[str, "ScorableText"]
+    sets: Mapping[str, "TokenStream"]
     context_tokens: int
 
 

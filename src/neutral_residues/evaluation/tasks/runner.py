@@ -30,7 +30,7 @@ from neutral_residues.results.record import TaskScore
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from neutral_residues.evaluation.evaluate import ScorableText
+    from neutral_residues.data.token_stream import TokenStream
     from neutral_residues.evaluation.tasks.lm_eval_bridge import Answers, Sample
 
 METRICS = ("acc_mutual_info", "acc_norm", "acc", "exact_match", "f1")
@@ -84,7 +84,7 @@ def plan_tasks(
     *,
     settings: TaskSettings,
     tokenizer: "PreTrainedTokenizerBase",
-    sets: Sequence["ScorableText"],
+    sets: Sequence["TokenStream"],
     folder: Path,
     task_data: Path | None = None,
 ) -> TaskPlan:

@@ -1,0 +1,70 @@
+"""What the files that a run leaves behind have in common: strict fields, finite numbers, errors of
+one line. No torch."""
+
+import json
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from neutral_residues.config.base import checked
+from neutral_residues.errors import UserError
+from neutral_residues.files import disk_errors
+
+
+class Part(BaseModel):
+    """Base of all parts: unknown keys are errors, values never change, numbers are finite."""
+
+    # "constants" keeps a NaN hidden in a free-form dict visible, so that writing refuses it instead
+    # of storing null.
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        ser_json_inf_nan="constants",
+        use_attribute_docstrings=True,
+    )
+
+
+Schema = TypeVar("Schema", bound=Part)
+
+
+def read_part(schema: type[Schema], path: Path | str, what: str) -> Schema:
+    """The part in the JSON file at `path`; `what` is what messages call the file ("record").
+
+    Raises:
+        UserError: if there is no such file, it is not JSON (or was cut short), another file than
+            `schema` says by its `format` and `version`, or a field is wrong.
+    """
+    with disk_errors(path):
+        raw = Path(path).read_bytes()
+    try:
+        value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+    except ValueError as error:
+        do = "if it was cut short while being copied, copy it again"
+        raise UserError(f"{what} {path} is not whole JSON", got=str(error), do=do) from error
+    _check_header(schema, path, what, value)
+    return checked(schema, value, file=path)
+
+
+def _check_header(schema: type[Part], path: Path | str, what: str, value: object) -> None:
+    """Raise for a file that says to be something else, before its fields are complained of."""
+    expected = {
+        key: schema.model_fields[key].default
+        for key in ("format", "version")
+        if key in schema.model_fields
+    }
+    if not isinstance(value, dict) or value.get("format") != expected["format"]:
+        allowed = f'a JSON object with "format": "{expected["format"]}"'
+        raise UserError(f"{path} is not a {what} of neutral-residues", allowed=allowed)
+    if value.get("version") != expected.get("version"):
+        raise UserError(
+            f"{what} {path}: version",
+            got=repr(value.get("version")),
+            allowed=str(expected["version"]),
+            do="read it with the version of neutral-residues that wrote it",
+        )
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a JSON number")

@@ -1,0 +1,250 @@
+"""What was measured on one evaluation set: sums, and every ratio that people read, defined here and
+nowhere else.
+
+    bits per byte      nats / ln 2 / UTF-8 bytes       compares across tokenizers and languages
+    token perplexity   exp(nats / tokens)              compares only within one tokenizer
+    rise               bits per byte, extended minus backbone: forgetting on a source set; below 0,
+                       on a target set, learning
+    rise in %          the same in per cent of the backbone's bits per byte
+    learning share     part of full fine-tuning's drop in bits per byte that was learnt
+    neutral share      part of the tokens on which every gate is exactly 0
+    KL                 KL(backbone || extended) in nats per token, where it was asked for
+
+Sums are stored; they are divided once. The JSON of a `SetResult` also has its ratios (`RATIOS`), for
+readers without this code; a file whose ratios are not those of its sums is refused. No torch.
+"""
+
+import math
+from typing import Any, Literal, Self, get_args
+
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from neutral_residues.config.run import Role
+from neutral_residues.results.base import Part
+
+TokenKind = Literal[
+    "end of text",
+    "partial characters",
+    "white space",
+    "punctuation",
+    "digits",
+    "other script",
+    "names",
+    "frequent words",
+    "rare words",
+]
+"""Kinds of tokens, each token being of one; `evaluation/token_kinds.py` says by what rule."""
+KINDS: tuple[TokenKind, ...] = get_args(TokenKind)
+
+RATIOS = (
+    "backbone_bits_per_byte",
+    "extended_bits_per_byte",
+    "backbone_token_perplexity",
+    "extended_token_perplexity",
+    "rise_bits_per_byte",
+    "rise_percent",
+    "neutral_share",
+    "kl_nats_per_token",
+)
+"""Properties of a `SetResult` that its JSON has beside the sums."""
+
+
+def bits_per_byte(nats: float, num_bytes: int) -> float:
+    """Bits per byte of text whose `num_bytes` UTF-8 bytes cost `nats` in all."""
+    return nats / math.log(2) / num_bytes
+
+
+def rise_percent(backbone: float, extended: float) -> float:
+    """How much more the extended model needs, in per cent of the backbone: forgetting on source
+    text.
+
+    Args:
+        backbone: nats or bits per byte under the backbone, above 0.
+        extended: the same quantity of the same text under the extended model.
+    """
+    return 100 * (extended - backbone) / backbone
+
+
+def learning_share(*, backbone: float, extended: float, finetuned: float) -> float | None:
+    """Part of full fine-tuning's drop in bits per byte on a target set that was learnt; 1 is all.
+
+    Args:
+        backbone, extended, finetuned: bits per byte of the three models.
+
+    Returns:
+        None if fine-tuning did not gain anything.
+    """
+    drop = backbone - finetuned
+    return (backbone - extended) / drop if drop > 0 else None
+
+
+class TokenClass(Part):
+    """What the tokens of one kind contribute to the bits per byte of a set; the contributions of
+    all add up to it."""
+
+    kind: TokenKind
+    """Which kind."""
+    num_types: int = Field(ge=1)
+    """How many different tokens of that kind occur."""
+    num_tokens: int = Field(ge=1)
+    """How often they occur together."""
+    backbone: float = Field(ge=0)
+    """Their bits under the backbone, over all bytes of the set."""
+    extended: float = Field(ge=0)
+    """The same under the extended model."""
+
+
+class TokenChange(Part):
+    """One token and what it changed."""
+
+    text: str
+    """The token as text."""
+    num_tokens: int = Field(ge=1)
+    """How often it occurs in the set."""
+    change: float
+    """Its bits, extended minus backbone, over all bytes of the set."""
+
+
+class DocumentChange(Part):
+    """One document and how much worse it got."""
+
+    number: int = Field(ge=0)
+    """Which document of the set, from 0."""
+    num_bytes: int = Field(ge=1)
+    """UTF-8 bytes of its text."""
+    backbone: float = Field(ge=0)
+    """Bits per byte under the backbone."""
+    extended: float = Field(ge=0)
+    """Bits per byte under the extended model."""
+    excerpt: str
+    """How it begins."""
+
+
+class Breakdown(Part):
+    """Why the bits per byte of a set moved."""
+
+    classes: list[TokenClass]
+    """What each kind of token contributes; kinds that do not occur are left out."""
+    num_types: int = Field(ge=1)
+    """Different tokens that occur in the set."""
+    num_carriers: int = Field(ge=0)
+    """How many of them carry half of all change, rises and falls alike; the fewest that do."""
+    carriers_share: float = Field(ge=0, le=1)
+    """Share of the set's tokens that these are."""
+    carriers: list[TokenChange]
+    """The first of them, largest change first."""
+    is_concentrated: bool
+    """Whether so few and so rare tokens carry it that the set's number says little about its
+    text."""
+    documents: list[DocumentChange]
+    """Documents whose bits per byte rose most (or fell least), the worst first."""
+
+
+class LayerResult(Part):
+    """What one extended layer did on the tokens of a set."""
+
+    layer: int = Field(ge=0)
+    """Number of the transformer layer."""
+    gates_zero: float | None = Field(default=None, ge=0, le=1)
+    """Share of the tokens on which its gate is exactly 0; null without a block gate."""
+    residue_rms: float = Field(ge=0)
+    """Root mean square, over tokens and width, of what it adds: g(x) * A(x)."""
+
+
+class EvaluationSet(Part):
+    """A text that is measured: two records compare only where these agree."""
+
+    role: Role
+    """source: what the backbone knows. target: what it was to learn."""
+    key: str
+    """Hash of its tokens: the same text under the same tokenizer."""
+    num_bytes: int = Field(ge=1)
+    """UTF-8 bytes of text."""
+    num_tokens: int = Field(ge=1)
+    """Tokens, end-of-text included."""
+    num_documents: int = Field(ge=1)
+    """Documents."""
+
+
+class SetResult(EvaluationSet):
+    """Backbone and extended model on the same text: sums over all its tokens."""
+
+    backbone_nats: float
+    """Nats of the tokens under the backbone."""
+    extended_nats: float
+    """Nats of the tokens under the extended model."""
+    num_neutral_tokens: int | None = None
+    """Tokens at whose position every layer's gate is exactly 0; null without block gates. A token's
+    position is where it is predicted: that of the token before it."""
+    kl_nats: float | None = None
+    """KL(backbone || extended), summed over the tokens; null where it was not asked for."""
+    layers: list[LayerResult] = Field(default=[])
+    """Gates and residues of each extended layer; empty for a method without residues."""
+    breakdown: Breakdown | None = None
+    """Why the bits per byte moved; null where that was not asked for."""
+
+    @property
+    def backbone_bits_per_byte(self) -> float:
+        return bits_per_byte(self.backbone_nats, self.num_bytes)
+
+    @property
+    def extended_bits_per_byte(self) -> float:
+        return bits_per_byte(self.extended_nats, self.num_bytes)
+
+    @property
+    def backbone_token_perplexity(self) -> float:
+        return math.exp(self.backbone_nats / self.num_tokens)
+
+    @property
+    def extended_token_perplexity(self) -> float:
+        return math.exp(self.extended_nats / self.num_tokens)
+
+    @property
+    def rise_bits_per_byte(self) -> float:
+        """Extended minus backbone: forgetting on a source set; below 0 is learning."""
+        return self.extended_bits_per_byte - self.backbone_bits_per_byte
+
+    @property
+    def rise_percent(self) -> float:
+        """The same in per cent of the backbone's bits per byte."""
+        return rise_percent(self.backbone_nats, self.extended_nats)
+
+    @property
+    def neutral_share(self) -> float | None:
+        """Share of the tokens on which every gate is exactly 0; None without block gates."""
+        neutral = self.num_neutral_tokens
+        return None if neutral is None else neutral / self.num_tokens
+
+    @property
+    def kl_nats_per_token(self) -> float | None:
+        """KL(backbone || extended) per token; None where it was not asked for."""
+        return None if self.kl_nats is None else self.kl_nats / self.num_tokens
+
+    @model_serializer(mode="wrap")
+    def _with_ratios(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return handler(self) | {name: getattr(self, name) for name in RATIOS}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _ratios_agree(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(value, dict):
+            return handler(value)
+        result = handler({key: entry for key, entry in value.items() if key not in RATIOS})
+        for name in RATIOS:
+            found, stored = getattr(result, name), value.get(name)
+            if name in value and stored != found and not _is_close(stored, found):
+                raise ValueError(f"{name} is {stored!r}, but the sums give {found!r}")
+        return result
+
+
+def _is_close(one: object, other: object) -> bool:
+    """Equal but for the last digits, which another processor may round otherwise."""
+    if not isinstance(one, int | float) or not isinstance(other, int | float):
+        return False
+    return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-9)
