@@ -29,12 +29,12 @@ class Corpus(Settings):
     """Documents of one kind, from local files or from a `datasets` name."""
 
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
-    """How this corpus is called in every table, for example "fr"."""
+    """Name of this corpus in every table, for example "fr"."""
     role: Role
     """source: like what the backbone knows; target: the new language or domain."""
     path: Path | None = None
-    """A file: .txt (documents set off by blank lines), .jsonl, .parquet; the first two also as .gz
-    or .zst."""
+    """A file: .txt (documents separated by blank lines), .jsonl, .parquet; the first two also as
+    .gz or .zst."""
     dataset: str | None = None
     """Instead of `path`: the name of a dataset that `datasets.load_dataset` knows."""
     subset: str | None = None
@@ -44,7 +44,7 @@ class Corpus(Settings):
     field: str = "text"
     """The JSON field or column that holds the text."""
     max_documents: int | None = Field(default=None, ge=1)
-    """Read only so many documents, from the beginning."""
+    """Read at most this many documents, from the beginning."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -70,11 +70,11 @@ class DataSettings(Settings):
     train: tuple[Corpus, ...] = Field(min_length=1)
     """Training text; at least one target, and a source corpus unless source_share is 0."""
     evaluate: tuple[Corpus, ...] = ()
-    """Held-out text of both sides; empty: a part of every training corpus, split by document, is
-    held out."""
+    """Held-out source and target text; empty: a part of every training corpus, split by document,
+    is held out."""
     validate_on: tuple[Corpus, ...] = ()
-    """Other held-out text, measured while training and to choose settings by; empty: `evaluate`
-    serves for that too."""
+    """Other held-out text, measured while training and used to choose settings; empty: `evaluate`
+    is used for that too."""
     held_out_share: float = Field(default=0.02, gt=0, lt=1)
     """Share of documents held out of each training corpus when `evaluate` is empty."""
     source_share: float = Field(default=0.1, ge=0, le=1)
@@ -83,8 +83,8 @@ class DataSettings(Settings):
     block_tokens: int = Field(default=512, ge=2)
     """Tokens in a training row."""
     workers: int = Field(default=2, ge=0)
-    """Processes that load rows for a GPU, beside the one that trains; the result does not depend on
-    it. On a CPU the training process loads them."""
+    """Extra processes that load rows for a GPU; the result does not depend on it. On a CPU the
+    training process loads them."""
     cache: Path | None = None
     """Folder for tokenised text; default: neutral-residues in the user's cache folder."""
 
@@ -190,8 +190,8 @@ class TrainingSettings(Settings):
     float32 elsewhere."""
     frozen_weights: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = "auto"
     """How weights that do not train are held; those that train are always float32. auto follows
-    `precision`; int8 and nf4 (8 and 4 bits) need bitsandbytes, and both sides are then measured on
-    the quantised backbone."""
+    `precision`; int8 and nf4 (8 and 4 bits) need bitsandbytes, and backbone and extended model are
+    then both measured on the quantised weights."""
     compile: bool = False
     """Compile the model with torch.compile: the first step takes a minute or more, each later one
     less."""
@@ -200,7 +200,7 @@ class TrainingSettings(Settings):
     log_every: int = Field(default=10, ge=1)
     """Steps between lines in the log."""
     evaluate_every: int = Field(default=100, ge=1)
-    """Steps between measurements of both sides."""
+    """Steps between evaluations."""
     save_every: int = Field(default=100, ge=1)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)
@@ -210,7 +210,7 @@ class TrainingSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    """How both sides are measured."""
+    """How backbone and extended model are measured."""
 
     context_tokens: int | None = Field(default=None, ge=1)
     """Tokens in a window; null takes block_tokens."""
@@ -225,20 +225,20 @@ class EvaluationSettings(Settings):
     """Measure the KL divergence from the backbone too, on every token that is measured at the
     end."""
     gate_texts: tuple[str, ...] = ()
-    """Texts of your own for the gate heat map, beside the beginnings of one source and one target
+    """Texts of your own for the gate heat map, after the beginnings of one source and one target
     set and a mixture."""
     prompts: tuple[str, ...] = ()
     """Continued by backbone and extension at the end, side by side."""
     temperature: float = Field(default=0.0, ge=0)
     """Of these continuations; 0 is greedy. Both draw with the run's seed."""
     tasks: tuple[str, ...] = ()
-    """Tasks and suites that both sides are given at the end: lm-eval's names, paper-fr,
-    minimal-pairs-fr, cloze-SET, quick; see `tasks/suites.py`."""
+    """Tasks and suites for backbone and extended model at the end: lm-eval's names, paper-fr,
+    minimal-pairs-fr, cloze-SET, quick; see `evaluation/tasks/registry.py`."""
     task_limit: int | None = Field(default=None, ge=2)
-    """Only so many items of each task (of each part of a group), from its beginning; null takes
-    all."""
+    """At most this many items of each task (of each part of a group), from its beginning; null
+    takes all."""
     task_data: Path | None = None
-    """Folder with minimal pairs (NAME.LANGUAGE.jsonl.gz); its files go before those that ship with
+    """Folder with minimal pairs (NAME.LANGUAGE.jsonl.gz); its files take precedence over those of
     the package."""
 
     @model_validator(mode="after")
@@ -258,18 +258,19 @@ class RunConfig(Settings):
     trust_remote_code: bool = False
     """Allow the model's own code from the Hub to run."""
     method: str = "neutral"
-    """A row of the table of methods (`methods.py`): neutral, adapter, lora, finetune, ..."""
+    """A row of the table that `neutral methods` prints (neutral, adapter, lora, finetune, ...), or
+    "module:NAME" for one of your own."""
     label: str | None = Field(default=None, min_length=1, pattern=r"^\w[\w.+-]*$")
-    """How tables call this run; null takes the method's name."""
+    """Name of this run in tables; null takes the method's name."""
     budget: float = Field(default=0.20, gt=0)
-    """New weights as a share of the backbone's, embeddings counted; methods that add none have no
-    use for it."""
+    """New weights as a share of the backbone's, embeddings counted; without effect on
+    methods that add none."""
     seed: int = Field(default=0, ge=0)
     """Seed of the initialisation and the order of rows. What is held out does not depend on it, so
     seeds compare."""
     output: Path
-    """Folder for checkpoints, log, extension and record. Made anew, or resumed if it holds this
-    very run."""
+    """Folder for checkpoints, log, extension and record. Created, or resumed if it holds this same
+    run."""
     data: DataSettings
     residues: ResidueSettings = ResidueSettings()
     lora: LoraSettings = LoraSettings()
