@@ -21,3 +21,9 @@ def human_seconds(seconds: float) -> str:
         if minutes
         else f"{rest} s"
     )
+
+
+def decimal(value: float, digits: int, *, signed: bool = False) -> str:
+    """-0.314 -> "−0.31": with a true minus, a plus where `signed`, and never "-0.00"."""
+    text = f"{round(value, digits) or 0.0:{'+' if signed else ''},.{digits}f}"
+    return text.replace("-", "−")

@@ -96,7 +96,7 @@ def test_tasks() -> None:
     ("change", "direction", "words"),
     [
         ((-0.1, -0.5, 0.3), "higher", "no change beyond noise (−0.1 ± 0.4)"),
-        ((-0.04, -0.5, 0.42), "higher", "no change beyond noise (0.0 ± 0.5)"),
+        ((-0.04, -0.5, 0.42), "higher", "no change beyond noise (+0.0 ± 0.5)"),
         ((2.0, 1.0, 3.0), "higher", "better (+2.0 ± 1.0)"),
         ((2.0, 1.0, 3.0), "lower", "worse (+2.0 ± 1.0)"),
         ((-2.0, -3.0, -1.0), "lower", "better (−2.0 ± 1.0)"),

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from neutral_residues.evaluation.token_kinds import few_tokens_line
 from neutral_residues.results.record import Record
-from neutral_residues.results.wording import _good_or_bad, _with_half_width, factor_of
+from neutral_residues.results.wording import better_or_worse, factor_of, with_half_width
 
 
 def print_summary(record: Record, output: Path, *, console: Console | None = None) -> None:
@@ -102,7 +102,7 @@ def tasks_table(record: Record) -> Table:
             *cut,
             f"{factor * task.backbone:.2f}",
             f"{factor * task.extended:.2f}",
-            _with_half_width(factor * task.difference, factor * task.low, factor * task.high),
-            "no" if task.low <= 0 <= task.high else _good_or_bad(task.difference, task.direction),
+            with_half_width(factor * task.difference, factor * task.low, factor * task.high),
+            "no" if task.low <= 0 <= task.high else better_or_worse(task.difference, task.direction),
         )
     return table

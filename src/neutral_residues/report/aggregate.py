@@ -1,5 +1,4 @@
-"""Records -> typed numbers: points, curves and sections. Nothing about looks, nothing about who
-wins.
+"""Records -> typed numbers: points, curves and sections. Nothing about looks or about who wins.
 
     point      records that agree in everything but the seed: mean, standard deviation and number of seeds
     curve      points of one label that differ only in the learning rate (or in the share of weight averaging)
@@ -7,23 +6,24 @@ wins.
 
 Two numbers place a point:
 
-    forgetting    mean over the source sets of the change of bits per byte, in % of the backbone's; lower is better
+    forgetting    rise in bits per byte, mean over the source sets, in % of the backbone's; lower is better
     learning      bits per byte on the target (mean over the target sets, where there are several); lower is better
 
 Where a curve has several learning rates, the one with the lowest bits per byte at the end of
-training on target sets with `use: validate` is *chosen*, among those with the most seeds. The
-evaluation sets never choose: without sets to validate on nothing is chosen, and every point stands
-for itself.
+training on the target sets for validation is *chosen*, among those with the most seeds. The
+evaluation sets never choose: without validation sets nothing is chosen, and every point stands for
+itself.
 """
 
 import itertools
-import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
 
+from neutral_residues.config.run import Role
 from neutral_residues.errors import UserError
 from neutral_residues.report.comparable import check_alike, point_settings
 from neutral_residues.report.load import Found
@@ -32,10 +32,12 @@ from neutral_residues.results.set_result import SetResult, learning_share
 from neutral_residues.results.store import validation_bits
 
 LEARNING_RATE, SHARE = "training.learning_rate", "averaging.share"
-UNNAMED = frozenset({LEARNING_RATE, SHARE, "label"})
+WITH_A_COLUMN = frozenset({LEARNING_RATE, SHARE, "label"})
 """Settings that no variant names, since every table shows them."""
 AVERAGING = "wise-ft"
 """The method that has a share of weight averaging; others ignore that setting."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,48 +55,43 @@ class Spread:
     n: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
+    def over(cls, values: Sequence[float]) -> "Spread":
+        """Of the values of the seeds."""
         deviation = statistics.stdev(values) if len(values) > 1 else None
         return cls(statistics.fmean(values), deviation, len(values))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Point:
     """Runs that differ only in their seed.
 
     Attributes:
-        label: how tables call it.
+        runs: by seed.
         variant: settings in which it differs from other points of its label and that have no
             column; may be empty.
-        method: name in the table of methods.
-        settings: flat configuration, "training.steps" -> 1000; without what seeds may differ in.
-        runs: the records, by seed.
-        forgetting_by_set: source set -> change in %.
-        forgetting: mean over the source sets, in %.
-        target_by_set: target set -> bits per byte.
-        bits: mean over the target sets, in bits per byte.
-        backbone_bits: the backbone's, on the same.
-        learning_percent: change of `bits` in % of the backbone's; below 0 is learning.
-        validation_bits: bits per byte of the target sets to validate on, at the end; None without
-            any.
         learning_share: share of full fine-tuning's drop, 1 being all; None where that was not run.
         is_chosen: whether validation took this learning rate; None where nothing could choose.
     """
 
-    label: str
-    method: str
-    settings: Mapping[str, Any]
     runs: tuple[Found, ...]
-    forgetting_by_set: Mapping[str, Spread]
-    forgetting: Spread
-    target_by_set: Mapping[str, Spread]
-    bits: Spread
-    backbone_bits: float
-    learning_percent: Spread
-    validation_bits: Spread | None
     variant: str = ""
     learning_share: float | None = None
     is_chosen: bool | None = None
+
+    @property
+    def first(self) -> Record:
+        """The record of the first seed."""
+        return self.runs[0].record
+
+    @property
+    def label(self) -> str:
+        """How tables call it."""
+        return self.first.label
+
+    @property
+    def method(self) -> str:
+        """Name in the table of methods."""
+        return self.first.method
 
     @property
     def name(self) -> str:
@@ -102,9 +99,21 @@ class Point:
         return f"{self.label} ({self.variant})" if self.variant else self.label
 
     @property
+    def full_name(self) -> str:
+        """The name, with the learning rate or share that tells it from others of its curve."""
+        if self.share is not None:
+            return f"{self.name} at share {self.share:g}"
+        rate = self.learning_rate
+        return self.name if rate is None else f"{self.name} at learning rate {rate:.3g}"
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """Flat configuration, "training.steps" -> 1000; without what seeds may differ in."""
+        return point_settings(self.first)
+
+    @property
     def learning_rate(self) -> float | None:
-        """Peak learning rate; None means the method's own recipe, or a method that is not
-        trained."""
+        """Peak learning rate; None means the method's own, or a method that is not trained."""
         return self.settings.get(LEARNING_RATE)
 
     @property
@@ -113,50 +122,110 @@ class Point:
         return self.settings.get(SHARE) if self.method == AVERAGING else None
 
     @property
-    def first(self) -> Record:
-        """The record of the first seed."""
-        return self.runs[0].record
+    def axis(self) -> str:
+        """The setting in which it differs from other points of its curve."""
+        return LEARNING_RATE if self.share is None else SHARE
+
+    @cached_property
+    def forgetting_by_set(self) -> Mapping[str, Spread]:
+        """Source set -> rise in %."""
+        return self._by_set("source", lambda result: result.rise_percent)
+
+    @cached_property
+    def forgetting(self) -> Spread:
+        """Mean over the source sets, in %."""
+        return self._mean("source", lambda result: result.rise_percent)
+
+    @cached_property
+    def bits_by_target(self) -> Mapping[str, Spread]:
+        """Target set -> bits per byte."""
+        return self._by_set("target", lambda result: result.extended_bits_per_byte)
+
+    @cached_property
+    def bits(self) -> Spread:
+        """Mean over the target sets, in bits per byte."""
+        return self._mean("target", lambda result: result.extended_bits_per_byte)
+
+    @cached_property
+    def backbone_bits(self) -> float:
+        """The backbone's, on the same."""
+        return self._mean("target", lambda result: result.backbone_bits_per_byte).mean
+
+    @cached_property
+    def learning_percent(self) -> Spread:
+        """Change of `bits` in % of the backbone's; below 0 is learning."""
+        return self._mean("target", lambda result: result.rise_percent)
+
+    @cached_property
+    def neutral_percent(self) -> Spread | None:
+        """Source tokens on which every gate is exactly 0, in %; None without block gates."""
+        if any(result.neutral_share is None for result in sets_of(self.first, "source").values()):
+            return None
+        return self._mean("source", lambda result: 100 * (result.neutral_share or 0.0))
+
+    @cached_property
+    def validation_bits(self) -> Spread | None:
+        """Bits per byte of the target sets for validation, at the end; None without any."""
+        found = [validation_bits(run.record) for run in self.runs]
+        known = [bits for bits in found if bits is not None]
+        return Spread.over(known) if len(known) == len(found) else None
 
     @property
     def new_share(self) -> float | None:
         """New weights as a share of the backbone's."""
-        cost = self.first.cost
-        return (
-            cost.new_weights / cost.backbone_weights
-            if cost.backbone_weights and cost.new_weights is not None
-            else None
-        )
+        new, backbone = self.first.cost.new_weights, self.first.cost.backbone_weights
+        return new / backbone if backbone and new is not None else None
+
+    def _by_set(self, role: Role, value: Callable[[SetResult], float]) -> dict[str, Spread]:
+        return {
+            name: Spread.over([value(run.record.sets[name]) for run in self.runs])
+            for name in sets_of(self.first, role)
+        }
+
+    def _mean(self, role: Role, value: Callable[[SetResult], float]) -> Spread:
+        """Over the sets of each seed first, then over the seeds."""
+        sets = [sets_of(run.record, role).values() for run in self.runs]
+        return Spread.over([statistics.fmean(map(value, results)) for results in sets])
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Points of one label that differ only in `axis`, in its order.
+    """Points of one name that differ only in their `axis`, in its order."""
 
-    Attributes:
-        axis: LEARNING_RATE or SHARE.
-    """
-
-    name: str
-    label: str
-    axis: str
     points: tuple[Point, ...]
+
+    @property
+    def name(self) -> str:
+        return self.points[0].name
+
+    @property
+    def label(self) -> str:
+        return self.points[0].label
+
+    @property
+    def axis(self) -> str:
+        return self.points[0].axis
 
 
 @dataclass(frozen=True)
 class Section:
-    """Everything that was measured on the same target sets.
+    """Everything that was measured on the same target sets, in the order of the records."""
 
-    Attributes:
-        name: the target sets.
-        sources: names of the source sets.
-        targets: names of the target sets.
-        curves: in the order of the records.
-    """
+    curves: tuple[Curve, ...]
 
-    name: str
-    sources: tuple[str, ...]
-    targets: tuple[str, ...]
-    curves: tuple[Curve, ...] = field(default=())
+    @property
+    def sources(self) -> list[str]:
+        """Names of the source sets."""
+        return list(sets_of(self.points[0].first, "source"))
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the target sets."""
+        return list(sets_of(self.points[0].first, "target"))
+
+    @property
+    def name(self) -> str:
+        return ", ".join(self.targets)
 
     @property
     def points(self) -> list[Point]:
@@ -169,7 +238,7 @@ class Section:
         return [point for point in self.points if point.is_chosen is not False]
 
     @property
-    def framed(self) -> list[Point]:
+    def cropped_points(self) -> list[Point]:
         """The points that a picture is cropped to: weight averages reach all the way back to the
         backbone."""
         return [point for point in self.points if point.share is None] or self.points
@@ -178,109 +247,93 @@ class Section:
     def backbone_bits(self) -> float:
         return self.points[0].backbone_bits
 
+    def row_name(self, point: Point) -> str:
+        """A point by its name alone, where no other row has that name."""
+        namesakes = [row for row in self.rows if row.name == point.name]
+        return point.name if namesakes == [point] else point.full_name
+
+
+def sets_of(record: Record, role: Role) -> dict[str, SetResult]:
+    """Evaluation sets of that role, by name."""
+    return {name: found for name, found in sorted(record.sets.items()) if found.role == role}
+
+
+def grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
+    """Items of equal key together, groups in the order of their first item."""
+    groups: dict[Hashable, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.values())
+
 
 def sections(found: Sequence[Found]) -> list[Section]:
     """Points and curves of all records, by target.
 
     Raises:
-        UserError: if a record lacks a side, two records are one run, or records of a section were
-            not measured alike.
+        UserError: if a record has no source or target set, two records are one run, or records of a
+            section were not measured alike.
     """
-    by_targets: dict[tuple[str, ...], list[Found]] = {}
     for item in found:
-        by_targets.setdefault(tuple(_results(item, "target")), []).append(item)
-    return [_section(targets, items) for targets, items in by_targets.items()]
+        _check_roles(item)
+    return [_section(group) for group in grouped(found, _targets)]
 
 
-def _section(targets: tuple[str, ...], found: Sequence[Found]) -> Section:
+def _targets(found: Found) -> tuple[str, ...]:
+    return tuple(sets_of(found.record, "target"))
+
+
+def _check_roles(found: Found) -> None:
+    for role in ("source", "target"):
+        if not sets_of(found.record, role):
+            raise UserError(
+                f"record {found.origin} cannot be reported: it lacks a {role} set",
+                do=f"evaluate it on one (neutral evaluate --set {role}:name=file)",
+            )
+
+
+def _section(found: Sequence[Found]) -> Section:
     for item in found[1:]:
         check_alike(found[0], item)
-    groups: dict[str, list[Found]] = {}
-    for item in found:
-        groups.setdefault(json.dumps(point_settings(item.record), sort_keys=True), []).append(item)
-    points = _with_variants([_point(group) for group in groups.values()])
-    families: dict[str, list[Point]] = {}
-    for point in points:
-        axis = _axis(point)
-        rest = {key: value for key, value in point.settings.items() if key != axis}
-        families.setdefault(json.dumps(rest, sort_keys=True), []).append(point)
-    curves = _with_own_names([_curve(family) for family in families.values()])
-    section = Section(", ".join(targets), tuple(_results(found[0], "source")), targets, curves)
-    return _with_learning_share(section)
+    runs = grouped(found, lambda item: frozenset(point_settings(item.record).items()))
+    points = _with_variants([_point(group) for group in runs])
+    curves = [_curve(group) for group in grouped(points, _all_but_axis)]
+    return _with_learning_share(Section(_with_own_names(curves)))
 
 
-def _results(found: Found, role: str) -> dict[str, SetResult]:
-    sets = found.record.sets
-    names = sorted(name for name in sets if sets[name].role == role)
-    if not names:
-        do = f"evaluate it on one (neutral evaluate --set {role}:name=file)"
-        raise UserError(f"record {found.origin} cannot be reported: it lacks a {role} set", do=do)
-    return {name: sets[name] for name in names}
+def _all_but_axis(point: Point) -> frozenset[tuple[str, Any]]:
+    return frozenset(item for item in point.settings.items() if item[0] != point.axis)
 
 
 def _point(runs: Sequence[Found]) -> Point:
-    runs = sorted(runs, key=lambda run: _seed(run.record))
+    runs = sorted(runs, key=_seed)
     for one, other in itertools.pairwise(runs):
-        if _seed(one.record) == _seed(other.record):
-            what = f"{one.origin} and {other.origin} are the same run (label, settings and seed)"
-            raise UserError(what, do="give one of the two, or give them labels")
-    record = runs[0].record
-    sources, targets = ([_results(run, role) for run in runs] for role in ("source", "target"))
-    before = statistics.fmean(r.backbone_bits_per_byte for r in targets[0].values())
-    bits = Spread.of(
-        [statistics.fmean(r.extended_bits_per_byte for r in run.values()) for run in targets]
-    )
-    validation = [validation_bits(run.record) for run in runs]
-    known = [value for value in validation if value is not None]
-    return Point(
-        label=record.label,
-        method=record.method,
-        settings=point_settings(record),
-        runs=tuple(runs),
-        forgetting_by_set={
-            name: Spread.of([run[name].rise_percent for run in sources]) for name in sources[0]
-        },
-        forgetting=Spread.of(
-            [statistics.fmean(r.rise_percent for r in run.values()) for run in sources]
-        ),
-        target_by_set={
-            name: Spread.of([run[name].extended_bits_per_byte for run in targets])
-            for name in targets[0]
-        },
-        bits=bits,
-        backbone_bits=before,
-        learning_percent=Spread.of(
-            [statistics.fmean(r.rise_percent for r in run.values()) for run in targets]
-        ),
-        validation_bits=Spread.of(known) if len(known) == len(validation) else None,
-    )
+        if _seed(one) == _seed(other):
+            raise UserError(
+                f"{one.origin} and {other.origin} are the same run (label, settings and seed)",
+                do="give one of the two, or give them labels",
+            )
+    return Point(tuple(runs))
 
 
-def _seed(record: Record) -> int:
-    seed = record.config.get("seed", record.provenance.seed)
+def _seed(found: Found) -> int:
+    seed = found.record.config.get("seed", found.record.provenance.seed)
     return seed if isinstance(seed, int) else 0
 
 
-def _axis(point: Point) -> str:
-    return SHARE if point.share is not None else LEARNING_RATE
-
-
 def _curve(points: Sequence[Point]) -> Curve:
-    axis = _axis(points[0])
-    points = sorted(points, key=lambda point: point.settings.get(axis, -math.inf))
-    if axis == LEARNING_RATE and len(points) > 1:
+    points = sorted(points, key=lambda point: point.settings.get(point.axis, -math.inf))
+    if points[0].axis == LEARNING_RATE and len(points) > 1:
         points = _choose(points)
-    return Curve(points[0].name, points[0].label, axis, tuple(points))
+    return Curve(tuple(points))
 
 
-def _choose(points: Sequence[Point]) -> list[Point]:
-    if any(point.validation_bits is None for point in points):
-        return list(points)
-    seeds = max(point.bits.n for point in points)
-    best = min(
-        (point for point in points if point.bits.n == seeds),
-        key=lambda point: math.inf if point.validation_bits is None else point.validation_bits.mean,
-    )
+def _choose(points: list[Point]) -> list[Point]:
+    validated = {point: point.validation_bits for point in points}
+    most_seeds = max(point.bits.n for point in points)
+    bits = {p: v.mean for p, v in validated.items() if v is not None and p.bits.n == most_seeds}
+    if None in validated.values():
+        return points
+    best = min(bits, key=bits.__getitem__)
     return [replace(point, is_chosen=point is best) for point in points]
 
 
@@ -289,53 +342,41 @@ def _with_variants(points: Sequence[Point]) -> list[Point]:
     column shows them."""
     named = []
     for point in points:
-        others = [other.settings for other in points if other.label == point.label]
-        unnamed = UNNAMED - {LEARNING_RATE} if point.share is not None else UNNAMED
-        keys = sorted({key for settings in others for key in settings} - unnamed)
-        differing = [
-            key for key in keys if len({json.dumps(settings.get(key)) for settings in others}) > 1
-        ]
-        named.append(
-            replace(
-                point, variant=", ".join(_setting_text(key, point.settings) for key in differing)
-            )
-        )
+        same_label = [other.settings for other in points if other.label == point.label]
+        shown = WITH_A_COLUMN - {LEARNING_RATE} if point.share is not None else WITH_A_COLUMN
+        keys = sorted({key for settings in same_label for key in settings} - shown)
+        differing = [key for key in keys if len({s.get(key) for s in same_label}) > 1]
+        texts = (_setting_text(key, point.settings.get(key, "unset")) for key in differing)
+        named.append(replace(point, variant=", ".join(texts)))
     return named
 
 
-def _setting_text(key: str, settings: Mapping[str, Any]) -> str:
-    name, value = key.rpartition(".")[2], str(settings.get(key, "unset"))
-    if value.startswith("["):
+def _setting_text(key: str, value: object) -> str:
+    name, text = key.rpartition(".")[2].replace("_", " "), str(value)
+    if text.startswith("["):
         return f"other {name}"
-    return f"{name} {value}" if len(value) <= 24 else f"{name} …{value[-23:]}"
+    return f"{name} {text}" if len(text) <= 24 else f"{name} …{text[-23:]}"
 
 
 def _with_own_names(curves: Sequence[Curve]) -> tuple[Curve, ...]:
     """Number the curves whose names would be alike, such as those of two long lists of training
     text."""
-    named: list[Curve] = []
+    named = []
     for number, curve in enumerate(curves):
-        same = sum(other.name == curve.name for other in curves[:number])
-        points = (
-            tuple(replace(p, variant=f"{p.variant} #{same + 1}") for p in curve.points)
-            if same
-            else curve.points
-        )
-        named.append(replace(curve, name=points[0].name, points=points))
+        same = 1 + sum(other.name == curve.name for other in curves[:number])
+        suffix = f" #{same}" if same > 1 else ""
+        points = (replace(point, variant=point.variant + suffix) for point in curve.points)
+        named.append(Curve(tuple(points)))
     return tuple(named)
 
 
 def _with_learning_share(section: Section) -> Section:
     finetuned = [point for point in section.rows if point.method == "finetune"]
-    return replace(
-        section,
-        curves=tuple(
-            replace(
-                curve,
-                points=tuple(replace(p, learning_share=_share(p, finetuned)) for p in curve.points),
-            )
+    return Section(
+        tuple(
+            Curve(tuple(replace(p, learning_share=_share(p, finetuned)) for p in curve.points))
             for curve in section.curves
-        ),
+        )
     )
 
 
@@ -343,15 +384,15 @@ def _share(point: Point, finetuned: Sequence[Point]) -> float | None:
     """Learning as a share of full fine-tuning's, of the same steps and source share where there is
     such a run.
 
-    Several that would serve, with nothing to choose by, are no yardstick.
+    Several candidates, with nothing to choose by, are not a yardstick.
     """
 
     def recipe(p: Point) -> tuple[Any, Any]:
         return p.settings.get("training.steps"), p.settings.get("data.source_share")
 
-    yardsticks = [p for p in finetuned if recipe(p) == recipe(point)] or list(finetuned)
+    yardsticks = [p for p in finetuned if recipe(p) == recipe(point)] or finetuned
     if len(yardsticks) != 1:
         return None
     return learning_share(
-        backbone=point.backbone_bits, extended=point.bits.mean, finetuned=yardsticks[0].bits.mean
+        extended=point.bits.mean, backbone=point.backbone_bits, finetuned=yardsticks[0].bits.mean
     )

@@ -2,6 +2,7 @@
 alike."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,34 +10,15 @@ from neutral_residues.errors import UserError
 from neutral_residues.report.load import Found
 from neutral_residues.results.record import Record
 
-NO_SETTING = frozenset(
-    {
-        *(
-            "output",
-            "seed",
-            "data.cache",
-            "data.workers",
-            "averaging.finetuned",
-            "training.log_every",
-        ),
-        *(
-            "training.save_every",
-            "training.keep_checkpoints",
-            "training.report_to",
-            "evaluation.batch_rows",
-        ),
-        *(
-            "evaluation.context_tokens",
-            "evaluation.stride_tokens",
-            "evaluation.kl",
-            "evaluation.prompts",
-            "evaluation.temperature",
-        ),
-        *("evaluation.tasks", "evaluation.task_limit", "evaluation.task_data"),
-    }
+NOT_A_SETTING = re.compile(
+    r"output|seed|evaluation\..*|data\.(cache|workers)|averaging\.finetuned"
+    r"|training\.(log_every|save_every|keep_checkpoints|report_to)"
 )
 """Configuration that makes no other point: it changes no weight, or all records of a section must
 agree in it."""
+CONTEXT_KEYS = ("evaluation.context_tokens", "context_tokens", "data.block_tokens")
+STRIDE_KEYS = ("evaluation.stride_tokens", "stride_tokens")
+"""Where windows are set: by a run, by `neutral evaluate`, by default."""
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -46,17 +28,17 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         if isinstance(value, Mapping):
             found |= flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list):
-            found |= {f"{prefix}{key}": json.dumps(value, ensure_ascii=False)} if value else {}
-        elif value is not None:
-            found[f"{prefix}{key}"] = value
+        elif value is not None and value != []:
+            is_list = isinstance(value, list)
+            found[f"{prefix}{key}"] = json.dumps(value, ensure_ascii=False) if is_list else value
     return found
 
 
 def point_settings(record: Record) -> dict[str, Any]:
     """Everything that makes a point: the configuration without what seeds may differ in; see
     `flat`."""
-    kept = {key: value for key, value in flat(record.config).items() if key not in NO_SETTING}
+    settings = flat(record.config)
+    kept = {key: settings[key] for key in settings if not NOT_A_SETTING.fullmatch(key)}
     return kept | {"label": record.label, "method": record.method}
 
 
@@ -67,7 +49,7 @@ def check_alike(one: Found, other: Found) -> None:
     Raises:
         UserError: names both records, the first difference and what to do.
     """
-    for what, mine, theirs in _measured_by(one.record, other.record):
+    for what, mine, theirs in _measured_with(one.record, other.record):
         if mine != theirs:
             raise UserError(
                 f"{one.origin} and {other.origin} do not compare: they differ in {what}",
@@ -76,36 +58,24 @@ def check_alike(one: Found, other: Found) -> None:
             )
 
 
-def _measured_by(one: Record, other: Record) -> Iterable[tuple[str, object, object]]:
+def _measured_with(one: Record, other: Record) -> Iterable[tuple[str, object, object]]:
     yield "backbone", _backbone(one), _backbone(other)
     yield "tokenizer", one.provenance.tokenizer_key, other.provenance.tokenizer_key
     yield "windows (context, stride in tokens)", _windows(one), _windows(other)
-    mine, theirs = _texts(one), _texts(other)
-    yield "evaluation sets", ", ".join(sorted(mine)), ", ".join(sorted(theirs))
-    for name in sorted(mine):
-        yield f"the text of {name} (bytes, tokens)", mine[name][:2], theirs[name][:2]
-        yield f"the text of {name} (key)", mine[name][2], theirs[name][2]
+    yield "evaluation sets", ", ".join(sorted(one.sets)), ", ".join(sorted(other.sets))
+    for name in sorted(one.sets):
+        yield f"the text of {name} (key)", one.sets[name].key, other.sets[name].key
 
 
 def _backbone(record: Record) -> str:
-    return "@".join(
-        str(part) for part in (record.config.get("model"), record.config.get("revision")) if part
-    )
+    parts = (record.config.get("model"), record.config.get("revision"))
+    return "@".join(str(part) for part in parts if part)
 
 
-def _windows(record: Record) -> tuple[Any, Any]:
+def _windows(record: Record) -> tuple[int | None, int | None]:
     settings = flat(record.config)
-    keys = (
-        "evaluation.context_tokens",
-        "context_tokens",
-        "data.block_tokens",
-    )  # the second: of evaluation alone
-    context = next((settings[key] for key in keys if key in settings), None)
-    stride = settings.get("evaluation.stride_tokens") or settings.get("stride_tokens")
-    stride = stride or (max(1, context // 2) if context else None)
-    return context, stride
-
-
-def _texts(record: Record) -> dict[str, tuple[int, int, str]]:
-    """Evaluation set -> bytes, tokens and key."""
-    return {name: (s.num_bytes, s.num_tokens, s.key) for name, s in record.sets.items()}
+    context, stride = (
+        next((settings[key] for key in keys if key in settings), None)
+        for keys in (CONTEXT_KEYS, STRIDE_KEYS)
+    )
+    return context, stride or (max(1, context // 2) if context else None)

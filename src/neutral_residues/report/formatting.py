@@ -1,30 +1,25 @@
-"""How numbers are written, in page, summary and pictures alike: "2.110 ± 0.004", "+0.31 %", "1.2
-GiB"."""
+"""How numbers are written, on page, summary and pictures alike: "2.110 ± 0.004", "+0.31 %"."""
 
-from neutral_residues.report.aggregate import Point, Section, Spread
+from neutral_residues.report.aggregate import Spread
+from neutral_residues.units import decimal
 
 NONE = "–"
+"""Not measured."""
 
 
-def spread(value: Spread | None, digits: int = 3, *, sign: bool = False) -> str:
-    """Mean and standard deviation."""
+def number(value: float | Spread | None, digits: int = 3, *, signed: bool = False) -> str:
+    """A number, with its standard deviation over seeds where there are several."""
     if value is None:
         return NONE
-    mean = number(value.mean, digits, sign=sign)
+    if not isinstance(value, Spread):
+        return decimal(value, digits, signed=signed)
+    mean = decimal(value.mean, digits, signed=signed)
     return mean if value.deviation is None else f"{mean} ± {value.deviation:.{digits}f}"
 
 
-def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
-    """With a true minus, and never "-0.00"."""
-    if value is None:
-        return NONE
-    value = round(value, digits) or 0.0
-    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
-
-
-def percent(value: Spread, digits: int = 2) -> str:
-    """A signed change."""
-    return f"{spread(value, digits, sign=True)} %"
+def change(value: float | Spread, digits: int = 2) -> str:
+    """A change that is given in %."""
+    return f"{number(value, digits, signed=True)} %"
 
 
 def share(value: float | None, digits: int = 0) -> str:
@@ -32,42 +27,13 @@ def share(value: float | None, digits: int = 0) -> str:
     return NONE if value is None else f"{number(100 * value, digits)} %"
 
 
-def rate(point: Point) -> str:
-    """Learning rate of a point."""
-    if point.learning_rate is not None:
-        return f"{point.learning_rate:.3g}"
-    return NONE if point.share is not None else "recipe"
+def short(value: float | None) -> str:
+    """Three digits that count: 0.0005, 3.04, 120; all of a larger number: 1,234."""
+    if value is None:
+        return NONE
+    return decimal(value, 0) if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def seeds(n: int) -> str:
     """Number of seeds."""
     return "1 seed" if n == 1 else f"{n} seeds"
-
-
-def gibibytes(num_bytes: float | None) -> str:
-    """Memory."""
-    return NONE if num_bytes is None else f"{num_bytes / 2**30:.2f}"
-
-
-def millions(weights: float | None) -> str:
-    """Weights."""
-    if weights is None:
-        return NONE
-    return f"{weights / 1e6:.3g}" if weights < 1e9 else f"{weights / 1e6:,.0f}"
-
-
-def described(point: Point) -> str:
-    """A point by its name and what sets it apart within its curve."""
-    if point.share is not None:
-        return f"{point.name} at share {point.share:g}"
-    return (
-        point.name
-        if point.learning_rate is None
-        else f"{point.name} at learning rate {point.learning_rate:.3g}"
-    )
-
-
-def row_name(point: Point, section: Section) -> str:
-    """A point by its name alone, where no other row of the section has that name."""
-    namesakes = [row for row in section.rows if row.name == point.name]
-    return point.name if len(namesakes) == 1 and namesakes[0] is point else described(point)

@@ -1,8 +1,8 @@
 """What a report is made of: records and benchmarks, found behind the paths that a person gives.
 
-A path is the file of a benchmark, a record file, the output folder of a run, or the folder of a
-comparison (`compare.yaml`, and below `cells/` one folder for each run: with a record, with a
-failure, or with neither while it is not done). No numbers here.
+A path is a record or a benchmark (JSON), the output folder of a run, or the folder of a comparison
+(`compare.yaml`, and below `cells/` one folder for each run: with a record, with a failure, or with
+`run.yaml` alone while it is not done). No numbers here.
 """
 
 from collections.abc import Iterator, Sequence
@@ -63,66 +63,60 @@ def collect(paths: Sequence[Path]) -> Collection:
         UserError: if a path is none of these kinds, a record cannot be read, or there is none at
             all.
     """
-    found: dict[Path, Found] = {}
-    unfinished: dict[Path, Unfinished] = {}
-    benchmarks: dict[Path, Benchmark] = {}
+    origins: dict[Path, str] = {}
     for path in paths:
         for file in _files(path):
-            if file.name == FAILURE:
-                failure = read_failure(file)
-                unfinished[file.resolve()] = Unfinished(
-                    _origin(path, file.parent), failure.label, failure.reason
-                )
-            elif file.is_dir():
-                unfinished[file.resolve()] = Unfinished(_origin(path, file), "", None)
-            elif is_benchmark(file):
-                benchmarks.setdefault(file.resolve(), read_benchmark(file))
-            else:
-                found.setdefault(file.resolve(), Found(_origin(path, file), read_record(file)))
+            origins.setdefault(file.resolve(), _origin(path, file))
+    items = [_read(file, origin) for file, origin in origins.items()]
+    found = tuple(item for item in items if isinstance(item, Found))
+    unfinished = tuple(item for item in items if isinstance(item, Unfinished))
+    benchmarks = tuple(item for item in items if isinstance(item, Benchmark))
     if not found and not benchmarks:
         state = f"; {len(unfinished)} runs failed or are not done" if unfinished else ""
         raise UserError(
             f"no record in {', '.join(map(str, paths)) or 'nothing'}{state}",
             do="finish a run first",
         )
-    return Collection(tuple(found.values()), tuple(unfinished.values()), tuple(benchmarks.values()))
+    return Collection(found, unfinished, benchmarks)
+
+
+def _read(file: Path, origin: str) -> Found | Unfinished | Benchmark:
+    """One of the files of `_files`."""
+    folder = origin.rpartition("/")[0]
+    if file.name == RUN:
+        return Unfinished(folder, "", None)
+    if file.name == FAILURE:
+        failure = read_failure(file)
+        return Unfinished(folder, failure.label, failure.reason)
+    if is_benchmark(file):
+        return read_benchmark(file)
+    return Found(origin, read_record(file))
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """Record and failure files behind one path, and the folders of runs that have neither."""
+    """The files behind one path; for each cell of a comparison the one that says most."""
     if path.is_file():
         yield path
     elif (path / COMPARISON).is_file():
-        if (path / CELLS).is_dir():
-            yield from _cells(path / CELLS)
+        with disk_errors(path):
+            kept = [
+                file for name in (RECORD, FAILURE, RUN) for file in path.glob(f"{CELLS}/**/{name}")
+            ]
+        by_folder: dict[Path, Path] = {}
+        for file in kept:
+            by_folder.setdefault(file.parent, file)
+        yield from (by_folder[folder] for folder in sorted(by_folder))
     elif (path / RECORD).is_file():
         yield path / RECORD
     elif not path.exists():
         raise UserError(f"no such file or folder: {path}", do="check the path")
     else:
-        not_done = (
-            "a run that is not finished"
-            if (path / RUN).is_file()
-            else "neither a run nor a comparison"
+        is_run = (path / RUN).is_file()
+        raise UserError(
+            f"nothing to report in {path}",
+            got="a run that is not finished" if is_run else "neither a run nor a comparison",
+            allowed="a record.json, a folder with one, or the folder of a comparison (compare.yaml)",
         )
-        allowed = "a record.json, a folder with one, or the folder of a comparison (compare.yaml)"
-        raise UserError(f"nothing to report in {path}", got=not_done, allowed=allowed)
-
-
-def _cells(folder: Path) -> Iterator[Path]:
-    with disk_errors(folder):
-        inside = sorted(folder.iterdir())
-    by_name = {path.name: path for path in inside}
-    folders = [path for path in inside if path.is_dir() and not path.name.startswith(".")]
-    if RECORD in by_name:
-        yield by_name[RECORD]
-    elif FAILURE in by_name:
-        yield by_name[FAILURE]
-    elif folder.name != CELLS and (RUN in by_name or not folders):
-        yield folder
-    else:
-        for path in folders:
-            yield from _cells(path)
 
 
 def _origin(given: Path, file: Path) -> str:

@@ -1,83 +1,84 @@
-"""The summary to paste into a model card: verdict, table and pictures, as Markdown."""
+"""The summary to paste into a model card: verdict, tables and pictures, as Markdown."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from neutral_residues.report.aggregate import Section
 from neutral_residues.report.benchmarks import benchmark_table
-from neutral_residues.report.breakdown import moved
 from neutral_residues.report.load import Collection
-from neutral_residues.report.tables import Table, equal_learning_table, summary_table
-from neutral_residues.report.tasks import task_sentences, tasks_table
-from neutral_residues.report.verdict import verdict
+from neutral_residues.report.tables import (
+    Table,
+    equal_learning_table,
+    summary_table,
+    unfinished_table,
+)
+from neutral_residues.report.tasks import tasks_table
+from neutral_residues.report.verdict import moved, task_sentences, verdict
 
 EQUAL_LEARNING = (
     "At equal learning (where a method has one point, on a straight line from the backbone, which"
     " overstates):"
 )
-
 NUMBERS = (
     "Bits per byte on held-out text. Forgetting is the change on source text in % of the"
     " backbone's; ± is one standard deviation over seeds."
 )
-
 TASKS = (
     "Tasks (change of the score on the same items, shares in percentage points, ± half of the 95 %"
     " interval):"
 )
 
 
-def summary(collection: Collection, sections: Sequence[tuple[Section, Mapping[str, str]]]) -> str:
+def summary(
+    collection: Collection, sections: Sequence[Section], pictures: Sequence[Mapping[str, str]]
+) -> str:
     """The whole text.
 
     Args:
-        sections: each with what its pictures show -> their file names.
+        pictures: of each section, what they show -> their file names.
     """
-    lines: list[str] = []
-    for section, pictures in sections:
-        lines += [
-            f"## What was learnt, what was forgotten: {escaped(section.name)}",
-            "",
-            escaped(verdict(section)),
-            "",
-        ]
-        lines += [*markdown_table(summary_table(section)), ""]
-        equal = equal_learning_table(section)
-        lines += [EQUAL_LEARNING, "", *markdown_table(equal), ""] if equal else []
-        why = moved(section)
-        lines += [escaped(why), ""] if why else []
-        tasks = tasks_table(section)
-        sentences = [
-            line for sentence in task_sentences(section) for line in (escaped(sentence), "")
-        ]
-        lines += [TASKS, "", *sentences, *markdown_table(tasks), ""] if tasks else []
-        lines += [line for title, file in pictures.items() for line in (f"![{title}]({file})", "")]
+    parts: list[str] = []
+    for section, drawn in zip(sections, pictures, strict=True):
+        parts += _section(section)
+        parts += [f"![{title}]({file})" for title, file in drawn.items()]
     for benchmark in collection.benchmarks:
-        lines += [
-            f"## {escaped(benchmark.title)}",
-            "",
-            *markdown_table(benchmark_table(benchmark)),
-            "",
-        ]
+        table = markdown_table(benchmark_table(benchmark))
+        parts += [f"## {escaped(benchmark.title)}", table]
     if collection.unfinished:
-        lines += ["## Runs without a result", "", "| run | state | reason |", "|---|---|---|"]
-        for cell in collection.unfinished:
-            state = "not done yet" if cell.reason is None else "failed"
-            lines.append(
-                f"| {escaped(cell.label or cell.origin)} | {state} | {escaped(cell.reason or '')} |"
-            )
-        lines.append("")
+        table = markdown_table(unfinished_table(collection.unfinished))
+        parts += ["## Runs without a result", table]
     if sections:
-        lines.append(NUMBERS)
-    return "\n".join(lines).rstrip("\n") + "\n"
+        parts.append(NUMBERS)
+    return "\n\n".join(parts) + "\n"
 
 
-def markdown_table(table: Table) -> list[str]:
+def _section(section: Section) -> Iterator[str]:
+    yield f"## What was learnt, what was forgotten: {escaped(section.name)}"
+    yield escaped(verdict(section))
+    yield markdown_table(summary_table(section))
+    equal = equal_learning_table(section)
+    if equal is not None:
+        yield EQUAL_LEARNING
+        yield markdown_table(equal)
+    why = moved(section)
+    if why:
+        yield escaped(why)
+    tasks = tasks_table(section)
+    if tasks is not None:
+        yield TASKS
+        yield from map(escaped, task_sentences(section))
+        yield markdown_table(tasks)
+
+
+def markdown_table(table: Table) -> str:
     """A table, line by line."""
-    lines = [_line([column.text for column in table.columns])]
-    lines.append("|---|" + "---:|" * (len(table.columns) - 1))
-    lines += [_line([row.name, *(cell.text for cell in row.cells)]) for row in table.rows]
-    return lines
+    return "\n".join(
+        [
+            _line([table.first, *(column.heading for column in table.columns)]),
+            "|---|" + "---:|" * len(table.columns),
+            *(_line([row.name, *(cell.text for cell in cells)]) for row, cells in table.lines),
+        ]
+    )
 
 
 def escaped(text: str) -> str:
@@ -86,4 +87,4 @@ def escaped(text: str) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(escaped(cell) for cell in cells) + " |"
+    return "| " + " | ".join(map(escaped, cells)) + " |"

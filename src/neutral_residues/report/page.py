@@ -7,90 +7,31 @@ label can end a script. The same records give the same bytes.
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import neutral_residues.report.formatting as numbers
+from neutral_residues.evaluation.token_kinds import FEW_TOKENS
 from neutral_residues.report.aggregate import Point, Section
-from neutral_residues.report.benchmarks import shown_benchmarks
-from neutral_residues.report.breakdown import (
-    WorstDocument,
-    change_plots,
-    concentrated,
-    explanation,
-    worst_documents,
-)
-from neutral_residues.report.gate_heatmap import HeatText, heat_texts
+from neutral_residues.report.benchmarks import benchmark_facts, benchmark_plots
+from neutral_residues.report.breakdown import change_plots, worst_documents
+from neutral_residues.report.figure import Plot
+from neutral_residues.report.formatting import share
+from neutral_residues.report.gate_heatmap import STEPS, heat_texts
 from neutral_residues.report.load import Collection
-from neutral_residues.report.plots import Plot, all_plots
-from neutral_residues.report.style import Look, looks
+from neutral_residues.report.plots import costs, layers, plane, training
+from neutral_residues.report.style import styles
 from neutral_residues.report.tables import (
-    Table,
     cost_table,
     equal_learning_table,
     points_table,
-    rates_table,
+    unfinished_table,
 )
-from neutral_residues.report.tasks import task_sentences, tasks_table
-from neutral_residues.report.verdict import verdict
+from neutral_residues.report.tasks import task_plots, tasks_table
+from neutral_residues.report.verdict import few_tokens, task_sentences, verdict
 
-HERE = Path(__file__).parent
+TEMPLATES = Path(__file__).parent / "templates"
 GENERATOR = "neutral-residues report"
-"""What the page calls its maker; by this an older report is known."""
-
-
-@dataclass(frozen=True)
-class Continuations:
-    """One prompt and how everybody goes on from it.
-
-    Attributes:
-        by_name: "backbone" and each run -> its text.
-    """
-
-    prompt: str
-    by_name: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a point comes from.
-
-    Attributes:
-        facts: (name, text) of each thing that is known.
-        config: the resolved configuration of its first seed, as indented JSON.
-    """
-
-    name: str
-    curve: str
-    facts: tuple[tuple[str, str], ...]
-    config: str
-
-
-@dataclass(frozen=True)
-class Shown:
-    """One section, ready for the template."""
-
-    key: str
-    section: Section
-    verdict: str
-    looks: dict[str, Look]
-    plots: list[Plot]
-    points: Table
-    costs: Table
-    equal: Table | None
-    rates: Table | None
-    tasks: Table | None
-    task_sentences: list[str]
-    heat: list[HeatText]
-    concentrated: list[str]
-    worst_documents: dict[str, list[WorstDocument]]
-    samples: list[Continuations]
-    sources: list[Source]
-
-    def plots_of(self, start: str) -> list[Plot]:
-        """Those whose key starts so."""
-        return [plot for plot in self.plots if plot.key.startswith(start)]
+"""What the page names as its generator; an earlier report is recognised by it."""
 
 
 def render(collection: Collection, sections: Sequence[Section]) -> str:
@@ -100,33 +41,32 @@ def render(collection: Collection, sections: Sequence[Section]) -> str:
     from plotly.offline import get_plotlyjs
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    names = "; ".join(section.name for section in sections)
     page = environment.get_template("page.html.jinja").render(
         generator=GENERATOR,
-        title=_title(sections),
-        shown=[_shown(number, section) for number, section in enumerate(sections, start=1)],
-        unfinished=collection.unfinished,
+        title=f"Learning and forgetting: {names}" if sections else "Speed",
         num_records=len(collection.found),
-        benchmarks=shown_benchmarks(collection.benchmarks),
-        few_tokens=explanation(),
+        sections=[shown_section(section) for section in sections],
+        benchmarks=[
+            {"title": each.title, "plots": benchmark_plots(each), "facts": benchmark_facts(each)}
+            for each in collection.benchmarks
+        ],
+        unfinished=unfinished_table(collection.unfinished),
+        few_tokens_share=share(FEW_TOKENS),
+        gate_steps=STEPS,
         figure_json=lambda plot: Markup(figure_json(plot)),
-        css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        js=Markup((HERE / "page.js").read_text(encoding="utf-8")),
+        css=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
+        js=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
         plotly=Markup(get_plotlyjs()),
     )
     return page.lstrip()
-
-
-def _title(sections: Sequence[Section]) -> str:
-    return (
-        f"Learning and forgetting: {'; '.join(s.name for s in sections)}" if sections else "Speed"
-    )
 
 
 def figure_json(plot: Plot) -> str:
@@ -136,72 +76,67 @@ def figure_json(plot: Plot) -> str:
     text = json.dumps(
         value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
     )
-    for sign in "<>&\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 
 
-def _shown(number: int, section: Section) -> Shown:
-    return Shown(
-        key=f"s{number}",
-        section=section,
-        verdict=verdict(section),
-        looks=looks(section.curves),
-        plots=[*all_plots(section), *change_plots(section)],
-        points=points_table(section),
-        costs=cost_table(section),
-        equal=equal_learning_table(section),
-        rates=rates_table(section),
-        tasks=tasks_table(section),
-        task_sentences=task_sentences(section),
-        heat=heat_texts(section),
-        concentrated=concentrated(section),
-        worst_documents=worst_documents(section),
-        samples=_samples(section),
-        sources=[_source(point) for point in section.points],
-    )
+def shown_section(section: Section) -> dict[str, Any]:
+    """What the template shows of one section, in its order."""
+    return {
+        "section": section,
+        "styles": styles(section.curves),
+        "verdict": verdict(section),
+        "plane": plane(section),
+        "points": points_table(section),
+        "equal_learning": equal_learning_table(section),
+        "tasks": tasks_table(section),
+        "task_sentences": task_sentences(section),
+        "task_plots": task_plots(section),
+        "training_plots": training(section),
+        "few_tokens": few_tokens(section),
+        "change_plots": change_plots(section),
+        "worst_documents": worst_documents(section),
+        "costs": cost_table(section),
+        "cost_plots": costs(section),
+        "layer_plots": layers(section),
+        "heat_texts": heat_texts(section),
+        "samples": _samples(section),
+        "origins": [_origin(point) for point in section.points],
+    }
 
 
-def _samples(section: Section) -> list[Continuations]:
-    """Continuations of the first seed of each row, by prompt."""
+def _samples(section: Section) -> dict[str, dict[str, str]]:
+    """Prompt -> "backbone" and each row -> how its first seed continues."""
     by_prompt: dict[str, dict[str, str]] = {}
     for point in section.rows:
         for sample in point.first.samples:
             texts = by_prompt.setdefault(sample.prompt, {"backbone": sample.backbone})
-            texts[numbers.row_name(point, section)] = sample.extended
-    return [Continuations(prompt, texts) for prompt, texts in by_prompt.items()]
+            texts[section.row_name(point)] = sample.extended
+    return by_prompt
 
 
-def _source(point: Point) -> Source:
+def _origin(point: Point) -> dict[str, Any]:
+    """Where a point comes from: what is known, and the configuration of its first seed."""
     records = [run.record for run in point.runs]
+    made = [record.provenance for record in records]
 
     def each(values: Iterable[object]) -> str:
         return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))
 
-    packages = dict.fromkeys(
-        f"{k} {v}" for record in records for k, v in record.provenance.packages.items() if v
-    )
-    facts: list[tuple[str, str]] = [
-        ("records", each(run.origin for run in point.runs)),
-        ("seeds", each(record.config.get("seed", record.provenance.seed) for record in records)),
-        ("made", each(f"{record.created:%Y-%m-%d %H:%M} UTC" for record in records)),
-        ("commit", each(record.provenance.git_commit for record in records)),
-        (
-            "ran on",
-            each(f"{record.provenance.device}, {record.provenance.platform}" for record in records),
-        ),
-        (
-            "packages",
-            ", ".join(
-                ["Python " + each(record.provenance.python for record in records), *packages]
-            ),
-        ),
-        ("tokenizer", each(record.provenance.tokenizer_key for record in records)),
-    ]
-    config: dict[str, Any] = records[0].config
-    return Source(
-        numbers.described(point),
-        point.name,
-        tuple(fact for fact in facts if fact[1]),
-        json.dumps(config, indent=2, ensure_ascii=False),
-    )
+    versions = (f"{k} {v}" for one in made for k, v in one.packages.items() if v)
+    facts = {
+        "records": each(run.origin for run in point.runs),
+        "seeds": each(record.config.get("seed", record.provenance.seed) for record in records),
+        "made": each(f"{record.created:%Y-%m-%d %H:%M} UTC" for record in records),
+        "commit": each(one.git_commit for one in made),
+        "ran on": each(f"{one.device}, {one.platform}" for one in made),
+        "packages": each([*(f"Python {one.python}" for one in made), *versions]),
+        "tokenizer": each(one.tokenizer_key for one in made),
+    }
+    return {
+        "name": point.full_name,
+        "curve": point.name,
+        "facts": {name: text for name, text in facts.items() if text},
+        "config": json.dumps(records[0].config, indent=2, ensure_ascii=False),
+    }

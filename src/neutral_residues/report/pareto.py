@@ -16,17 +16,20 @@ SAME_BUDGET = 0.02
 
 @dataclass(frozen=True)
 class EqualLearning:
-    """What one curve forgets where it has learnt as much as `Comparison.ours`.
+    """What one curve forgets where it has learnt as much as `Comparison.reference`.
 
     Attributes:
         forgetting: in %, interpolated; None where the curve does not reach that learning.
+        times: `forgetting` over the reference's; None where either is missing or that is not above
+            0.
         lowest_bits: the fewest target bits per byte that the curve reaches.
-        num_points: of the curve; with one, the way there is a straight line from the backbone,
-            which overstates.
+        num_points: of the curve; with one, the line from the backbone to it is straight, which
+            overstates.
     """
 
     name: str
     forgetting: float | None
+    times: float | None
     lowest_bits: float
     num_points: int
 
@@ -36,42 +39,26 @@ class Comparison:
     """The point of neutral residues against everything else in a section.
 
     Attributes:
-        ours: the point that is compared.
-        others: each other label's curve at our learning, least forgetting first; those that do not
-            reach it last.
+        reference: the point of neutral residues.
+        others: each other label's curve at equal learning, least forgetting first; those that do
+            not reach it last.
         better_on_both_sides: points of the same budget, or that add no weights, with less
             forgetting and more learning.
-        num_same_budget: how many points of the same budget, or that add no weights, there are
-            besides ours.
+        num_same_budget: how many other points of the same budget, or that add no weights, there
+            are.
     """
 
-    ours: Point
+    reference: Point
     others: tuple[EqualLearning, ...]
     better_on_both_sides: tuple[Point, ...]
     num_same_budget: int
-
-    @property
-    def next_best(self) -> EqualLearning | None:
-        """The other curve that forgets least at our learning; None if none reaches it."""
-        return next((other for other in self.others if other.forgetting is not None), None)
-
-    @property
-    def ratio(self) -> float | None:
-        """The next best's forgetting over ours; None where ours is not above 0, or there is no next
-        best."""
-        best, ours = self.next_best, self.ours.forgetting.mean
-        return (
-            best.forgetting / ours
-            if best is not None and best.forgetting is not None and ours > 0
-            else None
-        )
 
 
 def pareto_front(
     points: Iterable[Point],
     forgetting: Callable[[Point], float] = lambda point: point.forgetting.mean,
 ) -> list[Point]:
-    """The points than which no other is better on one side and at least as good on the other, by
+    """The points that no other dominates (better on one side, at least as good on the other), by
     forgetting."""
     placed = [((forgetting(point), point.bits.mean), point) for point in points]
     kept = [
@@ -80,25 +67,25 @@ def pareto_front(
     return [point for _, point in sorted(kept, key=lambda pair: pair[0])]
 
 
-def compare(section: Section) -> Comparison | None:
+def compare_with_neutral(section: Section) -> Comparison | None:
     """Neutral residues against the rest; None where no point has the method "neutral".
 
-    Of several such points it is the one labelled "neutral", with the most seeds, that came first.
+    Of several such points the reference is the one labelled "neutral", with the most seeds, that
+    came first.
     """
     candidates = [point for point in section.rows if point.method == NEUTRAL]
     if not candidates:
         return None
-    ours = max(
-        candidates, key=lambda point: (point.label == NEUTRAL, point.bits.n)
-    )  # the first of equals
+    reference = max(candidates, key=lambda point: (point.label == NEUTRAL, point.bits.n))
     others = [
-        _at_equal_learning(curve, section, ours)
+        _at_equal_learning(curve, section, reference)
         for curve in section.curves
-        if curve.label != ours.label
+        if curve.label != reference.label
     ]
-    rivals = [point for point in section.points if point is not ours and _same_budget(point, ours)]
-    better = [point for point in rivals if _is_better_on_both_sides(point, ours)]
-    return Comparison(ours, tuple(sorted(others, key=_least_first)), tuple(better), len(rivals))
+    others.sort(key=_least_first)
+    same_budget = [p for p in section.points if p is not reference and _same_budget(p, reference)]
+    better = [point for point in same_budget if _is_better_on_both_sides(point, reference)]
+    return Comparison(reference, tuple(others), tuple(better), len(same_budget))
 
 
 def forgetting_at(
@@ -108,8 +95,7 @@ def forgetting_at(
     it.
 
     The curve starts at the backbone, which has forgotten nothing. Points that another of the same
-    curve beats on both sides, such as too large a learning rate, are left out: this favours the
-    curve.
+    curve dominates, such as too large a learning rate, are left out: this favours the curve.
 
     Args:
         bits: target bits per byte to reach.
@@ -128,10 +114,13 @@ def forgetting_at(
     return None
 
 
-def _at_equal_learning(curve: Curve, section: Section, ours: Point) -> EqualLearning:
+def _at_equal_learning(curve: Curve, section: Section, reference: Point) -> EqualLearning:
     measured = [_xy(point) for point in (*curve.points, *_whole_share(curve, section))]
-    forgetting = forgetting_at(ours.bits.mean, measured, backbone_bits=ours.backbone_bits)
-    return EqualLearning(curve.name, forgetting, min(y for _, y in measured), len(measured))
+    backbone = reference.backbone_bits
+    forgetting = forgetting_at(reference.bits.mean, measured, backbone_bits=backbone)
+    least = reference.forgetting.mean
+    times = forgetting / least if forgetting is not None and least > 0 else None
+    return EqualLearning(curve.name, forgetting, times, min(y for _, y in measured), len(measured))
 
 
 def _whole_share(curve: Curve, section: Section) -> list[Point]:
@@ -139,18 +128,12 @@ def _whole_share(curve: Curve, section: Section) -> list[Point]:
     if curve.axis != SHARE:
         return []
     rate = curve.points[0].learning_rate
-    return [
-        point
-        for point in section.points
-        if point.method == "finetune" and point.learning_rate == rate
-    ]
+    return [p for p in section.points if p.method == "finetune" and p.learning_rate == rate]
 
 
 def _least_first(other: EqualLearning) -> tuple[bool, float]:
-    return (
-        other.forgetting is None,
-        other.lowest_bits if other.forgetting is None else other.forgetting,
-    )
+    reached = other.forgetting is not None
+    return not reached, other.forgetting if other.forgetting is not None else other.lowest_bits
 
 
 def _xy(point: Point) -> tuple[float, float]:

@@ -1,44 +1,49 @@
-"""The figures of a section as PNG and SVG, drawn with matplotlib: for papers, model cards and mail.
+"""Figures of the page as PNG and SVG, drawn with matplotlib: for papers, model cards and mail.
 
 Fixed metadata and a fixed salt: the same records give the same files.
 """
 
+import html
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import neutral_residues.report.formatting as numbers
+from neutral_residues.files import disk_errors
 from neutral_residues.report.aggregate import Section
-from neutral_residues.report.curves import courses, layer_values, sets_in_curves
+from neutral_residues.report.curves import PREFIX
+from neutral_residues.report.figure import Plot
 from neutral_residues.report.gate_heatmap import STEPS, HeatText, HeatToken, heat_texts
-from neutral_residues.report.pareto import pareto_front
-from neutral_residues.report.style import COLOURS, DASHES, MARKERS, limits, looks
+from neutral_residues.report.plots import gates_by_layer, plane, training
+from neutral_residues.report.style import DASHES, GREY, KNOWN, MARKERS, Style, shortened
+from neutral_residues.results.record import Record
+from neutral_residues.results.set_result import rise_percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GREY = "#8C8C8C"
 LEGEND_INSIDE = 6
-"""A longer legend stands beside the figure, where it hides no point."""
+"""A longer legend stands next to the figure, where it hides no point."""
 HEAT_COLUMNS, HEAT_TOKENS = 96, 240
-"""Letters in a line of the heat map; how many tokens of a text are drawn."""
+"""Characters in a line of the heat map; how many tokens of a text are drawn."""
+TEXT_HEIGHT, LAYER_HEIGHT = 0.22, 0.055
+"""Inches of a line of the heat map: its characters, and a square for each layer."""
 
 
-def prefixes(sections: Sequence[Section]) -> list[tuple[Section, str]]:
+def prefixes(sections: Sequence[Section]) -> list[str]:
     """How the file names of each section begin; no two alike."""
-    taken: dict[str, Section] = {}
+    names: list[str] = []
     for number, section in enumerate(sections, start=1):
         name = re.sub(r"[^\w.-]+", "-", section.name).strip("-.")[:60] or "target"
-        taken[f"{name}-{number}" if name in taken else name] = section
-    return [(section, name) for name, section in taken.items()]
+        names.append(f"{name}-{number}" if name in names else name)
+    return names
 
 
-def draw_pictures(section: Section, folder: Path, prefix: str) -> dict[str, str]:
-    """Draw all pictures of a section as PNG and SVG.
+def draw_section(section: Section, folder: Path, prefix: str) -> dict[str, str]:
+    """Draw all figures of a section as PNG and SVG.
 
     Returns:
         What each shows -> the file name of its PNG.
@@ -55,9 +60,56 @@ def draw_pictures(section: Section, folder: Path, prefix: str) -> dict[str, str]
             figure = draw(section)
             if figure is not None:
                 drawn[title] = f"{prefix}-{name}.png"
-                figure.savefig(folder / drawn[title], dpi=150, metadata={"Software": None})
-                figure.savefig(folder / f"{prefix}-{name}.svg", metadata={"Date": None})
+                _save(figure, folder / drawn[title])
+                _save(figure, folder / f"{prefix}-{name}.svg")
     return drawn
+
+
+def draw_trade_off(
+    records: Mapping[str, Record], path: Path, *, sources: Sequence[str], target: str, title: str
+) -> None:
+    """Draw the way of each run through forgetting and learning, from the backbone (0, 0) to its
+    end, as PNG or SVG by the ending of `path`.
+
+    Left is good (nothing forgotten), down is good (learnt).
+
+    Args:
+        records: label -> record of a training run whose curve has bits per byte.
+        sources: names of evaluation sets; one panel each.
+        target: name of an evaluation set.
+    """
+    with _settings():
+        figure = _new_figure(4.6 * len(sources), 4.0)
+        axes = figure.subplots(1, len(sources), sharey=True, squeeze=False)[0]
+        for axis, source in zip(axes, sources, strict=True):
+            for index, (label, record) in enumerate(records.items()):
+                style = Style.numbered(KNOWN.get(record.method, len(KNOWN) + index))
+                xs, ys = (
+                    _rises(record, name, beside=(source, target)) for name in (source, target)
+                )
+                axis.plot(xs, ys, **style.matplotlib_line, linewidth=1.5, alpha=0.6)
+                end = (xs[-1], ys[-1], style.marker.matplotlib)
+                axis.plot(*end, color=style.colour, markersize=9, label=label)
+            axis.axvline(0, color=GREY, linewidth=0.8)
+            axis.set_xlabel(f"forgetting: bits per byte of {source}, change in %")
+            _finish(axis, legend=axis is axes[0])
+        axes[0].set_ylabel(f"learning: bits per byte of {target}, change in %")
+        figure.suptitle(title)
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _save(figure, path)
+
+
+def _rises(record: Record, name: str, *, beside: Sequence[str]) -> list[float]:
+    """Rise in % of one set: of the backbone (0), where all sets of `beside` were measured on the
+    way, and at the end.
+
+    Measurements on the way are on a part of the text, so they are held against the backbone on that
+    part (step 0).
+    """
+    measured = [entry for entry in record.curve if all(PREFIX + each in entry for each in beside)]
+    way = [rise_percent(measured[0][PREFIX + name], e[PREFIX + name]) for e in measured[1:-1]]
+    return [0.0, *way, record.sets[name].rise_percent]
 
 
 @contextmanager
@@ -66,15 +118,13 @@ def _settings() -> Iterator[None]:
 
     # parse_math: a dollar in a label or token is a dollar.
     fixed = {
+        "backend": "agg",
         "svg.hashsalt": "neutral-residues",
         "text.parse_math": False,
         "font.size": 9,
         "axes.axisbelow": True,
     }
-    with (
-        matplotlib.rc_context({**matplotlib.rcParamsDefault, **fixed, "backend": "agg"}),
-        warnings.catch_warnings(),
-    ):
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **fixed}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
@@ -85,109 +135,92 @@ def _new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def _save(figure: "Figure", path: Path) -> None:
+    """Without date and program, so that the same record gives the same file."""
+    metadata: dict[str, str | None] = {"Software" if path.suffix == ".png" else "Date": None}
+    figure.savefig(path, dpi=150, metadata=metadata)
+
+
+def _panels(plots: Sequence[Plot], width: float, height: float) -> "Figure":
+    """Figures of the page next to each other; one legend, in the last."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _new_figure(width * len(plots), height)
+    for plot, axis in zip(plots, figure.subplots(1, len(plots), squeeze=False)[0], strict=True):
+        for trace in plot.figure.data:
+            _draw_trace(axis, trace)
+        layout = plot.figure.layout
+        axis.set_title(_shown(plot.title), fontsize=9)
+        axis.set_xlabel(html.unescape(layout.xaxis.title.text))
+        axis.set_ylabel(html.unescape(layout.yaxis.title.text) if plot is plots[0] else "")
+        axis.set_xlim(layout.xaxis.range)
+        axis.set_ylim(layout.yaxis.range)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if layout.xaxis.zeroline:
+            axis.axvline(0, color=GREY, linewidth=0.8, zorder=0)
+        _finish(axis, legend=plot is plots[-1])
+    return figure
+
+
+def _draw_trace(axis: "Axes", trace: Any) -> None:
+    """A line of the page with its markers, open ones too, and error bars."""
+    line = trace.line.to_plotly_json()
+    style = {"color": line.get("color", trace.marker.color), "alpha": trace.opacity}
+    dashes = {dash.plotly: dash.matplotlib for dash in DASHES}
+    style["linestyle"] = dashes[line.get("dash", "solid")] if "lines" in trace.mode else ""
+    axis.plot(trace.x, trace.y, **style, linewidth=0.8 * line.get("width", 1))
+    if "markers" not in trace.mode:
+        return
+    count, markers = len(trace.x), {marker.plotly: marker.matplotlib for marker in MARKERS}
+    symbols, sizes = _each(trace.marker.symbol, count), _each(trace.marker.size, count)
+    errors = [error.array or [0] * count for error in (trace.error_x, trace.error_y)]
+    for x, y, symbol, size, *error in zip(trace.x, trace.y, symbols, sizes, *errors, strict=True):
+        face = "white" if symbol.endswith("-open") else style["color"]
+        marker = {"marker": markers[symbol.removesuffix("-open")], "markersize": 0.6 * size}
+        bars = dict(zip(("xerr", "yerr"), (each or None for each in error), strict=True))
+        axis.errorbar(x, y, **bars, **marker, color=style["color"], markerfacecolor=face, capsize=2)
+    if trace.showlegend is not False:
+        marker = {"marker": markers[symbols[0].removesuffix("-open")], "markersize": 5}
+        axis.plot([], [], **style, **marker, label=_shown(html.unescape(trace.name)))
+
+
+def _each(value: Any, count: int) -> Sequence[Any]:
+    """Plotly takes one value for all points, or one for each."""
+    return [value] * count if isinstance(value, str | int | float) else value
+
+
 def _plane(section: Section) -> "Figure":
-    figure = _new_figure(6.4 if len(section.curves) <= LEGEND_INSIDE else 8.6, 4.8)
-    axis, style = figure.add_subplot(), looks(section.curves)
-    for curve in section.curves:
-        look = style[curve.name]
-        xs, ys = [p.forgetting.mean for p in curve.points], [p.bits.mean for p in curve.points]
-        axis.plot(xs, ys, color=look.colour, linestyle=look.picture_dash, linewidth=1.2, alpha=0.7)
-        for point, x, y in zip(curve.points, xs, ys, strict=True):
-            open_ = point.is_chosen is False
-            axis.errorbar(
-                x, y, xerr=point.forgetting.deviation, yerr=point.bits.deviation, fmt=look.picture_marker,
-                color=look.colour, markerfacecolor="white" if open_ else look.colour, markersize=5 if open_ else 8,
-                capsize=2, linewidth=1, label=_shown(curve.name) if point is curve.points[0] else None,
-            )  # fmt: skip
-    front = pareto_front(section.points)
-    axis.plot(
-        [p.forgetting.mean for p in front],
-        [p.bits.mean for p in front],
-        ":",
-        color=GREY,
-        linewidth=1,
-        zorder=1,
+    width = 6.4 if len(section.curves) <= LEGEND_INSIDE else 8.6
+    figure = _panels([plane(section)], width, 4.8)
+    sources = _shown(", ".join(section.sources), 60)
+    figure.axes[0].set_xlabel(
+        f"forgetting: bits per byte of {sources}, change in %\n(left is good)"
     )
-    axis.axvline(0, color=GREY, linewidth=0.8, zorder=0)
-    xs, ys = (
-        [0.0, *(p.forgetting.mean for p in section.framed)],
-        [p.bits.mean for p in section.framed],
-    )
-    axis.set_xlim(limits(xs))
-    axis.set_ylim(limits(ys))
-    axis.set_xlabel(
-        f"forgetting: bits per byte of {_shown(', '.join(section.sources), 60)}, change in %\n(left"
-        " is good)"
-    )
-    axis.set_ylabel(f"learning: bits per byte of {_shown(section.name)} (down is good)")
-    _finish(axis, legend=True)
     return figure
 
 
 def _training(section: Section) -> "Figure | None":
-    sets = sets_in_curves(section)
-    if not sets:
-        return None
-    figure, style = _new_figure(3.6 * len(sets), 3.4), looks(section.curves)
-    for number, (name, role) in enumerate(sets.items(), start=1):
-        axis = figure.add_subplot(1, len(sets), number)
-        for course in courses(section, name):
-            look = style[course.point.name]
-            for steps, values in course.seeds if len(course.seeds) > 1 else ():
-                axis.plot(
-                    steps,
-                    values,
-                    color=look.colour,
-                    linestyle=look.picture_dash,
-                    linewidth=0.8,
-                    alpha=0.3,
-                )
-            axis.plot(
-                course.steps, course.means, color=look.colour, linestyle=look.picture_dash, marker=look.picture_marker,
-                markersize=4, linewidth=1.4, label=_shown(numbers.row_name(course.point, section)),
-            )  # fmt: skip
-        axis.set_title(f"{_shown(name)} ({role})", fontsize=9)
-        axis.set_xlabel("step")
-        axis.set_ylabel("bits per byte (down is good)" if number == 1 else "")
-        _finish(axis, legend=number == len(sets))
-    return figure
+    plots = training(section)
+    return _panels(plots, 3.6, 3.4) if plots else None
 
 
 def _layers(section: Section) -> "Figure | None":
-    from matplotlib.ticker import MaxNLocator
-
-    shown = [(point, layer_values(point, "gates_zero")) for point in section.rows]
-    shown = [(point, values) for point, values in shown if values]
-    if not shown:
-        return None
-    figure = _new_figure(4.0 * len(shown), 3.4)
-    for number, (point, values) in enumerate(shown, start=1):
-        axis = figure.add_subplot(1, len(shown), number)
-        for index, (name, by_layer) in enumerate(values.items()):
-            axis.plot(
-                list(by_layer), [100 * v for v in by_layer.values()], color=COLOURS[index % len(COLOURS)],
-                linestyle=DASHES[index % len(DASHES)][1], marker=MARKERS[index % len(MARKERS)][1], markersize=4,
-                label=_shown(name),
-            )  # fmt: skip
-        axis.set_title(_shown(numbers.row_name(point, section)), fontsize=9)
-        axis.set_ylim(-3, 103)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set_xlabel("layer")
-        axis.set_ylabel("gates that are exactly 0, % of tokens" if number == 1 else "")
-        _finish(axis, legend=number == len(shown))
-    return figure
+    plots = gates_by_layer(section)
+    return _panels(plots, 4.0, 3.4) if plots else None
 
 
 def _heat(section: Section) -> "Figure | None":
     texts = heat_texts(section)
     if not texts:
         return None
-    laid_out = [(text, _lines(text.tokens[:HEAT_TOKENS])) for text in texts]
-    heights = [0.45 + len(lines) * _line_height(text) for text, lines in laid_out]
+    lines = [_lines(text.tokens[:HEAT_TOKENS]) for text in texts]
+    heights = [
+        0.45 + len(of_text) * _line_height(text) for text, of_text in zip(texts, lines, strict=True)
+    ]
     figure = _new_figure(8.0, sum(heights) + 0.3)
-    axes = figure.subplots(len(texts), 1, squeeze=False, height_ratios=heights)
-    for (text, lines), axis in zip(laid_out, axes[:, 0], strict=True):
-        _heat_text(axis, text, lines)
+    axes = figure.subplots(len(texts), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for text, of_text, axis in zip(texts, lines, axes, strict=True):
+        _draw_heat_text(axis, text, of_text)
     return figure
 
 
@@ -208,33 +241,25 @@ def _lines(tokens: Sequence[HeatToken]) -> list[list[tuple[int, HeatToken]]]:
 
 
 def _line_height(text: HeatText) -> float:
-    """Inches: the letters, and a square for each layer."""
-    return 0.22 + 0.055 * len(text.layers)
+    return TEXT_HEIGHT + LAYER_HEIGHT * len(text.layers)
 
 
-def _heat_text(
+def _draw_heat_text(
     axis: "Axes", text: HeatText, lines: Sequence[Sequence[tuple[int, HeatToken]]]
 ) -> None:
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
-    letters, square = 0.22 / _line_height(text), 0.055 / _line_height(text)
+    letters, square = (h / _line_height(text) for h in (TEXT_HEIGHT, LAYER_HEIGHT))
     patches, faces, edges = [], [], []
+    font = {"family": "monospace", "fontsize": 9.2, "va": "baseline"}
     for row, line in enumerate(lines):
         for column, token in line:
-            axis.text(
-                column,
-                row + 0.75 * letters,
-                token.text[:HEAT_COLUMNS],
-                family="monospace",
-                fontsize=9.2,
-                va="baseline",
-            )
+            axis.text(column, row + 0.75 * letters, token.text[:HEAT_COLUMNS], **font)
+            width = max(0.5, len(token.text) - 0.25)
             for index, level in enumerate(token.levels):
-                width = max(0.5, len(token.text) - 0.25)
-                patches.append(
-                    Rectangle((column, row + letters + index * square), width, 0.75 * square)
-                )
+                corner = (column, row + letters + index * square)
+                patches.append(Rectangle(corner, width, 0.75 * square))
                 faces.append((0.0, 0.447, 0.698, level / STEPS))
                 edges.append((0.66, 0.66, 0.63, 1.0 if level == 0 else 0.0))
     cells = PatchCollection(patches, facecolors=faces, edgecolors=edges, linewidths=0.4)
@@ -243,10 +268,9 @@ def _heat_text(
     axis.set_xlim(0, HEAT_COLUMNS)
     axis.set_ylim(max(1, len(lines)), 0)
     axis.set_axis_off()
-    title = f"{_shown(text.owner)} on {_shown(text.name)} ({text.kind})"
-    axis.set_title(
-        f"{title}: {100 * text.shut:.0f} % of gates exactly 0 (hollow)", fontsize=8, loc="left"
-    )
+    title = f"{_shown(text.row)} on {_shown(text.name)} ({text.kind})"
+    closed = f"{100 * text.closed_share:.0f} % of gates exactly 0 (hollow)"
+    axis.set_title(f"{title}: {closed}", fontsize=8, loc="left")
 
 
 def _finish(axis: "Axes", *, legend: bool) -> None:
@@ -262,8 +286,6 @@ def _finish(axis: "Axes", *, legend: bool) -> None:
 
 def _shown(text: str, length: int = 40) -> str:
     """A label that fits and that SVG can hold."""
-    clean = "".join(c if c.isprintable() else "�" for c in text)
-    short = clean if len(clean) <= length else f"{clean[: length - 1]}…"
-    return (
-        f" {short}" if short.startswith("_") else short
-    )  # matplotlib's legends leave out what begins with "_"
+    short = shortened("".join(c if c.isprintable() else "�" for c in text), length)
+    # matplotlib's legends leave out what begins with "_"
+    return f" {short}" if short.startswith("_") else short

@@ -1,38 +1,16 @@
-"""The numbers of a section as tables, for page, summary and screen readers alike."""
+"""The numbers of a section as tables, for page, summary and screen readers alike. A cell holds its
+number and how it is written."""
 
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import neutral_residues.report.formatting as numbers
-from neutral_residues.report.aggregate import LEARNING_RATE, Point, Section, Spread
-from neutral_residues.report.pareto import compare, pareto_front
+from neutral_residues.report.aggregate import Point, Section, Spread
+from neutral_residues.report.formatting import NONE, number, short
+from neutral_residues.report.load import Unfinished
+from neutral_residues.report.pareto import compare_with_neutral, pareto_front
 
-LOWER, HIGHER, NEITHER = "lower is better", "higher is better", ""
-
-
-@dataclass(frozen=True)
-class Column:
-    """Heading of a column.
-
-    Attributes:
-        name: what it holds.
-        unit: of its numbers; empty for words.
-        good: which direction is good; empty where neither is.
-    """
-
-    name: str
-    unit: str = ""
-    good: str = NEITHER
-
-    @property
-    def text(self) -> str:
-        """All of it in one line."""
-        return ", ".join(
-            part
-            for part in (f"{self.name} [{self.unit}]" if self.unit else self.name, self.good)
-            if part
-        )
+LOWER, HIGHER = "lower is better", "higher is better"
+BITS = "bits/byte"
 
 
 @dataclass(frozen=True)
@@ -41,7 +19,7 @@ class Cell:
 
     Attributes:
         text: as people read it.
-        value: as it sorts; None sorts last.
+        value: the number, in the unit of its column; None where there is none, which sorts last.
     """
 
     text: str
@@ -49,252 +27,239 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line.
+class Column:
+    """One column with its heading.
 
     Attributes:
-        name: first entry, the line's heading.
-        curve: name of the curve it belongs to, for its marker; empty for none.
-        cells: the other entries.
-        is_dim: whether it was measured but not chosen.
+        name: what it holds.
+        unit: of its numbers; empty for words.
+        good: which direction is good; empty where neither is.
+        is_text: whether the cells are sentences.
     """
 
     name: str
     cells: tuple[Cell, ...]
+    unit: str = ""
+    good: str = ""
+    is_text: bool = False
+
+    @property
+    def heading(self) -> str:
+        """Name, unit and direction in one line."""
+        name = f"{self.name} [{self.unit}]" if self.unit else self.name
+        return f"{name}, {self.good}" if self.good else name
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no cell has a number."""
+        return all(cell.value is None for cell in self.cells)
+
+
+@dataclass(frozen=True)
+class RowName:
+    """What heads a row.
+
+    Attributes:
+        curve: name of the curve it belongs to, for its marker; empty for none.
+        is_dim: whether it was measured but not chosen.
+    """
+
+    name: str
     curve: str = ""
     is_dim: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """Headings and lines; the first heading is that of the names."""
+    """Names of rows, their heading, and the other columns."""
 
+    rows: tuple[RowName, ...]
     columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    first: str = "run"
+
+    @property
+    def lines(self) -> list[tuple[RowName, list[Cell]]]:
+        """Row by row."""
+        return [
+            (row, [column.cells[index] for column in self.columns])
+            for index, row in enumerate(self.rows)
+        ]
+
+
+def numbers(
+    name: str,
+    values: Iterable[float | Spread | None],
+    digits: int | None = None,
+    unit: str = "",
+    good: str = "",
+    *,
+    signed: bool = False,
+) -> Column:
+    """A column of numbers; without `digits` each has three that count."""
+
+    def cell(value: float | Spread | None) -> Cell:
+        mean = value.mean if isinstance(value, Spread) else value
+        return Cell(short(mean) if digits is None else number(value, digits, signed=signed), mean)
+
+    return Column(name, tuple(map(cell, values)), unit, good)
+
+
+def texts(name: str, values: Iterable[str], *, is_text: bool = False) -> Column:
+    """A column of words."""
+    return Column(name, tuple(map(Cell, values)), is_text=is_text)
+
+
+def row_names(points: Iterable[Point], section: Section) -> tuple[RowName, ...]:
+    """Each point by the name that tells it from other rows of the section."""
+    return tuple(RowName(section.row_name(point), point.name) for point in points)
 
 
 def points_table(section: Section) -> Table:
-    """Every point: both sides, with what set it apart."""
-    fields = _point_fields(section)
-    rows = [
-        Row(p.name, tuple(cells[index] for _, cells in fields), p.name, p.is_chosen is False)
-        for index, p in enumerate(section.points)
-    ]
-    return Table((Column("run"), *(column for column, _ in fields)), tuple(rows))
+    """Every point: both sides, with what tells it from others; columns without numbers are left
+    out."""
+    points = section.points
+    front = pareto_front(points)
+    on_front = tuple(Cell("yes", 1) if point in front else Cell(NONE, 0) for point in points)
+    columns = (
+        _rates(points),
+        numbers("share of the average", [p.share for p in points]),
+        _seeds(points),
+        *_sides(section, points),
+        numbers(
+            "of fine-tuning's drop", [_percent(p.learning_share) for p in points], 0, "%", HIGHER
+        ),
+        numbers(
+            "source tokens with all gates 0", [p.neutral_percent for p in points], 1, "%", HIGHER
+        ),
+        *_single_sets(section),
+        _new_weights(points, good=LOWER),
+        Column("on the Pareto front", on_front),
+        numbers("bits per byte, validation", [p.validation_bits for p in points], 4, BITS, LOWER),
+        _chosen(points),
+    )
+    return Table(
+        tuple(RowName(p.name, p.name, p.is_chosen is False) for p in points),
+        tuple(column for column in columns if not column.is_empty),
+    )
 
 
 def summary_table(section: Section) -> Table:
     """The points that stand for their curve, in few columns."""
     rows = section.rows
-    fields = [
-        (Column("learning rate"), [Cell(numbers.rate(p), p.learning_rate) for p in rows]),
-        (Column("seeds"), [Cell(str(p.bits.n), p.bits.n) for p in rows]),
-        (Column("new weights", "%"), [_new_weights(p) for p in rows]),
-        *_sides(section, rows),
-    ]
-    cells = zip(*(cells for _, cells in fields), strict=True)
-    lines = [
-        Row(numbers.row_name(p, section), line, p.name) for p, line in zip(rows, cells, strict=True)
-    ]
-    return Table((Column("run"), *(column for column, _ in fields)), tuple(lines))
+    columns = (_rates(rows), _seeds(rows), _new_weights(rows), *_sides(section, rows))
+    return Table(row_names(rows, section), columns)
 
 
 def equal_learning_table(section: Section) -> Table | None:
     """What every other method forgets where it has learnt as much as neutral residues; None without
     either."""
-    comparison = compare(section)
+    comparison = compare_with_neutral(section)
     if comparison is None or not comparison.others:
         return None
-    ours = comparison.ours
-    rows = [
-        Row(
-            numbers.row_name(ours, section),
-            (_cell(ours.forgetting, 2, sign=True), Cell("1", 1)),
-            ours.name,
-        )
+    reference, others = comparison.reference, comparison.others
+    at = f"forgetting at {number(reference.bits.mean)} bits per byte of {section.name}"
+    forgetting = [
+        Cell(f"does not learn as much ({number(other.lowest_bits)} bits per byte)")
+        if other.forgetting is None
+        else Cell(number(other.forgetting, 2, signed=True), other.forgetting)
+        for other in others
     ]
-    for other in comparison.others:
-        if other.forgetting is None:
-            cells = (
-                Cell(f"does not learn as much ({numbers.number(other.lowest_bits)} bits per byte)"),
-                Cell("-"),
-            )
-        else:
-            times = other.forgetting / ours.forgetting.mean if ours.forgetting.mean > 0 else None
-            forgets = Cell(numbers.number(other.forgetting, 2, sign=True), other.forgetting)
-            cells = (forgets, Cell(numbers.number(times, 1), times))
-        rows.append(Row(other.name, cells, other.name))
-    forgetting = Column(
-        f"forgetting at {numbers.number(ours.bits.mean)} bits per byte of {section.name}",
-        "%",
-        LOWER,
+    own = Cell(number(reference.forgetting, 2, signed=True), reference.forgetting.mean)
+    return Table(
+        (*row_names([reference], section), *(RowName(other.name, other.name) for other in others)),
+        (
+            Column(at, (own, *forgetting), "%", LOWER),
+            numbers("times as much", [1.0, *(other.times for other in others)], 1),
+        ),
     )
-    return Table((Column("run"), forgetting, Column("times as much")), tuple(rows))
 
 
 def cost_table(section: Section) -> Table:
     """What each point took: medians and means of its first seed; times compare only on the same
     machine."""
+    costs = [point.first.cost for point in section.rows]
+
+    def scaled(name: str, by: float) -> list[float | None]:
+        values = (getattr(cost, name) for cost in costs)
+        return [None if value is None else value / by for value in values]
+
+    weights = "million weights"
     columns = (
-        Column("run"),
-        Column("step", "s", LOWER),
-        Column("throughput", "tokens/s", HIGHER),
-        Column("training", "min", LOWER),
-        Column("threads", "", NEITHER),
-        Column("peak memory", "GiB", LOWER),
-        Column("trained", "million weights", LOWER),
-        Column("added", "million weights", LOWER),
-        Column("stored", "million weights", LOWER),
+        numbers("step", scaled("step_seconds", 1), 3, "s", LOWER),
+        numbers("throughput", scaled("tokens_per_second", 1), 0, "tokens/s", HIGHER),
+        numbers("training", scaled("seconds", 60), 1, "min", LOWER),
+        numbers("threads", scaled("threads", 1)),
+        numbers("peak memory", scaled("peak_memory_bytes", 2**30), 2, "GiB", LOWER),
+        numbers("trained", scaled("trainable_weights", 1e6), None, weights, LOWER),
+        numbers("added", scaled("new_weights", 1e6), None, weights, LOWER),
+        numbers("stored", scaled("stored_weights", 1e6), None, weights, LOWER),
     )
-    cells = [_cost_cells(p) for p in section.rows]
-    known = [n for n in range(len(columns) - 1) if any(row[n].value is not None for row in cells)]
-    rows = [
-        Row(numbers.row_name(p, section), tuple(row[n] for n in known), p.name)
-        for p, row in zip(section.rows, cells, strict=True)
-    ]
-    return Table((columns[0], *(columns[n + 1] for n in known)), tuple(rows))
-
-
-def rates_table(section: Section) -> Table | None:
-    """Learning rates that were tried, and what chose among them; None where no curve has
-    several."""
-    tried = [c for c in section.curves if c.axis == LEARNING_RATE and len(c.points) > 1]
-    rows = [
-        Row(
-            curve.name,
-            (
-                Cell(numbers.rate(p), p.learning_rate),
-                Cell(str(p.bits.n), p.bits.n),
-                _cell(p.validation_bits, 4),
-                Cell("chosen" if p.is_chosen else "", float(bool(p.is_chosen))),
-            ),
-            curve.name,
-            p.is_chosen is False,
-        )
-        for curve in tried
-        for p in curve.points
-    ]
-    rate, chosen = Column("learning rate"), Column("chosen")
-    validation = Column("bits per byte on target text to validate on", "bits/byte", LOWER)
-    return (
-        Table((Column("run"), rate, Column("seeds"), validation, chosen), tuple(rows))
-        if rows
-        else None
+    return Table(
+        row_names(section.rows, section), tuple(column for column in columns if not column.is_empty)
     )
 
 
-def neutral_tokens(point: Point) -> Spread | None:
-    """Share of source tokens with every gate exactly 0, mean over the source sets, in %; None
-    without block gates."""
-    values = [
-        [
-            found.neutral_share
-            for found in run.record.sets.values()
-            if found.role == "source" and found.neutral_share is not None
-        ]
-        for run in point.runs
-    ]
-    return Spread.of([100 * statistics.fmean(v) for v in values]) if all(values) else None
+def unfinished_table(runs: Sequence[Unfinished]) -> Table:
+    """Runs without a result, and why."""
+    states = ["not done yet" if run.reason is None else "failed" for run in runs]
+    reasons = [run.reason or "" for run in runs]
+    return Table(
+        tuple(RowName(run.label or run.origin) for run in runs),
+        (
+            texts("folder", [run.origin for run in runs]),
+            texts("state", states),
+            texts("reason", reasons, is_text=True),
+        ),
+    )
 
 
-def _point_fields(section: Section) -> list[tuple[Column, list[Cell]]]:
-    """Columns of the table of points with their cells; a column that would say nothing is left
-    out."""
-    points = section.points
-    front = pareto_front(section.points)
-    fields = [
-        (Column("learning rate"), [Cell(numbers.rate(p), p.learning_rate) for p in points]),
-        (Column("share of the average"), [Cell(_plain(p.share), p.share) for p in points]),
-        (Column("seeds"), [Cell(str(p.bits.n), p.bits.n) for p in points]),
-        *_sides(section, points),
-        (
-            Column("of fine-tuning's drop", "%", HIGHER),
-            [Cell(numbers.share(p.learning_share), p.learning_share) for p in points],
-        ),
-        (
-            Column("source tokens with all gates 0", "%", HIGHER),
-            [_cell(neutral_tokens(p), 1) for p in points],
-        ),
-        *_single_sets(section),
-        (Column("new weights", "% of the backbone", LOWER), [_new_weights(p) for p in points]),
-        (
-            Column("on the Pareto front"),
-            [Cell("yes", 1) if p in front else Cell(numbers.NONE, 0) for p in points],
-        ),
-    ]
-    if any(p.is_chosen is not None for p in points):
-        chosen = {True: Cell("chosen", 2), False: Cell("not chosen", 0), None: Cell("only one", 1)}
-        fields.append((Column("by validation"), [chosen[p.is_chosen] for p in points]))
+def _rates(points: Sequence[Point]) -> Column:
+    def cell(point: Point) -> Cell:
+        if point.learning_rate is None and point.share is None:
+            return Cell("recipe")
+        return Cell(short(point.learning_rate), point.learning_rate)
+
+    return Column("learning rate", tuple(map(cell, points)))
+
+
+def _seeds(points: Sequence[Point]) -> Column:
+    return numbers("seeds", [point.bits.n for point in points])
+
+
+def _sides(section: Section, points: Sequence[Point]) -> list[Column]:
+    name = section.name
+    learning = [point.learning_percent for point in points]
     return [
-        (column, cells) for column, cells in fields if any(cell.value is not None for cell in cells)
+        numbers("forgetting, mean", [p.forgetting for p in points], 2, "%", LOWER, signed=True),
+        numbers(f"bits per byte, {name}", [p.bits for p in points], 4, BITS, LOWER),
+        numbers(f"change, {name}", learning, 2, "%", LOWER, signed=True),
     ]
 
 
-def _sides(section: Section, points: Sequence[Point]) -> list[tuple[Column, list[Cell]]]:
-    return [
-        (
-            Column("forgetting, mean", "%", LOWER),
-            [_cell(p.forgetting, 2, sign=True) for p in points],
-        ),
-        (
-            Column(f"bits per byte, {section.name}", "bits/byte", LOWER),
-            [_cell(p.bits, 4) for p in points],
-        ),
-        (
-            Column(f"change, {section.name}", "%", LOWER),
-            [_cell(p.learning_percent, 2, sign=True) for p in points],
-        ),
-    ]
-
-
-def _single_sets(section: Section) -> list[tuple[Column, list[Cell]]]:
-    """Each set singly, on a side that has several."""
+def _single_sets(section: Section) -> list[Column]:
+    """Each set on its own, for a role that has several."""
     points, sources, targets = section.points, section.sources, section.targets
-    forgetting = [
-        (
-            Column(f"forgetting, {s}", "%", LOWER),
-            [_cell(p.forgetting_by_set[s], 2, sign=True) for p in points],
-        )
-        for s in (sources if len(sources) > 1 else ())
-    ]
-    learning = [
-        (
-            Column(f"bits per byte, {t}", "bits/byte", LOWER),
-            [_cell(p.target_by_set[t], 4) for p in points],
-        )
-        for t in (targets if len(targets) > 1 else ())
-    ]
-    return [*forgetting, *learning]
+    columns = []
+    for name in sources if len(sources) > 1 else ():
+        values = [point.forgetting_by_set[name] for point in points]
+        columns.append(numbers(f"forgetting, {name}", values, 2, "%", LOWER, signed=True))
+    for name in targets if len(targets) > 1 else ():
+        values = [point.bits_by_target[name] for point in points]
+        columns.append(numbers(f"bits per byte, {name}", values, 4, BITS, LOWER))
+    return columns
 
 
-def _cost_cells(point: Point) -> tuple[Cell, ...]:
-    cost = point.first.cost
-    minutes = None if cost.seconds is None else cost.seconds / 60
-    return (
-        Cell(numbers.number(cost.step_seconds, 3), cost.step_seconds),
-        Cell(numbers.number(cost.tokens_per_second, 0), cost.tokens_per_second),
-        Cell(numbers.number(minutes, 1), minutes),
-        Cell(_plain(cost.threads), cost.threads),
-        Cell(numbers.gibibytes(cost.peak_memory_bytes), cost.peak_memory_bytes),
-        Cell(numbers.millions(cost.trainable_weights), cost.trainable_weights),
-        Cell(numbers.millions(cost.new_weights), cost.new_weights),
-        Cell(numbers.millions(cost.stored_weights), cost.stored_weights),
-    )
+def _new_weights(points: Sequence[Point], good: str = "") -> Column:
+    shares = [_percent(point.new_share) for point in points]
+    return numbers("new weights", shares, 1, "% of the backbone", good)
 
 
-def _cell(value: Spread | None, digits: int, *, sign: bool = False) -> Cell:
-    return Cell(numbers.spread(value, digits, sign=sign), None if value is None else value.mean)
+def _chosen(points: Sequence[Point]) -> Column:
+    cells = {True: Cell("chosen", 2), False: Cell("not chosen", 0), None: Cell("only one", 1)}
+    if all(point.is_chosen is None for point in points):
+        cells = {None: Cell(NONE)}
+    return Column("by validation", tuple(cells[point.is_chosen] for point in points))
 
 
-def _new_weights(point: Point) -> Cell:
-    share = point.new_share
-    return Cell(numbers.NONE if share is None else numbers.number(100 * share, 1), share)
-
-
-def _plain(value: float | None) -> str:
-    return numbers.NONE if value is None else f"{value:g}"
-
-
-def by_set(name: str, sets: Sequence[str], unit: str) -> tuple[Column, ...]:
-    """Headings for a table with one column for each evaluation set."""
-    return (Column(name), *(Column(s, unit) for s in sets))
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share

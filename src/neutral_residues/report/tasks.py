@@ -1,25 +1,22 @@
 """Tasks of a section: every run's change on every task, over seeds, with how sure it is.
 
 Seeds see the same items, so an average over them does not make the interval over items narrower:
-the ends shown are the means of the seeds' ends. Where a language has many tasks they are averaged
-too; as their items differ, the half-widths add as squares.
+the ends shown are the means of the seeds' ends.
 """
 
-import math
+import html
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import neutral_residues.report.formatting as numbers
 from neutral_residues.errors import UserError
-from neutral_residues.evaluation.tasks.languages import language_name
-from neutral_residues.report.aggregate import Point, Section, Spread
-from neutral_residues.report.tables import Cell, Column, Row, Table
+from neutral_residues.report.aggregate import Point, Section, Spread, grouped
+from neutral_residues.report.figure import Plot, empty_figure, hover
+from neutral_residues.report.formatting import NONE, number
+from neutral_residues.report.style import shortened, styles
+from neutral_residues.report.tables import Cell, Column, Table, numbers, row_names, texts
 from neutral_residues.results.record import TaskScore
 from neutral_residues.results.wording import change_in_words, factor_of
-
-MANY = 4
-"""So many tasks of a language are averaged in a sentence; fewer are named."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +42,15 @@ class TaskResult:
     high: float
 
     @property
+    def is_share(self) -> bool:
+        """Whether the score is a share of items answered rightly, in %."""
+        return self.score.unit == "share"
+
+    @property
     def change(self) -> str:
         """In words."""
-        return change_in_words(
-            self.difference.mean, self.low, self.high, direction=self.score.direction
-        )
+        direction = self.score.direction
+        return change_in_words(self.difference.mean, self.low, self.high, direction=direction)
 
 
 def task_results(section: Section) -> list[TaskResult]:
@@ -58,128 +59,144 @@ def task_results(section: Section) -> list[TaskResult]:
     Raises:
         UserError: if two runs of one task were not given the same items.
     """
-    by_task: dict[str, list[TaskResult]] = {}
-    for point in section.rows:
-        for result in _of_point(point):
-            by_task.setdefault(result.score.name, []).append(result)
-    for name, found in by_task.items():
-        _check_same_items(name, found)
-    return [result for found in by_task.values() for result in found]
-
-
-def tasks_table(section: Section) -> Table | None:
-    """All results; None without tasks."""
-    found = task_results(section)
-    if not found:
-        return None
-    columns = (
-        Column("task"), Column("role"), Column("score"), Column("items"), Column("shots"), Column("prompts cut"),
-        Column("backbone"), Column("extended"), Column("difference"), Column("95 % interval"), Column("p"),
-        Column("seeds"),
-    )  # fmt: skip
-    cells = [_cells(result) for result in found]
-    silent = {"role": "none", "shots": "0", "prompts cut": "0", "p": numbers.NONE}
-    shown = [
-        n
-        for n, column in enumerate(columns)
-        if any(row[n].text != silent.get(column.name) for row in cells)
-    ]
-    rows = [
-        Row(numbers.row_name(r.point, section), tuple(row[n] for n in shown), r.point.name)
-        for r, row in zip(found, cells, strict=True)
-    ]
-    return Table((Column("run"), *(columns[n] for n in shown)), tuple(rows))
-
-
-def task_sentences(section: Section) -> list[str]:
-    """One sentence for each run: how each language changed."""
-    by_point: dict[str, list[TaskResult]] = {}
-    for result in task_results(section):
-        by_point.setdefault(numbers.row_name(result.point, section), []).append(result)
-    return [f"{name} – {'; '.join(_by_language(found))}." for name, found in by_point.items()]
+    results = [result for point in section.rows for result in _of_point(point)]
+    by_task = grouped(results, lambda result: result.score.name)
+    for found in by_task:
+        for other in found[1:]:
+            _check_same_items(found[0].score, other.score, found[0].point, other.point)
+    return [result for found in by_task for result in found]
 
 
 def _of_point(point: Point) -> Iterator[TaskResult]:
-    names = dict.fromkeys(task.name for run in point.runs for task in run.record.tasks)
-    for name in names:
-        scores = [task for run in point.runs for task in run.record.tasks if task.name == name]
-        if len({score.key for score in scores}) > 1:
-            raise _other_items(name, point.name, point.name)
-        factor = factor_of(scores[0])
+    scores = [score for run in point.runs for score in run.record.tasks]
+    for of_task in grouped(scores, lambda score: score.name):
+        for other in of_task[1:]:
+            _check_same_items(of_task[0], other, point, point)
+        factor, score = factor_of(of_task[0]), of_task[0]
+        seeds = {
+            name: [factor * getattr(each, name) for each in of_task]
+            for name in ("backbone", "extended", "difference", "low", "high")
+        }
+        difference = Spread.over(seeds.pop("difference"))
+        means = {name: statistics.fmean(values) for name, values in seeds.items()}
+        yield TaskResult(point, score, difference=difference, **means)
 
-        def mean(values: Sequence[float], factor: int = factor) -> float:
-            return factor * statistics.fmean(values)
 
-        yield TaskResult(
-            point,
-            scores[0],
-            backbone=mean([s.backbone for s in scores]),
-            extended=mean([s.extended for s in scores]),
-            difference=Spread.of([factor * s.difference for s in scores]),
-            low=mean([s.low for s in scores]),
-            high=mean([s.high for s in scores]),
+def _check_same_items(one: TaskScore, other: TaskScore, mine: Point, theirs: Point) -> None:
+    if one.key != other.key:
+        raise UserError(
+            f"task {one.name} of {mine.name} and of {theirs.name} does not compare: other items,"
+            " prompts or limit",
+            do="evaluate one of them again, or report them apart",
         )
 
 
-def _check_same_items(name: str, found: Sequence[TaskResult]) -> None:
-    for other in found[1:]:
-        if other.score.key != found[0].score.key:
-            raise _other_items(name, found[0].point.name, other.point.name)
-
-
-def _other_items(name: str, one: str, other: str) -> UserError:
-    return UserError(
-        f"task {name} of {one} and of {other} does not compare: other items, prompts or limit",
-        do="evaluate one of them again, or report them apart",
+def tasks_table(section: Section) -> Table | None:
+    """All results; None without tasks. Columns that would say nothing are left out."""
+    found = task_results(section)
+    if not found:
+        return None
+    scores = [result.score for result in found]
+    silent = {"role": "none", "few-shot": "0", "truncated prompts": "0", "p": NONE}
+    columns = (
+        texts("task", [score.name for score in scores]),
+        texts("role", [score.role for score in scores]),
+        texts("score", map(_score_name, scores)),
+        numbers("items", [score.num_items for score in scores], 0),
+        numbers("few-shot", [score.num_fewshot for score in scores], 0),
+        numbers("truncated prompts", [score.num_truncated for score in scores], 0),
+        _scores("backbone", [(result, result.backbone) for result in found]),
+        _scores("extended", [(result, result.extended) for result in found]),
+        _scores("difference", [(result, result.difference) for result in found], signed=True),
+        Column("95 % interval", tuple(map(_interval, found))),
+        Column("p", tuple(map(_p_value, found))),
+        numbers("seeds", [result.difference.n for result in found]),
     )
+    shown = [c for c in columns if any(cell.text != silent.get(c.name) for cell in c.cells)]
+    return Table(row_names([result.point for result in found], section), tuple(shown))
 
 
-def _cells(result: TaskResult) -> tuple[Cell, ...]:
-    score = result.score
-    digits = 1 if score.unit == "share" else 3
-    unit = "%" if score.unit == "share" else f"{score.direction} is better"
-    interval = (
-        f"{numbers.number(result.low, digits, sign=True)} to"
-        f" {numbers.number(result.high, digits, sign=True)}"
+def _digits(result: TaskResult) -> int:
+    return 1 if result.is_share else 3
+
+
+def _score_name(score: TaskScore) -> str:
+    return f"{score.metric} [{'%' if score.unit == 'share' else score.direction + ' is better'}]"
+
+
+def _scores(
+    name: str, values: Sequence[tuple[TaskResult, float | Spread]], *, signed: bool = False
+) -> Column:
+    cells = (
+        Cell(
+            number(value, _digits(result), signed=signed),
+            value.mean if isinstance(value, Spread) else value,
+        )
+        for result, value in values
     )
-    return (
-        Cell(score.name),
-        Cell(score.role),
-        Cell(f"{score.metric} [{unit}]"),
-        Cell(f"{score.num_items:,}", score.num_items),
-        Cell(str(score.num_fewshot), score.num_fewshot),
-        Cell(f"{score.num_truncated:,}", score.num_truncated),
-        Cell(numbers.number(result.backbone, digits), result.backbone),
-        Cell(numbers.number(result.extended, digits), result.extended),
-        Cell(numbers.spread(result.difference, digits, sign=True), result.difference.mean),
-        Cell(interval, result.low),
-        Cell(_p_value(result), score.p_value if result.difference.n == 1 else None),
-        Cell(str(result.difference.n), result.difference.n),
-    )
+    return Column(name, tuple(cells))
 
 
-def _p_value(result: TaskResult) -> str:
+def _interval(result: TaskResult) -> Cell:
+    low, high = (number(v, _digits(result), signed=True) for v in (result.low, result.high))
+    return Cell(f"{low} to {high}", result.low)
+
+
+def _p_value(result: TaskResult) -> Cell:
     """Of one seed; p-values of several do not average."""
     p_value = result.score.p_value
     if p_value is None or result.difference.n > 1:
-        return numbers.NONE
-    return "< 0.001" if p_value < 0.001 else numbers.number(p_value, 3)
+        return Cell(NONE)
+    return Cell("< 0.001" if p_value < 0.001 else number(p_value, 3), p_value)
 
 
-def _by_language(found: Sequence[TaskResult]) -> Iterator[str]:
-    """Each language's tasks, and the mean of many; scores that are no shares do not average."""
-    groups: dict[str | None, list[TaskResult]] = {}
-    for result in found:
-        averages = result.score.unit == "share" and result.score.direction == "higher"
-        groups.setdefault(language_name(result.score.language) if averages else None, []).append(
-            result
+def task_plots(section: Section) -> list[Plot]:
+    """Change on each task with its 95 % interval: one plot for right-or-wrong tasks; others differ
+    in scale."""
+    found = [result for result in task_results(section) if result.is_share]
+    if not found:
+        return []
+    names = list(dict.fromkeys(result.score.name for result in found))
+    by_run = grouped(found, lambda result: result.point)
+    figure = empty_figure(height=90 + len(names) * (24 + 15 * len(by_run)))
+    look = styles(section.curves)
+    for index, results in enumerate(by_run):
+        run, point = section.row_name(results[0].point), results[0].point
+        style = look[point.name]
+        # Runs next to each other within their task, the first on top.
+        offset = 0.7 * ((index + 0.5) / len(by_run) - 0.5)
+        figure.add_scatter(
+            x=[result.difference.mean for result in results],
+            y=[names.index(result.score.name) + offset for result in results],
+            mode="markers",
+            marker={"color": style.colour, "symbol": style.marker.plotly, "size": 9},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "thickness": 1.5,
+                "width": 4,
+                "array": [result.high - result.difference.mean for result in results],
+                "arrayminus": [result.difference.mean - result.low for result in results],
+            },
+            hovertext=[_note(run, result) for result in results],
+            hoverinfo="text",
+            name=html.escape(run),
+            meta={"curve": point.name},
         )
-    for name, results in groups.items():
-        if name is None or len(results) < MANY:
-            words = ", ".join(f"{r.score.name} {r.change}" for r in results)
-        else:
-            half = math.sqrt(sum(((r.high - r.low) / 2) ** 2 for r in results)) / len(results)
-            mean = statistics.fmean(r.difference.mean for r in results)
-            change = change_in_words(mean, mean - half, mean + half, direction="higher")
-            words = f"mean of {len(results)} tasks {change}"
-        yield f"{name}: {words}" if name else words
+    title = "change of the score, percentage points, right is good"
+    figure.update_xaxes(title=title, zeroline=True)
+    figure.update_yaxes(
+        tickvals=list(range(len(names))),
+        ticktext=[html.escape(shortened(name)) for name in names],
+        range=[len(names) - 0.5, -0.5],
+    )
+    alt = (
+        "Change of each run on each task with its 95 % interval; the line at 0 is the backbone. The"
+        " table has all."
+    )
+    return [Plot("Change on tasks, with 95 % intervals", figure, alt)]
+
+
+def _note(run: str, result: TaskResult) -> str:
+    before, after = number(result.backbone, 1), number(result.extended, 1)
+    return hover(run, f"{result.score.name}: {before} to {after} %", result.change)

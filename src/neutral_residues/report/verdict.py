@@ -1,70 +1,71 @@
-"""The result of a section in two sentences, from the numbers alone and true whatever they are."""
+"""Sentences that are made from numbers, true whatever these are: the result of a section, what moved
+its numbers, and how its tasks changed."""
 
-from neutral_residues.report.aggregate import Point, Section
-from neutral_residues.report.formatting import number, percent, row_name, seeds, share, spread
-from neutral_residues.report.pareto import Comparison, compare, pareto_front
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+
+from neutral_residues.evaluation.tasks.languages import language_name
+from neutral_residues.evaluation.token_kinds import few_tokens_line
+from neutral_residues.report.aggregate import Point, Section, grouped
+from neutral_residues.report.breakdown import breakdowns, changes, sets_broken_down
+from neutral_residues.report.formatting import change, number, seeds, share
+from neutral_residues.report.pareto import Comparison, compare_with_neutral, pareto_front
+from neutral_residues.report.tasks import TaskResult, task_results
+from neutral_residues.results.wording import change_in_words
+
+TASKS_NAMED = 3
+"""A language with more tasks than that is given by their mean."""
 
 
 def verdict(section: Section) -> str:
-    """Two sentences: what the point of neutral residues learnt and forgot; how the rest
-    compares."""
-    comparison = compare(section)
-    if comparison is None:
-        return f"{_without_neutral(section)} {_front(section)}"
-    return f"{_both_sides(section, comparison.ours)} {_against_others(section, comparison)}"
+    """Two sentences: what neutral residues (or else the run that learns most) learnt and forgot;
+    how the rest compares."""
+    comparison = compare_with_neutral(section)
+    if comparison is not None:
+        return f"{_both_sides(section, comparison.reference)} {_others(section, comparison)}"
+    most = min(section.rows, key=lambda point: point.bits.mean)
+    front = ", ".join(dict.fromkeys(point.name for point in pareto_front(section.points)))
+    return f"{_both_sides(section, most)} On the Pareto front: {front}."
 
 
 def _both_sides(section: Section, point: Point) -> str:
     learnt = point.learning_percent.mean < 0
-    of_finetuning = (
-        f", {share(point.learning_share)} of full fine-tuning's drop"
-        if point.learning_share
-        else ""
-    )
+    facts = [change(point.learning_percent, 1), seeds(point.bits.n)]
+    if learnt and point.learning_share:
+        facts.insert(1, f"{share(point.learning_share)} of full fine-tuning's drop")
+    average = " on average" if len(section.sources) > 1 else ""
     return (
-        f"On {section.name}, {row_name(point, section)} {'lowers' if learnt else 'does not lower'}"
-        f" bits per byte from {number(point.backbone_bits)} to {spread(point.bits)}"
-        f" ({percent(point.learning_percent, 1)}{of_finetuning if learnt else ''};"
-        f" {seeds(point.bits.n)}), while bits per byte of source text"
-        f" ({', '.join(section.sources)}) change by"
-        f" {percent(point.forgetting)}{_on_average(section)}."
+        f"On {section.name}, {section.row_name(point)} {'lowers' if learnt else 'does not lower'}"
+        f" bits per byte from {number(point.backbone_bits)} to {number(point.bits)}"
+        f" ({', '.join(facts)}), while those of source text"
+        f" ({', '.join(section.sources)}) change by {change(point.forgetting)}{average}."
     )
 
 
-def _on_average(section: Section) -> str:
-    return " on average" if len(section.sources) > 1 else ""
-
-
-def _against_others(section: Section, comparison: Comparison) -> str:
+def _others(section: Section, comparison: Comparison) -> str:
     if len(section.points) == 1:
-        return "Nothing else was measured here, so there is nothing to compare it with."
-    parts = (
-        [_equal_learning(comparison)]
-        if comparison.others
-        else ["No other method was measured here"]
-    )
+        return "Nothing else was measured here."
+    parts = [_equal_learning(comparison)]
     if comparison.num_same_budget:
         parts.append(_same_budget(section, comparison))
     return "; ".join(parts) + "."
 
 
 def _equal_learning(comparison: Comparison) -> str:
-    best, ours = comparison.next_best, comparison.ours.forgetting.mean
-    if best is None or best.forgetting is None:
-        nearest = min(comparison.others, key=lambda other: other.lowest_bits)
-        return (
-            f"No other method learns as much: {nearest.name} comes nearest with"
-            f" {number(nearest.lowest_bits)}"
-        )
-    theirs = f"{number(best.forgetting, 2, sign=True)} %"
+    if not comparison.others:
+        return "No other method was measured here"
+    best = comparison.others[0]
+    if best.forgetting is None:
+        least = number(best.lowest_bits)
+        return f"No other method learns as much: {best.name} comes nearest with {least}"
+    theirs = f"{number(best.forgetting, 2, signed=True)} %"
     if best.num_points == 1:
         theirs += " (on a straight line from the backbone to its one point, which overstates it)"
-    if best.forgetting <= ours:
+    if best.forgetting <= comparison.reference.forgetting.mean:
         return f"At equal learning {best.name} forgets less: {theirs}"
-    if comparison.ratio is None:
-        return f"It forgets nothing; at equal learning the next best, {best.name}, forgets {theirs}"
-    times = f"{number(comparison.ratio, 1)} times as much"
-    return f"At equal learning the next best, {best.name}, forgets {theirs}, {times}"
+    times = "" if best.times is None else f", {number(best.times, 1)} times as much"
+    return f"At equal learning the next best, {best.name}, forgets {theirs}{times}"
 
 
 def _same_budget(section: Section, comparison: Comparison) -> str:
@@ -74,34 +75,65 @@ def _same_budget(section: Section, comparison: Comparison) -> str:
     first = min(better, key=lambda point: point.forgetting.mean)
     more = f" (and {len(better) - 1} more)" if len(better) > 1 else ""
     return (
-        f"{row_name(first, section)}{more} is better on both sides ({percent(first.forgetting)}"
-        f" forgetting, {spread(first.bits)} bits per byte)"
+        f"{section.row_name(first)}{more} is better on both sides ({change(first.forgetting)}"
+        f" forgetting, {number(first.bits)} bits per byte)"
     )
 
 
-def _without_neutral(section: Section) -> str:
-    least = min(section.rows, key=lambda point: point.forgetting.mean)
-    most = min(section.rows, key=lambda point: point.bits.mean)
-    name, before = row_name(most, section), number(most.backbone_bits)
-    if least is most:
-        alone = (
-            "was measured alone"
-            if len(section.points) == 1
-            else "both forgets least and learns most"
-        )
-        return (
-            f"On {section.name}, {name} {alone}: it takes bits per byte from {before} to"
-            f" {spread(most.bits)} and changes those of source text by {percent(most.forgetting)}"
-            f" ({seeds(most.bits.n)})."
-        )
-    return (
-        f"On {section.name}, {name} learns most ({before} to {spread(most.bits)} bits per byte,"
-        f" forgetting {percent(most.forgetting)}), and {row_name(least, section)} forgets least"
-        f" ({percent(least.forgetting)}, to {spread(least.bits)} bits per byte)."
-    )
+def moved(section: Section) -> str:
+    """The kinds of tokens that changed each set most, of the first row that knows; empty where none
+    does."""
+    parts, name = [], ""
+    for set_name in sets_broken_down(section):
+        point, breakdown = breakdowns(section, set_name)[0]
+        name = name or section.row_name(point)
+        by_kind = changes(breakdown)
+        kinds = [
+            f"{kind} {number(by_kind[kind], signed=True)}"
+            for kind in sorted(by_kind, key=lambda kind: -abs(by_kind[kind]))[:2]
+        ]
+        total = number(point.first.sets[set_name].rise_bits_per_byte, signed=True)
+        few = "; few tokens carry it" if breakdown.is_concentrated else ""
+        parts.append(f"{set_name} {total} ({', '.join(kinds)}{few})")
+    return f"What moved the bits per byte ({name}): {'; '.join(parts)}." if parts else ""
 
 
-def _front(section: Section) -> str:
-    front = pareto_front(section.points)
-    names = ", ".join(dict.fromkeys(point.name for point in front))
-    return f"No run of neutral residues is among them; the Pareto front is {names}."
+def few_tokens(section: Section) -> list[str]:
+    """A sentence for each change that a few token types carry."""
+    return [
+        f"{section.row_name(point)} on {few_tokens_line(set_name, breakdown)}."
+        for set_name in sets_broken_down(section)
+        for point, breakdown in breakdowns(section, set_name)
+        if breakdown.is_concentrated
+    ]
+
+
+def task_sentences(section: Section) -> list[str]:
+    """One sentence for each run: how each language changed."""
+    return [
+        f"{section.row_name(found[0].point)} – {'; '.join(_by_language(found))}."
+        for found in grouped(task_results(section), lambda result: result.point)
+    ]
+
+
+def _by_language(found: Sequence[TaskResult]) -> Iterator[str]:
+    """Each language's tasks, and the mean of many; scores that are not shares do not average."""
+    for results in grouped(found, _language):
+        name, words = _language(results[0]), ""
+        if name is not None and len(results) > TASKS_NAMED:
+            words = f"mean of {len(results)} tasks {_mean_change(results)}"
+        else:
+            words = ", ".join(f"{result.score.name} {result.change}" for result in results)
+        yield f"{name}: {words}" if name else words
+
+
+def _language(result: TaskResult) -> str | None:
+    averages = result.is_share and result.score.direction == "higher"
+    return language_name(result.score.language) if averages else None
+
+
+def _mean_change(results: Sequence[TaskResult]) -> str:
+    """Their items differ, so the half-widths of the intervals add as squares."""
+    half = math.hypot(*((result.high - result.low) / 2 for result in results)) / len(results)
+    mean = statistics.fmean(result.difference.mean for result in results)
+    return change_in_words(mean, mean - half, mean + half, direction="higher")

@@ -1,6 +1,7 @@
-"""Numbers as words: how much a change is, and whether it is more than noise."""
+"""Changes of task scores as words: how much, and whether it is more than noise."""
 
 from neutral_residues.results.record import TaskScore
+from neutral_residues.units import decimal
 
 
 def factor_of(task: TaskScore) -> int:
@@ -9,19 +10,18 @@ def factor_of(task: TaskScore) -> int:
 
 
 def change_in_words(difference: float, low: float, high: float, *, direction: str) -> str:
-    """For example "no change beyond noise (-0.1 ± 0.4)": judged by whether the 95 % interval holds
-    0."""
-    numbers = f"({_with_half_width(difference, low, high)})"
+    """For example "no change beyond noise (−0.1 ± 0.4)", if the 95 % interval holds 0."""
+    words = better_or_worse(difference, direction)
     if low <= 0 <= high:
-        return f"no change beyond noise {numbers}"
-    return f"{_good_or_bad(difference, direction)} {numbers}"
+        words = "no change beyond noise"
+    return f"{words} ({with_half_width(difference, low, high)})"
 
 
-def _good_or_bad(difference: float, direction: str) -> str:
+def better_or_worse(difference: float, direction: str) -> str:
+    """Which of the two a change is; `direction` says whether higher or lower is better."""
     return "better" if (difference > 0) == (direction == "higher") else "worse"
 
 
-def _with_half_width(difference: float, low: float, high: float) -> str:
-    """With a true minus, and never "-0.0"."""
-    text = f"{round(difference, 1) or 0.0:+.1f}".replace("+0.0", "0.0").replace("-", "−")
-    return f"{text} ± {(high - low) / 2:.1f}"
+def with_half_width(difference: float, low: float, high: float) -> str:
+    """For example "+2.0 ± 1.0"."""
+    return f"{decimal(difference, 1, signed=True)} ± {(high - low) / 2:.1f}"
