@@ -167,10 +167,10 @@ def test_the_claims_are_those_of_the_report() -> None:
     """Forgetting at equal learning, as the report works it out from the same records."""
     from neutral_residues.report.aggregate import sections
     from neutral_residues.report.load import Found
-    from neutral_residues.report.pareto import compare
+    from neutral_residues.report.pareto import compare_with_neutral
 
     (section,) = sections([Found(path, record) for path, record in packed("main").items()])
-    comparison = compare(section)
+    comparison = compare_with_neutral(section)
     assert comparison is not None
     assert comparison.better_on_both_sides == ()
     forgets: dict[str, float] = {}
@@ -180,7 +180,7 @@ def test_the_claims_are_those_of_the_report() -> None:
             forgets[label] = min(forgets.get(label, math.inf), other.forgetting)
     for title, name in ROWS.items():
         label = name.split("/")[0]
-        expected = comparison.ours.forgetting.mean if label == "neutral" else forgets[label]
+        expected = comparison.reference.forgetting.mean if label == "neutral" else forgets[label]
         assert table_row(title)[-1] == f"{expected:+.1f} %"
 
 

@@ -231,7 +231,8 @@ def report(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            help="Records, output folders of runs, folders of comparisons.", show_default=False
+            help="Records, benchmarks, output folders of runs, folders of comparisons.",
+            show_default=False,
         ),
     ],
     output: Annotated[
@@ -246,9 +247,9 @@ def report(
 ) -> None:
     """Write one page that shows what was learnt, what was forgotten and what it cost; needs no
     network and no torch."""
-    from neutral_residues.report.build import write_report
+    from neutral_residues.cli.report import run_report
 
-    write_report(paths, output)
+    run_report(paths, output)
 
 
 @app.command()

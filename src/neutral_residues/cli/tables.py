@@ -103,6 +103,8 @@ def tasks_table(record: Record) -> Table:
             f"{factor * task.backbone:.2f}",
             f"{factor * task.extended:.2f}",
             with_half_width(factor * task.difference, factor * task.low, factor * task.high),
-            "no" if task.low <= 0 <= task.high else better_or_worse(task.difference, task.direction),
+            "no"
+            if task.low <= 0 <= task.high
+            else better_or_worse(task.difference, task.direction),
         )
     return table

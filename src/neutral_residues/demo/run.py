@@ -14,7 +14,7 @@ from rich.text import Text
 from neutral_residues.config.run import RunConfig, make_run
 from neutral_residues.files import write_text
 from neutral_residues.report.build import write_report
-from neutral_residues.report.figures import draw_trade_off
+from neutral_residues.report.static_figures import draw_trade_off
 from neutral_residues.results.record import Record
 from neutral_residues.run import extend
 from neutral_residues.training.progress import RunProgress
@@ -119,15 +119,13 @@ def run_demo(
     draw_trade_off(
         records,
         picture,
-        source=["English", "English-science"],
+        sources=["English", "English-science"],
         target="French",
         title="An English model learns French: what it learns, what it forgets",
     )
     console.print(_table(records))
     _print_samples(records, console)
-    page = write_report(
-        [output / method for method in METHODS], output / "report", console=Console(quiet=True)
-    )
+    page = write_report([output / method for method in METHODS], output / "report").page
     next_run = output / "next.yaml"
     write_text(next_run, NEXT_RUN.format(path=next_run, output=output / "next"))
     console.print(f"\npage        {page}", highlight=False)

@@ -159,7 +159,7 @@ def equal_learning_table(section: Section) -> Table | None:
     reference, others = comparison.reference, comparison.others
     at = f"forgetting at {number(reference.bits.mean)} bits per byte of {section.name}"
     forgetting = [
-        Cell(f"does not learn as much ({number(other.lowest_bits)} bits per byte)")
+        Cell(f"not reached, {number(other.lowest_bits)} at best")
         if other.forgetting is None
         else Cell(number(other.forgetting, 2, signed=True), other.forgetting)
         for other in others

@@ -1,0 +1,60 @@
+"""What is found behind a path."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from neutral_residues.errors import UserError
+from neutral_residues.report.load import collect
+from neutral_residues.results.store import write_record
+from synthetic import HOSTILE, make_comparison, make_record
+
+
+def test_a_comparison_gives_its_cells(tmp_path: Path) -> None:
+    found = collect([make_comparison(tmp_path / "comparison")])
+    assert len(found.found) == 7 * 4 + 4 + 1
+    assert found.found[0].origin.startswith("comparison/cells/fr/adapter/")
+    states = {run.origin.rpartition("/")[2]: run.reason for run in found.unfinished}
+    assert states == {"failed": f"the loss is not finite {HOSTILE}", "waiting": None}
+
+
+def test_a_record_reached_twice_counts_once(tmp_path: Path) -> None:
+    write_record(tmp_path / "run" / "record.json", make_record())
+    (found,) = collect([tmp_path / "run", tmp_path / "run" / "record.json"]).found
+    assert found.origin == "run/record.json"
+
+
+def broken(folder: Path, what: str) -> Path:
+    """A path that cannot be reported."""
+    folder.mkdir()
+    file = folder / "record.json"
+    if what == "missing":
+        return file
+    if what == "unfinished":
+        (folder / "run.yaml").write_text("model: x\n")
+    elif what == "empty comparison":
+        (folder / "compare.yaml").write_text("{}\n")
+    elif what != "empty folder":
+        write_record(file, make_record())
+        text, value = file.read_text(), json.loads(file.read_text())
+        other = {"truncated": text[:300], "newer": json.dumps(value | {"version": 99})}
+        file.write_text(other.get(what, json.dumps({"hello": 1})))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("truncated", "is not whole JSON"),
+        ("newer", "99"),
+        ("foreign", "is not a record"),
+        ("missing", "no such file or folder"),
+        ("empty folder", "neither a run nor a comparison"),
+        ("unfinished", "a run that is not finished"),
+        ("empty comparison", "no record in"),
+    ],
+)
+def test_bad_input_is_one_line(what: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        collect([broken(tmp_path / "run", what)])

@@ -1,0 +1,81 @@
+"""Who is better: against what was worked out by hand."""
+
+import pytest
+
+from neutral_residues.report.pareto import compare_with_neutral, forgetting_at, pareto_front
+from neutral_residues.report.verdict import verdict
+from synthetic import make_record, make_section
+
+
+def test_pareto_front() -> None:
+    places = [(0.0, 3.0), (1.0, 2.0), (1.0, 2.5), (2.0, 2.0), (3.0, 1.5), (4.0, 1.6)]
+    records = [make_record(f"m{n}", forgetting=x, bits=y) for n, (x, y) in enumerate(places)]
+    front = pareto_front(make_section(*records).points)
+    assert [point.label for point in front] == ["m0", "m1", "m4"]
+
+
+@pytest.mark.parametrize(
+    ("bits", "forgetting"),
+    [
+        (4.0, 0.0),  # the backbone itself
+        (3.5, 1.0),  # half of the way to (2, 3.0)
+        (3.0, 2.0),
+        (2.5, 4.0),  # half of the way from (2, 3.0) to (6, 2.0)
+        (1.9, None),  # never reached
+    ],
+)
+def test_forgetting_at_equal_learning(bits: float, forgetting: float | None) -> None:
+    # (9, 3.5) forgets more and learns less than (2, 3.0): left out, or the curve would look worse
+    # than it is.
+    curve = [(6.0, 2.0), (2.0, 3.0), (9.0, 3.5)]
+    expected = None if forgetting is None else pytest.approx(forgetting)
+    assert forgetting_at(bits, curve, backbone_bits=4.0) == expected
+
+
+def test_comparison_at_equal_learning() -> None:
+    section = make_section(
+        make_record(forgetting=0.5, bits=2.5),
+        make_record("lora", forgetting=6.0, bits=2.0),  # 2.5 is three quarters of the way from 4
+        make_record("adapter", forgetting=8.0, bits=2.5),
+        make_record("llama-pro", forgetting=0.1, bits=3.0),  # does not reach 2.5
+    )
+    result = compare_with_neutral(section)
+    assert result is not None
+    assert [(other.name, other.forgetting, other.times) for other in result.others] == [
+        ("lora", pytest.approx(4.5), pytest.approx(9)),
+        ("adapter", pytest.approx(8.0), pytest.approx(16)),
+        ("llama-pro", None, None),
+    ]
+    assert result.better_on_both_sides == ()
+    assert result.num_same_budget == 3
+
+
+def test_weight_averages_end_at_the_model_that_they_average() -> None:
+    section = make_section(
+        make_record(forgetting=0.5, bits=2.5),
+        make_record("finetune", forgetting=10.0, bits=2.0, new_weights=0),
+        # Another rate's average is not here.
+        make_record("finetune", forgetting=1.0, bits=2.4, new_weights=0, rate=5e-4),
+        make_record("wise-ft", share=0.5, forgetting=2.0, bits=3.0, new_weights=0),
+    )
+    result = compare_with_neutral(section)
+    assert result is not None
+    # Between share 0.5 (3.0 bits, 2 %) and share 1 (2.0 bits, 10 %): 6 % at 2.5 bits.
+    assert {o.name: o.forgetting for o in result.others}["wise-ft"] == pytest.approx(6.0)
+
+
+@pytest.mark.parametrize(
+    ("new_weights", "budget", "found"),
+    [(200, 0.2, True), (203, 0.9, True), (0, 0.9, True), (300, 0.201, True), (300, 0.9, False)],
+)
+def test_better_on_both_sides_at_the_same_budget(
+    new_weights: int, budget: float, found: bool
+) -> None:
+    better = make_record(
+        "lora", forgetting=0.1, bits=1.9, new_weights=new_weights, settings={"budget": budget}
+    )
+    section = make_section(make_record(), better)
+    result = compare_with_neutral(section)
+    assert result is not None
+    assert [p.label for p in result.better_on_both_sides] == (["lora"] if found else [])
+    assert ("lora is better on both sides" in verdict(section)) == found
