@@ -34,8 +34,20 @@ PROVENANCE = {
 }
 GATED_TEXTS = {
     "source": f"The| old| man| went| <b>|{HOSTILE}|.|\n|He| said| $x_1| 好".split("|"),
-    "target": "Il| y| avait| dans| la| ville|\u00a0!|\n|\x00| un| homme".split("|"),
-    "code-switched": "The| old| man| dans| la| ville| said| no|.".split("|") * 4,
+    "target": [
+        "Il",
+        " y",
+        " avait",
+        " dans",
+        " la",
+        " ville",
+        "\xa0!",
+        "\n",
+        "\x00",
+        " un",
+        " homme",
+    ],
+    "code-switched": ["The", " old", " man", " dans", " la", " ville", " said", " no", "."] * 4,
 }
 METHODS = {
     "neutral": (0.4, 2.10),

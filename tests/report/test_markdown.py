@@ -1,7 +1,5 @@
 """The summary: Markdown for a model card."""
 
-from pathlib import Path
-
 import pytest
 
 from neutral_residues.report.aggregate import sections

@@ -85,11 +85,11 @@ def _plot(section: Section, set_name: str, role: str) -> Plot:
     good = "left is good" if role == "source" else "left is learnt"
     figure.update_xaxes(title=f"change of bits per byte, {good}", zeroline=True)
     totals = [point.first.sets[set_name].rise_bits_per_byte for point, _ in found]
-    by_kind = [
+    columns = [
         numbers(kind, [changed.get(kind) for _, changed in found], 4, BITS, signed=True)
         for kind in kinds
     ]
-    table = Table(rows, (numbers("all tokens", totals, 4, BITS, signed=True), *by_kind))
+    table = Table(rows, (numbers("all tokens", totals, 4, BITS, signed=True), *columns))
     alt = f"Change of bits per byte on {set_name}, a bar for each run, stacked by kind of token."
     return Plot(f"{set_name} ({role})", figure, alt, table)
 

@@ -164,24 +164,27 @@ def _panels(plots: Sequence[Plot], width: float, height: float) -> "Figure":
 
 def _draw_trace(axis: "Axes", trace: Any) -> None:
     """A line of the page with its markers, open ones too, and error bars."""
-    line = trace.line.to_plotly_json()
+    line, dashes = trace.line.to_plotly_json(), {each.plotly: each.matplotlib for each in DASHES}
     style = {"color": line.get("color", trace.marker.color), "alpha": trace.opacity}
-    dashes = {dash.plotly: dash.matplotlib for dash in DASHES}
     style["linestyle"] = dashes[line.get("dash", "solid")] if "lines" in trace.mode else ""
     axis.plot(trace.x, trace.y, **style, linewidth=0.8 * line.get("width", 1))
     if "markers" not in trace.mode:
         return
-    count, markers = len(trace.x), {marker.plotly: marker.matplotlib for marker in MARKERS}
+    count, markers = len(trace.x), {each.plotly: each.matplotlib for each in MARKERS}
     symbols, sizes = _each(trace.marker.symbol, count), _each(trace.marker.size, count)
-    errors = [error.array or [0] * count for error in (trace.error_x, trace.error_y)]
-    for x, y, symbol, size, *error in zip(trace.x, trace.y, symbols, sizes, *errors, strict=True):
+    for x, y, symbol, size in zip(trace.x, trace.y, symbols, sizes, strict=True):
         face = "white" if symbol.endswith("-open") else style["color"]
-        marker = {"marker": markers[symbol.removesuffix("-open")], "markersize": 0.6 * size}
-        bars = dict(zip(("xerr", "yerr"), (each or None for each in error), strict=True))
-        axis.errorbar(x, y, **bars, **marker, color=style["color"], markerfacecolor=face, capsize=2)
+        form = {"marker": markers[symbol.removesuffix("-open")], "markersize": 0.6 * size}
+        axis.plot(x, y, **form, color=style["color"], markerfacecolor=face)
+    errors = {"xerr": trace.error_x.array, "yerr": trace.error_y.array}
+    if any(errors.values()):
+        axis.errorbar(
+            trace.x, trace.y, **errors, fmt="none", ecolor=style["color"], elinewidth=1, capsize=2
+        )
     if trace.showlegend is not False:
-        marker = {"marker": markers[symbols[0].removesuffix("-open")], "markersize": 5}
-        axis.plot([], [], **style, **marker, label=_shown(html.unescape(trace.name)))
+        marker = markers[symbols[0].removesuffix("-open")]
+        label = _shown(html.unescape(trace.name))
+        axis.plot([], [], **style, marker=marker, markersize=5, label=label)
 
 
 def _each(value: Any, count: int) -> Sequence[Any]:
@@ -252,7 +255,7 @@ def _draw_heat_text(
 
     letters, square = (h / _line_height(text) for h in (TEXT_HEIGHT, LAYER_HEIGHT))
     patches, faces, edges = [], [], []
-    font = {"family": "monospace", "fontsize": 9.2, "va": "baseline"}
+    font: dict[str, Any] = {"family": "monospace", "fontsize": 9.2, "va": "baseline"}
     for row, line in enumerate(lines):
         for column, token in line:
             axis.text(column, row + 0.75 * letters, token.text[:HEAT_COLUMNS], **font)
