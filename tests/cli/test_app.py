@@ -379,7 +379,7 @@ def test_bad_saved_folders(
 ) -> None:
     assert_one_line(neutral("evaluate", tmp_path / "none"), "no such folder")
     (tmp_path / "empty").mkdir()
-    assert_one_line(neutral("generate", tmp_path / "empty", "x"), "is no extension")
+    assert_one_line(neutral("generate", tmp_path / "empty", "x"), "is not an extension")
     assert_one_line(neutral("evaluate", finished, "--set", "wiki.jsonl"), "role:name=file")
     assert_one_line(neutral("generate", finished, ""), "prompt")
 
