@@ -1,7 +1,9 @@
 """Time and memory of one training step, every method on the same backbone, batch and run.
 
-    python benchmarks/training_step.py --model FOLDER [--rows 32] [--tokens 128] [--rounds 12] [--output FILE.json]
-    python benchmarks/training_step.py --width 1024 --layers 8 --rows 4 ...          a random Llama of that size
+    python benchmarks/training_step.py --model FOLDER [--rows 32] [--tokens 128] [--rounds 12]
+    python benchmarks/training_step.py --width 1024 --layers 8 --rows 4     a random Llama
+
+Add `--output FILE.json` to keep the numbers.
 
 Methods take turns (A B C A B C ...), so that a slow minute of the machine hits all; medians and
 ratios to full fine-tuning are printed. Memory is the peak of a process of its own per method. A
@@ -37,8 +39,8 @@ TIMED = (
     "finetune-ffn",
     "finetune",
 )
-"""Methods that train and that a budget of 20 % fits; full fine-tuning is what the others are held
-against."""
+"""Methods that train and that a budget of 20 % fits; the others are compared with full
+fine-tuning."""
 
 
 def config_for(method: str) -> RunConfig:

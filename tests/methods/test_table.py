@@ -29,11 +29,6 @@ STOCK_FORMATS = {"adapter": "dense", "neutral-sigmoid": "qwen2_moe"}
 TRAINED = [method.name for method in METHODS if method.learning_rate is not None]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Backbone, texts, and one short run of every method, each made when it is first asked for."""
