@@ -31,7 +31,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 docs: $(VENV)/installed-dev
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 wheel: $(VENV)/installed-dev
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \

@@ -218,9 +218,9 @@ def commands() -> str:
 def command(name: str, found: Any) -> str:
     rows = []
     for param in found.params:
-        shown_as = param.make_metavar(None) if param.param_type_name == "argument" else None
-        names = shown_as or ", ".join(param.opts + param.secondary_opts)
-        rows.append([f"`{names}`", one_line(getattr(param, "help", ""))])
+        is_option = param.opts[0].startswith("-")
+        names = ", ".join(param.opts + param.secondary_opts) if is_option else param.name.upper()
+        rows.append([f"`{names}`", one_line(param.help)])
     text = found.help.replace("\b\n", "```text\n")
     text += "\n```" if "```text" in text else ""
     return f"## neutral {name}\n\n{text}\n\n{table(['argument or option', 'what it is'], rows)}"
