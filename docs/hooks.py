@@ -10,7 +10,7 @@ import re
 import sys
 import tomllib
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -72,37 +72,53 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 # ---- run file and comparison file ----
 
 
-def settings_reference(schema: Any, title: str) -> str:
-    """One table for each section: key, type, default and the docstring under the field."""
-    from neutral_residues.config.base import Settings
+def settings_reference(schema: Any, key: str = "", known: dict[Any, str] | None = None) -> str:
+    """One table for each section: key, type, default and the docstring under the field.
 
+    Args:
+        schema: the settings class.
+        key: where it stands in the file.
+        known: sections described so far -> where; each kind is described once.
+    """
+    known = {} if known is None else known
     rows, sections = [], []
     for name, field in schema.model_fields.items():
-        nested = next((t for t in flat_types(field.annotation) if issubclass(t, Settings)), None)
-        key = f"{title}.{name}".removeprefix(".")
+        path, section = f"{key}.{name}".removeprefix("."), nested_settings(field.annotation)
+        about = one_line(field.description)
         default = "**required**" if field.is_required() else f"`{shown(field.default)}`"
-        if nested is not None:
-            key += "[]" if get_origin(field.annotation) is tuple else ""
-            anchor = re.sub(r"\W+", "-", key).strip("-").lower()
-            rows.append([f"`{key}`", f"[section](#{anchor})", "", one_line(field.description)])
-            sections.append(f"## `{key}` {{ #{anchor} }}\n\n{settings_reference(nested, key)}")
-        else:
-            about = one_line(field.description)
-            rows.append([f"`{key}`", type_name(field.annotation, field.metadata), default, about])
+        if section is None:
+            rows.append([f"`{path}`", type_name(field.annotation, field.metadata), default, about])
+            continue
+        is_list = get_origin(field.annotation) is tuple
+        path += "[]" if is_list else ""
+        if section not in known:
+            known[section] = path
+            title = f"## `{path}` {{ #{anchor(path)} }}"
+            sections.append(f"{title}\n\n{settings_reference(section, path, known)}")
+        kind = "list of" if is_list else "section"
+        link = f"{kind} [`{known[section]}`](#{anchor(known[section])})"
+        shown_default = default if is_list else ""
+        rows.append([f"`{path.removesuffix('[]')}`", link, shown_default, about])
     top = table(["key", "type", "default", "what it does"], rows)
     return "\n\n".join([one_line(schema.__doc__), top, *sections])
 
 
+def nested_settings(annotation: Any) -> Any:
+    """The settings class inside an annotation, such as Corpus in tuple[Corpus, ...], or None."""
+    from neutral_residues.config.base import Settings
+
+    for part in (annotation, *get_args(annotation)):
+        if isinstance(part, type) and get_origin(part) is None and issubclass(part, Settings):
+            return part
+    return None
+
+
+def anchor(path: str) -> str:
+    return re.sub(r"\W+", "-", path).strip("-").lower()
+
+
 def one_line(text: str | None) -> str:
     return " ".join((text or "").split())
-
-
-def flat_types(annotation: Any) -> Iterator[type]:
-    """The classes inside an annotation, such as Corpus in tuple[Corpus, ...]."""
-    if isinstance(annotation, type) and get_origin(annotation) is None:
-        yield annotation
-    for part in get_args(annotation):
-        yield from flat_types(part)
 
 
 def shown(value: Any) -> str:
@@ -145,13 +161,13 @@ def limits(bounds: Any) -> str:
 def run_file() -> str:
     from neutral_residues.config.run import RunConfig
 
-    return settings_reference(RunConfig, "")
+    return settings_reference(RunConfig)
 
 
 def comparison_file() -> str:
     from neutral_residues.config.comparison import CompareConfig
 
-    return settings_reference(CompareConfig, "")
+    return settings_reference(CompareConfig)
 
 
 # ---- tables of the package ----
@@ -163,16 +179,14 @@ def methods() -> str:
     rows = [
         [
             f"`{method.name}`",
-            f"**{method.title}**: {method.trains}",
+            f"**{method.title}**: {method.trains}. *{method.paper}*".replace(". *-*", ""),
             method.size or "adds no weights",
             f"{method.learning_rate:g}" if method.learning_rate else "",
             ", ".join(method.afterwards),
-            method.paper,
         ]
         for method in METHODS
     ]
-    header = ["`method:`", "what trains", "the budget sets", "learning rate", "afterwards", "paper"]
-    return table(header, rows)
+    return table(["`method:`", "what trains", "budget sets", "learning rate", "afterwards"], rows)
 
 
 def formats() -> str:
@@ -192,10 +206,13 @@ def families() -> str:
         for title, group in GROUPS.items()
     ]
     refused = ", ".join(f"`{name}`" for name in WITHOUT_FFN)
-    return (
-        f"**{len(FAMILIES)} families**, by `model_type`:\n\n{table(['feed-forward block', 'families'], rows)}"
-        f"\n\nRefused with a message that says what was found, because no module of theirs is the"
-        f" feed-forward block: {refused}."
+    return "\n\n".join(
+        [
+            f"**{len(FAMILIES)} families**, by `model_type`:",
+            table(["feed-forward block", "families"], rows),
+            "Refused with a message that says what was found, because no module of theirs is the"
+            f" feed-forward block: {refused}.",
+        ]
     )
 
 

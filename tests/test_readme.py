@@ -7,37 +7,36 @@ import json
 import math
 import re
 import statistics
-from pathlib import Path
 
 import pytest
 import yaml
 
-from neutral_residues.compare.grid import expand
-from neutral_residues.config.base import checked
-from neutral_residues.config.comparison import CompareConfig, load_comparison
-from neutral_residues.config.run import load_run, make_run
-from neutral_residues.demo.run import DEMO_DATA
-from neutral_residues.methods.table import find_method
-from neutral_residues.results.benchmark import read_benchmark
+from families import FAMILIES
+from neutral_residues.config.run import make_run
 from neutral_residues.results.record import Record
-from paths import ROOT
+from paths import DEMO_BACKBONE, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-IGNORED = {"__pycache__", "py.typed"}
 
 
 def blocks(language: str) -> list[str]:
-    """The fenced blocks of that language, in order; "" for those that name none."""
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
-    return [text for name, text in fenced if name == language]
+    """The fenced blocks of that language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 
 
-def test_the_python_example_prints_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_the_python_example_prints_what_it_says() -> None:
+    """On the backbone that ships, so with other numbers than SmolLM2's; its words are the same."""
+    hub_name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    example, (expected,) = blocks("python")[0], blocks("text")
+    assert hub_name in example
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(blocks("python")[0], "README.md", "exec"), {})
-    assert printed.getvalue().strip() in [block.strip() for block in blocks("")]
+        exec(compile(example.replace(hub_name, str(DEMO_BACKBONE)), "README.md", "exec"), {})
+    assert without_numbers(printed.getvalue()) == without_numbers(expected)
+
+
+def without_numbers(text: str) -> str:
+    return re.sub(r"\d[\d,.]*", "#", text)
 
 
 def test_the_three_lines_define_a_trainer() -> None:
@@ -48,67 +47,17 @@ def test_the_three_lines_define_a_trainer() -> None:
     assert issubclass(namespace["MyTrainer"], Trainer)
 
 
-def test_the_fast_example_gives_each_request_its_own() -> None:
-    from peft import get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from neutral_residues import NeutralResiduesConfig
-
-    folder = ROOT / "src" / "neutral_residues" / "demo" / "data" / "backbone"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(folder),
-        NeutralResiduesConfig(width=8),
-        adapter_name="french",
-    )
-    model.add_adapter("german", NeutralResiduesConfig(width=8))
-    model.base_model.set_adapter(["french", "german"])
-    prompts = tokenizer(["The cat", "The dog", "The man"], return_tensors="pt")
-    prompts = {name: prompts[name] for name in ("input_ids", "attention_mask")} | {
-        "max_new_tokens": 2
-    }
-    exec(
-        compile(blocks("python")[2], "README.md", "exec"),
-        {"model": model.eval(), "prompts": prompts},
-    )
-
-
-def test_run_file_and_comparison_are_valid() -> None:
-    run, comparison = blocks("yaml")
-    assert make_run(yaml.safe_load(run)).budget == 0.20
-    methods = checked(CompareConfig, yaml.safe_load(comparison)).methods
-    assert all(find_method(entry.method) for entry in methods)
-
-
-RUNS = [
-    path
-    for folder in ("", "small", "large")
-    for path in sorted((ROOT / "recipes" / folder).glob("*.yaml"))
-]
-COMPARISONS = sorted((ROOT / "recipes" / "compare").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("path", RUNS, ids=lambda p: f"{p.parent.stem}/{p.stem}")
-def test_every_recipe_is_valid(path: Path) -> None:
-    assert load_run(path).data.source_share == 0.1
-
-
-@pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)
-def test_every_comparison_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every cell is checked, with the backbone that ships in place of the shared one, which is the
-    same."""
-    monkeypatch.chdir(ROOT)
-    config = load_comparison(path, (f"set.model={DEMO_DATA / 'backbone'}",))
-    assert len(expand(config).trained) >= len(config.methods) - 1
-    assert config.seeds == ((0,) if path.stem == "figure1" else (0, 1, 2))
+def test_the_run_file_is_valid() -> None:
+    assert make_run(yaml.safe_load(blocks("yaml")[0])).budget == 0.20
 
 
 def test_commands_exist() -> None:
     from neutral_residues.cli.app import app
 
     known = {command.callback.__name__ for command in app.registered_commands if command.callback}
-    named = set(re.findall(r"`neutral (\w+)", README))
-    assert named == known
+    named = re.findall(r"`neutral (\w+)", README)
+    assert len(named) >= 5
+    assert set(named) <= known
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE)) <= targets
 
@@ -116,6 +65,10 @@ def test_commands_exist() -> None:
 def test_links_and_pictures_exist() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_number_of_families_is_that_of_the_contract_test() -> None:
+    assert re.findall(r"\[(\d+) families\]", README) == [str(len(FAMILIES))]
 
 
 ROWS = {
@@ -182,38 +135,3 @@ def test_the_claims_are_those_of_the_report() -> None:
         label = name.split("/")[0]
         expected = comparison.reference.forgetting.mean if label == "neutral" else forgets[label]
         assert table_row(title)[-1] == f"{expected:+.1f} %"
-
-
-WHO_RUNS = {"plain PEFT path": "plain", "skipping": "skip"}
-WHO_TRAINS = {
-    "neutral residues": "neutral",
-    "gate-less adapter": "adapter",
-    "LoRA, all linear": "lora",
-}
-WHO_TRAINS |= {"LoRA on the MLP": "lora-mlp"}
-
-
-def ratios(file: str) -> dict[tuple[str, str], str]:
-    rows = read_benchmark(ROOT / "docs" / "benchmarks" / f"{file}.json").rows
-    return {(row.group.split(" of training")[0], row.name): f"{row.ratio:.2f}" for row in rows}
-
-
-def test_the_times_are_those_of_the_benchmarks() -> None:
-    running = table("time, x backbone")
-    for number, (title, *cells) in enumerate(running[1:]):
-        measured = ratios("inference-400m" if number < 2 else "inference-en3m")
-        who = next(short for long, short in WHO_RUNS.items() if long in title)
-        assert cells == [measured[group, who] for group in running[0][1:]], title
-    training = table("x full fine-tuning")
-    for title, *cells in training[1:]:
-        what, size = title.split(", ")
-        measured = ratios("training-en3m" if size == "3 M weights" else "training-100m")
-        assert cells == [measured[what, WHO_TRAINS[name]] for name in training[0][1:]], title
-
-
-def table(first: str) -> list[list[str]]:
-    """Cells of the README's table whose first heading is that, without the line below the
-    headings."""
-    lines = README[README.index(f"| {first} |") :].split("\n\n")[0].splitlines()
-    rows = [re.split(r" *\| *", line.strip("| ")) for line in lines]
-    return [rows[0], *rows[2:]]
