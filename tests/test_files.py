@@ -2,12 +2,13 @@
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from neutral_residues.errors import UserError
-from neutral_residues.files import as_user_error, whole_folder, write_json, write_text
+from neutral_residues.files import as_user_error, locked, whole_folder, write_json, write_text
 
 
 def test_a_text_appears_whole_with_the_usual_permissions(tmp_path: Path) -> None:
@@ -42,6 +43,23 @@ def _fail_within(folder: Path) -> None:
     with whole_folder(folder) as partial:
         (partial / "two").write_text("2")
         raise RuntimeError
+
+
+def test_one_at_a_time_behind_a_lock(tmp_path: Path) -> None:
+    lock, order = tmp_path / "new" / ".lock", []
+
+    def waits() -> None:
+        with locked(lock, on_wait=lambda: order.append("waits")):
+            order.append("second")
+
+    with locked(lock, on_wait=lambda: pytest.fail("nobody holds it")):
+        thread = threading.Thread(target=waits)
+        thread.start()
+        while not order:
+            thread.join(0.01)
+        order.append("first")
+    thread.join()
+    assert order == ["waits", "first", "second"]
 
 
 @pytest.mark.parametrize(

@@ -29,23 +29,24 @@ TARGET_WORDS = [
 ]
 
 
-def byte_tokenizer(eos_token: str | None = "<eot>") -> PreTrainedTokenizerFast:
+def byte_tokenizer(eos_token: str | None = "<eot>", **settings: Any) -> PreTrainedTokenizerFast:
+    """A token for each of 256 bytes and one for the end of a text; settings are Transformers'."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(
-        models.BPE(vocab={sign: i for i, sign in enumerate([*alphabet, "<eot>"])}, merges=[])
+        models.BPE(vocab={char: i for i, char in enumerate([*alphabet, "<eot>"])}, merges=[])
     )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos_token)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos_token, **settings)
 
 
 def make_backbone(folder: Path, *, eos_token: str | None = "<eot>", **changes: Any) -> Path:
     """A random Llama over bytes, saved with its tokenizer."""
     torch.manual_seed(0)
     settings = {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "vocab_size": 260, "max_position_embeddings": 64, "bos_token_id": END_OF_TEXT,
-        "eos_token_id": END_OF_TEXT,
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 260,
+        "max_position_embeddings": 64, "bos_token_id": END_OF_TEXT, "eos_token_id": END_OF_TEXT,
     }  # fmt: skip
     LlamaForCausalLM(LlamaConfig(**(settings | changes))).save_pretrained(folder)
     byte_tokenizer(eos_token).save_pretrained(folder)
@@ -72,7 +73,10 @@ def run_values(folder: Path, **training: Any) -> dict[str, Any]:
         "model": str(backbone),
         "output": str(folder / "run"),
         "data": {
-            "train": [{"name": name, "role": role, "path": str(folder / file)} for name, role, file in corpora],
+            "train": [
+                {"name": name, "role": role, "path": str(folder / file)}
+                for name, role, file in corpora
+            ],
             "source_share": 0.25,
             "held_out_share": 0.2,
             "block_tokens": 32,
@@ -80,8 +84,8 @@ def run_values(folder: Path, **training: Any) -> dict[str, Any]:
             "cache": str(folder / "cache"),
         },
         "training": {
-            "steps": 8, "batch_rows": 4, "accumulation": 2, "warmup_steps": 2, "log_every": 2, "evaluate_every": 4,
-            "save_every": 3,
+            "steps": 8, "batch_rows": 4, "accumulation": 2, "warmup_steps": 2, "log_every": 2,
+            "evaluate_every": 4, "save_every": 3,
         }
         | training,
         "evaluation": {"tokens_while_training": 400},

@@ -8,10 +8,12 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from neutral_residues.errors import UserError
 
@@ -67,6 +69,28 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all. NaN and infinities are refused: they are
     not JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def locked(lock: Path, *, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Within the block no other process holds the file `lock`; folders are made. A process that
+    dies lets go of it.
+
+    Args:
+        on_wait: called once if another process holds it, before waiting; may raise instead.
+    """
+    held = filelock.FileLock(lock)
+    with disk_errors(lock.parent):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held.acquire(timeout=0)
+        except filelock.Timeout:
+            on_wait()
+            held.acquire()
+    try:
+        yield
+    finally:
+        held.release()  # the file stays: to remove it would let two others in at once
 
 
 @contextmanager

@@ -41,7 +41,8 @@ run = yaml.safe_load(plan.read_text())
 output = Path(run["output"])
 output.mkdir(parents=True, exist_ok=True)
 shutil.copy(plan, output / "run.yaml")
-started = {"name": plan.stem, **{k: v for k, v in os.environ.items() if "THREADS" in k or "CUDA" in k}}
+shown = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+started = {"name": plan.stem, **{name: os.environ.get(name) for name in shown}}
 with (here / "started").open("a") as file:
     file.write(json.dumps(started) + chr(10))
 special = here / (run["label"] or run["method"])

@@ -1,4 +1,4 @@
-"""Rows: an exact share, every block once an epoch, the same whoever asks; noise where it belongs."""
+"""Rows: an exact share, every block once an epoch, the same for all workers; noise as told."""
 
 import math
 import pickle

@@ -1,4 +1,4 @@
-"""Corpora on disk as tokens: what is stored, what is held out, and that no cache is ever half there."""
+"""Corpora on disk as tokens: what is stored, what is held out; a cache is never half there."""
 
 import json
 import multiprocessing
@@ -18,8 +18,8 @@ from neutral_residues.data import tokenise as module
 from neutral_residues.data.documents import iter_documents
 from neutral_residues.data.tokenise import end_of_text_id, tokenise, tokenizer_key
 from neutral_residues.errors import UserError
+from tiny_run import END_OF_TEXT, byte_tokenizer
 
-END_OF_TEXT = 256  # the id after those of the bytes
 RNG = random.Random(0)
 DOCUMENTS = [
     "".join(RNG.choices("abcdéжñ 😀\n", k=RNG.randint(1, 60))).strip() or "x" for _ in range(300)
@@ -95,7 +95,7 @@ def test_held_out_is_by_document_and_stable(make, write_jsonl, tokenizer):
     assert sides(DOCUMENTS, seed=1)[1] != held_out
 
 
-def test_second_call_reads_the_cache(make, write_jsonl, monkeypatch, tokenizer, byte_tokenizer):
+def test_second_call_reads_the_cache(make, write_jsonl, monkeypatch, tokenizer):
     corpus = write_jsonl(DOCUMENTS)
     first, _ = make(corpus)
     monkeypatch.setattr(module, "iter_documents", lambda corpus: pytest.fail("tokenised again"))
@@ -211,7 +211,7 @@ def test_large_vocabularies_take_four_bytes(make, write_jsonl, last_id, dtype):
     assert (stream.tokens.dtype, stream.tokens.tolist()) == (dtype, [last_id, 1, 0, 1])
 
 
-def test_what_a_user_can_get_wrong(make, write_jsonl, byte_tokenizer, tmp_path):
+def test_what_a_user_can_get_wrong(make, write_jsonl, tmp_path):
     corpus = write_jsonl(DOCUMENTS)
     with pytest.raises(UserError, match="no end-of-text token"):
         end_of_text_id(byte_tokenizer(eos_token=None))

@@ -1,22 +1,25 @@
 """Windows: every token once, with enough before it."""
 
 import numpy as np
-import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from neutral_residues.evaluation.windows import Window, window_rows, windows
 
 
-@pytest.mark.parametrize("num_tokens", [1, 2, 5, 8, 9, 15, 16, 17, 31, 40])
-@pytest.mark.parametrize("context", [1, 2, 5, 8, 16])
-def test_every_token_is_scored_once_in_windows_of_one_length(num_tokens: int, context: int) -> None:
-    for stride in range(1, context + 1):
-        plan = list(windows(num_tokens, context_tokens=context, stride_tokens=stride))
-        scored = [token for w in plan for token in range(w.scored_from, w.end)]
-        assert scored == list(range(num_tokens))
-        assert {w.end - w.start for w in plan} == {min(context, num_tokens)}
-        for window in plan[1:]:
-            assert window.end - window.scored_from <= stride
-            assert window.scored_from - window.start >= context - stride
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(num_tokens=st.integers(1, 300), context=st.integers(1, 64), data=st.data())
+def test_every_token_is_scored_once_in_windows_of_one_length(
+    num_tokens: int, context: int, data: st.DataObject
+) -> None:
+    stride = data.draw(st.integers(1, context))
+    plan = list(windows(num_tokens, context_tokens=context, stride_tokens=stride))
+    scored = [token for w in plan for token in range(w.scored_from, w.end)]
+    assert scored == list(range(num_tokens))
+    assert {w.end - w.start for w in plan} == {min(context, num_tokens)}
+    for window in plan[1:]:
+        assert window.end - window.scored_from <= stride
+        assert window.scored_from - window.start >= context - stride
 
 
 def test_rows_by_hand() -> None:

@@ -1,9 +1,9 @@
 """Runs the cells of a comparison: each in a process of its own, several at a time, every one
 resumable.
 
-    first wave    everything that trains (when tuning: the first seed, at all learning rates)
-    second wave   when tuning: the other seeds, at the learning rate that did best on validation text
-    third wave    what is made of finished runs (weight averages)
+    first wave   everything that trains (when tuning: the first seed, at all learning rates)
+    second wave  when tuning: the other seeds, at the learning rate that was best on validation text
+    third wave   what is made of finished runs (weight averages)
 
 A cell that fails leaves its reason (`failure.json`) and the rest goes on; the same command tries it
 again and does nothing twice. Processes of their own keep a cell's memory its own, and a crash, or a
@@ -23,14 +23,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
 import torch
 
 from neutral_residues.compare.grid import Cell, best_factors, expand
 from neutral_residues.config.base import dump_run
 from neutral_residues.config.comparison import CELLS, COMPARISON, CompareConfig
 from neutral_residues.errors import UserError, exit_reason
-from neutral_residues.files import disk_errors, write_json, write_text
+from neutral_residues.files import disk_errors, locked, write_json, write_text
 from neutral_residues.results.record import Failure, Record
 from neutral_residues.results.run_folder import LOCK, RunFolder, check_free
 from neutral_residues.results.store import read_record
@@ -107,21 +106,17 @@ def _claimed(config: CompareConfig) -> Iterator[None]:
     """The output folder is this comparison's alone; the resolved file is written into it."""
     file = config.output / COMPARISON
     with disk_errors(config.output):
-        if not file.is_file():
-            check_free(config.output, but=(LOCK,))
-        config.output.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(config.output / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout as error:
-            raise UserError(
-                f"another process is running the comparison in {config.output}", do="wait for it"
-            ) from error
-    try:
+        is_a_comparison = file.is_file()
+    if not is_a_comparison:
+        check_free(config.output, but=(LOCK,))
+
+    def refuse() -> None:
+        what = f"another process is running the comparison in {config.output}"
+        raise UserError(what, do="wait for it")
+
+    with locked(config.output / LOCK, on_wait=refuse):
         write_text(file, dump_run(config))
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

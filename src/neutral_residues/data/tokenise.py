@@ -20,11 +20,10 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import filelock
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -39,7 +38,7 @@ from neutral_residues.config.run import Corpus
 from neutral_residues.data.documents import content_key, iter_documents, short_hash
 from neutral_residues.data.token_stream import StreamWriter, TokenStream, open_stream
 from neutral_residues.errors import UserError
-from neutral_residues.files import disk_errors, whole_folder
+from neutral_residues.files import locked, whole_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -94,7 +93,13 @@ def tokenise(
     folder = cache_dir / f"tokens-{short_hash(recipe)}"
     streams = _open_cache(folder, corpus)
     if streams is None:
-        with _alone(folder, corpus, show_progress):
+
+        def say_that_we_wait() -> None:
+            if show_progress:
+                line = f"waiting for another process that tokenises {corpus.name}"
+                Console(stderr=True).print(line)
+
+        with locked(folder.with_name(f".{folder.name}.lock"), on_wait=say_that_we_wait):
             # Another process may have made it while this one waited.
             if (streams := _open_cache(folder, corpus)) is None:
                 _write_cache(folder, recipe, corpus, tokenizer, show_progress)
@@ -194,25 +199,6 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
 
 
 # ---- the cache ----
-
-
-@contextmanager
-def _alone(folder: Path, corpus: Corpus, show_progress: bool) -> Iterator[None]:
-    """One process at a time makes this cache. A process that dies gives the lock up."""
-    lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"))
-    with disk_errors(folder.parent):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            if show_progress:
-                waiting = f"waiting for another process that tokenises {corpus.name}"
-                Console(stderr=True).print(waiting)
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _write_cache(

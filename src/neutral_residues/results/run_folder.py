@@ -13,18 +13,16 @@ The record is written last, so its presence means: finished.
 """
 
 import shutil
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from neutral_residues.config.base import dump_run
 from neutral_residues.config.run import RunConfig, load_run
 from neutral_residues.errors import UserError
-from neutral_residues.files import disk_errors, write_text
+from neutral_residues.files import disk_errors, locked, write_text
 
 LOCK = ".lock"
 
@@ -86,25 +84,13 @@ class RunFolder:
         if not self.config.is_file():
             write_text(self.config, dump_run(config))
 
-    @contextmanager
-    def lock(self, *, on_wait: Callable[[], None]) -> Iterator[None]:
+    def lock(self, *, on_wait: Callable[[], None]) -> AbstractContextManager[None]:
         """Within the block no other process works in the folder; waits for one that does.
 
         Args:
             on_wait: called once if there is one.
         """
-        lock = filelock.FileLock(self.path / LOCK)
-        with disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=0)
-            except filelock.Timeout:
-                on_wait()
-                lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()  # the file stays: to remove it would let two others in at once
+        return locked(self.path / LOCK, on_wait=on_wait)
 
     def _check_same_run(self, config: RunConfig) -> None:
         there = load_run(self.config)
