@@ -1,11 +1,11 @@
-"""Makes the texts that ship with the demo from a folder of curated text, byte for byte the same
-each time.
+"""Makes the texts that ship with the demo from a folder of longer ones, byte for byte the same each
+time.
 
     python recipes/demo_texts.py FOLDER_WITH_JSONL_GZ
 
 Only text that is free: novels whose authors died long ago (public domain; ELTeC's editions without
 their markup), Mozilla Common Voice sentences (CC0) and Darwin's *Origin of Species* (public
-domain). Licences: see LICENSE.md beside the output.
+domain). Licences: see LICENSE.md in the output folder.
 """
 
 import gzip
@@ -28,14 +28,14 @@ def documents(
 
 
 def write(name: str, chosen: Iterator[dict[str, str]], max_bytes: int) -> None:
-    """The first documents, up to `max_bytes` of text; no time stamp in the file, so that it is
-    reproducible."""
+    """The first documents, up to `max_bytes` of text."""
     lines, num_bytes = [], 0
     for document in chosen:
         num_bytes += len(document["text"].encode())
         if num_bytes > max_bytes:
             break
         lines.append(json.dumps(document, ensure_ascii=False))
+    # No time stamp in the file, so that it is reproducible.
     packed = gzip.compress(("\n".join(lines) + "\n").encode(), compresslevel=9, mtime=0)
     (DEMO_DATA / name).write_bytes(packed)
     print(f"{name}: {len(lines)} documents, {len(packed):,} bytes")
@@ -43,10 +43,11 @@ def write(name: str, chosen: Iterator[dict[str, str]], max_bytes: int) -> None:
 
 def main(folder: Path) -> None:
     DEMO_DATA.mkdir(exist_ok=True)
-    write("en.train.jsonl.gz", documents(folder / "en.train.jsonl.gz"), 400_000)
-    write("fr.train.jsonl.gz", documents(folder / "fr.train.jsonl.gz"), 1_000_000)
-    write("en.test.jsonl.gz", documents(folder / "en.test.jsonl.gz"), 40_000)
-    write("fr.test.jsonl.gz", documents(folder / "fr.test.jsonl.gz"), 40_000)
+    sizes = {"train": {"en": 400_000, "fr": 1_000_000}, "valid": {}, "test": {}}
+    for split, max_bytes in sizes.items():
+        for language in ("en", "fr"):
+            name = f"{language}.{split}.jsonl.gz"
+            write(name, documents(folder / name), max_bytes.get(language, 40_000))
     darwin = documents(
         folder / "en-nonfiction.train.jsonl.gz", lambda source: source == "darwin-origin"
     )

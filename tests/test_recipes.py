@@ -1,4 +1,5 @@
-"""The files in recipes/: every run file and every cell of every comparison is valid."""
+"""Every run file and comparison that comes with the repository is valid; those of the demo's texts
+find their files."""
 
 from pathlib import Path
 
@@ -7,27 +8,32 @@ import pytest
 from neutral_residues.compare.grid import expand
 from neutral_residues.config.comparison import load_comparison
 from neutral_residues.config.run import load_run
-from neutral_residues.demo.run import DEMO_DATA
-from paths import ROOT
+from paths import DEMO_BACKBONE, ROOT
 
-RUNS = [
-    path
-    for folder in ("", "small", "large")
-    for path in sorted((ROOT / "recipes" / folder).glob("*.yaml"))
-]
-COMPARISONS = sorted((ROOT / "recipes" / "compare").glob("*.yaml"))
+RECIPES = ROOT / "recipes"
+COMPARISONS = sorted((RECIPES / "compare").glob("*.yaml"))
+RUNS = sorted(path for path in RECIPES.rglob("*.yaml") if path not in COMPARISONS)
+DEMO_RUNS = [RECIPES / "french.yaml", RECIPES / "small" / "french.yaml"]
 
 
-@pytest.mark.parametrize("path", RUNS, ids=lambda p: f"{p.parent.stem}/{p.stem}")
-def test_every_recipe_is_valid(path: Path) -> None:
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.stem}/{path.stem}")
+def test_every_run_file_is_valid(path: Path) -> None:
     assert load_run(path).data.source_share == 0.1
 
 
-@pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", DEMO_RUNS, ids=lambda path: f"{path.parent.stem}/{path.stem}")
+def test_the_demos_model_and_texts_are_there(path: Path) -> None:
+    config = load_run(path)
+    assert ROOT / config.model == DEMO_BACKBONE
+    data = config.data
+    for corpus in (*data.train, *data.evaluate, *data.validate_on):
+        assert corpus.path is not None
+        assert (ROOT / corpus.path).is_file()
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
 def test_every_comparison_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every cell is checked, with the backbone that ships in place of the shared one, which is the
-    same."""
     monkeypatch.chdir(ROOT)
-    config = load_comparison(path, (f"set.model={DEMO_DATA / 'backbone'}",))
+    config = load_comparison(path)
     assert len(expand(config).trained) >= len(config.methods) - 1
     assert config.seeds == ((0,) if path.stem == "figure1" else (0, 1, 2))
