@@ -1,11 +1,12 @@
 """Different adapters for the rows of one batch."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from neutral_residues import UserError
+from neutral_residues import UserError, per_request
 from neutral_residues.tuner.routing import BACKBONE
 from tiny_llama import outputs, tiny_llama, token_ids, two_adapters
 
@@ -38,6 +39,30 @@ def test_generation_with_beams_and_a_name_for_each_row() -> None:
     with model.disable_adapter():
         backbone = model.generate(input_ids=ids[1:2], attention_mask=ones[:1], **settings)
     assert torch.equal(mixed, torch.cat([german, backbone, french]))
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
+def test_a_model_without_pefts_wrapper(tmp_path: Path) -> None:
+    model = two_adapters()
+    names = ["french", BACKBONE, "german", "german", BACKBONE, "french", "french", "german"]
+    model.save_pretrained(tmp_path)
+    native = tiny_llama()
+    for name in ("french", "german"):
+        native.load_adapter(str(tmp_path / name), adapter_name=name)
+    before = outputs(native)
+    with per_request(native, names):
+        mixed = outputs(native)
+    with per_request(native, names[:4], rows_per_name=2):
+        in_pairs = outputs(native)
+    pairs = [name for name in names[:4] for _ in range(2)]
+    for found, wanted in ((mixed, names), (in_pairs, pairs)):
+        expected = outputs(model, adapter_names=wanted)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    with per_request(native, names[:4]), pytest.raises(UserError, match="got 4 names for 8 rows"):
+        outputs(native)
+    with pytest.raises(UserError, match="not loaded; got frensh"):
+        per_request(native, ["frensh"]).__enter__()
+    assert torch.equal(outputs(native), before)
 
 
 def test_requests_compile_as_one_graph() -> None:
