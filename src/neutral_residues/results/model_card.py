@@ -1,7 +1,13 @@
-"""The README of a saved extension: how to load it, and what it cost on both sides."""
+"""The README of a saved extension: how to load it, and what it learnt and forgot.
+
+Its metadata is the Hub's own, so the Hub lists bits per byte of backbone and extended model as
+evaluation results. No torch, no network.
+"""
 
 import json
 from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCardData
 
 from neutral_residues.files import write_text
 from neutral_residues.results.record import Record
@@ -23,7 +29,7 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")"""
 def write_card(folder: Path, record: Record) -> None:
     """Write `README.md` into the folder of an extension, which holds an adapter or a whole
     model."""
-    write_text(folder / "README.md", card(record, _loading(folder)))
+    write_text(folder / "README.md", model_card(record, _loading(folder)))
 
 
 def _loading(folder: Path) -> str:
@@ -35,37 +41,59 @@ def _loading(folder: Path) -> str:
     return _LOAD_ADAPTER if is_ours else _LOAD_PEFT
 
 
-def card(record: Record, loading: str) -> str:
-    """The card's text."""
+def model_card(record: Record, loading: str) -> str:
+    """The card's text; `loading` are the lines of Python that load the extension."""
     model = str(record.config["model"])
-    library = "transformers" if loading == _LOAD_WHOLE else "peft"
-    lines = [
-        "---",
-        f"base_model: {model}",
-        f"library_name: {library}",
-        "tags: [neutral-residues]",
-        "---",
-        "",
+    title = f"{Path(model).name}, extended ({record.label})"
+    metadata = ModelCardData(
+        # The Hub takes no folder of somebody's machine for a model.
+        base_model=None if Path(model).is_dir() else model,
+        library_name="transformers" if loading == _LOAD_WHOLE else "peft",
+        pipeline_tag="text-generation",
+        tags=["neutral-residues"],
+        model_name=title,
+        eval_results=_eval_results(record) or None,
+    )
+    parts = [
+        f"---\n{metadata.to_yaml()}\n---",
+        f"# {title}",
+        f"```python\n{loading}\n```",
+        _table(record),
+        "Bits per byte on held-out text, lower is better.",
     ]
-    lines += [f"# {Path(model).name}, extended ({record.label})", ""]
-    lines += ["```python", loading, "```", ""]
-    lines += [*_table(record), ""]
     cost = record.cost
     if cost.new_weights is not None and cost.backbone_weights and cost.tokens is not None:
-        lines.append(
-            f"{cost.new_weights:,} new weights beside {cost.backbone_weights:,} of the backbone"
-            f" ({100 * cost.new_weights / cost.backbone_weights:.2f} %); trained on {cost.tokens:,}"
-            " tokens."
+        share = cost.new_weights / cost.backbone_weights
+        parts.append(
+            f"{cost.new_weights:,} new weights, {share:.2%} of the backbone's"
+            f" {cost.backbone_weights:,}; trained on {cost.tokens:,} tokens."
         )
-    return "\n".join(lines) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
-def _table(record: Record) -> list[str]:
+def _eval_results(record: Record) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_name=f"{name} ({found.role})",
+            dataset_type=name,
+            metric_type="bits_per_byte",
+            metric_name=f"bits per byte, {model}",
+            metric_value=round(bits, 4),
+        )
+        for name, found in record.sets.items()
+        for model, bits in (
+            ("backbone", found.backbone_bits_per_byte),
+            ("extended model", found.extended_bits_per_byte),
+        )
+    ]
+
+
+def _table(record: Record) -> str:
     rows = ["| held-out text | role | backbone | extended | change |", "|---|---|---|---|---|"]
     for name, found in record.sets.items():
         rows.append(
             f"| {name} | {found.role} | {found.backbone_bits_per_byte:.4f} |"
             f" {found.extended_bits_per_byte:.4f} | {found.rise_percent:+.2f} % |"
         )
-    rows += ["", "Bits per byte on held-out text, lower is better."]
-    return rows
+    return "\n".join(rows)

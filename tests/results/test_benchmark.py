@@ -1,0 +1,63 @@
+"""The file of a benchmark, and the bounds that follow from counting weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from neutral_residues.errors import UserError
+from neutral_residues.results.benchmark import (
+    Benchmark,
+    Bound,
+    Measured,
+    is_benchmark,
+    read_benchmark,
+    write_benchmark,
+)
+from neutral_residues.results.store import provenance, write_record
+from synthetic import make_record
+
+BENCHMARK = Benchmark(
+    name="inference",
+    title="Running it",
+    command="python x.py",
+    threads=2,
+    rounds=3,
+    provenance=provenance(),
+    rows=[Measured(group="decode", name="skip", against="backbone", ratio=1.1, value=0.1)],
+)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    write_benchmark(tmp_path / "b.json", BENCHMARK)
+    assert read_benchmark(tmp_path / "b.json") == BENCHMARK
+
+
+def test_a_file_says_whether_it_is_one(tmp_path: Path) -> None:
+    write_benchmark(tmp_path / "b.json", BENCHMARK)
+    write_record(tmp_path / "record.json", make_record())
+    assert is_benchmark(tmp_path / "b.json")
+    assert not is_benchmark(tmp_path / "record.json")
+    with pytest.raises(UserError, match=r"record\.json is not a benchmark"):
+        read_benchmark(tmp_path / "record.json")
+
+
+def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "b.json"
+    write_benchmark(path, BENCHMARK)
+    text = path.read_text()
+    path.write_text(text[: len(text) // 2])
+    with pytest.raises(UserError, match=r"benchmark .*b\.json is not whole JSON"):
+        read_benchmark(path)
+    value = json.loads(text)
+    value["rows"][0]["ratio"] = -1
+    path.write_text(json.dumps(value))
+    with pytest.raises(UserError, match=r"rows\.0\.ratio.*got -1"):
+        read_benchmark(path)
+
+
+def test_bounds_by_hand() -> None:
+    # A step: (4 * 100 + 6 * 20) / (6 * 100), and 2 * 30 less where no gradient flows.
+    assert Bound(backbone=100, new=20).train_frozen == pytest.approx(5.2 / 6)
+    assert Bound(backbone=100, new=20, below=30).train_frozen == pytest.approx(4.6 / 6)
+    assert Bound(backbone=100, new=20).run_open == pytest.approx(1.2)
