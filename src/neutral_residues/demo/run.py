@@ -1,16 +1,17 @@
-"""The demo: a small English model learns French twice on a laptop's CPU, and both sides are shown.
+"""The demo: a small English model learns French twice on a laptop's CPU; what each method learns and
+forgets is shown.
 
-Everything ships with the package (see demo_data/LICENSE.md); no network is used. The same steps,
-rows and order for both.
+Everything ships with the package (see data/LICENSE.md); no network is used. The same text, rows and
+steps for both.
 """
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from neutral_residues.config.base import read_values
 from neutral_residues.config.run import RunConfig, make_run
 from neutral_residues.files import write_text
 from neutral_residues.report.build import write_report
@@ -21,71 +22,24 @@ from neutral_residues.training.progress import RunProgress
 
 DEMO_DATA = Path(__file__).parent / "data"
 METHODS = {"neutral": "neutral residues", "finetune": "plain fine-tuning"}
-PROMPTS = ("Il y avait dans la ville", "She opened the door and")
-
-NEXT_RUN = """\
-# French for a real model. Needs the network (model and text come from the Hub) and, to be quick, a
-# GPU.
-#     neutral describe {path}      what it would do
-#     neutral extend {path}        do it
-model: HuggingFaceTB/SmolLM2-135M
-output: {output}
-data:
-  train:
-    - {{name: fr-wiki, role: target, dataset: wikimedia/wikipedia, subset: 20231101.fr, max_documents: 100000}}
-    - {{name: en-wiki, role: source, dataset: wikimedia/wikipedia, subset: 20231101.en, max_documents: 20000}}
-  source_share: 0.1
-  block_tokens: 1024
-training: {{steps: 3000, batch_rows: 16, accumulation: 4, evaluate_every: 250, save_every: 250}}
-evaluation: {{prompts: ["La France est", "The capital of England is"]}}
-"""
 
 
 def demo_config(method: str, output: Path, *, steps: int, test_documents: int | None) -> RunConfig:
     """The run of the demo for one method: the same data, rows and steps for each."""
-
-    def corpus(name: str, role: str, file: str, documents: int | None = None) -> dict[str, Any]:
-        return {
-            "name": name,
-            "role": role,
-            "path": str(DEMO_DATA / file),
-            "max_documents": documents,
-        }
-
-    return make_run(
-        {
-            "model": str(DEMO_DATA / "backbone"),
-            "method": method,
-            "output": str(output / method),
-            "data": {
-                "train": [
-                    corpus("fr", "target", "fr.train.jsonl.gz"),
-                    corpus("en", "source", "en.train.jsonl.gz"),
-                ],
-                "evaluate": [
-                    corpus("English", "source", "en.test.jsonl.gz", test_documents),
-                    corpus("English-science", "source", "en-science.test.jsonl.gz", test_documents),
-                    corpus("French", "target", "fr.test.jsonl.gz", test_documents),
-                ],
-                "block_tokens": 128,
-                "cache": str(output / "tokens"),
-            },
-            "training": {
-                "steps": steps,
-                "batch_rows": 16,
-                "warmup_steps": steps // 10,
-                "log_every": 20,
-                "evaluate_every": max(1, steps // 5),
-                "save_every": 100,
-            },
-            "evaluation": {
-                "tokens_while_training": 6000,
-                "stride_tokens": 128,
-                "prompts": PROMPTS,
-                "temperature": 0.6,
-            },
-        }
-    )
+    values = read_values(DEMO_DATA / "run.yaml")
+    data = values["data"]
+    for corpus in (*data["train"], *data["evaluate"]):
+        corpus["path"] = str(DEMO_DATA / corpus["path"])
+    for corpus in data["evaluate"]:
+        corpus["max_documents"] = test_documents
+    data["cache"] = str(output / "tokens")
+    values["training"] |= {
+        "steps": steps,
+        "warmup_steps": steps // 10,
+        "evaluate_every": max(1, steps // 5),
+    }
+    files = {"model": str(DEMO_DATA / values["model"]), "output": str(output / method)}
+    return make_run(values | files | {"method": method})
 
 
 def run_demo(
@@ -95,14 +49,13 @@ def run_demo(
     steps: int = 200,
     test_documents: int | None = None,
 ) -> dict[str, Record]:
-    """Run both methods, print both sides, draw page and picture, say what to type next. Resumes if
-    interrupted.
+    """Run both methods, print what they learnt and forgot, write the report, say what to type next.
+    Resumes if interrupted.
 
     Args:
         output: folder for the runs.
         steps: of each run.
-        test_documents: how many documents of each held-out set are measured; None means all that
-            ship.
+        test_documents: measure this many documents of each held-out set; None measures all.
     """
     console = console or Console()
     console.print(
@@ -127,15 +80,13 @@ def run_demo(
     _print_samples(records, console)
     page = write_report([output / method for method in METHODS], output / "report").page
     next_run = output / "next.yaml"
-    write_text(next_run, NEXT_RUN.format(path=next_run, output=output / "next"))
-    console.print(f"\npage        {page}", highlight=False)
-    console.print(f"picture     {picture}", highlight=False)
-    for method in METHODS:
-        console.print(
-            f"{method:<11} {output / method} (extension/, record.json, run.yaml)", highlight=False
-        )
-    console.print("\nNext, with a model from the Hub:", highlight=False)
-    console.print(f"    neutral extend {next_run}", highlight=False)
+    text = (DEMO_DATA / "next.yaml").read_text(encoding="utf-8")
+    text = text.replace("RUN_FILE", str(next_run)).replace("OUTPUT", str(output / "next"))
+    write_text(next_run, text)
+    lines = [f"\npage        {page}", f"picture     {picture}"]
+    lines += [f"{m:<11} {output / m} (extension/, record.json, run.yaml)" for m in METHODS]
+    lines += ["\nNext, with a model from the Hub:", f"    neutral extend {next_run}"]
+    console.print("\n".join(lines), highlight=False)
     return records
 
 
@@ -153,20 +104,10 @@ def _table(records: dict[str, Record]) -> Table:
 
 
 def _print_samples(records: dict[str, Record], console: Console) -> None:
-    first = next(iter(records.values()))
-    for number, sample in enumerate(first.samples):
+    for number, sample in enumerate(next(iter(records.values())).samples):
         console.print(Text(f"\n{sample.prompt} ...", style="bold"))
-        console.print(
-            f"  {'backbone':<18}", _one_line(sample.backbone), highlight=False, markup=False
-        )
-        for title, record in records.items():
-            console.print(
-                f"  {title:<18}",
-                _one_line(record.samples[number].extended),
-                highlight=False,
-                markup=False,
-            )
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:160]
+        texts = {"backbone": sample.backbone}
+        texts |= {title: record.samples[number].extended for title, record in records.items()}
+        for title, text in texts.items():
+            line = " ".join(text.split())[:160]
+            console.print(f"  {title:<18}", line, highlight=False, markup=False)
