@@ -66,10 +66,8 @@ def exit_reason(returncode: int, output: str) -> str:
 
 
 class Stopped(Exception):
-    """Somebody asked a run to stop; a checkpoint was written and the same command resumes it."""
+    """A run was asked to stop; it wrote a checkpoint, and the same command resumes it."""
 
     def __init__(self, step: int, total: int) -> None:
-        super().__init__(
-            f"stopped after step {step} of {total}; the same command goes on from there"
-        )
+        super().__init__(f"stopped after step {step} of {total}; the same command resumes it")
         self.step = step

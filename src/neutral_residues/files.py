@@ -1,7 +1,7 @@
 """Writing so that nothing is ever half there.
 
-A file or folder appears under its final name only when it is complete: it is written beside it,
-flushed to disk, then renamed.
+A file or folder appears under its final name only when it is complete: it is written next to
+it, flushed to disk, then renamed.
 """
 
 import errno

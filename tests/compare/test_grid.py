@@ -158,8 +158,8 @@ def test_a_method_of_ones_own_is_one_entry(tmp_path: Path, monkeypatch: pytest.M
     ("settings", "line"),
     [
         ({"methods": ["neutrla"]}, "unknown method neutrla; did you mean 'neutral'"),
-        ({"methods": ["neutral", "neutral"]}, "label of methods: neutral is there twice"),
-        ({"seeds": [1, 1]}, "seeds: 1 is there twice"),
+        ({"methods": ["neutral", "neutral"]}, "label of methods: neutral is given twice"),
+        ({"seeds": [1, 1]}, "seeds: 1 is given twice"),
         ({"seeds": []}, "seeds"),
         ({"learning_rate_factors": [0]}, "above 0"),
         ({"method": ["neutral"]}, "unknown key method; did you mean 'methods'"),

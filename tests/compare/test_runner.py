@@ -1,6 +1,6 @@
 """A comparison from file to records: several at a time, failing, interrupted, resumed.
 
-Where only the scheduler is tested, a small script runs in the place of `neutral extend`.
+Where only the scheduler is tested, a small script runs instead of `neutral extend`.
 """
 
 import io
@@ -243,6 +243,7 @@ def test_a_cell_with_other_settings_is_a_failure_not_a_mixture(
     assert "holds another run: training.steps was 4" in reason
 
 
+@pytest.mark.slow
 def test_a_real_cell_stopped_and_resumed_equals_a_run_of_its_own(tmp_path: Path) -> None:
     settings = {"training.save_every": 5, "training.evaluate_every": 40}
     config = comparison(tmp_path, methods=["neutral"], steps=40, set=settings)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from neutral_residues.config.base import dump_run
+from neutral_residues.config.base import to_yaml
 from neutral_residues.config.run import load_run, make_run
 from neutral_residues.errors import UserError, nearest
 from tiny_run import run_values
@@ -12,12 +12,12 @@ from tiny_run import run_values
 
 def test_a_written_run_reads_back_the_same(tmp_path: Path) -> None:
     config = make_run(run_values(tmp_path))
-    (tmp_path / "again.yaml").write_text(dump_run(config), encoding="utf-8")
+    (tmp_path / "again.yaml").write_text(to_yaml(config), encoding="utf-8")
     assert load_run(tmp_path / "again.yaml") == config
 
 
 def test_overrides_reach_into_sections(tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(dump_run(make_run(run_values(tmp_path))), encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(to_yaml(make_run(run_values(tmp_path))), encoding="utf-8")
     config = load_run(
         tmp_path / "run.yaml", ("training.steps=7", "method=lora", "evaluation.prompts=[a, b]")
     )
@@ -26,6 +26,13 @@ def test_overrides_reach_into_sections(tmp_path: Path) -> None:
         "lora",
         ("a", "b"),
     )
+
+
+@pytest.mark.parametrize("override", ["training.steps", "=3", "method=[1", "model.x=1"])
+def test_an_override_that_cannot_be_read_is_one_line(tmp_path: Path, override: str) -> None:
+    (tmp_path / "run.yaml").write_text(to_yaml(make_run(run_values(tmp_path))), encoding="utf-8")
+    with pytest.raises(UserError, match="override"):
+        load_run(tmp_path / "run.yaml", (override,))
 
 
 @pytest.mark.parametrize(

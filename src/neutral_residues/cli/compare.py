@@ -15,7 +15,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from neutral_residues.compare.grid import Cell
@@ -83,11 +83,12 @@ class CompareDisplay(CompareCallback):
         self.console = console or Console(stderr=True)
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            _LastLine(),
+            _LastLine(Column(no_wrap=True, overflow="ellipsis", ratio=1)),
             console=self.console,
+            expand=True,
             disable=not self.console.is_terminal,
         )
         self.cells: TaskID | None = None
@@ -133,7 +134,7 @@ class _LastLine(ProgressColumn):
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 2000))
             lines = file.read().decode("utf-8", "replace").strip().splitlines()
-        return Text(lines[-1].strip() if lines else "starting", no_wrap=True, overflow="ellipsis")
+        return Text(lines[-1].strip() if lines else "starting")
 
 
 def _changes(record: Record) -> str:

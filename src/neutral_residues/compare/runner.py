@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from neutral_residues.compare.grid import Cell, best_factors, expand
-from neutral_residues.config.base import dump_run
+from neutral_residues.config.base import to_yaml
 from neutral_residues.config.comparison import CELLS, COMPARISON, CompareConfig
 from neutral_residues.errors import UserError, exit_reason
 from neutral_residues.files import disk_errors, locked, write_json, write_text
@@ -115,7 +115,7 @@ def _claimed(config: CompareConfig) -> Iterator[None]:
         raise UserError(what, do="wait for it")
 
     with locked(config.output / LOCK, on_wait=refuse):
-        write_text(file, dump_run(config))
+        write_text(file, to_yaml(config))
         yield
 
 
@@ -164,7 +164,7 @@ class _Runner:
             return
         plan = self.config.output / "plan" / f"{cell.name}.yaml"
         log = self.config.output / "logs" / f"{cell.name}.log"
-        write_text(plan, dump_run(cell.config))
+        write_text(plan, to_yaml(cell.config))
         start, gpu = time.monotonic(), self.gpus.get()
         try:
             process = self._start(plan, log, gpu)

@@ -60,7 +60,12 @@ def read_overrides(overrides: tuple[str, ...]) -> dict[str, Any]:
             raise UserError(
                 "override", got=override, allowed="key=value, for example training.steps=200"
             )
-        found[key] = yaml.safe_load(text)
+        try:
+            found[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"override {key}", got=text, allowed="a value as in YAML", do="quote it if need be"
+            ) from error
     return found
 
 
@@ -93,7 +98,7 @@ def checked(schema: type[Schema], values: Any, *, file: Path | str | None = None
         raise one_line(error, schema, file=file) from error
 
 
-def dump_run(config: Settings) -> str:
+def to_yaml(config: Settings) -> str:
     """The resolved configuration as YAML; read back it is the same."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
@@ -106,7 +111,7 @@ def one_line(
     first = error.errors()[0]
     location = tuple(first["loc"])
     prefix = f"{file}: " if file else ""
-    where = ".".join(map(str, location)) or "the whole"
+    where = ".".join(map(str, location))
     if first["type"] == "extra_forbidden":
         known = _keys_at(location[:-1], schema)
         return UserError(f"{prefix}unknown key {where}", do=nearest(str(location[-1]), known))
@@ -115,13 +120,14 @@ def one_line(
     message = first["msg"].removeprefix("Value error, ")
     given = first["input"]
     plain = isinstance(given, str | int | float | bool)
-    return UserError(f"{prefix}{where}: {message}", got=repr(given)[:80] if plain else None)
+    what = f"{where}: {message}" if where else message
+    return UserError(prefix + what, got=repr(given)[:80] if plain else None)
 
 
 def _keys_at(location: tuple[int | str, ...], section: type[BaseModel]) -> set[str]:
     """Field names of the section that `location` points into, from the root `section` on."""
     for name in location:
-        field = section.model_fields.get(str(name))  # None for a place in a list or a dictionary
+        field = section.model_fields.get(str(name))  # None for an index or a key of a dictionary
         annotation = field.annotation if field else None
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         sections = (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))

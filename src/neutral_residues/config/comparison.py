@@ -1,4 +1,4 @@
-"""The comparison file: which runs, methods and settings `neutral compare` crosses. Checked before
+"""The comparison file: which runs, methods and settings `neutral compare` combines. Checked before
 anything starts.
 
 Its output folder:
@@ -28,7 +28,7 @@ class MethodEntry(Settings):
     method: str
     """A row of the table of methods, or "module:NAME" for one of your own."""
     label: str | None = Field(default=None, min_length=1, pattern=r"^\w[\w.+-]*$")
-    """How tables call it; null takes the method's name."""
+    """Name in tables; null takes the method's name."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Settings of this entry alone, by dotted key, for example {residues.init: paper}."""
 
@@ -53,13 +53,13 @@ class CompareConfig(Settings):
     """Seeds of initialisation and order of rows."""
     tune: bool = False
     """Try all learning rates with the first seed only; the other seeds get the one with the fewest
-    bits per byte on the target sets of `data.validate_on`. The evaluation sets are never chosen
-    by."""
+    bits per byte on the target sets of `data.validate_on`. The evaluation sets do not take
+    part in the choice."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Settings of all cells, by dotted key, for example {training.steps: 200}."""
     jobs: int | None = Field(default=None, ge=1)
-    """Cells side by side; null: one for each GPU, or one on a machine without. The threads of the
-    CPU are shared out."""
+    """Cells that run at a time; null: one for each GPU, or one on a machine without. They share the
+    threads of the CPU."""
     keep_weights: bool = True
     """False removes each cell's weights when all is done; the records stay."""
 
@@ -82,7 +82,7 @@ class CompareConfig(Settings):
         for name, values in lists.items():
             twice = [value for value in values if values.count(value) > 1]
             if twice:
-                raise ValueError(f"{name}: {twice[0]} is there twice")
+                raise ValueError(f"{name}: {twice[0]} is given twice")
         if min(self.learning_rate_factors) <= 0:
             raise ValueError("learning_rate_factors must be above 0")
         return self

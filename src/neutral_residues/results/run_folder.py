@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neutral_residues.config.base import dump_run
+from neutral_residues.config.base import to_yaml
 from neutral_residues.config.run import RunConfig, load_run
 from neutral_residues.errors import UserError
 from neutral_residues.files import disk_errors, locked, write_text
@@ -82,7 +82,7 @@ class RunFolder:
         """
         self.check(config)
         if not self.config.is_file():
-            write_text(self.config, dump_run(config))
+            write_text(self.config, to_yaml(config))
 
     def lock(self, *, on_wait: Callable[[], None]) -> AbstractContextManager[None]:
         """Within the block no other process works in the folder; waits for one that does.

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from neutral_residues.config.base import dump_run
+from neutral_residues.config.base import to_yaml
 from neutral_residues.config.run import RunConfig, load_run
 from neutral_residues.data.run_data import RunData
 from neutral_residues.errors import UserError, exit_reason
@@ -90,7 +90,7 @@ def run_trial(config: RunConfig, *, num_steps: int, threads: int | None = None) 
     ):
         plan, result = Path(folder) / "run.yaml", Path(folder) / "result.json"
         trial = shortened(config, output=Path(folder) / "run", num_steps=num_steps)
-        write_text(plan, dump_run(trial))
+        write_text(plan, to_yaml(trial))
         threads_of_its_own = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(
             [sys.executable, "-m", __name__, str(plan), str(result)],
