@@ -95,10 +95,12 @@ def methods() -> None:
 @app.command()
 def describe(run: RunFile, overrides: Overrides = None) -> None:
     """Print what a run would do (weights, tokens, steps, memory, disk) without training."""
-    _quiet()
-    from neutral_residues.cli.describe import print_description
-    from neutral_residues.config.run import load_run
+    from rich.console import Console
 
+    with Console(stderr=True).status("loading libraries ..."):
+        _quiet()
+        from neutral_residues.cli.describe import print_description
+        from neutral_residues.config.run import load_run
     print_description(load_run(run, tuple(overrides or ())))
 
 

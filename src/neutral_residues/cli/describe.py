@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from neutral_residues.config.run import RunConfig
-from neutral_residues.data.token_stream import TokenStream
+from neutral_residues.data.text_size import TextSize
 from neutral_residues.training.describe import describe
 from neutral_residues.training.setup import Setup
 from neutral_residues.units import human_bytes
@@ -13,8 +13,11 @@ from neutral_residues.units import human_bytes
 def print_description(config: RunConfig, *, console: Console | None = None) -> None:
     """Print weights, tokens, steps, memory and disk of a run."""
     console = console or Console()
-    setup = Setup.of(config, show_progress=console.is_terminal)
-    found, config = describe(setup), setup.config
+    with Console(stderr=True).status(f"loading the tokenizer of {config.model} ...") as status:
+        setup = Setup.of(config)
+        status.update("counting tokens ...")
+        found = describe(setup)
+    config = setup.config
     weights = found.weights
     precision = "bfloat16" if setup.bf16 else "float32"
     source = f"{100 * config.data.source_share:g} % source"
@@ -43,8 +46,9 @@ def print_description(config: RunConfig, *, console: Console | None = None) -> N
     console.print(table)
 
 
-def _size(stream: TokenStream) -> str:
+def _size(size: TextSize) -> str:
+    about = "" if size.is_exact else "about "
     return (
-        f"{stream.num_documents:,} documents, {stream.num_tokens:,} tokens, "
-        f"{stream.num_bytes / stream.num_tokens:.2f} bytes per token"
+        f"{about}{size.num_documents:,} documents, {about}{size.num_tokens:,} tokens, "
+        f"{size.num_bytes / size.num_tokens:.2f} bytes per token"
     )

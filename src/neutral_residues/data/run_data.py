@@ -1,17 +1,22 @@
-"""The texts of a run as token streams, by what they are for."""
+"""The texts of a run by what they are for: as token streams, or only their sizes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from neutral_residues.config.run import Corpus, DataSettings
 from neutral_residues.data.documents import check_not_the_same
+from neutral_residues.data.text_size import TextSize, text_size
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.data.tokenise import tokenise
 from neutral_residues.files import default_cache_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+Parts = tuple[tuple[T, ...], tuple[T, ...], tuple[T, ...]]
+"""What there is of training, evaluation and validation text."""
 
 
 @dataclass(frozen=True)
@@ -47,24 +52,44 @@ class RunData:
         Raises:
             UserError: for text that cannot be read or tokenised, or that is both source and target.
         """
-        check_not_the_same([*settings.train, *settings.evaluate, *settings.validate_on])
+        cache_dir = settings.cache or default_cache_folder()
 
-        def streams(
-            corpora: Sequence[Corpus], held_out_share: float = 0.0
-        ) -> list[tuple[TokenStream, TokenStream | None]]:
-            return [
-                tokenise(
-                    corpus,
-                    tokenizer,
-                    cache_dir=settings.cache or default_cache_folder(),
-                    held_out_share=held_out_share,
-                    show_progress=show_progress,
-                )
-                for corpus in corpora
-            ]
+        def read(corpus: Corpus, held_out_share: float) -> tuple[TokenStream, TokenStream | None]:
+            return tokenise(
+                corpus,
+                tokenizer,
+                cache_dir=cache_dir,
+                held_out_share=held_out_share,
+                show_progress=show_progress,
+            )
 
-        train = streams(settings.train, 0.0 if settings.evaluate else settings.held_out_share)
-        held_out = [stream for _, stream in train if stream is not None]
-        evaluate = [stream for stream, _ in streams(settings.evaluate)] or held_out
-        validate = [stream for stream, _ in streams(settings.validate_on)]
-        return cls(tuple(stream for stream, _ in train), tuple(evaluate), tuple(validate))
+        return cls(*_parts(settings, read))
+
+
+def text_sizes(settings: DataSettings, tokenizer: "PreTrainedTokenizerBase") -> Parts[TextSize]:
+    """Sizes of what `RunData.of` gives: training, evaluation and validation text. Large texts that
+    are not in the cache are estimated.
+
+    Raises:
+        UserError: as `RunData.of`.
+    """
+    cache_dir = settings.cache or default_cache_folder()
+    return _parts(
+        settings,
+        lambda corpus, share: text_size(
+            corpus, tokenizer, cache_dir=cache_dir, held_out_share=share
+        ),
+    )
+
+
+def _parts(settings: DataSettings, read: Callable[[Corpus, float], tuple[T, T | None]]) -> Parts[T]:
+    check_not_the_same([*settings.train, *settings.evaluate, *settings.validate_on])
+
+    def whole(corpora: Sequence[Corpus]) -> tuple[T, ...]:
+        return tuple(read(corpus, 0.0)[0] for corpus in corpora)
+
+    share = 0.0 if settings.evaluate else settings.held_out_share
+    train = [read(corpus, share) for corpus in settings.train]
+    held_out = tuple(part for _, part in train if part is not None)
+    evaluate = whole(settings.evaluate) or held_out
+    return tuple(part for part, _ in train), evaluate, whole(settings.validate_on)

@@ -79,17 +79,7 @@ def tokenise(
         UserError: what `iter_documents` raises; a tokenizer without end-of-text; a share out of
             range, or one that leaves a stream without documents; a full or read-only disk.
     """
-    if not 0 <= held_out_share < 1:
-        raise UserError("held_out_share", got=held_out_share, allowed="0 <= share < 1")
-    end_of_text_id(tokenizer)
-    recipe = {
-        "format_version": FORMAT_VERSION,
-        "content_key": content_key(corpus),
-        "tokenizer_key": tokenizer_key(tokenizer),
-        "held_out_share": held_out_share,
-        # Without a held-out part the seed changes nothing, and must not make a second cache.
-        "seed": seed if held_out_share else None,
-    }
+    recipe = _recipe(corpus, tokenizer, held_out_share, seed)
     folder = cache_dir / f"tokens-{short_hash(recipe)}"
     streams = _open_cache(folder, corpus)
     if streams is None:
@@ -114,6 +104,36 @@ def tokenise(
                 do="give more documents or another share",
             )
     return streams[TRAIN], streams.get(HELD_OUT)
+
+
+def is_cached(
+    corpus: Corpus,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    cache_dir: Path,
+    held_out_share: float = 0.0,
+    seed: int = 0,
+) -> bool:
+    """Whether `tokenise` would find the tokens in the cache."""
+    recipe = _recipe(corpus, tokenizer, held_out_share, seed)
+    return _open_cache(cache_dir / f"tokens-{short_hash(recipe)}", corpus) is not None
+
+
+def _recipe(
+    corpus: Corpus, tokenizer: "PreTrainedTokenizerBase", held_out_share: float, seed: int
+) -> dict[str, Any]:
+    """What decides the content of a cache."""
+    if not 0 <= held_out_share < 1:
+        raise UserError("held_out_share", got=held_out_share, allowed="0 <= share < 1")
+    end_of_text_id(tokenizer)
+    return {
+        "format_version": FORMAT_VERSION,
+        "content_key": content_key(corpus),
+        "tokenizer_key": tokenizer_key(tokenizer),
+        "held_out_share": held_out_share,
+        # Without a held-out part the seed changes nothing, and must not make a second cache.
+        "seed": seed if held_out_share else None,
+    }
 
 
 # ---- the tokenizer ----
@@ -167,7 +187,7 @@ def _token_dtype(tokenizer: "PreTrainedTokenizerBase") -> str:
     return "uint16" if vocabulary_size <= 2**16 else "uint32"
 
 
-def _encoder(tokenizer: "PreTrainedTokenizerBase") -> Callable[[Sequence[str]], list[list[int]]]:
+def encoder(tokenizer: "PreTrainedTokenizerBase") -> Callable[[Sequence[str]], list[list[int]]]:
     """Documents -> the tokens of each, with end-of-text."""
     end_of_text = end_of_text_id(tokenizer)
     if not tokenizer.is_fast:
@@ -210,7 +230,7 @@ def _write_cache(
 ) -> None:
     share, seed = recipe["held_out_share"], recipe["seed"]
     sides = (TRAIN, HELD_OUT) if share else (TRAIN,)
-    dtype, encode = _token_dtype(tokenizer), _encoder(tokenizer)
+    dtype, encode = _token_dtype(tokenizer), encoder(tokenizer)
     with whole_folder(folder) as partial:
         with ExitStack() as files, _progress(show_progress) as progress:
             task = progress.add_task(f"tokenising {corpus.name}", total=None)

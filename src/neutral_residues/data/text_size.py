@@ -1,0 +1,110 @@
+"""How large a corpus is: counted where that is quick, else estimated from a sample of documents."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from neutral_residues.config.run import Corpus, Role
+from neutral_residues.data.documents import iter_documents
+from neutral_residues.data.token_stream import TokenStream
+from neutral_residues.data.tokenise import encoder, is_cached, tokenise
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SAMPLE_BYTES = 2**20
+"""A corpus of up to this size is tokenised, of a larger one a sample of at least half of it."""
+
+
+@dataclass(frozen=True)
+class TextSize:
+    """Size of a corpus, or of the held-out part of one.
+
+    Attributes:
+        is_exact: counted, not estimated.
+    """
+
+    name: str
+    role: Role
+    num_documents: int
+    num_tokens: int
+    num_bytes: int
+    is_exact: bool
+
+    @classmethod
+    def of(cls, stream: TokenStream) -> "TextSize":
+        """The exact size of tokenised text."""
+        sizes = (stream.num_documents, stream.num_tokens, stream.num_bytes)
+        return cls(stream.name, stream.role, *sizes, is_exact=True)
+
+
+def text_size(
+    corpus: Corpus,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    cache_dir: Path,
+    held_out_share: float = 0.0,
+) -> tuple[TextSize, TextSize | None]:
+    """Size of the training part and of the held-out part, as `tokenise` would make them.
+
+    Raises:
+        UserError: what `tokenise` raises.
+    """
+    share = held_out_share
+    if not is_cached(corpus, tokenizer, cache_dir=cache_dir, held_out_share=share):
+        sample = _Sample(corpus)
+        if not sample.is_whole:
+            num_tokens = sum(map(len, encoder(tokenizer)(sample.texts)))
+            whole = sample.scaled(num_tokens)
+            return _part(whole, 1 - share), _part(whole, share) if share else None
+    train, held_out = tokenise(
+        corpus, tokenizer, cache_dir=cache_dir, held_out_share=share, show_progress=False
+    )
+    return TextSize.of(train), TextSize.of(held_out) if held_out else None
+
+
+def _part(size: TextSize, share: float) -> TextSize:
+    return replace(
+        size,
+        num_documents=round(share * size.num_documents),
+        num_tokens=round(share * size.num_tokens),
+        num_bytes=round(share * size.num_bytes),
+    )
+
+
+class _Sample:
+    """Every n-th document of a corpus, n such that they have about SAMPLE_BYTES.
+
+    Attributes:
+        num_documents, num_bytes: of the whole corpus.
+    """
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+        self.num_documents = self.num_bytes = self.sampled_bytes = 0
+        self.texts: list[str] = []
+        self.every = 1
+        for text in iter_documents(corpus):
+            size = len(text.encode())
+            self.num_bytes += size
+            if self.num_documents % self.every == 0:
+                self._keep(text, size)
+            self.num_documents += 1
+
+    def _keep(self, text: str, size: int) -> None:
+        self.texts.append(text)
+        self.sampled_bytes += size
+        while self.sampled_bytes > SAMPLE_BYTES and len(self.texts) > 1:
+            self.texts, self.every = self.texts[::2], 2 * self.every
+            self.sampled_bytes = sum(len(text.encode()) for text in self.texts)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.every == 1
+
+    def scaled(self, num_tokens: int) -> TextSize:
+        """Size of the corpus, given the number of tokens in the sample."""
+        corpus = self.corpus
+        tokens = round(num_tokens * self.num_bytes / self.sampled_bytes)
+        sizes = (self.num_documents, tokens, self.num_bytes)
+        return TextSize(corpus.name, corpus.role, *sizes, is_exact=False)
