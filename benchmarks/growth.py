@@ -100,10 +100,12 @@ def point(axis: str, value: float, *, rounds: int) -> list[Measured]:
         seconds = {
             names.get(who, who): values for who, values in in_turns(tasks, rounds=rounds).items()
         }
-        limit = bound.run_open if is_open else 1.0
+        limits = {"skip": bound.run_open if is_open else 1.0, "fused": bound.run_open}
         rows += [
-            measured("prefill", name, "backbone", seconds, axis=axis, value=value, limit=limit)
-            for name in names.values()
+            measured(
+                "prefill", name, "backbone", seconds, axis=axis, value=value, limit=limits[who]
+            )
+            for who, name in names.items()
         ]
     everything = copy.deepcopy(model).unload().train().requires_grad_(True)
     labels = torch.full_like(input_ids, TARGET)

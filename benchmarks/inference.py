@@ -90,7 +90,7 @@ def decode(models: Models, ids_1T: Tensor, *, prompt_tokens: int) -> dict[str, l
 def bounds_of(bound: Bound, side: str) -> dict[str, float]:
     """What arithmetic says of each, on text whose gates are all closed or all open."""
     spared = 1.0 if side == "source" else bound.run_open
-    return {"backbone": 1.0, "plain": bound.run_open, "skip": spared, "fused": spared}
+    return {"backbone": 1.0, "plain": bound.run_open, "skip": spared, "fused": bound.run_open}
 
 
 def texts(arguments: argparse.Namespace, tokenizer: Any, side: str) -> Tensor:

@@ -1,5 +1,5 @@
 """A fused block is the extended block: every gate, several adapters, several families, decoding and
-requests."""
+routing."""
 
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,6 @@ def test_it_is_the_plain_path(settings: dict[str, Any], open_share: float) -> No
     assert len(blocks(fused)) == 2
     torch.testing.assert_close(outputs(fused), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits(fused), few, atol=1e-5, rtol=1e-5)
-    # In two products, as on a GPU and when compiled.
     compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(outputs(compiled), expected, atol=1e-5, rtol=1e-5)
 

@@ -5,15 +5,11 @@ products as the backbone's.
         = [W_down W_o1 .. W_on] . [ act(W_gate x) * (W_up x) ; g_1 h_1 ; .. ; g_n h_n ]
     h_n = act_n(W_g x) * (W_i x)
 
-Why it is experimental: it has not been shown to pay. On a CPU (LAB.md, 0.44 B weights, time by the
-backbone's) decoding source text costs 1.01, prefill of it 0.98 and decoding target text 1.24,
-against 1.21 for the latter with skipping alone; on a GPU it was never measured.
-
-`fuse(model)` folds the active residues of every block that is a plain gated MLP (`gated_mlp.py`).
-The rows of the first product are ordered so that what every token needs comes first: [W_gate; W_up;
-w_1; ..; w_n], then each adapter's [W_g; W_i]. On a CPU, where the host may read the gates, an
-adapter whose gates are all 0 is therefore not read, and tokens are gathered as in `layer.py`; on a
-GPU, and compiled, everything is computed in two products without waiting.
+Why it is experimental: it has not been shown to pay. On a CPU skipping alone is as fast or faster.
+A fused block that skipped closed gates too took 1.01 of the backbone's time in decoding source
+text, 0.98 in its prefill and 1.24 in decoding target text, against 1.01, 1.00 and 1.21 with
+skipping alone (0.44 B weights, LAB.md). So this one computes every token, as suits a GPU or a
+compiler; on a GPU it was never measured.
 
 Promises: outputs equal the plain path's up to rounding (new weights are cast to the backbone's
 dtype); memory at no time exceeds the model's own by more than one block; each row of a batch may
@@ -22,7 +18,7 @@ still name its own adapter (`per_request`). To train or save a fused model is an
 Suffixes: N tokens of a pass, D width of the model, F of the FFN, R of an adapter.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -36,18 +32,14 @@ from neutral_residues.tuner.gated_mlp import GatedMLP, as_gated_mlp
 from neutral_residues.tuner.layer import NeutralResiduesLayer, residue_layers
 from neutral_residues.tuner.neutral import GATES, GatedAdapter
 from neutral_residues.tuner.routing import RoutableModule
-from neutral_residues.tuner.skipping import active_token_indices, can_skip
 
 
-class _Slot(NamedTuple):
-    """Where one adapter lies in a fused block: the index of its gate (None: gate-less), the rows of
-    its W_g and W_i in `wide_in`, the columns of its W_o in `wide_out`."""
+class _Part(NamedTuple):
+    """What one adapter computes between the two products."""
 
+    name: str
     kind: BlockGate
     activation: nn.Module
-    gate: int | None
-    rows: slice
-    columns: slice
 
 
 class FusedBlock(nn.Module, RoutableModule):
@@ -55,9 +47,9 @@ class FusedBlock(nn.Module, RoutableModule):
     dropped.
 
     Attributes:
-        wide_in: (2F + gates + 2 sum R, D).
-        wide_out: (D, F + sum R).
-        bias_in: (2F + gates) of what every token needs, or None.
+        wide_in: (2F + sum of 2R + 1 gate, D): W_gate, W_up, then W_g, W_i and w of each adapter.
+        wide_out: (D, F + sum of R): W_down, then W_o of each adapter.
+        bias_in: (2F + ..) or None.
         bias_out: (D) or None.
     """
 
@@ -69,40 +61,27 @@ class FusedBlock(nn.Module, RoutableModule):
     def __init__(self, mlp: GatedMLP, adapters: Mapping[str, GatedAdapter]) -> None:
         super().__init__()
         self.activation = mlp.activation
-        self.width = mlp.gate.out_features
-        gates = [a.block_gate for a in adapters.values() if a.block_gate is not None]
-        shared = [mlp.gate, mlp.up, *gates]
-        inner = [linear for a in adapters.values() for linear in (a.gate, a.up)]
-        outer = [mlp.down, *(a.down for a in adapters.values())]
-        self.num_shared = 2 * self.width + len(gates)
-        self.slots = self._slots(adapters)
-        for name, value in {
-            "wide_in": torch.cat(_weights([*shared, *inner], like=mlp.gate.weight)),
-            "wide_out": torch.cat(_weights(outer, like=mlp.gate.weight), dim=1),
-            "bias_in": _biases(shared, like=mlp.gate.weight),
-            "bias_out": _biases([mlp.down], like=mlp.gate.weight),
-        }.items():
-            self.register_buffer(name, value, persistent=False)
+        self.parts = [_Part(name, a.kind, a.activation) for name, a in adapters.items()]
+        inner, outer = [mlp.gate, mlp.up], [mlp.down]
+        for adapter in adapters.values():
+            inner += [adapter.gate, adapter.up]
+            inner += [] if adapter.block_gate is None else [adapter.block_gate]
+            outer.append(adapter.down)
+        self.widths = [linear.out_features for linear in inner]
+        like = mlp.gate.weight
+        tensors = {
+            "wide_in": torch.cat([linear.weight.detach().to(like) for linear in inner]),
+            "wide_out": torch.cat([linear.weight.detach().to(like) for linear in outer], dim=1),
+            "bias_in": _biases(inner, like=like),
+            "bias_out": _biases([mlp.down], like=like),
+        }
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
         self.eval()
-
-    def _slots(self, adapters: Mapping[str, GatedAdapter]) -> dict[str, _Slot]:
-        slots: dict[str, _Slot] = {}
-        row, column, gate = self.num_shared, self.width, 0
-        for name, adapter in adapters.items():
-            width, gated = adapter.gate.out_features, adapter.block_gate is not None
-            slots[name] = _Slot(
-                adapter.kind,
-                adapter.activation,
-                gate if gated else None,
-                rows=slice(row, row + 2 * width),
-                columns=slice(column, column + width),
-            )
-            row, column, gate = row + 2 * width, column + width, gate + gated
-        return slots
 
     def known_adapters(self) -> list[str]:
         """The adapters that were folded in."""
-        return list(self.slots)
+        return [part.name for part in self.parts]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(..., D) -> (..., D).
@@ -115,92 +94,32 @@ class FusedBlock(nn.Module, RoutableModule):
                 "a fused model cannot train", do="train the extension itself, and fuse it again"
             )
         x_ND = hidden_states.flatten(0, -2)
-        if self.routing is not None or (x_ND.is_cpu and not torch.compiler.is_compiling()):
-            return self._forward_split(hidden_states, x_ND).view(hidden_states.shape)
-        return self._forward_single_matmul(x_ND).view(hidden_states.shape)
-
-    def _forward_single_matmul(self, x_ND: Tensor) -> Tensor:
-        """Everything for every token, in two products."""
-        widths = [slot.rows.stop - slot.rows.start for slot in self.slots.values()]
-        shared, *inner = F.linear(x_ND, self.wide_in).split([self.num_shared, *widths], dim=1)
-        if self.bias_in is not None:
-            shared = shared + self.bias_in
-        gate, up, logits = shared.tensor_split([self.width, 2 * self.width], dim=1)
-        parts = [self.activation(gate) * up]
-        for both, slot in zip(inner, self.slots.values(), strict=True):
-            gate, up = both.chunk(2, dim=1)
-            parts.append(_gated(gate, up, logits, slot))
-        return F.linear(torch.cat(parts, dim=1), self.wide_out, self.bias_out)
-
-    def _forward_split(self, hidden_states: Tensor, x_ND: Tensor) -> Tensor:
-        """What every token needs, then each adapter for the tokens that need it.
-
-        Each product by itself: the halves of a wide one lie strided in memory, and a CPU pays for
-        that at every step.
-        """
-        width, end = self.width, self.num_shared
-        gate, up, logits = (
-            self._inner(x_ND, a, b) for a, b in ((0, width), (width, 2 * width), (2 * width, end))
-        )
-        out_ND = F.linear(self.activation(gate) * up, self.wide_out[:, :width], self.bias_out)
-        for name, slot in self.slots.items():
-            tokens_N = self._tokens_to_compute(hidden_states, logits, name)
-            if tokens_N is None:
-                out_ND = out_ND + self._delta(x_ND, logits, slot)
-            elif len(tokens_N):
-                delta_ND = self._delta(x_ND[tokens_N], logits[tokens_N], slot)
-                out_ND = out_ND.index_add(0, tokens_N, delta_ND)
-        return out_ND
-
-    def _inner(self, x_ND: Tensor, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` of the first product; only those that every token needs have a
-        bias."""
-        has_bias = self.bias_in is not None and start < self.num_shared
-        bias = self.bias_in[start:stop] if has_bias else None  # type: ignore[index]
-        return F.linear(x_ND, self.wide_in[start:stop], bias)
-
-    def _delta(self, x_ND: Tensor, logits: Tensor, slot: _Slot) -> Tensor:
-        start, stop = slot.rows.start, slot.rows.stop
-        middle = (start + stop) // 2
-        gate, up = self._inner(x_ND, start, middle), self._inner(x_ND, middle, stop)
-        return F.linear(_gated(gate, up, logits, slot), self.wide_out[:, slot.columns])
-
-    def _tokens_to_compute(self, hidden_states: Tensor, logits: Tensor, name: str) -> Tensor | None:
-        """Positions of the tokens to compute; None means all."""
-        slot = self.slots[name]
-        tokens_N = None if self.routing is None else self.routing.tokens(name, hidden_states)
-        if slot.gate is None or not can_skip(slot.kind, logits):
-            return tokens_N
-        gate_logits = logits[:, slot.gate]
-        gate_logits = gate_logits if tokens_N is None else gate_logits[tokens_N]
-        return active_token_indices(gate_logits, tokens_N)
+        rows = list(F.linear(x_ND, self.wide_in, self.bias_in).split(self.widths, dim=1))
+        hidden = [self.activation(rows.pop(0)) * rows.pop(0)]
+        for part in self.parts:
+            residue = part.activation(rows.pop(0)) * rows.pop(0)
+            if part.kind != "none":
+                residue = residue * GATES[part.kind](rows.pop(0))
+            if self.routing is not None:
+                tokens_N = self.routing.tokens(part.name, hidden_states)
+                residue = residue * x_ND.new_zeros(len(x_ND), 1).index_fill(0, tokens_N, 1.0)
+            hidden.append(residue)
+        out_ND = F.linear(torch.cat(hidden, dim=1), self.wide_out, self.bias_out)
+        return out_ND.view(hidden_states.shape)
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
         _refuse_to_save()
 
 
-def _gated(gate: Tensor, up: Tensor, logits: Tensor, slot: _Slot) -> Tensor:
-    """g * h: (N, R)."""
-    hidden: Tensor = slot.activation(gate) * up
-    if slot.gate is None:
-        return hidden
-    return hidden * GATES[slot.kind](logits[:, slot.gate : slot.gate + 1])
-
-
-def _weights(linears: Sequence[nn.Linear], *, like: Tensor) -> list[Tensor]:
-    return [linear.weight.detach().to(like.device, like.dtype) for linear in linears]
-
-
-def _biases(linears: Sequence[nn.Linear], *, like: Tensor) -> Tensor | None:
+def _biases(linears: list[nn.Linear], *, like: Tensor) -> Tensor | None:
+    """All biases in a row, 0 where there is none; None where no layer has one."""
     if all(linear.bias is None for linear in linears):
         return None
     zeros = [like.new_zeros(linear.out_features) for linear in linears]
-    return torch.cat(
-        [
-            zero if linear.bias is None else linear.bias.detach().to(zero)
-            for zero, linear in zip(zeros, linears, strict=True)
-        ]
-    )
+    for zero, linear in zip(zeros, linears, strict=True):
+        if linear.bias is not None:
+            zero.copy_(linear.bias.detach())
+    return torch.cat(zeros)
 
 
 @torch.no_grad()
