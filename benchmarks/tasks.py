@@ -28,7 +28,7 @@ import neutral_residues.evaluation.tasks.lm_eval_bridge as bridge
 from neutral_residues import NeutralResiduesConfig
 from neutral_residues.backbone import load_backbone, load_tokenizer
 from neutral_residues.demo.run import DEMO_DATA
-from neutral_residues.evaluation.evaluate import as_backbone, inference
+from neutral_residues.evaluation.inference import as_backbone, inference
 from neutral_residues.evaluation.tasks.minimal_pairs import pair_files, pairs_task
 from neutral_residues.evaluation.tasks.runner import TaskSettings, measure_tasks, plan_tasks
 

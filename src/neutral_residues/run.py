@@ -146,7 +146,7 @@ class _Run:
         results = evaluate(
             model,
             setup.data.evaluate,
-            **setup.evaluation_options,
+            setup.windows,
             reference=reference,
             kl=setup.config.evaluation.kl,
             tokenizer=setup.tokenizer,

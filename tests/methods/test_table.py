@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from neutral_residues.backbone import empty_backbone, load_backbone, load_config
 from neutral_residues.config.run import make_run
 from neutral_residues.errors import UserError
-from neutral_residues.evaluation.evaluate import as_backbone
+from neutral_residues.evaluation.inference import as_backbone
 from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.export.export import export_model
 from neutral_residues.methods.table import METHODS, RECIPE_WIDTH, Method, find_method

@@ -104,7 +104,7 @@ def _with_bits(setup: Setup, texts: list[TextFacts]) -> list[TextFacts]:
     # One by one: train and held-out parts may share a name.
     for facts, stream in zip(texts, (*data.train, *data.evaluate, *data.validate), strict=True):
         sample = sample_stream(stream, SAMPLE_TOKENS, setup.tokenizer)
-        results = evaluate(model, [sample], **setup.evaluation_options, reference=model)
+        results = evaluate(model, [sample], setup.windows, reference=model)
         bits = results[sample.name].backbone_bits_per_byte
         found.append(facts.model_copy(update={"backbone_bits": bits}))
     del model

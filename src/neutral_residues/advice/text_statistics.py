@@ -153,7 +153,7 @@ def _sample(streams: Sequence[TokenStream], num_tokens: int) -> list[NDArray[np.
     )
     found: list[NDArray[np.int64]] = []
     for s, d in documents[np.random.default_rng(SEED).permutation(len(documents))]:
-        found.append(_document(streams[s], int(d))[:DOCUMENT_TOKENS].astype(np.int64))
+        found.append(streams[s].document(int(d))[:DOCUMENT_TOKENS].astype(np.int64))
         num_tokens -= len(found[-1])
         if num_tokens <= 0:
             break
@@ -163,11 +163,6 @@ def _sample(streams: Sequence[TokenStream], num_tokens: int) -> list[NDArray[np.
 def _candidates(num_documents: int, most: int = 20_000) -> NDArray[np.int64]:
     """Document numbers to draw from: all, or `most` evenly spread ones."""
     return np.unique(np.linspace(0, num_documents - 1, min(num_documents, most)).astype(np.int64))
-
-
-def _document(stream: TokenStream, document: int) -> NDArray[np.int64]:
-    start = int(stream.document_ends[document - 1]) if document else 0
-    return stream.tokens[start : int(stream.document_ends[document])]
 
 
 def _text(tokens: NDArray[np.int64], tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -181,7 +176,7 @@ def _first_texts(stream: TokenStream, tokenizer: "PreTrainedTokenizerBase") -> I
         if left <= 0:
             return
         # The beginning of a document larger than what is left is enough: its copy begins alike.
-        tokens = _document(stream, document)
+        tokens = stream.document(document)
         part = tokens if size <= left else tokens[: max(1, len(tokens) * left // size)]
         left -= size
         yield _text(part, tokenizer)

@@ -21,6 +21,7 @@ from neutral_residues.evaluation.tasks.runner import (
     measure_tasks,
     plan_tasks,
 )
+from neutral_residues.evaluation.windows import Windows
 from neutral_residues.files import default_cache_folder
 from neutral_residues.results.record import Record, TaskScore
 from neutral_residues.results.run_folder import RunFolder
@@ -168,9 +169,7 @@ def _measure_sets(
         return evaluate(
             saved.model,
             streams,
-            end_of_text=end_of_text_id(saved.tokenizer),
-            context_tokens=context,
-            stride_tokens=stride,
+            Windows(end_of_text_id(saved.tokenizer), context, stride),
             reference=saved.reference,
             kl=kl,
             tokenizer=saved.tokenizer,

@@ -1,6 +1,6 @@
-"""Backbone and extended model on the same text, in one pass: what was learnt and what was forgotten.
+"""Backbone and extended model on the same text, in one pass: what was learnt and forgotten.
 
-    results = evaluate(model, streams, end_of_text=0, context_tokens=1024)
+    results = evaluate(model, streams, Windows(end_of_text=0, context_tokens=1024, stride_tokens=512))
     results["wiki"].rise_percent                        every ratio: `results/set_result.py`
 
 For each batch of windows the extended model runs, then the backbone: from the same weights, with
@@ -11,17 +11,12 @@ Promises: every token of a stream is scored exactly once, end-of-text tokens inc
 the end-of-text token before it. All windows of a stream are equally long, so nothing is padded.
 Weights, training mode, what is trainable and which extension is active are left as they were.
 
-Where we choose: windows of `context_tokens` inputs slide by `stride_tokens`. The first scores all
-its targets, each later one its last `stride_tokens`, which no earlier one has scored; so those have
-at least context - stride tokens before them. The last window is moved back to end with the stream.
-
 Suffixes: B windows, T inputs of a window, K its last positions (all that is scored), V vocabulary.
 """
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,8 +26,9 @@ from torch import Tensor, nn
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.breakdown import breakdown
+from neutral_residues.evaluation.inference import as_backbone, inference
 from neutral_residues.evaluation.sums import ResidueStats, Sums, TokenSums
-from neutral_residues.evaluation.windows import Window, window_rows, windows
+from neutral_residues.evaluation.windows import Window, Windows
 from neutral_residues.results.set_result import EvaluationSet, SetResult
 from neutral_residues.tuner.layer import observe_residues, residue_layers
 
@@ -46,11 +42,8 @@ OnProgress = Callable[[str, int, int], None]
 def evaluate(
     model: nn.Module,
     streams: Sequence[TokenStream],
+    windows: Windows,
     *,
-    end_of_text: int,
-    context_tokens: int,
-    stride_tokens: int | None = None,
-    batch_rows: int = 8,
     reference: nn.Module | None = None,
     backbone_nats: Mapping[str, float] | None = None,
     max_tokens: int | None = None,
@@ -58,20 +51,16 @@ def evaluate(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, SetResult]:
-    """Score each stream with the extended model and its backbone. Nothing is run under autocast.
+    """Score each stream with the extended model and its backbone, without autocast.
 
     Args:
         model: the extended model: PEFT's, or one that `reference` is given for.
-        end_of_text: token that stands before the first one.
-        context_tokens: inputs of a window.
-        stride_tokens: new targets of each further window; None takes half of the context.
-        batch_rows: windows at a time; changes results by float noise only.
+        windows: how the streams are cut.
         reference: the backbone, where switching the extension off does not give it (full
             fine-tuning); `model` itself while nothing is trained.
-        backbone_nats: nats of each stream under the backbone where they are known already; it is
-            not run then.
-        max_tokens: measure only the first whole documents, as many as fit in so many tokens, but at
-            least one.
+        backbone_nats: nats of each stream under the backbone where they are known; it is not run
+            then.
+        max_tokens: measure only the first whole documents, as many as fit, but at least one.
         kl: measure the KL divergence from the backbone too.
         tokenizer: of the streams; with it the results have a breakdown by kinds of tokens.
 
@@ -79,33 +68,23 @@ def evaluate(
         A result for each stream, by its name.
 
     Raises:
-        UserError: for a setting out of range, an empty or foreign stream, a model without backbone,
+        UserError: for an empty or foreign stream, a setting out of range, a model without backbone,
             or a loss that is not finite.
     """
-    stride_tokens = max(1, context_tokens // 2) if stride_tokens is None else stride_tokens
+    if max_tokens is not None and max_tokens < 1:
+        raise UserError("max_tokens", got=max_tokens, allowed="1 or more")
     if kl and backbone_nats is not None:
         raise UserError("kl needs the backbone", got="backbone_nats", do="leave out one of them")
-    _check_settings(
-        model,
-        context_tokens=context_tokens,
-        stride_tokens=stride_tokens,
-        batch_rows=batch_rows,
-        max_tokens=max_tokens,
-    )
     if max_tokens is not None:
         streams = [stream.first_documents(max_tokens) for stream in streams]
-    _check_streams(model, streams, end_of_text)
-    scorer = _Scorer(model, reference, end_of_text, batch_rows, on_progress)
+    _check_context(model, windows)
+    _check_streams(model, streams, windows.end_of_text)
+    scorer = _Scorer(model, reference, windows, on_progress)
     results = {}
     with inference(model, reference):
         for stream in streams:
-            plan = list(
-                windows(
-                    stream.num_tokens, context_tokens=context_tokens, stride_tokens=stride_tokens
-                )
-            )
             known = None if backbone_nats is None else backbone_nats[stream.name]
-            results[stream.name] = scorer.score(stream, plan, known, kl, tokenizer)
+            results[stream.name] = scorer.score(stream, known, kl, tokenizer)
     return results
 
 
@@ -120,72 +99,6 @@ def evaluation_set(stream: TokenStream) -> EvaluationSet:
     )
 
 
-@contextmanager
-def inference(*models: nn.Module | None) -> Iterator[None]:
-    """Within the block the models are in eval mode, without gradients and without autocast; after
-    it, as they were."""
-    modules = [module for model in models if model is not None for module in model.modules()]
-    training = [module for module in modules if module.training]
-    device = next(
-        parameter.device
-        for model in models
-        if model is not None
-        for parameter in model.parameters()
-    )
-    for module in training:
-        module.training = False
-    try:
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def as_backbone(model: nn.Module, reference: nn.Module | None = None) -> Iterator[nn.Module]:
-    """Within the block, a model that is the backbone: `reference`, or `model` with its extension
-    switched off.
-
-    Raises:
-        UserError: if there is neither.
-    """
-    if reference is not None:
-        yield reference
-        return
-    trainable = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    try:
-        with _switched_off(model):
-            yield model
-    finally:
-        # PEFT marks the active extension as trainable when it comes back, even in a model that was
-        # loaded frozen.
-        for parameter in model.parameters():
-            if parameter.requires_grad != (id(parameter) in trainable):
-                parameter.requires_grad_(id(parameter) in trainable)
-
-
-@contextmanager
-def _switched_off(model: Any) -> Iterator[None]:
-    if isinstance(model, PeftModel):
-        with model.disable_adapter():
-            yield
-    elif getattr(
-        model, "_hf_peft_config_loaded", False
-    ):  # attached by Transformers' own add_adapter
-        model.disable_adapters()
-        try:
-            yield
-        finally:
-            model.enable_adapters()
-    else:
-        raise UserError(
-            "no backbone to compare with: the model has no extension that could be switched off",
-            got=type(model).__name__,
-            allowed="a PEFT model, or any model together with reference=",
-        )
-
-
 class _Scorer:
     """Runs the extended model and the backbone over windows and adds up."""
 
@@ -193,24 +106,21 @@ class _Scorer:
         self,
         model: nn.Module,
         reference: nn.Module | None,
-        end_of_text: int,
-        batch_rows: int,
+        windows: Windows,
         on_progress: OnProgress | None,
     ) -> None:
         self.model, self.reference = model, reference
-        self.end_of_text, self.batch_rows = end_of_text, batch_rows
-        self.on_progress = on_progress
+        self.windows, self.on_progress = windows, on_progress
         self.stats = ResidueStats(residue_layers(model))
 
     def score(
         self,
         stream: TokenStream,
-        plan: Sequence[Window],
         backbone_nats: float | None,
         kl: bool,
         tokenizer: "PreTrainedTokenizerBase | None",
     ) -> SetResult:
-        """The sums over all windows of `plan`."""
+        """The sums over all windows of `stream`."""
         num_layers = len(self.stats.layers)
         by_token = None
         if tokenizer is not None:
@@ -221,8 +131,7 @@ class _Scorer:
             gates_zero=[0] * num_layers,
             squares=[0.0] * num_layers,
         )
-        for first in range(0, len(plan), self.batch_rows):
-            batch = plan[first : first + self.batch_rows]
+        for batch in self.windows.batches(stream.num_tokens):
             self._add_batch(sums, stream, batch, runs_backbone=backbone_nats is None)
             if not math.isfinite(sums.extended_nats + sums.backbone_nats + (sums.kl_nats or 0)):
                 raise UserError(
@@ -244,7 +153,7 @@ class _Scorer:
     def _add_batch(
         self, sums: Sums, stream: TokenStream, batch: Sequence[Window], *, runs_backbone: bool
     ) -> None:
-        inputs_BT, targets_BT = window_rows(stream.tokens, batch, end_of_text=self.end_of_text)
+        inputs_BT, targets_BT = self.windows.rows(stream.tokens, batch)
         scored_from = torch.tensor([w.scored_from - w.start for w in batch])
         scored_BT = torch.arange(inputs_BT.shape[1]) >= scored_from[:, None]
         keep = int(scored_BT.sum(1).max())
@@ -285,26 +194,11 @@ def vocabulary_size(model: Any) -> int:
     return int(model.get_input_embeddings().num_embeddings)
 
 
-def _check_settings(
-    model: Any, *, context_tokens: int, stride_tokens: int, batch_rows: int, max_tokens: int | None
-) -> None:
-    at_least_one = {
-        "context_tokens": context_tokens,
-        "batch_rows": batch_rows,
-        "max_tokens": max_tokens,
-    }
-    for name, value in at_least_one.items():
-        if value is not None and value < 1:
-            raise UserError(name, got=value, allowed="1 or more")
-    if not 1 <= stride_tokens <= context_tokens:
-        raise UserError(
-            "stride_tokens", got=stride_tokens, allowed=f"1 to context_tokens ({context_tokens})"
-        )
+def _check_context(model: Any, windows: Windows) -> None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and context_tokens > limit:
-        raise UserError(
-            "context_tokens", got=context_tokens, allowed=f"up to the model's own context, {limit}"
-        )
+    if limit is not None and windows.context_tokens > limit:
+        allowed = f"up to the model's own context, {limit}"
+        raise UserError("context_tokens", got=windows.context_tokens, allowed=allowed)
 
 
 def _check_streams(model: Any, streams: Sequence[TokenStream], end_of_text: int) -> None:

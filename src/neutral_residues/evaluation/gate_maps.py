@@ -14,7 +14,7 @@ from torch import nn
 
 from neutral_residues.backbone import context_length
 from neutral_residues.data.token_stream import TokenStream
-from neutral_residues.evaluation.evaluate import inference
+from neutral_residues.evaluation.inference import inference
 from neutral_residues.results.record import GateText
 from neutral_residues.tuner.layer import (
     NeutralResiduesLayer,

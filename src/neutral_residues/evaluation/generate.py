@@ -21,7 +21,7 @@ from transformers import GenerationConfig
 
 from neutral_residues.backbone import context_length
 from neutral_residues.errors import UserError
-from neutral_residues.evaluation.evaluate import as_backbone, inference
+from neutral_residues.evaluation.inference import as_backbone, inference
 from neutral_residues.results.record import Sample
 
 if TYPE_CHECKING:

@@ -1,4 +1,8 @@
-"""Windows over a stream of tokens: each token is a target exactly once, all windows are equally long.
+"""Windows over a stream of tokens: each token is a target once, and all are equally long.
+
+Where we choose: windows of `context_tokens` inputs slide by `stride_tokens`. The first scores all
+its targets, each later one its last `stride_tokens`, which no earlier one has scored; so those have
+at least context - stride tokens before them. The last window is moved back to end with the stream.
 
 Suffixes: B windows, T inputs of a window.
 """
@@ -12,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from neutral_residues.errors import UserError
+
 
 @dataclass(frozen=True)
 class Window:
@@ -23,21 +29,51 @@ class Window:
     scored_from: int
 
 
-def windows(num_tokens: int, *, context_tokens: int, stride_tokens: int) -> Iterator[Window]:
-    """Windows that score each of `num_tokens` tokens once, in order; all are equally long."""
-    end = min(context_tokens, num_tokens)
-    yield Window(0, end, 0)
-    while end < num_tokens:
-        scored_from, end = end, min(end + stride_tokens, num_tokens)
-        yield Window(end - context_tokens, end, scored_from)
+@dataclass(frozen=True)
+class Windows:
+    """How streams are cut into windows.
 
+    Attributes:
+        end_of_text: token that stands before the first one of a stream.
+        context_tokens: inputs of a window.
+        stride_tokens: new targets of each further window.
+        batch_rows: windows at a time; changes results by float noise only.
 
-def window_rows(
-    tokens: NDArray[Any], batch: Sequence[Window], *, end_of_text: int
-) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of equally long windows, each (B, T) int64: input t is the token before
-    target t, `end_of_text` before the first one of the stream."""
-    targets = np.stack([tokens[w.start : w.end] for w in batch]).astype(np.int64)
-    before = [end_of_text if w.start == 0 else int(tokens[w.start - 1]) for w in batch]
-    inputs = np.concatenate([np.array(before, dtype=np.int64)[:, None], targets[:, :-1]], axis=1)
-    return torch.from_numpy(inputs), torch.from_numpy(targets)
+    Raises:
+        UserError: for a number out of range.
+    """
+
+    end_of_text: int
+    context_tokens: int
+    stride_tokens: int
+    batch_rows: int = 8
+
+    def __post_init__(self) -> None:
+        if self.context_tokens < 1:
+            raise UserError("context_tokens", got=self.context_tokens, allowed="1 or more")
+        if self.batch_rows < 1:
+            raise UserError("batch_rows", got=self.batch_rows, allowed="1 or more")
+        if not 1 <= self.stride_tokens <= self.context_tokens:
+            allowed = f"1 to context_tokens ({self.context_tokens})"
+            raise UserError("stride_tokens", got=self.stride_tokens, allowed=allowed)
+
+    def batches(self, num_tokens: int) -> Iterator[list[Window]]:
+        """Windows that score each of `num_tokens` tokens once, in order; all are equally long."""
+        end = min(self.context_tokens, num_tokens)
+        batch = [Window(0, end, 0)]
+        while end < num_tokens:
+            if len(batch) == self.batch_rows:
+                yield batch
+                batch = []
+            scored_from, end = end, min(end + self.stride_tokens, num_tokens)
+            batch.append(Window(end - self.context_tokens, end, scored_from))
+        yield batch
+
+    def rows(self, tokens: NDArray[Any], batch: Sequence[Window]) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of equally long windows, each (B, T) int64: input t is the token
+        before target t."""
+        targets = np.stack([tokens[w.start : w.end] for w in batch]).astype(np.int64)
+        before = [self.end_of_text if w.start == 0 else int(tokens[w.start - 1]) for w in batch]
+        first_B1 = np.array(before, dtype=np.int64)[:, None]
+        inputs = np.concatenate([first_B1, targets[:, :-1]], axis=1)
+        return torch.from_numpy(inputs), torch.from_numpy(targets)

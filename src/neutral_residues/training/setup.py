@@ -10,7 +10,6 @@ A method, a tokenizer and a device are objects from here on; nothing looks them 
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -34,6 +33,7 @@ from neutral_residues.data.run_data import RunData
 from neutral_residues.data.tokenise import end_of_text_id
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.evaluation.generate import check_prompt
+from neutral_residues.evaluation.windows import Windows
 from neutral_residues.methods.table import Method, find_method
 from neutral_residues.training.cost import WeightCount
 
@@ -174,14 +174,14 @@ class Setup:
         return self.method.attach(backbone, self.config)
 
     @property
-    def evaluation_options(self) -> dict[str, Any]:
-        """Keyword arguments of `evaluate`."""
-        return {
-            "end_of_text": self.end_of_text,
-            "context_tokens": self.config.context_tokens,
-            "stride_tokens": self.config.stride_tokens,
-            "batch_rows": self.config.evaluation.batch_rows,
-        }
+    def windows(self) -> Windows:
+        """How held-out text is cut to be measured."""
+        return Windows(
+            end_of_text=self.end_of_text,
+            context_tokens=self.config.context_tokens,
+            stride_tokens=self.config.stride_tokens,
+            batch_rows=self.config.evaluation.batch_rows,
+        )
 
 
 def _count_weights(

@@ -77,7 +77,7 @@ def quick_results(
     return evaluate(
         model,
         setup.data.while_training,
-        **setup.evaluation_options,
+        setup.windows,
         reference=model if backbone_nats is None else None,
         backbone_nats=backbone_nats,
         max_tokens=setup.config.evaluation.tokens_while_training,

@@ -14,7 +14,7 @@ pytest.importorskip("lm_eval")
 
 import neutral_residues.evaluation.tasks.lm_eval_bridge as bridge
 from neutral_residues.errors import UserError
-from neutral_residues.evaluation.evaluate import as_backbone
+from neutral_residues.evaluation.inference import as_backbone
 from neutral_residues.evaluation.tasks import runner
 from neutral_residues.evaluation.tasks.minimal_pairs import pair_files, pairs_task, read_pairs
 from neutral_residues.evaluation.tasks.registry import Task

@@ -108,11 +108,9 @@ def _texts(
     stream: "TokenStream", tokenizer: "PreTrainedTokenizerBase", generator: random.Random
 ) -> Iterator[tuple[int, str]]:
     """Number and text of documents; a random sample of them where there are many."""
-    ends = stream.document_ends.tolist()
-    starts = [0, *ends[:-1]]
-    for number in sorted(generator.sample(range(len(ends)), min(MAX_DOCUMENTS, len(ends)))):
-        ids = stream.tokens[starts[number] : ends[number] - 1].tolist()
-        yield number, str(tokenizer.decode(ids))
+    size = min(MAX_DOCUMENTS, stream.num_documents)
+    for number in sorted(generator.sample(range(stream.num_documents), size)):
+        yield number, stream.document_text(number, tokenizer)
 
 
 def _gaps(document: int, text: str) -> Iterator[_Gap]:

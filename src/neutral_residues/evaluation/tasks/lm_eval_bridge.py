@@ -28,7 +28,7 @@ from lm_eval.tasks import TaskManager
 from torch import nn
 
 from neutral_residues.errors import UserError, first_line
-from neutral_residues.evaluation.evaluate import as_backbone, inference
+from neutral_residues.evaluation.inference import as_backbone, inference
 from neutral_residues.evaluation.tasks.local_task import LocalTask
 
 FEWSHOT_SEED = 1234
