@@ -1,8 +1,6 @@
-"""Packs the records of a comparison into one file for the repository, and unpacks it for `neutral
-report`.
+"""Packs the records of a comparison into one file for the repository; `neutral report` reads it.
 
 python recipes/pack_records.py runs/compare/main docs/comparisons/main.jsonl.gz
-python recipes/pack_records.py docs/comparisons/main.jsonl.gz runs/compare/main
 """
 
 import gzip
@@ -30,22 +28,6 @@ def pack(comparison: Path, file: Path) -> int:
     return len(lines)
 
 
-def unpack(file: Path, comparison: Path) -> int:
-    """A folder that `neutral report` takes."""
-    comparison.mkdir(parents=True, exist_ok=True)
-    (comparison / "compare.yaml").write_text(f"# unpacked from {file.name}\n", encoding="utf-8")
-    lines = gzip.decompress(file.read_bytes()).decode().splitlines()
-    for line in lines:
-        entry = json.loads(line)
-        path = comparison / entry["path"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            json.dumps(entry["content"], indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-    return len(lines)
-
-
 if __name__ == "__main__":
     origin, goal = Path(sys.argv[1]), Path(sys.argv[2])
-    count = unpack(origin, goal) if origin.is_file() else pack(origin, goal)
-    print(f"{count} records -> {goal}")
+    print(f"{pack(origin, goal)} records -> {goal}")

@@ -1,9 +1,7 @@
 """What the README says is run, or held against the project."""
 
 import contextlib
-import gzip
 import io
-import json
 import math
 import re
 import statistics
@@ -13,7 +11,7 @@ import yaml
 
 from families import FAMILIES
 from neutral_residues.config.run import make_run
-from neutral_residues.results.record import Record
+from neutral_residues.report.load import Found, collect
 from paths import DEMO_BACKBONE, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -80,16 +78,9 @@ ROWS = {
 }
 
 
-def packed(name: str) -> dict[str, Record]:
-    """The records of a comparison that ships with the repository: path of the cell -> record."""
-    lines = (
-        gzip.decompress((ROOT / "docs" / "comparisons" / f"{name}.jsonl.gz").read_bytes())
-        .decode()
-        .splitlines()
-    )
-    return {
-        entry["path"]: Record.model_validate(entry["content"]) for entry in map(json.loads, lines)
-    }
+def packed(name: str) -> list[Found]:
+    """The records of a comparison that ships with the repository."""
+    return list(collect([ROOT / "docs" / "comparisons" / f"{name}.jsonl.gz"]).found)
 
 
 def table_row(title: str) -> list[str]:
@@ -100,9 +91,7 @@ def table_row(title: str) -> list[str]:
 @pytest.mark.parametrize("title", ROWS)
 def test_the_results_are_those_of_the_records(title: str) -> None:
     runs = [
-        record
-        for path, record in packed("main").items()
-        if path.startswith(f"cells/french/{ROWS[title]}-s")
+        found.record for found in packed("main") if f"cells/french/{ROWS[title]}-s" in found.origin
     ]
     assert len(runs) == 3
     for cell, name in zip(table_row(title), ("en", "en-pubmed", "en-wiki", "fr"), strict=False):
@@ -119,10 +108,9 @@ def test_the_results_are_those_of_the_records(title: str) -> None:
 def test_the_claims_are_those_of_the_report() -> None:
     """Forgetting at equal learning, as the report works it out from the same records."""
     from neutral_residues.report.aggregate import sections
-    from neutral_residues.report.load import Found
     from neutral_residues.report.pareto import compare_with_neutral
 
-    (section,) = sections([Found(path, record) for path, record in packed("main").items()])
+    (section,) = sections(packed("main"))
     comparison = compare_with_neutral(section)
     assert comparison is not None
     assert comparison.better_on_both_sides == ()

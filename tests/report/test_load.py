@@ -1,5 +1,6 @@
 """What is found behind a path."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from neutral_residues.errors import UserError
 from neutral_residues.report.load import collect
 from neutral_residues.results.store import write_record
+from paths import COMPARISONS
 from synthetic import HOSTILE, make_comparison, make_record
 
 
@@ -23,6 +25,22 @@ def test_a_record_reached_twice_counts_once(tmp_path: Path) -> None:
     write_record(tmp_path / "run" / "record.json", make_record())
     (found,) = collect([tmp_path / "run", tmp_path / "run" / "record.json"]).found
     assert found.origin == "run/record.json"
+
+
+def test_a_packed_comparison(tmp_path: Path) -> None:
+    (packed,) = COMPARISONS.glob("main.jsonl.gz")
+    found = collect([packed]).found
+    assert len(found) == 55
+    assert found[0].origin.startswith("main.jsonl.gz/cells/french/adapter/")
+    failure = {"format": "neutral-residues/failure", "label": "lora", "reason": "out of memory"}
+    entry = {"path": "cells/fr/lora/failure.json", "content": failure}
+    file = tmp_path / "failed.jsonl.gz"
+    file.write_bytes(gzip.compress(json.dumps(entry).encode()))
+    (run,) = collect([file, packed]).unfinished
+    assert (run.label, run.reason) == ("lora", "out of memory")
+    file.write_bytes(packed.read_bytes()[:1000])
+    with pytest.raises(UserError, match="is not a packed comparison"):
+        collect([file])
 
 
 def broken(folder: Path, what: str) -> Path:

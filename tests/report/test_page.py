@@ -11,6 +11,7 @@ from neutral_residues.report.aggregate import sections
 from neutral_residues.report.load import collect
 from neutral_residues.report.page import render
 from neutral_residues.results.store import write_record
+from paths import RECORDS
 from synthetic import HOSTILE, make_comparison, make_record
 from task_scores import score
 
@@ -110,3 +111,10 @@ def test_tasks_are_on_the_page(tmp_path: Path) -> None:
     assert "French: clams-fr better (+3.0 ± 1.0)" in text
     assert "truncated prompts" in text
     assert "Change on tasks, with 95 % intervals" in text
+
+
+def test_the_records_that_ship() -> None:
+    text = page_of(*sorted(RECORDS.glob("*.json")))
+    for name in ("fr", "de", "latex"):
+        assert f"On {name}, neutral" in text
+        assert f">{name}</h2>" in text

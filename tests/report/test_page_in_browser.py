@@ -75,8 +75,8 @@ def test_every_figure_is_drawn(open_page: Any) -> None:
             width: canvas.querySelector(".main-svg").getBoundingClientRect().width,
         }))""")
     # The plane, two sets through training, gates and residues by layer (of two gated methods on
-    # French, of one on Italian), five costs, two sets broken down.
-    assert len(drawn) == (1 + 2 + 4 + 5 + 2) + (1 + 2 + 2 + 5 + 2)
+    # French, of one on Italian), two sets broken down.
+    assert len(drawn) == (1 + 2 + 4 + 2) + (1 + 2 + 2 + 2)
     for figure in drawn:
         assert figure["svgs"] >= 1, figure
         assert figure["traces"] == figure["given"] > 0, figure
@@ -158,9 +158,7 @@ def test_the_legend_hides_a_run_everywhere(open_page: Any) -> None:
     button = page.locator("#s1 .legend button", has_text="lora")
     button.click()
     assert button.get_attribute("aria-pressed") == "false"
-    assert (
-        sum(1 for n in page.evaluate(hidden) if n) == 1 + 2 + 2 + 5
-    )  # plane, training, why, costs of its own section
+    assert sum(n > 0 for n in page.evaluate(hidden)) == 1 + 2 + 2  # plane, training, changes
     button.click()
     assert sum(page.evaluate(hidden)) == 0
 

@@ -8,6 +8,7 @@ from neutral_residues.report.aggregate import grouped
 from neutral_residues.report.figure import (
     Plot,
     add_line,
+    add_points,
     add_thin_line,
     empty_figure,
     hover,
@@ -58,13 +59,14 @@ def _bars(rows: list[Measured]) -> Plot:
         marker={"color": [GREY if row.name == row.against else COLOURS[0] for row in rows]},
     )
     bounded = [row for row in rows if row.bound is not None]
-    figure.add_scatter(
-        y=[html.escape(row.name) for row in bounded],
-        x=[row.bound for row in bounded],
+    add_points(
+        figure,
+        [row.bound for row in bounded],
+        [html.escape(row.name) for row in bounded],
+        name="bound",
+        notes=[hover(row.name, f"bound {number(row.bound)}") for row in bounded],
         mode="markers",
         marker={"symbol": "line-ns", "size": 18, "line": {"width": 3, "color": COLOURS[3]}},
-        hovertext=[hover(row.name, f"bound {number(row.bound)}") for row in bounded],
-        hoverinfo="text",
     )
     figure.update_xaxes(title=_axis_title(rows), rangemode="tozero")
     figure.update_yaxes(autorange="reversed")
@@ -80,19 +82,10 @@ def _lines(rows: list[Measured]) -> Plot:
     for index, line in enumerate(grouped(rows, lambda row: row.name)):
         style, name = Style.numbered(index), line[0].name
         xs, bounds = [row.x for row in line], [row.bound for row in line]
-        notes = [f"{row.x_label} {row.x:g}: {number(row.ratio)} x" for row in line]
+        notes = [hover(name, f"{row.x_label} {row.x:g}: {number(row.ratio)} x") for row in line]
         add_line(figure, xs, [row.ratio for row in line], style, name=name, notes=notes)
         if None not in bounds:
-            add_thin_line(
-                figure,
-                xs,
-                bounds,
-                dash="dot",
-                colour=style.colour,
-                showlegend=False,
-                hovertext=[hover(name, f"bound {number(bound)}") for bound in bounds],
-                hoverinfo="text",
-            )
+            add_thin_line(figure, xs, bounds, style.colour, name=f"{name}, bound")
     legend_above(figure)
     figure.update_xaxes(title=html.escape(first.x_label or ""))
     figure.update_yaxes(title=_axis_title(rows), rangemode="tozero")

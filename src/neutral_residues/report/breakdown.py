@@ -3,8 +3,11 @@
 All of the first seed of each row.
 """
 
+import html
+import textwrap
+
 from neutral_residues.report.aggregate import Point, Section, sets_of
-from neutral_residues.report.figure import Plot, add_bar, figure_of_bars, hover, legend_above
+from neutral_residues.report.figure import Plot, empty_figure, hover, legend_above
 from neutral_residues.report.formatting import number
 from neutral_residues.report.style import KIND_COLOURS
 from neutral_residues.report.tables import BITS, Table, numbers, row_names, texts
@@ -62,25 +65,21 @@ def _plot(section: Section, set_name: str, role: str) -> Plot:
     found = [(point, changes(breakdown)) for point, breakdown in breakdowns(section, set_name)]
     rows = row_names([point for point, _ in found], section)
     kinds = [kind for kind in KINDS if any(kind in by_kind for _, by_kind in found)]
-    figure = figure_of_bars([row.name for row in rows], around=130)
+    labels = [_label(row.name) for row in rows]
+    lines = max(label.count("<br>") + 1 for label in labels)
+    figure = empty_figure(height=130 + (14 * lines + 12) * len(rows))
     for kind in kinds:
-        group = {"name": kind, "legendgroup": kind}
+        bar = {"orientation": "h", "width": 0.7, "marker": {"color": KIND_COLOURS[kind]}}
+        bar |= {"name": kind, "legendgroup": kind}
         # An empty bar for the legend, which is there whichever run is hidden.
-        add_bar(figure, rows[0].name, None, KIND_COLOURS[kind], **group, meta={})
-        for row, (_, by_kind) in zip(rows, found, strict=True):
-            note = f"{kind} {_signed(by_kind.get(kind, 0.0))} {BITS}"
-            add_bar(
-                figure,
-                row.name,
-                by_kind.get(kind, 0.0),
-                KIND_COLOURS[kind],
-                **group,
-                hovertext=[hover(row.name, note)],
-                hoverinfo="text",
-                showlegend=False,
-                meta={"curve": row.curve},
-            )
+        figure.add_bar(x=[None], y=[labels[0]], **bar, meta={})
+        for row, label, (_, by_kind) in zip(rows, labels, found, strict=True):
+            change = by_kind.get(kind, 0.0)
+            note = hover(row.name, f"{kind} {number(change, 4, signed=True)} {BITS}")
+            own = {"hovertext": [note], "hoverinfo": "text", "meta": {"curve": row.curve}}
+            figure.add_bar(x=[change], y=[label], **bar, **own, showlegend=False)
     figure.update_layout(barmode="relative")
+    figure.update_yaxes(autorange="reversed", type="category")
     legend_above(figure)
     good = "left is good" if role == "source" else "left is learnt"
     figure.update_xaxes(title=f"change of bits per byte, {good}", zeroline=True)
@@ -94,5 +93,6 @@ def _plot(section: Section, set_name: str, role: str) -> Plot:
     return Plot(f"{set_name} ({role})", figure, alt, table)
 
 
-def _signed(change: float) -> str:
-    return number(change, 4, signed=True)
+def _label(name: str) -> str:
+    """A name for an axis, in short lines."""
+    return "<br>".join(html.escape(line) for line in textwrap.wrap(name, 22)[:3])

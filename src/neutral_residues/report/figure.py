@@ -1,12 +1,11 @@
-"""What all interactive figures share: an empty plotly figure in the look of the page, and lines and
-bars in it.
+"""What all interactive figures share: an empty plotly figure in the look of the page, and points
+and lines in it.
 
 Text and grid colours come from the page, so that dark mode works. Every figure has a text that says
 what it shows and a table that says the same.
 """
 
 import html
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,14 +59,6 @@ def empty_figure(*, height: int) -> "go.Figure":
     return figure
 
 
-def figure_of_bars(names: Sequence[str], *, around: int = 60) -> "go.Figure":
-    """An empty figure for one horizontal bar for each name, from top to bottom."""
-    lines = max(bar_label(name).count("<br>") + 1 for name in names)
-    figure = empty_figure(height=around + (14 * lines + 12) * len(names))
-    figure.update_yaxes(autorange="reversed", automargin=True, type="category")
-    return figure
-
-
 def legend_above(figure: "go.Figure") -> None:
     """Show the figure's own legend, where the buttons of the section do not name its lines."""
     figure.update_layout(
@@ -75,61 +66,68 @@ def legend_above(figure: "go.Figure") -> None:
     )
 
 
-def add_line(
+def add_points(
     figure: "go.Figure",
     xs: Sequence[Any],
     ys: Sequence[Any],
-    style: Style,
     *,
     name: str,
     notes: Sequence[str],
     curve: str = "",
+    **more: Any,
 ) -> None:
-    """Draw measurements and the line through them.
+    """Draw measurements.
 
     Args:
-        name: in the legend, and first line of what the pointer shows.
-        notes: the line below it, for each measurement.
+        name: in the legend.
+        notes: what the pointer shows at each, see `hover`.
         curve: what the section's buttons call it.
+        more: plotly's own arguments.
     """
     figure.add_scatter(
         x=xs,
         y=ys,
-        mode="lines+markers",
         name=html.escape(name),
-        hovertext=[hover(name, note) for note in notes],
+        hovertext=notes,
         hoverinfo="text",
-        line={"color": style.colour, "dash": style.dash.plotly, "width": 2},
-        marker={"symbol": style.marker.plotly, "size": 7},
         meta={"curve": curve},
+        **more,
     )
+
+
+def add_line(
+    figure: "go.Figure", xs: Sequence[Any], ys: Sequence[Any], style: Style, **named: Any
+) -> None:
+    """Draw measurements and the line through them; for the rest see `add_points`."""
+    line = {"color": style.colour, "dash": style.dash.plotly, "width": 2}
+    marker = {"symbol": style.marker.plotly, "size": 7}
+    add_points(figure, xs, ys, mode="lines+markers", line=line, marker=marker, **named)
 
 
 def add_thin_line(
-    figure: "go.Figure", xs: Sequence[Any], ys: Sequence[Any], *, dash: str, **changes: Any
+    figure: "go.Figure", xs: Sequence[Any], ys: Sequence[Any], colour: str, **more: Any
 ) -> None:
     """Draw a line without measurements: a single seed, a bound, the Pareto front."""
-    line = {"dash": dash, "width": 1, "color": changes.pop("colour")}
-    figure.add_scatter(x=xs, y=ys, mode="lines", line=line, **{"hoverinfo": "skip"} | changes)
+    line = {"color": colour, "width": 1, "dash": more.pop("dash", "dot")}
+    more = {"hoverinfo": "skip", "showlegend": False, "meta": {}} | more
+    figure.add_scatter(x=xs, y=ys, mode="lines", line=line, **more)
 
 
-def add_bar(figure: "go.Figure", row: str, value: float | None, colour: str, **more: Any) -> None:
-    """Draw one horizontal bar, from the end of those of the same name on."""
-    figure.add_bar(
-        x=[value],
-        y=[bar_label(row)],
-        orientation="h",
-        width=[0.7],
-        marker={"color": colour},
-        **more,
-    )
+def error_bars(
+    above: Sequence[float | None], below: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """Bars at each measurement, to both sides; none where nothing is known."""
+    return {
+        "type": "data",
+        "array": [length or 0 for length in above],
+        "arrayminus": below,
+        "symmetric": below is None,
+        "visible": any(length is not None for length in above),
+        "thickness": 1.2,
+        "width": 3,
+    }
 
 
 def hover(title: str, *lines: str) -> str:
     """What the pointer shows; all of it plain text."""
     return "<br>".join([f"<b>{html.escape(title)}</b>", *map(html.escape, lines)])
-
-
-def bar_label(name: str) -> str:
-    """A name for an axis, in short lines."""
-    return "<br>".join(html.escape(line) for line in textwrap.wrap(name, 22)[:3])

@@ -2,18 +2,23 @@
 
 A path is a record or a benchmark (JSON), the output folder of a run, or the folder of a comparison
 (`compare.yaml`, and below `cells/` one folder for each run: with a record, with a failure, or with
-`run.yaml` alone while it is not done). No numbers here.
+`run.yaml` alone while it is not done). A comparison may be packed into one file, as those of this
+repository are (`recipes/pack_records.py`). No numbers here.
 """
 
+import gzip
+import json
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from neutral_residues.config.base import checked
 from neutral_residues.config.comparison import CELLS, COMPARISON
 from neutral_residues.errors import UserError
 from neutral_residues.files import disk_errors
 from neutral_residues.results.benchmark import Benchmark, is_benchmark, read_benchmark
-from neutral_residues.results.record import Record
+from neutral_residues.results.record import Failure, Record
 from neutral_residues.results.store import read_failure, read_record
 
 RECORD, FAILURE, RUN = "record.json", "failure.json", "run.yaml"
@@ -67,7 +72,7 @@ def collect(paths: Sequence[Path]) -> Collection:
     for path in paths:
         for file in _files(path):
             origins.setdefault(file.resolve(), _origin(path, file))
-    items = [_read(file, origin) for file, origin in origins.items()]
+    items = [item for file, origin in origins.items() for item in _read(file, origin)]
     found = tuple(item for item in items if isinstance(item, Found))
     unfinished = tuple(item for item in items if isinstance(item, Unfinished))
     benchmarks = tuple(item for item in items if isinstance(item, Benchmark))
@@ -80,17 +85,37 @@ def collect(paths: Sequence[Path]) -> Collection:
     return Collection(found, unfinished, benchmarks)
 
 
-def _read(file: Path, origin: str) -> Found | Unfinished | Benchmark:
-    """One of the files of `_files`."""
+def _read(file: Path, origin: str) -> Iterator[Found | Unfinished | Benchmark]:
+    """What is in one of the files of `_files`."""
     folder = origin.rpartition("/")[0]
     if file.name == RUN:
-        return Unfinished(folder, "", None)
-    if file.name == FAILURE:
+        yield Unfinished(folder, "", None)
+    elif file.name == FAILURE:
         failure = read_failure(file)
-        return Unfinished(folder, failure.label, failure.reason)
-    if is_benchmark(file):
-        return read_benchmark(file)
-    return Found(origin, read_record(file))
+        yield Unfinished(folder, failure.label, failure.reason)
+    elif file.suffix == ".gz":
+        yield from _packed(file)
+    elif is_benchmark(file):
+        yield read_benchmark(file)
+    else:
+        yield Found(origin, read_record(file))
+
+
+def _packed(file: Path) -> Iterator[Found | Unfinished]:
+    """A comparison in one file: a line for each record or failure, with its path."""
+    try:
+        with disk_errors(file):
+            lines = gzip.decompress(file.read_bytes()).decode("utf-8").splitlines()
+        entries = [json.loads(line) for line in lines]
+    except (EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"{file} is not a packed comparison", got=str(error)) from error
+    for entry in entries:
+        origin = f"{file.name}/{entry['path']}"
+        if origin.endswith(FAILURE):
+            failure = checked(Failure, entry["content"], file=file)
+            yield Unfinished(origin.rpartition("/")[0], failure.label, failure.reason)
+        else:
+            yield Found(origin, checked(Record, entry["content"], file=file))
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -115,7 +140,7 @@ def _files(path: Path) -> Iterator[Path]:
         raise UserError(
             f"nothing to report in {path}",
             got="a run that is not finished" if is_run else "neither a run nor a comparison",
-            allowed="a record.json, a folder with one, or the folder of a comparison (compare.yaml)",
+            allowed="a record.json, a folder with one, or a comparison (compare.yaml)",
         )
 
 

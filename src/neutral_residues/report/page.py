@@ -18,7 +18,7 @@ from neutral_residues.report.figure import Plot
 from neutral_residues.report.formatting import share
 from neutral_residues.report.gate_heatmap import STEPS, heat_texts
 from neutral_residues.report.load import Collection
-from neutral_residues.report.plots import costs, layers, plane, training
+from neutral_residues.report.plots import layers, plane, training
 from neutral_residues.report.style import styles
 from neutral_residues.report.tables import (
     cost_table,
@@ -98,7 +98,6 @@ def shown_section(section: Section) -> dict[str, Any]:
         "change_plots": change_plots(section),
         "worst_documents": worst_documents(section),
         "costs": cost_table(section),
-        "cost_plots": costs(section),
         "layer_plots": layers(section),
         "heat_texts": heat_texts(section),
         "samples": _samples(section),

@@ -1,28 +1,26 @@
-"""The interactive figures of a section: forgetting against learning, training, layers and costs."""
+"""The interactive figures of a section: forgetting against learning, training and layers."""
 
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from neutral_residues.report.aggregate import Curve, Point, Section, Spread
 from neutral_residues.report.curves import layer_values, sets_in_curves, training_curves
 from neutral_residues.report.figure import (
     Plot,
-    add_bar,
     add_line,
+    add_points,
     add_thin_line,
     empty_figure,
-    figure_of_bars,
+    error_bars,
     hover,
     legend_above,
 )
 from neutral_residues.report.formatting import change, number, seeds, share
 from neutral_residues.report.pareto import pareto_front
 from neutral_residues.report.style import GREY, Style, limits, shortened, styles
-from neutral_residues.report.tables import BITS, RowName, Table, cost_table, numbers, row_names
+from neutral_residues.report.tables import BITS, RowName, Table, numbers, row_names
 
-DRAWN_COSTS = ("step", "throughput", "peak memory", "added", "stored")
-"""Columns of the cost table that are drawn."""
 MEAN = "mean of the source sets"
 
 
@@ -36,32 +34,20 @@ def plane(section: Section) -> Plot:
         choices = {MEAN: lambda point: point.forgetting, **choices}
     views = {name: _view(section, name, of) for name, of in choices.items()}
     first = next(iter(views.values()))
-    figure = empty_figure(height=460)
-    look = styles(section.curves)
-    for index, curve in enumerate(section.curves):
-        _add_points(figure, curve, look[curve.name], first["x"][index], first["error"][index])
-        figure.data[-1].hovertext = [_note(point, section) for point in curve.points]
-    front, backbone = first["x"][-2:]
-    add_thin_line(
+    figure, look = empty_figure(height=460), styles(section.curves)
+    xs, ys = first["x"], first["y"]
+    for curve, x, y, errors in zip(section.curves, xs, ys, first["error"], strict=False):
+        _add_curve(figure, section, curve, look[curve.name], (x, y), errors)
+    add_thin_line(figure, xs[-2], ys[-2], GREY, name="Pareto front")
+    add_points(
         figure,
-        front,
-        first["y"][-2],
-        dash="dot",
-        colour=GREY,
-        name="Pareto front",
-        meta={},
-        showlegend=False,
-    )
-    figure.add_scatter(
-        x=backbone,
-        y=first["y"][-1],
+        xs[-1],
+        ys[-1],
+        name="backbone",
+        notes=[hover("backbone", f"{number(section.backbone_bits, 4)} bits per byte")],
         mode="markers",
         marker={"symbol": "star", "size": 13, "color": GREY},
-        hovertext=[hover("backbone", f"{number(section.backbone_bits, 4)} bits per byte")],
-        hoverinfo="text",
-        name="backbone",
         showlegend=False,
-        meta={},
     )
     figure.update_xaxes(title=first["title"], range=first["range"], zeroline=True)
     figure.update_yaxes(
@@ -91,18 +77,26 @@ def _view(section: Section, name: str, of: Callable[[Point], Spread]) -> dict[st
     }
 
 
-def _add_points(
-    figure: Any, curve: Curve, style: Style, xs: list[float], errors: list[float | None]
+def _add_curve(
+    figure: Any,
+    section: Section,
+    curve: Curve,
+    style: Style,
+    xys: tuple[list[float], list[float]],
+    errors: list[float | None],
 ) -> None:
     """Filled markers for points that stand for their curve, open ones for those that validation did
     not choose."""
     open_ = [point.is_chosen is False for point in curve.points]
     symbol = style.marker.plotly
-    figure.add_scatter(
-        x=xs,
-        y=[point.bits.mean for point in curve.points],
-        error_x=_error(errors),
-        error_y=_error([point.bits.deviation for point in curve.points]),
+    add_points(
+        figure,
+        *xys,
+        name=curve.name,
+        notes=[_note(point, section) for point in curve.points],
+        curve=curve.name,
+        error_x=error_bars(errors),
+        error_y=error_bars([point.bits.deviation for point in curve.points]),
         mode="lines+markers" if len(curve.points) > 1 else "markers",
         cliponaxis=False,
         line={"color": style.colour, "dash": style.dash.plotly, "width": 1.5},
@@ -113,20 +107,7 @@ def _add_points(
             "size": [8 if is_open else 12 for is_open in open_],
             "line": {"color": style.colour, "width": [1.5 * is_open for is_open in open_]},
         },
-        hoverinfo="text",
-        name=html.escape(curve.name),
-        meta={"curve": curve.name},
     )
-
-
-def _error(deviations: Sequence[float | None]) -> dict[str, Any]:
-    return {
-        "type": "data",
-        "array": [deviation or 0 for deviation in deviations],
-        "visible": any(deviation is not None for deviation in deviations),
-        "thickness": 1,
-        "width": 3,
-    }
 
 
 def _note(point: Point, section: Section) -> str:
@@ -153,20 +134,13 @@ def _training(section: Section, set_name: str, role: str) -> Plot:
     for curve in curves:
         name, style = curve.point.name, look[curve.point.name]
         for seed in curve.seeds if len(curve.seeds) > 1 else ():
-            add_thin_line(
-                figure,
-                list(seed),
-                list(seed.values()),
-                dash=style.dash.plotly,
-                colour=style.colour,
-                opacity=0.3,
-                meta={"curve": name},
-            )
+            more = {"dash": style.dash.plotly, "opacity": 0.3, "meta": {"curve": name}}
+            add_thin_line(figure, list(seed), list(seed.values()), style.colour, **more)
+        row = section.row_name(curve.point)
         notes = [
-            f"step {step:,}: {number(bits, 4)} bits per byte"
+            hover(row, f"step {step:,}: {number(bits, 4)} bits per byte")
             for step, bits in zip(curve.steps, curve.means, strict=True)
         ]
-        row = section.row_name(curve.point)
         add_line(figure, curve.steps, curve.means, style, name=row, notes=notes, curve=name)
     figure.update_xaxes(title="step", rangemode="tozero")
     figure.update_yaxes(title="bits per byte, down is good")
@@ -208,7 +182,7 @@ def gates_by_layer(section: Section) -> list[Plot]:
 def _layers(title: str, values: Mapping[str, Mapping[int, float]], unit: str) -> Plot:
     figure = empty_figure(height=320)
     for index, (set_name, by_layer) in enumerate(values.items()):
-        notes = [f"layer {layer}: {number(value)} {unit}" for layer, value in by_layer.items()]
+        notes = [hover(set_name, f"layer {n}: {number(v)} {unit}") for n, v in by_layer.items()]
         xs, ys = list(by_layer), list(by_layer.values())
         add_line(figure, xs, ys, Style.numbered(index), name=set_name, notes=notes)
     legend_above(figure)
@@ -221,30 +195,3 @@ def _layers(title: str, values: Mapping[str, Mapping[int, float]], unit: str) ->
         first="layer",
     )
     return Plot(title, figure, f"{title}, by layer, one line for each evaluation set.", table)
-
-
-def costs(section: Section) -> list[Plot]:
-    """A bar chart for each cost that was measured."""
-    table, look = cost_table(section), styles(section.curves)
-    plots = []
-    for column in table.columns:
-        if column.name not in DRAWN_COSTS:
-            continue
-        figure = figure_of_bars([row.name for row in table.rows])
-        for row, cell in zip(table.rows, column.cells, strict=True):
-            add_bar(
-                figure,
-                row.name,
-                cell.value or 0,
-                look[row.curve].colour,
-                text=[cell.text],
-                textposition="auto",
-                textangle=0,
-                hoverinfo="skip",
-                name=html.escape(row.name),
-                meta={"curve": row.curve},
-            )
-        figure.update_xaxes(rangemode="tozero", nticks=5, tickangle=0)
-        alt = f"Bars of {column.heading}, one for each run. The table has the numbers."
-        plots.append(Plot(column.heading, figure, alt))
-    return plots

@@ -176,8 +176,9 @@ def _draw_trace(axis: "Axes", trace: Any) -> None:
         face = "white" if symbol.endswith("-open") else style["color"]
         form = {"marker": markers[symbol.removesuffix("-open")], "markersize": 0.6 * size}
         axis.plot(x, y, **form, color=style["color"], markerfacecolor=face)
-    errors = {"xerr": trace.error_x.array, "yerr": trace.error_y.array}
-    if any(errors.values()):
+    shown = {"xerr": trace.error_x, "yerr": trace.error_y}
+    errors = {name: error.array for name, error in shown.items() if error.visible}
+    if errors:
         axis.errorbar(
             trace.x, trace.y, **errors, fmt="none", ecolor=style["color"], elinewidth=1, capsize=2
         )

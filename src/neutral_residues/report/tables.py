@@ -49,6 +49,11 @@ class Column:
         name = f"{self.name} [{self.unit}]" if self.unit else self.name
         return f"{name}, {self.good}" if self.good else name
 
+    def share(self, cell: Cell) -> float:
+        """Of the largest number of the column, in %: the bar behind a cost."""
+        largest = max((cell.value or 0 for cell in self.cells), default=0)
+        return 100 * (cell.value or 0) / largest if largest > 0 else 0
+
     @property
     def is_empty(self) -> bool:
         """Whether no cell has a number."""

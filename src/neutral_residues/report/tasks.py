@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from neutral_residues.errors import UserError
 from neutral_residues.report.aggregate import Point, Section, Spread, grouped
-from neutral_residues.report.figure import Plot, empty_figure, hover
+from neutral_residues.report.figure import Plot, add_points, empty_figure, error_bars, hover
 from neutral_residues.report.formatting import NONE, number
 from neutral_residues.report.style import shortened, styles
 from neutral_residues.report.tables import Cell, Column, Table, numbers, row_names, texts
@@ -165,23 +165,19 @@ def task_plots(section: Section) -> list[Plot]:
         style = look[point.name]
         # Runs next to each other within their task, the first on top.
         offset = 0.7 * ((index + 0.5) / len(by_run) - 0.5)
-        figure.add_scatter(
-            x=[result.difference.mean for result in results],
-            y=[names.index(result.score.name) + offset for result in results],
+        means = [result.difference.mean for result in results]
+        above = [result.high - mean for result, mean in zip(results, means, strict=True)]
+        below = [mean - result.low for result, mean in zip(results, means, strict=True)]
+        add_points(
+            figure,
+            means,
+            [names.index(result.score.name) + offset for result in results],
+            name=run,
+            notes=[_note(run, result) for result in results],
+            curve=point.name,
             mode="markers",
             marker={"color": style.colour, "symbol": style.marker.plotly, "size": 9},
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "thickness": 1.5,
-                "width": 4,
-                "array": [result.high - result.difference.mean for result in results],
-                "arrayminus": [result.difference.mean - result.low for result in results],
-            },
-            hovertext=[_note(run, result) for result in results],
-            hoverinfo="text",
-            name=html.escape(run),
-            meta={"curve": point.name},
+            error_x=error_bars(above, below),
         )
     title = "change of the score, percentage points, right is good"
     figure.update_xaxes(title=title, zeroline=True)
