@@ -124,7 +124,7 @@ def mapped_mixture(tokenizer, write_jsonl, tmp_path) -> Mixture:
         write_jsonl([name * 40] * 9, name, role)
         for name, role in (("en", "source"), ("fr", "target"))
     ]
-    settings = {"cache_dir": tmp_path / "cache", "show_progress": False}
+    settings = {"cache_dir": tmp_path / "cache"}
     streams = [tokenise(corpus, tokenizer, **settings)[0] for corpus in corpora]
     return Mixture(streams, block_tokens=8, source_share=0.37, num_rows=60, seed=3)
 

@@ -25,7 +25,7 @@ def sizes(corpus: Corpus, folder: Path, share: float = 0.0) -> tuple[Any, Any]:
 
 def test_a_small_text_is_counted(corpus: Corpus, tmp_path: Path) -> None:
     train, held_out = sizes(corpus, tmp_path, share=0.2)
-    options = {"cache_dir": tmp_path / "cache", "held_out_share": 0.2, "show_progress": False}
+    options = {"cache_dir": tmp_path / "cache", "held_out_share": 0.2}
     streams = tokenise(corpus, byte_tokenizer(), **options)
     assert (train, held_out) == (TextSize.of(streams[0]), TextSize.of(streams[1]))
     assert train.is_exact
@@ -41,7 +41,7 @@ def test_a_large_text_is_estimated_until_it_is_in_the_cache(
     train, held_out = sizes(corpus, tmp_path, share=0.25)
     assert train.num_tokens == pytest.approx(0.75 * about.num_tokens, abs=1)
     assert held_out.num_bytes == pytest.approx(0.25 * about.num_bytes, abs=1)
-    tokenise(corpus, byte_tokenizer(), cache_dir=tmp_path / "cache", show_progress=False)
+    tokenise(corpus, byte_tokenizer(), cache_dir=tmp_path / "cache")
     exact, _ = sizes(corpus, tmp_path)
     assert exact.is_exact
     assert (about.num_documents, about.num_bytes) == (exact.num_documents, exact.num_bytes)

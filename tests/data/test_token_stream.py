@@ -13,7 +13,7 @@ from neutral_residues.errors import UserError
 @pytest.fixture
 def make(tmp_path, tokenizer):
     def tokenised(corpus):
-        return tokenise(corpus, tokenizer, cache_dir=tmp_path / "cache", show_progress=False)
+        return tokenise(corpus, tokenizer, cache_dir=tmp_path / "cache")
 
     return tokenised
 

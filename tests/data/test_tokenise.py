@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -31,7 +32,6 @@ FILES = ("tokens.bin", "document_ends.bin", "document_bytes.bin")
 @pytest.fixture
 def make(tmp_path, tokenizer):
     def tokenised(corpus: Corpus, tokenizer=tokenizer, cache="cache", **settings):
-        settings = {"show_progress": False} | settings
         return tokenise(corpus, tokenizer, cache_dir=tmp_path / cache, **settings)
 
     return tokenised
@@ -114,6 +114,21 @@ def test_second_call_reads_the_cache(make, write_jsonl, monkeypatch, tokenizer):
     monkeypatch.undo()
     assert make(corpus, tokenizer=byte_tokenizer(eos_token="a"))[0].folder != first.folder
     assert make(corpus.model_copy(update={"max_documents": 3}))[0].num_documents == 3
+
+
+def test_progress_is_told_every_byte_and_only_where_text_is_read(make, write_jsonl):
+    told = []
+
+    @contextmanager
+    def tokenising(corpus):
+        told.append(corpus)
+        yield told.append
+
+    for _ in range(2):
+        stream, _ = make(write_jsonl(["aé", "b" * 2**19, "c"]), tokenising=tokenising)
+    assert told[0] == "fr"
+    assert sum(told[1:]) == stream.num_bytes
+    assert len(told) == 3
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from neutral_residues.training.progress import TrainingDisplay
+from neutral_residues.training.progress import RunProgress, TrainingDisplay
 from neutral_residues.units import human_bytes
 from synthetic import set_result
 
@@ -20,6 +20,16 @@ def play(console: Console) -> None:
             {"loss_nats/fr": 2.5, "open_gates_source": 0.07, "local_loss": 0.01, "grad_norm": 1.0},
         )
         display.measured(4, {"en": set_result("en", 1.53), "fr": set_result("fr", 3.0)})
+
+
+def test_tokenising_shows_a_bar_on_a_terminal_only() -> None:
+    for terminal in (True, False):
+        printed = io.StringIO()
+        progress = RunProgress(Console(file=printed, force_terminal=terminal, width=100))
+        with progress.tokenising("fr") as advance:
+            advance(2_000_000)
+        assert ("tokenising fr" in printed.getvalue()) is terminal
+        assert ("2.0 MB" in printed.getvalue()) is terminal
 
 
 @pytest.mark.parametrize("terminal", [True, False])

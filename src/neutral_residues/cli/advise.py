@@ -11,6 +11,7 @@ from neutral_residues.advice.rules import CorpusFacts, DistanceFacts, TextFacts
 from neutral_residues.cli.extend import print_warnings
 from neutral_residues.config.run import RunConfig
 from neutral_residues.files import write_json
+from neutral_residues.training.progress import RunProgress
 from neutral_residues.training.setup import Setup
 from neutral_residues.units import human_bytes, human_seconds
 
@@ -24,7 +25,7 @@ def advise_run(
 ) -> Advice:
     """Print everything that was found; write it as JSON if asked."""
     console = console or Console()
-    setup = Setup.of(config, show_progress=console.is_terminal)
+    setup = Setup.of(config, tokenising=RunProgress(console).tokenising)
     setup.prepare()  # shows a progress bar of its own
     with console.status("") as status:
         advice = advise(setup, trial_steps=trial_steps, on_stage=status.update)

@@ -27,7 +27,7 @@ from neutral_residues.results.record import Record, TaskScore
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.results.set_result import SetResult
 from neutral_residues.results.store import provenance, read_record, write_record
-from neutral_residues.training.progress import TaskDisplay
+from neutral_residues.training.progress import RunProgress, TaskDisplay
 
 DEFAULT_CONTEXT_TOKENS = 512
 
@@ -204,13 +204,11 @@ def _into_record(folder: Path, found: Record, console: Console) -> None:
 def _streams(
     saved: Saved, corpora: list[Corpus], console: Console, *, needed: bool
 ) -> list[TokenStream]:
+    tokenising = RunProgress(console).tokenising
     if corpora:
         return [
             tokenise(
-                corpus,
-                saved.tokenizer,
-                cache_dir=default_cache_folder(),
-                show_progress=console.is_terminal,
+                corpus, saved.tokenizer, cache_dir=default_cache_folder(), tokenising=tokenising
             )[0]
             for corpus in corpora
         ]
@@ -220,7 +218,7 @@ def _streams(
         raise UserError(
             "nothing to measure", do="add --set source:NAME=FILE and --set target:NAME=FILE"
         )
-    data = RunData.of(saved.config.data, saved.tokenizer, show_progress=console.is_terminal)
+    data = RunData.of(saved.config.data, saved.tokenizer, tokenising=tokenising)
     return list(data.evaluate)
 
 

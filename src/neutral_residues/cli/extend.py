@@ -16,7 +16,7 @@ def extend_run(config: RunConfig, *, advice: bool) -> None:
     """Train and measure; the main process prints."""
     is_main = ranks().is_main_process
     console = Console(stderr=True, quiet=not is_main)
-    setup = Setup.of(config, show_progress=console.is_terminal)
+    setup = Setup.of(config, tokenising=RunProgress(console).tokenising)
     folder = RunFolder(setup.config.output)
     if advice and is_main and not folder.config.is_file():
         folder.check(setup.config)

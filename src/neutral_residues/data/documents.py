@@ -196,7 +196,7 @@ def _broken_file(path: Path, allowed: str) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise as_user_error(error, path) from error
         do = "copy or download the file again"
@@ -294,16 +294,9 @@ def _parquet_texts(path: Path, field: str) -> Iterator[str]:
     ):
         _check_column(field, file.schema_arrow.names, path)
         batches = file.iter_batches(PARQUET_ROWS, columns=[field])
-        texts = itertools.chain.from_iterable(_strings(batch.column(0), path) for batch in batches)
+        texts = itertools.chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
         for number, text in enumerate(texts, start=1):
             yield _checked_text(text, f"{path}, row {number}, column {field!r}")
-
-
-def _strings(column: Any, path: Path) -> list[Any]:
-    try:
-        return list(column.to_pylist())
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8", got=str(error), do="write the file anew") from error
 
 
 def _check_column(field: str, columns: Sequence[str], origin: object) -> None:

@@ -8,7 +8,7 @@ from neutral_residues.config.run import Corpus, DataSettings
 from neutral_residues.data.documents import check_not_the_same
 from neutral_residues.data.text_size import TextSize, text_size
 from neutral_residues.data.token_stream import TokenStream
-from neutral_residues.data.tokenise import tokenise
+from neutral_residues.data.tokenise import Tokenising, tokenise, without_display
 from neutral_residues.files import default_cache_folder
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class RunData:
         settings: DataSettings,
         tokenizer: "PreTrainedTokenizerBase",
         *,
-        show_progress: bool = False,
+        tokenising: Tokenising = without_display,
     ) -> "RunData":
         """Tokenise what is not in the cache yet; hold out documents of the training text if no
         evaluation sets are given.
@@ -60,7 +60,7 @@ class RunData:
                 tokenizer,
                 cache_dir=cache_dir,
                 held_out_share=held_out_share,
-                show_progress=show_progress,
+                tokenising=tokenising,
             )
 
         return cls(*_parts(settings, read))

@@ -57,9 +57,7 @@ def text_size(
             num_tokens = sum(map(len, encoder(tokenizer)(sample.texts)))
             whole = sample.scaled(num_tokens)
             return _part(whole, 1 - share), _part(whole, share) if share else None
-    train, held_out = tokenise(
-        corpus, tokenizer, cache_dir=cache_dir, held_out_share=share, show_progress=False
-    )
+    train, held_out = tokenise(corpus, tokenizer, cache_dir=cache_dir, held_out_share=share)
     return TextSize.of(train), TextSize.of(held_out) if held_out else None
 
 

@@ -18,21 +18,12 @@ with threads").
 
 import hashlib
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    FileSizeColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TransferSpeedColumn,
-)
 
 from neutral_residues.config.run import Corpus
 from neutral_residues.data.documents import content_key, iter_documents, short_hash
@@ -44,11 +35,22 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 FORMAT_VERSION = 1
 TRAIN, HELD_OUT = "train", "held_out"
 
 # Enough documents for all threads, few enough that their tokens stay in the processor's cache.
 BATCH_CHARACTERS = 2**18
+
+Tokenising = Callable[[str], AbstractContextManager[Callable[[int], object]]]
+"""Entered with a corpus' name while it is tokenised; what it gives is told the bytes of text that
+were done since it was last called."""
+
+
+def without_display(corpus: str) -> AbstractContextManager[Callable[[int], object]]:
+    """Shows nothing."""
+    return nullcontext(lambda num_bytes: None)
 
 
 def tokenise(
@@ -58,7 +60,7 @@ def tokenise(
     cache_dir: Path,
     held_out_share: float = 0.0,
     seed: int = 0,
-    show_progress: bool = True,
+    tokenising: Tokenising = without_display,
 ) -> tuple[TokenStream, TokenStream | None]:
     """The corpus as tokens, from the cache if it is there: the training stream and the held-out
     one.
@@ -71,6 +73,7 @@ def tokenise(
         held_out_share: expected share of the documents that goes to the held-out stream instead of
             the training stream, in [0, 1). A document's side depends on its text and `seed` alone,
             so duplicates are on one side.
+        tokenising: how progress is shown.
 
     Returns:
         (training stream, held-out stream); the second is None where the share is 0.
@@ -83,18 +86,7 @@ def tokenise(
     folder = cache_dir / f"tokens-{short_hash(recipe)}"
     streams = _open_cache(folder, corpus)
     if streams is None:
-
-        def say_that_we_wait() -> None:
-            if show_progress:
-                line = f"waiting for another process that tokenises {corpus.name}"
-                Console(stderr=True).print(line)
-
-        with locked(folder.with_name(f".{folder.name}.lock"), on_wait=say_that_we_wait):
-            # Another process may have made it while this one waited.
-            if (streams := _open_cache(folder, corpus)) is None:
-                _write_cache(folder, recipe, corpus, tokenizer, show_progress)
-                streams = _open_cache(folder, corpus)
-    assert streams is not None, "a cache that was just written must open"
+        streams = _make_cache(folder, recipe, corpus, tokenizer, tokenising)
     for side, stream in streams.items():
         if stream.num_documents == 0:
             num_documents = sum(stream.num_documents for stream in streams.values())
@@ -221,26 +213,45 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
 # ---- the cache ----
 
 
+def _make_cache(
+    folder: Path,
+    recipe: dict[str, Any],
+    corpus: Corpus,
+    tokenizer: "PreTrainedTokenizerBase",
+    tokenising: Tokenising,
+) -> dict[str, TokenStream]:
+    def say_that_we_wait() -> None:
+        logger.warning("waiting for another process that tokenises %s", corpus.name)
+
+    with locked(folder.with_name(f".{folder.name}.lock"), on_wait=say_that_we_wait):
+        # Another process may have made it while this one waited.
+        if (streams := _open_cache(folder, corpus)) is None:
+            with tokenising(corpus.name) as advance:
+                _write_cache(folder, recipe, corpus, tokenizer, advance)
+            streams = _open_cache(folder, corpus)
+    assert streams is not None, "a cache that was just written must open"
+    return streams
+
+
 def _write_cache(
     folder: Path,
     recipe: dict[str, Any],
     corpus: Corpus,
     tokenizer: "PreTrainedTokenizerBase",
-    show_progress: bool,
+    advance: Callable[[int], object],
 ) -> None:
     share, seed = recipe["held_out_share"], recipe["seed"]
     sides = (TRAIN, HELD_OUT) if share else (TRAIN,)
     dtype, encode = _token_dtype(tokenizer), encoder(tokenizer)
     with whole_folder(folder) as partial:
-        with ExitStack() as files, _progress(show_progress) as progress:
-            task = progress.add_task(f"tokenising {corpus.name}", total=None)
+        with ExitStack() as files:
             writers = {side: StreamWriter(partial / side, dtype, files) for side in sides}
             for texts in _batches(iter_documents(corpus)):
                 documents = [text.encode() for text in texts]
                 for document, token_ids in zip(documents, encode(texts), strict=True):
                     side = HELD_OUT if share and _is_held_out(document, share, seed) else TRAIN
                     writers[side].append(token_ids, len(document))
-                progress.advance(task, sum(map(len, documents)))
+                advance(sum(map(len, documents)))
         sizes = {side: _open_side(partial, side, corpus, dtype).sizes() for side in sides}
         meta = recipe | {"dtype": dtype, "streams": sizes}
         (partial / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
@@ -250,17 +261,6 @@ def _is_held_out(document: bytes, share: float, seed: int) -> bool:
     key = seed.to_bytes(16, "little", signed=True)
     digest = hashlib.blake2b(document, key=key, digest_size=8).digest()
     return int.from_bytes(digest, "little") < int(share * 2**64)
-
-
-def _progress(show: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), FileSizeColumn())
-    return Progress(
-        *columns,
-        TransferSpeedColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        disable=not show,
-    )
 
 
 def _open_cache(folder: Path, corpus: Corpus) -> dict[str, TokenStream] | None:

@@ -1,18 +1,21 @@
 """The progress of a run: a live panel on a terminal, plain lines anywhere else. No torch."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import (
     BarColumn,
+    FileSizeColumn,
     MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.table import Table
 
@@ -34,6 +37,20 @@ class RunProgress:
     def say(self, line: str) -> None:
         """Print one line."""
         self.console.print(line, highlight=False, markup=False)
+
+    @contextmanager
+    def tokenising(self, corpus: str) -> Iterator[Callable[[int], object]]:
+        """A bar on a terminal while a corpus is tokenised; it is told the bytes of each batch."""
+        columns = (TextColumn("{task.description}"), BarColumn(), FileSizeColumn())
+        with Progress(
+            *columns,
+            TransferSpeedColumn(),
+            TimeElapsedColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        ) as bar:
+            task = bar.add_task(f"tokenising {corpus}", total=None)
+            yield lambda num_bytes: bar.advance(task, num_bytes)
 
     def training(self, title: str, *, total_steps: int, tokens_per_step: int) -> "TrainingDisplay":
         """A display for the training itself; enter it."""

@@ -30,7 +30,7 @@ from neutral_residues.backbone import (
 from neutral_residues.config.run import RunConfig, TrainingSettings
 from neutral_residues.data.mixture import Mixture, Noise
 from neutral_residues.data.run_data import RunData
-from neutral_residues.data.tokenise import end_of_text_id
+from neutral_residues.data.tokenise import Tokenising, end_of_text_id, without_display
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.evaluation.generate import check_prompt
 from neutral_residues.evaluation.windows import Windows
@@ -58,7 +58,7 @@ class Setup:
         end_of_text: id of the token that ends a document.
         weights: counted on a model without data.
         device: where the model goes.
-        show_progress: whether tokenising shows a progress bar.
+        tokenising: how progress is shown while texts are tokenised.
     """
 
     config: RunConfig
@@ -68,10 +68,10 @@ class Setup:
     end_of_text: int
     weights: WeightCount
     device: torch.device
-    show_progress: bool = False
+    tokenising: Tokenising = without_display
 
     @classmethod
-    def of(cls, config: RunConfig, *, show_progress: bool = False) -> "Setup":
+    def of(cls, config: RunConfig, *, tokenising: Tokenising = without_display) -> "Setup":
         """Check everything that can be checked before the texts are read and the weights loaded.
 
         Raises:
@@ -94,7 +94,7 @@ class Setup:
             end_of_text=end_of_text,
             weights=_count_weights(config, method, model_config),
             device=pick_device(),
-            show_progress=show_progress,
+            tokenising=tokenising,
         )
 
     @property
@@ -137,7 +137,7 @@ class Setup:
     def data(self) -> RunData:
         """The texts as tokens; the main process fills the cache and the others read it."""
         with ranks().main_process_first():
-            return RunData.of(self.config.data, self.tokenizer, show_progress=self.show_progress)
+            return RunData.of(self.config.data, self.tokenizer, tokenising=self.tokenising)
 
     @cached_property
     def rows(self) -> Mixture:
