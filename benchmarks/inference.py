@@ -1,12 +1,12 @@
 """Decode and prefill of source and target text, memory and start-up, against the backbone.
 
     python benchmarks/inference.py [--width 1024] [--layers 8] [--budget 0.2] [--output FILE.json]
-    python benchmarks/inference.py --extension FOLDER --source FILE.jsonl.gz --target FILE.jsonl.gz
+    python benchmarks/inference.py --extension FOLDER [--source FILE] [--target FILE]
 
 The first form takes a random Llama and gates that are all closed ("source") or all open ("target"),
-the best and the worst that text can be; the second a trained extension on real text. Everybody
-takes turns, token by token in decoding: the backbone, the plain path of the PEFT model, the same
-with skipping (the default on a CPU), and the fused model.
+the best and the worst that text can be; the second a trained extension on real text, by default the
+demo's English and French. All models take turns, token by token in decoding: the backbone, the
+plain path of the PEFT model, the same with skipping (the default on a CPU), and the fused model.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from models import bound_of, extended, finished, in_turns, peaks, random_llama, 
 from neutral_residues.backbone import load_backbone, pick_device
 from neutral_residues.config.run import Corpus
 from neutral_residues.data.documents import iter_documents
+from neutral_residues.demo.run import DEMO_DATA
 from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.experimental.fused import fuse
 from neutral_residues.results.benchmark import Bound, Measured
@@ -32,6 +33,7 @@ from neutral_residues.training.cost import peak_memory_bytes
 from neutral_residues.tuner.layer import residue_layers
 
 SIDES = ("source", "target")
+DEMO_TEXTS = {"source": DEMO_DATA / "en.test.jsonl.gz", "target": DEMO_DATA / "fr.test.jsonl.gz"}
 
 Models = dict[str, nn.Module]
 """backbone, plain, skip, fused -> a model of its own, so that nothing is switched while the clock
@@ -39,7 +41,7 @@ runs."""
 
 
 def twin(model: Any) -> Any:
-    """Another model on the very same weights: where they lie in memory makes a difference of a per
+    """Another model on the same weights: where they are in memory makes a difference of a per
     cent or two."""
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
@@ -70,7 +72,7 @@ def prefill(models: Models, ids_1T: Tensor, *, rounds: int) -> dict[str, list[fl
 
 
 def decode(models: Models, ids_1T: Tensor, *, prompt_tokens: int) -> dict[str, list[float]]:
-    """Seconds of each further token of the text, one at a time after a prompt, everybody taking
+    """Seconds of each further token of the text, one at a time after a prompt, all models taking
     turns at each."""
     caches = {name: DynamicCache() for name in models}
     for name, model in models.items():
@@ -98,7 +100,7 @@ def texts(arguments: argparse.Namespace, tokenizer: Any, side: str) -> Tensor:
     wanted = arguments.tokens
     if tokenizer is None:
         return torch.randint(8192, (1, wanted), generator=torch.Generator().manual_seed(0))
-    path = getattr(arguments, side)
+    path = getattr(arguments, side) or DEMO_TEXTS[side]
     corpus = Corpus.model_validate({"name": side, "role": side, "path": path})
     ids: list[int] = []
     for text in iter_documents(corpus):
@@ -183,8 +185,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--only-memory", choices=("nothing", "backbone", "skip", "fused"))
     arguments = parser.parse_args()
-    if bool(arguments.extension) != bool(arguments.source and arguments.target):
-        parser.error("--extension, --source and --target belong together")
+    if not arguments.extension and (arguments.source or arguments.target):
+        parser.error("--source and --target have no effect without --extension")
     if arguments.only_memory:
         only_memory(arguments)
         return

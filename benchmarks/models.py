@@ -1,4 +1,4 @@
-"""What the benchmarks share: random Llamas with gates closed or open at will, turns, and the
+"""What the benchmarks share: random Llamas with gates closed or open as needed, turns, and the
 file that comes out."""
 
 import argparse
@@ -107,7 +107,7 @@ def bound_of(model: PeftModel) -> Bound:
 
 
 def wait() -> None:
-    """Until the accelerator has done what it was asked to do."""
+    """Wait until the accelerator is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -1,4 +1,4 @@
-"""What does measuring both models cost compared with two plain lm-eval runs? JSON on standard output.
+"""What does measuring both models cost compared with two plain lm-eval runs? Prints JSON.
 
     python benchmarks/tasks.py --limit 670
 
@@ -68,9 +68,11 @@ def plain(model: nn.Module, tokenizer: Any, settings: TaskSettings) -> tuple[flo
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_rows)
         with contextlib.redirect_stderr(io.StringIO()):
             found: Any = evaluate(
-                lm=lm, task_dict={"tasks": tasks, "groups": {}, "group_map": {}}, limit=settings.limit,
+                lm=lm,
+                task_dict={"tasks": tasks, "groups": {}, "group_map": {}},
+                limit=settings.limit,
                 bootstrap_iters=0,
-            )  # fmt: skip
+            )
         return float(found["results"][TASK]["acc,none"])
 
     with inference(model):

@@ -54,9 +54,17 @@ def make_blocks(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> torch.T
 
 def make_model() -> LlamaForCausalLM:
     config = LlamaConfig(
-        hidden_size=192, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=6, intermediate_size=512,
-        vocab_size=2048, max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        vocab_size=2048,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     return LlamaForCausalLM(config)
 
 

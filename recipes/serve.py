@@ -1,13 +1,11 @@
-"""Serve an exported folder and ask it something through the OpenAI client, as any other program
-would.
+"""Serve an exported folder, and complete a prompt with the OpenAI client as any program would.
 
     neutral export runs/french --to qwen2_moe --output served
     pip install "transformers[serving]" openai
     python recipes/serve.py served "Il y avait dans"
 
-A folder with code of its own brings a `serve.py`; a stock one is served by `transformers serve`.
-What comes back is held against the greedy continuation by the same folder in this process, without
-a cache.
+A folder with code of its own has a `serve.py`; a stock one is served by `transformers serve`. The
+answer is compared with the greedy continuation by the same model in this process, without a cache.
 """
 
 import socket
@@ -38,7 +36,7 @@ def main(folder: Path, prompt: str) -> None:
     text, expected = answer.choices[0].text, greedy(folder, prompt)
     print(f"{prompt}{text}\n{NUM_TOKENS} tokens in {seconds:.2f} s; expected {expected!r}")
     if text != expected:
-        raise SystemExit("the server says something else")
+        raise SystemExit("the server answers differently")
 
 
 @contextmanager

@@ -3,8 +3,8 @@ each time.
 
     python recipes/task_samples.py FOLDER_WITH_JSONL_GZ
 
-Of each construction (`uid`) the same number of pairs, drawn with a fixed seed. Licences: see
-LICENSE.md beside the output.
+The same number of pairs of each construction (`uid`), drawn with a fixed seed. Licences: see
+LICENSE.md in the output folder.
 """
 
 import gzip
@@ -20,7 +20,7 @@ PAIRS_OF_EACH = {"blimp.en": 10, "clams.en": 10, "clams.fr": 40, "clams.de": 40}
 
 
 def sample(file: Path, pairs_of_each: int) -> list[dict[str, str]]:
-    """So many pairs of each construction, constructions in alphabetical order."""
+    """At most `pairs_of_each` pairs of each construction, in alphabetical order."""
     by_uid: dict[str, list[dict[str, str]]] = {}
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         for line in lines:

@@ -1,4 +1,4 @@
-"""`neutral export`: from a saved extension to a verified folder, and what is refused in one line."""
+"""`neutral export`: from a saved extension to a verified folder; what is refused is one line."""
 
 import sys
 from collections.abc import Callable

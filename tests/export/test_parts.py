@@ -32,7 +32,7 @@ def test_a_method_of_pefts_that_cannot_be_merged_is_refused() -> None:
 
 
 def test_only_what_is_active_is_exported(tmp_path: Path) -> None:
-    """The other adapter also runs beside a layer that has no active one."""
+    """The other adapter is also in a layer that has no active one."""
     model = extended()
     model.add_adapter("other", NeutralResiduesConfig(width=4, first_layer=0))
     perturb(model)

@@ -23,7 +23,8 @@ def export_folder(
 ) -> None:
     """Export the extension in `folder` and print how far the result is from the live model."""
     console = console or Console()
-    check_target(output, to=to, dtype=dtype)
+    row = find_format(to)
+    check_target(output, dtype=dtype)
     saved = load_saved(folder)
     if saved.reference is not None:
         where = RunFolder(folder).extension
@@ -42,5 +43,5 @@ def export_folder(
             copy=False,
         )
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
-    console.print(f"{output}: {find_format(to).title}, {human_bytes(size)}", highlight=False)
+    console.print(f"{output}: {row.title}, {human_bytes(size)}", highlight=False)
     console.print(f"against the live model: {difference.describe()}", highlight=False)

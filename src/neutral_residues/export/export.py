@@ -2,6 +2,7 @@
 folder at all."""
 
 import copy as copying
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,21 +22,21 @@ from neutral_residues.results.run_folder import check_free
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def check_target(folder: Path, *, to: str, dtype: str = "float32") -> None:
-    """Raise what `export_model` would raise for these arguments, before anything is loaded.
+def check_target(folder: Path, *, dtype: str) -> torch.dtype:
+    """The type to store in, after the checks that need no model.
 
     Raises:
-        UserError: for an unknown format or type, or a folder that is not empty.
+        UserError: for an unknown type, or a folder that is not empty.
     """
     if dtype not in DTYPES:
         raise UserError("dtype", got=dtype, allowed=", ".join(DTYPES), do=nearest(dtype, DTYPES))
-    find_format(to)
     check_free(folder)
+    return DTYPES[dtype]
 
 
 def export_model(
     model: nn.Module,
-    folder: Path,
+    folder: Path | str,
     *,
     to: str,
     dtype: str = "float32",
@@ -61,35 +62,42 @@ def export_model(
         UserError: if the format cannot hold the extension, or what was written is not the live
             model; no folder is left then.
     """
-    check_target(folder, to=to, dtype=dtype)
-    if not isinstance(model, PeftModel):
-        raise UserError("this is a whole model, not an extension", do="use it as it is")
-    if not all(parameter.is_floating_point() for parameter in model.parameters()):
-        raise UserError("the backbone is quantised", do="load it in float32, and export that")
-    if text and tokenizer is None:
-        raise UserError("text has no effect without a tokenizer", do="give both")
-    model = _with_stored_weights(model, DTYPES[dtype], copy=copy)
-    text_ids = tokenizer(text)["input_ids"] if tokenizer is not None and text else ()
-    reference = record_reference(model, text_ids)
-    parts, row = extract_parts(model), find_format(to)
+    folder, row = Path(folder), find_format(to)
+    stored_type = check_target(folder, dtype=dtype)
+    text_ids = _text_ids(text, tokenizer)
+    model = _with_stored_weights(_checked(model), stored_type, copy=copy)
+    reference, parts = record_reference(model, text_ids), extract_parts(model)
     _check_format(row, parts)
     reference.check_any_active()
     try:
         with whole_folder(folder) as written:
-            row.write(parts, written, DTYPES[dtype])
-            if tokenizer is not None and row.holds_backbone:
+            row.write(parts, written, stored_type)
+            if tokenizer is not None and row.kind == "logits":
                 tokenizer.save_pretrained(written)
             difference = compare(
-                written,
-                reference,
-                kind="logits" if row.holds_backbone else "residues",
-                trust_remote_code=row.trust_remote_code,
+                written, reference, kind=row.kind, trust_remote_code=row.trust_remote_code
             )
             difference.check(rounded=dtype != "float32" and row.computes(parts))
             write_text(written / "README.md", _card(row, parts, difference))
     except SafetensorError as error:  # its own type for a full disk
         raise UserError(f"cannot write {folder}", got=first_line(error)) from error
     return difference
+
+
+def _checked(model: nn.Module) -> PeftModel:
+    if not isinstance(model, PeftModel):
+        raise UserError("this is a whole model, not an extension", do="use it as it is")
+    if not all(parameter.is_floating_point() for parameter in model.parameters()):
+        raise UserError("the backbone is quantised", do="load it in float32, and export that")
+    return model
+
+
+def _text_ids(text: str, tokenizer: PreTrainedTokenizerBase | None) -> Sequence[int]:
+    if not text:
+        return ()
+    if tokenizer is None:
+        raise UserError("text has no effect without a tokenizer", do="give both")
+    return list(tokenizer(text)["input_ids"])
 
 
 @torch.no_grad()
@@ -156,7 +164,7 @@ def _card(row: Format, parts: Parts, difference: Difference) -> str:
     """README: what is in the folder, from which backbone, how to load it, and how exact it is."""
     backbone = parts.backbone.name_or_path
     option = ", trust_remote_code=True" if row.trust_remote_code else ""
-    with_backbone = row.holds_backbone
+    with_backbone = row.kind == "logits"
     return _CARD.format(
         backbone=backbone,
         library="library_name: transformers\n" if with_backbone else "",

@@ -1,4 +1,4 @@
-"""Both models get the scores that lm-eval gives to each alone; the prompts are the same for both."""
+"""Both models get the scores that lm-eval gives to each alone; the prompts are the same."""
 
 import hashlib
 import json
@@ -133,7 +133,7 @@ def test_any_task_of_lm_eval(measured: Measured) -> None:
 def test_examples_are_drawn_alike_each_time(
     measured: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "find_tasks", lambda *_, **__: [five_shot])
+    monkeypatch.setattr(runner, "find_tasks", lambda *_, **__: ([five_shot], []))
     monkeypatch.setattr(runner, "LETTER_ANSWERS", ())
     five_shot = Task("commonsense_qa", num_fewshot=5)
     one, two = (measured.scores("commonsense_qa", model_key=key)[0] for key in ("one", "two"))

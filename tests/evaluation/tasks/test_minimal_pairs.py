@@ -1,4 +1,4 @@
-"""Minimal pairs that ship, files of one's own, and bad files."""
+"""Minimal pairs that ship, files of the user's, and bad files."""
 
 import gzip
 import json

@@ -22,7 +22,7 @@ def index() -> frozenset[str]:
 
 def names(*asked: str, **options: object) -> list[str]:
     """Of tasks that need no look at lm-eval."""
-    tasks = find_tasks(asked, sets=SETS, index=lambda: pytest.fail("asked lm-eval"), **options)  # type: ignore[arg-type]
+    tasks, _ = find_tasks(asked, sets=SETS, index=lambda: pytest.fail("asked lm-eval"), **options)  # type: ignore[arg-type]
     return [task.name for task in tasks]
 
 
@@ -34,7 +34,7 @@ def test_suites_of_ours_need_no_lm_eval() -> None:
 
 
 def test_what_a_task_is_known_by() -> None:
-    tasks = find_tasks(["quick", "clams-de"], sets=SETS, index=frozenset)
+    tasks, _ = find_tasks(["quick", "clams-de"], sets=SETS, index=frozenset)
     found = {task.name: (task.suite, task.language, task.role) for task in tasks}
     assert found["clams-fr"] == ("quick", "fr", "target")
     assert found["cloze-en-wiki"] == ("quick", "en", "source")
@@ -65,7 +65,7 @@ def test_every_language_has_belebele_and_most_have_more(index: frozenset[str]) -
 
 
 def test_lm_evals_own_names(index: frozenset[str]) -> None:
-    (task,) = find_tasks(["lambada_openai"], sets=SETS, index=lambda: index)
+    (task,), _ = find_tasks(["lambada_openai"], sets=SETS, index=lambda: index)
     assert (task.name, task.make, task.num_fewshot) == ("lambada_openai", None, None)
     assert task.role == "none"
 

@@ -72,8 +72,13 @@ def cloze_items(
         UserError: if the set is too small or has no sentences.
     """
     generator = random.Random(SEED)
-    texts = _texts(stream, tokenizer, generator)
-    gaps = [gap for document, text in texts for gap in _gaps(document, text)]
+    size = min(MAX_DOCUMENTS, stream.num_documents)
+    documents = generator.sample(range(stream.num_documents), size)
+    gaps = [
+        gap
+        for document in sorted(documents)
+        for gap in _gaps(document, stream.document_text(document, tokenizer))
+    ]
     gaps.sort(key=lambda gap: len(gap.answer))
 
     def num_tokens(text: str) -> int:
@@ -102,15 +107,6 @@ class _Gap:
     document: int
     context: str
     answer: str
-
-
-def _texts(
-    stream: "TokenStream", tokenizer: "PreTrainedTokenizerBase", generator: random.Random
-) -> Iterator[tuple[int, str]]:
-    """Number and text of documents; a random sample of them where there are many."""
-    size = min(MAX_DOCUMENTS, stream.num_documents)
-    for number in sorted(generator.sample(range(stream.num_documents), size)):
-        yield number, stream.document_text(number, tokenizer)
 
 
 def _gaps(document: int, text: str) -> Iterator[_Gap]:

@@ -110,8 +110,9 @@ def find_tasks(
     sets: Mapping[str, Role],
     index: Callable[[], Collection[str]],
     task_data: Path | None = None,
-) -> list[Task]:
-    """The tasks behind `names`, each once, in order.
+) -> tuple[list[Task], list[str]]:
+    """The tasks behind `names`, each once, in order; and what lm-eval lacks of a suite, a line for
+    each suite.
 
     Args:
         sets: evaluation set -> role.
@@ -126,7 +127,7 @@ def find_tasks(
     for name in names:
         for task in registry.tasks(name):
             found.setdefault(task.name, task)
-    return list(found.values())
+    return list(found.values()), registry.missing
 
 
 def paper_suite(language: str, index: Collection[str]) -> tuple[list[Task], list[str]]:
@@ -160,6 +161,7 @@ class _Registry:
     sets: Mapping[str, Role]
     files: Mapping[str, Path]
     index: Callable[[], Collection[str]]
+    missing: list[str] = field(default_factory=list)
 
     def tasks(self, name: str) -> list[Task]:
         """What one name stands for."""
@@ -176,7 +178,9 @@ class _Registry:
         elif name.startswith(PAIRS):
             tasks = self._pairs_in(name.removeprefix(PAIRS), required=True)
         elif name.startswith(PAPER):
-            tasks = paper_suite(name.removeprefix(PAPER), self.index())[0]
+            tasks, titles = paper_suite(name.removeprefix(PAPER), self.index())
+            if titles:
+                self.missing.append(f"{name}: lm-eval has no {', '.join(titles)}")
         elif name in self.index():
             return [Task(name)]
         else:

@@ -24,7 +24,7 @@ from neutral_residues.errors import UserError, first_line
 from neutral_residues.evaluation.tasks.cache import TaskCache, value_hash
 from neutral_residues.evaluation.tasks.local_task import LocalTask, Materials
 from neutral_residues.evaluation.tasks.paired_statistics import paired_means, paired_scores
-from neutral_residues.evaluation.tasks.registry import PAPER, Task, find_tasks, paper_suite
+from neutral_residues.evaluation.tasks.registry import Task, find_tasks
 from neutral_residues.results.record import TaskScore
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def plan_tasks(
             )
     by_name = {stream.name: stream for stream in sets}
     roles = {name: stream.role for name, stream in by_name.items()}
-    tasks = find_tasks(names, sets=roles, index=_lm_eval_names, task_data=task_data)
+    tasks, missing = find_tasks(names, sets=roles, index=_lm_eval_names, task_data=task_data)
     materials = Materials(tokenizer, by_name, settings.context_tokens)
     local = {task.name: task.make(materials) for task in tasks if task.make is not None}
     for task in tasks:
@@ -121,7 +121,7 @@ def plan_tasks(
 
             with _quiet_lm_eval():
                 load_named(task.name)
-    return TaskPlan(tuple(tasks), local, tuple(_missing(names)), settings, tokenizer, folder)
+    return TaskPlan(tuple(tasks), local, tuple(missing), settings, tokenizer, folder)
 
 
 def measure_tasks(
@@ -217,14 +217,6 @@ def _lm_eval_names() -> frozenset[str]:
     from neutral_residues.evaluation.tasks.lm_eval_bridge import known_tasks
 
     return known_tasks()
-
-
-def _missing(names: Sequence[str]) -> Iterator[str]:
-    for name in names:
-        if name.startswith(PAPER):
-            titles = paper_suite(name.removeprefix(PAPER), _lm_eval_names())[1]
-            if titles:
-                yield f"{name}: lm-eval has no {', '.join(titles)}"
 
 
 def choose_metric(task: str, answers: Mapping[str, "Answers"]) -> str:

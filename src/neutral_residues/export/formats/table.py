@@ -13,6 +13,7 @@ from neutral_residues.export.formats.moe import QWEN2_MOE, QWEN3_NEXT, moe_refus
 from neutral_residues.export.formats.remote_code import remote_code_refusal, write_remote_code
 from neutral_residues.export.formats.tensors import tensors_refusal, write_tensors
 from neutral_residues.export.parts import Parts
+from neutral_residues.export.verify import Kind
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Format:
         write: writes parts into a folder, in a type.
         computes: whether it writes weights that are not merely copied; they are rounded once more
             when stored in 16 bits.
-        holds_backbone: whether it is a whole model, or the adapter alone.
+        kind: what is compared with the live model: logits of a whole model, or residues of the
+            adapter alone.
         trust_remote_code: whether loading it runs code from the folder.
         merges: whether low-rank updates can be merged into it.
     """
@@ -36,7 +38,7 @@ class Format:
     cannot_hold: Callable[[Parts], str | None]
     write: Callable[[Parts, Path, torch.dtype], None]
     computes: Callable[[Parts], bool] = lambda parts: False
-    holds_backbone: bool = True
+    kind: Kind = "logits"
     trust_remote_code: bool = False
     merges: bool = False
 
@@ -85,7 +87,7 @@ FORMATS: tuple[Format, ...] = (
         title="the adapter alone: tensors, formula and a reference in PyTorch, for any runtime",
         cannot_hold=tensors_refusal,
         write=write_tensors,
-        holds_backbone=False,
+        kind="residues",
     ),
 )
 
