@@ -35,8 +35,8 @@ class NeutralResiduesConfig(PeftConfig):
             "half" (w = 0, no b: g = 1/2), which only a sigmoid gate can.
         placement: "ffn" (the paper) or "attention": the block that the adapter runs parallel to.
         first_layer: the first layer that gets an adapter. None means 1 for a gated adapter in a
-            model of four layers or more, because the first layer sees a token before its context
-            has told what it is, and leaves its gate open; else 0.
+            model of four layers or more, because the first layer knows too little of a token's
+            context to close its gate; else 0.
         target_modules: names of the feed-forward modules; None finds them.
         exclude_modules: names to leave out.
         layers_to_transform: numbers of the layers that get an adapter; None means all from
