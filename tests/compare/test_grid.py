@@ -13,7 +13,7 @@ from neutral_residues.config.comparison import CompareConfig, load_comparison
 from neutral_residues.errors import UserError
 from neutral_residues.results.record import Record
 from neutral_residues.results.set_result import EvaluationSet
-from neutral_residues.results.store import provenance, validation_bits
+from neutral_residues.results.store import provenance
 from tiny_run import run_values, write_run
 
 
@@ -137,10 +137,6 @@ def _record(bits: float) -> Record:
         curve=curve,
         provenance=provenance(),
     )
-
-
-def test_validation_bits_are_those_at_the_end() -> None:
-    assert validation_bits(_record(1.75)) == 1.75
 
 
 def test_a_method_of_ones_own_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ def test_the_table_by_hand(tmp_path: Path) -> None:
         "| fr | target | 4.0000 | 3.0000 | -25.00 % |",
     ):
         assert row in text.splitlines()
-    assert "200 new weights, 20.00% of the backbone's 1,000; trained on 100,000 tokens." in text
+    assert "200 new weights, 20.00 % of the backbone's 1,000; trained on 100,000 tokens." in text
 
 
 def test_the_hub_lists_backbone_and_extended_model(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from neutral_residues.results.benchmark import Benchmark
-from neutral_residues.results.record import Failure, GateText, Record
+from neutral_residues.results.record import Cost, Failure, GateText, Record
 from neutral_residues.results.store import provenance
 from synthetic import make_record
 from task_scores import score
@@ -63,3 +63,24 @@ def test_every_field_is_documented() -> None:
         for part in (schema, *schema.get("$defs", {}).values()):
             undocumented = [n for n, f in part["properties"].items() if not f.get("description")]
             assert undocumented == [], part["title"]
+
+
+def test_validation_bits_are_those_of_the_target_sets_at_the_end() -> None:
+    text = {"key": "k", "num_bytes": 1, "num_tokens": 1, "num_documents": 1}
+    roles = {"fr-dev": "target", "de-dev": "target", "en-dev": "source"}
+    sets = {name: text | {"role": role} for name, role in roles.items()}
+    curve = [
+        {"step": 9, "bits_per_byte/fr-dev": 1.0, "bits_per_byte/de-dev": 2.0},
+        {"step": 0, "bits_per_byte/fr-dev": 0.1, "bits_per_byte/de-dev": 0.1},
+        {"step": 9, "bits_per_byte/en-dev": 7.0, "bits_per_byte/fr": 8.0},
+        {"step": 9, "loss": 0.2},
+    ]
+    assert record(validation_sets=sets, curve=curve).validation_bits == 1.5
+    assert record(curve=curve).validation_bits is None
+    assert record(validation_sets=sets).validation_bits is None
+
+
+def test_the_share_of_new_weights() -> None:
+    assert Cost(new_weights=20, backbone_weights=100).new_share == 0.2
+    assert Cost(backbone_weights=100).new_share is None
+    assert Cost(new_weights=20).new_share is None

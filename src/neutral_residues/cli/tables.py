@@ -20,15 +20,10 @@ def print_summary(record: Record, output: Path, *, console: Console | None = Non
     if record.tasks:
         console.print(tasks_table(record))
     cost = record.cost
-    if (
-        cost.new_weights is not None
-        and cost.backbone_weights
-        and cost.tokens is not None
-        and cost.seconds is not None
-    ):
-        share = 100 * cost.new_weights / cost.backbone_weights
+    if cost.new_share is not None and cost.tokens is not None and cost.seconds is not None:
         console.print(
-            f"{cost.new_weights:,} new weights beside {cost.backbone_weights:,} ({share:.2f} %), "
+            f"{cost.new_weights:,} new weights, {100 * cost.new_share:.2f} % of the backbone's"
+            f" {cost.backbone_weights:,}; "
             f"{cost.tokens:,} tokens in {cost.seconds:.0f} s",
             highlight=False,
         )

@@ -23,7 +23,6 @@ from neutral_residues.config.run import RunConfig, make_run
 from neutral_residues.errors import UserError
 from neutral_residues.methods.table import METHOD_SECTIONS, Method, find_method
 from neutral_residues.results.record import Record
-from neutral_residues.results.store import validation_bits
 
 DERIVED_FROM = "finetune"
 """The method whose runs the derived ones average."""
@@ -221,7 +220,7 @@ def best_factors(records: Mapping[str, Record], cells: Sequence[Cell]) -> dict[s
     tried: dict[str, list[tuple[float, float]]] = {}
     for cell in cells:
         if cell.name in records:
-            bits = validation_bits(records[cell.name])
+            bits = records[cell.name].validation_bits
             assert bits is not None  # tuning was refused without text to validate on
             tried.setdefault(cell.group, []).append((bits, cell.factor))
     return {group: min(pairs)[1] for group, pairs in tried.items()}

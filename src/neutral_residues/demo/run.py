@@ -1,4 +1,4 @@
-"""The demo: a small English model learns French twice on a laptop's CPU; what each method learns and
+"""The demo: a small English model learns French twice on a CPU; what each method learns and
 forgets is shown.
 
 Everything ships with the package (see data/LICENSE.md); no network is used. The same text, rows and

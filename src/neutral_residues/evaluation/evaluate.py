@@ -1,6 +1,6 @@
 """Backbone and extended model on the same text, in one pass: what was learnt and forgotten.
 
-    results = evaluate(model, streams, Windows(end_of_text=0, context_tokens=1024, stride_tokens=512))
+    results = evaluate(model, streams, Windows(0, context_tokens=1024, stride_tokens=512))
     results["wiki"].rise_percent                        every ratio: `results/set_result.py`
 
 For each batch of windows the extended model runs, then the backbone: from the same weights, with

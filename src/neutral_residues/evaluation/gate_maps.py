@@ -33,7 +33,7 @@ WORDS_PER_SWITCH = 8
 
 @dataclass(frozen=True)
 class NamedText:
-    """A text to look at."""
+    """A text whose gates are shown."""
 
     name: str
     kind: Literal["source", "target", "code-switched", "own"]
@@ -57,7 +57,8 @@ class _Gates:
 def default_texts(
     streams: Sequence[TokenStream], tokenizer: "PreTrainedTokenizerBase", own: Sequence[str] = ()
 ) -> list[NamedText]:
-    """The beginning of one set of each side, a mixture of the two, and texts of one's own."""
+    """The beginning of one source and one target set, a mixture of the two, and the user's own
+    texts."""
     found: dict[str, NamedText] = {}
     for stream in streams:
         if stream.role not in found:
@@ -119,7 +120,7 @@ def gate_texts(
 def token_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """What each token adds to the text; joined, they are the text.
 
-    A token that ends inside a letter adds nothing, and the one that completes it adds the letter.
+    A token that ends inside a character adds nothing; the one that completes it adds the character.
     """
     whole = tokenizer.decode(list(ids))
     ends = [_common_length(tokenizer.decode(list(ids[: i + 1])), whole) for i in range(len(ids))]
@@ -128,6 +129,6 @@ def token_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
 
 def _common_length(one: str, other: str) -> int:
-    """How many letters two texts begin with in common."""
+    """Length of the common beginning of two texts."""
     pairs = zip(one, other, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

@@ -3,8 +3,7 @@ the weights.
 
     generate_both(model, tokenizer, "Le chat", max_new_tokens=40)
 
-Both sides get the same prompt and the same seed, so where the extension is silent they say the
-same. Greedy at temperature 0, sampled above it, and nothing else: the model's own generation
+Both models get the same prompt and the same seed, so with closed gates they write the same text. Greedy at temperature 0, sampled above it, and nothing else: the model's own generation
 settings (repetition penalty, top-k, ...) do not count, only its end tokens. The generation itself
 is Transformers'. The model and PyTorch's random numbers are left as they were.
 """
@@ -50,7 +49,7 @@ def generate_both(
             fine-tuning).
 
     Returns:
-        The prompt and what each side adds to it; special tokens are left out.
+        The prompt and what each model adds to it; special tokens are left out.
 
     Raises:
         UserError: for an empty prompt, one that does not fit the model's context, or a setting out
@@ -139,7 +138,7 @@ def _continue(
                 attention_mask=torch.ones_like(prompt_1T),
                 generation_config=settings,
             )
-    # Both are decoded and the prompt cut off, because a token's own text can depend on what stands
+    # Both are decoded and the prompt cut off, because a token's own text can depend on what is
     # before it.
     given, whole = (
         tokenizer.decode(tokens[0], skip_special_tokens=True) for tokens in (prompt_1T, tokens_1T)

@@ -2,17 +2,17 @@
 
 After "Adaptation Odyssey" (arXiv 2410.05581): further training sometimes makes perplexity worse,
 and a handful of uninformative tokens is behind it. Each token type is of the first kind that fits
-its own text, blanks around it left out:
+its own text, spaces around it left out:
 
-    end of text        the end-of-text token, and other special ones
-    partial characters bytes that are not a character by themselves
-    white space        nothing but it
-    punctuation        neither letter nor digit
-    digits             at least one digit
-    other script       a letter of another script than most letters of the set's tokens have
-    names              begins with a capital, and its twin in small letters occurs no more often in the set
-    frequent words     of all that is left, the most frequent types that make up half of its tokens
-    rare words         the rest
+    end of text         the end-of-text token, and other special ones
+    partial characters  bytes that are not a character by themselves
+    white space         nothing but it
+    punctuation         neither letter nor digit
+    digits              at least one digit
+    other script        a letter of another script than most letters of the set's tokens have
+    names               begins with a capital; in small letters it occurs no more often in the set
+    frequent words      of the remaining types the most frequent, up to half of their tokens
+    rare words          the rest
 
 Where we choose: a type is judged by its own text, not by the word that it is part of. So a name's
 later pieces count as words; "names" holds single capitals ("I"), words that mostly begin sentences,
@@ -48,7 +48,7 @@ class Concentration:
     """How few token types carry the change.
 
     Attributes:
-        carriers: places, among the occurring types, of the fewest that carry half of all change;
+        carriers: indices, among the occurring types, of the fewest that carry half of all change;
             largest first.
         tokens_share: share of the tokens that they are.
         is_concentrated: whether they are both few types and few tokens.
@@ -77,19 +77,19 @@ def classify(
     Args:
         texts: each type's own text.
         counts: how often each occurs.
-        special: places of the special tokens.
+        special: indices of the special tokens.
     """
     main = _main_script(texts, counts)
     by_text: Counter[str] = Counter()
     for text, count in zip(texts, counts, strict=True):
-        by_text[text.strip()] += count  # with and without its blank
+        by_text[text.strip()] += count  # with and without its space
     kinds: list[TokenKind | None] = [_kind(text.strip(), main, by_text) for text in texts]
-    for place in special:
-        kinds[place] = "end of text"
-    frequent = _frequent([place for place, kind in enumerate(kinds) if kind is None], counts)
+    for index in special:
+        kinds[index] = "end of text"
+    frequent = _frequent([index for index, kind in enumerate(kinds) if kind is None], counts)
     return [
-        kind or ("frequent words" if place in frequent else "rare words")
-        for place, kind in enumerate(kinds)
+        kind or ("frequent words" if index in frequent else "rare words")
+        for index, kind in enumerate(kinds)
     ]
 
 
@@ -99,7 +99,7 @@ def _kind(text: str, main: str, counts: Counter[str]) -> TokenKind | None:
         return "partial characters"
     if not text:
         return "white space"
-    if any(unicodedata.category(sign)[0] == "N" for sign in text):
+    if any(unicodedata.category(char)[0] == "N" for char in text):
         return "digits"
     scripts = _scripts(text)
     if not scripts:
@@ -114,13 +114,12 @@ def _kind(text: str, main: str, counts: Counter[str]) -> TokenKind | None:
 
 def _frequent(words: Sequence[int], counts: Sequence[int]) -> set[int]:
     """The most frequent words that make up half of all; of equally frequent ones the first."""
-    by_count = sorted(words, key=lambda place: -counts[place])
-    half, so_far, found = sum(counts[place] for place in words) / 2, 0, set()
-    for place in by_count:
+    half, so_far, found = sum(counts[index] for index in words) / 2, 0, set()
+    for index in sorted(words, key=lambda index: -counts[index]):
         if so_far >= half:
             break
-        found.add(place)
-        so_far += counts[place]
+        found.add(index)
+        so_far += counts[index]
     return found
 
 
@@ -135,9 +134,9 @@ def _main_script(texts: Sequence[str], counts: Sequence[int]) -> str:
 def _scripts(text: str) -> list[str]:
     """The script of each letter, and of each vowel sign that is written like one."""
     words = [
-        unicodedata.name(s, "").partition(" ")[0]
-        for s in text
-        if unicodedata.category(s)[0] in "LM"
+        unicodedata.name(char, "").partition(" ")[0]
+        for char in text
+        if unicodedata.category(char)[0] in "LM"
     ]
     return [JAPANESE.get(word, word) for word in words if word not in NO_SCRIPT]
 

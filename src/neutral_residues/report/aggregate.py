@@ -29,7 +29,6 @@ from neutral_residues.report.comparable import check_alike, point_settings
 from neutral_residues.report.load import Found
 from neutral_residues.results.record import Record
 from neutral_residues.results.set_result import SetResult, learning_share
-from neutral_residues.results.store import validation_bits
 
 LEARNING_RATE, SHARE = "training.learning_rate", "averaging.share"
 WITH_A_COLUMN = frozenset({LEARNING_RATE, SHARE, "label"})
@@ -166,15 +165,14 @@ class Point:
     @cached_property
     def validation_bits(self) -> Spread | None:
         """Bits per byte of the target sets for validation, at the end; None without any."""
-        found = [validation_bits(run.record) for run in self.runs]
+        found = [run.record.validation_bits for run in self.runs]
         known = [bits for bits in found if bits is not None]
         return Spread.over(known) if len(known) == len(found) else None
 
     @property
     def new_share(self) -> float | None:
         """New weights as a share of the backbone's."""
-        new, backbone = self.first.cost.new_weights, self.first.cost.backbone_weights
-        return new / backbone if backbone and new is not None else None
+        return self.first.cost.new_share
 
     def _by_set(self, role: Role, value: Callable[[SetResult], float]) -> dict[str, Spread]:
         return {

@@ -1,16 +1,16 @@
-"""What a benchmark measured, beside what arithmetic says it could be: one JSON file that the report
-draws. No torch.
+"""What a benchmark measured, with the bound that follows from arithmetic: one JSON file that the
+report draws. No torch.
 
     write_benchmark(path, Benchmark(name="inference", rows=[Measured(...)], ...))
 
-Times are only ever compared within one run, as ratios: every row says what it is held against, and
-the ratio is the median over rounds in which both took turns.
+Times compare only within one run, as ratios: every row names its baseline, and the ratio is the
+median over rounds in which both took turns.
 
 The bounds (`Bound`): with N weights in the backbone's matrix products and n new ones, a training
 token costs 4N + 6n operations where the backbone is frozen (forward, gradient of activations, and
 the gradient of new weights) and 6N where all trains; through layers up to the first adapter no
 gradient flows, which saves 2 for each of their weights. Decoding at batch 1 reads every weight that
-it uses once; a prefill computes with each once a token.
+it uses once; a prefill computes with each of them once per token.
 """
 
 from pathlib import Path
@@ -26,26 +26,25 @@ BENCHMARK_FORMAT: Literal["neutral-residues/benchmark"] = "neutral-residues/benc
 
 
 class Measured(Part):
-    """One thing that was timed, against another that took turns with it."""
+    """One measurement, relative to a baseline that took turns with it."""
 
     group: str = Field(min_length=1)
     """What was done, for example "decode, source text"; rows of a group share an axis."""
     name: str = Field(min_length=1)
-    """Who did it, for example "skip" or "lora"."""
+    """The variant, for example "skip" or "lora"."""
     against: str = Field(min_length=1)
-    """What it is held against; its own row has ratio 1."""
+    """The baseline, whose own row has ratio 1."""
     quantity: Literal["time", "memory"] = "time"
     """What the ratio is of."""
     ratio: float = Field(gt=0)
     """Median over rounds of its value by that of `against`."""
     bound: float | None = Field(default=None, gt=0)
-    """The same ratio as arithmetic has it: operations where they bind, bytes read where those do;
-    null if not known."""
+    """The same ratio by arithmetic, from operations or from bytes read, whichever limits; null if
+    not known."""
     value: float = Field(ge=0)
-    """Median, in seconds or bytes: of this machine on that day, never to be compared across
-    files."""
+    """Median, in seconds or bytes, on this machine; does not compare across files."""
     x: float | None = None
-    """Where the row lies on its group's axis, for what grows: tokens, width, layers, ..."""
+    """The row's value on its group's axis: tokens, width, layers, ..."""
     x_label: str | None = None
     """The name of that axis."""
 
@@ -60,13 +59,13 @@ class Benchmark(Part):
     name: str = Field(min_length=1)
     """The script."""
     title: str = Field(min_length=1)
-    """What is shown above the figure."""
+    """Title of the figure."""
     command: str
-    """What was typed."""
+    """The command line."""
     threads: int = Field(ge=1)
     """CPU threads."""
     rounds: int = Field(ge=1)
-    """Turns that the medians are over."""
+    """Rounds that the medians are over."""
     settings: dict[str, str | int | float] = Field(default={})
     """Sizes: model, tokens, rows, ..."""
     provenance: Provenance

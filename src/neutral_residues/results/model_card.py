@@ -62,10 +62,9 @@ def model_card(record: Record, loading: str) -> str:
         "Bits per byte on held-out text, lower is better.",
     ]
     cost = record.cost
-    if cost.new_weights is not None and cost.backbone_weights and cost.tokens is not None:
-        share = cost.new_weights / cost.backbone_weights
+    if cost.new_share is not None and cost.tokens is not None:
         parts.append(
-            f"{cost.new_weights:,} new weights, {share:.2%} of the backbone's"
+            f"{cost.new_weights:,} new weights, {100 * cost.new_share:.2f} % of the backbone's"
             f" {cost.backbone_weights:,}; trained on {cost.tokens:,} tokens."
         )
     return "\n\n".join(parts) + "\n"

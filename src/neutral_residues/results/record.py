@@ -1,10 +1,10 @@
-"""What the record of a run holds: each part a class, each field documented by the line under it. No
-torch.
+"""The record of a run: each part a class, each field documented by the line under it. No torch.
 
 A change of the schema raises `VERSION`; `store.py` reads and writes. What was measured on one
 evaluation set is in `set_result.py`.
 """
 
+import statistics
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
@@ -35,7 +35,7 @@ class TaskScore(Part):
     name: str = Field(min_length=1)
     """The task: lm-eval's name for it, or one of ours, for example "clams-fr" or "cloze-fr"."""
     suite: str | None = None
-    """Suite that brought it in, for example "paper-fr"; null for a task that was named itself."""
+    """Suite that it belongs to, for example "paper-fr"; null for a task that was named itself."""
     language: str | None = None
     """Two-letter code of its language; null where not known."""
     role: Literal["source", "target", "none"] = "none"
@@ -44,8 +44,7 @@ class TaskScore(Part):
     metric: str = Field(min_length=1)
     """lm-eval's name of the score, for example "acc" or "acc_norm"."""
     unit: Literal["share", "score"]
-    """share: of items answered rightly, 0 to 1, each item being right or wrong. score: anything
-    else."""
+    """share: of items answered correctly, 0 to 1. score: anything else."""
     direction: Literal["lower", "higher"]
     """Which is better."""
     num_items: int = Field(ge=1)
@@ -65,9 +64,9 @@ class TaskScore(Part):
     interval: str
     """How interval and p-value were found."""
     num_fewshot: int = Field(ge=0)
-    """Solved examples in front of each item; the most of any part of a group."""
+    """Few-shot examples before each item; the most of any part of a group."""
     num_truncated: int = Field(ge=0)
-    """Prompts, each with one answer, that were longer than the model's context and lost their
+    """Prompts, counted with each answer, that were longer than the model's context and lost their
     beginning."""
     key: str
     """Hash of items, prompts and metric: two scores compare only where it agrees."""
@@ -101,7 +100,7 @@ class Cost(Part):
     tokens: int | None = Field(default=None, ge=0)
     """Tokens trained on, padding not counted."""
     seconds: float | None = Field(default=None, ge=0)
-    """Wall time of the training steps, evaluation not counted."""
+    """Wall time of the training steps, without evaluation."""
     tokens_per_second: float | None = Field(default=None, ge=0)
     """Training throughput over that time."""
     step_seconds: float | None = Field(default=None, ge=0)
@@ -122,6 +121,13 @@ class Cost(Part):
     """Weights in the folder that is saved: the extension's alone, or the whole model's."""
     backbone_weights: int | None = Field(default=None, ge=0)
     """Weights of the backbone, embeddings counted."""
+
+    @property
+    def new_share(self) -> float | None:
+        """New weights as a share of the backbone's; None where either is not known."""
+        if self.new_weights is None or not self.backbone_weights:
+            return None
+        return self.new_weights / self.backbone_weights
 
 
 class Provenance(Part):
@@ -180,8 +186,20 @@ class Record(Part):
 
     @property
     def label(self) -> str:
-        """How tables call this run."""
+        """The run's name in tables."""
         return str(self.config.get("label") or self.method)
+
+    @property
+    def validation_bits(self) -> float | None:
+        """Bits per byte at the end of training, mean over the target sets to validate on; None if
+        there are none. Learning rates are chosen by it."""
+        sets = self.validation_sets.items()
+        keys = [f"bits_per_byte/{name}" for name, text in sets if text.role == "target"]
+        measured = [point for point in self.curve if keys and all(key in point for key in keys)]
+        if not measured:
+            return None
+        last = max(measured, key=lambda point: point["step"])
+        return statistics.fmean(last[key] for key in keys)
 
     @field_validator("created")
     @classmethod
@@ -201,11 +219,9 @@ class Record(Part):
     @classmethod
     def _no_task_twice(cls, tasks: list[TaskScore]) -> list[TaskScore]:
         names = [task.name for task in tasks]
-        if len(set(names)) < len(names):
-            raise ValueError(
-                "task twice:"
-                f" {', '.join(sorted({name for name in names if names.count(name) > 1}))}"
-            )
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"task twice: {', '.join(twice)}")
         return tasks
 
 
@@ -215,7 +231,7 @@ class Failure(Part):
     format: Literal["neutral-residues/failure"] = FAILURE_FORMAT
     """Says that the file is ours."""
     label: str = Field(min_length=1)
-    """How tables call this run."""
+    """The run's name in tables."""
     reason: str = Field(min_length=1)
     """The error, in one line."""
     created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))

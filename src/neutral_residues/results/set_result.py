@@ -10,8 +10,8 @@ nowhere else.
     neutral share      part of the tokens on which every gate is exactly 0
     KL                 KL(backbone || extended) in nats per token, where it was asked for
 
-Sums are stored; they are divided once. The JSON of a `SetResult` also has its ratios (`RATIOS`), for
-readers without this code; a file whose ratios are not those of its sums is refused. No torch.
+Sums are stored; they are divided once. The JSON of a `SetResult` also has its ratios (`RATIOS`),
+for readers without this code; a file whose ratios are not those of its sums is refused. No torch.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Reading and writing records: one JSON file that says what was measured, of which model, from which
+"""Reading and writing records: JSON files that say what was measured, of which model, from which
 code.
 
     write_record(path, Record(kind="evaluate", method="neutral", sets=...,
@@ -11,7 +11,6 @@ that failed inside a comparison leaves a `Failure` instead. No torch.
 """
 
 import platform as platform_module
-import statistics
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -66,21 +65,6 @@ def read_failure(path: Path | str) -> Failure:
         UserError: as `read_record`.
     """
     return read_part(Failure, path, "failure")
-
-
-def validation_bits(record: Record) -> float | None:
-    """Bits per byte at the end of training, mean over the target sets to validate on; None if none
-    was measured.
-
-    Learning rates are chosen by it, and the report shows what was chosen by it.
-    """
-    sets = record.validation_sets
-    keys = [f"bits_per_byte/{name}" for name in sets if sets[name].role == "target"]
-    measured = [point for point in record.curve if keys and all(key in point for key in keys)]
-    if not measured:
-        return None
-    last = max(measured, key=lambda point: point["step"])
-    return statistics.fmean(last[key] for key in keys)
 
 
 def provenance(
