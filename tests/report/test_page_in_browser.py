@@ -234,10 +234,19 @@ COVERED = """() => [...document.querySelectorAll(".canvas")].flatMap((canvas) =>
         .map(([element]) => `${canvas.id}: ${element.getAttribute("class")}`);
 })"""
 
+CLIPPED = """() => [...document.querySelectorAll(".canvas")].flatMap((canvas) => {
+    const box = canvas.getBoundingClientRect();
+    return [...canvas.querySelectorAll("text")]
+        .map((text) => [text.textContent, text.getBoundingClientRect()])
+        .filter(([, { width, left, right }]) => width && (left < box.left - 1 || right > box.right + 1))
+        .map(([text]) => `${canvas.id}: ${text}`);
+})"""
+
 
 @pytest.mark.parametrize("screen", SCREENS)
-def test_no_tools_cover_legends_or_values(open_page: Any, screen: str) -> None:
+def test_nothing_covers_or_clips_legends_and_values(open_page: Any, screen: str) -> None:
     page = open_page(**SCREENS[screen])
+    assert page.evaluate(CLIPPED) == []
     assert page.evaluate(COVERED) == []
     if screen == "desktop":
         for canvas in page.locator(".canvas").all():

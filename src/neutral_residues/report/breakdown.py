@@ -82,7 +82,7 @@ def _plot(section: Section, set_name: str, role: str) -> Plot:
     figure.update_yaxes(autorange="reversed", type="category")
     legend_above(figure)
     good = "left is good" if role == "source" else "left is learnt"
-    figure.update_xaxes(title=f"change of bits per byte, {good}", zeroline=True)
+    figure.update_xaxes(title=f"bits per byte, {good}", zeroline=True)
     totals = [point.first.sets[set_name].rise_bits_per_byte for point, _ in found]
     columns = [
         numbers(kind, [changed.get(kind) for _, changed in found], 4, BITS, signed=True)

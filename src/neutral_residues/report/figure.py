@@ -55,7 +55,7 @@ def empty_figure(*, height: int) -> "go.Figure":
     )
     axes = {"zeroline": False, "ticks": "outside", "showline": True, "gridwidth": 1}
     figure.update_xaxes(**axes)
-    figure.update_yaxes(**axes, automargin=True, title_standoff=10)
+    figure.update_yaxes(**axes, automargin=True, title_standoff=15)
     return figure
 
 
