@@ -6,7 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from neutral_residues.training.progress import RunProgress, TrainingDisplay
+from neutral_residues.results.record import TaskScore
+from neutral_residues.training.progress import RunProgress, TaskDisplay, TrainingDisplay
 from neutral_residues.units import human_bytes
 from synthetic import set_result
 
@@ -30,6 +31,32 @@ def test_tokenising_shows_a_bar_on_a_terminal_only() -> None:
             advance(2_000_000)
         assert ("tokenising fr" in printed.getvalue()) is terminal
         assert ("2.0 MB" in printed.getvalue()) is terminal
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_finished_task_is_a_line(terminal: bool) -> None:
+    printed = io.StringIO()
+    score = TaskScore(
+        name="clams-fr",
+        metric="acc",
+        unit="share",
+        direction="higher",
+        num_items=40,
+        backbone=0.5,
+        extended=0.75,
+        difference=0.25,
+        low=0.1,
+        high=0.4,
+        p_value=0.01,
+        interval="paired t",
+        num_fewshot=0,
+        num_truncated=3,
+        key="items",
+    )
+    with TaskDisplay(Console(file=printed, force_terminal=terminal, width=100)) as display:
+        display.on_progress("clams-fr", 40, 80)
+        display.on_score(score)
+    assert "clams-fr: acc 50 -> 75, 40 items, 3 truncated prompts\n" in printed.getvalue()
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -137,11 +137,9 @@ def paper_suite(language: str, index: Collection[str]) -> tuple[list[Task], list
     Raises:
         UserError: for a language that `LANGUAGES` lacks.
     """
-    suite = f"{PAPER}{language}"
     if language not in LANGUAGES:
-        raise UserError(
-            f"unknown language in {suite}", got=language, allowed=", ".join(sorted(LANGUAGES))
-        )
+        known = ", ".join(sorted(LANGUAGES))
+        raise UserError(f"unknown language in {PAPER}{language}", got=language, allowed=known)
     tasks, missing = [], []
     for code in dict.fromkeys((ENGLISH, language)):
         role: Role = "source" if code == ENGLISH else "target"
@@ -150,7 +148,9 @@ def paper_suite(language: str, index: Collection[str]) -> tuple[list[Task], list
             if name is None:
                 missing.append(f"{benchmark.title} ({code})")
             else:
-                tasks.append(Task(name, None, suite, code, role, benchmark.num_fewshot))
+                tasks.append(
+                    Task(name, language=code, role=role, num_fewshot=benchmark.num_fewshot)
+                )
     return tasks, missing
 
 
