@@ -6,7 +6,7 @@ Errors caused by user input are one line on standard error and exit code 2; Ctrl
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,14 +23,20 @@ app = typer.Typer(
     add_completion=False,
 )
 
-RunFile = Annotated[Path, typer.Argument(help="The run file (YAML).", show_default=False)]
+
+def _argument(text: str) -> Any:
+    return typer.Argument(help=text, show_default=False)
+
+
+def _option(text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text)
+
+
+RunFile = Annotated[Path, _argument("The run file (YAML).")]
 Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Settings to change, for example training.steps=200.", show_default=False),
+    list[str] | None, _argument("Settings to change, for example training.steps=200.")
 ]
-Folder = Annotated[
-    Path, typer.Argument(help="Output folder of a run, or an extension folder.", show_default=False)
-]
+Folder = Annotated[Path, _argument("Output folder of a run, or an extension folder.")]
 
 
 @app.command()
@@ -38,7 +44,7 @@ def extend(
     run: RunFile,
     overrides: Overrides = None,
     advice: Annotated[
-        bool, typer.Option(help="Check the texts of a new run first, and warn; a few seconds.")
+        bool, _option("Check the texts of a new run first, and warn; a few seconds.")
     ] = True,
 ) -> None:
     """Train an extension as the run file says; the same command resumes it."""
@@ -51,17 +57,13 @@ def extend(
 
 @app.command()
 def compare(
-    comparison: Annotated[
-        Path, typer.Argument(help="The comparison file (YAML).", show_default=False)
-    ],
+    comparison: Annotated[Path, _argument("The comparison file (YAML).")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Settings to change, for example seeds=[0,1] or set.training.steps=200."
-        ),
+        _argument("Settings to change, for example seeds=[0,1] or set.training.steps=200."),
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Print cells, time and disk, and run none of the cells.")
+        bool, _option("Print cells, time and disk, and run none of the cells.", "--plan")
     ] = False,
 ) -> None:
     """Run every method on the same budget, rows and evaluation; the same command resumes it."""
@@ -108,8 +110,8 @@ def describe(run: RunFile, overrides: Overrides = None) -> None:
 def advise(
     run: RunFile,
     overrides: Overrides = None,
-    trial_steps: Annotated[int, typer.Option(help="Real steps to try; 0 tries none.")] = 20,
-    output: Annotated[Path | None, typer.Option(help="Where to write the advice (JSON).")] = None,
+    trial_steps: Annotated[int, _option("Real steps to try; 0 tries none.")] = 20,
+    output: Annotated[Path | None, _option("Where to write the advice (JSON).")] = None,
 ) -> None:
     """Estimate a run's cost and flag problems of its texts before training."""
     _quiet()
@@ -124,81 +126,51 @@ def evaluate(
     folder: Folder,
     sets: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            help=(
-                "role:name=file, for example source:wiki=wiki.jsonl.gz; default: the run's own"
-                " sets."
-            ),
-        ),
+        _option("role:name=file, such as source:en=en.jsonl.gz; default: the run's own.", "--set"),
     ] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
-    stride: Annotated[int | None, typer.Option(help="New tokens scored in each window.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Where to write the record (JSON).")] = None,
+    context: Annotated[int | None, _option("Tokens in a window.")] = None,
+    stride: Annotated[int | None, _option("New tokens scored in each window.")] = None,
+    output: Annotated[Path | None, _option("Where to write the record (JSON).")] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(
-            help=(
-                "Tasks and suites, comma-separated: quick, minimal-pairs-fr, cloze, paper-fr,"
-                " arc_fr, ..."
-            )
-        ),
+        _option("Tasks and suites, comma-separated: quick, minimal-pairs-fr, cloze, paper-fr, ..."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Items of each task, at most.")] = None,
+    limit: Annotated[int | None, _option("Items of each task, at most.")] = None,
     task_data: Annotated[
-        Path | None, typer.Option(help="Folder with minimal pairs, for example clams.fr.jsonl.gz.")
+        Path | None, _option("Folder with minimal pairs, for example clams.fr.jsonl.gz.")
     ] = None,
     kl: Annotated[
-        bool, typer.Option("--kl", help="Measure the KL divergence from the backbone too.")
+        bool, _option("Measure the KL divergence from the backbone too.", "--kl")
     ] = False,
     into_record: Annotated[
-        bool,
-        typer.Option(
-            "--into-record", help="Put the tasks' scores into the finished run's own record."
-        ),
+        bool, _option("Put the tasks' scores into the finished run's own record.", "--into-record")
     ] = False,
 ) -> None:
-    """Measure backbone and extension on any number of source and target sets, and on tasks;
-    finished tasks are kept."""
+    """Measure backbone and extended model on sets of text and on tasks; keeps finished tasks."""
     _quiet()
     from neutral_residues.cli.evaluate import TaskOptions, evaluate_folder
 
     names = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
     options = TaskOptions(names, limit, task_data, into_record)
-    evaluate_folder(
-        folder,
-        sets=tuple(sets or ()),
-        context=context,
-        stride=stride,
-        output=output,
-        kl=kl,
-        tasks=options,
-    )
+    windows: dict[str, Any] = {"context": context, "stride": stride}
+    evaluate_folder(folder, sets=sets or (), **windows, output=output, kl=kl, tasks=options)
 
 
 @app.command()
 def generate(
     folder: Folder,
-    prompt: Annotated[str, typer.Argument(help="Prompt to complete.", show_default=False)],
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to add.")] = 60,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(help="Nucleus sampling, when temperature is above 0.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling; the same for both.")] = 0,
+    prompt: Annotated[str, _argument("Prompt to complete.")],
+    max_new_tokens: Annotated[int, _option("Tokens to add.")] = 60,
+    temperature: Annotated[float, _option("0 is greedy.")] = 0.0,
+    top_p: Annotated[float, _option("Nucleus sampling, when temperature is above 0.")] = 1.0,
+    seed: Annotated[int, _option("Seed of the sampling; the same for both.")] = 0,
 ) -> None:
     """Complete a prompt with the backbone and with the extended model, side by side."""
     _quiet()
     from neutral_residues.cli.generate import generate_folder
 
-    generate_folder(
-        folder,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-    )
+    sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
+    generate_folder(folder, prompt, max_new_tokens=max_new_tokens, **sampling, seed=seed)
 
 
 @app.command()
@@ -207,10 +179,10 @@ def export(
     to: Annotated[str, typer.Option("--to", help="Format, see above.", show_default=False)],
     output: Annotated[Path, typer.Option(help="New folder to write.", show_default=False)],
     dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16 or float16: how the weights are stored.")
+        str, _option("float32, bfloat16 or float16: how the weights are stored.")
     ] = "float32",
     text: Annotated[
-        str, typer.Option(help="Target text to compare on, where random tokens open no gate.")
+        str, _option("Target text to compare on, where random tokens open no gate.")
     ] = "",
 ) -> None:
     """Write an extension in a form that other programs load, and check it against the live model.
@@ -232,18 +204,12 @@ def export(
 def report(
     paths: Annotated[
         list[Path],
-        typer.Argument(
-            help="Records, benchmarks, output folders of runs, folders of comparisons.",
-            show_default=False,
-        ),
+        _argument("Records, benchmarks, output folders of runs, folders of comparisons."),
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            help=(
-                "Folder for the report; default: report inside the one given folder, else"
-                " runs/report."
-            )
+        _option(
+            "Folder for the report; default: report in the one given folder, else runs/report."
         ),
     ] = None,
 ) -> None:
@@ -256,7 +222,7 @@ def report(
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the demo's runs.")] = Path("runs/demo"),
+    output: Annotated[Path, _option("Folder for the demo's runs.")] = Path("runs/demo"),
 ) -> None:
     """Teach a small English model French, with neutral residues and with plain fine-tuning, and
     show both sides."""
@@ -274,7 +240,7 @@ def _quiet() -> None:
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # Said aloud, so that tokenizers does not warn of it where loader processes are forked later.
+    # Explicit, so that tokenizers does not warn where loader processes are forked later.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
     for name in ("torch.distributed", "bitsandbytes", "huggingface_hub"):
@@ -291,11 +257,8 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        raise SystemExit(130) from None
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+    except (KeyboardInterrupt, Stopped) as stopped:
+        print(str(stopped) or "stopped", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -1,5 +1,6 @@
 """`neutral evaluate`: a saved extension and its backbone, measured on text and on tasks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,29 +8,21 @@ from rich.console import Console
 from rich.progress import Progress
 
 from neutral_residues.cli.tables import print_few_tokens, sides_table, tasks_table
-from neutral_residues.config.run import Corpus, EvaluationSettings, RunConfig
-from neutral_residues.data.run_data import RunData
-from neutral_residues.data.token_stream import TokenStream
-from neutral_residues.data.tokenise import end_of_text_id, tokenise, tokenizer_key
+from neutral_residues.config.run import Corpus
 from neutral_residues.errors import UserError
-from neutral_residues.evaluation.evaluate import evaluate
+from neutral_residues.evaluation.evaluate_saved import (
+    evaluate_saved,
+    evaluation_streams,
+    plan_saved_tasks,
+    windows_for,
+)
 from neutral_residues.evaluation.saved import Saved, load_saved
 from neutral_residues.evaluation.tasks.cache import weights_key
-from neutral_residues.evaluation.tasks.runner import (
-    TaskPlan,
-    TaskSettings,
-    measure_tasks,
-    plan_tasks,
-)
-from neutral_residues.evaluation.windows import Windows
-from neutral_residues.files import default_cache_folder
+from neutral_residues.evaluation.tasks.runner import TaskPlan, measure_tasks
 from neutral_residues.results.record import Record, TaskScore
 from neutral_residues.results.run_folder import RunFolder
-from neutral_residues.results.set_result import SetResult
-from neutral_residues.results.store import provenance, read_record, write_record
+from neutral_residues.results.store import read_record, write_record
 from neutral_residues.training.progress import RunProgress, TaskDisplay
-
-DEFAULT_CONTEXT_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -72,111 +65,67 @@ class TaskOptions:
 def evaluate_folder(
     folder: Path,
     *,
-    sets: tuple[str, ...],
-    context: int | None,
-    stride: int | None,
-    output: Path | None,
+    sets: Sequence[str] = (),
+    context: int | None = None,
+    stride: int | None = None,
+    output: Path | None = None,
     kl: bool = False,
     tasks: TaskOptions = TaskOptions(),
     console: Console | None = None,
 ) -> Record:
-    """Measure a saved extension and its backbone in one pass; print both sides, and write the
-    record if asked.
+    """Print backbone and extended model on every set and task; write the record if asked.
 
     Raises:
-        UserError: for whatever the user can mend; what can be checked before measuring is.
+        UserError: for whatever the user can correct, before anything is measured where possible.
     """
     console = console or Console()
     corpora = [_corpus(text) for text in sets]
     tasks.check(folder)
     saved = load_saved(folder)
-    streams = _streams(saved, corpora, console, needed=not tasks.names)
-    context, stride = _window(saved.config, context, stride)
-    settings = TaskSettings(_evaluation(saved).batch_rows, context, tasks.limit)
-    plan = plan_tasks(
-        tasks.names,
-        settings=settings,
-        tokenizer=saved.tokenizer,
-        sets=streams,
-        folder=RunFolder(folder).tasks,
-        task_data=tasks.data,
+    streams = evaluation_streams(saved, corpora, RunProgress(console).tokenising)
+    if not streams and not tasks.names:
+        raise UserError(
+            "nothing to measure", do="add --set source:NAME=FILE and --set target:NAME=FILE"
+        )
+    windows = windows_for(saved, context, stride)
+    plan = plan_saved_tasks(
+        saved, tasks.names, streams, windows, limit=tasks.limit, task_data=tasks.data
     )
     for line in plan.missing:
         console.print(line, highlight=False)
-    results = _measure_sets(saved, streams, context, stride, kl, console) if streams else {}
-    record = _record(saved, folder, results, context=context, stride=stride)
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("measuring", total=None)
+
+        def show(name: str, done: int, total: int) -> None:
+            progress.update(bar, description=f"measuring {name}", completed=done, total=total)
+
+        record = evaluate_saved(saved, streams, windows, kl=kl, on_progress=show)
     if record.sets:
         console.print(sides_table(record))
         print_few_tokens(record, console=console)
-        console.print(f"windows of {context} tokens, stride {stride}", highlight=False)
+        console.print(
+            f"windows of {windows.context} tokens, stride {windows.stride}", highlight=False
+        )
     if plan.tasks:
         found = _measure_tasks(saved, plan, console)
         record = record.model_copy(update={"tasks": found})
         console.print(tasks_table(record))
-    if output is not None:
-        write_record(output, record)
-        console.print(f"record: {output}", highlight=False)
-    if tasks.into_record:
-        _into_record(folder, record, console)
+    _write(record, folder, output, into_record=tasks.into_record, console=console)
     return record
 
 
-def _evaluation(saved: Saved) -> EvaluationSettings:
-    return saved.config.evaluation if saved.config else EvaluationSettings()
-
-
-def _window(run: RunConfig | None, context: int | None, stride: int | None) -> tuple[int, int]:
-    """As asked, else as the run measured itself, else half of the context."""
-    context = context or (run.context_tokens if run else DEFAULT_CONTEXT_TOKENS)
-    if stride is None:
-        stride = (
-            run.stride_tokens if run and context == run.context_tokens else max(1, context // 2)
-        )
-    return context, stride
-
-
-def _record(
-    saved: Saved, folder: Path, results: dict[str, SetResult], *, context: int, stride: int
-) -> Record:
-    run = saved.config
-    return Record(
-        kind="evaluate",
-        method=run.method if run else "neutral",
-        sets=results,
-        provenance=provenance(
-            seed=None, device=saved.device.type, tokenizer_key=tokenizer_key(saved.tokenizer)
-        ),
-        config={
-            **(
-                run.model_dump(
-                    mode="json", include={"model", "revision", "label", "budget", "seed"}
-                )
-                if run
-                else {}
-            ),
-            "extension": str(folder),
-            "context_tokens": context,
-            "stride_tokens": stride,
-        },
-    )
-
-
-def _measure_sets(
-    saved: Saved, streams: list[TokenStream], context: int, stride: int, kl: bool, console: Console
-) -> dict[str, SetResult]:
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("measuring", total=None)
-        return evaluate(
-            saved.model,
-            streams,
-            Windows(end_of_text_id(saved.tokenizer), context, stride),
-            reference=saved.reference,
-            kl=kl,
-            tokenizer=saved.tokenizer,
-            on_progress=lambda name, done, total: progress.update(
-                task, description=f"measuring {name}", completed=done, total=total
-            ),
-        )
+def _write(
+    record: Record, folder: Path, output: Path | None, *, into_record: bool, console: Console
+) -> None:
+    if output is not None:
+        write_record(output, record)
+        console.print(f"record: {output}", highlight=False)
+    if into_record:  # replaces a task that the run's record has already
+        path = RunFolder(folder).record
+        own = read_record(path)
+        tasks = {task.name: task for task in [*own.tasks, *record.tasks]}
+        write_record(path, own.model_copy(update={"tasks": list(tasks.values())}))
+        console.print(f"record: {path} holds {len(tasks)} tasks", highlight=False)
 
 
 def _measure_tasks(saved: Saved, plan: TaskPlan, console: Console) -> list[TaskScore]:
@@ -190,36 +139,6 @@ def _measure_tasks(saved: Saved, plan: TaskPlan, console: Console) -> list[TaskS
             on_progress=display.on_progress,
             on_score=display.on_score,
         )
-
-
-def _into_record(folder: Path, found: Record, console: Console) -> None:
-    """A task that the run's record has already is replaced."""
-    path = RunFolder(folder).record
-    record = read_record(path)
-    tasks = {task.name: task for task in [*record.tasks, *found.tasks]}
-    write_record(path, record.model_copy(update={"tasks": list(tasks.values())}))
-    console.print(f"record: {path} holds {len(tasks)} tasks", highlight=False)
-
-
-def _streams(
-    saved: Saved, corpora: list[Corpus], console: Console, *, needed: bool
-) -> list[TokenStream]:
-    tokenising = RunProgress(console).tokenising
-    if corpora:
-        return [
-            tokenise(
-                corpus, saved.tokenizer, cache_dir=default_cache_folder(), tokenising=tokenising
-            )[0]
-            for corpus in corpora
-        ]
-    if saved.config is None and not needed:
-        return []
-    if saved.config is None:
-        raise UserError(
-            "nothing to measure", do="add --set source:NAME=FILE and --set target:NAME=FILE"
-        )
-    data = RunData.of(saved.config.data, saved.tokenizer, tokenising=tokenising)
-    return list(data.evaluate)
 
 
 def _corpus(text: str) -> Corpus:

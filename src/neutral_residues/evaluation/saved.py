@@ -31,6 +31,7 @@ class Saved:
         tokenizer: its tokenizer.
         reference: the backbone, where it is not inside `model` (full fine-tuning).
         config: the run that made it, where the folder is a run's output.
+        folder: as it was given.
         weights: the folder that holds the extension.
         backbone_name: folder or Hub name of the backbone.
         device: where both models are.
@@ -40,6 +41,7 @@ class Saved:
     tokenizer: PreTrainedTokenizerBase
     reference: nn.Module | None
     config: RunConfig | None
+    folder: Path
     weights: Path
     backbone_name: str
     device: torch.device
@@ -83,7 +85,7 @@ def load_saved(folder: Path, *, dtype: torch.dtype = torch.float32) -> Saved:
         reference = _backbone(name, config, dtype, device)
     has_tokenizer = (weights / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(str(weights) if has_tokenizer else name)
-    return Saved(model.eval(), tokenizer, reference, config, weights, name, device)
+    return Saved(model.eval(), tokenizer, reference, config, folder, weights, name, device)
 
 
 def _backbone_name(extension: Path) -> str:

@@ -1,0 +1,113 @@
+"""A saved extension and its backbone, measured on text and on tasks, whatever made it."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from neutral_residues.config.run import Corpus, EvaluationSettings
+from neutral_residues.data.run_data import RunData
+from neutral_residues.data.token_stream import TokenStream
+from neutral_residues.data.tokenise import (
+    Tokenising,
+    end_of_text_id,
+    tokenise,
+    tokenizer_key,
+    without_display,
+)
+from neutral_residues.evaluation.evaluate import OnProgress, evaluate
+from neutral_residues.evaluation.saved import Saved
+from neutral_residues.evaluation.tasks.runner import TaskPlan, TaskSettings, plan_tasks
+from neutral_residues.evaluation.windows import Windows
+from neutral_residues.files import default_cache_folder
+from neutral_residues.results.record import Record
+from neutral_residues.results.run_folder import RunFolder
+from neutral_residues.results.store import provenance
+
+DEFAULT_CONTEXT_TOKENS = 512
+
+
+def evaluation_streams(
+    saved: Saved, corpora: Sequence[Corpus], tokenising: Tokenising = without_display
+) -> list[TokenStream]:
+    """The given texts as tokens; without any, the evaluation sets of the run that made the
+    extension, if a run did."""
+    if corpora:
+        read = partial(tokenise, cache_dir=default_cache_folder(), tokenising=tokenising)
+        return [read(corpus, saved.tokenizer)[0] for corpus in corpora]
+    if saved.config is None:
+        return []
+    data = RunData.of(saved.config.data, saved.tokenizer, tokenising=tokenising)
+    return list(data.evaluate)
+
+
+def windows_for(saved: Saved, context: int | None, stride: int | None) -> Windows:
+    """As given, else as the run was measured, else with half of the context as stride."""
+    run = saved.config
+    context = context or (run.context_tokens if run else DEFAULT_CONTEXT_TOKENS)
+    if stride is None and run and context == run.context_tokens:
+        stride = run.stride_tokens
+    stride = max(1, context // 2) if stride is None else stride
+    return Windows(end_of_text_id(saved.tokenizer), context, stride)
+
+
+def plan_saved_tasks(
+    saved: Saved,
+    names: Sequence[str],
+    streams: Sequence[TokenStream],
+    windows: Windows,
+    *,
+    limit: int | None = None,
+    task_data: Path | None = None,
+) -> TaskPlan:
+    """Tasks for a saved extension, checked before anything is measured."""
+    settings = saved.config.evaluation if saved.config else EvaluationSettings()
+    return plan_tasks(
+        names,
+        settings=TaskSettings(settings.batch_rows, windows.context_tokens, limit),
+        tokenizer=saved.tokenizer,
+        sets=streams,
+        folder=RunFolder(saved.folder).tasks,
+        task_data=task_data,
+    )
+
+
+def evaluate_saved(
+    saved: Saved,
+    streams: Sequence[TokenStream],
+    windows: Windows,
+    *,
+    kl: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Record:
+    """Measure backbone and extended model on every text, if there are any.
+
+    Args:
+        kl: also measure the KL divergence.
+    """
+    results = {}
+    if streams:
+        results = evaluate(
+            saved.model,
+            streams,
+            windows,
+            reference=saved.reference,
+            kl=kl,
+            tokenizer=saved.tokenizer,
+            on_progress=on_progress,
+        )
+    run, keys = saved.config, {"model", "revision", "label", "budget", "seed"}
+    settings = run.model_dump(mode="json", include=keys) if run else {}
+    return Record(
+        kind="evaluate",
+        method=run.method if run else "neutral",
+        sets=results,
+        provenance=provenance(
+            device=saved.device.type, tokenizer_key=tokenizer_key(saved.tokenizer)
+        ),
+        config={
+            **settings,
+            "extension": str(saved.folder),
+            "context_tokens": windows.context_tokens,
+            "stride_tokens": windows.stride_tokens,
+        },
+    )
