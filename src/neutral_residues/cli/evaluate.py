@@ -104,7 +104,8 @@ def evaluate_folder(
         console.print(sides_table(record))
         print_few_tokens(record, console=console)
         console.print(
-            f"windows of {windows.context} tokens, stride {windows.stride}", highlight=False
+            f"windows of {windows.context_tokens} tokens, stride {windows.stride_tokens}",
+            highlight=False,
         )
     if plan.tasks:
         found = _measure_tasks(saved, plan, console)
