@@ -2,7 +2,7 @@
 
 import pytest
 
-from neutral_residues.report.curves import layer_values, sets_in_curves, training_curves
+from neutral_residues.report.curves import layer_values, rises, sets_in_curves, training_curves
 from synthetic import make_record, make_section
 
 
@@ -25,3 +25,12 @@ def test_layers() -> None:
     assert values["en"] == pytest.approx({n: 0.95 - n / 100 for n in range(1, 6)})
     (other,) = make_section(make_record("lora")).points
     assert layer_values(other, "residue_rms") == {}
+
+
+def test_rises_begin_at_the_backbone_and_end_at_the_result() -> None:
+    source, target = rises(make_record(forgetting=5.0, bits=3.0), ("en", "fr"))
+    assert source == pytest.approx([0.0, 3.0, 2.5])  # six tenths of 5 %; half of 5 % at the end
+    assert target == pytest.approx([0.0, -15.0, -25.0])
+    late = make_record(forgetting=5.0, bits=3.0)
+    late = late.model_copy(update={"curve": late.curve[1:]})  # nothing to hold the way against
+    assert rises(late, ("en", "fr")) == [[0.0, pytest.approx(2.5)], [0.0, pytest.approx(-25.0)]]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from neutral_residues.report.aggregate import Point, Section, sets_of
+from neutral_residues.results.record import Record
+from neutral_residues.results.set_result import rise_percent
 
 PREFIX = "bits_per_byte/"
 
@@ -67,6 +69,24 @@ def layer_values(
         if seeds[0]:
             found[set_name] = {n: statistics.fmean(seed[n] for seed in seeds) for n in seeds[0]}
     return found
+
+
+def rises(record: Record, names: Sequence[str]) -> list[list[float]]:
+    """Rise in % of each of these sets: 0 for the backbone, wherever all were measured while
+    training, and at the end.
+
+    Measurements on the way are on a part of the text, so they are held against the backbone on that
+    part (step 0); without it there are none.
+    """
+    keys = [PREFIX + name for name in names]
+    measured = [entry for entry in record.curve if all(key in entry for key in keys)]
+    if not measured or measured[0]["step"] != 0:
+        measured = []
+    ways = [
+        [rise_percent(measured[0][key], entry[key]) for entry in measured[1:-1]] for key in keys
+    ]
+    ends = [record.sets[name].rise_percent for name in names]
+    return [[0.0, *way, end] for way, end in zip(ways, ends, strict=True)]
 
 
 def _training_curve(point: Point, key: str) -> TrainingCurve:

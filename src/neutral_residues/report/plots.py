@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from neutral_residues.report.aggregate import Curve, Point, Section, Spread
-from neutral_residues.report.curves import layer_values, sets_in_curves, training_curves
+from neutral_residues.report.curves import layer_values, rises, sets_in_curves, training_curves
 from neutral_residues.report.figure import (
     Plot,
     add_line,
@@ -18,8 +18,9 @@ from neutral_residues.report.figure import (
 )
 from neutral_residues.report.formatting import change, number, seeds, share
 from neutral_residues.report.pareto import pareto_front
-from neutral_residues.report.style import GREY, Style, limits, shortened, styles
+from neutral_residues.report.style import GREY, KNOWN, Style, limits, shortened, styles
 from neutral_residues.report.tables import BITS, RowName, Table, numbers, row_names
+from neutral_residues.results.record import Record
 
 MEAN = "mean of the source sets"
 
@@ -153,6 +154,21 @@ def _training(section: Section, set_name: str, role: str) -> Plot:
     )
     alt = f"Bits per byte of {set_name} at each step measured, one line per run; lower is better."
     return Plot(f"{set_name} ({role})", figure, alt, table)
+
+
+def trade_off(records: Mapping[str, Record], source: str, target: str) -> Plot:
+    """The way of each run through forgetting and learning, from the backbone to its end."""
+    figure = empty_figure(height=460)
+    for index, (label, record) in enumerate(records.items()):
+        style = Style.numbered(KNOWN.get(record.method, len(KNOWN) + index))
+        xs, ys = rises(record, (source, target))
+        add_line(figure, xs, ys, style, name=label, notes=[hover(label)] * len(xs))
+    forgetting = f"forgetting: bits per byte of {html.escape(source)}, change in %"
+    figure.update_xaxes(title=forgetting, zeroline=True)
+    figure.update_yaxes(title=f"learning: bits per byte of {html.escape(target)}, change in %")
+    return Plot(
+        source, figure, f"Change on {source} (left is good) and on {target} (down is good)."
+    )
 
 
 def layers(section: Section) -> list[Plot]:

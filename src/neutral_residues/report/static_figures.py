@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from neutral_residues.files import disk_errors
 from neutral_residues.report.aggregate import Section
-from neutral_residues.report.curves import PREFIX
 from neutral_residues.report.figure import Plot
 from neutral_residues.report.gate_heatmap import STEPS, HeatText, HeatToken, heat_texts
-from neutral_residues.report.plots import gates_by_layer, plane, training
-from neutral_residues.report.style import DASHES, GREY, KNOWN, MARKERS, Style, shortened
+from neutral_residues.report.plots import gates_by_layer, plane, trade_off, training
+from neutral_residues.report.style import DASHES, GREY, MARKERS, shortened
 from neutral_residues.results.record import Record
-from neutral_residues.results.set_result import rise_percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,38 +76,12 @@ def draw_trade_off(
         sources: names of evaluation sets; one panel each.
         target: name of an evaluation set.
     """
-    with _settings():
-        figure = _new_figure(4.6 * len(sources), 4.0)
-        axes = figure.subplots(1, len(sources), sharey=True, squeeze=False)[0]
-        for axis, source in zip(axes, sources, strict=True):
-            for index, (label, record) in enumerate(records.items()):
-                style = Style.numbered(KNOWN.get(record.method, len(KNOWN) + index))
-                xs, ys = (
-                    _rises(record, name, beside=(source, target)) for name in (source, target)
-                )
-                axis.plot(xs, ys, **style.matplotlib_line, linewidth=1.5, alpha=0.6)
-                end = (xs[-1], ys[-1], style.marker.matplotlib)
-                axis.plot(*end, color=style.colour, markersize=9, label=label)
-            axis.axvline(0, color=GREY, linewidth=0.8)
-            axis.set_xlabel(f"forgetting: bits per byte of {source}, change in %")
-            _finish(axis, legend=axis is axes[0])
-        axes[0].set_ylabel(f"learning: bits per byte of {target}, change in %")
+    plots = [trade_off(records, source, target) for source in sources]
+    with _settings(), disk_errors(path):
+        figure = _panels(plots, 4.6, 4.0)
         figure.suptitle(title)
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _save(figure, path)
-
-
-def _rises(record: Record, name: str, *, beside: Sequence[str]) -> list[float]:
-    """Rise in % of one set: of the backbone (0), where all sets of `beside` were measured on the
-    way, and at the end.
-
-    Measurements on the way are on a part of the text, so they are held against the backbone on that
-    part (step 0).
-    """
-    measured = [entry for entry in record.curve if all(PREFIX + each in entry for each in beside)]
-    way = [rise_percent(measured[0][PREFIX + name], e[PREFIX + name]) for e in measured[1:-1]]
-    return [0.0, *way, record.sets[name].rise_percent]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _save(figure, path)
 
 
 @contextmanager
