@@ -1,11 +1,11 @@
-"""How the backbone and the extended model continue the same prompt, side by side, from one copy of
-the weights.
+"""How the backbone and the extended model continue the same prompt, from one copy of the weights.
 
     generate_both(model, tokenizer, "Le chat", max_new_tokens=40)
 
-Both models get the same prompt and the same seed, so with closed gates they write the same text. Greedy at temperature 0, sampled above it, and nothing else: the model's own generation
-settings (repetition penalty, top-k, ...) do not count, only its end tokens. The generation itself
-is Transformers'. The model and PyTorch's random numbers are left as they were.
+Both models get the same prompt and the same seed, so with closed gates they write the same text.
+Greedy at temperature 0, sampled above it, and nothing else: the model's own generation settings
+(repetition penalty, top-k, ...) do not count, only its end tokens. The generation itself is
+Transformers'. The model and PyTorch's random numbers are left as they were.
 """
 
 import math
