@@ -13,7 +13,7 @@ added but end-of-text.
 The work is done by the threads of the `tokenizers` library, which are as many as the machine has
 cores (RAYON_NUM_THREADS) and off where TOKENIZERS_PARALLELISM is false; they do not change the
 result. Processes, `datasets.map` among them, were measured and gained nothing (LAB.md, "tokenise
-with threads").
+and pack").
 """
 
 import hashlib

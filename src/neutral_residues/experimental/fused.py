@@ -8,7 +8,8 @@ products as the backbone's.
 Why it is experimental: it has not been shown to pay. On a CPU skipping alone is as fast or faster.
 A fused block that skipped closed gates too took 1.01 of the backbone's time in decoding source
 text, 0.98 in its prefill and 1.24 in decoding target text, against 1.01, 1.00 and 1.21 with
-skipping alone (0.44 B weights, LAB.md). So this one computes every token, as suits a GPU or a
+skipping alone (0.44 B weights; LAB.md, "speed of training and running, memory, and what did not
+pay"). So this one computes every token, as suits a GPU or a
 compiler; on a GPU it was never measured.
 
 Promises: outputs equal the plain path's up to rounding (new weights are cast to the backbone's

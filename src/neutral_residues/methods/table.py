@@ -4,8 +4,8 @@ Every method runs through the same loop, data, order of rows and evaluation; a r
 all that differs. A method of your own is one more row, in any module of yours: `method:
 my_module:MY_ROW` in the run file.
 
-Where we choose: the learning rates are for a backbone of width `RECIPE_WIDTH` and shrink as 1/width
-(see LAB.md).
+Where we choose: the learning rates are for a backbone of width `RECIPE_WIDTH` and shrink as
+1/width (LAB.md, "what moved the curve, and what did not").
 """
 
 import pkgutil

@@ -73,7 +73,8 @@ class WeightCount:
 
         Activations are counted as 14 model widths and 4 FFN widths per token and layer, logits
         three times in float32. What a method stores of its own, kernels and the allocator add to
-        it: it can be a third too low (LAB.md). A trial run measures instead.
+        it: it can be a third too low (LAB.md, "why a number moved, and advice held against real
+        runs"). A trial run measures instead.
         """
         frozen = self.num_backbone_weights + self.num_new_weights - self.num_trained_weights
         weights = frozen * (2 if bf16 else 4) + self.num_trained_weights * ADAM_BYTES_PER_WEIGHT

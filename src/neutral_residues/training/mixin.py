@@ -63,7 +63,7 @@ class NeutralResiduesTrainerMixin(_Trainer):
         local_loss: "l1" or "cross_entropy".
         gate_learning_rate_factor: learning rate of the block gates, as a multiple of the rest's.
             They are one row against the projections' many, and close sooner and more sharply with
-            it (measured in LAB.md).
+            it (LAB.md, "what moved the curve, and what did not").
 
     Logs `local_loss`, `open_gates_source` and `open_gates_target` (shares of gates not exactly 0)
     with everything else.

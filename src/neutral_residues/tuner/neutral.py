@@ -30,7 +30,7 @@ Where we choose (the paper, as far as it is known, leaves these open):
 - The gate starts open: w = 0 and b = 1, so g = 1 on every token. The adapter learns from the first
   step as if it had no gate, and the local loss then closes the gate where the text is source. With
   w random and no b ("random"), half of all tokens start with a closed gate and learn nothing there;
-  LAB.md has both measured, and shows that open gates do not die.
+  LAB.md, "what moved the curve, and what did not", has both, and open gates do not die.
 - A sigmoid gate can also start "half": w = 0 and no b, so g = 1/2 on every token. Without b the
   layer is exactly a mixture-of-experts layer with a gated shared expert, which stock runtimes have.
   ReLU and ELU cannot start there: they are 0 at 0, and with W_o = 0 as well no weight would ever

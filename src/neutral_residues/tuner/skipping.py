@@ -15,7 +15,7 @@ from neutral_residues.config.choices import BlockGate
 
 DENSE_SHARE = 0.85
 """With more than this share of gates open, computing every token costs less than gathering
-(measured: LAB.md)."""
+(LAB.md, "speed of training and running, memory, and what did not pay")."""
 
 GATHER_FROM = 64
 """A pass over fewer tokens is computed for all of them or, where every gate is 0, for none: too

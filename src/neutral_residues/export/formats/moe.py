@@ -16,7 +16,7 @@ either. The backbone's attention, norms and embeddings must be those of the stoc
                                                  attention at 1/2, and o is doubled (exact: powers
                                                  of two)
 
-For runtimes other than Transformers that know the architecture (llama.cpp, measured: LAB.md) every
+For runtimes other than Transformers that know the architecture (LAB.md, "llama.cpp") every
 layer is a mixture and the head a matrix of its own, though Transformers could do with less: a layer
 without an adapter gets a shared expert of zeros, behind a gate that is not (llama.cpp's sigmoid of
 exactly 0 is 0/0).
