@@ -6,7 +6,7 @@ import math
 import pytest
 from rich.console import Console
 
-from neutral_residues.cli.tables import print_few_tokens, sides_table, tasks_table
+from neutral_residues.cli.tables import print_few_tokens, sets_table, tasks_table
 from neutral_residues.results.record import Record, TaskScore
 from neutral_residues.results.set_result import Breakdown, SetResult, TokenChange
 from neutral_residues.results.store import provenance
@@ -17,7 +17,7 @@ def printed(name: str, result: SetResult) -> str:
     console = Console(file=io.StringIO(), width=160)
     sets = {name: result}
     record = Record(kind="evaluate", method="neutral", sets=sets, provenance=provenance())
-    console.print(sides_table(record))
+    console.print(sets_table(record))
     print_few_tokens(record, console=console)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -89,7 +89,7 @@ def test_tasks() -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for part in ("clams-fr", "3,280", "50.15", "53.23", "+3.1 ± 1.4", "better", "−0.2 ± 0.2", "no"):
         assert part in text
-    assert "shots" not in text
+    assert "few-shot" not in text
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ SAMPLE_TOKENS = 4000
 
 
 class TrialFacts(Part):
-    """What a few real steps showed, and what they say of the whole run."""
+    """What a few real steps took, and the estimate for the whole run that follows."""
 
     steps: int
     """How many steps."""
@@ -69,7 +69,7 @@ def advise(
 
     Args:
         trial_steps: optimiser steps to try, 4 or more; 0 tries none.
-        on_stage: called with a line that says what comes next.
+        on_stage: called with one line before each stage.
 
     Raises:
         UserError: what the run itself would raise before its first step, and what the trial run

@@ -1,9 +1,9 @@
 """Statistics of a run's texts, from samples of their tokens.
 
     fertility    tokens per word where spaces separate words, and per character
-    distance     Jensen-Shannon divergence of token frequencies, in bits: 0 for the same text, at most 1. Small samples
-                 differ by chance, so it is compared with two parts of the replay corpus and with the target, all in
-                 samples of one size
+    distance     Jensen-Shannon divergence of token frequencies, in bits: 0 for the same text, at
+                 most 1. Small samples differ by chance, so it is compared with two parts of the
+                 replay corpus and with the target, all in samples of one size
 
 Samples are documents drawn at random, each cut to `DOCUMENT_TOKENS`. "Replay" is training text of
 the source. The random numbers are a generator's own: no global state changes.

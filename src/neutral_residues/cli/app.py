@@ -1,5 +1,4 @@
-"""The command line `neutral`: declares commands. What a command needs is imported inside it, so that
-`--help` is instant.
+"""The command line `neutral`. What a command needs is imported inside it, so `--help` is instant.
 
 Errors caused by user input are one line on standard error and exit code 2; Ctrl-C is 130.
 """

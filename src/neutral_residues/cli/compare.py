@@ -1,4 +1,4 @@
-"""`neutral compare`: the plan of a comparison, what it prints while it runs, and what came of it."""
+"""`neutral compare`: the plan of a comparison, its progress and its outcome."""
 
 from pathlib import Path
 from typing import Self

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from neutral_residues.cli.tables import print_few_tokens, sides_table, tasks_table
+from neutral_residues.cli.tables import print_few_tokens, sets_table, tasks_table
 from neutral_residues.config.run import Corpus
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.evaluate_saved import (
@@ -101,7 +101,7 @@ def evaluate_folder(
 
         record = evaluate_saved(saved, streams, windows, kl=kl, on_progress=show)
     if record.sets:
-        console.print(sides_table(record))
+        console.print(sets_table(record))
         print_few_tokens(record, console=console)
         console.print(
             f"windows of {windows.context_tokens} tokens, stride {windows.stride_tokens}",

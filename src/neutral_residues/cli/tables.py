@@ -1,5 +1,4 @@
-"""Both sides of a record in a table, and the end of a run in a few lines. From the record alone, no
-torch."""
+"""A record in tables, and the end of a run in a few lines. From the record alone, no torch."""
 
 from pathlib import Path
 
@@ -13,17 +12,17 @@ from neutral_residues.results.wording import better_or_worse, factor_of, with_ha
 
 
 def print_summary(record: Record, output: Path, *, console: Console | None = None) -> None:
-    """Print both sides of a record and where everything was saved."""
+    """Print backbone and extended model on every set and task, and where everything was saved."""
     console = console or Console()
-    console.print(sides_table(record))
+    console.print(sets_table(record))
     print_few_tokens(record, console=console)
     if record.tasks:
         console.print(tasks_table(record))
     cost = record.cost
-    if cost.new_share is not None and cost.tokens is not None and cost.seconds is not None:
+    if cost.new_weights is not None and cost.backbone_weights and cost.tokens and cost.seconds:
+        share = 100 * cost.new_weights / cost.backbone_weights
         console.print(
-            f"{cost.new_weights:,} new weights, {100 * cost.new_share:.2f} % of the backbone's"
-            f" {cost.backbone_weights:,}; "
+            f"{cost.new_weights:,} new weights, {share:.2f} % of {cost.backbone_weights:,}; "
             f"{cost.tokens:,} tokens in {cost.seconds:.0f} s",
             highlight=False,
         )
@@ -44,13 +43,11 @@ def print_few_tokens(record: Record, *, console: Console) -> None:
             console.print(Text(f"warning: {line}", style="yellow"))
 
 
-def sides_table(record: Record) -> Table:
+def sets_table(record: Record) -> Table:
     """Bits per byte and perplexity on every held-out set, before and after, with the share of
-    neutral tokens."""
-    table = Table(
-        title=f"{record.label}: bits per byte on held-out text (lower is better)",
-        title_justify="left",
-    )
+    tokens whose gates are all 0."""
+    title = f"{record.label}: bits per byte on held-out text (lower is better)"
+    table = Table(title=title, title_justify="left")
     table.add_column("set")
     table.add_column("role")
     has_kl = any(found.kl_nats is not None for found in record.sets.values())
@@ -80,7 +77,11 @@ def tasks_table(record: Record) -> Table:
     )
     for column in ("task", "score"):
         table.add_column(column, overflow="fold")
-    counts = ["items", *(["shots"] if has_shots else []), *(["prompts cut"] if has_cut else [])]
+    counts = [
+        "items",
+        *(["few-shot"] if has_shots else []),
+        *(["truncated prompts"] if has_cut else []),
+    ]
     for column in (*counts, "backbone", "extended"):
         table.add_column(column, justify="right")
     table.add_column("change, 95 %", justify="right", no_wrap=True)
@@ -89,6 +90,7 @@ def tasks_table(record: Record) -> Table:
         factor = factor_of(task)
         shots = [str(task.num_fewshot)] if has_shots else []
         cut = [f"{task.num_truncated:,}"] if has_cut else []
+        is_noise = task.low <= 0 <= task.high
         table.add_row(
             task.name,
             task.metric + ("" if task.direction == "higher" else " (lower is better)"),
@@ -98,8 +100,6 @@ def tasks_table(record: Record) -> Table:
             f"{factor * task.backbone:.2f}",
             f"{factor * task.extended:.2f}",
             with_half_width(factor * task.difference, factor * task.low, factor * task.high),
-            "no"
-            if task.low <= 0 <= task.high
-            else better_or_worse(task.difference, task.direction),
+            "no" if is_noise else better_or_worse(task.difference, task.direction),
         )
     return table

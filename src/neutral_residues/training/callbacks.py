@@ -1,4 +1,4 @@
-"""Callbacks of a training: measurements, display, step times; and what handles SIGINT and SIGTERM."""
+"""Callbacks of a training: measurements, display, step times; and the handling of SIGINT, SIGTERM."""
 
 import signal
 import statistics
@@ -86,13 +86,16 @@ class Show(TrainerCallback):
 def stop_on_signal(trainer: ExtensionTrainer) -> Iterator[None]:
     """SIGINT and SIGTERM request a checkpoint and a stop after the step; a second one stops now."""
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def request_stop(number: int, frame: FrameType | None) -> None:
         if trainer.stop_requested:
             raise KeyboardInterrupt
         trainer.stop_requested = True
 
     try:
-        old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        old = {
+            number: signal.signal(number, request_stop)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
     except ValueError:  # not in the main thread, which alone can handle signals
         yield
         return

@@ -14,7 +14,7 @@ COMPLETE = "complete.json"
 
 
 def mark_complete(folder: Path, *, sums: dict[str, Any]) -> None:
-    """Flush every file to disk, then write their sizes, and sums for the log, into `complete.json`."""
+    """Flush every file to disk, then write their sizes and `sums` into `complete.json`."""
     sizes = {}
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
         with file.open("rb") as handle:

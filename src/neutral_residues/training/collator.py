@@ -31,7 +31,7 @@ class DomainLabelCollator:
         ]
         return {
             **batch,
-            DOMAIN_LABELS: _place(labels, ids, batch["input_ids"], batch.get("attention_mask")),
+            DOMAIN_LABELS: _aligned(labels, ids, batch["input_ids"], batch.get("attention_mask")),
         }
 
 
@@ -52,7 +52,7 @@ def _token_labels(given: Any, num_tokens: int) -> Tensor:
     return labels.long().expand(num_tokens)
 
 
-def _place(
+def _aligned(
     labels: list[Tensor], ids: list[Tensor], batch_ids: Tensor, attention_mask: Tensor | None
 ) -> Tensor:
     """`labels` of the rows `ids` where the collator put their tokens in `batch_ids` (B, T); IGNORE

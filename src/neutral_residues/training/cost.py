@@ -1,4 +1,4 @@
-"""What a run costs: weights, memory, disk; counted, or estimated where it says so."""
+"""What a run costs: weights and disk counted, memory estimated or measured."""
 
 import resource
 import sys
@@ -23,7 +23,7 @@ class WeightCount:
 
     Attributes:
         num_backbone_weights: embeddings counted.
-        num_new_weights: stored beside the backbone.
+        num_new_weights: added to the backbone.
         num_trained_weights: with a gradient.
     """
 
@@ -96,8 +96,7 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.is_file():
-        # What `getrusage` says on Linux begins at the size of the process that started this one;
-        # this does not.
+        # `getrusage` on Linux starts at the size of the parent process; this does not.
         lines = status.read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

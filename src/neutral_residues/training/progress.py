@@ -60,20 +60,18 @@ class RunProgress:
 
 
 class TrainingDisplay:
-    """Progress, loss per corpus, bits per byte of both sides, open gates, tokens per second, time
-    left.
+    """Progress, loss per corpus, open gates, bits per byte of backbone and extended model, tokens
+    per second, time left.
 
     Args:
-        total_steps: steps of the whole run.
+        total_steps: steps of the training.
         tokens_per_step: tokens that one optimiser step reads.
     """
 
     def __init__(
         self, console: Console, *, title: str, total_steps: int, tokens_per_step: int
     ) -> None:
-        self.console = console
-        self.title = title
-        self.tokens_per_step = tokens_per_step
+        self.console, self.title, self.tokens_per_step = console, title, tokens_per_step
         self.losses: dict[str, float] = {}
         self.results: Mapping[str, SetResult] = {}
         self.progress = Progress(
@@ -84,73 +82,50 @@ class TrainingDisplay:
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[rate]}"),
-            console=console,
         )
         self.task = self.progress.add_task(title, total=total_steps, rate="")
-        self.live: Live | None = None
+        self.live = Live(console=console, get_renderable=self._panel)
         self.first: tuple[float, int] | None = None
 
     def __enter__(self) -> "TrainingDisplay":
         if self.console.is_terminal:
-            self.live = Live(self._panel(), console=self.console, refresh_per_second=4)
             self.live.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.live is not None:
-            self.live.update(self._panel())
-            self.live.stop()
+        self.live.stop()
 
     def step(self, step: int) -> None:
         """A step is done."""
         now = time.monotonic()
-        if self.first is None:
-            self.first = (now, step)
-        elapsed, steps = now - self.first[0], step - self.first[1]
-        rate = (
-            f"{steps * self.tokens_per_step / elapsed:,.0f} tokens/s"
-            if steps and elapsed > 0
-            else ""
-        )
+        self.first = self.first or (now, step)
+        elapsed, tokens = now - self.first[0], (step - self.first[1]) * self.tokens_per_step
+        rate = f"{tokens / elapsed:,.0f} tokens/s" if tokens and elapsed else ""
         self.progress.update(self.task, completed=step, rate=rate)
-        self._refresh()
 
     def logged(self, step: int, logs: Mapping[str, float]) -> None:
         """The trainer logged sums since the last time."""
-        self.losses = {
-            k: v
-            for k, v in logs.items()
-            if k.startswith(("loss_nats/", "open_gates", "local_loss"))
-        }
-        if self.live is None:
-            self.console.print(
-                f"{self.title}  step {step:>5}  {self._loss_line()}", highlight=False
-            )
-        self._refresh()
+        shown = ("loss_nats/", "open_gates", "local_loss")
+        self.losses = {key: value for key, value in logs.items() if key.startswith(shown)}
+        self._print(step, self._loss_line())
 
     def measured(self, step: int, results: Mapping[str, SetResult]) -> None:
         """Backbone and extended model were measured on these sets."""
         self.results = results
-        if self.live is None:
-            self.console.print(
-                f"{self.title}  step {step:>5}  {self._side_line()}", highlight=False
-            )
-        self._refresh()
+        bits = (
+            f"{name} {r.extended_bits_per_byte:.3f} (backbone {r.backbone_bits_per_byte:.3f})"
+            for name, r in results.items()
+        )
+        self._print(step, "  ".join(["bits/byte", *bits]))
+
+    def _print(self, step: int, line: str) -> None:
+        if not self.console.is_terminal:
+            self.console.print(f"{self.title}  step {step:>5}  {line}", highlight=False)
 
     def _loss_line(self) -> str:
         return "  ".join(
             f"{_label(key)} {_shown(key, value)}" for key, value in self.losses.items()
         )
-
-    def _side_line(self) -> str:
-        return "bits/byte  " + "  ".join(
-            f"{name} {r.extended_bits_per_byte:.3f} (backbone {r.backbone_bits_per_byte:.3f})"
-            for name, r in self.results.items()
-        )
-
-    def _refresh(self) -> None:
-        if self.live is not None:
-            self.live.update(self._panel())
 
     def _panel(self) -> Group:
         parts: list[Any] = [self.progress]

@@ -1,4 +1,4 @@
-"""One training, from the last complete checkpoint to the last step, with measurements on the way."""
+"""One training, from the last complete checkpoint to the last step, measured as it runs."""
 
 import time
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from neutral_residues.training.trainer import ExtensionTrainer, make_trainer
 
 @dataclass(frozen=True)
 class Training:
-    """What a training leaves behind besides the weights.
+    """What a training gives besides the weights.
 
     Attributes:
         curve: what was logged and measured, one entry for each line of the log.

@@ -153,8 +153,8 @@ class _StopOnRequest(TrainerCallback):
     ) -> TrainerControl:
         stop = self.trainer.stop_requested
         if self.trainer.accelerator.num_processes > 1:
-            asked = torch.tensor(float(stop), device=args.device)
-            stop = bool(self.trainer.accelerator.reduce(asked, "sum"))
+            requested = torch.tensor(float(stop), device=args.device)
+            stop = bool(self.trainer.accelerator.reduce(requested, "sum"))
         if stop:
             control.should_save = control.should_training_stop = True
         return control

@@ -1,4 +1,4 @@
-"""A few real steps of a run in a process of its own: what they take, and what the whole run will.
+"""A few real steps of a run in another process, to estimate memory and time of the whole run.
 
     run_trial(config, num_steps=20)    starts  python -m neutral_residues.training.trial_run
 
