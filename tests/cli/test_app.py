@@ -298,12 +298,14 @@ def test_evaluate_describe_generate(
     assert "fr" in printed
     make_text(tmp_path / "wiki.jsonl", SOURCE_WORDS, documents=3, seed=9)
     record = tmp_path / "wiki.json"
-    code, printed = neutral(
-        "evaluate", finished / "extension", "--set", f"source:wiki={tmp_path / 'wiki.jsonl'}", "--context", 32,
-        "--stride", 8, "--output", record,
-    )  # fmt: skip
+    where = f"source:wiki={tmp_path / 'wiki.jsonl'}"
+    options = ("--set", where, "--context", 32, "--stride", 8, "--kl", "--output", record)
+    code, printed = neutral("evaluate", finished / "extension", *options)
     assert code == 0, printed
-    assert list(json.loads(record.read_text())["sets"]) == ["wiki"]
+    assert "KL" in printed
+    sets = json.loads(record.read_text())["sets"]
+    assert list(sets) == ["wiki"]
+    assert sets["wiki"]["kl_nats_per_token"] > 0
     code, printed = neutral("generate", finished, "le chat", "--max-new-tokens", 5)
     assert code == 0, printed
     assert "backbone" in printed
