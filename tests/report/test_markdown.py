@@ -3,9 +3,10 @@
 import pytest
 
 from neutral_residues.report.aggregate import sections
-from neutral_residues.report.load import collect
+from neutral_residues.report.load import Collection, collect
 from neutral_residues.report.markdown import escaped, summary
 from synthetic import make_comparison
+from task_scores import two_seeds
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,14 @@ def test_tables_have_as_many_cells_in_every_line(text: str) -> None:
     assert len(tables) == 4  # results of two sections, equal learning, runs without a result
     for table in tables:
         assert len({line.replace("\\|", "").count("|") for line in table.splitlines()}) == 1
+
+
+def test_tasks() -> None:
+    collection = Collection(found=(), unfinished=())
+    text = summary(collection, [two_seeds()], [{}])
+    assert "neutral – English: blimp-en no change beyond noise (+0.1 ± 1.0)" in text
+    assert "\n| neutral | clams-fr | target | acc \\[%\\] | 400 |" in text
+    assert "\n\n\n" not in text
 
 
 def test_escaping() -> None:

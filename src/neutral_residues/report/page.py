@@ -6,9 +6,9 @@ label can end a script. The same records give the same bytes.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neutral_residues.evaluation.token_kinds import FEW_TOKENS
 from neutral_residues.report.aggregate import Point, Section
@@ -29,42 +29,60 @@ from neutral_residues.report.tables import (
 from neutral_residues.report.tasks import task_plots, tasks_table
 from neutral_residues.report.verdict import few_tokens, task_sentences, verdict
 
+if TYPE_CHECKING:
+    import jinja2
+
 TEMPLATES = Path(__file__).parent / "templates"
 GENERATOR = "neutral-residues report"
 """What the page names as its generator; an earlier report is recognised by it."""
 
 
-def render(collection: Collection, sections: Sequence[Section]) -> str:
-    """The whole page as HTML."""
+def environment(*, autoescape: bool, **filters: Callable[[Any], str]) -> "jinja2.Environment":
+    """The templates of the report, in which a name that is not given is an error."""
     import jinja2
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
-    environment = jinja2.Environment(
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
+        autoescape=autoescape,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    found.filters |= filters
+    return found
+
+
+def render(collection: Collection, sections: Sequence[Section]) -> str:
+    """The whole page as HTML."""
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
     names = "; ".join(section.name for section in sections)
-    page = environment.get_template("page.html.jinja").render(
-        generator=GENERATOR,
-        title=f"Learning and forgetting: {names}" if sections else "Speed",
-        num_records=len(collection.found),
-        sections=[shown_section(section) for section in sections],
-        benchmarks=[
-            {"title": each.title, "plots": benchmark_plots(each), "facts": benchmark_facts(each)}
-            for each in collection.benchmarks
-        ],
-        unfinished=unfinished_table(collection.unfinished),
-        few_tokens_share=share(FEW_TOKENS),
-        gate_steps=STEPS,
-        figure_json=lambda plot: Markup(figure_json(plot)),
-        css=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
-        js=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
-        plotly=Markup(get_plotlyjs()),
+    page = (
+        environment(autoescape=True)
+        .get_template("page.html.jinja")
+        .render(
+            generator=GENERATOR,
+            title=f"Learning and forgetting: {names}" if sections else "Speed",
+            num_records=len(collection.found),
+            sections=[shown_section(section) for section in sections],
+            benchmarks=[
+                {
+                    "title": each.title,
+                    "plots": benchmark_plots(each),
+                    "facts": benchmark_facts(each),
+                }
+                for each in collection.benchmarks
+            ],
+            unfinished=unfinished_table(collection.unfinished),
+            few_tokens_share=share(FEW_TOKENS),
+            gate_steps=STEPS,
+            figure_json=lambda plot: Markup(figure_json(plot)),
+            css=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
+            js=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
+            plotly=Markup(get_plotlyjs()),
+        )
     )
     return page.lstrip()
 
