@@ -14,11 +14,11 @@ resuming at row i needs only the number i; and the number of loader workers cann
 permutations are NumPy's: each process keeps that of the current epoch, 8 bytes for each block
 (160 MB for 10 G tokens in blocks of 512). Another version of NumPy may give another order.
 
-Noise, ours and not the paper's (LAB.md, "what moved the curve, and what did not"): trained on clean source rows only, a gate
-learns "not this source text" and opens for any other text, English of another genre too. In a
-noised source row a random share of the tokens, from none to all, is replaced by tokens drawn from
-the whole vocabulary; its local loss counts as ever, its language-modelling loss does not, as there
-is nothing to predict.
+Noise, ours and not the paper's (LAB.md, "what moved the curve, and what did not"): trained on clean
+source rows only, a gate learns "not this source text" and opens for any other text, English of
+another genre too. In a noised source row a random share of the tokens, from none to all, is
+replaced by tokens drawn from the whole vocabulary; its local loss counts as ever, its
+language-modelling loss does not, as there is nothing to predict.
 
 The order is already shuffled: read the rows with a sequential sampler.
 """
