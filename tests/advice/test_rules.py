@@ -27,9 +27,17 @@ def config(**changes: Any) -> Any:
 
 def text(name: str, role: str, use: str = "train", **changes: Any) -> TextFacts:
     values: dict[str, Any] = {
-        "name": name, "role": role, "use": use, "num_documents": 10, "num_tokens": 1_000_000, "num_bytes": 4_000_000,
-        "tokens_per_char": 0.25, "tokens_per_word": 1.5, "bytes_per_char": 1.0, "backbone_bits": 1.0,
-    }  # fmt: skip
+        "name": name,
+        "role": role,
+        "use": use,
+        "num_documents": 10,
+        "num_tokens": 1_000_000,
+        "num_bytes": 4_000_000,
+        "tokens_per_char": 0.25,
+        "tokens_per_word": 1.5,
+        "bytes_per_char": 1.0,
+        "backbone_bits": 1.0,
+    }
     return TextFacts(**values | changes)
 
 

@@ -1,4 +1,4 @@
-"""`neutral extend`: warnings about a new run's texts, and one line with exit code 2 for bad input."""
+"""`neutral extend`: warnings about a new run's texts, and one line for each bad input."""
 
 import errno
 import gzip

@@ -67,10 +67,22 @@ def test_a_change_that_few_tokens_carry_is_said(is_concentrated: bool) -> None:
 
 def test_tasks() -> None:
     score = TaskScore(
-        name="clams-fr", metric="acc", unit="share", direction="higher", num_items=3280, backbone=0.5015,
-        extended=0.5323, difference=0.0308, low=0.0164, high=0.0452, p_value=0.001, interval="t", num_fewshot=0,
-        num_truncated=0, key="k",
-    )  # fmt: skip
+        name="clams-fr",
+        metric="acc",
+        unit="share",
+        direction="higher",
+        num_items=3280,
+        backbone=0.5015,
+        extended=0.5323,
+        difference=0.0308,
+        low=0.0164,
+        high=0.0452,
+        p_value=0.001,
+        interval="t",
+        num_fewshot=0,
+        num_truncated=0,
+        key="k",
+    )
     losses = score.model_copy(
         update={
             "name": "wikitext",

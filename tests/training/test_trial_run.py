@@ -22,7 +22,7 @@ from tiny_run import run_values
         (
             -9,
             "",
-            r"the trial run failed, and so would the run; got killed by SIGKILL \(out of memory\?\)",
+            r"trial run failed, and so would the run; got killed by SIGKILL \(out of memory\?\)",
         ),
         (1, "Traceback\nCudaError: no memory\n", "got CudaError: no memory"),
         (0, "", "got exit code 0"),  # and no result

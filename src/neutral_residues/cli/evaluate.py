@@ -103,10 +103,8 @@ def evaluate_folder(
     if record.sets:
         console.print(sets_table(record))
         print_few_tokens(record, console=console)
-        console.print(
-            f"windows of {windows.context_tokens} tokens, stride {windows.stride_tokens}",
-            highlight=False,
-        )
+        sizes = f"{windows.context_tokens} tokens, stride {windows.stride_tokens}"
+        console.print(f"windows of {sizes}", highlight=False)
     if plan.tasks:
         found = _measure_tasks(saved, plan, console)
         record = record.model_copy(update={"tasks": found})

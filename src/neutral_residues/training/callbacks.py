@@ -1,4 +1,4 @@
-"""Callbacks of a training: measurements, display, step times; and the handling of SIGINT, SIGTERM."""
+"""Callbacks of a training: measurements, display, step times; handling of SIGINT and SIGTERM."""
 
 import signal
 import statistics
