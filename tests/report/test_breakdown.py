@@ -1,4 +1,4 @@
-"""Why the numbers moved: bars add up to the change of the set, and the worst documents are shown."""
+"""Why the numbers moved: bars by kind of token, and the worst documents."""
 
 import pytest
 

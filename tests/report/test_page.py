@@ -1,4 +1,4 @@
-"""The page's text without a browser: it is complete, self-contained, and safe from what it shows."""
+"""The page's text without a browser: complete, self-contained, safe from what it shows."""
 
 import json
 import re

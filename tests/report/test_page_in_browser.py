@@ -116,7 +116,10 @@ def test_hover_names_the_point(open_page: Any) -> None:
             const { xaxis, yaxis } = canvas._fullLayout;
             canvas.scrollIntoView({ block: "center", behavior: "instant" });
             const box = canvas.getBoundingClientRect();
-            return [box.left + xaxis._offset + xaxis.d2p(trace.x[1]), box.top + yaxis._offset + yaxis.d2p(trace.y[1])];
+            return [
+                box.left + xaxis._offset + xaxis.d2p(trace.x[1]),
+                box.top + yaxis._offset + yaxis.d2p(trace.y[1]),
+            ];
         }""")
     page.mouse.move(place[0] - 3, place[1])
     page.mouse.move(*place)
@@ -153,7 +156,8 @@ def test_buttons_change_the_axis(open_page: Any) -> None:
 def test_the_legend_hides_a_run_everywhere(open_page: Any) -> None:
     page = open_page()
     hidden = """() => [...document.querySelectorAll(".canvas")].map((canvas) =>
-        canvas.data.filter((trace) => trace.visible === false && trace.meta.curve === "lora").length)"""
+        canvas.data.filter((trace) => trace.meta.curve === "lora" && trace.visible === false)
+            .length)"""
     assert sum(page.evaluate(hidden)) == 0
     button = page.locator("#s1 .legend button", has_text="lora")
     button.click()
@@ -183,7 +187,10 @@ def test_copy_without_a_clipboard(open_page: Any, works: bool) -> None:
     script = f"""
         Object.defineProperty(navigator, "clipboard", {{ value: undefined }});
         window.copied = null;
-        document.execCommand = () => {{ window.copied = document.activeElement.value; return {str(works).lower()}; }};
+        document.execCommand = () => {{
+            window.copied = document.activeElement.value;
+            return {str(works).lower()};
+        }};
     """
     page = open_page(script=script)
     page.locator("[data-copy=s1-points]").click()
@@ -226,9 +233,10 @@ SCREENS: dict[str, dict[str, Any]] = {
 COVERED = """() => [...document.querySelectorAll(".canvas")].flatMap((canvas) => {
     const boxes = (selector) => [...canvas.querySelectorAll(selector)]
         .map((element) => [element, element.getBoundingClientRect()])
-        .filter(([element, box]) => box.width && box.height && getComputedStyle(element).opacity > 0);
+        .filter(([, { width, height }]) => width && height)
+        .filter(([element]) => getComputedStyle(element).opacity > 0);
     const bars = boxes(".modebar");
-    return boxes(".legend, .annotation, .bartext, .scatterlayer .point, .bars .point, .xtitle, .ytitle")
+    return boxes(".legend, .annotation, .bartext, .point, .xtitle, .ytitle")
         .filter(([, a]) => bars.some(([, b]) =>
             a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom))
         .map(([element]) => `${canvas.id}: ${element.getAttribute("class")}`);
@@ -238,7 +246,8 @@ CLIPPED = """() => [...document.querySelectorAll(".canvas")].flatMap((canvas) =>
     const box = canvas.getBoundingClientRect();
     return [...canvas.querySelectorAll("text")]
         .map((text) => [text.textContent, text.getBoundingClientRect()])
-        .filter(([, { width, left, right }]) => width && (left < box.left - 1 || right > box.right + 1))
+        .filter(([, { width }]) => width)
+        .filter(([, { left, right }]) => left < box.left - 1 || right > box.right + 1)
         .map(([text]) => `${canvas.id}: ${text}`);
 })"""
 

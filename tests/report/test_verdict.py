@@ -22,7 +22,7 @@ def lora(forgetting: float, bits: float) -> Record:
         (
             [neutral()],
             [
-                "neutral lowers bits per byte from 4.000 to 2.000 (−50.0 %, 1 seed), while those of",
+                "neutral lowers bits per byte from 4.000 to 2.000 (−50.0 %, 1 seed), while those",
                 "change by +0.50 % on average. Nothing else was measured here.",
             ],
         ),

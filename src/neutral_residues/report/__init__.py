@@ -3,8 +3,8 @@ cost.
 
     load            paths -> records and benchmarks, and runs that failed or are not done
     comparable      the settings behind a record, and whether two were measured alike
-    aggregate       records -> points (seeds averaged), curves (learning rates, shares), sections (targets)
-    pareto          points -> Pareto front, forgetting at equal learning, who is better on both sides
+    aggregate       records -> points (seeds averaged), curves (learning rates), sections (targets)
+    pareto          Pareto front, forgetting at equal learning, who is better on both sides
     curves          through training, and by layer
     formatting      how numbers are written
     style           colours, markers and dashes
@@ -16,7 +16,7 @@ cost.
     benchmarks        times and memory
     verdict         sentences made from numbers
     static_figures  PNG and SVG
-    markdown        the summary to paste into a model card
+    markdown        the summary to paste into a model card, from `templates/`
     page            the page, from `templates/`
     build           all of it, written into a folder
 

@@ -1,13 +1,13 @@
 """Records -> typed numbers: points, curves and sections. Nothing about looks or about who wins.
 
-    point      records that agree in everything but the seed: mean, standard deviation and number of seeds
-    curve      points of one label that differ only in the learning rate (or in the share of weight averaging)
-    section    curves that were measured on the same target sets; several languages are several sections
+    point      records that differ only in the seed: mean, deviation and number of seeds
+    curve      points of one label that differ only in the learning rate (or share of averaging)
+    section    curves measured on the same target sets; several languages are several sections
 
-Two numbers place a point:
+Two numbers place a point, both lower where better:
 
-    forgetting    rise in bits per byte, mean over the source sets, in % of the backbone's; lower is better
-    learning      bits per byte on the target (mean over the target sets, where there are several); lower is better
+    forgetting    rise in bits per byte in % of the backbone's, mean over the source sets
+    learning      bits per byte on the target (mean over the target sets, where several)
 
 Where a curve has several learning rates, the one with the lowest bits per byte at the end of
 training on the target sets for validation is *chosen*, among those with the most seeds. The

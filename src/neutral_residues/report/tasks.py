@@ -97,7 +97,7 @@ def tasks_table(section: Section) -> Table | None:
     if not found:
         return None
     scores = [result.score for result in found]
-    silent = {"role": "none", "few-shot": "0", "truncated prompts": "0", "p": NONE}
+    unsaid = {"role": "none", "few-shot": "0", "truncated prompts": "0", "p": NONE}
     columns = (
         texts("task", [score.name for score in scores]),
         texts("role", [score.role for score in scores]),
@@ -112,7 +112,7 @@ def tasks_table(section: Section) -> Table | None:
         Column("p", tuple(map(_p_value, found))),
         numbers("seeds", [result.difference.n for result in found]),
     )
-    shown = [c for c in columns if any(cell.text != silent.get(c.name) for cell in c.cells)]
+    shown = [c for c in columns if any(cell.text != unsaid.get(c.name) for cell in c.cells)]
     return Table(row_names([result.point for result in found], section), tuple(shown))
 
 

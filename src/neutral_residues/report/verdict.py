@@ -1,5 +1,5 @@
-"""Sentences that are made from numbers, true whatever these are: the result of a section, what moved
-its numbers, and how its tasks changed."""
+"""Sentences made from numbers, true whatever these are: the result of a section, what moved its
+numbers, and how its tasks changed."""
 
 import math
 import statistics

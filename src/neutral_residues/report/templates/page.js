@@ -8,20 +8,25 @@
   const theme = () => {
     const [ink, soft, line, paper] = ["--ink", "--soft", "--line", "--paper"].map(colour);
     return {
-      "font.color": ink, "hoverlabel.bgcolor": paper, "hoverlabel.bordercolor": soft, "hoverlabel.font.color": ink,
-      "xaxis.gridcolor": line, "yaxis.gridcolor": line, "xaxis.linecolor": soft, "yaxis.linecolor": soft,
+      "font.color": ink, "hoverlabel.font.color": ink,
+      "hoverlabel.bgcolor": paper, "hoverlabel.bordercolor": soft,
+      "xaxis.gridcolor": line, "yaxis.gridcolor": line,
+      "xaxis.linecolor": soft, "yaxis.linecolor": soft,
       "xaxis.zerolinecolor": soft, "yaxis.zerolinecolor": soft,
     };
   };
 
   const draw = async (canvas) => {
-    const { data, layout, views } = JSON.parse(document.getElementById(`${canvas.id}-data`).textContent);
-    // Drag to zoom, double-click for all of it: a bar of tools would cover legends and values. A finger scrolls the page.
+    const json = document.getElementById(`${canvas.id}-data`).textContent;
+    const { data, layout, views } = JSON.parse(json);
+    // Drag to zoom, double-click to see everything: a bar of tools would cover legends and values.
+    // A finger scrolls the page.
     layout.dragmode = matchMedia("(hover: hover)").matches ? "zoom" : false;
     await Plotly.newPlot(canvas, data, layout, { responsive: true, displayModeBar: false });
     await Plotly.relayout(canvas, theme());
     canvas.dataset.drawn = "true";
-    if (views) all("[data-view]", canvas.closest("figure")).forEach((button) => choose(canvas, views, button));
+    const buttons = all("[data-view]", canvas.closest("figure"));
+    buttons.forEach((button) => choose(canvas, views, button));
   };
 
   const choose = (canvas, views, button) => button.addEventListener("click", () => {
@@ -29,15 +34,18 @@
     const arrays = view.x.map((_, index) => (view.error[index] || []).map((value) => value || 0));
     Plotly.update(canvas, { x: view.x, y: view.y, "error_x.array": arrays },
       { "xaxis.title.text": view.title, "xaxis.range": view.range });
-    all("[data-view]", button.parentElement).forEach((other) => other.setAttribute("aria-pressed", other === button));
+    const buttons = all("[data-view]", button.parentElement);
+    buttons.forEach((other) => other.setAttribute("aria-pressed", other === button));
   });
 
   // A press on the legend hides or shows a run in every figure of its section.
   const toggle = (button) => button.addEventListener("click", () => {
     const shown = button.getAttribute("aria-pressed") !== "true";
     button.setAttribute("aria-pressed", shown);
-    canvases.filter((canvas) => canvas.dataset.section === button.dataset.section && canvas.data).forEach((canvas) => {
-      const traces = canvas.data.flatMap((trace, index) => trace.meta?.curve === button.dataset.curve ? [index] : []);
+    const { section, curve } = button.dataset;
+    const drawn = canvases.filter((canvas) => canvas.dataset.section === section && canvas.data);
+    drawn.forEach((canvas) => {
+      const traces = [...canvas.data.keys()].filter((n) => canvas.data[n].meta?.curve === curve);
       if (traces.length) Plotly.restyle(canvas, { visible: shown }, traces);
     });
   });
@@ -48,7 +56,8 @@
     return cell.dataset.value === undefined ? null : Number(cell.dataset.value);
   };
   const order = (a, b, sign) => {
-    if (a === null || b === null) return (a === null) - (b === null); // what was not measured comes last
+    // What was not measured comes last.
+    if (a === null || b === null) return (a === null) - (b === null);
     return sign * (typeof a === "string" ? a.localeCompare(b) : a - b);
   };
   const sort = (header) => {
@@ -62,10 +71,13 @@
     body.append(...rows);
   };
 
-  const words = (cell) => cell.textContent.replace(/\s+/g, " ").trim().replace(/([\\|<>`*_[\]])/g, "\\$1");
+  const words = (cell) => {
+    const text = cell.textContent.replace(/\s+/g, " ").trim();
+    return text.replace(/([\\|<>`*_[\]])/g, "\\$1");
+  };
   const markdown = (table) => {
     const lines = [...table.rows].map((row) => `| ${[...row.cells].map(words).join(" | ")} |`);
-    lines.splice(1, 0, `|${[...table.rows[0].cells].map((_, index) => (index ? "---:|" : "---|")).join("")}`);
+    lines.splice(1, 0, `|---|${"---:|".repeat(table.rows[0].cells.length - 1)}`);
     return `${lines.join("\n")}\n`;
   };
   const copied = async (text) => {
@@ -76,7 +88,7 @@
       return false;
     }
   };
-  // Where the browser offers no clipboard, the old way; where that fails too, the text lies there to be copied.
+  // Where the browser offers no clipboard, the old way; where that fails too, the text is shown.
   const copy = async (button) => {
     const text = markdown(document.getElementById(button.dataset.copy));
     all("textarea", button.parentElement).forEach((area) => area.remove());
@@ -95,7 +107,9 @@
     setTimeout(() => { button.textContent = "Copy as Markdown"; }, 2000);
   };
 
-  all(".sortable thead th").forEach((th) => th.querySelector("button").addEventListener("click", () => sort(th)));
+  all(".sortable thead button").forEach((button) => {
+    button.addEventListener("click", () => sort(button.closest("th")));
+  });
   all("[data-copy]").forEach((button) => button.addEventListener("click", () => copy(button)));
   all(".legend button").forEach(toggle);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
