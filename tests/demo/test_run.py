@@ -17,6 +17,7 @@ from neutral_residues.demo.run import DEMO_DATA, run_demo
 MAX_WEIGHT_BYTES = 8 * 1024 * 1024
 
 
+@pytest.mark.slow
 def test_the_demo_from_end_to_end(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     printed = io.StringIO()
