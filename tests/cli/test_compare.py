@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from command_line import Neutral, assert_one_line
@@ -32,6 +33,7 @@ def test_a_terminal_shows_the_last_line_of_each_running_cell(tmp_path: Path) -> 
     assert "1/2" in printed.getvalue()
 
 
+@pytest.mark.slow
 def test_a_comparison_and_its_report(tmp_path: Path, neutral: Neutral) -> None:
     write_run(tmp_path, run_values(tmp_path, steps=2), "tiny.yaml")
     values = {
