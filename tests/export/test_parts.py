@@ -37,7 +37,7 @@ def test_only_what_is_active_is_exported(tmp_path: Path) -> None:
     model.add_adapter("other", NeutralResiduesConfig(width=4, first_layer=0))
     perturb(model)
     answer = exported(model, "transformers", tmp_path)
-    assert answer["difference"] == 0.0
+    assert answer["outputs"] == 0.0
     residues = json.loads((tmp_path / "config.json").read_text())["residues"]
     assert [adapter["name"] for adapter in residues] == ["default"]
 

@@ -34,7 +34,7 @@ def test_where_random_tokens_open_no_gate_a_text_does(tmp_path: Path) -> None:
     gate = model.base_model.model.model.layers[0].mlp.adapter("default").block_gate
     gate.weight.copy_(x_D[None])
     gate.bias.fill_(-0.9999 * x_D.square().sum())
-    line = r"every gate was closed .*; give some text of the target, 32 tokens or more"
+    line = r"every gate was closed .*; give target text of 32 tokens or more"
     with pytest.raises(UserError, match=line):
         export_model(model, tmp_path / "out", to="transformers")
     reference = record_reference(model, text_ids)

@@ -1,2 +1,1 @@
-"""Extensions as model folders that other programs load, verified in a process without this
-package."""
+"""Extensions as folders that other programs load, verified in a process without this package."""

@@ -1,5 +1,4 @@
-"""From a live extended model to a folder that other programs load: complete and verified, or no
-folder at all."""
+"""From a live extended model to a folder for other programs: complete and verified, or none."""
 
 import copy as copying
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from neutral_residues.errors import UserError, first_line, nearest
-from neutral_residues.export.formats.table import FORMATS, Format, find_format
+from neutral_residues.export.formats.table import Format, find_format
 from neutral_residues.export.parts import Parts, extract_parts
 from neutral_residues.export.reference import record_reference
 from neutral_residues.export.verify import Difference, compare
@@ -44,8 +43,8 @@ def export_model(
     text: str = "",
     copy: bool = True,
 ) -> Difference:
-    """Write the active adapters of `model`, with its backbone where the format has one, and compare
-    the result with the live model.
+    """Write the active adapters of `model`, with its backbone where the format has one, and measure
+    the difference between the result and the live model.
 
     Args:
         folder: where it goes; must be empty or absent.
@@ -54,9 +53,6 @@ def export_model(
         tokenizer: saved with the model.
         text: some text on which the gates are open, to compare on; random tokens are tried as well.
         copy: False saves the memory of a second model, and leaves `model` unusable.
-
-    Returns:
-        The measured difference.
 
     Raises:
         UserError: if the format cannot hold the extension, or what was written is not the live
@@ -67,7 +63,7 @@ def export_model(
     text_ids = _text_ids(text, tokenizer)
     model = _with_stored_weights(_checked(model), stored_type, copy=copy)
     reference, parts = record_reference(model, text_ids), extract_parts(model)
-    _check_format(row, parts)
+    row.check(parts)
     reference.check_any_active()
     try:
         with whole_folder(folder) as written:
@@ -118,16 +114,6 @@ def _with_stored_weights(model: PeftModel, dtype: torch.dtype, *, copy: bool) ->
     return model.to("cpu").eval()
 
 
-def _check_format(row: Format, parts: Parts) -> None:
-    reason = row.refusal(parts)
-    if reason is not None:
-        others = [other.name for other in FORMATS if other.refusal(parts) is None]
-        raise UserError(
-            f"{row.name} cannot hold this extension: {reason}",
-            do=f"formats that can: {', '.join(others)}",
-        )
-
-
 _CARD = """---
 base_model: {backbone}
 {library}tags: [neutral-residues]
@@ -164,13 +150,16 @@ def _card(row: Format, parts: Parts, difference: Difference) -> str:
     """README: what is in the folder, from which backbone, how to load it, and how exact it is."""
     backbone = parts.backbone.name_or_path
     option = ", trust_remote_code=True" if row.trust_remote_code else ""
-    with_backbone = row.kind == "logits"
+    library, loading, licence = "", _LOAD_ADAPTER, "No weight of the backbone is in this folder."
+    if row.kind == "logits":
+        library, licence = "library_name: transformers\n", _LICENCE
+        loading = _LOAD_MODEL.format(option=option)
     return _CARD.format(
         backbone=backbone,
-        library="library_name: transformers\n" if with_backbone else "",
+        library=library,
         name=Path(backbone).name,
         title=row.title,
-        loading=_LOAD_MODEL.format(option=option) if with_backbone else _LOAD_ADAPTER,
+        loading=loading,
         difference=difference.describe(),
-        licence=_LICENCE if with_backbone else "No weight of the backbone is in this folder.",
+        licence=licence,
     )

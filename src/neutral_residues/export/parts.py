@@ -1,7 +1,6 @@
-"""An extended model taken apart: the plain backbone, and the adapters that run parallel to its
-blocks.
+"""An extended model taken apart, without PEFT: the backbone, and the adapters of its blocks.
 
-The writers of all formats work from these parts, without PEFT.
+The writers of all formats work from these parts.
 """
 
 import copy
@@ -22,42 +21,34 @@ from neutral_residues.tuner.neutral import GatedAdapter
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter.
+    """One adapter."""
 
-    Attributes:
-        name: as in PEFT.
-        kind: of its block gate.
-        activation: by its name in Transformers.
-        width: R.
-        by_block: full name of a block in the backbone -> what runs parallel to it.
-    """
-
-    name: str
+    name: str  # as in PEFT
     kind: BlockGate
-    activation: str
-    width: int
-    by_block: dict[str, GatedAdapter]
+    activation: str  # by its name in Transformers
+    width: int  # R
+    by_block: dict[str, GatedAdapter]  # full name of a block in the backbone -> its part there
+
+    @property
+    def first(self) -> GatedAdapter:
+        return next(iter(self.by_block.values()))
 
     @property
     def width_in(self) -> int:
         """D."""
-        return self._first.gate.in_features
+        return self.first.gate.in_features
 
     @property
     def has_bias(self) -> bool:
         """Whether its gate has a b."""
-        return self._first.block_gate is not None and self._first.block_gate.bias is not None
-
-    @property
-    def _first(self) -> GatedAdapter:
-        return next(iter(self.by_block.values()))
+        return self.first.block_gate is not None and self.first.block_gate.bias is not None
 
     @torch.no_grad()
     def at(self, block: str) -> GatedAdapter:
         """What runs parallel to that block, or a module of the same shape that adds 0."""
         if block in self.by_block:
             return self.by_block[block]
-        zero = copy.deepcopy(self._first)
+        zero = copy.deepcopy(self.first)
         for parameter in zero.parameters():
             parameter.zero_()
         if zero.block_gate is not None:  # llama.cpp's sigmoid of exactly 0 is 0/0
@@ -67,17 +58,11 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Parts:
-    """A backbone and the adapters whose residues are added to its blocks.
-
-    Attributes:
-        backbone: without any trace of PEFT.
-        adapters: those that were active; none where everything was merged into the backbone.
-        merged: whether updates were added to the backbone's matrices.
-    """
+    """A backbone, without any trace of PEFT, and the adapters that were active."""
 
     backbone: PreTrainedModel
     adapters: tuple[Adapter, ...]
-    merged: bool = False
+    merged: bool = False  # updates were added to the backbone's matrices instead
 
     @property
     def model_type(self) -> str:
@@ -85,8 +70,8 @@ class Parts:
 
     @cached_property
     def ffns(self) -> dict[str, GatedMLP | None]:
-        """Full name of each feed-forward block, in layer order -> its parts if it is a plain gated
-        linear unit; empty where the layers have no such block."""
+        """Full name of each feed-forward block, in layer order -> its parts if it is a gated MLP;
+        empty where the layers have no such block."""
         try:
             blocks = find_blocks(self.backbone, "ffn")
         except UserError:
@@ -94,8 +79,7 @@ class Parts:
         return {name: as_gated_mlp(block) for name, block in blocks.items()}
 
     def layer_numbers(self, adapter: Adapter) -> dict[str, int]:
-        """Name of each block of the adapter -> its layer, counted from 0; without blocks outside
-        the layers."""
+        """Name of each block of the adapter inside the layers -> its layer, counted from 0."""
         layers = list(find_layers(self.backbone))
         return {
             block: number
@@ -110,11 +94,9 @@ class Parts:
 
 
 def extract_parts(model: PeftModel) -> Parts:
-    """The parts of `model`, which is not usable afterwards: nothing is copied. Low-rank updates are
-    merged.
+    """The parts of `model`, which is not usable afterwards: nothing is copied.
 
-    Raises:
-        UserError: for another method of PEFT that cannot be merged.
+    Updates of other methods are merged; a UserError where PEFT cannot.
     """
     layers = residue_layers(model.get_base_model())
     if not layers:
@@ -135,15 +117,12 @@ def _merged(model: PeftModel) -> PreTrainedModel:
     try:
         return _untied(model.merge_and_unload())
     except (AttributeError, NotImplementedError, ValueError) as error:  # it depends on the method
-        kind = model.peft_config[model.active_adapter].peft_type.value
-        raise UserError(
-            f"PEFT cannot merge {kind}", got=first_line(error), do="serve it with PEFT"
-        ) from error
+        what = f"PEFT cannot merge {model.peft_config[model.active_adapter].peft_type.value}"
+        raise UserError(what, got=first_line(error), do="serve it with PEFT") from error
 
 
 def _untied(backbone: PreTrainedModel) -> PreTrainedModel:
-    """An output matrix that was trained apart from the embeddings it was tied to is no longer
-    tied."""
+    """An output matrix that was trained apart from the embeddings is no longer tied to them."""
     head, embeddings = backbone.get_output_embeddings(), backbone.get_input_embeddings()
     if head is not None and head.weight is not embeddings.weight:
         backbone.config.tie_word_embeddings = False

@@ -1,4 +1,4 @@
-"""What the live model computes on some tokens with open gates, to be compared with the export.
+"""What the live model computes on tokens with open gates, to be compared with the export.
 
 A gate that is trained to close on source text is closed on most random tokens too, and an adapter
 with zero output proves nothing about an export. So rows of the user's text, if there is one, and of
@@ -26,19 +26,12 @@ ROWS_PER_DRAW, MAX_DRAWS = 32, 8
 
 @dataclass(frozen=True)
 class ReferenceOutputs:
-    """What the live model computes.
-
-    Attributes:
-        token_ids_BT: the tokens.
-        logits_BTV: its logits.
-        inputs: name of a block -> the input of the block and of its adapters, (B, T, D).
-        residues: name of a block -> what the active adapters added to it, (B, T, D).
-    """
+    """What the live model computes."""
 
     token_ids_BT: Tensor
     logits_BTV: Tensor
-    inputs: dict[str, Tensor]
-    residues: dict[str, Tensor]
+    inputs: dict[str, Tensor]  # name of a block -> its input, (B, T, D)
+    residues: dict[str, Tensor]  # name of a block -> what the active adapters added, (B, T, D)
 
     @property
     def max_abs_residue_BL(self) -> Tensor:
@@ -55,21 +48,14 @@ class ReferenceOutputs:
     def check_any_active(self) -> None:
         """Raise a UserError if there are adapters and all residues are 0."""
         if self.residues and self.num_inactive == len(self.residues):
+            what = "every gate was closed on all tokens that were tried: nothing can be compared"
             length = self.token_ids_BT.shape[1]
-            raise UserError(
-                "every gate was closed on all tokens that were tried, so the export cannot be"
-                " compared",
-                do=f"give some text of the target, {length} tokens or more (--text)",
-            )
+            raise UserError(what, do=f"give target text of {length} tokens or more (--text)")
 
 
 def record_reference(model: PeftModel, text_ids: Sequence[int] = ()) -> ReferenceOutputs:
-    """Run the live model on up to `MAX_ROWS` rows of tokens that activate as many layers as
-    possible.
-
-    Args:
-        text_ids: tokens of a text that should open the gates.
-    """
+    """Run the live model on up to `MAX_ROWS` rows that activate as many layers as possible, of
+    `text_ids`, which should open the gates, and of random tokens."""
     length = min(ROW_TOKENS, context_length(model.config) or ROW_TOKENS)
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     generator = torch.Generator().manual_seed(0)

@@ -1,5 +1,4 @@
-"""Compares an exported folder with the live model, in a fresh process that cannot import this
-package.
+"""Compares an exported folder with the live model, in a process that cannot import this package.
 
 Measured is the largest absolute difference of a number (a logit, or a residue where the adapter was
 exported alone), as a share of the largest such number. Both models compute in float32 on the CPU,
@@ -34,22 +33,13 @@ _CHILD = Path(__file__).parent / "verify_child.py"
 
 @dataclass(frozen=True)
 class Difference:
-    """How far an export is from the live model.
-
-    Attributes:
-        kind: what was compared.
-        outputs: largest absolute difference of a number.
-        cache: largest absolute difference of a logit between generation with a cache and without;
-            0 where residues were compared.
-        largest: the largest absolute number of the live model.
-        num_inactive: layers that were not compared, because all gates were closed on all tokens.
-    """
+    """How far an export is from the live model."""
 
     kind: Kind
-    outputs: float
-    cache: float
-    largest: float
-    num_inactive: int
+    outputs: float  # largest absolute difference of a number
+    cache: float  # of a logit, between generation with a cache and without; 0 for residues
+    largest: float  # largest absolute number of the live model
+    num_inactive: int  # layers not compared, because all gates were closed on all tokens
 
     @property
     def share(self) -> float:
@@ -57,19 +47,13 @@ class Difference:
         return max(self.outputs, self.cache) / self.largest if self.largest else math.inf
 
     def check(self, *, rounded: bool) -> None:
-        """Raise a UserError unless the export is the live model.
-
-        Args:
-            rounded: whether weights were computed and stored in 16 bits.
-        """
+        """Raise a UserError unless the export is the live model; `rounded`: its weights were
+        computed and stored in 16 bits."""
         tolerance = ROUNDED_TOLERANCE if rounded else TOLERANCE
         if not self.share <= tolerance:
             raise UserError(
                 "the export is not the live model",
-                got=(
-                    f"{self.kind} that differ by up to {self.outputs:.2g}, and by {self.cache:.2g}"
-                    " with a cache"
-                ),
+                got=f"{self.kind} up to {self.outputs:.2g} off, {self.cache:.2g} with a cache",
                 allowed=f"{tolerance * self.largest:.2g}",
                 do="please report it, with the type of the backbone",
             )
@@ -82,46 +66,32 @@ class Difference:
         if self.kind == "logits":
             cache = f"differs by at most {self.cache:.1e}" if self.cache else "is equal too"
             parts.append(f"generation with a cache {cache}")
-        if self.num_inactive:
-            parts.append(
-                f"in {self.num_inactive} layers every gate was closed, so these are not compared"
-            )
+        if (closed := self.num_inactive) > 0:
+            parts.append(f"in {closed} layers every gate was closed, so these are not compared")
         return "; ".join(parts)
 
 
 def compare(
     folder: Path, reference: ReferenceOutputs, *, kind: Kind, trust_remote_code: bool
 ) -> Difference:
-    """Load `folder` in a fresh process and compare it with the live model.
-
-    Raises:
-        UserError: if it cannot be loaded there.
-    """
+    """Load `folder` in a fresh process and compare it with the live model; a UserError if it cannot
+    be loaded there."""
     tensors = {"token_ids": reference.token_ids_BT, "logits": reference.logits_BTV}
     if kind == "residues":
         tensors |= {f"inputs.{block}": x for block, x in reference.inputs.items()}
         tensors |= {f"residues.{block}": delta for block, delta in reference.residues.items()}
+    asked = {"folder": str(folder.resolve()), "kind": kind, "trust_remote_code": trust_remote_code}
     with tempfile.TemporaryDirectory() as name:
         request = Path(name)
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
         save_file(contiguous, request / "reference.safetensors")
-        write_json(
-            request / "request.json",
-            {"folder": str(folder.resolve()), "kind": kind, "trust_remote_code": trust_remote_code},
-        )
+        write_json(request / "request.json", asked)
         answer = _run_child(request)
-    return Difference(
-        kind,
-        outputs=answer["difference"],
-        cache=answer["cache_difference"],
-        largest=answer["largest"],
-        num_inactive=reference.num_inactive,
-    )
+    return Difference(kind, **answer, num_inactive=reference.num_inactive)
 
 
 def _run_child(request: Path) -> dict[str, Any]:
-    # -P: the child's own folder is no place to import from. The code cache of Transformers stays as
-    # it was.
+    # -P: nothing is imported from the child's own folder. Transformers' code cache stays as it was.
     modules = {"HF_MODULES_CACHE": str(request / "modules"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-P", str(_CHILD), str(request)],

@@ -1,5 +1,5 @@
-"""Runs in a fresh process: loads an exported folder as any other program would, and measures how
-far it is from the live model.
+"""Loads an exported folder as any other program would, and measures how far it is from the live
+model; runs in a process of its own.
 
     python -P verify_child.py REQUEST
 
@@ -8,8 +8,8 @@ REQUEST is a folder with `request.json` and `reference.safetensors`; the answer 
 fails. Everything is computed in float32 on the CPU.
 """
 
-import importlib.util
 import json
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,7 @@ def main(request: Path) -> None:
 def compare_logits(
     folder: Path, reference: dict[str, Any], *, trust_remote_code: bool
 ) -> dict[str, Any]:
-    """The folder's logits against those of the live model, and its generation with a cache against
-    the same without."""
+    """Its logits against the live model's, and generation with a cache against that without."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -65,29 +64,24 @@ def compare_logits(
         uncached_BTV = model(input_ids=out.sequences[:, :-1], use_cache=False).logits
     return {
         "largest": expected_BTV.abs().max().item(),
-        "difference": (logits_BTV - expected_BTV).abs().max().item(),
-        "cache_difference": (cached_BTV - uncached_BTV[:, half.shape[1] - 1 :]).abs().max().item(),
+        "outputs": (logits_BTV - expected_BTV).abs().max().item(),
+        "cache": (cached_BTV - uncached_BTV[:, half.shape[1] - 1 :]).abs().max().item(),
     }
 
 
 def compare_residues(folder: Path, reference: dict[str, Any]) -> dict[str, Any]:
-    """What the folder's own `reference.py` computes from each block's input against the residue of
-    the live model."""
+    """What the folder's `reference.py` computes from each block's input against the live model."""
     import torch
 
-    spec = importlib.util.spec_from_file_location("reference", folder / "reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = runpy.run_path(str(folder / "reference.py"))
     largest = difference = 0.0
     with torch.no_grad():
-        for layer, block in module.DESCRIPTION["layers"].items():
+        for layer, block in module["DESCRIPTION"]["layers"].items():
             expected = reference[f"residues.{block}"]
-            found = module.residue(reference[f"inputs.{block}"], int(layer))
+            found = module["residue"](reference[f"inputs.{block}"], int(layer))
             largest = max(largest, expected.abs().max().item())
             difference = max(difference, (found - expected).abs().max().item())
-    return {"largest": largest, "difference": difference, "cache_difference": 0.0}
+    return {"largest": largest, "outputs": difference, "cache": 0.0}
 
 
 if __name__ == "__main__":

@@ -32,13 +32,9 @@ def dense_refusal(parts: Parts) -> str | None:
     for adapter in parts.adapters:
         if adapter.kind != "none":
             return f"its {adapter.kind} gate depends on the token, so no matrix equals it"
-        if adapter.activation != activation:
-            return (
-                f"a wider block has one activation, {activation}; this adapter has"
-                f" {adapter.activation}"
-            )
-        target = parts.first_non_ffn_target(adapter)
-        if target is not None:
+        if (own := adapter.activation) != activation:
+            return f"a wider block has one activation, {activation}; this adapter has {own}"
+        if target := parts.first_non_ffn_target(adapter):
             return f"only a feed-forward block becomes wider; this adapter is parallel to {target}"
     width = getattr(config, "intermediate_size", None)
     for name, mlp in parts.ffns.items():

@@ -42,58 +42,36 @@ from neutral_residues.export.parts import Parts
 from neutral_residues.tuner.gated_mlp import GatedMLP
 from neutral_residues.tuner.neutral import GatedAdapter
 
+# fmt: off
 SAME_KEYS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "max_position_embeddings",
-    "initializer_range",
-    "rms_norm_eps",
-    "use_cache",
-    "rope_parameters",
-    "attention_dropout",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings",
+    "initializer_range", "rms_norm_eps", "use_cache", "rope_parameters", "attention_dropout",
+    "pad_token_id", "bos_token_id", "eos_token_id",
 )
+# fmt: on
 
 
 @dataclass(frozen=True)
 class Stock:
-    """A stock mixture-of-experts architecture.
-
-    Attributes:
-        config: its configuration class.
-        model: its class.
-        holds: model types of the backbones that it holds exactly.
-        settings: the backbone's configuration -> what the stock one needs besides `SAME_KEYS`
-            and the experts.
-        convert: key, tensor, backbone's configuration -> the tensor that the stock model needs
-            under that key.
-        has_output_bias: whether its attention can have a bias after the heads.
-        has_windows: whether its attention can be limited to a window.
-    """
+    """A stock mixture-of-experts architecture."""
 
     config: type[Any]
     model: type[Any]
-    holds: tuple[str, ...]
+    holds: tuple[str, ...]  # model types of the backbones that it holds exactly
+    # The backbone's configuration -> what the stock one needs besides `SAME_KEYS` and the experts.
     settings: Callable[[Any], dict[str, Any]]
+    # Key, tensor, backbone's configuration -> the stock model's tensor of that key.
     convert: Callable[[str, Tensor, Any], Tensor]
-    has_output_bias: bool = False
-    has_windows: bool = False
+    has_output_bias: bool = False  # its attention can have a bias after the heads
+    has_windows: bool = False  # its attention can be limited to a window
 
 
 def _qwen2_moe_settings(config: Any) -> dict[str, Any]:
     window = getattr(config, "sliding_window", None)
-    everywhere = (
-        "sliding_attention" if config.model_type == "mistral" and window else "full_attention"
-    )
-    layer_types = getattr(config, "layer_types", None) or [everywhere] * config.num_hidden_layers
+    windowed = window and config.model_type == "mistral"
+    kind = "sliding_attention" if windowed else "full_attention"
+    layer_types = getattr(config, "layer_types", None) or [kind] * config.num_hidden_layers
     return {
         "qkv_bias": config.model_type == "qwen2",
         "layer_types": list(layer_types),
@@ -123,10 +101,8 @@ def _to_qwen3_next(key: str, tensor: Tensor, config: Any) -> Tensor:
     if key.endswith("norm.weight"):
         return tensor - 1.0
     if ".self_attn.q_proj." in key:  # for each head its queries, then its gates
-        heads = tensor.view(config.num_attention_heads, config.head_dim, -1)
-        return torch.cat([heads, torch.zeros_like(heads)], dim=1).view(
-            2 * tensor.shape[0], *tensor.shape[1:]
-        )
+        heads = tensor.view(config.num_attention_heads, config.head_dim, *tensor.shape[1:])
+        return torch.cat([heads, torch.zeros_like(heads)], dim=1).flatten(0, 1)
     if key.endswith(".self_attn.o_proj.weight"):
         return 2.0 * tensor
     return tensor
@@ -152,11 +128,8 @@ QWEN3_NEXT = Stock(
 
 def moe_refusal(stock: Stock, parts: Parts) -> str | None:
     """Why that architecture cannot hold the extension, or None."""
-    if parts.model_type not in stock.holds:
-        return (
-            f"it holds backbones of the types {', '.join(stock.holds)}; this one is"
-            f" {parts.model_type}"
-        )
+    if (kind := parts.model_type) not in stock.holds:
+        return f"it holds backbones of the types {', '.join(stock.holds)}; this one is {kind}"
     if len(parts.adapters) != 1:
         return f"it holds one adapter; this model has {len(parts.adapters)}"
     return _adapter_refusal(parts) or _backbone_refusal(stock, parts)
@@ -164,18 +137,14 @@ def moe_refusal(stock: Stock, parts: Parts) -> str | None:
 
 def _adapter_refusal(parts: Parts) -> str | None:
     adapter, activation = parts.adapters[0], parts.backbone.config.hidden_act
-    target = parts.first_non_ffn_target(adapter)
     if adapter.kind != "sigmoid":
         return f"its expert has a sigmoid gate; this one is {adapter.kind} (train neutral-sigmoid)"
     if adapter.has_bias:
         return "its gate has no bias, and this one has; train with residues.gate_start: half"
-    if target is not None:
+    if target := parts.first_non_ffn_target(adapter):
         return f"its expert is parallel to the feed-forward block; this adapter to {target}"
-    if adapter.activation != activation:
-        return (
-            f"its experts have the backbone's activation {activation}; this adapter has"
-            f" {adapter.activation}"
-        )
+    if (own := adapter.activation) != activation:
+        return f"its experts have the backbone's activation {activation}; this adapter has {own}"
     return None
 
 
@@ -198,10 +167,9 @@ def _backbone_refusal(stock: Stock, parts: Parts) -> str | None:
 def write_moe(stock: Stock, parts: Parts, folder: Path, dtype: torch.dtype) -> None:
     """Write configuration and weights of the stock model into `folder`."""
     backbone, adapter, config = parts.backbone, parts.adapters[0], parts.backbone.config
-    settings = {key: getattr(config, key, None) for key in SAME_KEYS}
-    settings = {key: value for key, value in settings.items() if value is not None}
-    settings |= stock.settings(config)
-    settings |= {
+    same = {key: getattr(config, key, None) for key in SAME_KEYS}
+    settings = {key: value for key, value in same.items() if value is not None}
+    settings |= stock.settings(config) | {
         "num_experts": 1,
         "num_experts_per_tok": 1,
         "norm_topk_prob": True,
@@ -227,8 +195,7 @@ def write_moe(stock: Stock, parts: Parts, folder: Path, dtype: torch.dtype) -> N
 
 @torch.no_grad()
 def _mixture(mlp: GatedMLP, adapter: GatedAdapter) -> dict[str, Tensor]:
-    """The FFN as the only routed expert, a router whose softmax is over one number, and the adapter
-    as the shared expert."""
+    """The FFN as the only routed expert, a router over one number, the adapter as shared expert."""
     assert adapter.block_gate is not None
     return {
         "experts.gate_up_proj": torch.cat([mlp.gate.weight, mlp.up.weight])[None],

@@ -12,6 +12,7 @@ command finds stock classes only.
 
 import importlib.util
 import sys
+from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 from string import Template
@@ -70,12 +71,8 @@ def write_remote_code(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
 
 
 def _class_names(backbone: PreTrainedModel) -> dict[str, str]:
-    kinds = {
-        "Config": type(backbone.config),
-        "Decoder": type(backbone.base_model),
-        "Head": type(backbone),
-    }
-    return {role: f"{CLASS_PREFIX}{kind.__name__}" for role, kind in kinds.items()}
+    kinds = {"Config": backbone.config, "Decoder": backbone.base_model, "Head": backbone}
+    return {role: f"{CLASS_PREFIX}{type(kind).__name__}" for role, kind in kinds.items()}
 
 
 def _code(parts: Parts) -> str:
@@ -98,8 +95,7 @@ def _code(parts: Parts) -> str:
 
 
 def _imported(path: Path) -> ModuleType:
-    """The module in that file, registered under a name of its own, by which Python resolves the
-    annotations of its classes."""
+    """The module in that file; Python resolves the annotations of its classes by its name."""
     name = f"_exported_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -128,10 +124,10 @@ def _settings(adapter: Adapter, prefix: str) -> dict[str, Any]:
 
 def _weights(parts: Parts) -> dict[str, Tensor]:
     """The backbone's, and those of the adapters of each block, numbered in their order."""
-    by_block: dict[str, list[GatedAdapter]] = {}
+    by_block: defaultdict[str, list[GatedAdapter]] = defaultdict(list)
     for adapter in parts.adapters:
         for block, module in adapter.by_block.items():
-            by_block.setdefault(block, []).append(module)
+            by_block[block].append(module)
     weights = {}
     for key, tensor in parts.backbone.state_dict().items():
         for block in by_block:

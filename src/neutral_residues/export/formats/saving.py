@@ -17,8 +17,7 @@ def save_model(
     dtype: torch.dtype,
     like: PreTrainedModel,
 ) -> None:
-    """Save a model with exactly these weights, and the generation settings of `like`; only what
-    `dtype` changes is copied."""
+    """Save a model with exactly these weights, and the generation settings of `like`."""
     with torch.device("meta"):
         model = model_class(config)
     model.load_state_dict(weights, assign=True)

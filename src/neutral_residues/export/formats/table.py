@@ -1,4 +1,4 @@
-"""The table of formats: why each refuses what it does not hold exactly, and how it is written."""
+"""The table of formats: what each does not hold exactly, and how it is written."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,29 +18,17 @@ from neutral_residues.export.verify import Kind
 
 @dataclass(frozen=True)
 class Format:
-    """One row.
+    """One row."""
 
-    Attributes:
-        name: as in `--to`.
-        title: what it is.
-        cannot_hold: why it cannot hold adapters parallel to blocks, or None.
-        write: writes parts into a folder, in a type.
-        computes: whether it writes weights that are not merely copied; they are rounded once more
-            when stored in 16 bits.
-        kind: what is compared with the live model: logits of a whole model, or residues of the
-            adapter alone.
-        trust_remote_code: whether loading it runs code from the folder.
-        merges: whether low-rank updates can be merged into it.
-    """
-
-    name: str
+    name: str  # as in `--to`
     title: str
-    cannot_hold: Callable[[Parts], str | None]
+    cannot_hold: Callable[[Parts], str | None]  # why not these adapters, or None
     write: Callable[[Parts, Path, torch.dtype], None]
+    # Whether weights are computed, not copied: stored in 16 bits they are rounded once more.
     computes: Callable[[Parts], bool] = lambda parts: False
-    kind: Kind = "logits"
-    trust_remote_code: bool = False
-    merges: bool = False
+    kind: Kind = "logits"  # what is compared with the live model
+    trust_remote_code: bool = False  # loading it runs code from the folder
+    merges: bool = False  # low-rank updates can be merged into it
 
     def refusal(self, parts: Parts) -> str | None:
         """Why it cannot hold these parts, or None."""
@@ -48,45 +36,50 @@ class Format:
             return "its updates are added to the backbone's own matrices, so there is no adapter"
         return self.cannot_hold(parts)
 
+    def check(self, parts: Parts) -> None:
+        """Raise a UserError that names the formats that can, if this one cannot hold them."""
+        if reason := self.refusal(parts):
+            others = ", ".join(row.name for row in FORMATS if row.refusal(parts) is None)
+            what = f"{self.name} cannot hold this extension: {reason}"
+            raise UserError(what, do=f"formats that can: {others}")
+
 
 FORMATS: tuple[Format, ...] = (
     Format(
-        name="transformers",
-        title="a model folder with its own modelling code (trust_remote_code)",
-        cannot_hold=remote_code_refusal,
-        write=write_remote_code,
+        "transformers",
+        "a model folder with its own modelling code (trust_remote_code)",
+        remote_code_refusal,
+        write_remote_code,
         trust_remote_code=True,
     ),
     Format(
-        name="qwen2_moe",
-        title=(
-            "a stock Qwen2-MoE model: the old FFN as its one expert, the adapter as gated shared"
-            " expert"
-        ),
-        cannot_hold=partial(moe_refusal, QWEN2_MOE),
-        write=partial(write_moe, QWEN2_MOE),
+        "qwen2_moe",
+        "a stock Qwen2-MoE model: the old FFN as its one expert, the adapter as gated shared"
+        " expert",
+        partial(moe_refusal, QWEN2_MOE),
+        partial(write_moe, QWEN2_MOE),
         computes=lambda parts: parts.model_type == "gemma",
     ),
     Format(
-        name="qwen3_next",
-        title="the same as a stock Qwen3-Next model with full attention in every layer",
-        cannot_hold=partial(moe_refusal, QWEN3_NEXT),
-        write=partial(write_moe, QWEN3_NEXT),
+        "qwen3_next",
+        "the same as a stock Qwen3-Next model with full attention in every layer",
+        partial(moe_refusal, QWEN3_NEXT),
+        partial(write_moe, QWEN3_NEXT),
         computes=lambda parts: True,
     ),
     Format(
-        name="dense",
-        title="the backbone's own stock architecture",
-        cannot_hold=dense_refusal,
-        write=write_dense,
+        "dense",
+        "the backbone's own stock architecture",
+        dense_refusal,
+        write_dense,
         computes=lambda parts: parts.merged,
         merges=True,
     ),
     Format(
-        name="safetensors",
-        title="the adapter alone: tensors, formula and a reference in PyTorch, for any runtime",
-        cannot_hold=tensors_refusal,
-        write=write_tensors,
+        "safetensors",
+        "the adapter alone: tensors, formula and a reference in PyTorch, for any runtime",
+        tensors_refusal,
+        write_tensors,
         kind="residues",
     ),
 )
@@ -95,12 +88,8 @@ FORMAT_NAMES = tuple(row.name for row in FORMATS)
 
 
 def find_format(name: str) -> Format:
-    """The row of that name.
-
-    Raises:
-        UserError: naming the nearest.
-    """
-    for row in FORMATS:
-        if row.name == name:
-            return row
-    raise UserError(f"unknown format {name}", do=nearest(name, FORMAT_NAMES))
+    """The row of that name; a UserError that names the nearest if there is none."""
+    row = next((row for row in FORMATS if row.name == name), None)
+    if row is None:
+        raise UserError(f"unknown format {name}", do=nearest(name, FORMAT_NAMES))
+    return row

@@ -66,34 +66,25 @@ def write_tensors(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
     }
     save_file(tensors, folder / "model.safetensors")
     write_json(folder / "neutral_residues.json", _description(parts, adapter))
+    bias = ' + w["block_gate.bias"]' if adapter.has_bias else ""
     text = _REFERENCE.substitute(
         width_in=adapter.width_in,
         activation=ACTIVATIONS[adapter.activation],
         gate=GATES[adapter.kind],
-        logits=_gate_logits(adapter),
+        logits="None" if adapter.kind == "none" else f'x @ w["block_gate.weight"].T{bias}',
     )
     write_text(folder / "reference.py", text)
 
 
-def _gate_logits(adapter: Adapter) -> str:
-    if adapter.kind == "none":
-        return "None"
-    bias = ' + w["block_gate.bias"]' if adapter.has_bias else ""
-    return f'x @ w["block_gate.weight"].T{bias}'
-
-
 def _description(parts: Parts, adapter: Adapter) -> dict[str, Any]:
-    first = next(iter(adapter.by_block.values()))
+    backbone = {"name": parts.backbone.name_or_path, "model_type": parts.model_type}
     return {
         "formula": "out(x) = block(x) + g(s) * down(act(gate(x)) * up(x)), s = block_gate(x)",
         "gate": {"kind": adapter.kind, "formula": GATES[adapter.kind]},
         "activation": {"name": adapter.activation, "formula": ACTIVATIONS[adapter.activation]},
-        "shapes": {name: list(p.shape) for name, p in first.named_parameters()},
+        "shapes": {name: list(p.shape) for name, p in adapter.first.named_parameters()},
         "D": adapter.width_in,
         "R": adapter.width,
         "layers": {str(number): block for block, number in parts.layer_numbers(adapter).items()},
-        "backbone": (
-            {"name": parts.backbone.name_or_path, "model_type": parts.model_type}
-            | describe_backbone(parts.backbone)
-        ),
+        "backbone": backbone | describe_backbone(parts.backbone),
     }
