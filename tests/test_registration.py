@@ -44,6 +44,7 @@ PEFT_FIRST = """
     """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports", [NEUTRAL_RESIDUES_FIRST, PEFT_FIRST], ids=["neutral_residues first", "peft first"]
 )
@@ -91,6 +92,7 @@ def test_registering_again_is_harmless() -> None:
     assert mapping.PEFT_TYPE_TO_CONFIG_MAPPING["NEUTRAL_RESIDUES"] is config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "first", ["neutral_residues.tuner.config", "neutral_residues.methods.table"]
 )

@@ -135,6 +135,7 @@ def test_resume_is_bit_equal(
     assert resumed.sets == whole.sets
 
 
+@pytest.mark.slow
 def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(tmp_path: Path) -> None:
     values = run_values(tmp_path, steps=60, save_every=5, keep_checkpoints=1)
     whole = extend(make_run(values | {"output": str(tmp_path / "whole")}))
@@ -350,6 +351,7 @@ def test_the_record_on_disk_is_the_one_returned(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())["method"] == "neutral"
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path: Path) -> None:
     values = run_values(tmp_path, steps=4, batch_rows=4, accumulation=2, evaluate_every=2)
     one = extend(make_run(values | {"output": str(tmp_path / "one")}))

@@ -13,6 +13,8 @@ import torch
 from distributed_worker import big_batch_training, extended_llama, mixed_rows, trained
 from paths import TESTS
 
+pytestmark = pytest.mark.slow
+
 RUNS: list[dict[str, Any]] = [
     {"batch": 4, "accumulation": 1},
     {"batch": 1, "accumulation": 4},
