@@ -21,14 +21,24 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from models import bound_of, extended, finished, in_turns, peaks, random_llama, set_gates, timed
+from models import (
+    Bound,
+    bound_of,
+    extended,
+    finished,
+    in_turns,
+    peaks,
+    random_llama,
+    set_gates,
+    timed,
+)
 from neutral_residues.backbone import load_backbone, pick_device
 from neutral_residues.config.run import Corpus
 from neutral_residues.data.documents import iter_documents
 from neutral_residues.demo.run import DEMO_DATA
 from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.experimental.fused import fuse
-from neutral_residues.results.benchmark import Bound, Measured
+from neutral_residues.results.benchmark import Measured
 from neutral_residues.training.cost import peak_memory_bytes
 from neutral_residues.tuner.layer import residue_layers
 

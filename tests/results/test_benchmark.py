@@ -1,4 +1,4 @@
-"""The file of a benchmark, and the bounds that follow from counting weights."""
+"""The file of a benchmark, written and read."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,6 @@ import pytest
 from neutral_residues.errors import UserError
 from neutral_residues.results.benchmark import (
     Benchmark,
-    Bound,
     Measured,
     is_benchmark,
     read_benchmark,
@@ -54,10 +53,3 @@ def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:
     path.write_text(json.dumps(value))
     with pytest.raises(UserError, match=r"rows\.0\.ratio.*got -1"):
         read_benchmark(path)
-
-
-def test_bounds_by_hand() -> None:
-    # A step: (4 * 100 + 6 * 20) / (6 * 100), and 2 * 30 less where no gradient flows.
-    assert Bound(backbone=100, new=20).train_frozen == pytest.approx(5.2 / 6)
-    assert Bound(backbone=100, new=20, below=30).train_frozen == pytest.approx(4.6 / 6)
-    assert Bound(backbone=100, new=20).run_open == pytest.approx(1.2)

@@ -6,13 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from neutral_residues.results.set_result import (
-    RATIOS,
-    LayerResult,
-    SetResult,
-    learning_share,
-    rise_percent,
-)
+from neutral_residues.results.set_result import LayerResult, SetResult, learning_share, rise_percent
+
+RATIOS = SetResult.model_computed_fields
 
 
 def result(**changes: Any) -> SetResult:

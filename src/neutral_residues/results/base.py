@@ -43,27 +43,15 @@ def read_part(schema: type[Schema], path: Path | str, what: str) -> Schema:
     except ValueError as error:
         do = "if it was cut short while being copied, copy it again"
         raise UserError(f"{what} {path} is not whole JSON", got=str(error), do=do) from error
-    _check_header(schema, path, what, value)
-    return checked(schema, value, file=path)
-
-
-def _check_header(schema: type[Part], path: Path | str, what: str, value: object) -> None:
-    """Raise for a file that says to be something else, before its fields are complained of."""
-    expected = {
-        key: schema.model_fields[key].default
-        for key in ("format", "version")
-        if key in schema.model_fields
-    }
-    if not isinstance(value, dict) or value.get("format") != expected["format"]:
-        allowed = f'a JSON object with "format": "{expected["format"]}"'
+    # A file that says to be something else, before its fields are complained of.
+    expected, version = (schema.model_fields[key].default for key in ("format", "version"))
+    if not isinstance(value, dict) or value.get("format") != expected:
+        allowed = f'a JSON object with "format": "{expected}"'
         raise UserError(f"{path} is not a {what} of neutral-residues", allowed=allowed)
-    if value.get("version") != expected.get("version"):
-        raise UserError(
-            f"{what} {path}: version",
-            got=repr(value.get("version")),
-            allowed=str(expected["version"]),
-            do="read it with the version of neutral-residues that wrote it",
-        )
+    if value.get("version") != version:
+        got, do = repr(value.get("version")), "read it with the neutral-residues that wrote it"
+        raise UserError(f"{what} {path}: version", got=got, allowed=str(version), do=do)
+    return checked(schema, value, file=path)
 
 
 def _refuse_constant(constant: str) -> NoReturn:

@@ -5,16 +5,10 @@ report draws. No torch.
 
 Times compare only within one run, as ratios: every row names its baseline, and the ratio is the
 median over rounds in which both took turns.
-
-The bounds (`Bound`): with N weights in the backbone's matrix products and n new ones, a training
-token costs 4N + 6n operations where the backbone is frozen (forward, gradient of activations, and
-the gradient of new weights) and 6N where all trains; through layers up to the first adapter no
-gradient flows, which saves 2 for each of their weights. Decoding at batch 1 reads every weight that
-it uses once; a prefill computes with each of them once per token.
 """
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pydantic import Field
 
@@ -74,32 +68,6 @@ class Benchmark(Part):
     """What was measured."""
 
 
-class Bound(NamedTuple):
-    """The limits that follow from counting weights.
-
-    Attributes:
-        backbone: weights in the backbone's matrix products (embedding rows that are only looked up
-            do not count).
-        new: weights of the extension in matrix products.
-        below: those of the backbone in the layers up to the first one with an adapter, that one
-            included.
-    """
-
-    backbone: int
-    new: int
-    below: int = 0
-
-    @property
-    def train_frozen(self) -> float:
-        """Time of a training step by full fine-tuning's, where operations bind."""
-        return (4 * self.backbone - 2 * self.below + 6 * self.new) / (6 * self.backbone)
-
-    @property
-    def run_open(self) -> float:
-        """Time of a pass by the backbone's, where every adapter is computed."""
-        return (self.backbone + self.new) / self.backbone
-
-
 def write_benchmark(path: Path, benchmark: Benchmark) -> None:
     """Write it as JSON, whole or not at all."""
     write_json(path, benchmark.model_dump(mode="json"))
@@ -112,9 +80,5 @@ def is_benchmark(path: Path) -> bool:
 
 
 def read_benchmark(path: Path) -> Benchmark:
-    """The benchmark in that file.
-
-    Raises:
-        UserError: if it is not whole JSON, or its fields are wrong.
-    """
+    """The benchmark in that file; a UserError as of `read_part`."""
     return read_part(Benchmark, path, "benchmark")

@@ -22,27 +22,22 @@ def write_digest(folder: Path) -> None:
 
 
 def check_digest(folder: Path) -> None:
-    """Compare the tensors in `folder` with the digests that were written when it was saved.
-
-    Raises:
-        UserError: naming the first tensor that differs.
-    """
+    """Raise a UserError that names the first tensor in `folder` that is not as it was saved."""
     file = folder / DIGEST
     if not file.is_file():
         return
     do = f"save or fetch it again; if the weights were changed on purpose, delete {file}"
-    try:
-        with disk_errors(file):
+    damaged = f"the weights in {folder} are damaged"
+    with disk_errors(file):
+        try:
             saved = dict(json.loads(file.read_text(encoding="utf-8")))
             found = dict(_digests(folder))
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"the weights in {folder} are damaged", got="unreadable", do=do) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(damaged, got="unreadable", do=do) from error
     different = [name for name in {**saved, **found} if saved.get(name) != found.get(name)]
     if different:
         got = f"{len(different)} tensors that differ from what was saved, first {different[0]}"
-        raise UserError(f"the weights in {folder} are damaged", got=got, do=do)
+        raise UserError(damaged, got=got, do=do)
 
 
 def _digests(folder: Path) -> Iterator[tuple[str, str]]:

@@ -1,21 +1,20 @@
 """The record of a run: each part a class, each field documented by the line under it. No torch.
 
-A change of the schema raises `VERSION`; `store.py` reads and writes. What was measured on one
+A change of the schema raises its `version`; `store.py` reads and writes. What was measured on one
 evaluation set is in `set_result.py`.
 """
 
 import statistics
 from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, Field, field_validator, model_validator
+from pydantic import AfterValidator, AwareDatetime, Field, field_validator, model_validator
 
 from neutral_residues.results.base import Part
 from neutral_residues.results.set_result import EvaluationSet, SetResult
 
-FORMAT: Literal["neutral-residues/record"] = "neutral-residues/record"
-VERSION: Literal[1] = 1
-FAILURE_FORMAT: Literal["neutral-residues/failure"] = "neutral-residues/failure"
+Created = Annotated[AwareDatetime, AfterValidator(lambda created: created.astimezone(UTC))]
+NOW: Any = Field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
 
 
 class Sample(Part):
@@ -88,8 +87,8 @@ class GateText(Part):
 
     @model_validator(mode="after")
     def _one_gate_for_each_layer_and_token(self) -> Self:
-        shape = (len(self.layers), {len(self.tokens)})
-        if (len(self.gates), {len(row) for row in self.gates} or {len(self.tokens)}) != shape:
+        lengths = [len(row) for row in self.gates]
+        if lengths != [len(self.tokens)] * len(self.layers):
             raise ValueError(f"gates must be {len(self.layers)} rows of {len(self.tokens)} numbers")
         return self
 
@@ -151,16 +150,20 @@ class Provenance(Part):
     """Key of the tokenizer, as in the token files; null where not known."""
 
 
+Point = dict[str, int | float]
+"""Numbers measured at one step of training, by name."""
+
+
 class Record(Part):
     """One run, whole."""
 
-    format: Literal["neutral-residues/record"] = FORMAT
+    format: Literal["neutral-residues/record"] = "neutral-residues/record"
     """Says that the file is ours."""
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     """Version of this schema."""
     kind: Literal["extend", "evaluate"]
     """extend: training and then evaluation. evaluate: evaluation only."""
-    created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
+    created: Created = NOW
     """When the record was made, UTC, ISO 8601."""
     method: str = Field(min_length=1)
     """Name in the table of methods, for example "neutral" or "lora"."""
@@ -169,7 +172,7 @@ class Record(Part):
     validation_sets: dict[str, EvaluationSet] = Field(default={})
     """Sets that were measured while training only, to choose settings by; the numbers are in
     `curve`."""
-    curve: list[dict[str, int | float]] = Field(default=[])
+    curve: list[Point] = Field(default=[])
     """Measurements during training: each point has "step" and any named numbers."""
     samples: list[Sample] = Field(default=[])
     """Continuations by both models."""
@@ -201,16 +204,9 @@ class Record(Part):
         last = max(measured, key=lambda point: point["step"])
         return statistics.fmean(last[key] for key in keys)
 
-    @field_validator("created")
-    @classmethod
-    def _in_utc(cls, created: datetime) -> datetime:
-        return created.astimezone(UTC)
-
     @field_validator("curve")
     @classmethod
-    def _every_point_has_its_step(
-        cls, curve: list[dict[str, int | float]]
-    ) -> list[dict[str, int | float]]:
+    def _every_point_has_its_step(cls, curve: list[Point]) -> list[Point]:
         if any("step" not in point for point in curve):
             raise ValueError('every point of the curve needs "step"')
         return curve
@@ -228,11 +224,13 @@ class Record(Part):
 class Failure(Part):
     """A run of a comparison that failed: why, in one line."""
 
-    format: Literal["neutral-residues/failure"] = FAILURE_FORMAT
+    format: Literal["neutral-residues/failure"] = "neutral-residues/failure"
     """Says that the file is ours."""
+    version: Literal[1] = 1
+    """Version of this schema."""
     label: str = Field(min_length=1)
     """The run's name in tables."""
     reason: str = Field(min_length=1)
     """The error, in one line."""
-    created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
+    created: Created = NOW
     """When it failed, UTC, ISO 8601."""

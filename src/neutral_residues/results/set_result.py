@@ -10,20 +10,14 @@ nowhere else.
     neutral share      part of the tokens on which every gate is exactly 0
     KL                 KL(backbone || extended) in nats per token, where it was asked for
 
-Sums are stored; they are divided once. The JSON of a `SetResult` also has its ratios (`RATIOS`),
-for readers without this code; a file whose ratios are not those of its sums is refused. No torch.
+Sums are stored; they are divided once. The JSON of a `SetResult` also has its ratios, for
+readers without this code; a file whose ratios are not those of its sums is refused. No torch.
 """
 
 import math
 from typing import Any, Literal, Self, get_args
 
-from pydantic import (
-    Field,
-    ModelWrapValidatorHandler,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, ModelWrapValidatorHandler, computed_field, model_validator
 
 from neutral_residues.config.run import Role
 from neutral_residues.results.base import Part
@@ -41,18 +35,6 @@ TokenKind = Literal[
 ]
 """Kinds of tokens, each token being of one; `evaluation/token_kinds.py` says by what rule."""
 KINDS: tuple[TokenKind, ...] = get_args(TokenKind)
-
-RATIOS = (
-    "backbone_bits_per_byte",
-    "extended_bits_per_byte",
-    "backbone_token_perplexity",
-    "extended_token_perplexity",
-    "rise_bits_per_byte",
-    "rise_percent",
-    "neutral_share",
-    "kl_nats_per_token",
-)
-"""Properties of a `SetResult` that its JSON has beside the sums."""
 
 
 def bits_per_byte(nats: float, num_bytes: int) -> float:
@@ -189,54 +171,59 @@ class SetResult(EvaluationSet):
     breakdown: Breakdown | None = None
     """Why the bits per byte moved; null where that was not asked for."""
 
+    @computed_field
     @property
     def backbone_bits_per_byte(self) -> float:
         return bits_per_byte(self.backbone_nats, self.num_bytes)
 
+    @computed_field
     @property
     def extended_bits_per_byte(self) -> float:
         return bits_per_byte(self.extended_nats, self.num_bytes)
 
+    @computed_field
     @property
     def backbone_token_perplexity(self) -> float:
         return math.exp(self.backbone_nats / self.num_tokens)
 
+    @computed_field
     @property
     def extended_token_perplexity(self) -> float:
         return math.exp(self.extended_nats / self.num_tokens)
 
+    @computed_field
     @property
     def rise_bits_per_byte(self) -> float:
         """Extended minus backbone: forgetting on a source set; below 0 is learning."""
         return self.extended_bits_per_byte - self.backbone_bits_per_byte
 
+    @computed_field
     @property
     def rise_percent(self) -> float:
         """The same in per cent of the backbone's bits per byte."""
         return rise_percent(self.backbone_nats, self.extended_nats)
 
+    @computed_field
     @property
     def neutral_share(self) -> float | None:
         """Share of the tokens on which every gate is exactly 0; None without block gates."""
         neutral = self.num_neutral_tokens
         return None if neutral is None else neutral / self.num_tokens
 
+    @computed_field
     @property
     def kl_nats_per_token(self) -> float | None:
         """KL(backbone || extended) per token; None where it was not asked for."""
         return None if self.kl_nats is None else self.kl_nats / self.num_tokens
-
-    @model_serializer(mode="wrap")
-    def _with_ratios(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return handler(self) | {name: getattr(self, name) for name in RATIOS}
 
     @model_validator(mode="wrap")
     @classmethod
     def _ratios_agree(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(value, dict):
             return handler(value)
-        result = handler({key: entry for key, entry in value.items() if key not in RATIOS})
-        for name in RATIOS:
+        ratios = cls.model_computed_fields
+        result = handler({key: entry for key, entry in value.items() if key not in ratios})
+        for name in ratios:
             found, stored = getattr(result, name), value.get(name)
             if name in value and stored != found and not _is_close(stored, found):
                 raise ValueError(f"{name} is {stored!r}, but the sums give {found!r}")

@@ -10,7 +10,8 @@ foreign file or another version is refused in one line. What a record holds is i
 that failed inside a comparison leaves a `Failure` instead. No torch.
 """
 
-import platform as platform_module
+import platform
+import shlex
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +30,7 @@ PACKAGES = (
     "tokenizers",
     "lm-eval",
 )
+DESCRIBE = "git --no-optional-locks describe --always --dirty --abbrev=40 --exclude=*"
 
 
 def write_record(path: Path | str, record: Record) -> None:
@@ -43,27 +45,17 @@ def write_record(path: Path | str, record: Record) -> None:
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(
-            f"the record for {path} cannot be written", got=str(error), allowed="finite numbers"
-        ) from error
+        what = f"the record for {path} cannot be written"
+        raise UserError(what, got=str(error), allowed="finite numbers") from error
 
 
 def read_record(path: Path | str) -> Record:
-    """The record in the file at `path`.
-
-    Raises:
-        UserError: if there is no such file, it is not JSON (or was cut short), not one of our
-            records, of another version, or its fields are wrong.
-    """
+    """The record in the file at `path`; a UserError as of `read_part`."""
     return read_part(Record, path, "record")
 
 
 def read_failure(path: Path | str) -> Failure:
-    """The failure in the file at `path`.
-
-    Raises:
-        UserError: as `read_record`.
-    """
+    """The failure in the file at `path`; a UserError as of `read_part`."""
     return read_part(Failure, path, "failure")
 
 
@@ -72,10 +64,8 @@ def provenance(
 ) -> Provenance:
     """Where a record made now, by this process, comes from."""
     return Provenance(
-        python=platform_module.python_version(),
-        platform=(
-            f"{platform_module.system()} {platform_module.release()} {platform_module.machine()}"
-        ),
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.release()} {platform.machine()}",
         device=device,
         packages={package: _version(package) for package in PACKAGES},
         git_commit=_git_commit(),
@@ -96,19 +86,10 @@ def _git_commit() -> str | None:
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists() or not (root / "src" / "neutral_residues").is_dir():
         return None
-    command = [
-        "git",
-        "--no-optional-locks",
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
     try:
-        done = subprocess.run(
-            command, cwd=root, capture_output=True, text=True, timeout=20, check=True
+        found = subprocess.check_output(
+            shlex.split(DESCRIBE), cwd=root, text=True, timeout=20, stderr=subprocess.DEVNULL
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    return found.strip() or None
