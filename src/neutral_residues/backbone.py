@@ -21,72 +21,55 @@ from neutral_residues.config.run import TrainingSettings
 from neutral_residues.errors import UserError, first_line
 
 Quantised = Literal["int8", "nf4"]
+CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "HeadModel")
+"""Of the class names in a configuration's `architectures`."""
 
 
 def load_config(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PretrainedConfig:
-    """The configuration of a causal language model.
-
-    Raises:
-        UserError: if there is no model, it cannot be reached, or it is not causal.
-    """
+    """The configuration of a causal language model; a UserError if there is no model, it cannot be
+    reached, or it is not causal."""
     folder = Path(name)
     if folder.exists() and not (folder / "config.json").is_file():
-        do = (
-            "it holds an adapter: give its backbone"
-            if (folder / "adapter_config.json").is_file()
-            else "check the path"
-        )
+        holds_adapter = (folder / "adapter_config.json").is_file()
+        do = "it holds an adapter: give its backbone" if holds_adapter else "check the path"
         raise UserError(f"{name} is not a model folder", got="no config.json in it", do=do)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(
-            name, revision=revision, trust_remote_code=trust_remote_code
-        )
+        config = AutoConfig.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot load the model {name}",
-            got=first_line(error),
-            do="give a folder with config.json, or a name on the Hub while the network is there",
-        ) from error
+        what = f"cannot load the model {name}"
+        do = "give a folder with config.json, or a name on the Hub while the network is there"
+        raise UserError(what, got=first_line(error), do=do) from error
     _check_causal(name, config)
     return config
 
 
 def _check_causal(name: str, config: PretrainedConfig) -> None:
-    auto_map = getattr(config, "auto_map", None) or {}
-    known = (
-        config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in auto_map
+    architectures = config.architectures or []
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in (
+        getattr(config, "auto_map", None) or {}
     )
-    bidirectional = getattr(config, "is_encoder_decoder", False) or _is_masked(config)
-    if not known or bidirectional:
+    causal = any(a.endswith(CAUSAL_ENDINGS) for a in architectures) or not architectures
+    if not (known and causal) or getattr(config, "is_encoder_decoder", False):
         raise UserError(
             f"{name} is not a causal language model",
-            got=f"model_type {config.model_type} ({', '.join(config.architectures or ['?'])})",
+            got=f"model_type {config.model_type} ({', '.join(architectures or ['?'])})",
             allowed="a decoder such as Llama, Qwen, Gemma, Mistral, GPT-2",
         )
-
-
-def _is_masked(config: PretrainedConfig) -> bool:
-    architectures = config.architectures or []
-    return bool(architectures) and not any(
-        a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "HeadModel"))
-        for a in architectures
-    )
 
 
 def load_tokenizer(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to a model."""
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        return AutoTokenizer.from_pretrained(
-            name, revision=revision, trust_remote_code=trust_remote_code
-        )
+        return AutoTokenizer.from_pretrained(name, **options)
     except Exception as error:  # tokenizers raises bare Exceptions for broken files
-        raise UserError(
-            f"cannot load the tokenizer of {name}", got=first_line(error), do="check the folder"
-        ) from error
+        what = f"cannot load the tokenizer of {name}"
+        raise UserError(what, got=first_line(error), do="check the folder") from error
 
 
 def load_backbone(
@@ -103,31 +86,22 @@ def load_backbone(
     Raises:
         UserError: also for a weight file cut short, or without the package that quantises.
     """
-    load_config(name, revision=revision, trust_remote_code=trust_remote_code)
-    options: dict[str, Any] = _quantisation(quantised, dtype) if quantised else {}
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    load_config(name, **options)
+    options |= _quantisation(quantised, dtype) if quantised else {}
+    do = "fetch the model again"
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            dtype=dtype,
-            output_loading_info=True,
-            **options,
+            name, dtype=dtype, output_loading_info=True, **options
         )
     except Exception as error:  # safetensors raises its own type for a file cut short
-        raise UserError(
-            f"cannot load the weights of {name}", got=first_line(error), do="fetch the model again"
-        ) from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise UserError(
-            f"the weights of {name} are incomplete",
-            got=f"{len(missing)} missing, first {missing[0]}",
-            do="fetch the model again",
-        )
+        what = f"cannot load the weights of {name}"
+        raise UserError(what, got=first_line(error), do=do) from error
+    if missing := info["missing_keys"]:
+        got = f"{len(missing)} missing, first {min(missing)}"
+        raise UserError(f"the weights of {name} are incomplete", got=got, do=do)
     for module in model.modules():
-        # On some CPUs a pass in eval mode would turn 4-bit weights into a form through which no
-        # gradient flows.
+        # On some CPUs a pass in eval mode would make 4-bit weights a form without gradients.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
@@ -135,10 +109,8 @@ def load_backbone(
 
 def _quantisation(kind: Quantised, dtype: torch.dtype) -> dict[str, Any]:
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            f"{kind} weights need the package bitsandbytes",
-            do="pip install 'neutral-residues[quantised]'",
-        )
+        what = f"{kind} weights need the package bitsandbytes"
+        raise UserError(what, do="pip install 'neutral-residues[quantised]'")
     # It warns at every product in float32, where it casts activations to float16: intended.
     warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
     four_bit = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}

@@ -37,14 +37,11 @@ def disk_errors(path: Path | str) -> Iterator[None]:
 def as_user_error(error: OSError, path: Path | str) -> UserError:
     """The one line for an operating-system error on `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(
-            f"no space left on the disk of {path}",
-            do="free some space and run the same command again",
-        )
+        do = "free some space and run the same command again"
+        return UserError(f"no space left on the disk of {path}", do=do)
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-        return UserError(
-            f"no permission for {path}", do="choose another path or change its permissions"
-        )
+        do = "choose another path or change its permissions"
+        return UserError(f"no permission for {path}", do=do)
     if isinstance(error, FileNotFoundError):
         return UserError(f"no such file or folder: {path}", do="check the path")
     return UserError(f"cannot use {path}", got=error.strerror or str(error))
@@ -66,19 +63,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all. NaN and infinities are refused: they are
-    not JSON."""
+    """Write `value` as indented JSON, whole or not at all; NaN and infinities are not JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 @contextmanager
 def locked(lock: Path, *, on_wait: Callable[[], None]) -> Iterator[None]:
     """Within the block no other process holds the file `lock`; folders are made. A process that
-    dies lets go of it.
-
-    Args:
-        on_wait: called once if another process holds it, before waiting; may raise instead.
-    """
+    dies lets go of it. If another holds it, `on_wait` is called before waiting; it may raise."""
     held = filelock.FileLock(lock)
     with disk_errors(lock.parent):
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -95,10 +87,8 @@ def locked(lock: Path, *, on_wait: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `path` when the block ends well, and vanishes when it does not.
-
-    An older folder of that name is replaced only at the end.
-    """
+    """A folder to fill that becomes `path` when the block ends well, and vanishes when it does not;
+    an older one of that name is replaced only at the end."""
     partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
     with disk_errors(path):
         shutil.rmtree(partial, ignore_errors=True)
@@ -111,14 +101,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
             raise as_user_error(error, path) from error
         raise
     with disk_errors(path):
-        _flush_folder(partial)
+        for file in partial.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
         if path.exists():
             shutil.rmtree(path)
         partial.replace(path)
-
-
-def _flush_folder(folder: Path) -> None:
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())

@@ -44,20 +44,12 @@ class _Part(NamedTuple):
 
 
 class FusedBlock(nn.Module, RoutableModule):
-    """A feed-forward block with residues folded in; made from copies, so the originals can be
-    dropped.
+    """A feed-forward block with residues folded in, made from copies."""
 
-    Attributes:
-        wide_in: (2F + sum of 2R + 1 gate, D): W_gate, W_up, then W_g, W_i and w of each adapter.
-        wide_out: (D, F + sum of R): W_down, then W_o of each adapter.
-        bias_in: (2F + ..) or None.
-        bias_out: (D) or None.
-    """
-
-    wide_in: Tensor
-    wide_out: Tensor
-    bias_in: Tensor | None
-    bias_out: Tensor | None
+    wide_in: Tensor  # (2F + sum of 2R + 1 gate, D): W_gate, W_up, then W_g, W_i, w of each adapter
+    wide_out: Tensor  # (D, F + sum of R): W_down, then W_o of each adapter
+    bias_in: Tensor | None  # (2F + ..)
+    bias_out: Tensor | None  # (D)
 
     def __init__(self, mlp: GatedMLP, adapters: Mapping[str, GatedAdapter]) -> None:
         super().__init__()
@@ -85,15 +77,10 @@ class FusedBlock(nn.Module, RoutableModule):
         return [part.name for part in self.parts]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """(..., D) -> (..., D).
-
-        Raises:
-            UserError: if asked to train.
-        """
+        """(..., D) -> (..., D); a UserError if asked to train."""
         if self.training and torch.is_grad_enabled():
-            raise UserError(
-                "a fused model cannot train", do="train the extension itself, and fuse it again"
-            )
+            do = "train the extension itself, and fuse it again"
+            raise UserError("a fused model cannot train", do=do)
         x_ND = hidden_states.flatten(0, -2)
         rows = list(F.linear(x_ND, self.wide_in, self.bias_in).split(self.widths, dim=1))
         hidden = [self.activation(rows.pop(0)) * rows.pop(0)]
@@ -116,11 +103,14 @@ def _biases(linears: list[nn.Linear], *, like: Tensor) -> Tensor | None:
     """All biases in a row, 0 where there is none; None where no layer has one."""
     if all(linear.bias is None for linear in linears):
         return None
-    zeros = [like.new_zeros(linear.out_features) for linear in linears]
-    for zero, linear in zip(zeros, linears, strict=True):
-        if linear.bias is not None:
-            zero.copy_(linear.bias.detach())
-    return torch.cat(zeros)
+    return torch.cat(
+        [
+            like.new_zeros(linear.out_features)
+            if linear.bias is None
+            else linear.bias.detach().to(like)
+            for linear in linears
+        ]
+    )
 
 
 @torch.no_grad()
@@ -136,10 +126,8 @@ def fuse(model: nn.Module) -> nn.Module:
     """
     names = [name for name, layer in residue_layers(model).items() if layer.active_names()]
     if not names:
-        raise UserError(
-            "the model has no enabled neutral residues to fuse",
-            do="load an extension, and enable it",
-        )
+        what = "the model has no enabled neutral residues to fuse"
+        raise UserError(what, do="load an extension, and enable it")
     if sum(_fold(model, name) for name in names) == 0:
         raise UserError(
             "no feed-forward block of this backbone can be fused",
@@ -166,6 +154,5 @@ def _fold(model: nn.Module, name: str) -> bool:
 
 
 def _refuse_to_save(*args: Any, **kwargs: Any) -> NoReturn:
-    raise UserError(
-        "a fused model cannot be saved", do="save the extension itself, or use neutral export"
-    )
+    do = "save the extension itself, or use neutral export"
+    raise UserError("a fused model cannot be saved", do=do)

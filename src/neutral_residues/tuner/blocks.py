@@ -1,7 +1,5 @@
-"""Where the blocks of a pretrained decoder are, feed-forward or attention, found from its
-structure, not its name.
-
-Also what else the host model says: its width, depth, vocabulary and activation.
+"""Finds the feed-forward and attention blocks of a pretrained decoder from its structure, not its
+name, and its width, depth, vocabulary and activation.
 
 Promise: every module named here takes the hidden states as its first argument and returns them in
 the same width. A model in which no such module is found is refused with the children that were
@@ -27,28 +25,20 @@ ATTENTION_NAMES = ("self_attn", "self_attention", "attention", "attn", "linear_a
 BLOCK_NAMES: dict[Placement, tuple[str, ...]] = {"ffn": FFN_NAMES, "attention": ATTENTION_NAMES}
 BLOCK_TITLES: dict[Placement, str] = {"ffn": "feed-forward", "attention": "attention"}
 
+# fmt: off
 ACTIVATION_KEYS = (
-    "hidden_activation",
-    "hidden_act",
-    "activation_function",
-    "mlp_hidden_act",
-    "activation",
+    "hidden_activation", "hidden_act", "activation_function", "mlp_hidden_act", "activation",
     "hidden_activation_fn",
 )
+# fmt: on
 FALLBACK_ACTIVATION = "silu"
 
 
 def find_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of the decoder: full module name -> module, in order.
-
-    Raises:
-        UserError: naming the decoder's children if it has none.
-    """
+    """The layers of the decoder: full module name -> module, in order; a UserError if none."""
     get_decoder: Callable[[], nn.Module | None] | None = getattr(model, "get_decoder", None)
     decoder = (get_decoder() if get_decoder else None) or model
-    prefix = next(
-        (f"{name}." for name, module in model.named_modules() if module is decoder and name), ""
-    )
+    prefix = next((f"{n}." for n, module in model.named_modules() if module is decoder and n), "")
     layers = _decoder_layers(decoder)
     if not layers:
         raise UserError(
@@ -61,11 +51,7 @@ def find_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 def find_blocks(model: nn.Module, placement: Placement) -> dict[str, nn.Module]:
     """The feed-forward or the attention module of every layer of the decoder: full name -> module,
-    in layer order.
-
-    Raises:
-        UserError: naming the children of the first layer that has none.
-    """
+    in layer order; a UserError if a layer has none."""
     found = {}
     for layer_name, layer in find_layers(model).items():
         child = _block_name(layer, BLOCK_NAMES[placement])
@@ -114,37 +100,26 @@ def check_targets(targets: dict[str, nn.Module], *, width_in: int) -> None:
     for name, module in targets.items():
         outer = next((other for other in targets if name.startswith(f"{other}.")), None)
         if outer is not None:
-            raise UserError(
-                "target_modules match a module inside another", got=f"{name} inside {outer}", do=do
-            )
-        if isinstance(module, nn.Linear) and (module.in_features, module.out_features) != (
-            width_in,
-            width_in,
-        ):
-            raise UserError(
-                f"target_modules match {name}, which does not map width {width_in} to itself", do=do
-            )
+            what = "target_modules match a module inside another"
+            raise UserError(what, got=f"{name} inside {outer}", do=do)
+        if isinstance(module, nn.Linear) and set(module.weight.shape) != {width_in}:
+            what = f"target_modules match {name}, which does not map width {width_in} to itself"
+            raise UserError(what, do=do)
 
 
 def text_config(model: nn.Module) -> PretrainedConfig:
     """The config of the language part of `model`."""
     config = getattr(model, "config", None)
     if not isinstance(config, PretrainedConfig):
-        raise UserError(
-            "model",
-            got=type(model).__name__,
-            allowed="a Transformers model (with a PretrainedConfig)",
-        )
+        allowed = "a Transformers model (with a PretrainedConfig)"
+        raise UserError("model", got=type(model).__name__, allowed=allowed)
     return config.get_text_config(decoder=True)
 
 
 def describe_backbone(model: nn.Module) -> dict[str, int]:
-    """Width, depth and vocabulary: what a saved extension must find again in the backbone it is
-    loaded on."""
-    config = text_config(model)
-    return {
-        key: int(getattr(config, key)) for key in ("hidden_size", "num_hidden_layers", "vocab_size")
-    }
+    """What a saved extension must find again in the backbone it is loaded on."""
+    config, keys = text_config(model), ("hidden_size", "num_hidden_layers", "vocab_size")
+    return {key: int(getattr(config, key)) for key in keys}
 
 
 def check_same_backbone(saved: dict[str, int], backbone: dict[str, int]) -> None:
@@ -160,8 +135,7 @@ def check_same_backbone(saved: dict[str, int], backbone: dict[str, int]) -> None
 
 
 def count_backbone_weights(model: nn.Module) -> int:
-    """Weights of the backbone, embeddings counted; those of adapters and PEFT's copies of trained
-    modules are not."""
+    """Weights of the backbone, embeddings counted, adapters and PEFT's copies of modules not."""
     return sum(
         num_weights_in(parameter)
         for name, parameter in model.named_parameters()
@@ -176,11 +150,8 @@ def num_weights_in(parameter: nn.Parameter) -> int:
 
 
 def backbone_activation(model_config: Mapping[str, object]) -> str:
-    """The name, as in Transformers' ACT2FN, of the backbone's own FFN activation.
-
-    "silu" where the config names none, or one with weights of its own (Apertus' xIELU):
-    `activation_module` refuses it.
-    """
+    """The name, as in Transformers' ACT2FN, of the backbone's own FFN activation; "silu" where the
+    config names none, or one with weights (Apertus' xIELU), which `activation_module` refuses."""
     for key in ACTIVATION_KEYS:
         name = model_config.get(key)
         if isinstance(name, str) and name in ACT2FN:
@@ -189,18 +160,12 @@ def backbone_activation(model_config: Mapping[str, object]) -> str:
 
 
 def activation_module(name: str) -> nn.Module:
-    """The activation of that name, as Transformers knows it.
-
-    Raises:
-        UserError: if the name is unknown, or the activation has weights, which would be neither
-            trained nor saved.
-    """
+    """The activation of that name, as Transformers knows it; a UserError if the name is unknown, or
+    the activation has weights, which would be neither trained nor saved."""
     module: nn.Module | None = ACT2FN[name] if isinstance(name, str) and name in ACT2FN else None
     if module is None or not _has_no_weights(module):
-        known = nearest(str(name), ACT2FN)
-        raise UserError(
-            "activation", got=name, allowed="one of Transformers', without weights", do=known
-        )
+        allowed = "one of Transformers', without weights"
+        raise UserError("activation", got=name, allowed=allowed, do=nearest(str(name), ACT2FN))
     return module
 
 

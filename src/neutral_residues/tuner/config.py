@@ -12,8 +12,7 @@ from neutral_residues.tuner.blocks import activation_module
 
 
 class NeutralResiduesPeftType(str, enum.Enum):  # noqa: UP042 - PEFT looks types up by the hash of a str enum
-    """PEFT's enum of types is closed; one of our own with name == value is found in its
-    dictionaries all the same."""
+    """PEFT's enum of types is closed; one of our own with name == value is found all the same."""
 
     NEUTRAL_RESIDUES = "NEUTRAL_RESIDUES"
 
@@ -71,19 +70,11 @@ class NeutralResiduesConfig(PeftConfig):
         # Not a field, so never saved. Only a config that was attached once knows this number: its
         # weights are on disk.
         self.from_checkpoint = self.num_new_weights is not None
-        check_choices(
-            block_gate=self.block_gate,
-            init=self.init,
-            gate_start=self.gate_start,
-            placement=self.placement,
-        )
+        names = ("block_gate", "init", "gate_start", "placement")
+        check_choices(**{name: getattr(self, name) for name in names})
         if self.width is not None and (type(self.width) is not int or self.width < 1):
             raise UserError("width", got=self.width, allowed="a whole number, 1 or more")
-        if (
-            isinstance(self.budget, bool)
-            or not isinstance(self.budget, int | float)
-            or not 0 < self.budget < math.inf
-        ):
+        if type(self.budget) not in (int, float) or not 0 < self.budget < math.inf:
             raise UserError("budget", got=self.budget, allowed="a share above 0, for example 0.20")
         if self.activation is not None:
             activation_module(self.activation)
@@ -91,30 +82,24 @@ class NeutralResiduesConfig(PeftConfig):
 
     def _check_layer_choice(self) -> None:
         """Settings without effect, which PEFT would silently ignore."""
-        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+        numbered = self.layers_to_transform is not None
+        if isinstance(self.target_modules, str) and numbered:
             raise UserError(
                 "layers_to_transform has no effect with a regular expression in target_modules",
                 do="put the layer numbers into the expression, or give target_modules as a list",
             )
-        if self.layers_pattern is not None and self.layers_to_transform is None:
-            raise UserError(
-                "layers_pattern has no effect without layers_to_transform",
-                do="set both, or neither",
-            )
+        if self.layers_pattern is not None and not numbered:
+            what = "layers_pattern has no effect without layers_to_transform"
+            raise UserError(what, do="set both, or neither")
         if self.placement != "ffn" and self.target_modules is not None and not self.from_checkpoint:
             raise UserError("placement has no effect with target_modules", do="set one of them")
-        if self.first_layer is not None and self.layers_to_transform is not None:
-            raise UserError(
-                "first_layer has no effect with layers_to_transform", do="set one of them"
-            )
+        if self.first_layer is not None and numbered:
+            what = "first_layer has no effect with layers_to_transform"
+            raise UserError(what, do="set one of them")
 
     def choose_layers(self, blocks: list[str]) -> list[str]:
-        """Of the blocks that an adapter can run parallel to, one for each layer, those that get
-        one.
-
-        Raises:
-            UserError: if there is no such layer, or none is chosen.
-        """
+        """Of the blocks of all layers, those that get an adapter; a UserError if that is none, or a
+        layer does not exist."""
         if self.layers_to_transform is None:
             if self.first_layer is None:
                 self.first_layer = 1 if self.block_gate != "none" and len(blocks) >= 4 else 0

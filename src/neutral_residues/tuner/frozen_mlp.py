@@ -16,10 +16,7 @@ from neutral_residues.tuner.gated_mlp import PROJECTION_NAMES, GatedMLP
 
 def can_train_frozen(block: nn.Module, mlp: GatedMLP, x: Tensor) -> bool:
     """Whether `frozen_forward` can replace the forward pass of `block`: gradients flow through it,
-    to none of its weights.
-
-    Not where the block or its parts have hooks (offloading), which would then not be called.
-    """
+    to none of its weights, and no hooks (offloading) would be left out."""
     if not (torch.is_grad_enabled() and x.requires_grad):
         return False
     if mlp.projections != tuple(getattr(block, name, None) for name in PROJECTION_NAMES):
@@ -33,18 +30,12 @@ def can_train_frozen(block: nn.Module, mlp: GatedMLP, x: Tensor) -> bool:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    return any(hooks) or "forward" in vars(module)
+    forward = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
 
 
 def frozen_forward(mlp: GatedMLP, x: Tensor) -> Tensor:
-    """(..., D) -> (..., D), as the block computes it, also under autocast; only x gets a
-    gradient."""
+    """(..., D) -> (..., D), as the block, also under autocast; only x gets a gradient."""
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     weights = [p.weight.to(dtype) for p in mlp.projections]

@@ -41,7 +41,7 @@ class ResidueHook(Protocol):
 
 
 class NeutralResiduesLayer(nn.Module, BaseTunerLayer, RoutableModule):
-    """A block of the backbone and the adapters parallel to it, by name; active ones are summed."""
+    """A block of the backbone and the adapters parallel to it; active ones are summed."""
 
     adapter_layer_names = (PREFIX,)
     other_param_names = ("loaded",)
@@ -59,12 +59,8 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, RoutableModule):
     def add_adapter(
         self, name: str, config: NeutralResiduesConfig, *, width_in: int, num_layers: int
     ) -> None:
-        """A new adapter of that name on the base layer's device: fresh, or NaN where a checkpoint
-        is about to fill it.
-
-        Transformers' own loading only reports the tensors that a checkpoint lacks; `_check_loaded`
-        finds the NaN.
-        """
+        """A new adapter on the base layer's device: fresh, or NaN where a checkpoint is about to
+        fill it: Transformers only reports tensors that are missing, `_check_loaded` finds NaN."""
         assert config.width is not None
         assert config.activation is not None
         adapter = GatedAdapter(
@@ -114,10 +110,9 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, RoutableModule):
         """What the backbone's own block returns; a frozen gated MLP keeps less of it for the
         backward pass (a compiler decides by itself what to keep)."""
         trains = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if trains and not args and not kwargs:
-            mlp = self._base_mlp
-            if mlp is not None and can_train_frozen(self.base_layer, mlp, hidden_states):
-                return frozen_forward(mlp, hidden_states)
+        mlp = self._base_mlp if trains and not args and not kwargs else None
+        if mlp is not None and can_train_frozen(self.base_layer, mlp, hidden_states):
+            return frozen_forward(mlp, hidden_states)
         return self.base_layer(hidden_states, *args, **kwargs)
 
     @cached_property
@@ -150,10 +145,8 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, RoutableModule):
         tokens_N = None
         if self.routing is not None:
             if self.residue_hook is not None:
-                raise UserError(
-                    "adapter_names cannot be used while residues are observed",
-                    do="leave the other block",
-                )
+                what = "adapter_names cannot be used while residues are observed"
+                raise UserError(what, do="leave the other block")
             tokens_N = self.routing.tokens(name, hidden_states)
             if not len(tokens_N):
                 return tokens_N
@@ -166,23 +159,20 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, RoutableModule):
         return active_token_indices(gate_logits, tokens_N)
 
     def _check_loaded(self, name: str) -> None:
-        """Once for each adapter that was made for a checkpoint: raise unless all its weights have
-        come."""
+        """Once for an adapter made for a checkpoint: a UserError if a weight was not loaded."""
         for key, parameter in self.adapter_parameters(name):
-            # Weights that are offloaded to disk are on the meta device here; only their own
-            # module's hook fetches them.
+            # Weights on disk are on the meta device here; only their module's hook fetches them.
             if not parameter.is_meta and not parameter.isfinite().all():
+                block = type(self.base_layer).__name__
                 raise UserError(
-                    f"adapter tensors were never loaded, or hold NaN: {key} of the adapter parallel"
-                    f" to {type(self.base_layer).__name__}",
+                    f"adapter tensors were never loaded, or hold NaN: {key}, parallel to {block}",
                     do="save the extension again; for fresh weights, dataclasses.replace(config,"
                     " num_new_weights=None)",
                 )
         self.loaded[name] = True
 
     def adapter_parameters(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
-        """The weights of adapter `name`, if this layer has it, each with its name inside this
-        layer."""
+        """The weights of adapter `name`, if this layer has it, each with its name in this layer."""
         if name in self.neutral_residues:
             yield from self.adapter(name).named_parameters(prefix=f"{PREFIX}.{name}")
 
@@ -201,8 +191,7 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, RoutableModule):
         return parameter.device, parameter.dtype if parameter.dtype.is_floating_point else None
 
     def __getattr__(self, name: str) -> Any:
-        """Host models read attributes of their FFN; those that are not ours are the base
-        layer's."""
+        """Host models read attributes of their FFN; what is not ours is the base layer's."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -213,11 +202,7 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, RoutableModule):
 
 def residue_layers(model: nn.Module) -> dict[str, NeutralResiduesLayer]:
     """The extended blocks of `model` by module name, in layer order; empty if there are none."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, NeutralResiduesLayer)
-    }
+    return {n: m for n, m in model.named_modules() if isinstance(m, NeutralResiduesLayer)}
 
 
 def gate_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -234,16 +219,11 @@ def gate_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 @contextmanager
 def observe_residues(layers: dict[str, NeutralResiduesLayer], hook: ResidueHook) -> Iterator[None]:
-    """Within the block, `hook` is called with every residue that these layers compute.
-
-    Raises:
-        UserError: if another hook is set already (two local losses at once).
-    """
+    """Within the block, `hook` is called with every residue that these layers compute; a UserError
+    if another hook is set already (two local losses at once)."""
     if any(layer.residue_hook is not None for layer in layers.values()):
-        raise UserError(
-            "the residues of this model are being observed already",
-            do="leave the other block first",
-        )
+        what = "the residues of this model are being observed already"
+        raise UserError(what, do="leave the other block first")
     with temporarily(list(layers.values()), "residue_hook", hook):
         yield
 
@@ -262,15 +242,13 @@ def _at(hidden_states: Tensor, tokens_N: Tensor) -> Tensor:
 
 def not_mergeable() -> UserError:
     return UserError(
-        "neutral residues cannot be merged: the block gate depends on the token, so no single"
-        " weight matrix equals it",
+        "neutral residues cannot be merged: the gate depends on the token, no matrix equals it",
         do="keep the adapter as it is, or unload() to get the backbone back",
     )
 
 
 def layer_numbers(names: Sequence[str]) -> tuple[int, ...]:
-    """The layers' own numbers, as in "model.layers.3.mlp"; a plain count where the names do not
-    tell them apart."""
+    """The layers' numbers, as in "model.layers.3.mlp"; a plain count if they are not distinct."""
     numbers = [
         int(parts[-1]) for name in names if (parts := [p for p in name.split(".") if p.isdigit()])
     ]

@@ -51,12 +51,9 @@ class NeutralResiduesModel(BaseTuner):
         parts = {"gate", "up", "down", "block_gate", "activation", "weight", "bias"}
         taken = adapter_name in parts or hasattr(nn.ModuleDict(), adapter_name)
         if len(adapter_name) < 2 or adapter_name in PREFIX or "." in adapter_name or taken:
-            raise UserError(
-                "adapter name",
-                got=adapter_name,
-                allowed=f"two characters or more, no dot, not a part of {PREFIX!r} or of an adapter"
-                " ('gate'), not a word of PyTorch ('train')",
-            )
+            allowed = f"""two characters or more, no dot, not a part of {PREFIX!r} or of an adapter
+                ('gate'), not a word of PyTorch ('train')"""
+            raise UserError("adapter name", got=adapter_name, allowed=allowed)
 
     def _prepare_adapter_config(
         self, peft_config: NeutralResiduesConfig, model_config: dict[str, Any]
@@ -64,16 +61,16 @@ class NeutralResiduesModel(BaseTuner):
         backbone = describe_backbone(self.model)
         check_same_backbone(peft_config.backbone, backbone)
         if peft_config.target_modules is None:
-            peft_config.target_modules = peft_config.choose_layers(
-                list(find_blocks(self.model, peft_config.placement))
-            )
+            blocks = find_blocks(self.model, peft_config.placement)
+            peft_config.target_modules = peft_config.choose_layers(list(blocks))
         if peft_config.activation is None:
             peft_config.activation = backbone_activation(text_config(self.model).to_dict())
         targets = {
             name: module
             for name, module in self.model.named_modules()
             if name
-            and not _inside_tuner_layer(name)
+            and f".{PREFIX}" not in name
+            and ".base_layer" not in name
             and self._check_target_module_exists(peft_config, name)
         }
         check_targets(targets, width_in=backbone["hidden_size"])
@@ -154,12 +151,8 @@ class NeutralResiduesModel(BaseTuner):
 
 
 def check_adapter_tensors(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor]) -> None:
-    """Raise unless `tensors` hold exactly the weights of adapter `adapter_name` of `model`, each in
-    its shape.
-
-    Raises:
-        UserError: naming the first missing, extra or misshapen tensor and how many there are.
-    """
+    """Raise a UserError, naming the first missing, extra or misshapen tensor, unless `tensors` hold
+    exactly the weights of that adapter of `model`."""
     expected = {
         f"{name}.{key}": tuple(parameter.shape)
         for name, layer in residue_layers(model).items()
@@ -176,10 +169,6 @@ def check_adapter_tensors(model: nn.Module, adapter_name: str, tensors: dict[str
         if given[key] != shape:
             what = f"adapter checkpoint: shape of {key}"
             raise UserError(what, got=str(given[key]), allowed=str(shape), do=do)
-
-
-def _inside_tuner_layer(name: str) -> bool:
-    return f".{PREFIX}" in name or ".base_layer" in name
 
 
 enter_in_peft(PEFT_TYPE, config=NeutralResiduesConfig, tuner=NeutralResiduesModel, prefix=PREFIX)

@@ -67,17 +67,11 @@ are."""
 
 
 class Residue(NamedTuple):
-    """What one adapter adds to one feed-forward block.
+    """What one adapter adds to one block; without a block gate the last two are None."""
 
-    Attributes:
-        delta: (..., D) g(x) * A(x), to be added to the FFN's output.
-        gate: (..., 1) g(x), or None where the block gate is "none".
-        gate_logits: (..., 1) w . x + b, or None where the block gate is "none".
-    """
-
-    delta: Tensor
-    gate: Tensor | None
-    gate_logits: Tensor | None
+    delta: Tensor  # (..., D) g(x) * A(x), to be added to the FFN's output
+    gate: Tensor | None  # (..., 1) g(x)
+    gate_logits: Tensor | None  # (..., 1) w . x + b
 
 
 class GatedAdapter(nn.Module):
@@ -150,8 +144,7 @@ class GatedAdapter(nn.Module):
 
 
 def num_weights(width_in: int, width: int, *, kind: BlockGate, gate_start: GateStart) -> int:
-    """Weights of one adapter: three projections of D x R and, if gated, one row of D and, where it
-    starts open, b."""
+    """Of one adapter: three projections of D x R and, if gated, w and, where it starts open, b."""
     gate = 0 if kind == "none" else width_in + (gate_start == "open")
     return 3 * width_in * width + gate
 
@@ -166,13 +159,10 @@ def width_for_budget(
     gate_start: GateStart,
 ) -> int:
     """R such that all adapters together have `budget` times the backbone's weights, embeddings
-    counted.
+    counted; a UserError if no whole R comes within 2 % of it.
 
     R is rounded to the largest power of two up to 128 that keeps the true share within 2 % of the
     budget, because matrix products are fast on such multiples.
-
-    Raises:
-        UserError: if the budget is so small that no whole width comes within 2 % of it.
     """
 
     def total(width: int) -> int:
@@ -185,9 +175,6 @@ def width_for_budget(
         if width > 0 and abs(total(width) - wanted) <= BUDGET_TOLERANCE * wanted:
             return width
     width = max(1, round(exact))
-    raise UserError(
-        "budget cannot be met within 2 % by a whole adapter width",
-        got=budget,
-        do=f"the nearest is {total(width) / num_backbone_weights:.5f} (width {width}); set that,"
-        " or set width",
-    )
+    what = "budget cannot be met within 2 % by a whole adapter width"
+    nearest = f"{total(width) / num_backbone_weights:.5f} (width {width})"
+    raise UserError(what, got=budget, do=f"the nearest is {nearest}; set that, or set width")

@@ -36,11 +36,8 @@ class AdapterRouting:
         self._tokens_N: dict[tuple[str, int, torch.device], Tensor] = {}
 
     def tokens(self, name: str, hidden_states: Tensor) -> Tensor:
-        """(N,) positions of the tokens of `hidden_states` (..., D) that get adapter `name`.
-
-        Rows that share a name are neighbours, also where a backbone folds rows and tokens into one
-        dimension.
-        """
+        """(N,) positions of the tokens of `hidden_states` (..., D) that get adapter `name`. Rows
+        that share a name are neighbours, also where a backbone folds rows and tokens into one."""
         num_tokens = hidden_states.shape[:-1].numel()
         key = (name, num_tokens, hidden_states.device)
         if key not in self._tokens_N:
@@ -91,10 +88,8 @@ def per_request(
     modules = [module for module in model.modules() if isinstance(module, RoutableModule)]
     _check_names(names, {name for module in modules for name in module.known_adapters()})
     if model.training:
-        raise UserError(
-            "adapter_names is for inference, and the model is in training mode",
-            do="call model.eval()",
-        )
+        what = "adapter_names is for inference, and the model is in training mode"
+        raise UserError(what, do="call model.eval()")
     with temporarily(modules, "routing", AdapterRouting(names, rows_per_name)):
         yield
 
@@ -120,17 +115,13 @@ def check_length(names: Any, *, num_rows: int) -> None:
 
 def _wrong_length(got: int | str, num_rows: int) -> UserError:
     names = repr(got) if isinstance(got, str) else f"{got} names for {num_rows} rows"
-    return UserError(
-        "adapter_names", got=names, allowed="a list with one name for each row of the batch"
-    )
+    allowed = "a list with one name for each row of the batch"
+    return UserError("adapter_names", got=names, allowed=allowed)
 
 
 def _check_names(names: Sequence[str], known: set[str]) -> None:
     for name in names:
         if name != BACKBONE and name not in known:
-            raise UserError(
-                "adapter_names: this adapter is not loaded",
-                got=name,
-                allowed=f"{', '.join(sorted(known)) or 'none is'}, or {BACKBONE} for none",
-                do=nearest(name, known),
-            )
+            what = "adapter_names: this adapter is not loaded"
+            allowed = f"{', '.join(sorted(known)) or 'none is'}, or {BACKBONE} for none"
+            raise UserError(what, got=name, allowed=allowed, do=nearest(name, known))

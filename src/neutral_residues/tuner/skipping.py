@@ -18,25 +18,19 @@ DENSE_SHARE = 0.85
 (LAB.md, "speed of training and running, memory, and what did not pay")."""
 
 GATHER_FROM = 64
-"""A pass over fewer tokens is computed for all of them or, where every gate is 0, for none: too
-small to gather."""
+"""A pass over fewer tokens computes all of them or, where every gate is 0, none."""
 
 NO_TOKENS = torch.empty(0, dtype=torch.long)
 
 
 def can_skip(kind: BlockGate, x: Tensor) -> bool:
-    """Whether a token's gate can be exactly 0, and the host may read it without making an
-    accelerator wait."""
+    """Whether gates can be exactly 0, and reading them makes no accelerator wait."""
     return kind == "relu" and x.is_cpu and not torch.compiler.is_compiling()
 
 
 def active_token_indices(gate_logits: Tensor, tokens_N: Tensor | None) -> Tensor | None:
     """Of `tokens_N` (None: all), those whose ReLU gate is not 0; None where all are to be computed.
-
-    Args:
-        gate_logits: (N, 1), or any shape with as many numbers; NaN counts as open, so that it shows
-            in the output.
-    """
+    `gate_logits` holds N numbers; NaN counts as open, so that it shows in the output."""
     num_tokens = gate_logits.numel()
     if num_tokens == 1:  # a decoding step, where every microsecond counts
         return NO_TOKENS if gate_logits.item() <= 0 else tokens_N
