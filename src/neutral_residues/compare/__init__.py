@@ -1,2 +1,1 @@
-"""Every method on the same budget, rows and evaluation: cells, the order they run in, what they
-will cost."""
+"""Every method on the same budget, rows and evaluation: cells, their order and cost."""

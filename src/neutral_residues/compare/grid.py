@@ -35,10 +35,8 @@ class Cell:
     name: str
     config: RunConfig
     group: str
-    factor: float
-    """Its learning rate as a multiple of the group's own."""
-    made_of: str = ""
-    """The group of the runs that a derived cell averages."""
+    factor: float  # its learning rate as a multiple of the group's own
+    made_of: str = ""  # the group of the runs that a derived cell averages
 
 
 @dataclass(frozen=True)
@@ -55,20 +53,13 @@ class Cells:
         return [cell for cell in self.trained if not self.tune or self._is_first(cell)]
 
     def second_wave(self, best: Mapping[str, float]) -> list[Cell]:
-        """When tuning, the other seeds at the best learning rate of each group.
-
-        Args:
-            best: group -> factor of its learning rate.
-        """
+        """When tuning, the other seeds at the `best` learning-rate factor of each group."""
         rest = [cell for cell in self.trained if self.tune and not self._is_first(cell)]
         return [cell for cell in rest if best.get(cell.group) == cell.factor]
 
     def third_wave(self, best: Mapping[str, float]) -> list[Cell]:
-        """The derived ones; when tuning, those of the best learning rate of the runs that they
-        average."""
-        return [
-            cell for cell in self.derived if not self.tune or best.get(cell.made_of) == cell.factor
-        ]
+        """The derived ones; when tuning, at the best learning rate of the runs they average."""
+        return [c for c in self.derived if not self.tune or best.get(c.made_of) == c.factor]
 
     def _is_first(self, cell: Cell) -> bool:
         return cell.config.seed == self.first_seed
@@ -82,12 +73,8 @@ class Cells:
 
 
 def expand(config: CompareConfig) -> Cells:
-    """Every cell, each checked as a run of its own would be.
-
-    Raises:
-        UserError: for the first thing that is wrong: an unknown method, a setting without effect, a
-            missing model.
-    """
+    """Every cell, each checked as a run of its own would be; a UserError for the first thing that
+    is wrong: an unknown method, a setting without effect, a missing model."""
     cells: list[Cell] = []
     for path in config.runs:
         base = _with(read_values(path), _flat(config.set))
@@ -99,11 +86,8 @@ def expand(config: CompareConfig) -> Cells:
     groups = {cell.group for cell in trained}
     for cell in derived:
         if cell.made_of not in groups:
-            raise UserError(
-                f"{cell.config.method} averages runs of {DERIVED_FROM}, and the comparison has none"
-                " that fit",
-                do=f"add {DERIVED_FROM} to methods",
-            )
+            what = f"{cell.config.method} averages runs of {DERIVED_FROM}, and none here fits"
+            raise UserError(what, do=f"add {DERIVED_FROM} to methods")
     return Cells(tuple(trained), tuple(derived), config.tune, config.seeds[0])
 
 
@@ -144,14 +128,11 @@ def _cells_of(
 def _axes(config: CompareConfig, method: Method) -> dict[str, Sequence[float]]:
     """What is crossed, by dotted key: lists of the comparison that the method has a use for, and
     its own curve. An empty list leaves the setting to the run file."""
-    axes: dict[str, Sequence[float]] = {}
+    axes: dict[str, Sequence[float]] = dict([method.curve] if method.curve else [])
     if method.has_budget and config.budgets:
         axes["budget"] = config.budgets
     if config.source_shares:
         axes["data.source_share"] = config.source_shares
-    if method.curve:
-        key, values = method.curve
-        axes[key] = values
     return axes
 
 
@@ -201,22 +182,17 @@ def _check_tuning(config: CompareConfig, cells: Sequence[Cell]) -> None:
     if not config.tune:
         return
     if len(config.learning_rate_factors) == 1:
-        raise UserError(
-            "tune has nothing to choose from",
-            do="give learning_rate_factors, for example [0.5, 1, 2]",
-        )
+        do = "give learning_rate_factors, for example [0.5, 1, 2]"
+        raise UserError("tune has nothing to choose from", do=do)
     for cell in cells:
         if not any(corpus.role == "target" for corpus in cell.config.data.validate_on):
-            run = cell.name.split("/")[0]
-            raise UserError(
-                f"tune chooses by data.validate_on, and run file {run} has no target corpus there",
-                do="add one; the evaluation sets are never chosen by",
-            )
+            run = f"run file {cell.name.split('/')[0]}"
+            what = f"tune chooses by data.validate_on, and {run} has no target corpus there"
+            raise UserError(what, do="add one; the evaluation sets are never chosen by")
 
 
 def best_factors(records: Mapping[str, Record], cells: Sequence[Cell]) -> dict[str, float]:
-    """Group -> the factor whose cell (by name in `records`) has the fewest bits per byte on
-    validation text."""
+    """Group -> the factor whose cell has the fewest bits per byte on validation text."""
     tried: dict[str, list[tuple[float, float]]] = {}
     for cell in cells:
         if cell.name in records:

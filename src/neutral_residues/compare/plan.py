@@ -24,49 +24,29 @@ TRIAL_STEPS = 2 * MIN_STEPS
 
 @dataclass(frozen=True)
 class CellPlan:
-    """What one cell costs.
-
-    Attributes:
-        label: as its record will have it.
-        problem: why it cannot run, in one line; the numbers are 0 then.
-        trained_weights: weights with a gradient.
-        budget: new weights as a share of the backbone's.
-        operations: floating-point operations of training and of measuring at the end.
-        disk_bytes: the saved weights.
-        seconds: estimated; None where nothing is known.
-        done: it is finished already.
-    """
+    """What one cell costs."""
 
     cell: Cell
-    label: str
-    problem: str | None = None
-    trained_weights: int = 0
-    budget: float = 0.0
-    operations: float = 0.0
-    disk_bytes: int = 0
-    seconds: float | None = None
-    done: bool = False
+    label: str  # as its record will have it
+    problem: str | None = None  # why it cannot run, in one line; the numbers are 0 then
+    trained_weights: int = 0  # with a gradient
+    budget: float = 0.0  # new weights as a share of the backbone's
+    operations: float = 0.0  # floating-point, of training and of measuring at the end
+    disk_bytes: int = 0  # of the saved weights
+    seconds: float | None = None  # estimated; None where nothing is known
+    done: bool = False  # it is finished already
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a comparison costs.
+    """What a comparison costs."""
 
-    Attributes:
-        cells: all that may run.
-        at_most: how many will run; tuning runs fewer than all.
-        jobs: how many run at the same time.
-        disk_bytes: of all weights that are kept.
-        seconds_left: estimated; None where nothing is known or left.
-        trial_problem: why the trial run failed, where it did.
-    """
-
-    cells: tuple[CellPlan, ...]
-    at_most: int
-    jobs: int
-    disk_bytes: float
-    seconds_left: float | None
-    trial_problem: str | None = None
+    cells: tuple[CellPlan, ...]  # all that may run
+    at_most: int  # how many will run; tuning runs fewer than all
+    jobs: int  # how many run at the same time
+    disk_bytes: float  # of all weights that are kept
+    seconds_left: float | None  # estimated; None where nothing is known or left
+    trial_problem: str | None = None  # why the trial run failed, where it did
 
     @property
     def num_done(self) -> int:
@@ -75,19 +55,13 @@ class Plan:
 
 
 def plan(config: CompareConfig) -> Plan:
-    """Count the cells of a comparison and estimate their time. Tokenises into the cache, which the
-    cells then use.
-
-    Raises:
-        UserError: for whatever would stop the comparison before it starts.
-    """
+    """Count the cells of a comparison and estimate their time; what is tokenised for that stays in
+    the cache. A UserError for whatever would stop the comparison before it starts."""
     cells = expand(config)
     everything = [*cells.trained, *cells.derived]
-    # Learning rate and seed change no count.
-    counted = {
-        group: _count(cell)
-        for group, cell in {cell.group: cell for cell in reversed(everything)}.items()
-    }
+    # Learning rate and seed change no count: one cell of each group.
+    groups = {cell.group: cell for cell in reversed(everything)}
+    counted = {group: _count(cell) for group, cell in groups.items()}
     done = finished_records(everything)
     plans = [replace(counted[cell.group], cell=cell, done=cell.name in done) for cell in everything]
     jobs, threads = jobs_and_threads(config)

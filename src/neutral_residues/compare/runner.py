@@ -1,5 +1,4 @@
-"""Runs the cells of a comparison: each in a process of its own, several at a time, every one
-resumable.
+"""Runs the cells of a comparison: each resumable, in a process of its own, several at a time.
 
     first wave   everything that trains (when tuning: the first seed, at all learning rates)
     second wave  when tuning: the other seeds, at the learning rate that was best on validation text
@@ -40,12 +39,10 @@ PROGRAM = (sys.executable, "-m", "neutral_residues.cli.app", "extend", "--no-adv
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a comparison."""
+    """What became of a comparison, by the name of each cell."""
 
     records: dict[str, Record]
-    """Cell name -> its record."""
-    failures: dict[str, str]
-    """Cell name -> why it failed."""
+    failures: dict[str, str]  # why it failed
 
 
 class CompareCallback:
@@ -58,8 +55,7 @@ class CompareCallback:
         """A cell starts, and prints to the file `log`; called from a thread of its own."""
 
     def on_cell_end(self, cell: Cell, result: Record | str, seconds: float) -> None:
-        """A cell ended with its record, or with the reason of its failure. 0 seconds: it was
-        finished before."""
+        """A cell ended with its record, or why it failed; 0 seconds: it was finished before."""
 
     def on_stop(self) -> None:
         """Ctrl-C: the running cells will now write their checkpoints."""
@@ -236,8 +232,7 @@ class _Runner:
 
 
 def _gpus(jobs: int) -> list[str | None]:
-    """For each job the GPU that its cells see, as CUDA_VISIBLE_DEVICES has it; None: all there
-    are."""
+    """For each job the GPU that its cells see, as in CUDA_VISIBLE_DEVICES; None: all there are."""
     num_gpus = torch.cuda.device_count()
     if num_gpus <= 1:
         return [None] * jobs

@@ -1,5 +1,4 @@
-"""What every file that a user writes has in common: reading YAML, overrides, and errors of one
-line."""
+"""What the files that a user writes have in common: YAML, overrides, and errors of one line."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,9 +31,8 @@ def read_values(path: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
         with disk_errors(path):
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8", got=f"byte {error.start}", do="save it as UTF-8"
-        ) from error
+        got = f"byte {error.start}"
+        raise UserError(f"{path} is not UTF-8", got=got, do="save it as UTF-8") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
@@ -48,33 +46,25 @@ def read_values(path: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def read_overrides(overrides: tuple[str, ...]) -> dict[str, Any]:
-    """Dotted key -> value of overrides such as "training.steps=200".
-
-    Raises:
-        UserError: for one without a key or a value.
-    """
+    """Dotted key -> value of overrides such as "training.steps=200"; a UserError for one without a
+    key or a value."""
     found = {}
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
-            raise UserError(
-                "override", got=override, allowed="key=value, for example training.steps=200"
-            )
+            allowed = "key=value, for example training.steps=200"
+            raise UserError("override", got=override, allowed=allowed)
         try:
             found[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise UserError(
-                f"override {key}", got=text, allowed="a value as in YAML", do="quote it if need be"
-            ) from error
+            what, allowed = f"override {key}", "a value as in YAML"
+            raise UserError(what, got=text, allowed=allowed, do="quote it if need be") from error
     return found
 
 
 def put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set one value by its dotted key, such as "training.steps"; sections are made.
-
-    Raises:
-        UserError: if a part of the key is not a section.
-    """
+    """Set one value by its dotted key, such as "training.steps"; sections are made. A UserError if
+    a part of the key is not a section."""
     *parents, last = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
@@ -84,14 +74,8 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def checked(schema: type[Schema], values: Any, *, file: Path | str | None = None) -> Schema:
-    """`values` as an instance of `schema`.
-
-    Args:
-        file: where the values come from; messages begin with it.
-
-    Raises:
-        UserError: one line for the first thing that is wrong.
-    """
+    """`values` as an instance of `schema`; a UserError of one line, which begins with `file`, for
+    the first thing that is wrong."""
     try:
         return schema.model_validate(values)
     except ValidationError as error:
@@ -106,8 +90,7 @@ def to_yaml(config: Settings) -> str:
 def one_line(
     error: ValidationError, schema: type[BaseModel], *, file: Path | str | None = None
 ) -> UserError:
-    """What pydantic found wrong first, by its dotted key; `schema` knows the names that are near an
-    unknown key."""
+    """What pydantic found wrong first, by its dotted key; `schema` knows what is near to it."""
     first = error.errors()[0]
     location = tuple(first["loc"])
     prefix = f"{file}: " if file else ""

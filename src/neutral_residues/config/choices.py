@@ -1,5 +1,4 @@
-"""The choices that shape a residue and its training, declared once for the run file and for the
-PEFT config. No torch."""
+"""The choices that shape a residue, declared once for run file and PEFT config. No torch."""
 
 from typing import Literal, get_args
 
@@ -29,18 +28,11 @@ NEEDS_SIGMOID = {
 
 
 def check_choices(*, block_gate: str, **others: str) -> None:
-    """Raise a UserError unless these choices exist and go together.
-
-    Args:
-        others: further settings of `CHOICES` by name, for example init="paper".
-    """
+    """Raise a UserError unless these choices, named as in `CHOICES`, exist and go together."""
     for name, value in {"block_gate": block_gate, **others}.items():
         if value not in CHOICES[name]:
             raise UserError(name, got=value, allowed=", ".join(CHOICES[name]))
     for name, value in others.items():
         if (name, value) in NEEDS_SIGMOID and block_gate != "sigmoid":
-            raise UserError(
-                f"{name}: {value} needs block_gate: sigmoid",
-                got=block_gate,
-                do=NEEDS_SIGMOID[name, value],
-            )
+            what, do = f"{name}: {value} needs block_gate: sigmoid", NEEDS_SIGMOID[name, value]
+            raise UserError(what, got=block_gate, do=do)

@@ -1,5 +1,4 @@
-"""The comparison file: which runs, methods and settings `neutral compare` combines. Checked before
-anything starts.
+"""The comparison file: what `neutral compare` combines, checked before anything starts.
 
 Its output folder:
 
@@ -11,6 +10,7 @@ Its output folder:
 Every field is documented by the line under it. No torch here.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -72,33 +72,27 @@ class CompareConfig(Settings):
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> Self:
-        labels = [entry.label or entry.method for entry in self.methods]
-        lists: dict[str, list[Any]] = {
-            "label of methods": labels,
+        lists: dict[str, Sequence[Any]] = {
+            "label of methods": [entry.label or entry.method for entry in self.methods],
             "run file": [path.stem for path in self.runs],
         }
         for name in ("budgets", "learning_rate_factors", "source_shares", "seeds"):
-            lists[name] = list(getattr(self, name))
+            lists[name] = getattr(self, name)
         for name, values in lists.items():
-            twice = [value for value in values if values.count(value) > 1]
-            if twice:
-                raise ValueError(f"{name}: {twice[0]} is given twice")
+            for value in values:
+                if values.count(value) > 1:
+                    raise ValueError(f"{name}: {value} is given twice")
         if min(self.learning_rate_factors) <= 0:
             raise ValueError("learning_rate_factors must be above 0")
         return self
 
 
 def load_comparison(path: Path, overrides: tuple[str, ...] = ()) -> CompareConfig:
-    """Read a comparison file and apply overrides such as "seeds=[0,1]" or "set.training.steps=200".
-
-    Raises:
-        UserError: one line for the first thing that is wrong.
-    """
-    plain = tuple(override for override in overrides if not override.startswith("set."))
-    values = read_values(path, plain)
-    settings = read_overrides(
-        tuple(override.removeprefix("set.") for override in overrides if override not in plain)
-    )
+    """Read a comparison file and apply overrides such as "seeds=[0,1]" or "set.training.steps=200";
+    a UserError of one line for the first thing that is wrong."""
+    of_cells = [override for override in overrides if override.startswith("set.")]
+    values = read_values(path, tuple(o for o in overrides if o not in of_cells))
+    settings = read_overrides(tuple(override.removeprefix("set.") for override in of_cells))
     if settings:
         values["set"] = {**(values.get("set") or {}), **settings}
     return checked(CompareConfig, values)

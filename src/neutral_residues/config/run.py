@@ -33,8 +33,7 @@ class Corpus(Settings):
     role: Role
     """source: like what the backbone knows; target: the new language or domain."""
     path: Path | None = None
-    """A file: .txt (documents separated by blank lines), .jsonl, .parquet; the first two also as
-    .gz or .zst."""
+    """.txt (documents separated by blank lines), .jsonl (both also as .gz or .zst), .parquet."""
     dataset: str | None = None
     """Instead of `path`: the name of a dataset that `datasets.load_dataset` knows."""
     subset: str | None = None
@@ -57,11 +56,8 @@ class Corpus(Settings):
     @property
     def origin(self) -> str:
         """The path or dataset name, for messages."""
-        return (
-            str(self.path)
-            if self.path is not None
-            else f"{self.dataset}:{self.subset or 'default'}/{self.split}"
-        )
+        dataset = f"{self.dataset}:{self.subset or 'default'}/{self.split}"
+        return dataset if self.path is None else str(self.path)
 
 
 class DataSettings(Settings):
@@ -70,21 +66,17 @@ class DataSettings(Settings):
     train: tuple[Corpus, ...] = Field(min_length=1)
     """Training text; at least one target, and a source corpus unless source_share is 0."""
     evaluate: tuple[Corpus, ...] = ()
-    """Held-out source and target text; empty: a part of every training corpus, split by document,
-    is held out."""
+    """Held-out source and target text; empty: some documents of each training corpus."""
     validate_on: tuple[Corpus, ...] = ()
-    """Other held-out text, measured while training and used to choose settings; empty: `evaluate`
-    is used for that too."""
+    """Other held-out text, measured while training and to choose settings; empty: `evaluate`."""
     held_out_share: float = Field(default=0.02, gt=0, lt=1)
     """Share of documents held out of each training corpus when `evaluate` is empty."""
     source_share: float = Field(default=0.1, ge=0, le=1)
-    """Share of training rows that are source text; exact in every prefix of the run, to within a
-    row (the paper's p)."""
+    """Share of training rows that are source text (the paper's p); exact to within a row."""
     block_tokens: int = Field(default=512, ge=2)
     """Tokens in a training row."""
     workers: int = Field(default=2, ge=0)
-    """Extra processes that load rows for a GPU; the result does not depend on it. On a CPU the
-    training process loads them."""
+    """Extra processes that load rows for a GPU, on a CPU none; the result does not depend on it."""
     cache: Path | None = None
     """Folder for tokenised text; default: neutral-residues in the user's cache folder."""
 
@@ -103,7 +95,7 @@ class DataSettings(Settings):
             raise ValueError("train has no corpus with role: target, so there is nothing to learn")
         if "source" not in roles and self.source_share > 0:
             raise ValueError(
-                "train has no corpus with role: source; add one, or set source_share: 0"
+                "train has no corpus with role: source; add it, or set source_share: 0"
             )
         return self
 
@@ -128,21 +120,18 @@ class ResidueSettings(Settings):
     """Numbers of the layers that get an adapter; null means all, but not the first of four or more
     where there is a gate."""
     local_loss: LocalLoss = "l1"
-    """l1: size of the gated output on source tokens; cross_entropy: the (sigmoid) gate as a
-    classifier."""
+    """l1: size of the gated output on source tokens; cross_entropy: sigmoid gate as classifier."""
     local_loss_weight: float = Field(default=6.0, ge=0)
     """alpha, the dial between learning and forgetting."""
     gate_learning_rate_factor: float = Field(default=2.0, gt=0)
     """Learning rate of the block gates, as a multiple of the projections'."""
     source_noise: float = Field(default=0.5, ge=0, le=1)
-    """Share of source rows that get random tokens, so that gates stay closed on unusual text too;
-    see `data/mixture.py`."""
+    """Share of source rows that get random tokens, so that gates stay closed on unusual text."""
 
     @model_validator(mode="after")
     def _choices_go_together(self) -> Self:
-        check_choices(
-            block_gate=self.block_gate, gate_start=self.gate_start, local_loss=self.local_loss
-        )
+        names = ("block_gate", "gate_start", "local_loss")
+        check_choices(**{name: getattr(self, name) for name in names})
         return self
 
 
@@ -186,15 +175,13 @@ class TrainingSettings(Settings):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """bfloat16 means autocast around fp32 trained weights; auto takes it on a GPU that has it and
-    float32 elsewhere."""
+    """bfloat16: autocast around float32 trained weights; auto takes it on a GPU that has it."""
     frozen_weights: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = "auto"
     """How weights that do not train are held; those that train are always float32. auto follows
     `precision`; int8 and nf4 (8 and 4 bits) need bitsandbytes, and backbone and extended model are
     then both measured on the quantised weights."""
     compile: bool = False
-    """Compile the model with torch.compile: the first step takes a minute or more, each later one
-    less."""
+    """Use torch.compile: the first step takes a minute or more, each later one less."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     log_every: int = Field(default=10, ge=1)
@@ -219,14 +206,11 @@ class EvaluationSettings(Settings):
     batch_rows: int = Field(default=16, ge=1)
     """Windows per forward pass."""
     tokens_while_training: int = Field(default=20_000, ge=1)
-    """About how many tokens of each set are measured every evaluate_every steps; at the end all
-    are."""
+    """About how many tokens of each set are measured while training; at the end all are."""
     kl: bool = False
-    """Measure the KL divergence from the backbone too, on every token that is measured at the
-    end."""
+    """Measure the KL divergence from the backbone too, on every token at the end."""
     gate_texts: tuple[str, ...] = ()
-    """Texts of your own for the gate heat map, after the beginnings of one source and one target
-    set and a mixture."""
+    """Texts for the gate heat map, after beginnings of a source and a target set and a mixture."""
     prompts: tuple[str, ...] = ()
     """Continued by backbone and extension at the end, side by side."""
     temperature: float = Field(default=0.0, ge=0)
@@ -235,11 +219,9 @@ class EvaluationSettings(Settings):
     """Tasks and suites for backbone and extended model at the end: lm-eval's names, paper-fr,
     minimal-pairs-fr, cloze-SET, quick; see `evaluation/tasks/registry.py`."""
     task_limit: int | None = Field(default=None, ge=2)
-    """At most this many items of each task (of each part of a group), from its beginning; null
-    takes all."""
+    """Take this many items of each task (each part of a group), from its beginning; null: all."""
     task_data: Path | None = None
-    """Folder with minimal pairs (NAME.LANGUAGE.jsonl.gz); its files take precedence over those of
-    the package."""
+    """Folder with minimal pairs (NAME.LANGUAGE.jsonl.gz), which go before the package's own."""
 
     @model_validator(mode="after")
     def _stride_within_context(self) -> Self:
@@ -263,14 +245,11 @@ class RunConfig(Settings):
     label: str | None = Field(default=None, min_length=1, pattern=r"^\w[\w.+-]*$")
     """Name of this run in tables; null takes the method's name."""
     budget: float = Field(default=0.20, gt=0)
-    """New weights as a share of the backbone's, embeddings counted; without effect on
-    methods that add none."""
+    """New weights as a share of the backbone's, embeddings counted; for methods that add some."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the initialisation and the order of rows. What is held out does not depend on it, so
-    seeds compare."""
+    """Seed of initialisation and order of rows; what is held out does not depend on it."""
     output: Path
-    """Folder for checkpoints, log, extension and record. Created, or resumed if it holds this same
-    run."""
+    """Folder for checkpoints, log, extension and record; resumed if it holds this same run."""
     data: DataSettings
     residues: ResidueSettings = ResidueSettings()
     lora: LoraSettings = LoraSettings()
@@ -293,18 +272,11 @@ class RunConfig(Settings):
 
 
 def load_run(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
-    """Read a run file and apply overrides such as "training.steps=200".
-
-    Raises:
-        UserError: one line for the first thing that is wrong.
-    """
+    """Read a run file and apply overrides such as "training.steps=200"; a UserError of one line for
+    the first thing that is wrong."""
     return make_run(read_values(path, overrides))
 
 
 def make_run(values: dict[str, Any]) -> RunConfig:
-    """A checked configuration from plain values.
-
-    Raises:
-        UserError: one line for the first thing that is wrong.
-    """
+    """A checked configuration from plain values; a UserError for the first thing that is wrong."""
     return checked(RunConfig, values)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 FORMATS = (".txt", ".jsonl", ".parquet")
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 ALLOWED_FILES = ".txt, .jsonl (both also as .gz or .zst), .parquet"
+FIX_LINE = "fix or remove this line"
 
 # A file without empty lines is one document to us, and a tokenizer needs a hundred times the memory
 # of its text. For comparison: the Bible has 4 MB.
@@ -73,9 +74,6 @@ def content_key(corpus: Corpus) -> str:
     For a file, of its bytes and of the settings that change the documents; the corpus' name, role
     and path do not count. For a dataset, of its name, subset, split and what `datasets` calls its
     hash (the commit on the Hub, the time of change of local files).
-
-    Raises:
-        UserError: the file or dataset cannot be reached, or its suffix is unknown.
     """
     identity: list[Any]
     with _naming(corpus):
@@ -93,22 +91,18 @@ def content_key(corpus: Corpus) -> str:
 
 
 def check_not_the_same(corpora: Sequence[Corpus]) -> None:
-    """Refuse a source and a target that are the same text: the same file, a copy of it, or the same
-    dataset.
+    """Raise a UserError for a source and a target that are the same text: the same file, a copy of
+    it, or the same dataset.
 
-    Two fields of one file are two texts. `max_documents` does not count: part of a text is not
-    another text.
-
-    Raises:
-        UserError: naming both corpora; or what `content_key` raises.
+    Two fields of one file are two texts. Part of a text (`max_documents`) is not another text.
     """
     keys = [content_key(corpus.model_copy(update={"max_documents": None})) for corpus in corpora]
     pairs = itertools.combinations(zip(corpora, keys, strict=True), 2)
     for (one, key), (other, other_key) in pairs:
         if one.role != other.role and key == other_key:
+            both = f"{one.name!r} ({one.role}) and {other.name!r} ({other.role})"
             raise UserError(
-                f"corpora {one.name!r} ({one.role}) and {other.name!r} ({other.role}) are the same"
-                " text",
+                f"corpora {both} are the same text",
                 got=f"{one.origin} and {other.origin}",
                 allowed="different text for source and target",
                 do="change one of them",
@@ -116,15 +110,13 @@ def check_not_the_same(corpora: Sequence[Corpus]) -> None:
 
 
 def short_hash(*parts: object) -> str:
-    """32 hexadecimal digits that depend on every part and on where it stands; parts are what JSON
-    can hold."""
+    """32 hexadecimal digits that depend on every part, which JSON can hold, and its position."""
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
 @functools.lru_cache(maxsize=64)
 def _file_digest(path: Path, size_bytes: int, changed_ns: int) -> str:
-    """Hash of the file's bytes. Size and time of change are there for the cache: they tell that it
-    is another file."""
+    """Hash of the file's bytes; size and time of change tell the cache that it is another file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -176,8 +168,7 @@ Line = tuple[str, str]
 
 @contextmanager
 def _open(path: Path, codec: str | None) -> Iterator[BinaryIO]:
-    """The file's unpacked bytes. Arrow unpacks both codecs, joined streams too, and notices a file
-    that was cut short."""
+    """The file's unpacked bytes. Arrow takes both codecs, joined streams too, and notices a cut."""
     import pyarrow
 
     with _broken_file(path, f"a {codec} file"), path.open("rb") as packed:
@@ -223,11 +214,8 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[Line]:
 
 def _check_size(num_bytes: int, where: str) -> None:
     if num_bytes > MAX_DOCUMENT_BYTES:
-        raise UserError(
-            f"{where}: a document of over {MAX_DOCUMENT_BYTES:,} bytes",
-            do="split the text into documents (in .txt: by an empty line; in .jsonl: one object "
-            "per line)",
-        )
+        do = "split the text into documents (.txt: by an empty line; .jsonl: one object per line)"
+        raise UserError(f"{where}: a document of over {MAX_DOCUMENT_BYTES:,} bytes", do=do)
 
 
 def _paragraphs(lines: Iterable[Line]) -> Iterator[str]:
@@ -253,13 +241,10 @@ def _json_texts(lines: Iterable[Line], field: str) -> Iterator[str]:
             row = json.loads(line)
         # ValueError also covers numbers that Python finds too long.
         except (ValueError, RecursionError) as error:
-            got, do = f"{error}: {line[:40]!r}", "fix or remove this line"
-            raise UserError(
-                f"{where}: not JSON", got=got, allowed="one object per line", do=do
-            ) from error
+            what, got = f"{where}: not JSON", f"{error}: {line[:40]!r}"
+            raise UserError(what, got=got, allowed="one object per line", do=FIX_LINE) from error
         if not isinstance(row, dict):
-            got = type(row).__name__
-            raise UserError(f"{where}: not an object", got=got, do="fix or remove this line")
+            raise UserError(f"{where}: not an object", got=type(row).__name__, do=FIX_LINE)
         if field not in row:
             got = f"fields {', '.join(row) or 'none'}"
             raise UserError(f"{where}: no field {field!r}", got=got, do="set field to one of them")
@@ -275,7 +260,7 @@ def _checked_text(text: Any, where: str) -> str:
         raise UserError(where, got=got, allowed="a string", do="set field to that of the text")
     # JSON can spell half a character ("\ud83d"), which no encoding and no tokenizer takes.
     if SURROGATES.search(text):
-        raise UserError(f"{where}: half of a surrogate pair", do="fix or remove this line")
+        raise UserError(f"{where}: half of a surrogate pair", do=FIX_LINE)
     _check_size(len(text), where)
     return text
 
@@ -286,8 +271,7 @@ def _checked_text(text: Any, where: str) -> str:
 def _parquet_texts(path: Path, field: str) -> Iterator[str]:
     from pyarrow import parquet
 
-    # Without pre_buffer Arrow reads page by page instead of a whole row group, which may be the
-    # whole file.
+    # Without pre_buffer Arrow reads page by page, not a whole row group, maybe the whole file.
     with (
         _broken_file(path, "a parquet file"),
         parquet.ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES) as file,
@@ -318,8 +302,7 @@ def _dataset_texts(corpus: Corpus) -> Iterator[str]:
     name, subset, field = corpus.dataset, corpus.subset, corpus.field
     with _dataset_errors(corpus):
         table = datasets.load_dataset(name, subset, split=corpus.split, streaming=True)
-    # The columns are not known of every dataset; where they are, the other ones (images!) need not
-    # be read.
+    # The columns are not always known; where they are, others (images!) need not be read.
     if table.column_names is not None:
         _check_column(field, table.column_names, corpus.origin)
         table = table.select_columns([field])
@@ -335,8 +318,7 @@ def _dataset_texts(corpus: Corpus) -> Iterator[str]:
 
 @contextmanager
 def _dataset_errors(corpus: Corpus) -> Iterator[None]:
-    """`datasets` fails in many ways (name, subset, split, network, permission) with as many types:
-    all are one line here."""
+    """`datasets` fails in many ways (name, split, network) with as many types; here it is one."""
     try:
         yield
     except Exception as error:

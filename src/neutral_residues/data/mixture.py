@@ -48,26 +48,19 @@ LABELS: dict[Role, int] = {"source": SOURCE, "target": TARGET}
 class Row(TypedDict):
     """One training row of T = block_tokens tokens."""
 
-    input_ids: Tensor
-    """(T,) int64."""
-    domain_labels: Tensor
-    """(T,) int64: SOURCE or TARGET, the same for the whole row."""
-    corpus_id: int
-    """Index of the row's corpus among the streams of the mixture."""
-    noised: bool
-    """True: random tokens are in it, so it has a local loss but no language-modelling loss."""
+    input_ids: Tensor  # (T,) int64
+    domain_labels: Tensor  # (T,) int64: SOURCE or TARGET, the same for the whole row
+    corpus_id: int  # index of the row's corpus among the streams of the mixture
+    noised: bool  # it holds random tokens: a local loss, but no language-modelling loss
 
 
 @dataclass(frozen=True)
 class Noise:
     """Random tokens in a share of the source rows."""
 
-    share: float
-    """Of the source rows, in [0, 1]."""
-    vocabulary: int
-    """Tokens are drawn from 0 ... vocabulary - 1,"""
-    end_of_text: int
-    """but never this one."""
+    share: float  # of the source rows, in [0, 1]
+    vocabulary: int  # tokens are drawn from 0 ... vocabulary - 1
+    end_of_text: int  # but never this one
 
 
 class Mixture(Dataset[Row]):
@@ -130,11 +123,10 @@ class Mixture(Dataset[Row]):
         order = _permutation(pool.num_blocks, (self.seed, epoch, LABELS[role] + 1))
         corpus_id, block = pool.find(int(order[step]))
         tokens_T = self.streams[corpus_id].blocks(self.block_tokens)[block].astype(np.int64)
-        noised = self.is_noised(index)
+        if noised := self.is_noised(index):
+            tokens_T = self._with_noise(tokens_T, index)
         return {
-            "input_ids": torch.from_numpy(
-                self._with_noise(tokens_T, index) if noised else tokens_T
-            ),
+            "input_ids": torch.from_numpy(tokens_T),
             "domain_labels": torch.full((self.block_tokens,), LABELS[role], dtype=torch.int64),
             "corpus_id": corpus_id,
             "noised": noised,
@@ -151,9 +143,8 @@ class Mixture(Dataset[Row]):
 
     def is_noised(self, index: int) -> bool:
         """Whether row `index` is a source row with random tokens in it."""
-        return self.role(index) == "source" and _is_chosen(
-            self.rows_before(index, "source"), self.noise_share
-        )
+        before = self.rows_before(index, "source")
+        return self.role(index) == "source" and _is_chosen(before, self.noise_share)
 
     def _with_noise(self, tokens_T: NDArray[Any], index: int) -> NDArray[Any]:
         assert self.noise is not None
@@ -169,8 +160,7 @@ class _Pool:
     """The blocks of all corpora of one role, numbered through."""
 
     corpus_ids: list[int]
-    ends: list[int]
-    """Where the blocks of each corpus end."""
+    ends: list[int]  # where the blocks of each corpus end
 
     @property
     def num_blocks(self) -> int:
@@ -190,8 +180,7 @@ def _permutation(size: int, seed: tuple[int, ...]) -> NDArray[np.int64]:
 
 
 def _exact(name: str, share: float) -> Fraction:
-    """Through its decimal form: 0.1 is a tenth, not the nearest binary number, so ten rows hold one
-    source row."""
+    """Through its decimal form: 0.1 is a tenth, so ten rows hold exactly one source row."""
     if not 0 <= share <= 1:
         raise UserError(name, got=share, allowed="a share from 0 to 1")
     return Fraction(str(share))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from neutral_residues.config.run import Corpus, DataSettings
@@ -21,17 +22,11 @@ Parts = tuple[tuple[T, ...], tuple[T, ...], tuple[T, ...]]
 
 @dataclass(frozen=True)
 class RunData:
-    """Token streams of a run.
+    """Token streams of a run."""
 
-    Attributes:
-        train: what the model learns from.
-        evaluate: held-out text, measured at the end.
-        validate: other held-out text, measured during training; may be empty.
-    """
-
-    train: tuple[TokenStream, ...]
-    evaluate: tuple[TokenStream, ...]
-    validate: tuple[TokenStream, ...] = ()
+    train: tuple[TokenStream, ...]  # what the model learns from
+    evaluate: tuple[TokenStream, ...]  # held-out text, measured at the end
+    validate: tuple[TokenStream, ...] = ()  # other held-out text, measured during training
 
     @property
     def while_training(self) -> tuple[TokenStream, ...]:
@@ -52,44 +47,24 @@ class RunData:
         Raises:
             UserError: for text that cannot be read or tokenised, or that is both source and target.
         """
-        cache_dir = settings.cache or default_cache_folder()
-
-        def read(corpus: Corpus, held_out_share: float) -> tuple[TokenStream, TokenStream | None]:
-            return tokenise(
-                corpus,
-                tokenizer,
-                cache_dir=cache_dir,
-                held_out_share=held_out_share,
-                tokenising=tokenising,
-            )
-
-        return cls(*_parts(settings, read))
+        return cls(*_parts(settings, partial(tokenise, tokenizer=tokenizer, tokenising=tokenising)))
 
 
 def text_sizes(settings: DataSettings, tokenizer: "PreTrainedTokenizerBase") -> Parts[TextSize]:
-    """Sizes of what `RunData.of` gives: training, evaluation and validation text. Large texts that
-    are not in the cache are estimated.
-
-    Raises:
-        UserError: as `RunData.of`.
-    """
-    cache_dir = settings.cache or default_cache_folder()
-    return _parts(
-        settings,
-        lambda corpus, share: text_size(
-            corpus, tokenizer, cache_dir=cache_dir, held_out_share=share
-        ),
-    )
+    """Sizes of what `RunData.of` gives: training, evaluation and validation text; large texts that
+    are not in the cache are estimated."""
+    return _parts(settings, partial(text_size, tokenizer=tokenizer))
 
 
-def _parts(settings: DataSettings, read: Callable[[Corpus, float], tuple[T, T | None]]) -> Parts[T]:
+def _parts(settings: DataSettings, read: Callable[..., tuple[T, T | None]]) -> Parts[T]:
     check_not_the_same([*settings.train, *settings.evaluate, *settings.validate_on])
+    read = partial(read, cache_dir=settings.cache or default_cache_folder())
 
     def whole(corpora: Sequence[Corpus]) -> tuple[T, ...]:
-        return tuple(read(corpus, 0.0)[0] for corpus in corpora)
+        return tuple(read(corpus)[0] for corpus in corpora)
 
     share = 0.0 if settings.evaluate else settings.held_out_share
-    train = [read(corpus, share) for corpus in settings.train]
+    train = [read(corpus, held_out_share=share) for corpus in settings.train]
     held_out = tuple(part for _, part in train if part is not None)
     evaluate = whole(settings.evaluate) or held_out
     return tuple(part for part, _ in train), evaluate, whole(settings.validate_on)

@@ -18,18 +18,14 @@ SAMPLE_BYTES = 2**20
 
 @dataclass(frozen=True)
 class TextSize:
-    """Size of a corpus, or of the held-out part of one.
-
-    Attributes:
-        is_exact: counted, not estimated.
-    """
+    """Size of a corpus, or of the held-out part of one."""
 
     name: str
     role: Role
     num_documents: int
     num_tokens: int
     num_bytes: int
-    is_exact: bool
+    is_exact: bool  # counted, not estimated
 
     @classmethod
     def of(cls, stream: TokenStream) -> "TextSize":
@@ -45,11 +41,7 @@ def text_size(
     cache_dir: Path,
     held_out_share: float = 0.0,
 ) -> tuple[TextSize, TextSize | None]:
-    """Size of the training part and of the held-out part, as `tokenise` would make them.
-
-    Raises:
-        UserError: what `tokenise` raises.
-    """
+    """Size of the training part and of the held-out part, as `tokenise` would make them."""
     share = held_out_share
     if not is_cached(corpus, tokenizer, cache_dir=cache_dir, held_out_share=share):
         sample = _Sample(corpus)
@@ -62,20 +54,13 @@ def text_size(
 
 
 def _part(size: TextSize, share: float) -> TextSize:
-    return replace(
-        size,
-        num_documents=round(share * size.num_documents),
-        num_tokens=round(share * size.num_tokens),
-        num_bytes=round(share * size.num_bytes),
-    )
+    names = ("num_documents", "num_tokens", "num_bytes")
+    return replace(size, **{name: round(share * getattr(size, name)) for name in names})
 
 
 class _Sample:
-    """Every n-th document of a corpus, n such that they have about SAMPLE_BYTES.
-
-    Attributes:
-        num_documents, num_bytes: of the whole corpus.
-    """
+    """Every n-th document of a corpus, n such that they have about SAMPLE_BYTES; `num_documents`
+    and `num_bytes` are of the whole corpus."""
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus

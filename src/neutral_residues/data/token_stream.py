@@ -99,13 +99,10 @@ class TokenStream:
         return TokenStream(self.name, self.role, tokens, ends, self.document_bytes[:fit])
 
     def blocks(self, block_tokens: int) -> NDArray[Any]:
-        """The stream as rows of `block_tokens` tokens: (num_blocks, block_tokens), a view.
+        """The stream as rows of `block_tokens` tokens: (num_blocks, block_tokens), a view; a
+        UserError if it has less than one block.
 
-        The tail that fills no block is left out: training does without it. Evaluation reads the
-        whole stream instead.
-
-        Raises:
-            UserError: the stream has less than one block.
+        The tail that fills no block is left out: only evaluation reads the whole stream.
         """
         num_blocks = self.num_tokens // block_tokens
         if num_blocks == 0:
@@ -120,18 +117,12 @@ class TokenStream:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.folder is not None:
             return open_stream, (self.folder, self.name, self.role, self.tokens.dtype.name)
-        return TokenStream, (
-            self.name,
-            self.role,
-            self.tokens,
-            self.document_ends,
-            self.document_bytes,
-        )
+        arrays = (self.tokens, self.document_ends, self.document_bytes)
+        return TokenStream, (self.name, self.role, *arrays)
 
 
 def open_stream(folder: Path, name: str, role: Role, dtype: str) -> TokenStream:
-    """The stream whose three files lie in `folder`, memory-mapped for reading; `dtype` is that of
-    the tokens."""
+    """The stream whose files lie in `folder`, memory-mapped; `dtype` is that of the tokens."""
 
     def mapped(file: str, kind: str) -> NDArray[Any]:
         path = folder / file

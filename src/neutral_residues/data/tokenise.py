@@ -62,8 +62,7 @@ def tokenise(
     seed: int = 0,
     tokenising: Tokenising = without_display,
 ) -> tuple[TokenStream, TokenStream | None]:
-    """The corpus as tokens, from the cache if it is there: the training stream and the held-out
-    one.
+    """The corpus as tokens, from the cache if it is there: the training and the held-out stream.
 
     The cache is a folder in `cache_dir`, named by a hash of what decides its content: documents,
     tokenizer, held-out share and seed.
@@ -76,7 +75,7 @@ def tokenise(
         tokenising: how progress is shown.
 
     Returns:
-        (training stream, held-out stream); the second is None where the share is 0.
+        the held-out stream is None where the share is 0.
 
     Raises:
         UserError: what `iter_documents` raises; a tokenizer without end-of-text; a share out of
@@ -132,11 +131,7 @@ def _recipe(
 
 
 def end_of_text_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The id of the token that ends a document.
-
-    Raises:
-        UserError: the tokenizer has none.
-    """
+    """The id of the token that ends a document; a UserError if the tokenizer has none."""
     if tokenizer.eos_token_id is None:
         raise UserError(
             "the tokenizer has no end-of-text token",
@@ -148,16 +143,14 @@ def end_of_text_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """A short hash of what decides a text's tokens: the serialised tokenizer and its end-of-text
-    token."""
+    """A short hash of what decides a text's tokens: serialised tokenizer and end-of-text token."""
     split = getattr(tokenizer, "split_special_tokens", False)
     content = _plain(tokenizer).to_str() if tokenizer.is_fast else _saved_files(tokenizer)
     return short_hash(content, split, tokenizer.eos_token_id)
 
 
 def _plain(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer":
-    """A copy without the truncation and padding that may be left from an earlier call: they must
-    neither cut text nor change the key."""
+    """A copy without truncation and padding left from earlier calls, which would change tokens."""
     from tokenizers import Tokenizer
 
     plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())

@@ -1,5 +1,4 @@
-"""Block expansion: copies of whole layers, spread evenly, that do nothing at the start and are all
-that trains.
+"""Block expansion: only copies of whole layers train, spread evenly, which do nothing at the start.
 
 Wu et al. 2024, *LLaMA Pro: Progressive LLaMA with Block Expansion*, arXiv 2401.02415. A copy's two
 output projections (attention's and the feed-forward block's) are zero, so it passes its input on
@@ -8,7 +7,6 @@ own architecture with more layers.
 """
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +17,12 @@ from neutral_residues.errors import UserError, first_line
 from neutral_residues.methods.budget import units_for_budget
 from neutral_residues.tuner.blocks import find_layers, text_config
 
-OUTPUT_PROJECTIONS = frozenset(
-    [
-        "o_proj",
-        "out_proj",
-        "down_proj",
-        "c_proj",
-        "dense",
-        "dense_4h_to_h",
-        "fc2",
-        "fc_out",
-        "w2",
-        "wo",
-    ]
+# fmt: off
+OUTPUT_PROJECTIONS = (
+    "c_proj", "dense", "dense_4h_to_h", "down_proj", "fc2", "fc_out", "o_proj", "out_proj", "w2",
+    "wo",
 )
+# fmt: on
 """Names of the linear layers whose output is added to the residual stream."""
 
 
@@ -41,18 +31,14 @@ def expand_blocks(model: PreTrainedModel, *, budget: float) -> nn.Module:
 
     Raises:
         UserError: if no whole number of layers comes within 2 % of the budget (names the nearest),
-            a layer's output projections are not found, or the expanded model is not the backbone at
-            the start.
+            output projections are not found, or the result is not the backbone at the start.
     """
     layers = find_layers(model)
     before = _few_logits(model)
     sizes = {sum(p.numel() for p in layer.parameters()) for layer in layers.values()}
     if len(sizes) > 1:
-        raise UserError(
-            "block expansion needs layers of one size",
-            got=f"{len(sizes)} sizes",
-            do="choose another method",
-        )
+        what, got = "block expansion needs layers of one size", f"{len(sizes)} sizes"
+        raise UserError(what, got=got, do="choose another method")
     count = units_for_budget(model, budget, unit="number of layers", weights_per_unit=sizes.pop())
     model.requires_grad_(False)
     after = _spread(count, len(layers))
@@ -81,8 +67,7 @@ def _few_logits(model: nn.Module) -> Tensor | None:
 
 
 def _check_identity(model: nn.Module, before: Tensor | None) -> None:
-    """Some architectures add more to the residual stream than two projections, or count their
-    layers elsewhere too."""
+    """Some architectures add more than two projections, or count their layers elsewhere too."""
     problem = None
     try:
         after = _few_logits(model)
@@ -93,11 +78,8 @@ def _check_identity(model: nn.Module, before: Tensor | None) -> None:
     except Exception as error:
         problem = first_line(error)
     if problem is not None:
-        raise UserError(
-            f"block expansion cannot expand {type(model).__name__}",
-            got=problem,
-            do="choose another method",
-        )
+        what = f"block expansion cannot expand {type(model).__name__}"
+        raise UserError(what, got=problem, do="choose another method")
 
 
 def _spread(count: int, num_layers: int) -> list[int]:
@@ -117,7 +99,7 @@ def _zero_output_copy(layer: nn.Module) -> nn.Module:
         raise UserError(
             f"the output projections of {type(layer).__name__} were not found",
             got=f"{len(outputs)} of 2",
-            allowed=f"linear layers named {', '.join(sorted(OUTPUT_PROJECTIONS))}",
+            allowed=f"linear layers named {', '.join(OUTPUT_PROJECTIONS)}",
             do="choose another method",
         )
     for module in outputs:
@@ -135,14 +117,8 @@ def _renumber(blocks: list[nn.Module]) -> None:
 
 
 def _expand_config(config: PretrainedConfig, order: list[int]) -> None:
-    """The number of layers, and every setting that has one entry for each layer (`layer_types`,
-    ...)."""
-    before = config.num_hidden_layers
-    per_layer: dict[str, Any] = {
-        key: value
-        for key, value in vars(config).items()
-        if isinstance(value, list) and len(value) == before
-    }
-    config.num_hidden_layers = len(order)
-    for key, value in per_layer.items():
-        setattr(config, key, [value[number] for number in order])
+    """The number of layers, and every setting with one entry for each layer (`layer_types`)."""
+    before, config.num_hidden_layers = config.num_hidden_layers, len(order)
+    for key, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == before:
+            setattr(config, key, [value[number] for number in order])

@@ -10,13 +10,8 @@ from neutral_residues.tuner.neutral import BUDGET_TOLERANCE
 def units_for_budget(
     model: nn.Module, budget: float, *, unit: str, weights_per_unit: int, fixed_weights: int = 0
 ) -> int:
-    """How many units come nearest to the budget.
-
-    Args:
-        budget: new weights as a share of those of the backbone `model`.
-        unit: what is counted, for the message.
-        weights_per_unit: new weights of each.
-        fixed_weights: new weights that do not depend on the number of units.
+    """How many units, each of `weights_per_unit` new weights besides the fixed ones, make `budget`,
+    a share of the weights of the backbone `model`.
 
     Raises:
         UserError: if no whole number comes within 2 % of the budget; names the nearest.
@@ -25,9 +20,6 @@ def units_for_budget(
     count = max(1, round((budget * backbone - fixed_weights) / weights_per_unit))
     share = (count * weights_per_unit + fixed_weights) / backbone
     if abs(share - budget) > BUDGET_TOLERANCE * budget:
-        raise UserError(
-            f"budget cannot be met within 2 % by a whole {unit}",
-            got=budget,
-            do=f"the nearest is {share:.5f} ({unit} {count})",
-        )
+        do = f"the nearest is {share:.5f} ({unit} {count})"
+        raise UserError(f"budget cannot be met within 2 % by a whole {unit}", got=budget, do=do)
     return count

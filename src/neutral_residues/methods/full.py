@@ -1,5 +1,4 @@
-"""What changes the backbone's own weights: fine-tuning, in full or of the feed-forward blocks, and
-weight averaging."""
+"""What changes the backbone's own weights: fine-tuning, in full or of the FFNs, and averaging."""
 
 from pathlib import Path
 
@@ -40,17 +39,15 @@ def average_with(model: PreTrainedModel, finetuned: Path, *, share: float) -> nn
         UserError: if the weights are not those of this backbone, fine-tuned.
     """
     check_digest(finetuned)
-    tensors = {
-        key: tensor
-        for file in sorted(finetuned.glob("*.safetensors"))
-        for key, tensor in load_file(file).items()
-    }
+    tensors: dict[str, torch.Tensor] = {}
+    for file in finetuned.glob("*.safetensors"):
+        tensors |= load_file(file)
     model.requires_grad_(False)
     for name, parameter in model.named_parameters():
         if name not in tensors or tensors[name].shape != parameter.shape:
+            what = f"cannot average with {finetuned}: {name} is missing or of another shape"
             raise UserError(
-                f"cannot average with {finetuned}: {name} is missing or of another shape",
-                do="give the output folder of a full fine-tuning of this backbone",
+                what, do="give the output folder of a full fine-tuning of this backbone"
             )
         parameter.lerp_(tensors[name].to(parameter), share)
     return model

@@ -1,5 +1,4 @@
-"""The low-rank family, all of it PEFT's own: LoRA, rsLoRA, DoRA and OSF, each with a rank that
-follows from the budget.
+"""The low-rank family, all of it PEFT's own: LoRA, rsLoRA, DoRA and OSF.
 
 Here is only what PEFT does not decide: which linear layers (those inside the decoder's layers, not
 the embeddings or the head), and which rank makes a given share of new weights.
@@ -72,21 +71,15 @@ def attach_osf(model: PreTrainedModel, *, budget: float) -> nn.Module:
     shapes = {n: s for n, s in linear_modules(model, only_ffn=False).items() if min(s) > 1}
     other = [name for name in shapes if not isinstance(model.get_submodule(name), nn.Linear)]
     if other:
-        raise UserError(
-            "osf works on nn.Linear layers only",
-            got=f"{other[0]} is another kind",
-            do="choose lora",
-        )
+        what, got = "osf works on nn.Linear layers only", f"{other[0]} is another kind"
+        raise UserError(what, got=got, do="choose lora")
     # One singular value for each direction and layer comes on top of LoRA's two vectors.
     per_direction = sum(sum(shape) + 1 for shape in shapes.values())
     rank = units_for_budget(model, budget, unit="rank", weights_per_unit=per_direction)
     smallest = min(min(shape) for shape in shapes.values())
     if rank >= smallest:
-        raise UserError(
-            "budget leaves OSF no direction to protect",
-            got=budget,
-            allowed=f"up to {smallest - 1} directions per layer",
-        )
+        allowed = f"up to {smallest - 1} directions per layer"
+        raise UserError("budget leaves OSF no direction to protect", got=budget, allowed=allowed)
     preserved = {f"^{re.escape(name)}$": min(shape) - rank for name, shape in shapes.items()}
     config = OSFConfig(task_type="CAUSAL_LM", target_modules=list(shapes), rank_pattern=preserved)
     return _attached(model, config)
@@ -96,17 +89,13 @@ def _attached(model: PreTrainedModel, config: PeftConfig) -> nn.Module:
     try:
         return get_peft_model(model, config)
     except ValueError as error:  # PEFT refuses some modules of some architectures
-        raise UserError(
-            "PEFT cannot attach this method", got=first_line(error), do="choose another method"
-        ) from error
+        what, do = "PEFT cannot attach this method", "choose another method"
+        raise UserError(what, got=first_line(error), do=do) from error
 
 
 def linear_modules(model: nn.Module, *, only_ffn: bool) -> dict[str, tuple[int, int]]:
-    """Full name -> (inputs, outputs) of the linear layers inside the decoder's layers.
-
-    Raises:
-        UserError: if there are none.
-    """
+    """Full name -> (inputs, outputs) of the linear layers inside the decoder's layers; a UserError
+    if there are none."""
     ffns = tuple(f"{name}." for name in find_blocks(model, "ffn"))
     layers = tuple(f"{name.rsplit('.', 2)[0]}." for name in ffns)
     shapes = {
@@ -115,10 +104,8 @@ def linear_modules(model: nn.Module, *, only_ffn: bool) -> dict[str, tuple[int, 
         if name.startswith(ffns if only_ffn else layers) and (shape := _shape(module))
     }
     if not shapes:
-        raise UserError(
-            f"no linear layers found in {type(model).__name__}",
-            do="choose the method neutral or adapter",
-        )
+        what = f"no linear layers found in {type(model).__name__}"
+        raise UserError(what, do="choose the method neutral or adapter")
     return shapes
 
 

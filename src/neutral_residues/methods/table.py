@@ -41,38 +41,22 @@ Attach = Callable[[PreTrainedModel, RunConfig], nn.Module]
 
 @dataclass(frozen=True)
 class Method:
-    """One row.
+    """One row."""
 
-    Attributes:
-        name: as in run files.
-        title: for tables.
-        paper: where it comes from.
-        trains: what has gradients.
-        size: how the budget becomes a size; empty for a method that adds no weights.
-        attach: makes the model to train from the backbone, in place where possible.
-        learning_rate: peak for a backbone of width `RECIPE_WIDTH`; None where nothing trains.
-        afterwards: what can be done with the result.
-        keeps_backbone: the backbone is still inside and can be switched on (`disable_adapter`).
-        has_local_loss: its gates can be trained to stay closed on the source.
-        uses: settings of `METHOD_SECTIONS` that count for it, as "section" or "section.key".
-        fixed: settings that make the row what it is.
-        recipe: its own defaults, where the run file says nothing.
-        curve: a setting and the values that a comparison tries, where one training gives them all.
-    """
-
-    name: str
-    title: str
-    paper: str
-    trains: str
-    size: str
-    attach: Attach
-    learning_rate: float | None
-    afterwards: tuple[Afterwards, ...] = ()
-    keeps_backbone: bool = True
-    has_local_loss: bool = False
-    uses: tuple[str, ...] = ()
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    name: str  # as in run files
+    title: str  # for tables
+    paper: str  # where it comes from
+    trains: str  # what has gradients
+    size: str  # what the budget sets; empty for a method that adds no weights
+    attach: Attach  # makes the model to train from the backbone, in place where possible
+    learning_rate: float | None  # peak at width `RECIPE_WIDTH`; None where nothing trains
+    afterwards: tuple[Afterwards, ...] = ()  # what can be done with the result
+    keeps_backbone: bool = True  # the backbone can be switched on again (`disable_adapter`)
+    has_local_loss: bool = False  # its gates can be trained to stay closed on the source
+    uses: tuple[str, ...] = ()  # settings of `METHOD_SECTIONS`, as "section" or "section.key"
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # settings that make it what it is
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # its own defaults
+    # A setting and the values that a comparison tries, where one training gives them all.
     curve: tuple[str, tuple[float, ...]] | None = None
 
     @property
@@ -92,12 +76,8 @@ class Method:
         return (self.learning_rate or 0.0) * RECIPE_WIDTH / hidden_size
 
     def resolve(self, config: RunConfig) -> RunConfig:
-        """The run with the method's own settings filled in.
-
-        Raises:
-            UserError: for a setting that the method has no use for, or that contradicts what makes
-                it what it is.
-        """
+        """The run with the method's own settings filled in; a UserError for a setting that has no
+        effect on it, or contradicts what is fixed."""
         changed: dict[str, Any] = {}
         for key, value in {**self.recipe, **self.fixed}.items():
             section, name = key.split(".")
@@ -121,18 +101,14 @@ class Method:
             for name, value in getattr(config, section):
                 key = f"{section}.{name}"
                 if value != getattr(default, name) and not self._uses(key):
-                    users = [method.name for method in METHODS if method._uses(key)]
-                    raise UserError(
-                        f"{key} has no effect on method {self.name}",
-                        do=f"remove it, or choose method: {', '.join(users)}",
-                    )
-        if config.training.frozen_weights != "auto" and not self.keeps_backbone:
-            raise UserError(
-                f"training.frozen_weights has no effect on method {self.name}, which has no frozen"
-                " backbone",
-                got=config.training.frozen_weights,
-                do="remove it",
-            )
+                    users = ", ".join(method.name for method in METHODS if method._uses(key))
+                    what = f"{key} has no effect on method {self.name}"
+                    raise UserError(what, do=f"remove it, or choose method: {users}")
+        held = config.training.frozen_weights
+        if held != "auto" and not self.keeps_backbone:
+            key = "training.frozen_weights"
+            what = f"{key} has no effect on method {self.name}, which has no frozen backbone"
+            raise UserError(what, got=held, do="remove it")
 
     def _uses(self, key: str) -> bool:
         return key in self.uses or key.split(".")[0] in self.uses
@@ -247,11 +223,8 @@ METHODS: tuple[Method, ...] = (
         attach=lambda model, config: _attach_residues(model, config, block_gate="none"),
         afterwards=("stock",),
         has_local_loss=False,
-        uses=(
-            "residues.activation",
-            "residues.init",
-            "residues.layers_to_transform",
-            "residues.placement",
+        uses=tuple(
+            f"residues.{key}" for key in ("activation", "init", "layers_to_transform", "placement")
         ),
     ),
     LORA,
@@ -323,17 +296,14 @@ METHODS: tuple[Method, ...] = (
 
 
 def find_method(name: str) -> Method:
-    """The row of that name, or the one that "module:NAME" points to.
-
-    Raises:
-        UserError: naming the nearest method.
-    """
+    """The row of that name, or the one that "module:NAME" points to; a UserError that names the
+    nearest method if there is none."""
     if ":" in name:
         return _own_row(name)
-    for method in METHODS:
-        if method.name == name:
-            return method
-    raise UserError(f"unknown method {name}", do=nearest(name, (m.name for m in METHODS)))
+    rows = {method.name: method for method in METHODS}
+    if name not in rows:
+        raise UserError(f"unknown method {name}", do=nearest(name, rows))
+    return rows[name]
 
 
 def _own_row(path: str) -> Method:
@@ -342,13 +312,9 @@ def _own_row(path: str) -> Method:
     try:
         row = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"cannot import the method {path}", got=first_line(error), allowed="module:NAME"
-        ) from error
+        what = f"cannot import the method {path}"
+        raise UserError(what, got=first_line(error), allowed="module:NAME") from error
     if not isinstance(row, Method):
-        raise UserError(
-            f"{path} is not a method",
-            got=type(row).__name__,
-            allowed="a neutral_residues.methods.table.Method",
-        )
+        allowed = "a neutral_residues.methods.table.Method"
+        raise UserError(f"{path} is not a method", got=type(row).__name__, allowed=allowed)
     return row

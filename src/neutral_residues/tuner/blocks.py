@@ -102,7 +102,8 @@ def check_targets(targets: dict[str, nn.Module], *, width_in: int) -> None:
         if outer is not None:
             what = "target_modules match a module inside another"
             raise UserError(what, got=f"{name} inside {outer}", do=do)
-        if isinstance(module, nn.Linear) and set(module.weight.shape) != {width_in}:
+        is_linear = isinstance(module, nn.Linear)
+        if is_linear and {module.in_features, module.out_features} != {width_in}:
             what = f"target_modules match {name}, which does not map width {width_in} to itself"
             raise UserError(what, do=do)
 
