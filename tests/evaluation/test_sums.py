@@ -17,7 +17,7 @@ SKEWED = torch.tensor([0.25, 0.75]).log()
 
 
 def sums(*, kl: bool = False, by_token: TokenSums | None = None) -> Sums:
-    return Sums(by_token=by_token, kl_nats=0.0 if kl else None, gates_zero=[0], squares=[0.0])
+    return Sums(by_token, 0.0 if kl else None, gates_zero=[0], squares=[0.0])
 
 
 def test_nats_of_both_models_and_their_divergence() -> None:

@@ -2,9 +2,10 @@
 texts."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.evaluation.sums import TokenSums
@@ -18,9 +19,6 @@ from neutral_residues.results.set_result import (
     bits_per_byte,
 )
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 NUM_CARRIERS = 12
 """Tokens listed per set."""
 NUM_DOCUMENTS = 3
@@ -29,13 +27,10 @@ EXCERPT_CHARACTERS = 200
 
 
 def breakdown(
-    sums: TokenSums, stream: TokenStream, tokenizer: "PreTrainedTokenizerBase"
+    sums: TokenSums, stream: TokenStream, tokenizer: PreTrainedTokenizerBase
 ) -> Breakdown:
-    """What each kind of token contributes, which tokens changed most, which documents got worst.
-
-    Args:
-        sums: of every token of `stream`, whose tokens are those of `tokenizer`.
-    """
+    """What each kind of token contributes, which tokens changed most, which documents got worst;
+    `sums` are of every token of `stream`."""
     token_ids = np.flatnonzero(sums.counts_V)
     counts = sums.counts_V[token_ids]
     backbone, extended = sums.backbone_V[token_ids], sums.extended_V[token_ids]
@@ -47,29 +42,29 @@ def breakdown(
     def bits(nats: Any) -> float:
         return bits_per_byte(float(nats), stream.num_bytes)
 
+    classes = [
+        TokenClass(
+            kind=kind,
+            num_types=int(ours.sum()),
+            num_tokens=int(counts[ours].sum()),
+            backbone=bits(backbone[ours].sum()),
+            extended=bits(extended[ours].sum()),
+        )
+        for kind in KINDS
+        if (ours := kinds == kind).any()
+    ]
+    carriers = [
+        TokenChange(
+            text=texts[i], num_tokens=int(counts[i]), change=bits(extended[i] - backbone[i])
+        )
+        for i in found.carriers[:NUM_CARRIERS]
+    ]
     return Breakdown(
-        classes=[
-            TokenClass(
-                kind=kind,
-                num_types=int((kinds == kind).sum()),
-                num_tokens=int(counts[kinds == kind].sum()),
-                backbone=bits(backbone[kinds == kind].sum()),
-                extended=bits(extended[kinds == kind].sum()),
-            )
-            for kind in KINDS
-            if kind in kinds
-        ],
+        classes=classes,
         num_types=len(token_ids),
         num_carriers=len(found.carriers),
         carriers_share=found.tokens_share,
-        carriers=[
-            TokenChange(
-                text=texts[index],
-                num_tokens=int(counts[index]),
-                change=bits(extended[index] - backbone[index]),
-            )
-            for index in found.carriers[:NUM_CARRIERS]
-        ],
+        carriers=carriers,
         is_concentrated=found.is_concentrated,
         documents=_worst_documents(sums, stream, tokenizer),
     )
@@ -89,7 +84,7 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
 
 
 def _worst_documents(
-    sums: TokenSums, stream: TokenStream, tokenizer: "PreTrainedTokenizerBase"
+    sums: TokenSums, stream: TokenStream, tokenizer: PreTrainedTokenizerBase
 ) -> list[DocumentChange]:
     """Those with the largest rise in bits per byte, of all that are at least half as long as the
     median."""
@@ -97,18 +92,19 @@ def _worst_documents(
     rise_D = (sums.extended_D - sums.backbone_D) / np.maximum(bytes_D, 1)
     long_enough = np.flatnonzero(bytes_D >= max(1.0, float(np.median(bytes_D)) / 2))
     worst = long_enough[np.argsort(-rise_D[long_enough], kind="stable")][:NUM_DOCUMENTS]
-    return [
-        DocumentChange(
-            number=number,
-            num_bytes=int(bytes_D[number]),
-            backbone=bits_per_byte(float(sums.backbone_D[number]), int(bytes_D[number])),
-            extended=bits_per_byte(float(sums.extended_D[number]), int(bytes_D[number])),
-            excerpt=_excerpt(stream, number, tokenizer),
+    found = []
+    for number in worst.tolist():
+        num_bytes = int(bytes_D[number])
+        backbone, extended = (
+            float(nats_D[number]) for nats_D in (sums.backbone_D, sums.extended_D)
         )
-        for number in worst.tolist()
-    ]
-
-
-def _excerpt(stream: TokenStream, number: int, tokenizer: "PreTrainedTokenizerBase") -> str:
-    text = stream.document_text(number, tokenizer, max_tokens=EXCERPT_CHARACTERS)
-    return " ".join(text.split())[:EXCERPT_CHARACTERS]
+        text = stream.document_text(number, tokenizer, max_tokens=EXCERPT_CHARACTERS)
+        change = DocumentChange(
+            number=number,
+            num_bytes=num_bytes,
+            backbone=bits_per_byte(backbone, num_bytes),
+            extended=bits_per_byte(extended, num_bytes),
+            excerpt=" ".join(text.split())[:EXCERPT_CHARACTERS],
+        )
+        found.append(change)
+    return found

@@ -17,11 +17,13 @@ Suffixes: B windows, T inputs of a window, K its last positions (all that is sco
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.errors import UserError
@@ -31,9 +33,6 @@ from neutral_residues.evaluation.sums import ResidueStats, Sums, TokenSums
 from neutral_residues.evaluation.windows import Window, Windows
 from neutral_residues.results.set_result import EvaluationSet, SetResult
 from neutral_residues.tuner.layer import observe_residues, residue_layers
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 OnProgress = Callable[[str, int, int], None]
 """Called after each batch with the set's name, the tokens scored so far and the tokens in all."""
@@ -48,7 +47,7 @@ def evaluate(
     backbone_nats: Mapping[str, float] | None = None,
     max_tokens: int | None = None,
     kl: bool = False,
-    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, SetResult]:
     """Score each stream with the extended model and its backbone, without autocast.
@@ -79,13 +78,10 @@ def evaluate(
         streams = [stream.first_documents(max_tokens) for stream in streams]
     _check_context(model, windows)
     _check_streams(model, streams, windows.end_of_text)
-    scorer = _Scorer(model, reference, windows, on_progress)
-    results = {}
+    stats = ResidueStats(residue_layers(model))
+    scorer = _Scorer(model, reference, windows, backbone_nats, kl, tokenizer, on_progress, stats)
     with inference(model, reference):
-        for stream in streams:
-            known = None if backbone_nats is None else backbone_nats[stream.name]
-            results[stream.name] = scorer.score(stream, known, kl, tokenizer)
-    return results
+        return {stream.name: scorer.score(stream) for stream in streams}
 
 
 def evaluation_set(stream: TokenStream) -> EvaluationSet:
@@ -99,60 +95,47 @@ def evaluation_set(stream: TokenStream) -> EvaluationSet:
     )
 
 
+@dataclass(frozen=True, eq=False)
 class _Scorer:
-    """Runs the extended model and the backbone over windows and adds up."""
+    """Runs the extended model and the backbone over windows and adds up; see `evaluate`."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        reference: nn.Module | None,
-        windows: Windows,
-        on_progress: OnProgress | None,
-    ) -> None:
-        self.model, self.reference = model, reference
-        self.windows, self.on_progress = windows, on_progress
-        self.stats = ResidueStats(residue_layers(model))
+    model: nn.Module
+    reference: nn.Module | None
+    windows: Windows
+    backbone_nats: Mapping[str, float] | None
+    kl: bool
+    tokenizer: PreTrainedTokenizerBase | None
+    on_progress: OnProgress | None
+    stats: ResidueStats
 
-    def score(
-        self,
-        stream: TokenStream,
-        backbone_nats: float | None,
-        kl: bool,
-        tokenizer: "PreTrainedTokenizerBase | None",
-    ) -> SetResult:
+    def score(self, stream: TokenStream) -> SetResult:
         """The sums over all windows of `stream`."""
-        num_layers = len(self.stats.layers)
-        by_token = None
-        if tokenizer is not None:
+        by_token, num_layers = None, len(self.stats.layers)
+        if self.tokenizer is not None:
             by_token = TokenSums.empty(vocabulary_size(self.model), stream.document_ends)
-        sums = Sums(
-            by_token=by_token,
-            kl_nats=0.0 if kl else None,
-            gates_zero=[0] * num_layers,
-            squares=[0.0] * num_layers,
-        )
+        kl_nats = 0.0 if self.kl else None
+        sums = Sums(by_token, kl_nats, [0] * num_layers, [0.0] * num_layers)
         for batch in self.windows.batches(stream.num_tokens):
-            self._add_batch(sums, stream, batch, runs_backbone=backbone_nats is None)
+            self._add_batch(sums, stream, batch)
             if not math.isfinite(sums.extended_nats + sums.backbone_nats + (sums.kl_nats or 0)):
-                raise UserError(
-                    f"the loss on {stream.name} is not finite",
-                    do="lower the learning rate or the precision",
-                )
+                do = "lower the learning rate or the precision"
+                raise UserError(f"the loss on {stream.name} is not finite", do=do)
             if self.on_progress is not None:
                 self.on_progress(stream.name, batch[-1].end, stream.num_tokens)
+        known, explained = self.backbone_nats, None
+        if by_token and self.tokenizer:
+            explained = breakdown(by_token, stream, self.tokenizer)
         return SetResult(
             **dict(evaluation_set(stream)),
-            backbone_nats=sums.backbone_nats if backbone_nats is None else backbone_nats,
+            backbone_nats=sums.backbone_nats if known is None else known[stream.name],
             extended_nats=sums.extended_nats,
             kl_nats=sums.kl_nats,
             num_neutral_tokens=sums.num_neutral_tokens if self.stats.gated else None,
             layers=sums.layer_results(self.stats, stream.num_tokens),
-            breakdown=breakdown(by_token, stream, tokenizer) if by_token and tokenizer else None,
+            breakdown=explained,
         )
 
-    def _add_batch(
-        self, sums: Sums, stream: TokenStream, batch: Sequence[Window], *, runs_backbone: bool
-    ) -> None:
+    def _add_batch(self, sums: Sums, stream: TokenStream, batch: Sequence[Window]) -> None:
         inputs_BT, targets_BT = self.windows.rows(stream.tokens, batch)
         scored_from = torch.tensor([w.scored_from - w.start for w in batch])
         scored_BT = torch.arange(inputs_BT.shape[1]) >= scored_from[:, None]
@@ -163,7 +146,7 @@ class _Scorer:
         backbone_BKV = None
         if self.reference is self.model:
             backbone_BKV = extended_BKV
-        elif runs_backbone:
+        elif self.backbone_nats is None:
             with as_backbone(self.model, self.reference) as backbone:
                 backbone_BKV = _last_logits(backbone, inputs_BT, keep)
         sums.add_residues(self.stats, scored_BT)
@@ -179,11 +162,8 @@ class _Scorer:
 def _last_logits(model: Any, inputs_BT: Tensor, keep: int) -> Tensor:
     """(B, K, V) logits of the last `keep` positions; a model that can is asked for no others."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    only = (
-        {"logits_to_keep": keep}
-        if "logits_to_keep" in inspect.signature(inner.forward).parameters
-        else {}
-    )
+    keeps = "logits_to_keep" in inspect.signature(inner.forward).parameters
+    only = {"logits_to_keep": keep} if keeps else {}
     device = next(inner.parameters()).device
     logits: Tensor = model(input_ids=inputs_BT.to(device), use_cache=False, **only).logits
     return logits[:, -keep:]
@@ -208,9 +188,8 @@ def _check_streams(model: Any, streams: Sequence[TokenStream], end_of_text: int)
         if stream.num_tokens == 0 or stream.num_bytes == 0:
             raise UserError(f"evaluation set {stream.name} holds no text", do="name another file")
         if names.count(stream.name) > 1:
-            raise UserError(
-                "two evaluation sets have one name", got=stream.name, do="give each its own"
-            )
+            do = "give each its own"
+            raise UserError("two evaluation sets have one name", got=stream.name, do=do)
         largest = max(int(stream.tokens.max()), end_of_text)
         if largest >= vocabulary:
             raise UserError(

@@ -7,13 +7,7 @@ from pathlib import Path
 from neutral_residues.config.run import Corpus, EvaluationSettings
 from neutral_residues.data.run_data import RunData
 from neutral_residues.data.token_stream import TokenStream
-from neutral_residues.data.tokenise import (
-    Tokenising,
-    end_of_text_id,
-    tokenise,
-    tokenizer_key,
-    without_display,
-)
+from neutral_residues.data.tokenise import Tokenising, end_of_text_id, tokenise, tokenizer_key
 from neutral_residues.evaluation.evaluate import OnProgress, evaluate
 from neutral_residues.evaluation.saved import Saved
 from neutral_residues.evaluation.tasks.runner import TaskPlan, TaskSettings, plan_tasks
@@ -27,17 +21,16 @@ DEFAULT_CONTEXT_TOKENS = 512
 
 
 def evaluation_streams(
-    saved: Saved, corpora: Sequence[Corpus], tokenising: Tokenising = without_display
+    saved: Saved, corpora: Sequence[Corpus], tokenising: Tokenising
 ) -> list[TokenStream]:
-    """The given texts as tokens; without any, the evaluation sets of the run that made the
-    extension, if a run did."""
+    """The given texts as tokens; without any, those of the run that made the extension, if a run
+    did."""
     if corpora:
         read = partial(tokenise, cache_dir=default_cache_folder(), tokenising=tokenising)
         return [read(corpus, saved.tokenizer)[0] for corpus in corpora]
     if saved.config is None:
         return []
-    data = RunData.of(saved.config.data, saved.tokenizer, tokenising=tokenising)
-    return list(data.evaluate)
+    return list(RunData.of(saved.config.data, saved.tokenizer, tokenising=tokenising).evaluate)
 
 
 def windows_for(saved: Saved, context: int | None, stride: int | None) -> Windows:
@@ -79,11 +72,7 @@ def evaluate_saved(
     kl: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Record:
-    """Measure backbone and extended model on every text, if there are any.
-
-    Args:
-        kl: also measure the KL divergence.
-    """
+    """Measure backbone and extended model on every text, if there are any; see `evaluate`."""
     results = {}
     if streams:
         results = evaluate(
@@ -96,18 +85,13 @@ def evaluate_saved(
             on_progress=on_progress,
         )
     run, keys = saved.config, {"model", "revision", "label", "budget", "seed"}
+    measured = {"context_tokens": windows.context_tokens, "stride_tokens": windows.stride_tokens}
     settings = run.model_dump(mode="json", include=keys) if run else {}
+    key = tokenizer_key(saved.tokenizer)
     return Record(
         kind="evaluate",
         method=run.method if run else "neutral",
         sets=results,
-        provenance=provenance(
-            device=saved.device.type, tokenizer_key=tokenizer_key(saved.tokenizer)
-        ),
-        config={
-            **settings,
-            "extension": str(saved.folder),
-            "context_tokens": windows.context_tokens,
-            "stride_tokens": windows.stride_tokens,
-        },
+        provenance=provenance(device=saved.device.type, tokenizer_key=key),
+        config=settings | {"extension": str(saved.folder)} | measured,
     )

@@ -6,11 +6,11 @@ model computes on reading that token.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from neutral_residues.backbone import context_length
 from neutral_residues.data.token_stream import TokenStream
@@ -24,15 +24,11 @@ from neutral_residues.tuner.layer import (
 )
 from neutral_residues.tuner.neutral import Residue
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 MAX_TOKENS = 96
 WORDS_PER_SWITCH = 8
 
 
-@dataclass(frozen=True)
-class NamedText:
+class NamedText(NamedTuple):
     """A text whose gates are shown."""
 
     name: str
@@ -55,7 +51,7 @@ class _Gates:
 
 
 def default_texts(
-    streams: Sequence[TokenStream], tokenizer: "PreTrainedTokenizerBase", own: Sequence[str] = ()
+    streams: Sequence[TokenStream], tokenizer: PreTrainedTokenizerBase, own: Sequence[str] = ()
 ) -> list[NamedText]:
     """The beginning of one source and one target set, a mixture of the two, and the user's own
     texts."""
@@ -67,10 +63,8 @@ def default_texts(
     if len(found) == 2:
         mixed = code_switched(found["source"].text, found["target"].text)
         found["mixed"] = NamedText("code-switched", "code-switched", mixed)
-    return [
-        *found.values(),
-        *(NamedText(f"text {i + 1}", "own", text) for i, text in enumerate(own)),
-    ]
+    owned = [NamedText(f"text {number}", "own", text) for number, text in enumerate(own, start=1)]
+    return [*found.values(), *owned]
 
 
 def code_switched(source: str, target: str) -> str:
@@ -83,7 +77,7 @@ def code_switched(source: str, target: str) -> str:
 
 def gate_texts(
     model: nn.Module,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[NamedText],
     *,
     end_of_text: int,
@@ -93,27 +87,23 @@ def gate_texts(
     layers = residue_layers(model)
     if not layers:
         return []
-    numbers = layer_numbers(list(layers))
+    device = next(model.parameters()).device
     longest = min(MAX_TOKENS, (context_length(model.config) or MAX_TOKENS + 1) - 1)
     found = []
     for text in texts:
         ids = tokenizer(text.text, add_special_tokens=False)["input_ids"][:longest]
         gates = _Gates()
         with inference(model), observe_residues(layers, gates):
-            device = next(model.parameters()).device
             model(input_ids=torch.tensor([[end_of_text, *ids]], device=device), use_cache=False)
-        rows = [
-            gates.by_layer[id(layer)][1:]
-            for layer in layers.values()
-            if id(layer) in gates.by_layer
-        ]
-        if len(rows) == len(layers) and ids:
-            pieces = token_pieces(tokenizer, ids)
-            found.append(
-                GateText(
-                    name=text.name, kind=text.kind, tokens=pieces, layers=list(numbers), gates=rows
-                )
+        if ids and len(gates.by_layer) == len(layers):
+            gate_text = GateText(
+                name=text.name,
+                kind=text.kind,
+                tokens=token_pieces(tokenizer, ids),
+                layers=list(layer_numbers(list(layers))),
+                gates=[gates.by_layer[id(layer)][1:] for layer in layers.values()],
             )
+            found.append(gate_text)
     return found
 
 

@@ -9,27 +9,23 @@ Transformers'. The model and PyTorch's random numbers are left as they were.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from neutral_residues.backbone import context_length
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.inference import as_backbone, inference
 from neutral_residues.results.record import Sample
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from neutral_residues.tuner.routing import temporarily
 
 
 def generate_both(
     model: nn.Module,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     *,
     max_new_tokens: int,
@@ -55,11 +51,8 @@ def generate_both(
         UserError: for an empty prompt, one that does not fit the model's context, or a setting out
             of range.
     """
-    _check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+    settings = _settings(model, tokenizer, max_new_tokens, temperature, top_p)
     prompt_1T = check_prompt(model.config, tokenizer, prompt, max_new_tokens=max_new_tokens)
-    settings = _settings(
-        model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
-    )
     with inference(model, reference):
         with as_backbone(model, reference) as backbone:
             backbone_text = _continue(backbone, tokenizer, prompt_1T, settings, seed)
@@ -68,16 +61,15 @@ def generate_both(
 
 
 def check_prompt(
-    config: "PretrainedConfig", tokenizer: Any, prompt: str, *, max_new_tokens: int
+    config: PretrainedConfig, tokenizer: Any, prompt: str, *, max_new_tokens: int
 ) -> Tensor:
     """The tokens of a prompt, (1, T).
 
     Raises:
         UserError: if it is empty, or does not fit the model's context with what is to be added.
     """
-    prompt_1T: Tensor = tokenizer(prompt, return_tensors="pt", truncation=False, verbose=False)[
-        "input_ids"
-    ].long()
+    tokens = tokenizer(prompt, return_tensors="pt", truncation=False, verbose=False)
+    prompt_1T: Tensor = tokens["input_ids"].long()
     if not prompt.strip() or prompt_1T.shape[1] == 0:
         raise UserError("the prompt is empty", do="give some text to continue")
     limit = context_length(config)
@@ -92,8 +84,17 @@ def check_prompt(
 
 
 def _settings(
-    model: Any, tokenizer: Any, *, max_new_tokens: int, temperature: float, top_p: float
+    model: Any, tokenizer: Any, max_new_tokens: int, temperature: float, top_p: float
 ) -> GenerationConfig:
+    if max_new_tokens < 1:
+        raise UserError("max_new_tokens", got=max_new_tokens, allowed="1 or more")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise UserError("temperature", got=temperature, allowed="0 (greedy) or a number above it")
+    if not 0 < top_p <= 1:
+        raise UserError("top_p", got=top_p, allowed="above 0, up to 1")
+    if temperature == 0 and top_p < 1:
+        do = "set a temperature, or leave top_p at 1"
+        raise UserError("top_p has no effect at temperature 0", got=top_p, do=do)
     ends = model.generation_config.eos_token_id  # a chat model has several
     ends = tokenizer.eos_token_id if ends is None else ends
     pad = tokenizer.pad_token_id
@@ -109,53 +110,24 @@ def _settings(
     )
 
 
-@contextmanager
-def _only(settings: GenerationConfig, model: Any) -> Iterator[Any]:
-    """Within the block, a model that generates by these settings only: Transformers mixes its own
-    into any others."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    own, inner.generation_config = inner.generation_config, settings
-    try:
-        yield inner
-    finally:
-        inner.generation_config = own
-
-
 def _continue(
     model: Any, tokenizer: Any, prompt_1T: Tensor, settings: GenerationConfig, seed: int
 ) -> str:
     """What `model` adds to the prompt."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
     device = next(model.parameters()).device
+    prompt_1T = prompt_1T.to(device)
     accelerators = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(
-        devices=accelerators, device_type=device.type if accelerators else "cuda"
-    ):
+    # Transformers mixes the model's own settings into those that it is given.
+    ours = temporarily([inner], "generation_config", settings)
+    with torch.random.fork_rng(devices=accelerators, device_type=device.type), ours:
         torch.manual_seed(seed)
-        prompt_1T = prompt_1T.to(device)
-        with _only(settings, model) as inner:
-            tokens_1T = inner.generate(
-                input_ids=prompt_1T,
-                attention_mask=torch.ones_like(prompt_1T),
-                generation_config=settings,
-            )
-    # Both are decoded and the prompt cut off, because a token's own text can depend on what is
-    # before it.
-    given, whole = (
-        tokenizer.decode(tokens[0], skip_special_tokens=True) for tokens in (prompt_1T, tokens_1T)
-    )
-    return str(whole[len(given) :])
-
-
-def _check_sampling(*, max_new_tokens: int, temperature: float, top_p: float) -> None:
-    if max_new_tokens < 1:
-        raise UserError("max_new_tokens", got=max_new_tokens, allowed="1 or more")
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise UserError("temperature", got=temperature, allowed="0 (greedy) or a number above it")
-    if not 0 < top_p <= 1:
-        raise UserError("top_p", got=top_p, allowed="above 0, up to 1")
-    if temperature == 0 and top_p < 1:
-        raise UserError(
-            "top_p has no effect at temperature 0",
-            got=top_p,
-            do="set a temperature, or leave top_p at 1",
+        tokens_1T = inner.generate(
+            input_ids=prompt_1T,
+            attention_mask=torch.ones_like(prompt_1T),
+            generation_config=settings,
         )
+    # Both are decoded and the prompt cut off: a token's own text can depend on those before it.
+    both = (prompt_1T, tokens_1T)
+    given, whole = (tokenizer.decode(tokens[0], skip_special_tokens=True) for tokens in both)
+    return str(whole[len(given) :])

@@ -9,28 +9,17 @@ from peft import PeftModel
 from torch import nn
 
 from neutral_residues.errors import UserError
+from neutral_residues.tuner.routing import temporarily
 
 
 @contextmanager
-def inference(*models: nn.Module | None) -> Iterator[None]:
-    """Within the block the models are in eval mode, without gradients and without autocast; after
-    it, as they were."""
-    modules = [module for model in models if model is not None for module in model.modules()]
-    training = [module for module in modules if module.training]
-    device = next(
-        parameter.device
-        for model in models
-        if model is not None
-        for parameter in model.parameters()
-    )
-    for module in training:
-        module.training = False
-    try:
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for module in training:
-            module.training = True
+def inference(model: nn.Module, reference: nn.Module | None = None) -> Iterator[None]:
+    """Within the block both are in eval mode, without gradients and without autocast; after it, as
+    they were."""
+    modules = [module for one in (model, reference) if one is not None for module in one.modules()]
+    plain = torch.autocast(next(model.parameters()).device.type, enabled=False)
+    with temporarily(modules, "training", False), torch.inference_mode(), plain:
+        yield
 
 
 @contextmanager
@@ -44,16 +33,15 @@ def as_backbone(model: nn.Module, reference: nn.Module | None = None) -> Iterato
     if reference is not None:
         yield reference
         return
-    trainable = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    before = [parameter.requires_grad for parameter in model.parameters()]
     try:
         with _switched_off(model):
             yield model
     finally:
         # PEFT marks the active extension as trainable when it comes back, even in a model that was
         # loaded frozen.
-        for parameter in model.parameters():
-            if parameter.requires_grad != (id(parameter) in trainable):
-                parameter.requires_grad_(id(parameter) in trainable)
+        for parameter, trains in zip(model.parameters(), before, strict=True):
+            parameter.requires_grad_(trains)
 
 
 @contextmanager
@@ -61,9 +49,7 @@ def _switched_off(model: Any) -> Iterator[None]:
     if isinstance(model, PeftModel):
         with model.disable_adapter():
             yield
-    elif getattr(
-        model, "_hf_peft_config_loaded", False
-    ):  # attached by Transformers' own add_adapter
+    elif getattr(model, "_hf_peft_config_loaded", False):  # by Transformers' own add_adapter
         model.disable_adapters()
         try:
             yield

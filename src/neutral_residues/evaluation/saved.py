@@ -54,25 +54,18 @@ def load_saved(folder: Path, *, dtype: torch.dtype = torch.float32) -> Saved:
         UserError: if it is neither, is not finished, is damaged, or belongs to another backbone.
     """
     if not folder.is_dir():
-        raise UserError(
-            f"no such folder: {folder}",
-            do="give the output folder of a run, or an extension folder",
-        )
+        do = "give the output folder of a run, or an extension folder"
+        raise UserError(f"no such folder: {folder}", do=do)
     run = RunFolder(folder)
     config = load_run(run.config) if run.config.is_file() else None
     weights, device = run.extension if config else folder, pick_device()
     is_adapter = (weights / "adapter_config.json").is_file()
     if config is None and not is_adapter:
-        raise UserError(
-            f"{folder} is not an extension",
-            allowed="a folder with adapter_config.json or run.yaml",
-            do="check the path",
-        )
+        allowed = "a folder with adapter_config.json or run.yaml"
+        raise UserError(f"{folder} is not an extension", allowed=allowed, do="check the path")
     if not is_adapter and not (weights / "config.json").is_file():
-        raise UserError(
-            f"the run in {folder} has no extension yet",
-            do=f"finish it: neutral extend {run.config}",
-        )
+        do = f"finish it: neutral extend {run.config}"
+        raise UserError(f"the run in {folder} has no extension yet", do=do)
     check_digest(weights)
     reference = None
     if is_adapter:
@@ -111,11 +104,8 @@ def _load_adapter(extension: Path, backbone: nn.Module) -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # safetensors and PEFT raise types of their own for damaged files
-        raise UserError(
-            f"cannot load the adapter in {extension}",
-            got=first_line(error),
-            do="save or fetch it again",
-        ) from error
+        what, do = f"cannot load the adapter in {extension}", "save or fetch it again"
+        raise UserError(what, got=first_line(error), do=do) from error
 
 
 def _backbone(

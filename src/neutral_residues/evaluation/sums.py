@@ -4,7 +4,7 @@ Suffixes: B windows, T inputs of a window, K scored positions, V vocabulary, D d
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from neutral_residues.losses import kl_nats
 from neutral_residues.results.set_result import LayerResult
 from neutral_residues.tuner.layer import NeutralResiduesLayer, layer_numbers
 from neutral_residues.tuner.neutral import Residue
+
+Array = NDArray[Any]
 
 # Logits are turned into probabilities so many numbers at a time: 32 MB of float32 for each
 # temporary.
@@ -43,12 +45,9 @@ class ResidueStats:
 
     def on_residue(self, layer: NeutralResiduesLayer, residue: Residue) -> None:
         index = self._index[id(layer)]
-        delta = residue.delta.float()
-        if residue.gate is None:
-            zero = torch.zeros(delta.shape[:-1], dtype=torch.bool, device=delta.device)
-        else:
-            zero = residue.gate == 0
-        self.gated |= residue.gate is not None
+        delta, gate = residue.delta.float(), residue.gate
+        zero = torch.zeros_like(delta[..., 0], dtype=torch.bool) if gate is None else gate == 0
+        self.gated |= gate is not None
         self.width = delta.shape[-1]
         zero_BT = zero.reshape(self._shape)
         if index in self.gate_zero_BT:  # another active extension: the model adds their sum
@@ -84,18 +83,10 @@ class TokenSums:
         types, documents = (np.zeros((2, n)) for n in (vocabulary, len(ends_D)))
         return cls(ends_D, np.zeros(vocabulary, dtype=np.int64), *types, *documents)
 
-    def add(
-        self,
-        first: int,
-        targets_K: NDArray[Any],
-        extended_K: NDArray[Any],
-        backbone_K: NDArray[Any],
-    ) -> None:
-        """Add the nats of K tokens that follow each other in the stream, from its token number
-        `first` on."""
-        document_K = np.searchsorted(
-            self.ends_D, np.arange(first, first + len(targets_K)), side="right"
-        )
+    def add(self, first: int, targets_K: Array, extended_K: Array, backbone_K: Array) -> None:
+        """Add the nats of K tokens in a row, from number `first` of the stream on."""
+        stream_K = np.arange(first, first + len(targets_K))
+        document_K = np.searchsorted(self.ends_D, stream_K, side="right")
         np.add.at(self.counts_V, targets_K, 1)
         for by_type, by_document, nats_K in (
             (self.extended_V, self.extended_D, extended_K),
@@ -118,11 +109,11 @@ class Sums:
 
     by_token: TokenSums | None
     kl_nats: float | None
+    gates_zero: list[int]
+    squares: list[float]
     backbone_nats: float = 0.0
     extended_nats: float = 0.0
     num_neutral_tokens: int = 0
-    gates_zero: list[int] = field(default_factory=list)
-    squares: list[float] = field(default_factory=list)
 
     def add_residues(self, stats: ResidueStats, scored_BT: Tensor) -> None:
         """Count the gates and residues of a batch at its scored positions."""
@@ -137,8 +128,8 @@ class Sums:
     def add_nats(
         self, extended_KV: Tensor, backbone_KV: Tensor | None, targets_K: Tensor, first: int
     ) -> None:
-        """Add the nats of K targets that follow each other in the stream, from its token number
-        `first` on, a chunk at a time."""
+        """Add the nats of K targets in a row, from number `first` of the stream on, a chunk at a
+        time."""
         rows_per_chunk = max(1, LOGITS_PER_CHUNK // extended_KV.shape[-1])
         for start in range(0, len(targets_K), rows_per_chunk):
             rows = slice(start, start + rows_per_chunk)
@@ -159,20 +150,18 @@ class Sums:
         if self.kl_nats is not None:
             self.kl_nats += float(_exact(kl_nats(extended_KV, backbone_KV)).sum())
         if self.by_token is not None:
-            both = (extended_K.numpy(), backbone_K.numpy())
-            self.by_token.add(first, targets_K.numpy(), *both)
+            self.by_token.add(first, targets_K.numpy(), extended_K.numpy(), backbone_K.numpy())
 
     def layer_results(self, stats: ResidueStats, num_tokens: int) -> list[LayerResult]:
         """The same by layer, divided by the tokens of the set."""
+        by_layer = zip(stats.numbers, self.gates_zero, self.squares, strict=True)
         return [
             LayerResult(
                 layer=number,
                 gates_zero=zero / num_tokens if stats.gated else None,
                 residue_rms=math.sqrt(squares / (num_tokens * max(1, stats.width))),
             )
-            for number, zero, squares in zip(
-                stats.numbers, self.gates_zero, self.squares, strict=True
-            )
+            for number, zero, squares in by_layer
         ]
 
 

@@ -23,7 +23,7 @@ Chinese characters count as one. No torch.
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +43,7 @@ LEAST_CHANGE = 0.001
 """Changes that sum to less than this share of the backbone's loss are nothing to explain."""
 
 
-@dataclass(frozen=True)
-class Concentration:
+class Concentration(NamedTuple):
     """How few token types carry the change.
 
     Attributes:
@@ -86,11 +85,9 @@ def classify(
     kinds: list[TokenKind | None] = [_kind(text.strip(), main, by_text) for text in texts]
     for index in special:
         kinds[index] = "end of text"
-    frequent = _frequent([index for index, kind in enumerate(kinds) if kind is None], counts)
-    return [
-        kind or ("frequent words" if index in frequent else "rare words")
-        for index, kind in enumerate(kinds)
-    ]
+    for index in _frequent([index for index, kind in enumerate(kinds) if kind is None], counts):
+        kinds[index] = "frequent words"
+    return [kind or "rare words" for kind in kinds]
 
 
 def _kind(text: str, main: str, counts: Counter[str]) -> TokenKind | None:
@@ -106,10 +103,8 @@ def _kind(text: str, main: str, counts: Counter[str]) -> TokenKind | None:
         return "punctuation"
     if any(script != main for script in scripts):
         return "other script"
-    small = text.lower()
-    if text[0].isupper() and counts[text] >= counts[small]:
-        return "names"
-    return None
+    is_name = text[0].isupper() and counts[text] >= counts[text.lower()]
+    return "names" if is_name else None
 
 
 def _frequent(words: Sequence[int], counts: Sequence[int]) -> set[int]:
@@ -133,11 +128,8 @@ def _main_script(texts: Sequence[str], counts: Sequence[int]) -> str:
 
 def _scripts(text: str) -> list[str]:
     """The script of each letter, and of each vowel sign that is written like one."""
-    words = [
-        unicodedata.name(char, "").partition(" ")[0]
-        for char in text
-        if unicodedata.category(char)[0] in "LM"
-    ]
+    letters = [char for char in text if unicodedata.category(char)[0] in "LM"]
+    words = [unicodedata.name(char, "").partition(" ")[0] for char in letters]
     return [JAPANESE.get(word, word) for word in words if word not in NO_SCRIPT]
 
 
@@ -163,8 +155,5 @@ def concentration(
     carriers = order_N[:num_carriers]
     tokens_share = float(counts_N[carriers].sum() / counts_N.sum())
     few = num_carriers <= max(1, FEW_TYPES * len(counts_N)) and tokens_share < FEW_TOKENS
-    return Concentration(
-        tuple(carriers.tolist()),
-        tokens_share,
-        few and total >= LEAST_CHANGE * float(backbone_N.sum()),
-    )
+    matters = total >= LEAST_CHANGE * float(backbone_N.sum())
+    return Concentration(tuple(carriers.tolist()), tokens_share, few and matters)

@@ -9,7 +9,7 @@ Suffixes: B windows, T inputs of a window.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +19,7 @@ from torch import Tensor
 from neutral_residues.errors import UserError
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """Targets `start` to `end` (not included) of a stream, of which those from `scored_from` on are
     scored."""
 
