@@ -34,7 +34,7 @@ from neutral_residues.results.model_card import write_card
 from neutral_residues.results.record import Cost, GateText, Record, Sample, TaskScore
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.results.store import provenance, read_record, write_record
-from neutral_residues.training.progress import RunProgress, TaskDisplay
+from neutral_residues.training.progress import MeasuringDisplay, RunProgress
 from neutral_residues.training.setup import SAMPLE_TOKENS, Setup, ranks
 from neutral_residues.training.train import Training, train
 
@@ -196,7 +196,7 @@ class _Run:
         if not self.tasks.tasks:
             return []
         config = self.setup.config
-        with TaskDisplay(self.progress.console) as display:
+        with MeasuringDisplay(self.progress.console) as display:
             return measure_tasks(
                 model,
                 self.tasks,

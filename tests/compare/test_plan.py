@@ -36,7 +36,13 @@ def test_cells_weights_and_disk_are_counted(
 
     def trial(run: Any, **settings: Any) -> TrialResult:
         trials.append(settings)
-        return TrialResult(Cost(step_seconds=2.0), [], 0.0, 0.0, measured_tokens=1)
+        return TrialResult(
+            cost=Cost(step_seconds=2.0),
+            curve=[],
+            loading_seconds=0.0,
+            measuring_seconds=0.0,
+            measured_tokens=1,
+        )
 
     monkeypatch.setattr(TRIAL, trial)
     printed = io.StringIO()

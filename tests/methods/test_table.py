@@ -21,6 +21,7 @@ from neutral_residues.results.record import Record
 from neutral_residues.results.store import read_record
 from neutral_residues.run import extend
 from neutral_residues.training.cost import WeightCount
+from neutral_residues.tuner.blocks import count_backbone_weights
 from tiny_run import make_backbone, method_values, run_values
 
 SHORT = {"steps": 6, "learning_rate": 0.01}
@@ -50,7 +51,7 @@ def logits(model: nn.Module) -> Tensor:
 def test_it_begins_as_the_backbone_on_the_budget(folder: Path, name: str) -> None:
     config = find_method(name).resolve(make_run(method_values(folder, name)))
     backbone = load_backbone(config.model, dtype=torch.float32)
-    before, count = logits(backbone), WeightCount.of_backbone(backbone)
+    before, count = logits(backbone), WeightCount(count_backbone_weights(backbone))
     model = find_method(name).attach(backbone, config)
     count = count.with_model(model)
     # OSF takes the weights apart and puts them together again, which rounds.

@@ -58,9 +58,7 @@ def test_a_backbone_in_fewer_bits_learns_and_is_measured_as_it_trained(
     ).base_layer.gate_proj.weight
     assert weight.dtype == {"bfloat16": torch.float32, "int8": torch.int8, "nf4": torch.uint8}[held]
     if held != "bfloat16":
-        again = evaluate_folder(
-            tmp_path / "run", sets=(), context=None, stride=None, output=None, console=quiet()
-        )
+        again = evaluate_folder(tmp_path / "run", console=quiet())
         assert again.sets["fr"].backbone_nats == pytest.approx(fr.backbone_nats, rel=1e-5)
         assert again.sets["fr"].extended_nats == pytest.approx(fr.extended_nats, rel=1e-5)
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from neutral_residues.results.record import TaskScore
-from neutral_residues.training.progress import RunProgress, TaskDisplay, TrainingDisplay
+from neutral_residues.training.progress import MeasuringDisplay, RunProgress, TrainingDisplay
 from neutral_residues.units import human_bytes
 from synthetic import set_result
 
@@ -53,7 +53,7 @@ def test_a_finished_task_is_a_line(terminal: bool) -> None:
         num_truncated=3,
         key="items",
     )
-    with TaskDisplay(Console(file=printed, force_terminal=terminal, width=100)) as display:
+    with MeasuringDisplay(Console(file=printed, force_terminal=terminal, width=100)) as display:
         display.on_progress("clams-fr", 40, 80)
         display.on_score(score)
     assert "clams-fr: acc 50 -> 75, 40 items, 3 truncated prompts\n" in printed.getvalue()

@@ -9,6 +9,7 @@ from neutral_residues.errors import UserError
 from neutral_residues.evaluation.evaluate import evaluation_set
 from neutral_residues.training.cost import WeightCount
 from neutral_residues.training.setup import Setup
+from neutral_residues.tuner.blocks import count_backbone_weights
 from tiny_run import run_values
 
 
@@ -37,7 +38,7 @@ def test_what_a_method_trains_does_not_change_its_rows(tmp_path: Path) -> None:
 def test_weights_are_counted_without_loading_them(tmp_path: Path, method: str) -> None:
     setup = Setup.of(make_run(run_values(tmp_path) | {"method": method}))
     backbone = setup.backbone(frozen=True)
-    weights = WeightCount.of_backbone(backbone)
+    weights = WeightCount(count_backbone_weights(backbone))
     assert setup.weights == weights.with_model(setup.method.attach(backbone, setup.config))
 
 

@@ -54,7 +54,11 @@ def test_a_trial_is_the_run_with_fewer_steps(tmp_path: Path) -> None:
 def test_time_adds_up(tmp_path: Path) -> None:
     config = make_run(run_values(tmp_path, steps=100, evaluate_every=30))
     found = TrialResult(
-        Cost(step_seconds=0.5), [], loading_seconds=7.0, measuring_seconds=2.0, measured_tokens=100
+        cost=Cost(step_seconds=0.5),
+        curve=[],
+        loading_seconds=7.0,
+        measuring_seconds=2.0,
+        measured_tokens=100,
     )
     assert config.evaluation.tokens_while_training == 400
     data = RunData((), (stream(1000), stream(300)))

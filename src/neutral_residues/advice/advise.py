@@ -32,7 +32,6 @@ class TrialFacts(Part):
     """What a few real steps took, and the estimate for the whole run that follows."""
 
     steps: int
-    """How many steps."""
     step_seconds: float | None
     """Median time of one, the first ones left out."""
     peak_memory_bytes: int | None
@@ -47,11 +46,8 @@ class Advice(Part):
     """Everything that was found."""
 
     format: Literal["neutral-residues/advice"] = "neutral-residues/advice"
-    """Marks the file as advice."""
     version: Literal[1] = 1
-    """Version of this schema."""
     texts: list[TextFacts]
-    """Every text of the run."""
     corpora: list[CorpusFacts]
     """Every training corpus."""
     distances: list[DistanceFacts]
@@ -72,8 +68,7 @@ def advise(
         on_stage: called with one line before each stage.
 
     Raises:
-        UserError: what the run itself would raise before its first step, and what the trial run
-            raises.
+        UserError: what the run would raise before its first step; what the trial run raises.
     """
     if trial_steps:
         check_trial_steps(trial_steps)
@@ -115,11 +110,8 @@ def _with_bits(setup: Setup, texts: list[TextFacts]) -> list[TextFacts]:
 
 def _trial(setup: Setup, num_steps: int) -> TrialFacts:
     found = run_trial(setup.config, num_steps=num_steps)
-    targets = [
-        f"bits_per_byte/{stream.name}"
-        for stream in setup.data.while_training
-        if stream.role == "target"
-    ]
+    measured = setup.data.while_training
+    targets = [f"bits_per_byte/{stream.name}" for stream in measured if stream.role == "target"]
     return TrialFacts(
         steps=num_steps,
         step_seconds=found.cost.step_seconds,

@@ -8,47 +8,32 @@ from the second time on.
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from neutral_residues.advice.rules import CorpusFacts, RepeatedLine
+from neutral_residues.config.run import Role
 
 LINE_CHARS, LINE_DOCUMENTS, NUM_LINES = 20, 3, 3
 
 
-@dataclass(frozen=True)
-class Repetition:
-    """What repeats in a corpus.
-
-    Attributes:
-        duplicate_share: share of documents that are copies of earlier ones.
-        repeated_line_share: share of bytes in repeated lines.
-        most_repeated: the most repeated lines, with the number of documents each occurs in.
-    """
-
-    num_documents: int
-    num_bytes: int
-    duplicate_share: float
-    repeated_line_share: float
-    most_repeated: tuple[tuple[str, int], ...]
-
-
-def find_repetition(texts: Sequence[str]) -> Repetition:
-    """Look for copies and repeated lines in documents."""
+def find_repetition(name: str, role: Role, texts: Sequence[str]) -> CorpusFacts:
+    """Look for copies and repeated lines in documents of a corpus."""
     num_bytes = sum(len(text.encode()) for text in texts)
     digests = {hashlib.sha256(" ".join(text.split()).encode()).digest() for text in texts}
-    lines = _lines(texts)
+    lines: Counter[str] = Counter()
+    for text in texts:
+        stripped = (line.strip() for line in text.splitlines())
+        lines.update({line for line in stripped if len(line) >= LINE_CHARS})
     repeated = Counter({line: n for line, n in lines.items() if n >= LINE_DOCUMENTS})
     repeated_bytes = sum((n - 1) * len(line.encode()) for line, n in repeated.items())
-    return Repetition(
-        len(texts),
-        num_bytes,
-        (len(texts) - len(digests)) / max(1, len(texts)),
-        repeated_bytes / max(1, num_bytes),
-        tuple(repeated.most_common(NUM_LINES)),
+    most_repeated = repeated.most_common(NUM_LINES)
+    return CorpusFacts(
+        name=name,
+        role=role,
+        checked_documents=len(texts),
+        checked_bytes=num_bytes,
+        duplicate_share=(len(texts) - len(digests)) / max(1, len(texts)),
+        repeated_line_share=repeated_bytes / max(1, num_bytes),
+        repeated_lines=[
+            RepeatedLine(text=line[:100], num_documents=n) for line, n in most_repeated
+        ],
     )
-
-
-def _lines(texts: Sequence[str]) -> Counter[str]:
-    """Line -> number of documents that it occurs in."""
-    found: Counter[str] = Counter()
-    for text in texts:
-        found.update({line for raw in text.splitlines() if len(line := raw.strip()) >= LINE_CHARS})
-    return found

@@ -31,23 +31,18 @@ class TextFacts(Part):
     """One text of the run under the backbone's tokenizer."""
 
     name: str
-    """As in the run file."""
     role: Role
     """source: what the backbone knows. target: what it is to learn."""
     use: Use
-    """What it is for."""
     num_documents: int
-    """Documents."""
     num_tokens: int
     """Tokens, end-of-text included."""
     num_bytes: int
     """UTF-8 bytes."""
     tokens_per_char: float
-    """Tokens per character."""
     tokens_per_word: float | None
-    """Tokens per word; null where spaces do not separate words."""
+    """Null where spaces do not separate words."""
     bytes_per_char: float
-    """UTF-8 bytes per character."""
     backbone_bits: float | None = None
     """Bits per byte of the backbone on a sample; null where it was not run."""
 
@@ -58,25 +53,20 @@ class TextFacts(Part):
 
 
 class RepeatedLine(Part):
-    """A line that occurs in many documents."""
+    """A line that occurs in many documents, cut to 100 characters."""
 
     text: str
-    """Its beginning."""
     num_documents: int
-    """In how many."""
 
 
 class CorpusFacts(Part):
     """What is repeated in a training corpus."""
 
     name: str
-    """As in the run file."""
     role: Role
-    """Its role."""
     checked_documents: int
-    """Documents, from the beginning, that were checked."""
+    """From the beginning of the corpus."""
     checked_bytes: int
-    """UTF-8 bytes of these."""
     duplicate_share: float = Field(ge=0, le=1)
     """Share of documents that are copies of earlier ones."""
     repeated_line_share: float = Field(ge=0, le=1)
@@ -86,11 +76,9 @@ class CorpusFacts(Part):
 
 
 class DistanceFacts(Part):
-    """How far replay is from a source set: Jensen-Shannon divergence of token frequencies, in
-    bits."""
+    """How far replay is from a source set: Jensen-Shannon divergence of token frequencies [bits]."""
 
     set: str
-    """Name of the source set."""
     bits: float
     """Replay to this set."""
     replay_bits: float
@@ -126,13 +114,10 @@ def warnings(
         for d in distances
         if d.bits > FAR * d.replay_bits
     ]
-    return [*found, *_read_too_often(config, texts, num_tokens)]
+    return [*found, *_read_too_often(config.data.source_share, texts, num_tokens)]
 
 
-def _read_too_often(
-    config: RunConfig, texts: Sequence[TextFacts], num_tokens: int
-) -> Iterator[str]:
-    share = config.data.source_share
+def _read_too_often(share: float, texts: Sequence[TextFacts], num_tokens: int) -> Iterator[str]:
     for role, part in (("target", 1 - share), ("source", share)):
         there = sum(text.num_tokens for text in texts if text.use == "train" and text.role == role)
         epochs = num_tokens * part / there if there else 0.0
@@ -149,15 +134,14 @@ def _costly_target(texts: Sequence[TextFacts]) -> Iterator[str]:
         return
     by_word = all(text.tokens_per_word is not None for text in (*target, *source))
     unit = "word" if by_word else "character"
-    costs = [
+    cost, usual = (
         _mean([text.tokens_per_word if by_word else text.tokens_per_char for text in side])
         for side in (target, source)
-    ]
-    times = costs[0] / costs[1]
-    if times > COSTLY:
+    )
+    if cost / usual > COSTLY:
         yield (
-            f"the target takes {costs[0]:.2f} tokens per {unit}, the source {costs[1]:.2f}:"
-            f" {times:.1f} times as many. The context holds less text, and time grows as much."
+            f"the target takes {cost:.2f} tokens per {unit}, the source {usual:.2f}:"
+            f" {cost / usual:.1f} times as many. The context holds less text, and time grows as much."
             " Where only bytes are left, frozen embeddings stop learning early (LAB, Ukrainian):"
             " the tokenizer's vocabulary is the limit, not the budget"
         )
@@ -179,15 +163,11 @@ def _not_measured(texts: Sequence[TextFacts]) -> Iterator[str]:
     roles = {text.role for text in texts if text.use == "evaluate"}
     for role, what in lost.items():
         if role not in roles:
-            yield (
-                f"no evaluation set has role: {role}, so {what} is not measured; add one to"
-                " data.evaluate"
-            )
+            where = "add one to data.evaluate"
+            yield f"no evaluation set has role: {role}, so {what} is not measured; {where}"
     if not any(text.use == "train" and text.role == "source" for text in texts):
-        yield (
-            "no training corpus has role: source, so no source text is replayed and nothing"
-            " protects it"
-        )
+        what = "no source text is replayed and nothing protects it"
+        yield f"no training corpus has role: source, so {what}"
 
 
 def _repetition(corpus: CorpusFacts) -> Iterator[str]:
@@ -196,9 +176,7 @@ def _repetition(corpus: CorpusFacts) -> Iterator[str]:
         yield f"corpus {corpus.name}: {share} of its documents are copies of others"
     if corpus.repeated_line_share > REPETITION:
         share = f"{100 * corpus.repeated_line_share:.0f} %"
-        lines = "; ".join(
-            f'"{line.text}" in {line.num_documents}' for line in corpus.repeated_lines
-        )
+        lines = "; ".join(f'"{it.text}" in {it.num_documents}' for it in corpus.repeated_lines)
         yield f"corpus {corpus.name}: {share} of its text are lines of many documents ({lines})"
 
 

@@ -16,14 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neutral_residues.advice.repetition import find_repetition
-from neutral_residues.advice.rules import (
-    CorpusFacts,
-    DistanceFacts,
-    RepeatedLine,
-    TextFacts,
-    Use,
-    warnings,
-)
+from neutral_residues.advice.rules import CorpusFacts, DistanceFacts, TextFacts, Use, warnings
 from neutral_residues.data.run_data import RunData
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.training.setup import Setup
@@ -38,9 +31,8 @@ FERTILITY_TOKENS = 50_000
 DISTANCE_TOKENS = 20_000
 CHECKED_BYTES = 2 * 2**20
 """Text of each corpus, from its beginning, that is searched for repetition."""
-SPACES_PER_CHAR = 1 / 15
-"""Words per character, at least, where spaces separate words: Finnish has 1/9, Thai and Chinese far
-fewer."""
+WORDS_PER_CHAR = 1 / 15
+"""At least, where spaces separate words: Finnish has 1/9, Thai and Chinese far fewer."""
 
 
 def text_warnings(setup: Setup) -> list[str]:
@@ -52,32 +44,16 @@ def text_warnings(setup: Setup) -> list[str]:
 
 def text_facts(data: RunData, tokenizer: "PreTrainedTokenizerBase") -> list[TextFacts]:
     """Sizes and fertility of every text of a run."""
-    uses: dict[Use, tuple[TokenStream, ...]] = {
-        "train": data.train,
-        "evaluate": data.evaluate,
-        "validate": data.validate,
-    }
-    return [_facts(stream, use, tokenizer) for use, streams in uses.items() for stream in streams]
+    uses: tuple[Use, ...] = ("train", "evaluate", "validate")
+    return [_facts(stream, use, tokenizer) for use in uses for stream in getattr(data, use)]
 
 
 def corpus_facts(data: RunData, tokenizer: "PreTrainedTokenizerBase") -> list[CorpusFacts]:
     """What is repeated in each training corpus."""
-    return [_repetition(stream, tokenizer) for stream in data.train]
-
-
-def _repetition(stream: TokenStream, tokenizer: "PreTrainedTokenizerBase") -> CorpusFacts:
-    found = find_repetition(list(_first_texts(stream, tokenizer)))
-    return CorpusFacts(
-        name=stream.name,
-        role=stream.role,
-        checked_documents=found.num_documents,
-        checked_bytes=found.num_bytes,
-        duplicate_share=found.duplicate_share,
-        repeated_line_share=found.repeated_line_share,
-        repeated_lines=[
-            RepeatedLine(text=line[:100], num_documents=n) for line, n in found.most_repeated
-        ],
-    )
+    return [
+        find_repetition(stream.name, stream.role, list(_first_texts(stream, tokenizer)))
+        for stream in data.train
+    ]
 
 
 def distances(data: RunData) -> list[DistanceFacts]:
@@ -87,11 +63,8 @@ def distances(data: RunData) -> list[DistanceFacts]:
     tests = [stream for stream in data.evaluate if stream.role == "source"]
     if not (replay and target and tests):
         return []
-    size = min(
-        DISTANCE_TOKENS,
-        sum(s.num_tokens for s in replay) // 2,
-        *(s.num_tokens for s in (*target, *tests)),
-    )
+    half = sum(stream.num_tokens for stream in replay) // 2
+    size = min(DISTANCE_TOKENS, half, *(stream.num_tokens for stream in (*target, *tests)))
     ours = _sample(replay, 2 * size)
     samples = [np.concatenate(d)[:size] for d in (ours[::2], ours[1::2], _sample(target, size))]
     samples += [np.concatenate(_sample([test], size))[:size] for test in tests]
@@ -120,11 +93,9 @@ def sample_stream(
 ) -> TokenStream:
     """About `num_tokens` tokens from documents all over a stream, as a stream of its own."""
     documents = _sample([stream], num_tokens)
-    sizes = [len(_text(document, tokenizer).encode()) for document in documents]
+    sizes = np.array([len(_text(document, tokenizer).encode()) for document in documents])
     ends = np.cumsum([len(document) for document in documents])
-    return TokenStream(
-        stream.name, stream.role, np.concatenate(documents), ends, np.array(sizes, dtype=np.int64)
-    )
+    return TokenStream(stream.name, stream.role, np.concatenate(documents), ends, sizes)
 
 
 def _facts(stream: TokenStream, use: Use, tokenizer: "PreTrainedTokenizerBase") -> TextFacts:
@@ -140,20 +111,18 @@ def _facts(stream: TokenStream, use: Use, tokenizer: "PreTrainedTokenizerBase") 
         num_tokens=stream.num_tokens,
         num_bytes=stream.num_bytes,
         tokens_per_char=tokens / chars,
-        tokens_per_word=tokens / words if words >= chars * SPACES_PER_CHAR else None,
+        tokens_per_word=tokens / words if words >= chars * WORDS_PER_CHAR else None,
         bytes_per_char=sum(len(text.encode()) for text in texts) / chars,
     )
 
 
 def _sample(streams: Sequence[TokenStream], num_tokens: int) -> list[NDArray[np.int64]]:
-    """Beginnings of documents drawn at random from all streams, `num_tokens` tokens or a little
-    more; at least one document."""
-    documents = np.array(
-        [(s, d) for s, stream in enumerate(streams) for d in _candidates(stream.num_documents)]
-    )
+    """Beginnings of documents drawn at random, `num_tokens` tokens or a little more in all."""
+    documents = [(s, d) for s in streams for d in _candidates(s.num_documents)]
     found: list[NDArray[np.int64]] = []
-    for s, d in documents[np.random.default_rng(SEED).permutation(len(documents))]:
-        found.append(streams[s].document(int(d))[:DOCUMENT_TOKENS].astype(np.int64))
+    for number in np.random.default_rng(SEED).permutation(len(documents)):
+        stream, document = documents[number]
+        found.append(stream.document(int(document))[:DOCUMENT_TOKENS].astype(np.int64))
         num_tokens -= len(found[-1])
         if num_tokens <= 0:
             break

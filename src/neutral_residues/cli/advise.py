@@ -1,6 +1,5 @@
 """`neutral advise`: measurements of a run's texts, backbone and first steps, then warnings."""
 
-from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -9,6 +8,7 @@ from rich.table import Table
 from neutral_residues.advice.advise import Advice, TrialFacts, advise
 from neutral_residues.advice.rules import CorpusFacts, DistanceFacts, TextFacts
 from neutral_residues.cli.extend import print_warnings
+from neutral_residues.cli.tables import facts_table, new_table
 from neutral_residues.config.run import RunConfig
 from neutral_residues.files import write_json
 from neutral_residues.training.progress import RunProgress
@@ -44,21 +44,13 @@ def advise_run(
     return advice
 
 
-def _headed(title: str, columns: Sequence[str], *, numbers: Collection[str]) -> Table:
-    """An empty table; the columns in `numbers` are right-aligned."""
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left")
-    return table
-
-
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _texts_table(texts: list[TextFacts]) -> Table:
     sizes = ["documents", "tokens", "bytes/token", "tokens/word", "bits/byte", "bits/char"]
-    table = _headed("Texts under the backbone", ["text", "role", "use", *sizes], numbers=sizes)
+    table = new_table("Texts under the backbone", ["text", "role", "use"], sizes)
     for text in texts:
         table.add_row(
             text.name,
@@ -77,7 +69,7 @@ def _texts_table(texts: list[TextFacts]) -> Table:
 def _distance_table(found: list[DistanceFacts]) -> Table:
     title = "How far replay is (0: like itself, 1: as far as the target)"
     numbers = ["distance", "divergence [bits]", "replay to itself", "replay to target"]
-    table = _headed(title, ["source set", *numbers], numbers=numbers)
+    table = new_table(title, ["source set"], numbers)
     for d in found:
         bits = [_number(value, 3) for value in (d.bits, d.replay_bits, d.target_bits)]
         table.add_row(d.set, _number(d.way_to_target, 2), *bits)
@@ -86,7 +78,7 @@ def _distance_table(found: list[DistanceFacts]) -> Table:
 
 def _corpora_table(corpora: list[CorpusFacts]) -> Table:
     numbers = ["checked", "copies", "repeated lines"]
-    table = _headed("Repetition in training text", ["corpus", *numbers], numbers=numbers)
+    table = new_table("Repetition in training text", ["corpus"], numbers)
     for c in corpora:
         shares = (f"{100 * share:.1f} %" for share in (c.duplicate_share, c.repeated_line_share))
         checked = f"{c.checked_documents:,} documents, {human_bytes(c.checked_bytes)}"
@@ -95,19 +87,14 @@ def _corpora_table(corpora: list[CorpusFacts]) -> Table:
 
 
 def _trial_table(found: TrialFacts) -> Table:
-    title = f"From {found.steps} steps tried"
-    table = Table(title=title, show_header=False, title_justify="left")
-    table.add_column(style="bold")
-    table.add_column()
+    facts = {}
     if found.peak_memory_bytes is not None:
-        table.add_row("memory", f"{human_bytes(found.peak_memory_bytes)} at its peak")
+        facts["memory"] = f"{human_bytes(found.peak_memory_bytes)} at its peak"
     if found.run_seconds is not None:
         whole = f"about {human_seconds(found.run_seconds)} in all"
         step = f"{_number(found.step_seconds, 2)} s per step under the present load"
-        table.add_row("time", f"{whole}; {step}")
+        facts["time"] = f"{whole}; {step}"
     if found.target_bits:
-        start, reached = found.target_bits[0][1], found.target_bits[-1][1]
-        table.add_row(
-            "target", f"from {start:.2f} to {reached:.2f} bits per byte within these steps"
-        )
-    return table
+        bits = f"from {found.target_bits[0][1]:.2f} to {found.target_bits[-1][1]:.2f} bits per byte"
+        facts["target"] = f"{bits} within these steps"
+    return facts_table(f"From {found.steps} steps tried", facts)

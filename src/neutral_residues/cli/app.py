@@ -5,18 +5,19 @@ Errors caused by user input are one line on standard error and exit code 2; Ctrl
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from neutral_residues.errors import Stopped, UserError
 
+if TYPE_CHECKING:
+    from neutral_residues.config.run import RunConfig
+
 app = typer.Typer(
     name="neutral",
-    help=(
-        "Add a language or a domain to a pretrained language model without losing what it already"
-        " knows."
-    ),
+    help="Add a language or a domain to a pretrained language model without losing what it already"
+    " knows.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -47,11 +48,10 @@ def extend(
     ] = True,
 ) -> None:
     """Train an extension as the run file says; the same command resumes it."""
-    _quiet()
+    config = _load_run(run, overrides)
     from neutral_residues.cli.extend import extend_run
-    from neutral_residues.config.run import load_run
 
-    extend_run(load_run(run, tuple(overrides or ())), advice=advice)
+    extend_run(config, advice=advice)
 
 
 @app.command()
@@ -85,12 +85,29 @@ def compare(
 
 @app.command()
 def methods() -> None:
-    """List the methods: what trains, what a budget means for it, and what can be done
-    afterwards."""
+    """List the methods: what trains, what a budget means, and what can be done afterwards."""
     _quiet()
-    from neutral_residues.cli.methods import list_methods
+    from rich.console import Console
+    from rich.table import Table
 
-    list_methods()
+    from neutral_residues.methods.table import METHODS, RECIPE_WIDTH
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 1, 0))
+    table.add_column(style="bold", no_wrap=True)
+    for row in METHODS:
+        facts = [f"the budget becomes {row.size}" if row.size else "adds no weights"]
+        facts += [f"learning rate {row.learning_rate:g}"] if row.learning_rate is not None else []
+        facts += [f"afterwards: {', '.join(row.afterwards)}"] if row.afterwards else []
+        details = f"[dim]{'; '.join(facts)}\n{row.paper}[/dim]"
+        table.add_row(row.name, f"{row.title}: {row.trains}\n{details}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"Learning rates are for a backbone of width {RECIPE_WIDTH} and shrink as 1/width.\nmerge:"
+        " folds into the backbone's matrices. skip: tokens whose gate is 0 need no extra work."
+        " stock: what is saved, or exported, is a model that Transformers knows.",
+        highlight=False,
+    )
 
 
 @app.command()
@@ -99,10 +116,9 @@ def describe(run: RunFile, overrides: Overrides = None) -> None:
     from rich.console import Console
 
     with Console(stderr=True).status("loading libraries ..."):
-        _quiet()
+        config = _load_run(run, overrides)
         from neutral_residues.cli.describe import print_description
-        from neutral_residues.config.run import load_run
-    print_description(load_run(run, tuple(overrides or ())))
+    print_description(config)
 
 
 @app.command()
@@ -113,11 +129,10 @@ def advise(
     output: Annotated[Path | None, _option("Where to write the advice (JSON).")] = None,
 ) -> None:
     """Estimate a run's cost and flag problems of its texts before training."""
-    _quiet()
+    config = _load_run(run, overrides)
     from neutral_residues.cli.advise import advise_run
-    from neutral_residues.config.run import load_run
 
-    advise_run(load_run(run, tuple(overrides or ())), trial_steps=trial_steps, output=output)
+    advise_run(config, trial_steps=trial_steps, output=output)
 
 
 @app.command()
@@ -147,12 +162,14 @@ def evaluate(
 ) -> None:
     """Measure backbone and extended model on sets of text and on tasks; keeps finished tasks."""
     _quiet()
-    from neutral_residues.cli.evaluate import TaskOptions, evaluate_folder
+    from neutral_residues.cli import evaluate as command
 
-    names = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
-    options = TaskOptions(names, limit, task_data, into_record)
+    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    options: dict[str, Any] = {"tasks": names, "limit": limit, "task_data": task_data}
+    command.check_task_options(folder, **options, into_record=into_record)
     windows: dict[str, Any] = {"context": context, "stride": stride}
-    evaluate_folder(folder, sets=sets or (), **windows, output=output, kl=kl, tasks=options)
+    record = command.evaluate_folder(folder, sets=sets or (), kl=kl, **windows, **options)
+    command.save(record, folder, output, into_record=into_record)
 
 
 @app.command()
@@ -166,10 +183,30 @@ def generate(
 ) -> None:
     """Complete a prompt with the backbone and with the extended model, side by side."""
     _quiet()
-    from neutral_residues.cli.generate import generate_folder
+    from rich.columns import Columns
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
 
-    sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
-    generate_folder(folder, prompt, max_new_tokens=max_new_tokens, **sampling, seed=seed)
+    from neutral_residues.evaluation.generate import generate_both
+    from neutral_residues.evaluation.saved import load_saved
+
+    saved, console = load_saved(folder), Console()
+    sample = generate_both(
+        saved.model,
+        saved.tokenizer,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        reference=saved.reference,
+    )
+    width = max(30, console.width // 2 - 1)
+    sides = {"backbone": sample.backbone, "with extension": sample.extended}
+    panels = [Panel(Text(text), title=title, width=width) for title, text in sides.items()]
+    console.print(Text(prompt, style="bold"))
+    console.print(Columns(panels, padding=(0, 1)))
 
 
 @app.command()
@@ -194,9 +231,26 @@ def export(
     safetensors    the adapter alone, with the formula
     """
     _quiet()
-    from neutral_residues.cli.export import export_folder
+    from rich.console import Console
 
-    export_folder(folder, to=to, output=output, dtype=dtype, text=text)
+    from neutral_residues.evaluation.saved import load_saved
+    from neutral_residues.export.export import check_target, export_model
+    from neutral_residues.export.formats.table import find_format
+    from neutral_residues.results.run_folder import RunFolder
+    from neutral_residues.units import human_bytes
+
+    row, console = find_format(to), Console()
+    check_target(output, dtype=dtype)
+    saved = load_saved(folder)
+    if saved.reference is not None:
+        what = f"already a stock model in {RunFolder(folder).extension}"
+        raise UserError(what, got=f"method {saved.config.method}" if saved.config else None)
+    files: dict[str, Any] = {"tokenizer": saved.tokenizer, "text": text, "copy": False}
+    with console.status(f"exporting to {to}, and comparing it in a fresh process"):
+        difference = export_model(saved.model, output, to=to, dtype=dtype, **files)
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    console.print(f"{output}: {row.title}, {human_bytes(size)}", highlight=False)
+    console.print(f"against the live model: {difference.describe()}", highlight=False)
 
 
 @app.command()
@@ -214,9 +268,16 @@ def report(
 ) -> None:
     """Write one page that shows what was learnt, what was forgotten and what it cost; needs no
     network and no torch."""
-    from neutral_residues.cli.report import run_report
+    from rich.console import Console
 
-    run_report(paths, output)
+    from neutral_residues.report.build import write_report
+
+    written, console = write_report(paths, output), Console()
+    for verdict in written.verdicts:
+        console.print(verdict, highlight=False, markup=False)
+    if written.num_unfinished:
+        console.print(f"{written.num_unfinished} runs failed or are not done", highlight=False)
+    console.print(f"\npage: {written.page}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -229,6 +290,13 @@ def demo(
     from neutral_residues.demo.run import run_demo
 
     run_demo(output)
+
+
+def _load_run(run: Path, overrides: list[str] | None) -> "RunConfig":
+    _quiet()
+    from neutral_residues.config.run import load_run
+
+    return load_run(run, tuple(overrides or ()))
 
 
 def _quiet() -> None:

@@ -3,21 +3,14 @@
 from pathlib import Path
 from typing import Self
 
+from rich import progress as rich_progress
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.table import Column, Table
 from rich.text import Text
 
+from neutral_residues.cli.tables import new_table
 from neutral_residues.compare.grid import Cell
 from neutral_residues.compare.plan import CellPlan, Plan, plan
 from neutral_residues.compare.runner import CompareCallback, Outcome
@@ -47,10 +40,8 @@ def print_plan(config: CompareConfig, *, console: Console | None = None) -> Plan
 
 
 def _groups_table(found: Plan) -> Table:
-    table = Table(title="Cells", title_justify="left")
-    table.add_column("group", overflow="fold")
-    for column in ("done", "new", "trained", "learning rates", "time each"):
-        table.add_column(column, justify="right")
+    numbers = ["done", "new", "trained", "learning rates", "time each"]
+    table = new_table("Cells", ["group"], numbers)
     groups: dict[str, list[CellPlan]] = {}
     for cell in found.cells:
         groups.setdefault(cell.cell.group, []).append(cell)
@@ -76,16 +67,15 @@ def _group_row(group: str, members: list[CellPlan]) -> list[str]:
 
 
 class CompareDisplay(CompareCallback):
-    """A line for each cell that ends; on a terminal a bar too, and what each running cell printed
-    last."""
+    """A line for each cell that ends; on a terminal also a bar, and the last line of each log."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            "{task.description}",
             BarColumn(bar_width=10),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
+            rich_progress.MofNCompleteColumn(),
+            rich_progress.TimeElapsedColumn(),
             _LastLine(Column(no_wrap=True, overflow="ellipsis", ratio=1)),
             console=self.console,
             expand=True,
@@ -147,9 +137,8 @@ def print_outcome(
 ) -> None:
     """How many cells are done, which failed and why, and what to type next."""
     console = console or Console()
-    console.print(
-        f"{len(outcome.records)} cells done, {len(outcome.failures)} failed, in {config.output}"
-    )
+    done, failed = len(outcome.records), len(outcome.failures)
+    console.print(f"{done} cells done, {failed} failed, in {config.output}")
     for name, reason in outcome.failures.items():
         console.print(Text(f"  {name}: {reason}"), soft_wrap=True)
     if outcome.records:

@@ -1,49 +1,55 @@
-"""`neutral describe`: what a run would do."""
+"""`neutral describe`: what a run would do, without doing it."""
 
 from rich.console import Console
-from rich.table import Table
 
+from neutral_residues.cli.tables import facts_table
 from neutral_residues.config.run import RunConfig
+from neutral_residues.data.run_data import text_sizes
 from neutral_residues.data.text_size import TextSize
-from neutral_residues.training.describe import describe
-from neutral_residues.training.setup import Setup
+from neutral_residues.training.cost import peak_memory_bytes, training_memory_bytes
+from neutral_residues.training.setup import Setup, ranks
 from neutral_residues.units import human_bytes
 
 
-def print_description(config: RunConfig, *, console: Console | None = None) -> None:
-    """Print weights, tokens, steps, memory and disk of a run."""
-    console = console or Console()
+def print_description(config: RunConfig) -> None:
+    """Print weights, tokens, steps, memory and disk of a run.
+
+    Raises:
+        UserError: for text that cannot be read, or is too short where it was counted.
+    """
     with Console(stderr=True).status(f"loading the tokenizer of {config.model} ...") as status:
         setup = Setup.of(config)
         status.update("counting tokens ...")
-        found = describe(setup)
-    config = setup.config
-    weights = found.weights
+        train, held_out, _ = text_sizes(config.data, setup.tokenizer)
+        if all(size.is_exact for size in (*train, *held_out)):
+            setup.prepare()
+    config, weights, training = setup.config, setup.weights, setup.config.training
     precision = "bfloat16" if setup.bf16 else "float32"
-    source = f"{100 * config.data.source_share:g} % source"
-    rows = {
+    memory = f"roughly {human_bytes(_memory_bytes(setup))} ({precision})"
+    # A checkpoint has the trained weights and AdamW's moments, in float32.
+    checkpoints = 12 * weights.num_trained_weights * (training.keep_checkpoints + 1)
+    disk = human_bytes(checkpoints + 4 * weights.num_new_weights)
+    facts = {
         "backbone weights": f"{weights.num_backbone_weights:,}",
         "new weights": f"{weights.num_new_weights:,} ({100 * weights.budget:.2f} %)",
         "trained weights": f"{weights.num_trained_weights:,}",
-        "learning rate": f"{found.learning_rate:.2e}",
-        "steps": f"{config.training.steps:,} of {found.rows_per_step} rows",
-        "training tokens": f"{found.num_tokens:,}, {source}",
-        **{f"  {s.name} ({s.role})": _size(s) for s in found.train},
-        **{f"  held out: {s.name} ({s.role})": _size(s) for s in found.evaluate},
-        "memory while training": (
-            f"roughly {human_bytes(found.memory_bytes)} ({precision}); neutral advise tries a few"
-            " steps"
-        ),
-        "disk": f"about {human_bytes(found.disk_bytes)} in {config.output}",
-        "ranks": str(found.num_ranks),
+        "learning rate": f"{setup.learning_rate:.2e}",
+        "steps": f"{training.steps:,} of {setup.rows_per_step} rows",
+        "training tokens": f"{setup.num_tokens:,}, {100 * config.data.source_share:g} % source",
+        **{f"  {s.name} ({s.role})": _size(s) for s in train},
+        **{f"  held out: {s.name} ({s.role})": _size(s) for s in held_out},
+        "memory while training": f"{memory}; neutral advise tries a few steps",
+        "disk": f"about {disk} in {config.output}",
+        "ranks": str(ranks().num_processes),
     }
-    title = f"{config.model} + {setup.method.title}"
-    table = Table(title=title, show_header=False, title_justify="left")
-    table.add_column(style="bold")
-    table.add_column()
-    for name, value in rows.items():
-        table.add_row(name, value)
-    console.print(table)
+    Console().print(facts_table(f"{config.model} + {setup.method.title}", facts))
+
+
+def _memory_bytes(setup: Setup) -> int:
+    model_config = setup.model_config.get_text_config()
+    memory = training_memory_bytes(setup.weights, setup.config, model_config, bf16=setup.bf16)
+    # Libraries and tokenizer are in memory now, and the run needs them too.
+    return memory + (peak_memory_bytes(setup.device) if setup.device.type == "cpu" else 0)
 
 
 def _size(size: TextSize) -> str:

@@ -1,11 +1,9 @@
 """`neutral evaluate`: a saved extension and its backbone, measured on text and on tasks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 
 from neutral_residues.cli.tables import print_few_tokens, sets_table, tasks_table
 from neutral_residues.config.run import Corpus
@@ -22,44 +20,7 @@ from neutral_residues.evaluation.tasks.runner import TaskPlan, measure_tasks
 from neutral_residues.results.record import Record, TaskScore
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.results.store import read_record, write_record
-from neutral_residues.training.progress import RunProgress, TaskDisplay
-
-
-@dataclass(frozen=True)
-class TaskOptions:
-    """Tasks to give to a saved extension; empty names mean none.
-
-    Attributes:
-        names: tasks and suites, see `tasks/registry.py`.
-        limit: only the first so many items of each.
-        data: folder with minimal pairs.
-        into_record: whether the finished run's own record takes the scores.
-    """
-
-    names: tuple[str, ...] = ()
-    limit: int | None = None
-    data: Path | None = None
-    into_record: bool = False
-
-    def check(self, folder: Path) -> None:
-        """Raise for options that would do nothing."""
-        given = {
-            "--limit": self.limit,
-            "--task-data": self.data,
-            "--into-record": self.into_record or None,
-        }
-        useless = [name for name, value in given.items() if value is not None]
-        if useless and not self.names:
-            raise UserError(
-                f"{useless[0]} goes with --tasks", do="name tasks, for example --tasks quick"
-            )
-        if self.limit is not None and self.limit < 2:
-            raise UserError("--limit", got=self.limit, allowed="2 or more")
-        if self.into_record and not RunFolder(folder).is_finished:
-            raise UserError(
-                f"--into-record needs a finished run; {folder} has no record.json",
-                do="use --output",
-            )
+from neutral_residues.training.progress import MeasuringDisplay, RunProgress
 
 
 def evaluate_folder(
@@ -68,54 +29,65 @@ def evaluate_folder(
     sets: Sequence[str] = (),
     context: int | None = None,
     stride: int | None = None,
-    output: Path | None = None,
     kl: bool = False,
-    tasks: TaskOptions = TaskOptions(),
+    tasks: Sequence[str] = (),
+    limit: int | None = None,
+    task_data: Path | None = None,
     console: Console | None = None,
 ) -> Record:
-    """Print backbone and extended model on every set and task; write the record if asked.
+    """Print backbone and extended model on every set and task.
 
     Raises:
         UserError: for whatever the user can correct, before anything is measured where possible.
     """
     console = console or Console()
     corpora = [_corpus(text) for text in sets]
-    tasks.check(folder)
     saved = load_saved(folder)
     streams = evaluation_streams(saved, corpora, RunProgress(console).tokenising)
-    if not streams and not tasks.names:
-        raise UserError(
-            "nothing to measure", do="add --set source:NAME=FILE and --set target:NAME=FILE"
-        )
+    if not streams and not tasks:
+        do = "add --set source:NAME=FILE and --set target:NAME=FILE"
+        raise UserError("nothing to measure", do=do)
     windows = windows_for(saved, context, stride)
-    plan = plan_saved_tasks(
-        saved, tasks.names, streams, windows, limit=tasks.limit, task_data=tasks.data
-    )
+    plan = plan_saved_tasks(saved, tasks, streams, windows, limit=limit, task_data=task_data)
     for line in plan.missing:
         console.print(line, highlight=False)
-    with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task("measuring", total=None)
-
-        def show(name: str, done: int, total: int) -> None:
-            progress.update(bar, description=f"measuring {name}", completed=done, total=total)
-
-        record = evaluate_saved(saved, streams, windows, kl=kl, on_progress=show)
+    with MeasuringDisplay(console) as display:
+        record = evaluate_saved(saved, streams, windows, kl=kl, on_progress=display.on_progress)
     if record.sets:
         console.print(sets_table(record))
         print_few_tokens(record, console=console)
         sizes = f"{windows.context_tokens} tokens, stride {windows.stride_tokens}"
         console.print(f"windows of {sizes}", highlight=False)
     if plan.tasks:
-        found = _measure_tasks(saved, plan, console)
-        record = record.model_copy(update={"tasks": found})
+        record = record.model_copy(update={"tasks": _measure_tasks(saved, plan, console)})
         console.print(tasks_table(record))
-    _write(record, folder, output, into_record=tasks.into_record, console=console)
     return record
 
 
-def _write(
-    record: Record, folder: Path, output: Path | None, *, into_record: bool, console: Console
+def check_task_options(
+    folder: Path,
+    tasks: Sequence[str],
+    *,
+    limit: int | None,
+    task_data: Path | None,
+    into_record: bool,
 ) -> None:
+    """Raise for options that would do nothing."""
+    given = {"--limit": limit, "--task-data": task_data, "--into-record": into_record or None}
+    useless = [name for name, value in given.items() if value is not None]
+    if useless and not tasks:
+        do = "name tasks, for example --tasks quick"
+        raise UserError(f"{useless[0]} goes with --tasks", do=do)
+    if limit is not None and limit < 2:
+        raise UserError("--limit", got=limit, allowed="2 or more")
+    if into_record and not RunFolder(folder).is_finished:
+        what = f"--into-record needs a finished run; {folder} has no record.json"
+        raise UserError(what, do="use --output")
+
+
+def save(record: Record, folder: Path, output: Path | None, *, into_record: bool) -> None:
+    """Write the record to `output`, and its tasks into the record of the run in `folder`."""
+    console = Console()
     if output is not None:
         write_record(output, record)
         console.print(f"record: {output}", highlight=False)
@@ -129,7 +101,7 @@ def _write(
 
 def _measure_tasks(saved: Saved, plan: TaskPlan, console: Console) -> list[TaskScore]:
     revision = saved.config.revision if saved.config else None
-    with TaskDisplay(console) as display:
+    with MeasuringDisplay(console) as display:
         return measure_tasks(
             saved.model,
             plan,
@@ -144,7 +116,6 @@ def _corpus(text: str) -> Corpus:
     role, _, rest = text.partition(":")
     name, separator, path = rest.partition("=")
     if role not in ("source", "target") or not separator or not name or not path:
-        raise UserError(
-            "--set", got=text, allowed="role:name=file, for example source:wiki=wiki.jsonl.gz"
-        )
+        allowed = "role:name=file, for example source:wiki=wiki.jsonl.gz"
+        raise UserError("--set", got=text, allowed=allowed)
     return Corpus.model_validate({"name": name, "role": role, "path": path})

@@ -1,5 +1,6 @@
 """A record in tables, and the end of a run in a few lines. From the record alone, no torch."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -19,13 +20,10 @@ def print_summary(record: Record, output: Path, *, console: Console | None = Non
     if record.tasks:
         console.print(tasks_table(record))
     cost = record.cost
-    if cost.new_weights is not None and cost.backbone_weights and cost.tokens and cost.seconds:
-        share = 100 * cost.new_weights / cost.backbone_weights
-        console.print(
-            f"{cost.new_weights:,} new weights, {share:.2f} % of {cost.backbone_weights:,}; "
-            f"{cost.tokens:,} tokens in {cost.seconds:.0f} s",
-            highlight=False,
-        )
+    if cost.new_share is not None and cost.tokens and cost.seconds:
+        weights = f"{cost.new_weights:,} new weights, {100 * cost.new_share:.2f} %"
+        tokens = f"{cost.tokens:,} tokens in {cost.seconds:.0f} s"
+        console.print(f"{weights} of {cost.backbone_weights:,}; {tokens}", highlight=False)
     for sample in record.samples:
         console.print(Text(f"\n{sample.prompt}", style="bold"))
         console.print(f"  backbone   {sample.backbone}", highlight=False, markup=False)
@@ -33,6 +31,25 @@ def print_summary(record: Record, output: Path, *, console: Console | None = Non
     console.print(
         f"\nextension: {output / 'extension'}\nrecord:    {output / 'record.json'}", highlight=False
     )
+
+
+def new_table(title: str, text: Iterable[str], numbers: Iterable[str]) -> Table:
+    """An empty table with columns of text, which may wrap, and right-aligned ones of numbers."""
+    table = Table(title=title, title_justify="left")
+    for column in text:
+        table.add_column(column, overflow="fold")
+    for column in numbers:
+        table.add_column(column, justify="right")
+    return table
+
+
+def facts_table(title: str, facts: Mapping[str, str]) -> Table:
+    """A table of names and values."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    return table
 
 
 def print_few_tokens(record: Record, *, console: Console) -> None:
@@ -44,16 +61,12 @@ def print_few_tokens(record: Record, *, console: Console) -> None:
 
 
 def sets_table(record: Record) -> Table:
-    """Bits per byte and perplexity on every held-out set, before and after, with the share of
-    tokens whose gates are all 0."""
+    """Both models on every held-out set, with the share of tokens whose gates are all 0."""
     title = f"{record.label}: bits per byte on held-out text (lower is better)"
-    table = Table(title=title, title_justify="left")
-    table.add_column("set")
-    table.add_column("role")
-    has_kl = any(found.kl_nats is not None for found in record.sets.values())
     numbers = ["backbone", "extended", "change", "token perplexity", "tokens with all gates 0"]
-    for column in [*numbers, *(["KL, nats per token"] if has_kl else [])]:
-        table.add_column(column, justify="right")
+    if any(found.kl_nats is not None for found in record.sets.values()):
+        numbers.append("KL, nats per token")
+    table = new_table(title, ["set", "role"], numbers)
     for name, found in record.sets.items():
         neutral = found.neutral_share
         table.add_row(
@@ -71,32 +84,22 @@ def sets_table(record: Record) -> Table:
 
 def tasks_table(record: Record) -> Table:
     """Both models on every task, with the interval of the difference."""
-    table = Table(title=f"{record.label}: tasks, shares in %", title_justify="left")
-    has_shots, has_cut = (
-        any(getattr(t, name) for t in record.tasks) for name in ("num_fewshot", "num_truncated")
-    )
-    for column in ("task", "score"):
-        table.add_column(column, overflow="fold")
-    counts = [
-        "items",
-        *(["few-shot"] if has_shots else []),
-        *(["truncated prompts"] if has_cut else []),
-    ]
-    for column in (*counts, "backbone", "extended"):
-        table.add_column(column, justify="right")
+    has_shots = any(task.num_fewshot for task in record.tasks)
+    has_cut = any(task.num_truncated for task in record.tasks)
+    counts = ["items"] + ["few-shot"] * has_shots + ["truncated prompts"] * has_cut
+    title = f"{record.label}: tasks, shares in %"
+    table = new_table(title, ["task", "score"], [*counts, "backbone", "extended"])
     table.add_column("change, 95 %", justify="right", no_wrap=True)
     table.add_column("beyond noise")
     for task in record.tasks:
         factor = factor_of(task)
-        shots = [str(task.num_fewshot)] if has_shots else []
-        cut = [f"{task.num_truncated:,}"] if has_cut else []
         is_noise = task.low <= 0 <= task.high
         table.add_row(
             task.name,
             task.metric + ("" if task.direction == "higher" else " (lower is better)"),
             f"{task.num_items:,}",
-            *shots,
-            *cut,
+            *([str(task.num_fewshot)] if has_shots else []),
+            *([f"{task.num_truncated:,}"] if has_cut else []),
             f"{factor * task.backbone:.2f}",
             f"{factor * task.extended:.2f}",
             with_half_width(factor * task.difference, factor * task.low, factor * task.high),

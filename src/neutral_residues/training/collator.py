@@ -18,9 +18,8 @@ class DomainLabelCollator:
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> Any:
         labelled = [feature for feature in features if feature.get(DOMAIN_LABELS) is not None]
-        batch = self.collator(
-            [{k: v for k, v in f.items() if k != DOMAIN_LABELS} for f in features]
-        )
+        others = [{k: v for k, v in f.items() if k != DOMAIN_LABELS} for f in features]
+        batch = self.collator(others)
         if not labelled:
             return batch
         if len(labelled) < len(features):
@@ -29,26 +28,22 @@ class DomainLabelCollator:
         labels = [
             _token_labels(f[DOMAIN_LABELS], len(row)) for f, row in zip(features, ids, strict=True)
         ]
-        return {
-            **batch,
-            DOMAIN_LABELS: _aligned(labels, ids, batch["input_ids"], batch.get("attention_mask")),
-        }
+        aligned = _aligned(labels, ids, batch["input_ids"], batch.get("attention_mask"))
+        return {**batch, DOMAIN_LABELS: aligned}
 
 
 def _token_labels(given: Any, num_tokens: int) -> Tensor:
-    allowed = f"{SOURCE} (source), {TARGET} (target) or {IGNORE}"
+    what, allowed = f"{DOMAIN_LABELS} of a row", f"{SOURCE} (source), {TARGET} (target) or {IGNORE}"
     try:
         labels = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{DOMAIN_LABELS} of a row", got=given, allowed=allowed) from error
+        raise UserError(what, got=given, allowed=allowed) from error
     known = (labels == SOURCE) | (labels == TARGET) | (labels == IGNORE)
     if not known.all():
-        raise UserError(f"{DOMAIN_LABELS} of a row", got=labels[~known][0].item(), allowed=allowed)
+        raise UserError(what, got=labels[~known][0].item(), allowed=allowed)
     if labels.dim() and labels.shape != (num_tokens,):
         shape = " x ".join(str(size) for size in labels.shape)
-        raise UserError(
-            f"{DOMAIN_LABELS} of a row", got=f"{shape} for {num_tokens} tokens", allowed="one each"
-        )
+        raise UserError(what, got=f"{shape} for {num_tokens} tokens", allowed="one each")
     return labels.long().expand(num_tokens)
 
 

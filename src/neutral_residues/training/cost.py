@@ -1,8 +1,8 @@
-"""What a run costs: weights and disk counted, memory estimated or measured."""
+"""What a run costs: weights counted, memory estimated or measured."""
 
 import resource
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from neutral_residues.config.run import RunConfig
-from neutral_residues.results.record import Cost
-from neutral_residues.tuner.blocks import count_backbone_weights, num_weights_in
+from neutral_residues.tuner.blocks import num_weights_in
 
 ADAM_BYTES_PER_WEIGHT = 4 + 4 + 8
 """A trained weight in float32: itself, its gradient, AdamW's two moments."""
@@ -31,19 +30,14 @@ class WeightCount:
     num_new_weights: int = 0
     num_trained_weights: int = 0
 
-    @classmethod
-    def of_backbone(cls, backbone: nn.Module) -> "WeightCount":
-        """Before anything is attached."""
-        return cls(num_backbone_weights=count_backbone_weights(backbone))
-
     def with_model(self, model: nn.Module) -> "WeightCount":
         """After the method is attached."""
-        total = sum(num_weights_in(parameter) for parameter in model.parameters())
-        trained = sum(
-            parameter.numel() for parameter in model.parameters() if parameter.requires_grad
-        )
-        return replace(
-            self, num_new_weights=total - self.num_backbone_weights, num_trained_weights=trained
+        parameters = list(model.parameters())
+        total = sum(map(num_weights_in, parameters))
+        return WeightCount(
+            self.num_backbone_weights,
+            num_new_weights=total - self.num_backbone_weights,
+            num_trained_weights=sum(p.numel() for p in parameters if p.requires_grad),
         )
 
     @property
@@ -51,43 +45,27 @@ class WeightCount:
         """New weights as a share of the backbone's."""
         return self.num_new_weights / self.num_backbone_weights
 
-    def to_record(
-        self, *, tokens: int, seconds: float | None, saves_whole_model: bool, **measured: Any
-    ) -> Cost:
-        """For the record of a run that trained on `tokens` in `seconds`, if all of it was timed;
-        the rest as given."""
-        return Cost(
-            tokens=tokens,
-            seconds=seconds,
-            tokens_per_second=tokens / seconds if seconds else None,
-            trainable_weights=self.num_trained_weights,
-            new_weights=self.num_new_weights,
-            stored_weights=self.num_new_weights + saves_whole_model * self.num_backbone_weights,
-            backbone_weights=self.num_backbone_weights,
-            **measured,
-        )
 
-    def training_memory_bytes(self, config: RunConfig, *, model_config: Any, bf16: bool) -> int:
-        """Rough estimate of what training adds at its peak: weights, AdamW, activations of one
-        forward pass, logits.
+def training_memory_bytes(
+    weights: WeightCount, config: RunConfig, model_config: Any, *, bf16: bool
+) -> int:
+    """Rough estimate of what training adds at its peak: weights, AdamW, activations of one forward
+    pass, logits.
 
-        Activations are counted as 14 model widths and 4 FFN widths per token and layer, logits
-        three times in float32. What a method stores of its own, kernels and the allocator add to
-        it: it can be a third too low (LAB.md, "why a number moved, and advice held against real
-        runs"). A trial run measures instead.
-        """
-        frozen = self.num_backbone_weights + self.num_new_weights - self.num_trained_weights
-        weights = frozen * (2 if bf16 else 4) + self.num_trained_weights * ADAM_BYTES_PER_WEIGHT
-        tokens = config.training.batch_rows * config.data.block_tokens
-        hidden = model_config.hidden_size
-        ffn = getattr(model_config, "intermediate_size", None) or 4 * hidden
-        layers = 1 if config.training.gradient_checkpointing else model_config.num_hidden_layers
-        activations = tokens * layers * (14 * hidden + 4 * ffn) * (2 if bf16 else 4)
-        return weights + activations + tokens * model_config.vocab_size * 4 * 3
-
-    def checkpoint_bytes(self) -> int:
-        """One checkpoint: the trained weights and AdamW's moments in float32."""
-        return self.num_trained_weights * 12
+    Activations are counted as 14 model widths and 4 FFN widths per token and layer, logits three
+    times in float32. What a method stores of its own, kernels and the allocator add to it: it can
+    be a third too low (LAB.md, "why a number moved, and advice held against real runs"). A trial
+    run measures instead.
+    """
+    trained, size = weights.num_trained_weights, 2 if bf16 else 4
+    frozen = weights.num_backbone_weights + weights.num_new_weights - trained
+    tokens = config.training.batch_rows * config.data.block_tokens
+    hidden = model_config.hidden_size
+    ffn = getattr(model_config, "intermediate_size", None) or 4 * hidden
+    layers = 1 if config.training.gradient_checkpointing else model_config.num_hidden_layers
+    activations = tokens * layers * (14 * hidden + 4 * ffn) * size
+    logits = tokens * model_config.vocab_size * 4 * 3
+    return frozen * size + trained * ADAM_BYTES_PER_WEIGHT + activations + logits
 
 
 def peak_memory_bytes(device: torch.device) -> int:

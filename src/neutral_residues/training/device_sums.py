@@ -8,8 +8,7 @@ from torch import Tensor
 
 
 class DeviceSums:
-    """Named sums for the log that stay on the device until somebody reads them, so that no step
-    waits for the host."""
+    """Named sums that stay on the device until they are read, so that no step waits for it."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -27,12 +26,11 @@ class DeviceSums:
 
     def state(self, accelerator: Any) -> dict[str, Any]:
         """The sums over all ranks, for a checkpoint; nothing is flushed."""
-        reduced = {
-            key: accelerator.reduce(self._sums[key].clone(), "sum") for key in sorted(self._sums)
-        }
-        return {
-            key: [str(v.dtype).removeprefix("torch."), v.tolist()] for key, v in reduced.items()
-        }
+        state = {}
+        for key, value in sorted(self._sums.items()):
+            total = accelerator.reduce(value.clone(), "sum")
+            state[key] = [str(total.dtype).removeprefix("torch."), total.tolist()]
+        return state
 
     def load(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Continue from `state()`: on one rank the sums, on the others nothing."""

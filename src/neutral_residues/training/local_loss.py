@@ -48,10 +48,8 @@ class LocalLossTerm:
             self._count_open(residue)
         elif term.requires_grad == self._terms[0].requires_grad:
             # One without gradients after one with them only makes outputs (SFTTrainer does that).
-            raise UserError(
-                "the local loss is that of one forward pass, and the model ran twice",
-                do="run it once",
-            )
+            what = "the local loss is that of one forward pass, and the model ran twice"
+            raise UserError(what, do="run it once")
 
     def _count_open(self, residue: Residue) -> None:
         if residue.gate is None:
@@ -84,10 +82,8 @@ class LocalLossTerm:
             raise UserError(
                 "the local loss has no gradient: reentrant gradient checkpointing drops it, or the"
                 " adapter is frozen",
-                do=(
-                    'give checkpointing the kwargs {"use_reentrant": False}, and load adapters with'
-                    " is_trainable=True"
-                ),
+                do='give checkpointing the kwargs {"use_reentrant": False}, and load adapters with'
+                " is_trainable=True",
             )
         if num_tokens is None:
             num_tokens = counted_tokens(self.domain_labels, self.kind)
@@ -136,9 +132,8 @@ def check_local_loss(layers: Mapping[str, NeutralResiduesLayer], kind: str) -> i
         )
     gates = [layer.adapter(name).kind for layer in layers.values() for name in layer.active_names()]
     if not gates:
-        raise UserError(
-            "the neutral residues are all switched off", do="enable or activate an adapter"
-        )
+        what = "the neutral residues are all switched off"
+        raise UserError(what, do="enable or activate an adapter")
     for gate in gates:
         check_choices(block_gate=gate, local_loss=kind)
     return len(gates)

@@ -44,8 +44,7 @@ DEFAULT_GATE_FACTOR = ResidueSettings().gate_learning_rate_factor
 def split_param_group(
     optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, factor: float
 ) -> None:
-    """Move `parameters` to groups of their own in `optimizer`, with `factor` times the learning
-    rate they had."""
+    """Move `parameters` to groups of their own, with `factor` times the learning rate they had."""
     chosen = {id(parameter) for parameter in parameters}
     for group in list(optimizer.param_groups):
         moved = [p for p in group["params"] if id(p) in chosen]
@@ -55,8 +54,7 @@ def split_param_group(
 
 
 class NeutralResiduesTrainerMixin(_Trainer):
-    """Adds alpha x local loss to any `Trainer`: put it before `Trainer` or TRL's `SFTTrainer` among
-    the bases.
+    """Adds alpha x local loss: put it before `Trainer` or TRL's `SFTTrainer` among the bases.
 
     Args:
         local_loss_weight: alpha.
@@ -65,8 +63,7 @@ class NeutralResiduesTrainerMixin(_Trainer):
             They are one row against the projections' many, and close sooner and more sharply with
             it (LAB.md, "what moved the curve, and what did not").
 
-    Logs `local_loss`, `open_gates_source` and `open_gates_target` (shares of gates not exactly 0)
-    with everything else.
+    Logs `local_loss`, `open_gates_source` and `open_gates_target` (shares of gates not exactly 0).
     """
 
     _signature_columns: Any
@@ -90,26 +87,22 @@ class NeutralResiduesTrainerMixin(_Trainer):
         self._check_modes()
 
     def _check_modes(self) -> None:
-        if not 0 <= self.local_loss_weight < math.inf:
-            raise UserError("local_loss_weight", got=self.local_loss_weight, allowed="0 or more")
-        if not 0 < self.gate_learning_rate_factor < math.inf:
-            raise UserError(
-                "gate_learning_rate_factor", got=self.gate_learning_rate_factor, allowed="above 0"
-            )
+        weight, factor = self.local_loss_weight, self.gate_learning_rate_factor
+        if not 0 <= weight < math.inf:
+            raise UserError("local_loss_weight", got=weight, allowed="0 or more")
+        if not 0 < factor < math.inf:
+            raise UserError("gate_learning_rate_factor", got=factor, allowed="above 0")
         if not self._has_local_loss:
             return
         check_local_loss(residue_layers(self.model), self.local_loss)
         if self.args.n_gpu > 1:
-            raise UserError(
-                "the local loss does not work under DataParallel", do="start it with torchrun"
-            )
+            what = "the local loss does not work under DataParallel"
+            raise UserError(what, do="start it with torchrun")
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
             # Tokens and their domain labels would be split differently.
-            raise UserError(
-                "the local loss does not work under context or sequence parallelism",
-                do="switch it off",
-            )
+            what = "the local loss does not work under context or sequence parallelism"
+            raise UserError(what, do="switch it off")
 
     @property
     def _has_local_loss(self) -> bool:
@@ -121,14 +114,12 @@ class NeutralResiduesTrainerMixin(_Trainer):
             self._signature_columns = [*self._signature_columns, DOMAIN_LABELS]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Trainer's own, with the block gates in groups of their own; an optimiser that you pass in
-        stays as it is."""
+        """Trainer's own, with the block gates in groups of their own; yours stays as it is."""
         given = self.optimizer is not None
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
-        if not given and self.gate_learning_rate_factor != 1:
-            split_param_group(
-                optimizer, gate_parameters(self.model), factor=self.gate_learning_rate_factor
-            )
+        factor = self.gate_learning_rate_factor
+        if not given and factor != 1:
+            split_param_group(optimizer, gate_parameters(self.model), factor=factor)
         return optimizer
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
@@ -138,8 +129,8 @@ class NeutralResiduesTrainerMixin(_Trainer):
         if self._has_local_loss:
             labels = [batch[DOMAIN_LABELS] for batch in samples if DOMAIN_LABELS in batch]
             counted = sum(counted_tokens(labels_BT, self.local_loss) for labels_BT in labels)
-            gathered = self.accelerator.gather(torch.as_tensor(counted, device=device))
-            self._counted = gathered.sum()
+            counted = torch.as_tensor(counted, device=device)
+            self._counted = self.accelerator.gather(counted).sum()
         return samples, num_items
 
     def training_step(
@@ -183,8 +174,7 @@ class NeutralResiduesTrainerMixin(_Trainer):
         return (loss, *result[1:]) if return_outputs else loss
 
     def _scaled(self, term: LocalLossTerm, num_items_in_batch: Any) -> Tensor:
-        """The term such that its gradient, after all the averaging that follows, is that of one big
-        batch."""
+        """Its gradient, after all the averaging that follows, is that of one big batch."""
         mean = term.mean(self._counted)
         self._log_local_loss(mean.detach(), term)
         # Ranks average their gradients, while the divisor already counts the tokens of all of them.
@@ -208,16 +198,10 @@ class NeutralResiduesTrainerMixin(_Trainer):
                 self._sums.add(f"gates_{name}", num_tokens * float(term.num_gated))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if self._has_local_loss and "loss" in logs:
-            logs |= _local_loss_logs(self._sums.flush(self.accelerator))
+        sums = self._sums.flush(self.accelerator) if "loss" in logs else {}
+        if sums:
+            logs["local_loss"] = sums["local_loss"] / sums["steps"]
+        for name in ("source", "target"):
+            if sums.get(f"gates_{name}"):
+                logs[f"open_gates_{name}"] = sums[f"open_{name}"] / sums[f"gates_{name}"]
         super().log(logs, *args, **kwargs)
-
-
-def _local_loss_logs(sums: dict[str, float]) -> dict[str, float]:
-    if not sums:
-        return {}
-    logs = {"local_loss": sums["local_loss"] / sums["steps"]}
-    for name in ("source", "target"):
-        if sums.get(f"gates_{name}"):
-            logs[f"open_gates_{name}"] = sums[f"open_{name}"] / sums[f"gates_{name}"]
-    return logs

@@ -5,18 +5,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from rich import progress as rich_progress
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    FileSizeColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
 from neutral_residues.results.record import TaskScore
@@ -41,22 +33,17 @@ class RunProgress:
     @contextmanager
     def tokenising(self, corpus: str) -> Iterator[Callable[[int], object]]:
         """A bar on a terminal while a corpus is tokenised; it is told the bytes of each batch."""
-        columns = (TextColumn("{task.description}"), BarColumn(), FileSizeColumn())
         with Progress(
-            *columns,
-            TransferSpeedColumn(),
+            "{task.description}",
+            BarColumn(),
+            rich_progress.FileSizeColumn(),
+            rich_progress.TransferSpeedColumn(),
             TimeElapsedColumn(),
             console=self.console,
             disable=not self.console.is_terminal,
         ) as bar:
             task = bar.add_task(f"tokenising {corpus}", total=None)
             yield lambda num_bytes: bar.advance(task, num_bytes)
-
-    def training(self, title: str, *, total_steps: int, tokens_per_step: int) -> "TrainingDisplay":
-        """A display for the training itself; enter it."""
-        return TrainingDisplay(
-            self.console, title=title, total_steps=total_steps, tokens_per_step=tokens_per_step
-        )
 
 
 class TrainingDisplay:
@@ -72,16 +59,16 @@ class TrainingDisplay:
         self, console: Console, *, title: str, total_steps: int, tokens_per_step: int
     ) -> None:
         self.console, self.title, self.tokens_per_step = console, title, tokens_per_step
-        self.losses: dict[str, float] = {}
+        self.losses = ""
         self.results: Mapping[str, SetResult] = {}
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            "{task.description}",
             BarColumn(),
-            MofNCompleteColumn(),
+            rich_progress.MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[rate]}"),
+            "left",
+            rich_progress.TimeRemainingColumn(),
+            "{task.fields[rate]}",
         )
         self.task = self.progress.add_task(title, total=total_steps, rate="")
         self.live = Live(console=console, get_renderable=self._panel)
@@ -106,8 +93,9 @@ class TrainingDisplay:
     def logged(self, step: int, logs: Mapping[str, float]) -> None:
         """The trainer logged sums since the last time."""
         shown = ("loss_nats/", "open_gates", "local_loss")
-        self.losses = {key: value for key, value in logs.items() if key.startswith(shown)}
-        self._print(step, self._loss_line())
+        losses = (_shown(key, value) for key, value in logs.items() if key.startswith(shown))
+        self.losses = "  ".join(losses)
+        self._print(step, self.losses)
 
     def measured(self, step: int, results: Mapping[str, SetResult]) -> None:
         """Backbone and extended model were measured on these sets."""
@@ -122,19 +110,14 @@ class TrainingDisplay:
         if not self.console.is_terminal:
             self.console.print(f"{self.title}  step {step:>5}  {line}", highlight=False)
 
-    def _loss_line(self) -> str:
-        return "  ".join(
-            f"{_label(key)} {_shown(key, value)}" for key, value in self.losses.items()
-        )
-
     def _panel(self) -> Group:
         parts: list[Any] = [self.progress]
         if self.losses:
-            parts.append("  " + self._loss_line())
+            parts.append("  " + self.losses)
         if self.results:
-            table = Table(box=None, pad_edge=True)
-            for column in ("bits per byte", "backbone", "now", "change"):
-                table.add_column(column, justify="left" if column == "bits per byte" else "right")
+            table = Table("bits per byte", box=None)
+            for column in ("backbone", "now", "change"):
+                table.add_column(column, justify="right")
             for name, r in self.results.items():
                 sides = (f"{b:.3f}" for b in (r.backbone_bits_per_byte, r.extended_bits_per_byte))
                 table.add_row(name, *sides, f"{r.rise_percent:+.2f} %")
@@ -142,21 +125,25 @@ class TrainingDisplay:
         return Group(*parts)
 
 
-class TaskDisplay:
-    """A bar for the task that is being measured, and a line for each that is finished."""
+class MeasuringDisplay:
+    """A bar for the set or task that is being measured, and a line for each finished task."""
 
     def __init__(self, console: Console) -> None:
         # Pinned to its file: lm-eval's own progress bars are kept from standard error meanwhile.
         self.console = Console(
             file=console.file, quiet=console.quiet, force_terminal=console.is_terminal
         )
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
         self.progress = Progress(
-            *columns, console=self.console, transient=True, disable=not console.is_terminal
+            "{task.description}",
+            BarColumn(),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            disable=not console.is_terminal,
         )
-        self.task = self.progress.add_task("tasks", total=None)
+        self.task = self.progress.add_task("measuring", total=None)
 
-    def __enter__(self) -> "TaskDisplay":
+    def __enter__(self) -> "MeasuringDisplay":
         self.progress.start()
         return self
 
@@ -176,14 +163,9 @@ class TaskDisplay:
         )
 
 
-def _label(key: str) -> str:
-    names = {
-        "local_loss": "local loss",
-        "open_gates_source": "open gates source",
-        "open_gates_target": "target",
-    }
-    return names.get(key, key.replace("loss_nats/", "loss "))
-
-
 def _shown(key: str, value: float) -> str:
-    return f"{100 * value:.0f} %" if key.startswith("open_gates") else f"{value:.4g}"
+    if key.startswith("open_gates_"):
+        label = "target" if key == "open_gates_target" else "open gates source"
+        return f"{label} {100 * value:.0f} %"
+    label = "local loss" if key == "local_loss" else key.replace("loss_nats/", "loss ")
+    return f"{label} {value:.4g}"

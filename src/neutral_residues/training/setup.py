@@ -36,6 +36,7 @@ from neutral_residues.evaluation.generate import check_prompt
 from neutral_residues.evaluation.windows import Windows
 from neutral_residues.methods.table import Method, find_method
 from neutral_residues.training.cost import WeightCount
+from neutral_residues.tuner.blocks import count_backbone_weights
 
 SAMPLE_TOKENS = 60
 """Tokens added to each prompt at the end of a run."""
@@ -98,14 +99,10 @@ class Setup:
         )
 
     @property
-    def hidden_size(self) -> int:
-        """Width of the backbone."""
-        return int(self.model_config.get_text_config().hidden_size)
-
-    @property
     def learning_rate(self) -> float:
         """Peak learning rate."""
-        return self.method.peak_learning_rate(self.config, hidden_size=self.hidden_size)
+        width = self.model_config.get_text_config().hidden_size
+        return self.method.peak_learning_rate(self.config, hidden_size=width)
 
     @property
     def local_loss_weight(self) -> float:
@@ -141,8 +138,7 @@ class Setup:
 
     @cached_property
     def rows(self) -> Mixture:
-        """All rows of the run, in their fixed order; noised ones only where a local loss uses
-        them."""
+        """All rows of the run in their order; noised ones only where a local loss uses them."""
         config = self.config
         noise = Noise(config.residues.source_noise, len(self.tokenizer), self.end_of_text)
         return Mixture(
@@ -159,8 +155,8 @@ class Setup:
         _ = self.rows if self.method.trains_any else self.data
 
     def backbone(self, *, frozen: bool) -> PreTrainedModel:
-        """The backbone's weights on the device: frozen ones in the precision that the run file
-        sets, trained ones in float32 (autocast casts them)."""
+        """The weights on the device: frozen ones as precise as the run file says, trained ones in
+        float32 (autocast casts them)."""
         config, dtype, quantised = self.config, torch.float32, None
         if frozen:
             dtype, quantised = frozen_precision(config.training, self.device)
@@ -184,13 +180,11 @@ class Setup:
         )
 
 
-def _count_weights(
-    config: RunConfig, method: Method, model_config: PretrainedConfig
-) -> WeightCount:
+def _count_weights(config: RunConfig, method: Method, backbone: PretrainedConfig) -> WeightCount:
     """Attaches the method to a model without data, so a budget that cannot be met raises here."""
-    backbone = empty_backbone(model_config, trust_remote_code=config.trust_remote_code)
-    weights = WeightCount.of_backbone(backbone)
-    return weights.with_model(method.attach(backbone, config)) if method.trains_any else weights
+    model = empty_backbone(backbone, trust_remote_code=config.trust_remote_code)
+    weights = WeightCount(count_backbone_weights(model))
+    return weights.with_model(method.attach(model, config)) if method.trains_any else weights
 
 
 def _check_context(config: RunConfig, model_config: PretrainedConfig) -> None:
@@ -201,11 +195,8 @@ def _check_context(config: RunConfig, model_config: PretrainedConfig) -> None:
     }
     for key, tokens in settings.items():
         if longest is not None and tokens > longest:
-            raise UserError(
-                f"{key} is longer than the model's context",
-                got=tokens,
-                allowed=f"at most {longest}",
-            )
+            what = f"{key} is longer than the model's context"
+            raise UserError(what, got=tokens, allowed=f"at most {longest}")
 
 
 def _check_trackers(training: TrainingSettings) -> None:
@@ -213,6 +204,5 @@ def _check_trackers(training: TrainingSettings) -> None:
         for callback in get_reporting_integration_callbacks(list(training.report_to)):
             callback()
     except (ImportError, RuntimeError, ValueError) as error:
-        raise UserError(
-            "training.report_to", got=first_line(error), do="install it, or remove it"
-        ) from error
+        do = "install it, or remove it"
+        raise UserError("training.report_to", got=first_line(error), do=do) from error

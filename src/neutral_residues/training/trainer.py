@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from neutral_residues.errors import UserError, first_line
@@ -27,8 +27,7 @@ from neutral_residues.training.setup import Setup
 
 
 class DomainTrainer(Trainer):
-    """Trainer on rows of `Mixture`: `input_ids`, `corpus_id`, `noised` (a mixin takes
-    `domain_labels` out).
+    """Trainer on rows of `Mixture`: `input_ids`, `corpus_id`, `noised`.
 
     Args:
         corpus_names: the corpora in the order of `corpus_id`.
@@ -65,9 +64,8 @@ class DomainTrainer(Trainer):
         counts_B = (~inputs["noised"]).float()
         nats_BT = next_token_nats(outputs.logits, input_ids) * counts_B[:, None]
         self._add_to_log(nats_BT.detach(), inputs["corpus_id"], counts_B)
-        rows_per_step = (
-            self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        )
+        args = self.args
+        rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
         loss = nats_BT.sum() / (rows_per_step * nats_BT.shape[1])
         return (loss, outputs) if return_outputs else loss
 
@@ -85,10 +83,8 @@ class DomainTrainer(Trainer):
         norm = super()._clip_grad_norm(model)
         step_nats, self._step_nats = self._step_nats, None
         assert step_nats is not None
-        values = torch.cat(
-            [step_nats, torch.as_tensor(norm, device=step_nats.device, dtype=torch.float64).view(1)]
-        )
-        if not bool(torch.isfinite(values).all()):
+        norms = torch.as_tensor(norm, device=step_nats.device, dtype=torch.float64).view(1)
+        if not bool(torch.isfinite(torch.cat([step_nats, norms])).all()):
             self._raise_not_finite(step_nats)
         return norm
 
@@ -96,9 +92,9 @@ class DomainTrainer(Trainer):
         is_finite = torch.isfinite(step_nats).tolist()
         bad = [n for n, ok in zip(self.corpus_names, is_finite, strict=True) if not ok]
         where = f"the loss on {', '.join(bad)}" if bad else "the gradient (the losses are finite)"
+        step = self.state.global_step + 1
         raise UserError(
-            f"step {self.state.global_step + 1}: {where} is not finite; stopped before the"
-            " optimiser step",
+            f"step {step}: {where} is not finite; stopped before the optimiser step",
             do="lower training.learning_rate or look at that text; the last checkpoint is complete",
         )
 
@@ -107,9 +103,8 @@ class DomainTrainer(Trainer):
             sums = self._corpus_sums.flush(self.accelerator)
             # Trainer's own mean restarts when a run resumes between two log lines; ours does not.
             logs["loss"] = sum(sums["nats"]) / sum(sums["tokens"])
-            for name, nats, tokens in zip(
-                self.corpus_names, sums["nats"], sums["tokens"], strict=True
-            ):
+            parts = zip(self.corpus_names, sums["nats"], sums["tokens"], strict=True)
+            for name, nats, tokens in parts:
                 if tokens:
                     logs[f"loss_nats/{name}"] = nats / tokens
         super().log(logs, *args, **kwargs)
@@ -133,9 +128,7 @@ class DomainTrainer(Trainer):
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def _all_sums(self) -> dict[str, DeviceSums]:
-        return {
-            name: value for name, value in self.__dict__.items() if isinstance(value, DeviceSums)
-        }
+        return {name: it for name, it in vars(self).items() if isinstance(it, DeviceSums)}
 
 
 class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
@@ -148,9 +141,7 @@ class _StopOnRequest(TrainerCallback):
     def __init__(self, trainer: DomainTrainer) -> None:
         self.trainer = trainer
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         stop = self.trainer.stop_requested
         if self.trainer.accelerator.num_processes > 1:
             requested = torch.tensor(float(stop), device=args.device)

@@ -7,14 +7,12 @@ loop. A process of its own has its own peak of memory, as the run will; if it is
 else is.
 """
 
-import json
 import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +21,27 @@ from neutral_residues.config.run import RunConfig, load_run
 from neutral_residues.data.run_data import RunData
 from neutral_residues.errors import UserError, exit_reason
 from neutral_residues.files import disk_errors, write_json, write_text
+from neutral_residues.results.base import Part
 from neutral_residues.results.record import Cost
-from neutral_residues.training.callbacks import WARMUP_STEPS
+from neutral_residues.training.callbacks import WARMUP_STEPS, quick_results
 from neutral_residues.training.progress import RunProgress
 from neutral_residues.training.setup import Setup
-from neutral_residues.training.train import quick_results, train
+from neutral_residues.training.train import train
 
 MIN_STEPS = WARMUP_STEPS + 1
 
 
-@dataclass(frozen=True)
-class TrialResult:
-    """What a few steps took.
-
-    Attributes:
-        cost: of these steps, as a run's record has it.
-        curve: what was logged and measured, as in the record.
-        loading_seconds: from the texts to a model that is ready to train.
-        measuring_seconds: of one measurement of `measured_tokens` tokens.
-    """
+class TrialResult(Part):
+    """What a few steps took."""
 
     cost: Cost
+    """Of these steps, as a run's record has it."""
     curve: list[dict[str, Any]]
+    """What was logged and measured, as in the record."""
     loading_seconds: float
+    """From the texts to a model that is ready to train."""
     measuring_seconds: float
+    """Of one measurement of `measured_tokens` tokens."""
     measured_tokens: int
 
     def run_seconds(self, config: RunConfig, data: RunData) -> float | None:
@@ -72,8 +67,7 @@ def check_trial_steps(num_steps: int) -> None:
 
 
 def run_trial(config: RunConfig, *, num_steps: int, threads: int | None = None) -> TrialResult:
-    """Train `num_steps` steps of the run in another process, and measure in the middle and at the
-    end.
+    """Train `num_steps` steps in another process, and measure in the middle and at the end.
 
     Args:
         threads: CPU threads of that process; default: as this one.
@@ -106,8 +100,7 @@ def run_trial(config: RunConfig, *, num_steps: int, threads: int | None = None) 
                 raise UserError(reason)
             do = "smaller training.batch_rows need less memory"
             raise UserError("the trial run failed, and so would the run", got=reason, do=do)
-        values: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-    return TrialResult(**(values | {"cost": Cost.model_validate(values["cost"])}))
+        return TrialResult.model_validate_json(result.read_bytes())
 
 
 def shortened(config: RunConfig, *, output: Path, num_steps: int) -> RunConfig:
@@ -135,9 +128,8 @@ def _train_and_measure(config: RunConfig) -> TrialResult:
     setup.prepare()
     model = setup.model()
     ready = time.monotonic()
-    training = train(
-        setup, model, checkpoints=config.output / "checkpoints", progress=RunProgress(quiet=True)
-    )
+    checkpoints, progress = config.output / "checkpoints", RunProgress(quiet=True)
+    training = train(setup, model, checkpoints=checkpoints, progress=progress)
     trained = time.monotonic()
     # The backbone's nats are known while training, so they are not part of the time.
     backbone_nats = {stream.name: 1.0 for stream in setup.data.while_training}
@@ -157,7 +149,7 @@ def _main(plan: str, result: str) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    write_json(Path(result), asdict(found) | {"cost": found.cost.model_dump(mode="json")})
+    write_json(Path(result), found.model_dump(mode="json"))
 
 
 if __name__ == "__main__":
