@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from neutral_residues.files import disk_errors, write_json, write_text
 from neutral_residues.results.record import TaskScore
 
@@ -26,8 +24,6 @@ class TaskCache:
     """The two files of one task.
 
     Attributes:
-        folder: where they are.
-        name: of the task.
         identity: what the score depends on (weights, items, settings); a stored score with another
             identity does not count.
     """
@@ -48,12 +44,11 @@ class TaskCache:
         """The score, if both files are there, complete, and have this identity."""
         try:
             found = json.loads(self.summary.read_text(encoding="utf-8"))
-            if found["identity"] != self.identity:
-                return None
-            if found["samples_sha256"] != hashlib.sha256(self.samples.read_bytes()).hexdigest():
+            digest = hashlib.sha256(self.samples.read_bytes()).hexdigest()
+            if (found["identity"], found["samples_sha256"]) != (self.identity, digest):
                 return None
             return TaskScore.model_validate(found["score"])
-        except (OSError, ValueError, KeyError, TypeError, ValidationError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def write(self, score: TaskScore, lines: Iterable[str]) -> None:

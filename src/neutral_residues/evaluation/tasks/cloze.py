@@ -11,23 +11,20 @@ not overlap; at most `MAX_ITEMS` items, drawn with a fixed seed. An answer's sco
 log-likelihood after the paragraph minus that without it (lm-eval's acc_mutual_info): otherwise a
 sentence of frequent words would win everywhere. Sentences end at . ! ? … and their equivalents in
 Devanagari, Arabic and East Asian scripts, and at the end of a line; "M. Dupont" is split too, which
-spoils that item only. Text is decoded from tokens. No torch.
+spoils that item only. Text is decoded from tokens.
 """
 
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
+from transformers import PreTrainedTokenizerBase
+
+from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.tasks.local_task import Item, LocalTask, Materials, multiple_choice
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from neutral_residues.data.token_stream import TokenStream
 
 NUM_CHOICES = 4
 MAX_ITEMS = 500
@@ -41,11 +38,7 @@ SENTENCE = re.compile(r"\S.*?(?:[.!?…।۔؟]+[\"'»”’)\]]*(?=\s|$)|[。�
 
 
 def cloze_task(name: str, set_name: str, materials: Materials) -> LocalTask:
-    """The task over the items of one evaluation set.
-
-    Raises:
-        UserError: as `cloze_items`.
-    """
+    """The task over the `cloze_items` of one evaluation set."""
     config = multiple_choice(
         name,
         prompt=lambda item: item["context"],
@@ -53,14 +46,12 @@ def cloze_task(name: str, set_name: str, materials: Materials) -> LocalTask:
         answer=lambda item: item["answer"],
         metrics=("acc_mutual_info", "acc"),
     )
-    stream, tokenizer = materials.sets[set_name], materials.tokenizer
-    return LocalTask(
-        config, cloze_items(stream, tokenizer, context_tokens=materials.context_tokens)
-    )
+    stream, longest = materials.sets[set_name], materials.context_tokens
+    return LocalTask(config, cloze_items(stream, materials.tokenizer, context_tokens=longest))
 
 
 def cloze_items(
-    stream: "TokenStream", tokenizer: "PreTrainedTokenizerBase", *, context_tokens: int
+    stream: TokenStream, tokenizer: PreTrainedTokenizerBase, *, context_tokens: int
 ) -> list[Item]:
     """The items of a set: each with "context", "choices" and "answer", the number of the right
     choice.
@@ -90,19 +81,14 @@ def cloze_items(
     fitting = (_shortened(item, num_tokens, context_tokens) for item in found if item)
     items = list(islice(filter(None, fitting), MAX_ITEMS))
     if len(items) < 2:
-        raise UserError(
-            f"no items in cloze-{stream.name}: the set holds too few paragraphs of several"
-            " sentences",
-            got=f"{len(items)} items",
-            do="give it more documents, or name other tasks",
-        )
+        what = f"no items in cloze-{stream.name}: too few paragraphs of several sentences"
+        do = "give it more documents, or name other tasks"
+        raise UserError(what, got=f"{len(items)} items", do=do)
     return items
 
 
-@dataclass(frozen=True)
-class _Gap:
-    """A paragraph and the sentence that follows it; `answer` begins with the white space between
-    them."""
+class _Gap(NamedTuple):
+    """A paragraph and the sentence after it; `answer` begins with the white space between them."""
 
     document: int
     context: str
@@ -124,11 +110,8 @@ def _gaps(document: int, text: str) -> Iterator[_Gap]:
 
 
 def _item(gaps: Sequence[_Gap], index: int, generator: random.Random) -> Item | None:
-    """The gap at `index` with wrong answers from its neighbours; None where there are too few.
-
-    Args:
-        gaps: sorted by the length of the answer.
-    """
+    """The gap at `index` with wrong answers from its neighbours in `gaps`, which are sorted by the
+    length of the answer; None where there are too few."""
     right = gaps[index]
     by_text: dict[str, _Gap] = {}
     low, high = index, index

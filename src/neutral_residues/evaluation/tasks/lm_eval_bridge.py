@@ -14,7 +14,6 @@ import functools
 import io
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import lm_eval.evaluator
@@ -36,28 +35,10 @@ FEWSHOT_SEED = 1234
 
 Sample = dict[str, Any]
 """lm-eval's record of one answered item: the item, the answers, and the scores in "metrics"."""
-Samples = list[Sample]
+Answers = list[tuple[Sample, Sample]]
+"""(backbone's, extended model's) sample of each item of a task, and of each filter of answers."""
 TokenRequest = tuple[Any, list[int], list[int]]
 """What is asked, the prompt's tokens, and the answer's."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What both models answered in one task.
-
-    Attributes:
-        backbone: lm-eval's samples of the backbone, one for each item (and filter).
-        extended: of the extended model, in the same order.
-    """
-
-    backbone: Samples
-    extended: Samples
-
-    def pairs(self) -> Iterator[tuple[Sample, Sample]]:
-        """(backbone's, extended model's) sample of each item and filter."""
-        for before, after in zip(self.backbone, self.extended, strict=True):
-            assert before["doc_hash"] == after["doc_hash"], "both models answer the same items"
-            yield before, after
 
 
 @functools.cache
@@ -82,18 +63,12 @@ def load_named(name: str) -> dict[str, Any]:
         with _fixed_seeds():
             return dict(task_manager().load([name])["tasks"])
     except OSError as error:  # what datasets and the Hub's client raise without a network
-        raise UserError(
-            f"the data of task {name} are not on this machine and cannot be fetched",
-            got=first_line(error),
-            do=(
-                "run it once with a network, point HF_HOME at a folder that has them, or leave it"
-                " out; finished tasks are kept"
-            ),
-        ) from error
+        what = f"the data of task {name} are not on this machine and cannot be fetched"
+        do = "run it once with a network, point HF_HOME at a folder that has them, or leave it out"
+        raise UserError(what, got=first_line(error), do=f"{do}; finished tasks are kept") from error
     except Exception as error:  # tasks are YAML with code of many authors
-        raise UserError(
-            f"lm-eval cannot load task {name}", got=first_line(error), do="leave it out"
-        ) from error
+        what = f"lm-eval cannot load task {name}"
+        raise UserError(what, got=first_line(error), do="leave it out") from error
 
 
 def load_local(task: LocalTask) -> dict[str, Any]:
@@ -149,18 +124,16 @@ class PairedHFLM(HFLM):
         **kwargs: Any,
     ) -> Any:
         if left_truncate_len:
-            self.num_truncated += sum(
-                len(self.tok_encode(string)) > left_truncate_len for string in strings
-            )
+            lengths = [len(self.tok_encode(string)) for string in strings]
+            self.num_truncated += sum(length > left_truncate_len for length in lengths)
         return super().tok_batch_encode(strings, padding_side, left_truncate_len, **kwargs)
 
     def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> Any:
         """lm-eval truncates a long prompt, but fails on an answer that alone exceeds the context;
         of such an answer we score the end."""
         limit = self.max_length + 1  # the last token is predicted, not read
-        self.num_truncated += sum(
-            len(prompt) + len(answer) > limit for _, prompt, answer in requests
-        )
+        lengths = [len(prompt) + len(answer) for _, prompt, answer in requests]
+        self.num_truncated += sum(length > limit for length in lengths)
         return super()._loglikelihood_tokens(list(map(self._fitting, requests)), *args, **kwargs)
 
     def _fitting(self, request: TokenRequest) -> TokenRequest:
@@ -202,9 +175,8 @@ def build_requests(tasks: Mapping[str, Any], *, num_fewshot: int | None, limit: 
             try:
                 task.build_all_requests(limit=limit, rank=0, world_size=1)
             except ValueError as error:
-                raise UserError(
-                    f"task {task.task_name} has no items", got=first_line(error)
-                ) from error
+                what = f"task {task.task_name} has no items"
+                raise UserError(what, got=first_line(error)) from error
         # lm-eval would build them again for the other model, and draw other examples.
         task.build_all_requests = lambda **_: None
     return sum(len(task.instances) for task in tasks.values())
@@ -225,13 +197,16 @@ def answer_both(
     reference: nn.Module | None,
     limit: int | None,
 ) -> dict[str, Answers]:
-    """Both models' answers to tasks whose requests are built."""
+    """Both models' answers to tasks whose requests are built, by task."""
     with inference(model, reference):
         with lm.using(model):
             extended = _answers(lm, tasks, limit)
         with as_backbone(model, reference) as backbone, lm.using(backbone):
             before = _answers(lm, tasks, limit)
-    return {name: Answers(before[name], extended[name]) for name in tasks}
+    found = {name: list(zip(before[name], extended[name], strict=True)) for name in tasks}
+    same = all(b["doc_hash"] == a["doc_hash"] for pairs in found.values() for b, a in pairs)
+    assert same, "both models answer the same items"
+    return found
 
 
 def score_of(tasks: Mapping[str, Any], metric: str) -> Callable[[list[Any]], float] | None:
@@ -240,7 +215,9 @@ def score_of(tasks: Mapping[str, Any], metric: str) -> Callable[[list[Any]], flo
     return None if score is mean else score
 
 
-def _answers(lm: PairedHFLM, tasks: Mapping[str, Any], limit: int | None) -> dict[str, Samples]:
+def _answers(
+    lm: PairedHFLM, tasks: Mapping[str, Any], limit: int | None
+) -> dict[str, list[Sample]]:
     for task in tasks.values():
         for request in task.instances:
             request.resps, request.filtered_resps = [], {}

@@ -1,19 +1,17 @@
 """Tasks whose items are made here, as lm-eval takes them.
 
 A kind of task is a function that makes a `LocalTask` (`minimal_pairs.py`, `cloze.py`);
-`registry.py` says which name belongs to which. No torch.
+`registry.py` says which name belongs to which.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
+from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.evaluation.tasks.cache import value_hash
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from neutral_residues.data.token_stream import TokenStream
 
 Item = dict[str, Any]
 
@@ -28,8 +26,8 @@ class Materials:
         context_tokens: the longest item, prompt and answer together.
     """
 
-    tokenizer: "PreTrainedTokenizerBase"
-    sets: Mapping[str, "TokenStream"]
+    tokenizer: PreTrainedTokenizerBase
+    sets: Mapping[str, TokenStream]
     context_tokens: int
 
 
@@ -68,6 +66,7 @@ def multiple_choice(
         choices: with the white space that separates them from the prompt.
         answer: the number of the right choice.
     """
+    mean = {"aggregation": "mean", "higher_is_better": True}
     return {
         "task": name,
         "output_type": "multiple_choice",
@@ -77,9 +76,6 @@ def multiple_choice(
         "doc_to_choice": choices,
         "doc_to_target": answer,
         "num_fewshot": 0,
-        "metric_list": [
-            {"metric": metric, "aggregation": "mean", "higher_is_better": True}
-            for metric in metrics
-        ],
+        "metric_list": [{"metric": metric, **mean} for metric in metrics],
         "metadata": {"version": 1},
     }

@@ -9,7 +9,7 @@ the task clams-fr.
 Where we choose: a sentence's score is its whole log-likelihood, its first token included, after the
 token that starts a text (lm-eval: a choice after an empty prompt and an empty delimiter). The wrong
 sentence comes first, so that a model which cannot tell the two apart gets 0, not 1. Items are
-shuffled with a fixed seed, so that a limit takes a fair sample. No torch.
+shuffled with a fixed seed, so that a limit takes a fair sample.
 """
 
 import gzip
@@ -30,11 +30,7 @@ SEED = 0
 
 
 def pairs_task(name: str, file: Path) -> LocalTask:
-    """The task over one file of pairs.
-
-    Raises:
-        UserError: as `read_pairs`.
-    """
+    """The task over one file of pairs; errors as of `read_pairs`."""
     config = multiple_choice(
         name, prompt="", choices=lambda item: [item["bad"], item["good"]], answer=1
     )
@@ -50,12 +46,8 @@ def read_pairs(file: Path) -> list[Item]:
     lines = enumerate(_lines(file), start=1)
     pairs = [_pair(file, number, line) for number, line in lines if line.strip()]
     if len(pairs) < 2:
-        raise UserError(
-            f"no items in {file}",
-            got=f"{len(pairs)} pairs",
-            allowed="two or more",
-            do="name another file",
-        )
+        got, do = f"{len(pairs)} pairs", "name another file"
+        raise UserError(f"no items in {file}", got=got, allowed="two or more", do=do)
     random.Random(SEED).shuffle(pairs)
     return pairs
 
@@ -70,17 +62,13 @@ def pair_files(folder: Path | None = None) -> dict[str, Path]:
     if folder is None:
         return shipped
     if not folder.is_dir():
-        raise UserError(
-            "task_data is not a folder",
-            got=str(folder),
-            allowed="a folder with NAME.LANGUAGE.jsonl.gz files",
-        )
+        allowed = "a folder with NAME.LANGUAGE.jsonl.gz files"
+        raise UserError("task_data is not a folder", got=str(folder), allowed=allowed)
     with disk_errors(folder):
         own = _pair_files_in(folder)
     if not own:
-        raise UserError(
-            f"no minimal pairs in {folder}", allowed="files NAME.LANGUAGE.jsonl or .jsonl.gz"
-        )
+        allowed = "files NAME.LANGUAGE.jsonl or .jsonl.gz"
+        raise UserError(f"no minimal pairs in {folder}", allowed=allowed)
     return shipped | own
 
 
@@ -104,20 +92,14 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _pair(path: Path, number: int, line: str) -> Item:
+    where = f"{path} line {number}"
     try:
         item = json.loads(line)
     except ValueError as error:
-        raise UserError(
-            f"{path} line {number} is not JSON", got=str(error), do="fix this line"
-        ) from error
-    if not isinstance(item, dict) or not all(_is_filled(item.get(field)) for field in FIELDS):
-        raise UserError(
-            f"{path} line {number} is not a pair",
-            got=line.strip()[:60],
-            allowed='{"good": ..., "bad": ..., "uid": ...}',
-        )
-    return {key: value for key, value in item.items() if isinstance(value, str)}
-
-
-def _is_filled(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+        raise UserError(f"{where} is not JSON", got=str(error), do="fix this line") from error
+    entries = item.items() if isinstance(item, dict) else ()
+    texts = {key: text for key, text in entries if isinstance(text, str)}
+    if not all(texts.get(field, "").strip() for field in FIELDS):
+        allowed = '{"good": ..., "bad": ..., "uid": ...}'
+        raise UserError(f"{where} is not a pair", got=line.strip()[:60], allowed=allowed)
+    return texts

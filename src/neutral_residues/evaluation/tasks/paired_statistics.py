@@ -14,8 +14,7 @@ used.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +23,11 @@ LEVEL = 0.95
 RESAMPLES = 1000
 
 
-@dataclass(frozen=True)
-class Paired:
+class Paired(NamedTuple):
     """Scores of both models on the same items.
 
     Attributes:
-        backbone: score of the backbone.
-        extended: score of the extended model.
-        low: lower end of the 95 % interval of extended - backbone.
-        high: upper end.
+        low, high: 95 % interval of extended - backbone.
         p_value: two-sided, of no difference; None where there is no test.
         interval: how the two were found.
     """
@@ -51,12 +46,7 @@ class Paired:
 
 
 def paired_means(backbone: Sequence[float], extended: Sequence[float]) -> Paired:
-    """For a score that is the mean of one number for each item.
-
-    Args:
-        backbone: (n) the backbone's, n at least 2.
-        extended: (n) the extended model's on the same items.
-    """
+    """For a score that is the mean of one number for each of n items, 2 or more."""
     before, after = np.asarray(backbone, dtype=np.float64), np.asarray(extended, dtype=np.float64)
     assert before.shape == after.shape, "paired items"
     changes = after - before
@@ -75,8 +65,7 @@ def paired_scores(
     over the items.
 
     Args:
-        backbone: (n) what the score takes for each item, of the backbone; n at least 2.
-        extended: (n) of the extended model on the same items.
+        backbone, extended: (n) what the score takes for each item; n at least 2.
         score: from any list of these to a number.
     """
     from scipy.stats import bootstrap
@@ -94,9 +83,8 @@ def paired_scores(
         rng=np.random.default_rng(0),
     ).confidence_interval
     before, after = float(score(list(backbone))), float(score(list(extended)))
-    return Paired(
-        before, after, float(found.low), float(found.high), None, f"bootstrap of {RESAMPLES}"
-    )
+    interval = f"bootstrap of {RESAMPLES}"
+    return Paired(before, after, float(found.low), float(found.high), None, interval)
 
 
 def _t_test(changes: NDArray[np.float64]) -> tuple[float, float, float | None]:

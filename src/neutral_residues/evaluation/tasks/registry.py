@@ -9,7 +9,7 @@
 
 Languages are two-letter codes. Which benchmark exists in which language is looked up in the index
 of the installed lm-eval: `BENCHMARKS` only lists the names to look for, in order of preference, and
-what is missing is reported. Nothing here imports lm-eval or torch.
+what is missing is reported. Nothing here imports lm-eval.
 
 Where we choose: the paper's shot counts are not known. Ours: none for ARC-challenge, HellaSwag and
 Belebele (whose examples would come from its own test questions); five for MMLU and CommonsenseQA,
@@ -56,12 +56,10 @@ class Benchmark:
 
     def name_in(self, language: str, index: Collection[str]) -> str | None:
         """lm-eval's name for it in that language; None where it has none."""
-        if language == ENGLISH:
-            return self.english if self.english in index else None
-        names = [
-            pattern.format(code=language, long=LANGUAGES[language][1]) for pattern in self.patterns
-        ]
-        names += [self.irregular[language]] if language in self.irregular else []
+        long = LANGUAGES[language][1]
+        names = [pattern.format(code=language, long=long) for pattern in self.patterns]
+        names.append(self.irregular.get(language, ""))
+        names = [self.english] if language == ENGLISH else names
         return next((name for name in names if name in index), None)
 
 
@@ -148,9 +146,7 @@ def paper_suite(language: str, index: Collection[str]) -> tuple[list[Task], list
             if name is None:
                 missing.append(f"{benchmark.title} ({code})")
             else:
-                tasks.append(
-                    Task(name, language=code, role=role, num_fewshot=benchmark.num_fewshot)
-                )
+                tasks.append(Task(name, None, None, code, role, benchmark.num_fewshot))
     return tasks, missing
 
 
@@ -174,7 +170,10 @@ class _Registry:
             tasks = [task for language in languages for task in self._pairs_in(language)]
             tasks += map(self._cloze, self.sets)
         elif name == "cloze":
-            tasks = self._all_cloze()
+            if not self.sets:
+                do = "add --set target:NAME=FILE"
+                raise UserError("cloze is made from evaluation sets, and there are none", do=do)
+            tasks = list(map(self._cloze, self.sets))
         elif name.startswith(PAIRS):
             tasks = self._pairs_in(name.removeprefix(PAIRS), required=True)
         elif name.startswith(PAPER):
@@ -189,9 +188,8 @@ class _Registry:
 
     def _pairs(self, name: str) -> Task:
         language = language_of(name)
-        roles = [role for other, role in self.sets.items() if language_of_set(other) == language]
-        role = roles[0] if roles else "none"
-        file = self.files[name]
+        roles = (role for other, role in self.sets.items() if language_of_set(other) == language)
+        file, role = self.files[name], next(roles, None) or "none"
         return Task(name, lambda _: pairs_task(name, file), None, language, role, num_fewshot=0)
 
     def _pairs_in(self, language: str | None, *, required: bool = False) -> list[Task]:
@@ -203,21 +201,11 @@ class _Registry:
 
     def _cloze(self, set_name: str) -> Task:
         if set_name not in self.sets:
-            raise UserError(
-                f"unknown evaluation set in {CLOZE}{set_name}",
-                do=nearest(set_name, self.sets) if self.sets else "there are no sets",
-            )
+            do = nearest(set_name, self.sets) if self.sets else "there are no sets"
+            raise UserError(f"unknown evaluation set in {CLOZE}{set_name}", do=do)
         name, language = f"{CLOZE}{set_name}", language_of_set(set_name)
         make = partial(cloze_task, name, set_name)
         return Task(name, make, None, language, self.sets[set_name], num_fewshot=0)
-
-    def _all_cloze(self) -> list[Task]:
-        if not self.sets:
-            raise UserError(
-                "cloze is made from evaluation sets, and there are none",
-                do="add --set target:NAME=FILE",
-            )
-        return list(map(self._cloze, self.sets))
 
     def _nearest(self, name: str) -> str:
         """A name of ours or of lm-eval, or all of ours; lm-eval has thousands."""
@@ -230,6 +218,5 @@ class _Registry:
             *(f"{PAIRS}{language_of(file)}" for file in self.files),
         }
         hint = nearest(name, sorted(ours | set(self.index())))
-        if hint.startswith("did you mean"):
-            return hint
-        return f"known: {', '.join(sorted(ours))}, and lm-eval's own"
+        known = f"known: {', '.join(sorted(ours))}, and lm-eval's own"
+        return hint if hint.startswith("did you mean") else known

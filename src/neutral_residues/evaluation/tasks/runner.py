@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
+from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.data.tokenise import tokenizer_key
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.evaluation.tasks.cache import TaskCache, value_hash
@@ -28,10 +30,7 @@ from neutral_residues.evaluation.tasks.registry import Task, find_tasks
 from neutral_residues.results.record import TaskScore
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from neutral_residues.data.token_stream import TokenStream
-    from neutral_residues.evaluation.tasks.lm_eval_bridge import Answers, Sample
+    from neutral_residues.evaluation.tasks.lm_eval_bridge import Answers
 
 METRICS = ("acc_mutual_info", "acc_norm", "acc", "exact_match", "f1")
 """The first of these that a task has goes into the record; otherwise the task's own first."""
@@ -75,7 +74,7 @@ class TaskPlan:
     local: Mapping[str, LocalTask]
     missing: tuple[str, ...]
     settings: TaskSettings
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: PreTrainedTokenizerBase
     folder: Path
 
 
@@ -83,8 +82,8 @@ def plan_tasks(
     names: Sequence[str],
     *,
     settings: TaskSettings,
-    tokenizer: "PreTrainedTokenizerBase",
-    sets: Sequence["TokenStream"],
+    tokenizer: PreTrainedTokenizerBase,
+    sets: Sequence[TokenStream],
     folder: Path,
     task_data: Path | None = None,
 ) -> TaskPlan:
@@ -103,13 +102,9 @@ def plan_tasks(
     Raises:
         UserError: if lm-eval is not installed, a name is unknown, or a task has no data or items.
     """
-    for package in ("lm_eval", "scipy") if names else ():
-        if find_spec(package) is None:
-            raise UserError(
-                "tasks need lm-eval and scipy",
-                got="not installed",
-                do="pip install neutral-residues[tasks]",
-            )
+    if names and not all(map(find_spec, ("lm_eval", "scipy"))):
+        do = "pip install neutral-residues[tasks]"
+        raise UserError("tasks need lm-eval and scipy", got="not installed", do=do)
     by_name = {stream.name: stream for stream in sets}
     roles = {name: stream.role for name, stream in by_name.items()}
     tasks, missing = find_tasks(names, sets=roles, index=_lm_eval_names, task_data=task_data)
@@ -145,8 +140,6 @@ def measure_tasks(
         UserError: for a task without data, or a folder that cannot be written. Finished tasks are
             kept.
     """
-    if not plan.tasks:
-        return []
     identity = {
         "model": model_key,
         "tokenizer": tokenizer_key(plan.tokenizer),
@@ -157,12 +150,9 @@ def measure_tasks(
     scores = []
     for task in plan.tasks:
         local = plan.local.get(task.name)
-        of_task = {
-            "task": task.name,
-            "num_fewshot": task.num_fewshot,
-            "items": local.key if local else None,
-        }
-        cache = TaskCache(plan.folder, task.name, identity | of_task)
+        items = local.key if local else None
+        own = {"task": task.name, "num_fewshot": task.num_fewshot, "items": items}
+        cache = TaskCache(plan.folder, task.name, identity | own)
         score = cache.read()
         if score is None:
             score, answers = _measure(task, plan, model, reference, on_progress)
@@ -202,15 +192,8 @@ def _measure(
             what = f"task {task.name} failed inside lm-eval"
             raise UserError(what, got=first_line(error), do="leave it out") from error
     metric = choose_metric(task.name, answers)
-    score = score_task(
-        task.name,
-        parts,
-        answers,
-        metric=metric,
-        aggregate=bridge.score_of(parts, metric),
-        num_truncated=lm.num_truncated,
-    )
-    return score, answers
+    aggregate = bridge.score_of(parts, metric)
+    return score_task(task.name, parts, answers, metric, aggregate, lm.num_truncated), answers
 
 
 def _lm_eval_names() -> frozenset[str]:
@@ -225,12 +208,11 @@ def choose_metric(task: str, answers: Mapping[str, "Answers"]) -> str:
     Raises:
         UserError: if the parts of a group have no metric in common.
     """
-    by_part = [found.extended[0]["metrics"] for found in answers.values()]
+    by_part = [pairs[0][1]["metrics"] for pairs in answers.values()]
     names = [metric for metric in by_part[0] if all(metric in metrics for metrics in by_part)]
     if not names:
-        raise UserError(
-            f"the parts of task {task} have no score in common", do="name its parts one by one"
-        )
+        what = f"the parts of task {task} have no score in common"
+        raise UserError(what, do="name its parts one by one")
     has_letters = any(part in task for part in LETTER_ANSWERS)
     order = [metric for metric in METRICS if not (has_letters and metric == "acc_norm")]
     return next((metric for metric in order if metric in names), names[0])
@@ -240,7 +222,6 @@ def score_task(
     name: str,
     parts: Mapping[str, Any],
     answers: Mapping[str, "Answers"],
-    *,
     metric: str,
     aggregate: Callable[[list[Any]], float] | None,
     num_truncated: int,
@@ -249,18 +230,21 @@ def score_task(
 
     Args:
         parts: name -> lm-eval's task.
-        answers: name -> both models' answers.
         aggregate: how the metric becomes one number over many items; None means their mean.
-        num_truncated: truncated prompts.
 
     Raises:
         UserError: if there is one item only.
     """
-    pairs = [pair for found in answers.values() for pair in _first_filter(found)]
+    # Where a task filters answers in several ways, the first counts.
+    pairs = [
+        (before, after)
+        for found in answers.values()
+        for before, after in found
+        if after["filter"] == found[0][1]["filter"]
+    ]
     if len(pairs) < 2:
-        raise UserError(
-            f"task {name} has one item only", do="raise the limit, or leave the task out"
-        )
+        do = "raise the limit, or leave the task out"
+        raise UserError(f"task {name} has one item only", do=do)
     before, after = [b[metric] for b, _ in pairs], [a[metric] for _, a in pairs]
     paired = paired_scores(before, after, aggregate) if aggregate else paired_means(before, after)
     is_share = aggregate is None and {*before, *after} <= {0, 1}
@@ -272,7 +256,7 @@ def score_task(
         unit="share" if is_share else "score",
         direction="higher" if higher_is_better else "lower",
         num_items=len(pairs),
-        **vars(paired),
+        **paired._asdict(),
         difference=paired.difference,
         num_fewshot=max(part.get_config("num_fewshot") or 0 for part in parts.values()),
         num_truncated=num_truncated,
@@ -280,23 +264,12 @@ def score_task(
     )
 
 
-def _first_filter(found: "Answers") -> Iterator[tuple["Sample", "Sample"]]:
-    """(backbone's, extended model's) sample of each item; where a task filters answers in several
-    ways, after the first."""
-    name = found.extended[0]["filter"]
-    return ((before, after) for before, after in found.pairs() if after["filter"] == name)
-
-
 def sample_lines(answers: Mapping[str, "Answers"]) -> Iterator[str]:
     """Every item with both models' answers and all their scores, as JSON."""
-    for name, found in answers.items():
-        for before, after in found.pairs():
-            line = {
-                "task": name,
-                "filter": after["filter"],
-                "item": after["doc"],
-                "target": after["target"],
-            }
+    for name, pairs in answers.items():
+        for before, after in pairs:
+            line = {"task": name, "filter": after["filter"]}
+            line |= {"item": after["doc"], "target": after["target"]}
             for model, sample in (("backbone", before), ("extended", after)):
                 scores = {metric: sample[metric] for metric in sample["metrics"]}
                 line[model] = scores | {"answers": sample["filtered_resps"]}
