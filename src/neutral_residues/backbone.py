@@ -91,9 +91,8 @@ def load_backbone(
     options |= _quantisation(quantised, dtype) if quantised else {}
     do = "fetch the model again"
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, output_loading_info=True, **options
-        )
+        options |= {"dtype": dtype, "output_loading_info": True}
+        model, info = AutoModelForCausalLM.from_pretrained(name, **options)
     except Exception as error:  # safetensors raises its own type for a file cut short
         what = f"cannot load the weights of {name}"
         raise UserError(what, got=first_line(error), do=do) from error
@@ -162,13 +161,8 @@ class FrozenPrecision(NamedTuple):
 
 def frozen_precision(training: TrainingSettings, device: torch.device) -> FrozenPrecision:
     """As the run file says; "auto" and quantised weights compute in the precision of training."""
-    compute_dtype = torch.bfloat16 if computes_in_bf16(training, device) else torch.float32
-    match training.frozen_weights:
-        case "float32":
-            return FrozenPrecision(torch.float32)
-        case "bfloat16":
-            return FrozenPrecision(torch.bfloat16)
-        case "int8" | "nf4" as quantised:
-            return FrozenPrecision(compute_dtype, quantised)
-        case "auto":
-            return FrozenPrecision(compute_dtype)
+    held, bf16 = training.frozen_weights, computes_in_bf16(training, device)
+    if held in ("float32", "bfloat16"):
+        bf16 = held == "bfloat16"
+    quantised = held if held == "int8" or held == "nf4" else None
+    return FrozenPrecision(torch.bfloat16 if bf16 else torch.float32, quantised)

@@ -73,12 +73,9 @@ def plan(config: CompareConfig) -> Plan:
             other = _try_one(plans, threads=threads)
         except UserError as error:
             problem = str(error)
-    plans = [
-        replace(p, seconds=p.operations * rate)
-        if (rate := known.get(p.label, other)) and not p.problem
-        else p
-        for p in plans
-    ]
+    for i, p in enumerate(plans):
+        if (rate := known.get(p.label, other)) and not p.problem:
+            plans[i] = replace(p, seconds=p.operations * rate)
     share = cells.at_most() / len(plans)
     left = [p.seconds for p in plans if p.seconds is not None and not p.done]
     return Plan(

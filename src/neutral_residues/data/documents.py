@@ -25,14 +25,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from neutral_residues.config.run import Corpus
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.files import as_user_error, disk_errors
-
-if TYPE_CHECKING:
-    from datasets import DatasetBuilder
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 CODECS = {".gz": "gzip", ".zst": "zstd"}
@@ -78,7 +75,10 @@ def content_key(corpus: Corpus) -> str:
     identity: list[Any]
     with _naming(corpus):
         if corpus.path is None:
-            builder = _dataset_builder(corpus)
+            import datasets
+
+            with _dataset_errors(corpus):
+                builder = datasets.load_dataset_builder(corpus.dataset, corpus.subset)
             version = str(builder.info.version)
             identity = [corpus.dataset, builder.config_id, version, builder.hash, corpus.split]
         else:
@@ -146,11 +146,10 @@ def _texts(corpus: Corpus) -> Iterator[str]:
 def _kind(path: Path) -> tuple[str, str | None]:
     """Format (one of FORMATS) and codec of a file, after checking that it is a file at all."""
     with disk_errors(path):
-        is_folder, exists = path.is_dir(), path.exists()
-    if is_folder:
-        raise UserError(f"{path} is a folder", allowed=ALLOWED_FILES, do="give one file")
-    if not exists:
-        raise UserError(f"no such file: {path}", allowed=ALLOWED_FILES, do="check the path")
+        if path.is_dir():
+            raise UserError(f"{path} is a folder", allowed=ALLOWED_FILES, do="give one file")
+        if not path.exists():
+            raise UserError(f"no such file: {path}", allowed=ALLOWED_FILES, do="check the path")
     suffixes = [suffix.lower() for suffix in path.suffixes] or [""]
     codec = CODECS.get(suffixes[-1])
     form = "".join(suffixes[-2:-1]) if codec else suffixes[-1]
@@ -287,13 +286,6 @@ def _check_column(field: str, columns: Sequence[str], origin: object) -> None:
     if field not in columns:
         got = f"columns {', '.join(columns)}"
         raise UserError(f"{origin}: no column {field!r}", got=got, do="set field to one of them")
-
-
-def _dataset_builder(corpus: Corpus) -> "DatasetBuilder":
-    import datasets
-
-    with _dataset_errors(corpus):
-        return datasets.load_dataset_builder(corpus.dataset, corpus.subset)
 
 
 def _dataset_texts(corpus: Corpus) -> Iterator[str]:

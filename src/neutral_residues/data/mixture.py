@@ -73,8 +73,7 @@ class Mixture(Dataset[Row]):
         noise: default: no row is noised.
 
     Raises:
-        UserError: a share out of range; a role that has rows but no stream; a stream smaller than
-            one block.
+        UserError: for a share out of range, a role without a stream, or one smaller than a block.
     """
 
     def __init__(

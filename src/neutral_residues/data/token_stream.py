@@ -40,17 +40,12 @@ class TokenStream:
     map the same files.
     """
 
-    name: str
-    """The corpus' name."""
+    name: str  # the corpus' name
     role: Role
-    tokens: NDArray[Any]
-    """(num_tokens,) uint16 or uint32; each document followed by the end-of-text token."""
+    tokens: NDArray[Any]  # the three arrays are those of the files above
     document_ends: NDArray[np.int64]
-    """(num_documents,): where each document ends in `tokens`, its end-of-text token included."""
     document_bytes: NDArray[np.int64]
-    """(num_documents,): UTF-8 bytes of each document's text, end-of-text not counted."""
-    folder: Path | None = None
-    """Where the three arrays lie; None for a stream made in memory."""
+    folder: Path | None = None  # where the arrays lie; None for a stream made in memory
 
     @property
     def num_tokens(self) -> int:
@@ -106,12 +101,15 @@ class TokenStream:
         """
         num_blocks = self.num_tokens // block_tokens
         if num_blocks == 0:
-            raise UserError(
+            what, got = (
                 f"corpus {self.name!r} is smaller than one block",
-                got=f"{self.num_tokens} tokens",
-                allowed=f"at least block_tokens = {block_tokens}",
-                do="give more text or make blocks shorter",
+                f"{self.num_tokens} tokens",
             )
+            allowed, do = (
+                f"at least block_tokens = {block_tokens}",
+                "give more text or shorter blocks",
+            )
+            raise UserError(what, got=got, allowed=allowed, do=do)
         return self.tokens[: num_blocks * block_tokens].reshape(num_blocks, block_tokens)
 
     def __reduce__(self) -> tuple[Any, ...]:

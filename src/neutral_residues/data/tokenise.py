@@ -22,8 +22,9 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from neutral_residues.config.run import Corpus
 from neutral_residues.data.documents import content_key, iter_documents, short_hash
@@ -81,11 +82,8 @@ def tokenise(
         UserError: what `iter_documents` raises; a tokenizer without end-of-text; a share out of
             range, or one that leaves a stream without documents; a full or read-only disk.
     """
-    recipe = _recipe(corpus, tokenizer, held_out_share, seed)
-    folder = cache_dir / f"tokens-{short_hash(recipe)}"
-    streams = _open_cache(folder, corpus)
-    if streams is None:
-        streams = _make_cache(folder, recipe, corpus, tokenizer, tokenising)
+    cache = _Cache.of(corpus, tokenizer, cache_dir, held_out_share, seed)
+    streams = cache.open() or cache.make(tokenising)
     for side, stream in streams.items():
         if stream.num_documents == 0:
             num_documents = sum(stream.num_documents for stream in streams.values())
@@ -98,33 +96,10 @@ def tokenise(
 
 
 def is_cached(
-    corpus: Corpus,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    cache_dir: Path,
-    held_out_share: float = 0.0,
-    seed: int = 0,
+    corpus: Corpus, tokenizer: "PreTrainedTokenizerBase", *, cache_dir: Path, held_out_share: float
 ) -> bool:
     """Whether `tokenise` would find the tokens in the cache."""
-    recipe = _recipe(corpus, tokenizer, held_out_share, seed)
-    return _open_cache(cache_dir / f"tokens-{short_hash(recipe)}", corpus) is not None
-
-
-def _recipe(
-    corpus: Corpus, tokenizer: "PreTrainedTokenizerBase", held_out_share: float, seed: int
-) -> dict[str, Any]:
-    """What decides the content of a cache."""
-    if not 0 <= held_out_share < 1:
-        raise UserError("held_out_share", got=held_out_share, allowed="0 <= share < 1")
-    end_of_text_id(tokenizer)
-    return {
-        "format_version": FORMAT_VERSION,
-        "content_key": content_key(corpus),
-        "tokenizer_key": tokenizer_key(tokenizer),
-        "held_out_share": held_out_share,
-        # Without a held-out part the seed changes nothing, and must not make a second cache.
-        "seed": seed if held_out_share else None,
-    }
+    return _Cache.of(corpus, tokenizer, cache_dir, held_out_share, 0).open() is not None
 
 
 # ---- the tokenizer ----
@@ -133,12 +108,8 @@ def _recipe(
 def end_of_text_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The id of the token that ends a document; a UserError if the tokenizer has none."""
     if tokenizer.eos_token_id is None:
-        raise UserError(
-            "the tokenizer has no end-of-text token",
-            got="eos_token null",
-            allowed="a tokenizer with eos_token",
-            do="set eos_token in its tokenizer_config.json",
-        )
+        what, do = "the tokenizer has no end-of-text token", "set it in its tokenizer_config.json"
+        raise UserError(what, got="eos_token null", allowed="a tokenizer with eos_token", do=do)
     return int(tokenizer.eos_token_id)
 
 
@@ -206,70 +177,88 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
 # ---- the cache ----
 
 
-def _make_cache(
-    folder: Path,
-    recipe: dict[str, Any],
-    corpus: Corpus,
-    tokenizer: "PreTrainedTokenizerBase",
-    tokenising: Tokenising,
-) -> dict[str, TokenStream]:
-    def say_that_we_wait() -> None:
-        logger.warning("waiting for another process that tokenises %s", corpus.name)
+@dataclass(frozen=True)
+class _Cache:
+    """The cache folder of one corpus, whether it is there or not."""
 
-    with locked(folder.with_name(f".{folder.name}.lock"), on_wait=say_that_we_wait):
-        # Another process may have made it while this one waited.
-        if (streams := _open_cache(folder, corpus)) is None:
-            with tokenising(corpus.name) as advance:
-                _write_cache(folder, recipe, corpus, tokenizer, advance)
-            streams = _open_cache(folder, corpus)
-    assert streams is not None, "a cache that was just written must open"
-    return streams
+    folder: Path
+    recipe: dict[str, Any]  # what decides its content
+    corpus: Corpus
+    tokenizer: "PreTrainedTokenizerBase"
 
+    @classmethod
+    def of(
+        cls,
+        corpus: Corpus,
+        tokenizer: "PreTrainedTokenizerBase",
+        cache_dir: Path,
+        share: float,
+        seed: int,
+    ) -> Self:
+        if not 0 <= share < 1:
+            raise UserError("held_out_share", got=share, allowed="0 <= share < 1")
+        end_of_text_id(tokenizer)
+        recipe = {
+            "format_version": FORMAT_VERSION,
+            "content_key": content_key(corpus),
+            "tokenizer_key": tokenizer_key(tokenizer),
+            "held_out_share": share,
+            # Without a held-out part the seed changes nothing, and must not make a second cache.
+            "seed": seed if share else None,
+        }
+        return cls(cache_dir / f"tokens-{short_hash(recipe)}", recipe, corpus, tokenizer)
 
-def _write_cache(
-    folder: Path,
-    recipe: dict[str, Any],
-    corpus: Corpus,
-    tokenizer: "PreTrainedTokenizerBase",
-    advance: Callable[[int], object],
-) -> None:
-    share, seed = recipe["held_out_share"], recipe["seed"]
-    sides = (TRAIN, HELD_OUT) if share else (TRAIN,)
-    dtype, encode = _token_dtype(tokenizer), encoder(tokenizer)
-    with whole_folder(folder) as partial:
-        with ExitStack() as files:
-            writers = {side: StreamWriter(partial / side, dtype, files) for side in sides}
-            for texts in _batches(iter_documents(corpus)):
-                documents = [text.encode() for text in texts]
-                for document, token_ids in zip(documents, encode(texts), strict=True):
-                    side = HELD_OUT if share and _is_held_out(document, share, seed) else TRAIN
-                    writers[side].append(token_ids, len(document))
-                advance(sum(map(len, documents)))
-        sizes = {side: _open_side(partial, side, corpus, dtype).sizes() for side in sides}
-        meta = recipe | {"dtype": dtype, "streams": sizes}
-        (partial / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    def open(self) -> dict[str, TokenStream] | None:
+        """The streams in it, or None where it is not there or not whole."""
+        try:
+            meta = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
+            sizes = meta["streams"]
+            streams = {side: self._side(self.folder, side, meta["dtype"]) for side in sizes}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        for side, stream in streams.items():
+            if stream.sizes() != sizes[side] or sizes[side]["last_end"] != stream.num_tokens:
+                return None
+        return streams
+
+    def make(self, tokenising: Tokenising) -> dict[str, TokenStream]:
+        """Its streams, once this process or another one has made it."""
+
+        def say_that_we_wait() -> None:
+            logger.warning("waiting for another process that tokenises %s", self.corpus.name)
+
+        lock = self.folder.with_name(f".{self.folder.name}.lock")
+        with locked(lock, on_wait=say_that_we_wait):
+            # Another process may have made it while this one waited.
+            if (streams := self.open()) is None:
+                with tokenising(self.corpus.name) as advance:
+                    self._write(advance)
+                streams = self.open()
+        assert streams is not None, "a cache that was just written must open"
+        return streams
+
+    def _write(self, advance: Callable[[int], object]) -> None:
+        share, seed = self.recipe["held_out_share"], self.recipe["seed"]
+        sides = (TRAIN, HELD_OUT) if share else (TRAIN,)
+        dtype, encode = _token_dtype(self.tokenizer), encoder(self.tokenizer)
+        with whole_folder(self.folder) as partial:
+            with ExitStack() as files:
+                writers = {side: StreamWriter(partial / side, dtype, files) for side in sides}
+                for texts in _batches(iter_documents(self.corpus)):
+                    documents = [text.encode() for text in texts]
+                    for document, token_ids in zip(documents, encode(texts), strict=True):
+                        side = HELD_OUT if share and _is_held_out(document, share, seed) else TRAIN
+                        writers[side].append(token_ids, len(document))
+                    advance(sum(map(len, documents)))
+            sizes = {side: self._side(partial, side, dtype).sizes() for side in sides}
+            meta = self.recipe | {"dtype": dtype, "streams": sizes}
+            (partial / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+
+    def _side(self, folder: Path, side: str, dtype: str) -> TokenStream:
+        return open_stream(folder / side, self.corpus.name, self.corpus.role, dtype)
 
 
 def _is_held_out(document: bytes, share: float, seed: int) -> bool:
     key = seed.to_bytes(16, "little", signed=True)
     digest = hashlib.blake2b(document, key=key, digest_size=8).digest()
     return int.from_bytes(digest, "little") < int(share * 2**64)
-
-
-def _open_cache(folder: Path, corpus: Corpus) -> dict[str, TokenStream] | None:
-    """The streams in a cache folder, or None where it is not there or not whole."""
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        sizes = meta["streams"]
-        streams = {side: _open_side(folder, side, corpus, meta["dtype"]) for side in sizes}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    whole = all(
-        stream.sizes() == sizes[side] and sizes[side]["last_end"] == stream.num_tokens
-        for side, stream in streams.items()
-    )
-    return streams if whole else None
-
-
-def _open_side(folder: Path, side: str, corpus: Corpus, dtype: str) -> TokenStream:
-    return open_stream(folder / side, corpus.name, corpus.role, dtype)

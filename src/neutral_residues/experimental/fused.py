@@ -103,14 +103,8 @@ def _biases(linears: list[nn.Linear], *, like: Tensor) -> Tensor | None:
     """All biases in a row, 0 where there is none; None where no layer has one."""
     if all(linear.bias is None for linear in linears):
         return None
-    return torch.cat(
-        [
-            like.new_zeros(linear.out_features)
-            if linear.bias is None
-            else linear.bias.detach().to(like)
-            for linear in linears
-        ]
-    )
+    rows = [like.new_zeros(m.out_features) if m.bias is None else m.bias.to(like) for m in linears]
+    return torch.cat(rows).detach()
 
 
 @torch.no_grad()
@@ -121,8 +115,7 @@ def fuse(model: nn.Module) -> nn.Module:
     Residues parallel to other blocks (sparse, not gated, quantised) stay as they are.
 
     Raises:
-        UserError: if there is nothing to fold: no enabled residues, or no block that is a plain
-            gated MLP.
+        UserError: if there is nothing to fold: no enabled residues, or no plain gated MLP.
     """
     names = [name for name, layer in residue_layers(model).items() if layer.active_names()]
     if not names:

@@ -4,6 +4,7 @@ import copy as copying
 from collections.abc import Sequence
 from pathlib import Path
 
+import jinja2
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
@@ -114,52 +115,9 @@ def _with_stored_weights(model: PeftModel, dtype: torch.dtype, *, copy: bool) ->
     return model.to("cpu").eval()
 
 
-_CARD = """---
-base_model: {backbone}
-{library}tags: [neutral-residues]
----
-
-# {name}, extended
-
-An extension of {backbone} as {title}. Written by neutral-residues, which is not needed to use it.
-
-```python
-{loading}
-```
-
-Loaded in a fresh process it was compared with the live model in float32: {difference}.
-
-{licence}
-"""
-
-_LOAD_MODEL = """from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder"{option})
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder"{option})"""
-
-_LOAD_ADAPTER = """from reference import residue  # in this folder
-
-residue(x, layer=3)  # is added to the output of that layer's block; x is the input of the block"""
-
-_LICENCE = """\
-The weights of the backbone are in this folder, and its licence applies to them: check what it says
-before you pass the folder on."""
-
-
 def _card(row: Format, parts: Parts, difference: Difference) -> str:
     """README: what is in the folder, from which backbone, how to load it, and how exact it is."""
+    template = Path(__file__).with_name("README.md.jinja").read_text(encoding="utf-8")
+    card = jinja2.Template(template, trim_blocks=True, keep_trailing_newline=True)
     backbone = parts.backbone.name_or_path
-    option = ", trust_remote_code=True" if row.trust_remote_code else ""
-    library, loading, licence = "", _LOAD_ADAPTER, "No weight of the backbone is in this folder."
-    if row.kind == "logits":
-        library, licence = "library_name: transformers\n", _LICENCE
-        loading = _LOAD_MODEL.format(option=option)
-    return _CARD.format(
-        backbone=backbone,
-        library=library,
-        name=Path(backbone).name,
-        title=row.title,
-        loading=loading,
-        difference=difference.describe(),
-        licence=licence,
-    )
+    return card.render(row=row, backbone=backbone, name=Path(backbone).name, difference=difference)

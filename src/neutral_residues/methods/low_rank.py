@@ -22,8 +22,8 @@ def attach_lora(
     *,
     budget: float,
     only_ffn: bool,
-    alpha: float | None,
     alpha_over_rank: float,
+    alpha: float | None = None,
     **kind: bool,
 ) -> nn.Module:
     """LoRA on the linear layers of every decoder layer.
@@ -38,13 +38,10 @@ def attach_lora(
         UserError: if no whole rank comes within 2 % of the budget; names the nearest.
     """
     shapes = linear_modules(model, only_ffn=only_ffn)
+    per_rank = sum(sum(shape) for shape in shapes.values())
+    magnitudes = sum(out for _, out in shapes.values()) if kind.get("use_dora") else 0
     rank = units_for_budget(
-        model,
-        budget,
-        unit="rank",
-        weights_per_unit=sum(sum(shape) for shape in shapes.values()),
-        # DoRA's magnitudes.
-        fixed_weights=sum(out for _, out in shapes.values()) if kind.get("use_dora") else 0,
+        model, budget, unit="rank", weights_per_unit=per_rank, fixed_weights=magnitudes
     )
     config = LoraConfig(
         task_type="CAUSAL_LM",

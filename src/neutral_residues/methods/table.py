@@ -12,6 +12,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any, Literal
 
 from peft import get_peft_model
@@ -84,13 +85,9 @@ class Method:
             settings = changed.get(section, getattr(config, section))
             if name not in settings.model_fields_set:
                 changed[section] = settings.model_copy(update={name: value})
-            elif key in self.fixed and getattr(settings, name) != value:
-                raise UserError(
-                    f"{key} is fixed by method {self.name}",
-                    got=getattr(settings, name),
-                    allowed=str(value),
-                    do="remove it",
-                )
+            elif key in self.fixed and (got := getattr(settings, name)) != value:
+                what = f"{key} is fixed by method {self.name}"
+                raise UserError(what, got=got, allowed=str(value), do="remove it")
         config = config.model_copy(update=changed)
         self._check_settings_have_effect(config)
         return config
@@ -122,18 +119,14 @@ def _attach_residues(model: PreTrainedModel, config: RunConfig, **changes: Any) 
     return get_peft_model(model, peft_config)
 
 
-def _attach_lora(*, alpha: float | None = None, **kind: bool) -> Attach:
-    def attach(model: PreTrainedModel, config: RunConfig) -> nn.Module:
-        return attach_lora(
-            model,
-            budget=config.budget,
-            only_ffn=config.lora.modules == "mlp",
-            alpha=alpha,
-            alpha_over_rank=config.lora.alpha_over_rank,
-            **kind,
-        )
-
-    return attach
+def _attach_lora(model: PreTrainedModel, config: RunConfig, **options: Any) -> nn.Module:
+    return attach_lora(
+        model,
+        budget=config.budget,
+        only_ffn=config.lora.modules == "mlp",
+        alpha_over_rank=config.lora.alpha_over_rank,
+        **options,
+    )
 
 
 def _attach_average(model: PreTrainedModel, config: RunConfig) -> nn.Module:
@@ -166,7 +159,7 @@ LORA = Method(
     paper="Hu et al. 2021, arXiv 2106.09685 (PEFT's own)",
     trains="low-rank updates of all linear layers",
     size="rank",
-    attach=_attach_lora(),
+    attach=_attach_lora,
     learning_rate=3e-3,
     afterwards=("merge",),
     uses=("lora",),
@@ -220,7 +213,7 @@ METHODS: tuple[Method, ...] = (
         title="gate-less adapter",
         paper="the vanilla adapter of arXiv 2410.02744",
         trains="adapters parallel to the feed-forward blocks, always on",
-        attach=lambda model, config: _attach_residues(model, config, block_gate="none"),
+        attach=partial(_attach_residues, block_gate="none"),
         afterwards=("stock",),
         has_local_loss=False,
         uses=tuple(
@@ -241,7 +234,7 @@ METHODS: tuple[Method, ...] = (
         title="rsLoRA",
         paper="Kalajdzievski 2023, arXiv 2312.03732 (PEFT's own), alpha 16",
         trains="as lora, scaled by 1/sqrt(rank)",
-        attach=_attach_lora(alpha=16.0, use_rslora=True),
+        attach=partial(_attach_lora, alpha=16.0, use_rslora=True),
         uses=("lora.modules",),
     ),
     replace(
@@ -250,7 +243,7 @@ METHODS: tuple[Method, ...] = (
         title="DoRA",
         paper="Liu et al. 2024, arXiv 2402.09353 (PEFT's own)",
         trains="as lora, and the length of every output's weights",
-        attach=_attach_lora(use_dora=True),
+        attach=partial(_attach_lora, use_dora=True),
     ),
     replace(
         LORA,

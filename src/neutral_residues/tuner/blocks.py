@@ -41,11 +41,8 @@ def find_layers(model: nn.Module) -> dict[str, nn.Module]:
     prefix = next((f"{n}." for n, module in model.named_modules() if module is decoder and n), "")
     layers = _decoder_layers(decoder)
     if not layers:
-        raise UserError(
-            f"no decoder layers found in {type(model).__name__}",
-            got=f"children {_names(decoder)}",
-            do="set target_modules to the names of its feed-forward modules",
-        )
+        what, got = f"no decoder layers found in {type(model).__name__}", _names(decoder)
+        raise UserError(what, got=got, do="set target_modules to its feed-forward modules")
     return {f"{prefix}{name}": layer for name, layer in layers.items()}
 
 
@@ -59,7 +56,7 @@ def find_blocks(model: nn.Module, placement: Placement) -> dict[str, nn.Module]:
             title = BLOCK_TITLES[placement]
             raise UserError(
                 f"no {title} module in {layer_name} ({type(layer).__name__})",
-                got=f"children {_names(layer)}",
+                got=_names(layer),
                 allowed=f"one child named {', '.join(BLOCK_NAMES[placement])}",
                 do=f"set target_modules to the child that holds the {title} block, if there is one",
             )
@@ -88,7 +85,7 @@ def _block_name(layer: nn.Module, known: tuple[str, ...]) -> str | None:
 
 
 def _names(module: nn.Module) -> str:
-    return ", ".join(name for name, _ in module.named_children()) or "none"
+    return f"children {', '.join(name for name, _ in module.named_children()) or 'none'}"
 
 
 def check_targets(targets: dict[str, nn.Module], *, width_in: int) -> None:
@@ -126,13 +123,10 @@ def describe_backbone(model: nn.Module) -> dict[str, int]:
 def check_same_backbone(saved: dict[str, int], backbone: dict[str, int]) -> None:
     """Raise a UserError unless `backbone` has all that `saved` says; an empty `saved` fits any."""
     for key, value in saved.items():
-        if backbone.get(key) != value:
-            raise UserError(
-                f"this extension was made for another backbone: {key}",
-                got=backbone.get(key),
-                allowed=str(value),
-                do="load the backbone named in its adapter_config.json",
-            )
+        if (got := backbone.get(key)) != value:
+            what = f"this extension was made for another backbone: {key}"
+            do = "load the backbone named in its adapter_config.json"
+            raise UserError(what, got=got, allowed=str(value), do=do)
 
 
 def count_backbone_weights(model: nn.Module) -> int:

@@ -207,14 +207,9 @@ def residue_layers(model: nn.Module) -> dict[str, NeutralResiduesLayer]:
 
 def gate_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The weights of all block gates that train."""
-    return [
-        parameter
-        for layer in residue_layers(model).values()
-        for name in layer.known_adapters()
-        if (block_gate := layer.adapter(name).block_gate) is not None
-        for parameter in block_gate.parameters()
-        if parameter.requires_grad
-    ]
+    layers = residue_layers(model).values()
+    gates = [layer.adapter(n).block_gate for layer in layers for n in layer.known_adapters()]
+    return [p for gate in gates if gate is not None for p in gate.parameters() if p.requires_grad]
 
 
 @contextmanager

@@ -21,13 +21,8 @@ BACKBONE = "__base__"
 
 
 class AdapterRouting:
-    """The adapter of each row of a batch; one object serves all layers of a forward pass.
-
-    Args:
-        names: for each row the name of an adapter, or `BACKBONE`.
-        rows_per_name: how many rows of a batch share a name (beams, returned sequences); None takes
-            any number.
-    """
+    """The adapter of each row of a batch, with arguments as in `per_request`; one object serves all
+    layers of a forward pass."""
 
     def __init__(self, names: Sequence[str], rows_per_name: int | None = 1) -> None:
         self.names = tuple(names)

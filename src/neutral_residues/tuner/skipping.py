@@ -5,7 +5,7 @@ all gates of a pass are 0, and in decoding one by one, the outputs are those of 
 by bit; gathered tokens go through the same formula in a matrix product with fewer rows, which may
 round the last bit differently.
 
-Suffixes: N chosen tokens, of all tokens of the batch in row-major order.
+Suffixes: N chosen tokens, as in `routing.py`.
 """
 
 import torch
