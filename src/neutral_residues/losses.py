@@ -27,17 +27,12 @@ from neutral_residues.tuner.neutral import Residue
 
 
 def next_token_nats(logits_BTV: Tensor, input_ids_BT: Tensor) -> Tensor:
-    """Nats of each token given those before it, (B, T-1): entry t is for token t+1. Always in
-    float32."""
+    """Nats of each token given those before, (B, T-1): entry t is for token t+1. In float32."""
     # The targets are shifted, not the logits: a slice of those would be copied, and its gradient
     # padded, at full size.
     targets_BT = F.pad(input_ids_BT[:, 1:], (0, 1), value=IGNORE)
-    nats = F.cross_entropy(
-        logits_BTV.float().flatten(0, 1),
-        targets_BT.flatten(),
-        ignore_index=IGNORE,
-        reduction="none",
-    )
+    logits, targets = logits_BTV.float().flatten(0, 1), targets_BT.flatten()
+    nats = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
     return nats.view(input_ids_BT.shape)[:, :-1]
 
 
@@ -51,7 +46,7 @@ def local_loss_sum(residue: Residue, domain_labels: Tensor, kind: LocalLoss) -> 
             tokens.
 
     Raises:
-        UserError: if there are more or fewer labels than tokens, or no gate that the kind needs.
+        UserError: if labels and tokens differ in number, or there is no gate that the kind needs.
     """
     shape = residue.delta.shape[:-1]
     if domain_labels.numel() != shape.numel():
@@ -62,13 +57,10 @@ def local_loss_sum(residue: Residue, domain_labels: Tensor, kind: LocalLoss) -> 
         norm = torch.linalg.vector_norm(residue.delta, ord=1, dim=-1, dtype=torch.float32)
         return (norm * (labels == SOURCE)).sum() / residue.delta.shape[-1]
     if residue.gate_logits is None:
-        raise UserError(
-            "local_loss cross_entropy needs a block gate", got="none", allowed="sigmoid"
-        )
-    is_target = (labels == TARGET).float()
-    nats = F.binary_cross_entropy_with_logits(
-        residue.gate_logits.float().squeeze(-1), is_target, reduction="none"
-    )
+        what = "local_loss cross_entropy needs a block gate"
+        raise UserError(what, got="none", allowed="sigmoid")
+    logits, is_target = residue.gate_logits.float().squeeze(-1), (labels == TARGET).float()
+    nats = F.binary_cross_entropy_with_logits(logits, is_target, reduction="none")
     return (nats * (labels != IGNORE)).sum()
 
 

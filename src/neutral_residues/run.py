@@ -21,13 +21,8 @@ from neutral_residues.data.tokenise import tokenizer_key
 from neutral_residues.evaluation.evaluate import evaluate, evaluation_set
 from neutral_residues.evaluation.gate_maps import default_texts, gate_texts
 from neutral_residues.evaluation.generate import generate_both
+from neutral_residues.evaluation.tasks import runner
 from neutral_residues.evaluation.tasks.cache import weights_key
-from neutral_residues.evaluation.tasks.runner import (
-    TaskPlan,
-    TaskSettings,
-    measure_tasks,
-    plan_tasks,
-)
 from neutral_residues.files import whole_folder
 from neutral_residues.results.digest import write_digest
 from neutral_residues.results.model_card import write_card
@@ -81,12 +76,13 @@ def extend(
     return read_record(folder.record)
 
 
-def _planned_tasks(setup: Setup, progress: RunProgress) -> TaskPlan:
+def _planned_tasks(setup: Setup, progress: RunProgress) -> runner.TaskPlan:
     """Checked before training: a misspelt task, or one without data, must not cost a run."""
     config, evaluation = setup.config, setup.config.evaluation
-    plan = plan_tasks(
+    rows, limit = evaluation.batch_rows, evaluation.task_limit
+    plan = runner.plan_tasks(
         evaluation.tasks,
-        settings=TaskSettings(evaluation.batch_rows, config.context_tokens, evaluation.task_limit),
+        settings=runner.TaskSettings(rows, config.context_tokens, limit),
         tokenizer=setup.tokenizer,
         sets=setup.data.evaluate,
         folder=RunFolder(config.output).tasks,
@@ -103,7 +99,7 @@ class _Run:
 
     setup: Setup
     folder: RunFolder
-    tasks: TaskPlan
+    tasks: runner.TaskPlan
     progress: RunProgress
     started: float
 
@@ -111,7 +107,10 @@ class _Run:
         """Train, save, measure, write the record."""
         training = self._train(model)
         if ranks().is_main_process:
-            self._save(model)
+            with whole_folder(self.folder.extension) as partial:
+                model.save_pretrained(partial)  # type: ignore[operator]
+                self.setup.tokenizer.save_pretrained(partial)
+                write_digest(partial)
             record = self._record(model, training)
             write_record(self.folder.record, record)
             write_card(self.folder.extension, record)
@@ -120,9 +119,8 @@ class _Run:
 
     def _train(self, model: nn.Module) -> Training:
         if self.setup.method.trains_any:
-            return train(
-                self.setup, model, checkpoints=self.folder.checkpoints, progress=self.progress
-            )
+            folder = self.folder.checkpoints
+            return train(self.setup, model, checkpoints=folder, progress=self.progress)
         # An average costs what the fine-tuning behind it cost.
         finetuned = self.setup.config.averaging.finetuned
         return Training([], read_record(RunFolder(finetuned).record).cost if finetuned else Cost())
@@ -131,12 +129,6 @@ class _Run:
         """With what this process took in all."""
         seconds = time.monotonic() - self.started + (cost.wall_seconds or 0)
         return cost.model_copy(update={"wall_seconds": seconds, "threads": torch.get_num_threads()})
-
-    def _save(self, model: nn.Module) -> None:
-        with whole_folder(self.folder.extension) as partial:
-            model.save_pretrained(partial)  # type: ignore[operator]
-            self.setup.tokenizer.save_pretrained(partial)
-            write_digest(partial)
 
     def _record(self, model: nn.Module, training: Training) -> Record:
         """Backbone and extended model, measured on everything that the run file names."""
@@ -185,19 +177,17 @@ class _Run:
         ]
 
     def _gates(self, model: nn.Module) -> list[GateText]:
-        setup = self.setup
-        own = setup.config.evaluation.gate_texts
+        setup, own = self.setup, self.setup.config.evaluation.gate_texts
         texts = default_texts(setup.data.evaluate, setup.tokenizer, own)
         return gate_texts(model, setup.tokenizer, texts, end_of_text=setup.end_of_text)
 
     def _tasks(self, model: nn.Module, reference: nn.Module | None) -> list[TaskScore]:
-        """Finished tasks stay in the run's folder, so a run stopped among them resumes with the
-        next."""
+        """Finished tasks stay in the folder, so a run stopped among them resumes with the next."""
         if not self.tasks.tasks:
             return []
         config = self.setup.config
         with MeasuringDisplay(self.progress.console) as display:
-            return measure_tasks(
+            return runner.measure_tasks(
                 model,
                 self.tasks,
                 model_key=weights_key(self.folder.extension, config.model, config.revision),

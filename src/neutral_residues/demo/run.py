@@ -1,8 +1,7 @@
-"""The demo: a small English model learns French twice on a CPU; what each method learns and
-forgets is shown.
+"""The demo: a small English model learns French twice on a CPU, with the same text and steps; what
+each method learns and forgets is shown.
 
-Everything ships with the package (see data/LICENSE.md); no network is used. The same text, rows and
-steps for both.
+Everything ships with the package (see data/LICENSE.md); no network is used.
 """
 
 from pathlib import Path
@@ -33,11 +32,8 @@ def demo_config(method: str, output: Path, *, steps: int, test_documents: int | 
     for corpus in data["evaluate"]:
         corpus["max_documents"] = test_documents
     data["cache"] = str(output / "tokens")
-    values["training"] |= {
-        "steps": steps,
-        "warmup_steps": steps // 10,
-        "evaluate_every": max(1, steps // 5),
-    }
+    every = max(1, steps // 5)
+    values["training"] |= {"steps": steps, "warmup_steps": steps // 10, "evaluate_every": every}
     files = {"model": str(DEMO_DATA / values["model"]), "output": str(output / method)}
     return make_run(values | files | {"method": method})
 
@@ -49,25 +45,19 @@ def run_demo(
     steps: int = 200,
     test_documents: int | None = None,
 ) -> dict[str, Record]:
-    """Run both methods, print what they learnt and forgot, write the report, say what to type next.
-    Resumes if interrupted.
+    """Run both methods, print what they learnt and forgot, write the report, say what to type next;
+    resumes if interrupted.
 
     Args:
-        output: folder for the runs.
-        steps: of each run.
         test_documents: measure this many documents of each held-out set; None measures all.
     """
     console = console or Console()
-    console.print(
-        "[bold]An English model learns French, twice: the same text, the same steps.[/bold]\n"
-    )
-    records = {
-        title: extend(
-            demo_config(m, output, steps=steps, test_documents=test_documents),
-            progress=RunProgress(console),
-        )
-        for m, title in METHODS.items()
-    }
+    greeting = "An English model learns French, twice: the same text, the same steps."
+    console.print(f"[bold]{greeting}[/bold]\n")
+    records = {}
+    for method, title in METHODS.items():
+        config = demo_config(method, output, steps=steps, test_documents=test_documents)
+        records[title] = extend(config, progress=RunProgress(console))
     picture = output / "trade-off.png"
     draw_trade_off(
         records,

@@ -1,5 +1,4 @@
-"""Why the bits per byte of an evaluation set moved: its sums by token and document, with their
-texts."""
+"""Why the bits per byte of a set moved: its sums by token and document, with their texts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -71,8 +70,7 @@ def breakdown(
 
 
 def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
-    """Each token's own text, with the space that it begins with; bytes that are not a character
-    show as U+FFFD."""
+    """Each token's own text, its leading space included; bytes that are not a character: U+FFFD."""
     # Some tokenizers drop the space of the first token that they decode, so none of these is the
     # first.
     before = tokenizer.encode("x", add_special_tokens=False)[-1:]
@@ -86,8 +84,7 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
 def _worst_documents(
     sums: TokenSums, stream: TokenStream, tokenizer: PreTrainedTokenizerBase
 ) -> list[DocumentChange]:
-    """Those with the largest rise in bits per byte, of all that are at least half as long as the
-    median."""
+    """Those whose bits per byte rose most, of all at least half as long as the median."""
     bytes_D = np.asarray(stream.document_bytes)
     rise_D = (sums.extended_D - sums.backbone_D) / np.maximum(bytes_D, 1)
     long_enough = np.flatnonzero(bytes_D >= max(1.0, float(np.median(bytes_D)) / 2))

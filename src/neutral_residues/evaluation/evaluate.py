@@ -50,11 +50,10 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, SetResult]:
-    """Score each stream with the extended model and its backbone, without autocast.
+    """Score each stream, by its name, with the extended model and its backbone, without autocast.
 
     Args:
         model: the extended model: PEFT's, or one that `reference` is given for.
-        windows: how the streams are cut.
         reference: the backbone, where switching the extension off does not give it (full
             fine-tuning); `model` itself while nothing is trained.
         backbone_nats: nats of each stream under the backbone where they are known; it is not run
@@ -62,9 +61,6 @@ def evaluate(
         max_tokens: measure only the first whole documents, as many as fit, but at least one.
         kl: measure the KL divergence from the backbone too.
         tokenizer: of the streams; with it the results have a breakdown by kinds of tokens.
-
-    Returns:
-        A result for each stream, by its name.
 
     Raises:
         UserError: for an empty or foreign stream, a setting out of range, a model without backbone,

@@ -37,8 +37,7 @@ class NamedText(NamedTuple):
 
 
 class _Gates:
-    """A residue hook that keeps the gates of one forward pass, layer by layer; of several active
-    extensions the most open."""
+    """Keeps the gates of one forward pass by layer, of several extensions the most open."""
 
     def __init__(self) -> None:
         self.by_layer: dict[int, list[float]] = {}
@@ -53,8 +52,7 @@ class _Gates:
 def default_texts(
     streams: Sequence[TokenStream], tokenizer: PreTrainedTokenizerBase, own: Sequence[str] = ()
 ) -> list[NamedText]:
-    """The beginning of one source and one target set, a mixture of the two, and the user's own
-    texts."""
+    """The beginnings of a source and a target set, a mixture of both, and the user's own texts."""
     found: dict[str, NamedText] = {}
     for stream in streams:
         if stream.role not in found:
@@ -82,8 +80,7 @@ def gate_texts(
     *,
     end_of_text: int,
 ) -> list[GateText]:
-    """The gates on the first `MAX_TOKENS` of each text, or what the model can read. Empty without
-    block gates."""
+    """The gates on the first `MAX_TOKENS` (or the context) of each text; empty without gates."""
     layers = residue_layers(model)
     if not layers:
         return []

@@ -34,7 +34,8 @@ def generate_both(
     seed: int = 0,
     reference: nn.Module | None = None,
 ) -> Sample:
-    """Continue `prompt` with the backbone and with the extended model.
+    """Continue `prompt` with the backbone and with the extended model; what each adds is returned
+    without special tokens.
 
     Args:
         model: the extended model: PEFT's, or one that `reference` is given for.
@@ -43,9 +44,6 @@ def generate_both(
         seed: of the sampling, the same for both.
         reference: the backbone, where switching the extension off does not give it (full
             fine-tuning).
-
-    Returns:
-        The prompt and what each model adds to it; special tokens are left out.
 
     Raises:
         UserError: for an empty prompt, one that does not fit the model's context, or a setting out
@@ -63,23 +61,18 @@ def generate_both(
 def check_prompt(
     config: PretrainedConfig, tokenizer: Any, prompt: str, *, max_new_tokens: int
 ) -> Tensor:
-    """The tokens of a prompt, (1, T).
-
-    Raises:
-        UserError: if it is empty, or does not fit the model's context with what is to be added.
-    """
+    """The tokens of a prompt, (1, T); a UserError if it is empty, or does not fit the model's
+    context with what is to be added."""
     tokens = tokenizer(prompt, return_tensors="pt", truncation=False, verbose=False)
     prompt_1T: Tensor = tokens["input_ids"].long()
     if not prompt.strip() or prompt_1T.shape[1] == 0:
         raise UserError("the prompt is empty", do="give some text to continue")
     limit = context_length(config)
     if limit is not None and prompt_1T.shape[1] + max_new_tokens > limit:
-        raise UserError(
-            "prompt and max_new_tokens together are longer than the model's context",
-            got=f"{prompt_1T.shape[1]} + {max_new_tokens} tokens",
-            allowed=f"up to {limit}",
-            do="shorten the prompt or lower max_new_tokens",
-        )
+        what = "prompt and max_new_tokens together are longer than the model's context"
+        got = f"{prompt_1T.shape[1]} + {max_new_tokens} tokens"
+        do = "shorten the prompt or lower max_new_tokens"
+        raise UserError(what, got=got, allowed=f"up to {limit}", do=do)
     return prompt_1T
 
 

@@ -14,8 +14,7 @@ from neutral_residues.tuner.routing import temporarily
 
 @contextmanager
 def inference(model: nn.Module, reference: nn.Module | None = None) -> Iterator[None]:
-    """Within the block both are in eval mode, without gradients and without autocast; after it, as
-    they were."""
+    """Within the block both are in eval mode, without gradients and autocast; then as before."""
     modules = [module for one in (model, reference) if one is not None for module in one.modules()]
     plain = torch.autocast(next(model.parameters()).device.type, enabled=False)
     with temporarily(modules, "training", False), torch.inference_mode(), plain:

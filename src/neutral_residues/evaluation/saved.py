@@ -1,5 +1,4 @@
-"""A saved extension with its backbone, loaded to be measured or to generate, whatever the
-method."""
+"""A saved extension and its backbone, loaded to be measured or to generate; any method."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,35 +23,21 @@ from neutral_residues.results.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Saved:
-    """An extended model.
+    """An extended model."""
 
-    Attributes:
-        model: the extended model, in evaluation mode.
-        tokenizer: its tokenizer.
-        reference: the backbone, where it is not inside `model` (full fine-tuning).
-        config: the run that made it, where the folder is a run's output.
-        folder: as it was given.
-        weights: the folder that holds the extension.
-        backbone_name: folder or Hub name of the backbone.
-        device: where both models are.
-    """
-
-    model: nn.Module
+    model: nn.Module  # in evaluation mode
     tokenizer: PreTrainedTokenizerBase
-    reference: nn.Module | None
-    config: RunConfig | None
-    folder: Path
-    weights: Path
-    backbone_name: str
-    device: torch.device
+    reference: nn.Module | None  # the backbone, where it is not in `model` (full fine-tuning)
+    config: RunConfig | None  # the run that made it, where the folder is a run's output
+    folder: Path  # as it was given
+    weights: Path  # the folder that holds the extension
+    backbone_name: str  # folder or Hub name
+    device: torch.device  # where both models are
 
 
 def load_saved(folder: Path, *, dtype: torch.dtype = torch.float32) -> Saved:
-    """Load the output folder of a run, or an extension folder.
-
-    Raises:
-        UserError: if it is neither, is not finished, is damaged, or belongs to another backbone.
-    """
+    """Load the output folder of a run, or an extension folder; a UserError if it is neither, is not
+    finished, is damaged, or belongs to another backbone."""
     if not folder.is_dir():
         do = "give the output folder of a run, or an extension folder"
         raise UserError(f"no such folder: {folder}", do=do)
@@ -111,8 +96,7 @@ def _load_adapter(extension: Path, backbone: nn.Module) -> nn.Module:
 def _backbone(
     name: str, config: RunConfig | None, dtype: torch.dtype, device: torch.device
 ) -> PreTrainedModel:
-    """In `dtype`, but quantised where it was in training: another backbone would be measured
-    otherwise."""
+    """In `dtype`, but quantised as in training: another backbone would be measured otherwise."""
     quantised = frozen_precision(config.training, device).quantised if config else None
     options = config.hub_options if config else {}
     model = load_backbone(name, **options, dtype=dtype, quantised=quantised)

@@ -25,8 +25,7 @@ LOGITS_PER_CHUNK = 2**23
 
 
 class ResidueStats:
-    """A residue hook that keeps, for one batch and each layer, where the gate is 0 and how large
-    the residue is."""
+    """A residue hook: for one batch, by layer, where the gate is 0 and how large the residue is."""
 
     def __init__(self, layers: dict[str, NeutralResiduesLayer]) -> None:
         self.layers = layers
@@ -60,19 +59,12 @@ class ResidueStats:
 
 @dataclass(frozen=True, eq=False)
 class TokenSums:
-    """Where the nats of an evaluation set fall: by token type (V of the vocabulary) and by document
-    (D). All float64.
+    """Where the nats of an evaluation set fall, in float64: by token type (V of the vocabulary) and
+    by document (D)."""
 
-    Attributes:
-        ends_D: where each document ends in the stream.
-        counts_V: how often each type is scored.
-        extended_V, backbone_V: nats of each type under either model.
-        extended_D, backbone_D: the same of each document.
-    """
-
-    ends_D: NDArray[np.int64]
-    counts_V: NDArray[np.int64]
-    extended_V: NDArray[np.float64]
+    ends_D: NDArray[np.int64]  # where each document ends in the stream
+    counts_V: NDArray[np.int64]  # how often each type is scored
+    extended_V: NDArray[np.float64]  # nats under either model
     backbone_V: NDArray[np.float64]
     extended_D: NDArray[np.float64]
     backbone_D: NDArray[np.float64]
@@ -98,19 +90,12 @@ class TokenSums:
 
 @dataclass
 class Sums:
-    """What adds up over an evaluation set, batch by batch, in float64.
+    """What adds up over an evaluation set, batch by batch, in float64."""
 
-    Attributes:
-        by_token: the nats by token and document; None where nobody asked for the breakdown.
-        kl_nats: KL(backbone || extended); None where nobody asked for it.
-        gates_zero, squares: by layer, tokens on which its gate is exactly 0, and the sum of squares
-            of its residues.
-    """
-
-    by_token: TokenSums | None
-    kl_nats: float | None
-    gates_zero: list[int]
-    squares: list[float]
+    by_token: TokenSums | None  # None without a breakdown
+    kl_nats: float | None  # KL(backbone || extended); None where it was not asked for
+    gates_zero: list[int]  # by layer, tokens on which its gate is exactly 0
+    squares: list[float]  # by layer, the sum of squares of its residues
     backbone_nats: float = 0.0
     extended_nats: float = 0.0
     num_neutral_tokens: int = 0
@@ -128,8 +113,7 @@ class Sums:
     def add_nats(
         self, extended_KV: Tensor, backbone_KV: Tensor | None, targets_K: Tensor, first: int
     ) -> None:
-        """Add the nats of K targets in a row, from number `first` of the stream on, a chunk at a
-        time."""
+        """Add the nats of K targets in a row, from number `first` of the stream on, in chunks."""
         rows_per_chunk = max(1, LOGITS_PER_CHUNK // extended_KV.shape[-1])
         for start in range(0, len(targets_K), rows_per_chunk):
             rows = slice(start, start + rows_per_chunk)

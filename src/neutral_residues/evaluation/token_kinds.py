@@ -44,18 +44,11 @@ LEAST_CHANGE = 0.001
 
 
 class Concentration(NamedTuple):
-    """How few token types carry the change.
+    """How few token types carry the change."""
 
-    Attributes:
-        carriers: indices, among the occurring types, of the fewest that carry half of all change;
-            largest first.
-        tokens_share: share of the tokens that they are.
-        is_concentrated: whether they are both few types and few tokens.
-    """
-
-    carriers: tuple[int, ...]
-    tokens_share: float
-    is_concentrated: bool
+    carriers: tuple[int, ...]  # the fewest that carry half of it, as indices; largest first
+    tokens_share: float  # share of the tokens that they are
+    is_concentrated: bool  # whether they are both few types and few tokens
 
 
 def few_tokens_line(set_name: str, breakdown: Breakdown) -> str:
@@ -71,13 +64,8 @@ def few_tokens_line(set_name: str, breakdown: Breakdown) -> str:
 def classify(
     texts: Sequence[str], counts: Sequence[int], *, special: Collection[int] = ()
 ) -> list[TokenKind]:
-    """The kind of each token type that occurs in a set.
-
-    Args:
-        texts: each type's own text.
-        counts: how often each occurs.
-        special: indices of the special tokens.
-    """
+    """The kind of each token type that occurs in a set, by its own text and how often it occurs;
+    `special` are indices of the special tokens."""
     main = _main_script(texts, counts)
     by_text: Counter[str] = Counter()
     for text, count in zip(texts, counts, strict=True):
@@ -140,11 +128,7 @@ def concentration(
 
     Concentrated is a change of which half is carried by at most `FEW_TYPES` of the types (or a
     single one) that are less than `FEW_TOKENS` of the tokens: frequent tokens carry much of any
-    change, and mean nothing by it.
-
-    Args:
-        counts_N: how often each type occurs.
-        backbone_N, extended_N: its nats under either model.
+    change, and mean nothing by it. Given are how often each type occurs, and its nats.
     """
     change_N = np.abs(extended_N - backbone_N)
     total = float(change_N.sum())

@@ -20,8 +20,7 @@ from neutral_residues.errors import UserError
 
 
 class Window(NamedTuple):
-    """Targets `start` to `end` (not included) of a stream, of which those from `scored_from` on are
-    scored."""
+    """Targets `start` to `end` (excluded) of a stream; those from `scored_from` on are scored."""
 
     start: int
     end: int
@@ -30,22 +29,12 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Windows:
-    """How streams are cut into windows.
+    """How streams are cut into windows; a UserError for a number out of range."""
 
-    Attributes:
-        end_of_text: token that stands before the first one of a stream.
-        context_tokens: inputs of a window.
-        stride_tokens: new targets of each further window.
-        batch_rows: windows at a time; changes results by float noise only.
-
-    Raises:
-        UserError: for a number out of range.
-    """
-
-    end_of_text: int
-    context_tokens: int
-    stride_tokens: int
-    batch_rows: int = 8
+    end_of_text: int  # token before the first one of a stream
+    context_tokens: int  # inputs of a window
+    stride_tokens: int  # new targets of each further window
+    batch_rows: int = 8  # windows at a time; changes results by float noise only
 
     def __post_init__(self) -> None:
         if self.context_tokens < 1:
@@ -69,8 +58,7 @@ class Windows:
         yield batch
 
     def rows(self, tokens: NDArray[Any], batch: Sequence[Window]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of equally long windows, each (B, T) int64: input t is the token
-        before target t."""
+        """Inputs and targets of windows, each (B, T) int64: input t comes before target t."""
         targets = np.stack([tokens[w.start : w.end] for w in batch]).astype(np.int64)
         before = [self.end_of_text if w.start == 0 else int(tokens[w.start - 1]) for w in batch]
         first_B1 = np.array(before, dtype=np.int64)[:, None]

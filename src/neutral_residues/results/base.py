@@ -1,5 +1,4 @@
-"""What the files that a run leaves behind have in common: strict fields, finite numbers, errors of
-one line. No torch."""
+"""Base of the files that a run leaves behind: strict fields, errors of one line. No torch."""
 
 import json
 from pathlib import Path
@@ -30,12 +29,9 @@ Schema = TypeVar("Schema", bound=Part)
 
 
 def read_part(schema: type[Schema], path: Path | str, what: str) -> Schema:
-    """The part in the JSON file at `path`; `what` is what messages call the file ("record").
-
-    Raises:
-        UserError: if there is no such file, it is not JSON (or was cut short), another file than
-            `schema` says by its `format` and `version`, or a field is wrong.
-    """
+    """The part in the JSON file at `path`; `what` is what messages call the file ("record"). A
+    UserError if there is no such file, it is not JSON (or was cut short), another file than
+    `schema` says by its `format` and `version`, or a field is wrong."""
     with disk_errors(path):
         raw = Path(path).read_bytes()
     try:

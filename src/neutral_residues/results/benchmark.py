@@ -33,8 +33,7 @@ class Measured(Part):
     ratio: float = Field(gt=0)
     """Median over rounds of its value by that of `against`."""
     bound: float | None = Field(default=None, gt=0)
-    """The same ratio by arithmetic, from operations or from bytes read, whichever limits; null if
-    not known."""
+    """The same ratio by arithmetic (operations or bytes read); null if not known."""
     value: float = Field(ge=0)
     """Median, in seconds or bytes, on this machine; does not compare across files."""
     x: float | None = None

@@ -27,8 +27,7 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")"""
 
 
 def write_card(folder: Path, record: Record) -> None:
-    """Write `README.md` into the folder of an extension, which holds an adapter or a whole
-    model."""
+    """Write `README.md` into the folder of an extension: an adapter or a whole model."""
     write_text(folder / "README.md", model_card(record, _loading(folder)))
 
 

@@ -38,8 +38,7 @@ class TaskScore(Part):
     language: str | None = None
     """Two-letter code of its language; null where not known."""
     role: Literal["source", "target", "none"] = "none"
-    """Whether its language is what the backbone knows or what it was to learn; "none" where not
-    known."""
+    """Whether the backbone knows its language or was to learn it; "none" where not known."""
     metric: str = Field(min_length=1)
     """lm-eval's name of the score, for example "acc" or "acc_norm"."""
     unit: Literal["share", "score"]
@@ -65,8 +64,7 @@ class TaskScore(Part):
     num_fewshot: int = Field(ge=0)
     """Few-shot examples before each item; the most of any part of a group."""
     num_truncated: int = Field(ge=0)
-    """Prompts, counted with each answer, that were longer than the model's context and lost their
-    beginning."""
+    """Prompts, one per answer, that were longer than the context and lost their beginning."""
     key: str
     """Hash of items, prompts and metric: two scores compare only where it agrees."""
 
@@ -105,13 +103,11 @@ class Cost(Part):
     step_seconds: float | None = Field(default=None, ge=0)
     """Median time of an optimiser step, the first ones left out."""
     wall_seconds: float | None = Field(default=None, ge=0)
-    """Wall time of the whole process that finished the run: loading, training, measuring,
-    saving."""
+    """Wall time of the process that finished the run: loading, training, measuring, saving."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads that it was given; times compare only at equal numbers and equal load."""
     peak_memory_bytes: int | None = Field(default=None, ge=0)
-    """The most memory held at once until training ended: of the accelerator, or of the process
-    where there is none."""
+    """Peak memory until training ended: of the accelerator, else of the process."""
     trainable_weights: int | None = Field(default=None, ge=0)
     """Weights that received gradients."""
     new_weights: int | None = Field(default=None, ge=0)
@@ -139,11 +135,9 @@ class Provenance(Part):
     device: str
     """What it ran on, for example "cpu" or the name of the accelerator."""
     packages: dict[str, str | None]
-    """Installed version of each package that can change a number; null where it is not
-    installed."""
+    """Version of each package that can change a number; null where it is not installed."""
     git_commit: str | None
-    """Commit of this package's own checkout, with "-dirty" if files had changed; null for an
-    installed package."""
+    """Commit of the checkout, with "-dirty" if files had changed; null for an installed package."""
     seed: int | None
     """Seed of the run; null where nothing was random."""
     tokenizer_key: str | None
@@ -170,8 +164,7 @@ class Record(Part):
     sets: dict[str, SetResult] = Field(default={})
     """Evaluation set -> what was measured on it at the end."""
     validation_sets: dict[str, EvaluationSet] = Field(default={})
-    """Sets that were measured while training only, to choose settings by; the numbers are in
-    `curve`."""
+    """Sets measured while training only, to choose settings by; the numbers are in `curve`."""
     curve: list[Point] = Field(default=[])
     """Measurements during training: each point has "step" and any named numbers."""
     samples: list[Sample] = Field(default=[])

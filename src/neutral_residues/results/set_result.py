@@ -67,8 +67,7 @@ def learning_share(*, backbone: float, extended: float, finetuned: float) -> flo
 
 
 class TokenClass(Part):
-    """What the tokens of one kind contribute to the bits per byte of a set; the contributions of
-    all add up to it."""
+    """What the tokens of one kind contribute to the bits per byte of a set; they add up to it."""
 
     kind: TokenKind
     """Which kind."""
@@ -122,8 +121,7 @@ class Breakdown(Part):
     carriers: list[TokenChange]
     """The first of them, largest change first."""
     is_concentrated: bool
-    """Whether so few and so rare tokens carry it that the set's number says little about its
-    text."""
+    """Whether so few, so rare tokens carry it that the set's number says little of its text."""
     documents: list[DocumentChange]
     """Documents whose bits per byte rose most (or fell least), the worst first."""
 

@@ -34,12 +34,8 @@ DESCRIBE = "git --no-optional-locks describe --always --dirty --abbrev=40 --excl
 
 
 def write_record(path: Path | str, record: Record) -> None:
-    """Write `record` to `path` as JSON, whole or not at all.
-
-    Raises:
-        UserError: if it holds a NaN or an infinity, or something that JSON cannot hold; or the disk
-            refuses.
-    """
+    """Write `record` to `path` as JSON, whole or not at all; a UserError if it holds a NaN, an
+    infinity, or what JSON cannot hold, or the disk refuses."""
     try:
         write_json(Path(path), record.model_dump(mode="json"))
     except UserError:

@@ -21,16 +21,11 @@ from neutral_residues.results.record import TaskScore
 
 @dataclass(frozen=True)
 class TaskCache:
-    """The two files of one task.
-
-    Attributes:
-        identity: what the score depends on (weights, items, settings); a stored score with another
-            identity does not count.
-    """
+    """The two files of one task; a stored score of another identity does not count."""
 
     folder: Path
     name: str
-    identity: dict[str, Any]
+    identity: dict[str, Any]  # what the score depends on: weights, items, settings
 
     @property
     def summary(self) -> Path:

@@ -54,14 +54,8 @@ def cloze_items(
     stream: TokenStream, tokenizer: PreTrainedTokenizerBase, *, context_tokens: int
 ) -> list[Item]:
     """The items of a set: each with "context", "choices" and "answer", the number of the right
-    choice.
-
-    Args:
-        context_tokens: paragraph and answer together have at most this many.
-
-    Raises:
-        UserError: if the set is too small or has no sentences.
-    """
+    choice; paragraph and answer have at most `context_tokens` together. A UserError if the set is
+    too small or has no sentences."""
     generator = random.Random(SEED)
     size = min(MAX_DOCUMENTS, stream.num_documents)
     documents = generator.sample(range(stream.num_documents), size)

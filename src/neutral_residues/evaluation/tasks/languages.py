@@ -1,5 +1,4 @@
-"""Languages that tasks come in: two-letter codes, names, and the longer codes that benchmarks use.
-No torch."""
+"""Languages of tasks: two-letter codes, names, and the codes that benchmarks use. No torch."""
 
 import csv
 from pathlib import Path
@@ -16,7 +15,6 @@ def language_name(code: str | None) -> str | None:
 
 
 def language_of_set(name: str) -> str | None:
-    """The language that an evaluation set is named by: "fr", "fr-novels" and "fr.test" are
-    French."""
+    """The language that a set is named by: "fr", "fr-novels" and "fr.test" are French."""
     code = name.replace(".", "-").replace("_", "-").partition("-")[0]
     return code if code in LANGUAGES else None

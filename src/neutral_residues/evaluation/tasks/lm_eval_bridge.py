@@ -53,12 +53,8 @@ def known_tasks() -> frozenset[str]:
 
 
 def load_named(name: str) -> dict[str, Any]:
-    """The tasks behind a name that lm-eval knows (several for a group or tag), with their data.
-
-    Raises:
-        UserError: if the data are not on this machine and cannot be fetched, or the task cannot be
-            built.
-    """
+    """The tasks behind a name that lm-eval knows (several for a group or tag), with their data; a
+    UserError if these cannot be had, or the task cannot be built."""
     try:
         with _fixed_seeds():
             return dict(task_manager().load([name])["tasks"])
@@ -80,11 +76,7 @@ def load_local(task: LocalTask) -> dict[str, Any]:
 
 class PairedHFLM(HFLM):
     """lm-eval's model for two models with one tokenizer: tokenises each text once, counts truncated
-    prompts, and reports progress.
-
-    Args:
-        on_rows: called in each forward pass with the number of sequences so far.
-    """
+    prompts, and calls `on_rows` in each forward pass with the number of sequences so far."""
 
     _model: Any
 
@@ -129,8 +121,7 @@ class PairedHFLM(HFLM):
         return super().tok_batch_encode(strings, padding_side, left_truncate_len, **kwargs)
 
     def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> Any:
-        """lm-eval truncates a long prompt, but fails on an answer that alone exceeds the context;
-        of such an answer we score the end."""
+        """lm-eval fails on an answer that alone exceeds the context; we score its end."""
         limit = self.max_length + 1  # the last token is predicted, not read
         lengths = [len(prompt) + len(answer) for _, prompt, answer in requests]
         self.num_truncated += sum(length > limit for length in lengths)

@@ -18,30 +18,19 @@ Item = dict[str, Any]
 
 @dataclass(frozen=True)
 class Materials:
-    """What items can be made from.
+    """What items can be made from."""
 
-    Attributes:
-        tokenizer: of both models.
-        sets: name -> evaluation set.
-        context_tokens: the longest item, prompt and answer together.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    sets: Mapping[str, TokenStream]
-    context_tokens: int
+    tokenizer: PreTrainedTokenizerBase  # of both models
+    sets: Mapping[str, TokenStream]  # evaluation sets by name
+    context_tokens: int  # the longest item, prompt and answer together
 
 
 @dataclass(frozen=True)
 class LocalTask:
-    """A task over items in memory.
+    """A task over items in memory."""
 
-    Attributes:
-        config: lm-eval's configuration of the task, without its data.
-        items: the same and in the same order each time, two or more.
-    """
-
-    config: dict[str, Any]
-    items: list[Item]
+    config: dict[str, Any]  # lm-eval's configuration of the task, without its data
+    items: list[Item]  # the same and in the same order each time, two or more
 
     @property
     def key(self) -> str:
@@ -60,12 +49,8 @@ def multiple_choice(
     answer: int | Callable[[Item], int],
     metrics: Sequence[str] = ("acc",),
 ) -> dict[str, Any]:
-    """The configuration of a task that asks which choice is most likely after the prompt.
-
-    Args:
-        choices: with the white space that separates them from the prompt.
-        answer: the number of the right choice.
-    """
+    """The configuration of a task that asks which choice is most likely after the prompt; choices
+    begin with the white space between, `answer` is the number of the right one."""
     mean = {"aggregation": "mean", "higher_is_better": True}
     return {
         "task": name,

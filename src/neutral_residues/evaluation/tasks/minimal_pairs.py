@@ -38,11 +38,8 @@ def pairs_task(name: str, file: Path) -> LocalTask:
 
 
 def read_pairs(file: Path) -> list[Item]:
-    """All pairs of a file, shuffled with a fixed seed.
-
-    Raises:
-        UserError: if it cannot be read, a line is not a pair, or there are fewer than two.
-    """
+    """All pairs of a file, shuffled with a fixed seed; a UserError if it cannot be read, a line is
+    not a pair, or there are fewer than two."""
     lines = enumerate(_lines(file), start=1)
     pairs = [_pair(file, number, line) for number, line in lines if line.strip()]
     if len(pairs) < 2:
@@ -53,11 +50,8 @@ def read_pairs(file: Path) -> list[Item]:
 
 
 def pair_files(folder: Path | None = None) -> dict[str, Path]:
-    """Task name, for example "clams-fr", -> its file; those in `folder` replace those that ship.
-
-    Raises:
-        UserError: if `folder` is not a folder, or holds no pairs.
-    """
+    """Task name, for example "clams-fr", -> its file; those in `folder` replace those that ship. A
+    UserError if it is not a folder, or holds no pairs."""
     shipped = _pair_files_in(SHIPPED)
     if folder is None:
         return shipped

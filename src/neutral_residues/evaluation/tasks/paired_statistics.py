@@ -24,20 +24,14 @@ RESAMPLES = 1000
 
 
 class Paired(NamedTuple):
-    """Scores of both models on the same items.
-
-    Attributes:
-        low, high: 95 % interval of extended - backbone.
-        p_value: two-sided, of no difference; None where there is no test.
-        interval: how the two were found.
-    """
+    """Scores of both models on the same items."""
 
     backbone: float
     extended: float
-    low: float
+    low: float  # of the 95 % interval of extended - backbone
     high: float
-    p_value: float | None
-    interval: str
+    p_value: float | None  # two-sided, of no difference; None where there is no test
+    interval: str  # how interval and p-value were found
 
     @property
     def difference(self) -> float:
@@ -61,13 +55,8 @@ def paired_means(backbone: Sequence[float], extended: Sequence[float]) -> Paired
 def paired_scores(
     backbone: Sequence[Any], extended: Sequence[Any], score: Callable[[list[Any]], float]
 ) -> Paired:
-    """For any score of a list of items, such as perplexity or a corpus F1: percentile bootstrap
-    over the items.
-
-    Args:
-        backbone, extended: (n) what the score takes for each item; n at least 2.
-        score: from any list of these to a number.
-    """
+    """For any score of a list of items (2 or more), such as perplexity or a corpus F1: percentile
+    bootstrap over the items."""
     from scipy.stats import bootstrap
 
     def difference(indices: NDArray[np.int64]) -> float:

@@ -37,22 +37,14 @@ PAIRS, PAPER, CLOZE = "minimal-pairs-", "paper-", "cloze-"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One of the paper's five.
-
-    Attributes:
-        title: its usual name.
-        english: lm-eval's name of the English version.
-        patterns: names in other languages, of which the first that exists is taken; {code} is "fr",
-            {long} "fra_Latn".
-        num_fewshot: solved examples in front of each item.
-        irregular: language -> name, where no pattern fits.
-    """
+    """One of the paper's five."""
 
     title: str
-    english: str
+    english: str  # lm-eval's name of the English version
+    # In other languages the first that exists; {code} is "fr", {long} "fra_Latn".
     patterns: tuple[str, ...]
-    num_fewshot: int
-    irregular: Mapping[str, str] = field(default_factory=dict)
+    num_fewshot: int  # solved examples in front of each item
+    irregular: Mapping[str, str] = field(default_factory=dict)  # language -> name without pattern
 
     def name_in(self, language: str, index: Collection[str]) -> str | None:
         """lm-eval's name for it in that language; None where it has none."""
@@ -83,23 +75,14 @@ BENCHMARKS = (
 
 @dataclass(frozen=True)
 class Task:
-    """One task for both models.
+    """One task for both models."""
 
-    Attributes:
-        name: as in tables; lm-eval's name for its tasks.
-        make: makes it of items of ours; None for a task of lm-eval.
-        suite: the suite that it is part of; None if it was asked for by its own name.
-        language: two-letter code; None where not known.
-        role: whether that language is what the backbone knows or what it learns.
-        num_fewshot: solved examples; None leaves it to lm-eval's configuration of the task.
-    """
-
-    name: str
-    make: MakeTask | None = None
-    suite: str | None = None
-    language: str | None = None
-    role: Role | Literal["none"] = "none"
-    num_fewshot: int | None = None
+    name: str  # as in tables; lm-eval's name for its tasks
+    make: MakeTask | None = None  # makes it of items of ours; None for a task of lm-eval
+    suite: str | None = None  # that it is part of; None if asked for by its own name
+    language: str | None = None  # two-letter code; None where not known
+    role: Role | Literal["none"] = "none"  # whether the backbone knows that language or learns it
+    num_fewshot: int | None = None  # solved examples; None leaves it to lm-eval's configuration
 
 
 def find_tasks(
@@ -110,15 +93,12 @@ def find_tasks(
     task_data: Path | None = None,
 ) -> tuple[list[Task], list[str]]:
     """The tasks behind `names`, each once, in order; and what lm-eval lacks of a suite, a line for
-    each suite.
+    each suite. A UserError for an unknown task, language or set names the nearest, or all.
 
     Args:
         sets: evaluation set -> role.
         index: returns the names that lm-eval knows; called only for names that are not ours.
         task_data: folder with minimal pairs.
-
-    Raises:
-        UserError: for an unknown task, language or set; names the nearest, or what there is.
     """
     registry = _Registry(sets, pair_files(task_data), index)
     found: dict[str, Task] = {}
@@ -129,12 +109,8 @@ def find_tasks(
 
 
 def paper_suite(language: str, index: Collection[str]) -> tuple[list[Task], list[str]]:
-    """The paper's benchmarks in English and in `language`, and the titles of those that lm-eval
-    lacks.
-
-    Raises:
-        UserError: for a language that `LANGUAGES` lacks.
-    """
+    """The paper's benchmarks in English and in `language` (a UserError if `LANGUAGES` lacks it), and
+    the titles of those that lm-eval lacks."""
     if language not in LANGUAGES:
         known = ", ".join(sorted(LANGUAGES))
         raise UserError(f"unknown language in {PAPER}{language}", got=language, allowed=known)

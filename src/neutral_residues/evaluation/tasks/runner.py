@@ -44,38 +44,23 @@ OnScore = Callable[[TaskScore], None]
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """How tasks are measured.
+    """How tasks are measured."""
 
-    Attributes:
-        batch_rows: sequences per forward pass.
-        context_tokens: longest cloze item; other tasks may use the model's whole context.
-        limit: first items of each task to take; None takes all.
-    """
-
-    batch_rows: int
-    context_tokens: int
-    limit: int | None = None
+    batch_rows: int  # sequences per forward pass
+    context_tokens: int  # longest cloze item; other tasks may use the model's whole context
+    limit: int | None = None  # first items of each task to take; None takes all
 
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """Tasks that can be measured: their names are known and their data available.
+    """Tasks that can be measured: their names are known and their data available."""
 
-    Attributes:
-        tasks: in order; may be empty.
-        local: name -> those of them that are made of items of ours.
-        missing: benchmarks of a suite that lm-eval lacks, a line for each suite.
-        settings: how they are measured.
-        tokenizer: of both models.
-        folder: where finished tasks are stored.
-    """
-
-    tasks: tuple[Task, ...]
-    local: Mapping[str, LocalTask]
-    missing: tuple[str, ...]
+    tasks: tuple[Task, ...]  # in order; may be empty
+    local: Mapping[str, LocalTask]  # those of them that are made of items of ours, by name
+    missing: tuple[str, ...]  # benchmarks of a suite that lm-eval lacks, a line for each suite
     settings: TaskSettings
-    tokenizer: PreTrainedTokenizerBase
-    folder: Path
+    tokenizer: PreTrainedTokenizerBase  # of both models
+    folder: Path  # where finished tasks are stored
 
 
 def plan_tasks(
@@ -137,8 +122,7 @@ def measure_tasks(
         on_score: called after each task that was measured now.
 
     Raises:
-        UserError: for a task without data, or a folder that cannot be written. Finished tasks are
-            kept.
+        UserError: for a task without data, or a folder that cannot be written.
     """
     identity = {
         "model": model_key,
@@ -203,11 +187,8 @@ def _lm_eval_names() -> frozenset[str]:
 
 
 def choose_metric(task: str, answers: Mapping[str, "Answers"]) -> str:
-    """The metric for the record, of those that lm-eval has computed for every part.
-
-    Raises:
-        UserError: if the parts of a group have no metric in common.
-    """
+    """The metric for the record, of those that lm-eval has computed for every part; a UserError if
+    the parts of a group have none in common."""
     by_part = [pairs[0][1]["metrics"] for pairs in answers.values()]
     names = [metric for metric in by_part[0] if all(metric in metrics for metrics in by_part)]
     if not names:
@@ -226,15 +207,9 @@ def score_task(
     aggregate: Callable[[list[Any]], float] | None,
     num_truncated: int,
 ) -> TaskScore:
-    """Both models' scores over all items of all parts of a task, and the paired difference.
-
-    Args:
-        parts: name -> lm-eval's task.
-        aggregate: how the metric becomes one number over many items; None means their mean.
-
-    Raises:
-        UserError: if there is one item only.
-    """
+    """Both models' scores over all items of all parts of a task, and the paired difference; a
+    UserError if there is one item only. `aggregate` makes one number of many items' metrics; None
+    means their mean."""
     # Where a task filters answers in several ways, the first counts.
     pairs = [
         (before, after)
@@ -278,8 +253,7 @@ def sample_lines(answers: Mapping[str, "Answers"]) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _quiet_lm_eval() -> Iterator[None]:
-    """Without lm-eval's warnings: truncated prompts are counted, and the others concern its command
-    line."""
+    """No warnings of lm-eval: truncated prompts are counted, the rest is about its command line."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
