@@ -81,11 +81,7 @@ def load_backbone(
     quantised: Quantised | None = None,
 ) -> PreTrainedModel:
     """The model's weights, all of them: in `dtype` in main memory, or with its linear layers
-    quantised on the device.
-
-    Raises:
-        UserError: also for a weight file cut short, or without the package that quantises.
-    """
+    quantised on the device; a UserError also for a file cut short or a missing package."""
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     load_config(name, **options)
     options |= _quantisation(quantised, dtype) if quantised else {}
@@ -156,7 +152,7 @@ class FrozenPrecision(NamedTuple):
     """How weights that do not train are stored."""
 
     dtype: torch.dtype
-    quantised: Quantised | None = None
+    quantised: Quantised | None
 
 
 def frozen_precision(training: TrainingSettings, device: torch.device) -> FrozenPrecision:

@@ -50,19 +50,17 @@ class Cells:
 
     def first_wave(self) -> list[Cell]:
         """All that train; when tuning, those of the first seed."""
-        return [cell for cell in self.trained if not self.tune or self._is_first(cell)]
+        first = [cell for cell in self.trained if cell.config.seed == self.first_seed]
+        return first if self.tune else list(self.trained)
 
     def second_wave(self, best: Mapping[str, float]) -> list[Cell]:
         """When tuning, the other seeds at the `best` learning-rate factor of each group."""
-        rest = [cell for cell in self.trained if self.tune and not self._is_first(cell)]
-        return [cell for cell in rest if best.get(cell.group) == cell.factor]
+        rest = [cell for cell in self.trained if cell.config.seed != self.first_seed]
+        return [cell for cell in rest if self.tune and best.get(cell.group) == cell.factor]
 
     def third_wave(self, best: Mapping[str, float]) -> list[Cell]:
         """The derived ones; when tuning, at the best learning rate of the runs they average."""
         return [c for c in self.derived if not self.tune or best.get(c.made_of) == c.factor]
-
-    def _is_first(self, cell: Cell) -> bool:
-        return cell.config.seed == self.first_seed
 
     def at_most(self) -> int:
         """How many there will be, whatever tuning finds."""
@@ -193,10 +191,11 @@ def _check_tuning(config: CompareConfig, cells: Sequence[Cell]) -> None:
 
 def best_factors(records: Mapping[str, Record], cells: Sequence[Cell]) -> dict[str, float]:
     """Group -> the factor whose cell has the fewest bits per byte on validation text."""
-    tried: dict[str, list[tuple[float, float]]] = {}
+    best: dict[str, tuple[float, float]] = {}
     for cell in cells:
         if cell.name in records:
             bits = records[cell.name].validation_bits
             assert bits is not None  # tuning was refused without text to validate on
-            tried.setdefault(cell.group, []).append((bits, cell.factor))
-    return {group: min(pairs)[1] for group, pairs in tried.items()}
+            tried = (bits, cell.factor)
+            best[cell.group] = min(tried, best.get(cell.group, tried))
+    return {group: factor for group, (_, factor) in best.items()}

@@ -66,8 +66,7 @@ def compare(config: CompareConfig, *, callback: CompareCallback | None = None) -
 
     Raises:
         UserError: before anything starts, for whatever can be checked then.
-        KeyboardInterrupt: after Ctrl-C, when every running cell has written its checkpoint. A
-            second Ctrl-C kills them.
+        KeyboardInterrupt: after Ctrl-C, once running cells have a checkpoint; a second kills them.
     """
     callback = callback or CompareCallback()
     cells = expand(config)

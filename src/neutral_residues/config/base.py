@@ -24,8 +24,7 @@ def read_values(path: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
     is checked yet.
 
     Raises:
-        UserError: if it cannot be read, is not UTF-8, not YAML or not a mapping, or an override is
-            not key=value.
+        UserError: if it cannot be read, is not UTF-8, YAML or a mapping, or an override is wrong.
     """
     try:
         with disk_errors(path):

@@ -42,11 +42,7 @@ class RunData:
         tokenising: Tokenising = without_display,
     ) -> "RunData":
         """Tokenise what is not in the cache yet; hold out documents of the training text if no
-        evaluation sets are given.
-
-        Raises:
-            UserError: for text that cannot be read or tokenised, or that is both source and target.
-        """
+        evaluation sets are given. A UserError for what cannot be read, or is source and target."""
         return cls(*_parts(settings, partial(tokenise, tokenizer=tokenizer, tokenising=tokenising)))
 
 

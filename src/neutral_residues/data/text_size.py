@@ -45,7 +45,7 @@ def text_size(
     share = held_out_share
     if not is_cached(corpus, tokenizer, cache_dir=cache_dir, held_out_share=share):
         sample = _Sample(corpus)
-        if not sample.is_whole:
+        if sample.every > 1:
             num_tokens = sum(map(len, encoder(tokenizer)(sample.texts)))
             whole = sample.scaled(num_tokens)
             return _part(whole, 1 - share), _part(whole, share) if share else None
@@ -80,10 +80,6 @@ class _Sample:
         while self.sampled_bytes > SAMPLE_BYTES and len(self.texts) > 1:
             self.texts, self.every = self.texts[::2], 2 * self.every
             self.sampled_bytes = sum(len(text.encode()) for text in self.texts)
-
-    @property
-    def is_whole(self) -> bool:
-        return self.every == 1
 
     def scaled(self, num_tokens: int) -> TextSize:
         """Size of the corpus, given the number of tokens in the sample."""

@@ -63,7 +63,8 @@ def tokenise(
     seed: int = 0,
     tokenising: Tokenising = without_display,
 ) -> tuple[TokenStream, TokenStream | None]:
-    """The corpus as tokens, from the cache if it is there: the training and the held-out stream.
+    """The corpus as tokens, from the cache if it is there: the training stream, and the held-out
+    one unless its share is 0.
 
     The cache is a folder in `cache_dir`, named by a hash of what decides its content: documents,
     tokenizer, held-out share and seed.
@@ -74,9 +75,6 @@ def tokenise(
             the training stream, in [0, 1). A document's side depends on its text and `seed` alone,
             so duplicates are on one side.
         tokenising: how progress is shown.
-
-    Returns:
-        the held-out stream is None where the share is 0.
 
     Raises:
         UserError: what `iter_documents` raises; a tokenizer without end-of-text; a share out of
@@ -223,12 +221,9 @@ class _Cache:
 
     def make(self, tokenising: Tokenising) -> dict[str, TokenStream]:
         """Its streams, once this process or another one has made it."""
-
-        def say_that_we_wait() -> None:
-            logger.warning("waiting for another process that tokenises %s", self.corpus.name)
-
+        waiting = f"waiting for another process that tokenises {self.corpus.name}"
         lock = self.folder.with_name(f".{self.folder.name}.lock")
-        with locked(lock, on_wait=say_that_we_wait):
+        with locked(lock, on_wait=lambda: logger.warning(waiting)):
             # Another process may have made it while this one waited.
             if (streams := self.open()) is None:
                 with tokenising(self.corpus.name) as advance:

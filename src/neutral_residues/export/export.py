@@ -23,11 +23,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def check_target(folder: Path, *, dtype: str) -> torch.dtype:
-    """The type to store in, after the checks that need no model.
-
-    Raises:
-        UserError: for an unknown type, or a folder that is not empty.
-    """
+    """The type to store in; a UserError if it is unknown, or the folder is not empty."""
     if dtype not in DTYPES:
         raise UserError("dtype", got=dtype, allowed=", ".join(DTYPES), do=nearest(dtype, DTYPES))
     check_free(folder)

@@ -8,6 +8,7 @@ be compared, and that is an error.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,20 +97,13 @@ def _outputs(model: PeftModel, token_ids_BT: Tensor) -> ReferenceOutputs:
     def keep_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs[layer] = (args[0] if args else kwargs["hidden_states"]).clone()
 
-    handles = [
-        layer.register_forward_pre_hook(keep_input, with_kwargs=True) for layer in layers.values()
-    ]
-    try:
-        with no_skipping(model):  # as the exported code
-            logits_BTV = model(input_ids=token_ids_BT).logits
-    finally:
-        for handle in handles:
-            handle.remove()
-    residues = {
-        name: torch.stack(
-            [layer.residue(inputs[layer], adapter).delta for adapter in layer.active_names()]
-        ).sum(dim=0)
-        for name, layer in layers.items()
-    }
+    with ExitStack() as hooks, no_skipping(model):  # as the exported code
+        for layer in layers.values():
+            hooks.callback(layer.register_forward_pre_hook(keep_input, with_kwargs=True).remove)
+        logits_BTV = model(input_ids=token_ids_BT).logits
+    residues = {}
+    for name, layer in layers.items():
+        deltas = [layer.residue(inputs[layer], adapter).delta for adapter in layer.active_names()]
+        residues[name] = torch.stack(deltas).sum(dim=0)
     by_name = {name: inputs[layer] for name, layer in layers.items()}
     return ReferenceOutputs(token_ids_BT, logits_BTV, by_name, residues)

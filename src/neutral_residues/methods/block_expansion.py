@@ -90,18 +90,13 @@ def _spread(count: int, num_layers: int) -> list[int]:
 @torch.no_grad()
 def _zero_output_copy(layer: nn.Module) -> nn.Module:
     block = copy.deepcopy(layer).requires_grad_(True)
-    outputs = [
-        module
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and name.rsplit(".", 1)[-1] in OUTPUT_PROJECTIONS
-    ]
+    linears = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    outputs = [m for n, m in linears.items() if n.rpartition(".")[2] in OUTPUT_PROJECTIONS]
     if len(outputs) < 2:
-        raise UserError(
-            f"the output projections of {type(layer).__name__} were not found",
-            got=f"{len(outputs)} of 2",
-            allowed=f"linear layers named {', '.join(OUTPUT_PROJECTIONS)}",
-            do="choose another method",
-        )
+        what = f"the output projections of {type(layer).__name__} were not found"
+        allowed = f"linear layers named {', '.join(OUTPUT_PROJECTIONS)}"
+        got, do = f"{len(outputs)} of 2", "choose another method"
+        raise UserError(what, got=got, allowed=allowed, do=do)
     for module in outputs:
         for parameter in module.parameters():
             parameter.zero_()

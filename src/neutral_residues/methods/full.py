@@ -32,11 +32,7 @@ def average_with(model: PreTrainedModel, finetuned: Path, *, share: float) -> nn
 
     Wortsman et al. 2022, *Robust fine-tuning of zero-shot models* (WiSE-FT), arXiv 2109.01903.
 
-    Args:
-        finetuned: folder of the fine-tuned model's safetensors.
-
-    Raises:
-        UserError: if the weights are not those of this backbone, fine-tuned.
+    `finetuned` holds the safetensors; a UserError if they are not of this backbone, fine-tuned.
     """
     check_digest(finetuned)
     tensors: dict[str, torch.Tensor] = {}

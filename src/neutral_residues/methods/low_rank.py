@@ -26,16 +26,12 @@ def attach_lora(
     alpha: float | None = None,
     **kind: bool,
 ) -> nn.Module:
-    """LoRA on the linear layers of every decoder layer.
+    """LoRA on the linear layers of every decoder layer, or of its FFN alone; a UserError that names
+    the nearest rank if none comes within 2 % of the budget.
 
     Args:
-        budget: new weights as a share of the backbone's.
-        only_ffn: leave attention alone.
         alpha: LoRA's alpha; None takes `alpha_over_rank` times the rank.
         kind: PEFT's `use_rslora` or `use_dora`.
-
-    Raises:
-        UserError: if no whole rank comes within 2 % of the budget; names the nearest.
     """
     shapes = linear_modules(model, only_ffn=only_ffn)
     per_rank = sum(sum(shape) for shape in shapes.values())
@@ -59,10 +55,7 @@ def attach_osf(model: PreTrainedModel, *, budget: float) -> nn.Module:
     large ones.
 
     The budget becomes the number of directions that train (PEFT's `effective_rank` is the number
-    that does not).
-
-    Raises:
-        UserError: as `attach_lora`; also for a model whose layers are not `nn.Linear`.
+    that does not). A UserError as in `attach_lora`, and where layers are not `nn.Linear`.
     """
     # A layer with one output, such as a gate, has no direction to spare.
     shapes = {n: s for n, s in linear_modules(model, only_ffn=False).items() if min(s) > 1}

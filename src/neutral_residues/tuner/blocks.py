@@ -53,13 +53,10 @@ def find_blocks(model: nn.Module, placement: Placement) -> dict[str, nn.Module]:
     for layer_name, layer in find_layers(model).items():
         child = _block_name(layer, BLOCK_NAMES[placement])
         if child is None:
-            title = BLOCK_TITLES[placement]
-            raise UserError(
-                f"no {title} module in {layer_name} ({type(layer).__name__})",
-                got=_names(layer),
-                allowed=f"one child named {', '.join(BLOCK_NAMES[placement])}",
-                do=f"set target_modules to the child that holds the {title} block, if there is one",
-            )
+            title, names = BLOCK_TITLES[placement], ", ".join(BLOCK_NAMES[placement])
+            what = f"no {title} module in {layer_name} ({type(layer).__name__})"
+            do = f"set target_modules to the child that holds the {title} block, if there is one"
+            raise UserError(what, got=_names(layer), allowed=f"one child named {names}", do=do)
         found[f"{layer_name}.{child}"] = getattr(layer, child)
     return found
 

@@ -143,9 +143,8 @@ class NeutralResiduesModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
-            model, config, adapter_name, state_dict
-        )
+        remap = super()._remap_adapter_state_dict_for_load
+        remapped: dict[str, Tensor] = remap(model, config, adapter_name, state_dict)
         check_adapter_tensors(model, adapter_name, remapped)
         return remapped
 

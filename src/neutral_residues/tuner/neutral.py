@@ -62,8 +62,7 @@ GATES: dict[BlockGate, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "sigmoid": torch.sigmoid,
 }
-"""g from w . x + b, elementwise. relu is exactly 0 for every logit up to 0, elu and sigmoid never
-are."""
+"""g from w . x + b, elementwise. relu is exactly 0 for each logit up to 0, the others never are."""
 
 
 class Residue(NamedTuple):
@@ -120,12 +119,9 @@ class GatedAdapter(nn.Module):
     def reset_parameters(self, *, num_layers: int, init: Init = "usual") -> None:
         """The weights before training. W_o = 0, so at step 0 the extended model *is* the backbone.
 
-        `init="paper"`: W_g and W_i have variance 1/(D L), the paper's "low variance" (section 3,
-        "Initialisation"); `init="usual"`: 2/D. A gate that starts at random has variance 1/(D L);
-        the others start with w = 0.
-
-        Args:
-            num_layers: L, the number of layers of the backbone that carry an adapter.
+        `init="paper"`: W_g and W_i have variance 1/(D L), L the number of layers with an adapter:
+        the paper's "low variance" (section 3, "Initialisation"); `init="usual"`: 2/D. A gate that
+        starts at random has variance 1/(D L); the others start with w = 0.
         """
         width_in = self.gate.in_features
         low_variance = 1 / (width_in * num_layers)

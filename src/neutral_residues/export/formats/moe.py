@@ -89,11 +89,11 @@ def _to_qwen2_moe(key: str, tensor: Tensor, config: Any) -> Tensor:
 
 
 def _qwen3_next_settings(config: Any) -> dict[str, Any]:
-    return {
+    rotary = {"partial_rotary_factor": 1.0}
+    return rotary | {
         "attention_bias": config.attention_bias,
         "layer_types": ["full_attention"] * config.num_hidden_layers,
-        "partial_rotary_factor": 1.0,
-        "rope_parameters": {**config.rope_parameters, "partial_rotary_factor": 1.0},
+        "rope_parameters": config.rope_parameters | rotary,
     }
 
 
