@@ -126,12 +126,12 @@ def _cells_of(
 def _axes(config: CompareConfig, method: Method) -> dict[str, Sequence[float]]:
     """What is crossed, by dotted key: lists of the comparison that the method has a use for, and
     its own curve. An empty list leaves the setting to the run file."""
-    axes: dict[str, Sequence[float]] = dict([method.curve] if method.curve else [])
+    axes: dict[str, Sequence[float]] = {}
     if method.has_budget and config.budgets:
         axes["budget"] = config.budgets
     if config.source_shares:
         axes["data.source_share"] = config.source_shares
-    return axes
+    return axes | dict([method.curve] if method.curve else [])
 
 
 def _group(
@@ -141,9 +141,8 @@ def _group(
     first = method.resolve(make_run({**values, "output": "unused"}))
     is_derived = not method.trains_any
     trained = find_method(DERIVED_FROM) if is_derived else method
-    own_rate = trained.peak_learning_rate(
-        first, hidden_size=_width(first.model, first.revision, first.trust_remote_code)
-    )
+    hidden_size = _width(first.model, first.revision, first.trust_remote_code)
+    own_rate = trained.peak_learning_rate(first, hidden_size=hidden_size)
     label = (first.label or method.name).replace(":", ".")
     sizes, share = _sizes(first, method), f"p{first.data.source_share:g}"
     group = "/".join([run, label, *sizes, share])

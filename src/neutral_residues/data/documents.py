@@ -101,12 +101,9 @@ def check_not_the_same(corpora: Sequence[Corpus]) -> None:
     for (one, key), (other, other_key) in pairs:
         if one.role != other.role and key == other_key:
             both = f"{one.name!r} ({one.role}) and {other.name!r} ({other.role})"
-            raise UserError(
-                f"corpora {both} are the same text",
-                got=f"{one.origin} and {other.origin}",
-                allowed="different text for source and target",
-                do="change one of them",
-            )
+            what, got = f"corpora {both} are the same text", f"{one.origin} and {other.origin}"
+            allowed = "different text for source and target"
+            raise UserError(what, got=got, allowed=allowed, do="change one of them")
 
 
 def short_hash(*parts: object) -> str:

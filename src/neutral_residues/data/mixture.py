@@ -100,13 +100,12 @@ class Mixture(Dataset[Row]):
     def _pool(self, role: Role) -> "_Pool":
         ids = [i for i, stream in enumerate(self.streams) if stream.role == role]
         if not ids:
+            what = f"source_share asks for rows of {role} text and there is none"
             names = [stream.name for stream in self.streams]
-            raise UserError(
-                f"source_share asks for rows of {role} text and there is none",
-                got=f"source_share {float(self.source_share)}, corpora {names}",
-                allowed="source_share 0 without source corpora, 1 without target corpora",
-                do=f"add a {role} corpus or change source_share",
-            )
+            got = f"source_share {float(self.source_share)}, corpora {names}"
+            allowed = "source_share 0 without source corpora, 1 without target corpora"
+            do = f"add a {role} corpus or change source_share"
+            raise UserError(what, got=got, allowed=allowed, do=do)
         sizes = [len(self.streams[i].blocks(self.block_tokens)) for i in ids]
         return _Pool(ids, list(accumulate(sizes)))
 

@@ -132,12 +132,9 @@ def _attach_lora(model: PreTrainedModel, config: RunConfig, **options: Any) -> n
 def _attach_average(model: PreTrainedModel, config: RunConfig) -> nn.Module:
     folder = config.averaging.finetuned
     if folder is None or not RunFolder(folder).is_finished:
-        raise UserError(
-            "averaging.finetuned",
-            got=folder and str(folder),
-            allowed="the output folder of a finished run of the method finetune",
-            do="run that first, or list both methods in a comparison",
-        )
+        allowed = "the output folder of a finished run of the method finetune"
+        do, got = "run that first, or list both methods in a comparison", folder and str(folder)
+        raise UserError("averaging.finetuned", got=got, allowed=allowed, do=do)
     return average_with(model, RunFolder(folder).extension, share=config.averaging.share)
 
 

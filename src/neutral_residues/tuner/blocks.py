@@ -62,12 +62,11 @@ def find_blocks(model: nn.Module, placement: Placement) -> dict[str, nn.Module]:
 
 
 def _decoder_layers(decoder: nn.Module) -> dict[str, nn.Module]:
-    layers = {
-        n: m for n, m in decoder.named_modules() if n and isinstance(m, GradientCheckpointingLayer)
-    }
+    modules = dict(decoder.named_modules())
+    layers = {n: m for n, m in modules.items() if n and isinstance(m, GradientCheckpointingLayer)}
     if layers:
         return layers
-    lists = {n: m for n, m in decoder.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
+    lists = {n: m for n, m in modules.items() if isinstance(m, nn.ModuleList) and len(m)}
     if not lists:
         return {}
     name, longest = max(lists.items(), key=lambda item: len(item[1]))

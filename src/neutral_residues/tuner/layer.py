@@ -163,11 +163,11 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, RoutableModule):
         for key, parameter in self.adapter_parameters(name):
             # Weights on disk are on the meta device here; only their module's hook fetches them.
             if not parameter.is_meta and not parameter.isfinite().all():
-                block = type(self.base_layer).__name__
+                what = "adapter tensors were never loaded, or hold NaN"
+                fresh = "dataclasses.replace(config, num_new_weights=None)"
+                do = f"save the extension again; for fresh weights, {fresh}"
                 raise UserError(
-                    f"adapter tensors were never loaded, or hold NaN: {key}, parallel to {block}",
-                    do="save the extension again; for fresh weights, dataclasses.replace(config,"
-                    " num_new_weights=None)",
+                    f"{what}: {key}, parallel to {type(self.base_layer).__name__}", do=do
                 )
         self.loaded[name] = True
 
