@@ -1,13 +1,12 @@
 """Made-up records with numbers that can be worked out by hand, as a comparison would leave them."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from neutral_residues.report.aggregate import Section, sections
 from neutral_residues.report.load import Found
-from neutral_residues.results.record import Record
+from neutral_residues.results.record import Failure, Record
 from neutral_residues.results.set_result import SetResult
 from neutral_residues.results.store import write_record
 
@@ -173,13 +172,9 @@ def make_comparison(folder: Path) -> Path:
     for record in (*comparison_records(), make_record(target="it", validation=2.1)):
         write_record(cells / record.config["output"] / "record.json", record)
     (folder / "compare.yaml").write_text("seeds: [0, 1]\n")
-    failure = {
-        "format": "neutral-residues/failure",
-        "label": "lora",
-        "reason": f"the loss is not finite {HOSTILE}",
-    }
+    failure = Failure(label="lora", reason=f"the loss is not finite {HOSTILE}")
     (cells / "fr" / "failed").mkdir()
-    (cells / "fr" / "failed" / "failure.json").write_text(json.dumps(failure))
+    (cells / "fr" / "failed" / "failure.json").write_text(failure.model_dump_json())
     (cells / "fr" / "waiting" / "checkpoints" / "checkpoint-100").mkdir(parents=True)
     (cells / "fr" / "waiting" / "run.yaml").write_text("model: x\n")
     return folder

@@ -8,6 +8,7 @@ import pytest
 
 from neutral_residues.errors import UserError
 from neutral_residues.report.load import collect
+from neutral_residues.results.record import Failure
 from neutral_residues.results.store import write_record
 from paths import COMPARISONS
 from synthetic import HOSTILE, make_comparison, make_record
@@ -32,7 +33,7 @@ def test_a_packed_comparison(tmp_path: Path) -> None:
     found = collect([packed]).found
     assert len(found) == 55
     assert found[0].origin.startswith("main.jsonl.gz/cells/french/adapter/")
-    failure = {"format": "neutral-residues/failure", "label": "lora", "reason": "out of memory"}
+    failure = Failure(label="lora", reason="out of memory").model_dump(mode="json")
     entry = {"path": "cells/fr/lora/failure.json", "content": failure}
     file = tmp_path / "failed.jsonl.gz"
     file.write_bytes(gzip.compress(json.dumps(entry).encode()))

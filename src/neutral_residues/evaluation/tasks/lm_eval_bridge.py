@@ -29,10 +29,13 @@ from torch import nn
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.evaluation.inference import as_backbone, inference
 from neutral_residues.evaluation.tasks.local_task import LocalTask
+from neutral_residues.tuner.routing import temporarily
 
 FEWSHOT_SEED = 1234
 """The default of lm-eval's command line, so that the prompts are the same."""
 
+Tasks = Mapping[str, Any]
+"""lm-eval's tasks by name: one, or the parts of a group."""
 Sample = dict[str, Any]
 """lm-eval's record of one answered item: the item, the answers, and the scores in "metrics"."""
 Answers = list[tuple[Sample, Sample]]
@@ -95,12 +98,9 @@ class PairedHFLM(HFLM):
     @contextlib.contextmanager
     def using(self, model: nn.Module) -> Iterator[None]:
         """Within the block, `model` answers; its truncated prompts are counted from 0."""
-        usual, self._model = self._model, model
         self.num_truncated = 0
-        try:
+        with temporarily([self], "_model", model):
             yield
-        finally:
-            self._model = usual
 
     def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
         key = (string, *args, *sorted(kwargs.items()))
@@ -148,7 +148,7 @@ class PairedHFLM(HFLM):
         self._on_rows(self._num_rows)
 
 
-def build_requests(tasks: Mapping[str, Any], *, num_fewshot: int | None, limit: int | None) -> int:
+def build_requests(tasks: Tasks, *, num_fewshot: int | None, limit: int | None) -> int:
     """Build the prompts of all tasks, once for both models; returns the number of requests to one
     model.
 
@@ -181,12 +181,7 @@ def _has_examples(task: Any) -> bool:
 
 
 def answer_both(
-    lm: PairedHFLM,
-    tasks: Mapping[str, Any],
-    *,
-    model: nn.Module,
-    reference: nn.Module | None,
-    limit: int | None,
+    lm: PairedHFLM, tasks: Tasks, model: nn.Module, reference: nn.Module | None, limit: int | None
 ) -> dict[str, Answers]:
     """Both models' answers to tasks whose requests are built, by task."""
     with inference(model, reference):
@@ -200,15 +195,13 @@ def answer_both(
     return found
 
 
-def score_of(tasks: Mapping[str, Any], metric: str) -> Callable[[list[Any]], float] | None:
+def score_of(tasks: Tasks, metric: str) -> Callable[[list[Any]], float] | None:
     """How a metric becomes one number over many items; None means that it is their mean."""
     score = next(iter(tasks.values())).aggregation()[metric]
     return None if score is mean else score
 
 
-def _answers(
-    lm: PairedHFLM, tasks: Mapping[str, Any], limit: int | None
-) -> dict[str, list[Sample]]:
+def _answers(lm: PairedHFLM, tasks: Tasks, limit: int | None) -> dict[str, list[Sample]]:
     for task in tasks.values():
         for request in task.instances:
             request.resps, request.filtered_resps = [], {}

@@ -168,7 +168,7 @@ def _measure(
             on_rows=lambda done: on_progress(task.name, done, 2 * num_requests),
         )
         try:
-            answers = bridge.answer_both(lm, parts, model=model, reference=reference, limit=limit)
+            answers = bridge.answer_both(lm, parts, model, reference, limit)
         except Exception as error:
             if local is not None:
                 raise
