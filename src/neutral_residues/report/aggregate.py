@@ -41,41 +41,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Spread:
-    """A number measured with one or more seeds.
-
-    Attributes:
-        mean: over the seeds.
-        deviation: standard deviation (n - 1) over the seeds; None for one seed.
-        n: number of seeds.
-    """
+    """A number measured with one or more seeds."""
 
     mean: float
-    deviation: float | None
-    n: int
+    deviation: float | None  # standard deviation (n - 1) over the seeds; None for one seed
+    n: int  # seeds
 
     @classmethod
     def over(cls, values: Sequence[float]) -> "Spread":
-        """Of the values of the seeds."""
         deviation = statistics.stdev(values) if len(values) > 1 else None
         return cls(statistics.fmean(values), deviation, len(values))
 
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """Runs that differ only in their seed.
+    """Runs that differ only in their seed."""
 
-    Attributes:
-        runs: by seed.
-        variant: settings in which it differs from other points of its label and that have no
-            column; may be empty.
-        learning_share: share of full fine-tuning's drop, 1 being all; None where that was not run.
-        is_chosen: whether validation took this learning rate; None where nothing could choose.
-    """
-
-    runs: tuple[Found, ...]
-    variant: str = ""
-    learning_share: float | None = None
-    is_chosen: bool | None = None
+    runs: tuple[Found, ...]  # by seed
+    variant: str = ""  # settings without a column that tell it from others of its label
+    learning_share: float | None = None  # of full fine-tuning's drop, 1 being all, where that ran
+    is_chosen: bool | None = None  # by validation; None where nothing could choose
 
     @property
     def first(self) -> Record:
@@ -84,12 +69,10 @@ class Point:
 
     @property
     def label(self) -> str:
-        """How tables call it."""
         return self.first.label
 
     @property
     def method(self) -> str:
-        """Name in the table of methods."""
         return self.first.method
 
     @property
@@ -125,6 +108,10 @@ class Point:
         """The setting in which it differs from other points of its curve."""
         return LEARNING_RATE if self.share is None else SHARE
 
+    @property
+    def axis_value(self) -> float | None:
+        return self.settings.get(self.axis)
+
     @cached_property
     def forgetting_by_set(self) -> Mapping[str, Spread]:
         """Source set -> rise in %."""
@@ -147,7 +134,6 @@ class Point:
 
     @cached_property
     def backbone_bits(self) -> float:
-        """The backbone's, on the same."""
         return self._mean("target", lambda result: result.backbone_bits_per_byte).mean
 
     @cached_property
@@ -213,12 +199,10 @@ class Section:
 
     @property
     def sources(self) -> list[str]:
-        """Names of the source sets."""
         return list(sets_of(self.points[0].first, "source"))
 
     @property
     def targets(self) -> list[str]:
-        """Names of the target sets."""
         return list(sets_of(self.points[0].first, "target"))
 
     @property
@@ -231,14 +215,12 @@ class Section:
 
     @property
     def rows(self) -> list[Point]:
-        """The points that stand for their curve: the chosen one, or all where nothing could
-        choose."""
+        """The points that stand for their curve: the chosen one, or all if nothing could choose."""
         return [point for point in self.points if point.is_chosen is not False]
 
     @property
     def cropped_points(self) -> list[Point]:
-        """The points that a picture is cropped to: weight averages reach all the way back to the
-        backbone."""
+        """What a picture is cropped to: weight averages reach all the way back to the backbone."""
         return [point for point in self.points if point.share is None] or self.points
 
     @property
@@ -265,28 +247,17 @@ def grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
 
 
 def sections(found: Sequence[Found]) -> list[Section]:
-    """Points and curves of all records, by target.
-
-    Raises:
-        UserError: if a record has no source or target set, two records are one run, or records of a
-            section were not measured alike.
-    """
+    """Points and curves of all records, by target. A UserError if a record has no source or target
+    set, two records are one run, or records of a section were not measured alike."""
     for item in found:
-        _check_roles(item)
-    return [_section(group) for group in grouped(found, _targets)]
-
-
-def _targets(found: Found) -> tuple[str, ...]:
-    return tuple(sets_of(found.record, "target"))
-
-
-def _check_roles(found: Found) -> None:
-    for role in ("source", "target"):
-        if not sets_of(found.record, role):
-            raise UserError(
-                f"record {found.origin} cannot be reported: it lacks a {role} set",
-                do=f"evaluate it on one (neutral evaluate --set {role}:name=file)",
-            )
+        for role in ("source", "target"):
+            if not sets_of(item.record, role):
+                raise UserError(
+                    f"record {item.origin} cannot be reported: it lacks a {role} set",
+                    do=f"evaluate it on one (neutral evaluate --set {role}:name=file)",
+                )
+    by_target = grouped(found, lambda item: tuple(sets_of(item.record, "target")))
+    return [_section(group) for group in by_target]
 
 
 def _section(found: Sequence[Found]) -> Section:
@@ -294,12 +265,16 @@ def _section(found: Sequence[Found]) -> Section:
         check_alike(found[0], item)
     runs = grouped(found, lambda item: frozenset(point_settings(item.record).items()))
     points = _with_variants([_point(group) for group in runs])
-    curves = [_curve(group) for group in grouped(points, _all_but_axis)]
-    return _with_learning_share(Section(_with_own_names(curves)))
-
-
-def _all_but_axis(point: Point) -> frozenset[tuple[str, Any]]:
-    return frozenset(item for item in point.settings.items() if item[0] != point.axis)
+    by_curve = grouped(points, lambda p: frozenset(p.settings.items() - {(p.axis, p.axis_value)}))
+    curves = _with_own_names([_curve(group) for group in by_curve])
+    rows = Section(curves).rows
+    finetuned = [point for point in rows if point.method == "finetune"]
+    return Section(
+        tuple(
+            Curve(tuple(replace(p, learning_share=_share(p, finetuned)) for p in curve.points))
+            for curve in curves
+        )
+    )
 
 
 def _point(runs: Sequence[Found]) -> Point:
@@ -319,7 +294,7 @@ def _seed(found: Found) -> int:
 
 
 def _curve(points: Sequence[Point]) -> Curve:
-    points = sorted(points, key=lambda point: point.settings.get(point.axis, -math.inf))
+    points = sorted(points, key=lambda p: -math.inf if p.axis_value is None else p.axis_value)
     if points[0].axis == LEARNING_RATE and len(points) > 1:
         points = _choose(points)
     return Curve(tuple(points))
@@ -336,8 +311,7 @@ def _choose(points: list[Point]) -> list[Point]:
 
 
 def _with_variants(points: Sequence[Point]) -> list[Point]:
-    """Give each point the settings in which it differs from others of its label, as far as no
-    column shows them."""
+    """Each point with the settings, of those without a column, that differ within its label."""
     named = []
     for point in points:
         same_label = [other.settings for other in points if other.label == point.label]
@@ -357,8 +331,7 @@ def _setting_text(key: str, value: object) -> str:
 
 
 def _with_own_names(curves: Sequence[Curve]) -> tuple[Curve, ...]:
-    """Number the curves whose names would be alike, such as those of two long lists of training
-    text."""
+    """Number the curves of one name, such as those of two long lists of training text."""
     named = []
     for number, curve in enumerate(curves):
         same = 1 + sum(other.name == curve.name for other in curves[:number])
@@ -368,29 +341,15 @@ def _with_own_names(curves: Sequence[Curve]) -> tuple[Curve, ...]:
     return tuple(named)
 
 
-def _with_learning_share(section: Section) -> Section:
-    finetuned = [point for point in section.rows if point.method == "finetune"]
-    return Section(
-        tuple(
-            Curve(tuple(replace(p, learning_share=_share(p, finetuned)) for p in curve.points))
-            for curve in section.curves
-        )
-    )
-
-
 def _share(point: Point, finetuned: Sequence[Point]) -> float | None:
-    """Learning as a share of full fine-tuning's, of the same steps and source share where there is
-    such a run.
+    """Learning as a share of full fine-tuning's, of the same steps and source share where such a
+    run is; several candidates, with nothing to choose by, are not a yardstick."""
 
-    Several candidates, with nothing to choose by, are not a yardstick.
-    """
-
-    def recipe(p: Point) -> tuple[Any, Any]:
-        return p.settings.get("training.steps"), p.settings.get("data.source_share")
+    def recipe(p: Point) -> list[Any]:
+        return [p.settings.get(key) for key in ("training.steps", "data.source_share")]
 
     yardsticks = [p for p in finetuned if recipe(p) == recipe(point)] or finetuned
     if len(yardsticks) != 1:
         return None
-    return learning_share(
-        extended=point.bits.mean, backbone=point.backbone_bits, finetuned=yardsticks[0].bits.mean
-    )
+    extended, best = point.bits.mean, yardsticks[0].bits.mean
+    return learning_share(extended=extended, backbone=point.backbone_bits, finetuned=best)

@@ -1,5 +1,4 @@
-"""What was measured along the way and inside the model: curves through training, gates and residues
-by layer."""
+"""What was measured on the way and inside the model: through training, and by layer."""
 
 import statistics
 from collections.abc import Sequence
@@ -15,23 +14,19 @@ PREFIX = "bits_per_byte/"
 
 @dataclass(frozen=True)
 class TrainingCurve:
-    """Bits per byte of one set through the training of one point.
-
-    Attributes:
-        seeds: step -> value, for each seed.
-        steps: those that all seeds have.
-        means: over the seeds, at these steps.
-    """
+    """Bits per byte of one set through the training of one point."""
 
     point: Point
-    seeds: tuple[dict[int, float], ...]
+    seeds: tuple[dict[int, float], ...]  # step -> value, for each seed
 
     @property
     def steps(self) -> list[int]:
-        return sorted(set.intersection(*(set(seed) for seed in self.seeds)))
+        """Those that all seeds have."""
+        return sorted(set.intersection(*map(set, self.seeds)))
 
     @property
     def means(self) -> list[float]:
+        """Over the seeds, at these steps."""
         return [statistics.fmean(seed[step] for seed in self.seeds) for step in self.steps]
 
 
@@ -48,7 +43,12 @@ def sets_in_curves(section: Section) -> dict[str, str]:
 
 def training_curves(section: Section, set_name: str) -> list[TrainingCurve]:
     """Each row's way through training, where it was measured."""
-    found = [_training_curve(point, PREFIX + set_name) for point in section.rows]
+    key = PREFIX + set_name
+    found = []
+    for point in section.rows:
+        measured = ([entry for entry in run.record.curve if key in entry] for run in point.runs)
+        seeds = (sorted((int(entry["step"]), entry[key]) for entry in seed) for seed in measured)
+        found.append(TrainingCurve(point, tuple(map(dict, seeds))))
     return [curve for curve in found if curve.steps]
 
 
@@ -72,26 +72,15 @@ def layer_values(
 
 
 def rises(record: Record, names: Sequence[str]) -> list[list[float]]:
-    """Rise in % of each of these sets: 0 for the backbone, wherever all were measured while
-    training, and at the end.
-
-    Measurements on the way are on a part of the text, so they are held against the backbone on that
-    part (step 0); without it there are none.
-    """
+    """Rise in % of each set: 0 for the backbone, wherever all were measured while training, and at
+    the end. Measurements on the way are on a part of the text, so they are held against the
+    backbone on that part (step 0); without it there are none."""
     keys = [PREFIX + name for name in names]
     measured = [entry for entry in record.curve if all(key in entry for key in keys)]
     if not measured or measured[0]["step"] != 0:
         measured = []
-    ways = [
-        [rise_percent(measured[0][key], entry[key]) for entry in measured[1:-1]] for key in keys
-    ]
-    ends = [record.sets[name].rise_percent for name in names]
-    return [[0.0, *way, end] for way, end in zip(ways, ends, strict=True)]
-
-
-def _training_curve(point: Point, key: str) -> TrainingCurve:
-    seeds = (
-        {int(entry["step"]): float(entry[key]) for entry in run.record.curve if key in entry}
-        for run in point.runs
-    )
-    return TrainingCurve(point, tuple(dict(sorted(seed.items())) for seed in seeds))
+    rises = []
+    for name, key in zip(names, keys, strict=True):
+        way = [rise_percent(measured[0][key], entry[key]) for entry in measured[1:-1]]
+        rises.append([0.0, *way, record.sets[name].rise_percent])
+    return rises

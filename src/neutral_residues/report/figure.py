@@ -1,5 +1,4 @@
-"""What all interactive figures share: an empty plotly figure in the look of the page, and points
-and lines in it.
+"""What all interactive figures share: an empty one in the look of the page, points and lines in it.
 
 Text and grid colours come from the page, so that dark mode works. Every figure has a text that says
 what it shows and a table that says the same.
@@ -19,22 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure of the page.
-
-    Attributes:
-        title: what stands over it.
-        figure: the plotly figure.
-        alt: what it shows, in a sentence.
-        table: the same numbers; None where another table of the page has them.
-        views: other x axes to choose: name -> {"x", "y", "error": a list for each trace, "title",
-            "range"}.
-    """
+    """One figure of the page."""
 
     title: str
     figure: "go.Figure"
-    alt: str
-    table: Table | None = None
+    alt: str  # what it shows, in a sentence
+    table: Table | None = None  # the same numbers; None where another table of the page has them
     views: Mapping[str, Any] | None = None
+    """Other x axes to choose: name -> {"x", "y", "error": a list by trace, "title", "range"}."""
 
 
 def empty_figure(*, height: int) -> "go.Figure":
@@ -61,9 +52,8 @@ def empty_figure(*, height: int) -> "go.Figure":
 
 def legend_above(figure: "go.Figure") -> None:
     """Show the figure's own legend, where the buttons of the section do not name its lines."""
-    figure.update_layout(
-        showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
-    )
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+    figure.update_layout(showlegend=True, legend=legend)
 
 
 def add_points(
@@ -76,23 +66,10 @@ def add_points(
     curve: str = "",
     **more: Any,
 ) -> None:
-    """Draw measurements.
-
-    Args:
-        name: in the legend.
-        notes: what the pointer shows at each, see `hover`.
-        curve: what the section's buttons call it.
-        more: plotly's own arguments.
-    """
-    figure.add_scatter(
-        x=xs,
-        y=ys,
-        name=html.escape(name),
-        hovertext=notes,
-        hoverinfo="text",
-        meta={"curve": curve},
-        **more,
-    )
+    """Draw measurements: `name` for the legend, `notes` for the pointer (see `hover`), `curve` for
+    the buttons of the section, and more of plotly's own arguments."""
+    more |= {"hovertext": notes, "hoverinfo": "text", "meta": {"curve": curve}}
+    figure.add_scatter(x=xs, y=ys, name=html.escape(name), **more)
 
 
 def add_line(

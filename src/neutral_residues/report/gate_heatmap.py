@@ -1,5 +1,5 @@
-"""Gates over text: for each token the gate of every layer, as small steps of colour; exactly 0 is a
-step of its own."""
+"""Gates over text: each token with the gate of every layer as a step of colour; exactly 0 is one
+of its own."""
 
 from dataclasses import dataclass
 
@@ -14,46 +14,30 @@ SHOWN = {"\n": "↵", "\r": "↵", "\t": "⇥"}
 
 @dataclass(frozen=True)
 class HeatToken:
-    """One token.
+    """One token."""
 
-    Attributes:
-        text: as it is shown, see `visible`.
-        levels: (L) 0 where the gate is exactly 0, else 1 to STEPS by its size.
-        title: layer and gate, for the pointer.
-        breaks: whether a new line starts after it.
-    """
-
-    text: str
-    levels: tuple[int, ...]
-    title: str
-    breaks: bool
+    text: str  # as it is shown, see `visible`
+    levels: tuple[int, ...]  # (L) 0 where the gate is exactly 0, else 1 to STEPS by its size
+    title: str  # layers and gates, for the pointer
+    breaks: bool  # whether a new line starts after it
 
 
 @dataclass(frozen=True)
 class HeatText:
-    """One text under one point.
+    """One text under the first seed of one point."""
 
-    Attributes:
-        row: name of the point whose first seed it is.
-        curve: name of its curve.
-        layers: (L) numbers of the layers, from top to bottom.
-        largest: the gate that has the darkest step.
-        closed_share: share of all gates that are exactly 0.
-    """
-
-    row: str
-    curve: str
+    row: str  # name of the point
+    curve: str  # name of its curve
     name: str
     kind: str
+    layers: tuple[int, ...]  # (L) from top to bottom
     tokens: tuple[HeatToken, ...]
-    layers: tuple[int, ...]
-    largest: float
-    closed_share: float
+    largest: float  # the gate that has the darkest step
+    closed_share: float  # of all gates, those that are exactly 0
 
 
 def heat_texts(section: Section) -> list[HeatText]:
-    """All texts with gates of the first seed of each row, text by text, so that runs stand next to
-    each other."""
+    """The gates of the first seed of each row, text by text: runs stand next to each other."""
     found = []
     for point in section.rows:
         largest = max((abs(g) for text in point.first.gates for g in _all_gates(text)), default=0.0)
@@ -78,16 +62,10 @@ def visible(text: str) -> str:
 
 def _heat_text(row: str, curve: str, text: GateText, largest: float) -> HeatText:
     gates = _all_gates(text)
-    return HeatText(
-        row,
-        curve,
-        text.name,
-        text.kind,
-        tuple(_token(text, index, largest) for index in range(len(text.tokens))),
-        tuple(text.layers),
-        largest,
-        sum(gate == 0 for gate in gates) / max(1, len(gates)),
-    )
+    closed = sum(gate == 0 for gate in gates) / max(1, len(gates))
+    tokens = tuple(_token(text, index, largest) for index in range(len(text.tokens)))
+    layers = tuple(text.layers)
+    return HeatText(row, curve, text.name, text.kind, layers, tokens, largest, closed)
 
 
 def _token(text: GateText, index: int, largest: float) -> HeatToken:

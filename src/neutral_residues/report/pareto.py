@@ -16,98 +16,65 @@ SAME_BUDGET = 0.02
 
 @dataclass(frozen=True)
 class EqualLearning:
-    """What one curve forgets where it has learnt as much as `Comparison.reference`.
-
-    Attributes:
-        forgetting: in %, interpolated; None where the curve does not reach that learning.
-        times: `forgetting` over the reference's; None where either is missing or that is not above
-            0.
-        lowest_bits: the fewest target bits per byte that the curve reaches.
-        num_points: of the curve; with one, the line from the backbone to it is straight, which
-            overstates.
-    """
+    """What one curve forgets where it has learnt as much as `Comparison.reference`."""
 
     name: str
-    forgetting: float | None
-    times: float | None
-    lowest_bits: float
-    num_points: int
+    forgetting: float | None  # in %, interpolated; None where the curve does not learn as much
+    times: float | None  # forgetting over the reference's; None without it or if that is not > 0
+    lowest_bits: float  # the fewest target bits per byte that the curve reaches
+    num_points: int  # with one, the line from the backbone to it is straight, which overstates
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The point of neutral residues against everything else in a section.
-
-    Attributes:
-        reference: the point of neutral residues.
-        others: each other label's curve at equal learning, least forgetting first; those that do
-            not reach it last.
-        better_on_both_sides: points of the same budget, or that add no weights, with less
-            forgetting and more learning.
-        num_same_budget: how many other points of the same budget, or that add no weights, there
-            are.
-    """
+    """The point of neutral residues against everything else in a section."""
 
     reference: Point
     others: tuple[EqualLearning, ...]
+    """Curves of other labels, least forgetting first; those that do not learn as much last."""
     better_on_both_sides: tuple[Point, ...]
+    """Points with less forgetting and more learning, of those counted in `num_same_budget`."""
     num_same_budget: int
+    """Other points of the same budget, or that add no weights."""
 
 
 def pareto_front(
     points: Iterable[Point],
     forgetting: Callable[[Point], float] = lambda point: point.forgetting.mean,
 ) -> list[Point]:
-    """The points that no other dominates (better on one side, at least as good on the other), by
-    forgetting."""
-    placed = [((forgetting(point), point.bits.mean), point) for point in points]
-    kept = [
-        (xy, point) for xy, point in placed if not any(_dominates(other, xy) for other, _ in placed)
-    ]
-    return [point for _, point in sorted(kept, key=lambda pair: pair[0])]
+    """The points that no other dominates (see `_dominates`), by forgetting."""
+    places = {point: (forgetting(point), point.bits.mean) for point in points}
+    kept = [p for p in places if not any(_dominates(xy, places[p]) for xy in places.values())]
+    return sorted(kept, key=places.__getitem__)
 
 
 def compare_with_neutral(section: Section) -> Comparison | None:
-    """Neutral residues against the rest; None where no point has the method "neutral".
-
-    Of several such points the reference is the one labelled "neutral", with the most seeds, that
-    came first.
-    """
+    """Neutral residues against the rest; None where no point has the method "neutral". Of several
+    such points the reference is the one labelled so, with the most seeds, that came first."""
     candidates = [point for point in section.rows if point.method == NEUTRAL]
     if not candidates:
         return None
     reference = max(candidates, key=lambda point: (point.label == NEUTRAL, point.bits.n))
-    others = [
-        _at_equal_learning(curve, section, reference)
-        for curve in section.curves
-        if curve.label != reference.label
-    ]
-    others.sort(key=_least_first)
+    curves = [curve for curve in section.curves if curve.label != reference.label]
+    others = sorted((_at_equal_learning(c, section, reference) for c in curves), key=_least_first)
     same_budget = [p for p in section.points if p is not reference and _same_budget(p, reference)]
-    better = [point for point in same_budget if _is_better_on_both_sides(point, reference)]
+    x, y = _xy(reference)
+    better = [p for p in same_budget if p.forgetting.mean < x and p.bits.mean < y]
     return Comparison(reference, tuple(others), tuple(better), len(same_budget))
 
 
 def forgetting_at(
     bits: float, curve: Sequence[tuple[float, float]], *, backbone_bits: float
 ) -> float | None:
-    """Forgetting where a curve reaches `bits`, linear between its points; None if it does not reach
-    it.
+    """Forgetting where a curve reaches `bits` (of the target, per byte), linear between its points
+    (forgetting in %, bits); None if it does not get there.
 
     The curve starts at the backbone, which has forgotten nothing. Points that another of the same
     curve dominates, such as too large a learning rate, are left out: this favours the curve.
-
-    Args:
-        bits: target bits per byte to reach.
-        curve: (forgetting in %, target bits per byte) of each point.
-        backbone_bits: target bits per byte of the backbone.
     """
-    kept = [
-        p
-        for p in curve
-        if p[1] < backbone_bits and not any(_dominates(other, p) for other in curve)
-    ]
-    path = sorted([(0.0, backbone_bits), *kept], key=lambda p: -p[1])
+    kept = [p for p in curve if not any(_dominates(other, p) for other in curve)]
+    learnt = [p for p in kept if p[1] < backbone_bits]
+    path = sorted([(0.0, backbone_bits), *learnt], key=lambda p: -p[1])
     for (x0, y0), (x1, y1) in itertools.pairwise(path):
         if y1 <= bits <= y0:
             return x0 + (x1 - x0) * (y0 - bits) / (y0 - y1) if y0 > y1 else min(x0, x1)
@@ -132,8 +99,9 @@ def _whole_share(curve: Curve, section: Section) -> list[Point]:
 
 
 def _least_first(other: EqualLearning) -> tuple[bool, float]:
-    reached = other.forgetting is not None
-    return not reached, other.forgetting if other.forgetting is not None else other.lowest_bits
+    if other.forgetting is None:
+        return True, other.lowest_bits
+    return False, other.forgetting
 
 
 def _xy(point: Point) -> tuple[float, float]:
@@ -141,12 +109,8 @@ def _xy(point: Point) -> tuple[float, float]:
 
 
 def _dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Better on one side, at least as good on the other."""
     return one != other and one[0] <= other[0] and one[1] <= other[1]
-
-
-def _is_better_on_both_sides(one: Point, other: Point) -> bool:
-    (x1, y1), (x2, y2) = _xy(one), _xy(other)
-    return x1 < x2 and y1 < y2
 
 
 def _same_budget(one: Point, other: Point) -> bool:

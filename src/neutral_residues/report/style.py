@@ -7,52 +7,45 @@ marker differs long after.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from neutral_residues.report.aggregate import Curve
 from neutral_residues.results.set_result import TokenKind
 
 
-class Marker(NamedTuple):
-    """One marker: its names, and as a path in a square from -5 to 5 for the legend of the page."""
+class Mark(NamedTuple):
+    """One marker or dash: its names, and as SVG for the legend of the page: a path in a square from
+    -5 to 5, or a `stroke-dasharray`."""
 
     plotly: str
     matplotlib: str
-    path: str
-
-
-class Dash(NamedTuple):
-    """One dash: its names, and as `stroke-dasharray` for the legend of the page."""
-
-    plotly: str
-    matplotlib: str
-    array: str
+    svg: str
 
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C8C8C")
 GREY = "#8C8C8C"
 """Backbone, Pareto front, and what others are held against."""
 MARKERS = (
-    Marker("circle", "o", "M-4.5,0a4.5,4.5 0 1,0 9,0a4.5,4.5 0 1,0 -9,0Z"),
-    Marker("square", "s", "M-4,-4H4V4H-4Z"),
-    Marker("triangle-up", "^", "M0,-5L5,4H-5Z"),
-    Marker("diamond", "D", "M0,-5.5L5.5,0L0,5.5L-5.5,0Z"),
-    Marker("triangle-down", "v", "M0,5L5,-4H-5Z"),
-    Marker("cross", "P", "M-2,-5H2V-2H5V2H2V5H-2V2H-5V-2H-2Z"),
-    Marker("x", "X", "M-5,-3L-3,-5L0,-2L3,-5L5,-3L2,0L5,3L3,5L0,2L-3,5L-5,3L-2,0Z"),
-    Marker("pentagon", "p", "M0,-5L5,-1.5L3,4.5H-3L-5,-1.5Z"),
-    Marker("hexagon", "h", "M-5,0L-2.5,-4.5H2.5L5,0L2.5,4.5H-2.5Z"),
-    Marker(
+    Mark("circle", "o", "M-4.5,0a4.5,4.5 0 1,0 9,0a4.5,4.5 0 1,0 -9,0Z"),
+    Mark("square", "s", "M-4,-4H4V4H-4Z"),
+    Mark("triangle-up", "^", "M0,-5L5,4H-5Z"),
+    Mark("diamond", "D", "M0,-5.5L5.5,0L0,5.5L-5.5,0Z"),
+    Mark("triangle-down", "v", "M0,5L5,-4H-5Z"),
+    Mark("cross", "P", "M-2,-5H2V-2H5V2H2V5H-2V2H-5V-2H-2Z"),
+    Mark("x", "X", "M-5,-3L-3,-5L0,-2L3,-5L5,-3L2,0L5,3L3,5L0,2L-3,5L-5,3L-2,0Z"),
+    Mark("pentagon", "p", "M0,-5L5,-1.5L3,4.5H-3L-5,-1.5Z"),
+    Mark("hexagon", "h", "M-5,0L-2.5,-4.5H2.5L5,0L2.5,4.5H-2.5Z"),
+    Mark(
         "star",
         "*",
         "M0,-5.5L1.6,-1.8L5.5,-1.6L2.5,1L3.4,5L0,2.7L-3.4,5L-2.5,1L-5.5,-1.6L-1.6,-1.8Z",
     ),
 )
 DASHES = (
-    Dash("solid", "-", "none"),
-    Dash("dash", "--", "5,3"),
-    Dash("dot", ":", "1.5,2.5"),
-    Dash("dashdot", "-.", "5,2,1,2"),
+    Mark("solid", "-", "none"),
+    Mark("dash", "--", "5,3"),
+    Mark("dot", ":", "1.5,2.5"),
+    Mark("dashdot", "-.", "5,2,1,2"),
 )
 KNOWN = {"neutral": 0, "adapter": 1, "lora": 2, "finetune": 3}
 """Label -> number of its style."""
@@ -71,29 +64,17 @@ KIND_COLOURS: dict[TokenKind, str] = {
 
 @dataclass(frozen=True)
 class Style:
-    """How one curve is drawn.
+    """How one curve is drawn."""
 
-    Attributes:
-        colour: as #RRGGBB.
-    """
-
-    colour: str
-    marker: Marker
-    dash: Dash
+    colour: str  # as #RRGGBB
+    marker: Mark
+    dash: Mark
 
     @classmethod
     def numbered(cls, number: int) -> "Style":
         """The style of that number; all of the first 280 differ."""
-        return cls(
-            COLOURS[number % len(COLOURS)],
-            MARKERS[number % len(MARKERS)],
-            DASHES[number // len(COLOURS) % len(DASHES)],
-        )
-
-    @property
-    def matplotlib_line(self) -> dict[str, Any]:
-        """Arguments of matplotlib's `plot` for the line alone."""
-        return {"color": self.colour, "linestyle": self.dash.matplotlib}
+        colour, dash = number % len(COLOURS), number // len(COLOURS) % len(DASHES)
+        return cls(COLOURS[colour], MARKERS[number % len(MARKERS)], DASHES[dash])
 
 
 def styles(curves: Sequence[Curve]) -> dict[str, Style]:
@@ -103,10 +84,8 @@ def styles(curves: Sequence[Curve]) -> dict[str, Style]:
         if KNOWN.get(curve.label, -1) not in {-1, *numbers.values()}:
             numbers[curve.name] = KNOWN[curve.label]
     free = (number for number in range(len(curves) + len(KNOWN)) if number not in numbers.values())
-    return {
-        curve.name: Style.numbered(numbers[curve.name] if curve.name in numbers else next(free))
-        for curve in curves
-    }
+    names = [curve.name for curve in curves]
+    return {n: Style.numbered(numbers[n] if n in numbers else next(free)) for n in names}
 
 
 def limits(values: Sequence[float]) -> tuple[float, float]:

@@ -1,13 +1,12 @@
-"""The numbers of a section as tables, for page, summary and screen readers alike. A cell holds its
-number and how it is written."""
+"""The numbers of a section as tables, for page, summary and screen readers alike."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from neutral_residues.report.aggregate import Point, Section, Spread
 from neutral_residues.report.formatting import NONE, number, short
 from neutral_residues.report.load import Unfinished
-from neutral_residues.report.pareto import compare_with_neutral, pareto_front
+from neutral_residues.report.pareto import EqualLearning, compare_with_neutral, pareto_front
 
 LOWER, HIGHER = "lower is better", "higher is better"
 BITS = "bits/byte"
@@ -15,33 +14,21 @@ BITS = "bits/byte"
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry.
-
-    Attributes:
-        text: as people read it.
-        value: the number, in the unit of its column; None where there is none, which sorts last.
-    """
+    """A number and how it is written."""
 
     text: str
-    value: float | None = None
+    value: float | None = None  # in the unit of its column; None, where there is none, sorts last
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column with its heading.
-
-    Attributes:
-        name: what it holds.
-        unit: of its numbers; empty for words.
-        good: which direction is good; empty where neither is.
-        is_text: whether the cells are sentences.
-    """
+    """One column with its heading."""
 
     name: str
     cells: tuple[Cell, ...]
-    unit: str = ""
-    good: str = ""
-    is_text: bool = False
+    unit: str = ""  # empty for words
+    good: str = ""  # which direction is good; empty where neither is
+    is_text: bool = False  # whether the cells are sentences
 
     @property
     def heading(self) -> str:
@@ -54,41 +41,31 @@ class Column:
         largest = max((cell.value or 0 for cell in self.cells), default=0)
         return 100 * (cell.value or 0) / largest if largest > 0 else 0
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no cell has a number."""
-        return all(cell.value is None for cell in self.cells)
-
 
 @dataclass(frozen=True)
 class RowName:
-    """What heads a row.
-
-    Attributes:
-        curve: name of the curve it belongs to, for its marker; empty for none.
-        is_dim: whether it was measured but not chosen.
-    """
+    """What heads a row."""
 
     name: str
-    curve: str = ""
-    is_dim: bool = False
+    curve: str = ""  # name of the curve it belongs to, for its marker
+    is_dim: bool = False  # whether it was measured but not chosen
 
 
 @dataclass(frozen=True)
 class Table:
-    """Names of rows, their heading, and the other columns."""
-
     rows: tuple[RowName, ...]
     columns: tuple[Column, ...]
-    first: str = "run"
+    first: str = "run"  # heading of the names of rows
 
     @property
     def lines(self) -> list[tuple[RowName, list[Cell]]]:
         """Row by row."""
-        return [
-            (row, [column.cells[index] for column in self.columns])
-            for index, row in enumerate(self.rows)
-        ]
+        return [(row, [c.cells[n] for c in self.columns]) for n, row in enumerate(self.rows)]
+
+    def without_empty_columns(self) -> "Table":
+        """Only the columns that have a number."""
+        kept = (c for c in self.columns if any(cell.value is not None for cell in c.cells))
+        return replace(self, columns=tuple(kept))
 
 
 def numbers(
@@ -120,32 +97,28 @@ def row_names(points: Iterable[Point], section: Section) -> tuple[RowName, ...]:
 
 
 def points_table(section: Section) -> Table:
-    """Every point: both sides, with what tells it from others; columns without numbers are left
-    out."""
+    """Every point: both sides, with what tells it from others."""
     points = section.points
     front = pareto_front(points)
+    drops = [_percent(p.learning_share) for p in points]
+    neutral = [p.neutral_percent for p in points]
+    validation = [p.validation_bits for p in points]
     on_front = tuple(Cell("yes", 1) if point in front else Cell(NONE, 0) for point in points)
     columns = (
         _rates(points),
         numbers("share of the average", [p.share for p in points]),
         _seeds(points),
         *_sides(section, points),
-        numbers(
-            "of fine-tuning's drop", [_percent(p.learning_share) for p in points], 0, "%", HIGHER
-        ),
-        numbers(
-            "source tokens with all gates 0", [p.neutral_percent for p in points], 1, "%", HIGHER
-        ),
+        numbers("of fine-tuning's drop", drops, 0, "%", HIGHER),
+        numbers("source tokens with all gates 0", neutral, 1, "%", HIGHER),
         *_single_sets(section),
         _new_weights(points, good=LOWER),
         Column("on the Pareto front", on_front),
-        numbers("bits per byte, validation", [p.validation_bits for p in points], 4, BITS, LOWER),
+        numbers("bits per byte, validation", validation, 4, BITS, LOWER),
         _chosen(points),
     )
-    return Table(
-        tuple(RowName(p.name, p.name, p.is_chosen is False) for p in points),
-        tuple(column for column in columns if not column.is_empty),
-    )
+    rows = tuple(RowName(p.name, p.name, p.is_chosen is False) for p in points)
+    return Table(rows, columns).without_empty_columns()
 
 
 def summary_table(section: Section) -> Table:
@@ -156,66 +129,55 @@ def summary_table(section: Section) -> Table:
 
 
 def equal_learning_table(section: Section) -> Table | None:
-    """What every other method forgets where it has learnt as much as neutral residues; None without
-    either."""
+    """What others forget where they have learnt as much as neutral residues; None without both."""
     comparison = compare_with_neutral(section)
     if comparison is None or not comparison.others:
         return None
     reference, others = comparison.reference, comparison.others
     at = f"forgetting at {number(reference.bits.mean)} bits per byte of {section.name}"
-    forgetting = [
-        Cell(f"not reached, {number(other.lowest_bits)} at best")
-        if other.forgetting is None
-        else Cell(number(other.forgetting, 2, signed=True), other.forgetting)
-        for other in others
-    ]
+
+    def cell(other: EqualLearning) -> Cell:
+        if other.forgetting is None:
+            return Cell(f"not reached, {number(other.lowest_bits)} at best")
+        return Cell(number(other.forgetting, 2, signed=True), other.forgetting)
+
     own = Cell(number(reference.forgetting, 2, signed=True), reference.forgetting.mean)
-    return Table(
-        (*row_names([reference], section), *(RowName(other.name, other.name) for other in others)),
-        (
-            Column(at, (own, *forgetting), "%", LOWER),
-            numbers("times as much", [1.0, *(other.times for other in others)], 1),
-        ),
-    )
+    forgetting = Column(at, (own, *map(cell, others)), "%", LOWER)
+    times = numbers("times as much", [1.0, *(other.times for other in others)], 1)
+    names = (RowName(other.name, other.name) for other in others)
+    return Table((*row_names([reference], section), *names), (forgetting, times))
 
 
 def cost_table(section: Section) -> Table:
-    """What each point took: medians and means of its first seed; times compare only on the same
-    machine."""
+    """What the first seed of each row took; times compare only on the same machine."""
     costs = [point.first.cost for point in section.rows]
 
-    def scaled(name: str, by: float) -> list[float | None]:
+    def scaled(name: str, by: float = 1) -> list[float | None]:
         values = (getattr(cost, name) for cost in costs)
         return [None if value is None else value / by for value in values]
 
     weights = "million weights"
     columns = (
-        numbers("step", scaled("step_seconds", 1), 3, "s", LOWER),
-        numbers("throughput", scaled("tokens_per_second", 1), 0, "tokens/s", HIGHER),
+        numbers("step", scaled("step_seconds"), 3, "s", LOWER),
+        numbers("throughput", scaled("tokens_per_second"), 0, "tokens/s", HIGHER),
         numbers("training", scaled("seconds", 60), 1, "min", LOWER),
-        numbers("threads", scaled("threads", 1)),
+        numbers("threads", scaled("threads")),
         numbers("peak memory", scaled("peak_memory_bytes", 2**30), 2, "GiB", LOWER),
         numbers("trained", scaled("trainable_weights", 1e6), None, weights, LOWER),
         numbers("added", scaled("new_weights", 1e6), None, weights, LOWER),
         numbers("stored", scaled("stored_weights", 1e6), None, weights, LOWER),
     )
-    return Table(
-        row_names(section.rows, section), tuple(column for column in columns if not column.is_empty)
-    )
+    return Table(row_names(section.rows, section), columns).without_empty_columns()
 
 
 def unfinished_table(runs: Sequence[Unfinished]) -> Table:
     """Runs without a result, and why."""
-    states = ["not done yet" if run.reason is None else "failed" for run in runs]
-    reasons = [run.reason or "" for run in runs]
-    return Table(
-        tuple(RowName(run.label or run.origin) for run in runs),
-        (
-            texts("folder", [run.origin for run in runs]),
-            texts("state", states),
-            texts("reason", reasons, is_text=True),
-        ),
+    columns = (
+        texts("folder", [run.origin for run in runs]),
+        texts("state", ["not done yet" if run.reason is None else "failed" for run in runs]),
+        texts("reason", [run.reason or "" for run in runs], is_text=True),
     )
+    return Table(tuple(RowName(run.label or run.origin) for run in runs), columns)
 
 
 def _rates(points: Sequence[Point]) -> Column:

@@ -6,7 +6,7 @@ the ends shown are the means of the seeds' ends.
 
 import html
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from neutral_residues.errors import UserError
@@ -21,24 +21,14 @@ from neutral_residues.results.wording import change_in_words, factor_of
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One run on one task; shares in %.
-
-    Attributes:
-        point: the run, all its seeds.
-        score: of the first seed: the task's name, metric, items, ...
-        backbone: the backbone's score.
-        extended: mean of the seeds' scores.
-        difference: extended - backbone, over the seeds.
-        low: lower end of its 95 % interval over the items, mean over the seeds.
-        high: upper end.
-    """
+    """One run on one task, over its seeds; shares in %."""
 
     point: Point
-    score: TaskScore
+    score: TaskScore  # of the first seed: the task's name, metric, items, ...
     backbone: float
     extended: float
-    difference: Spread
-    low: float
+    difference: Spread  # extended - backbone
+    low: float  # ends of its 95 % interval over the items
     high: float
 
     @property
@@ -54,41 +44,35 @@ class TaskResult:
 
 
 def task_results(section: Section) -> list[TaskResult]:
-    """By task, in the order of the records; runs in the order of the section.
-
-    Raises:
-        UserError: if two runs of one task were not given the same items.
-    """
-    results = [result for point in section.rows for result in _of_point(point)]
-    by_task = grouped(results, lambda result: result.score.name)
-    for found in by_task:
-        for other in found[1:]:
-            _check_same_items(found[0].score, other.score, found[0].point, other.point)
-    return [result for found in by_task for result in found]
-
-
-def _of_point(point: Point) -> Iterator[TaskResult]:
-    scores = [score for run in point.runs for score in run.record.tasks]
-    for of_task in grouped(scores, lambda score: score.name):
-        for other in of_task[1:]:
-            _check_same_items(of_task[0], other, point, point)
-        factor, score = factor_of(of_task[0]), of_task[0]
-        seeds = {
-            name: [factor * getattr(each, name) for each in of_task]
-            for name in ("backbone", "extended", "difference", "low", "high")
-        }
-        difference = Spread.over(seeds.pop("difference"))
-        means = {name: statistics.fmean(values) for name, values in seeds.items()}
-        yield TaskResult(point, score, difference=difference, **means)
+    """By task, in the order of the records; runs in the order of the section. A UserError if two
+    seeds or runs of one task were not given the same items."""
+    scores = [
+        (point, score) for point in section.rows for run in point.runs for score in run.record.tasks
+    ]
+    results = []
+    for of_task in grouped(scores, lambda pair: pair[1].name):
+        (point, first), *others = of_task
+        for other, score in others:
+            if score.key != first.key:
+                raise UserError(
+                    f"task {first.name} of {point.name} and of {other.name} does not compare:"
+                    " other items, prompts or limit",
+                    do="evaluate one of them again, or report them apart",
+                )
+        by_point = grouped(of_task, lambda pair: pair[0])
+        results += [_over_seeds(seeds[0][0], [score for _, score in seeds]) for seeds in by_point]
+    return results
 
 
-def _check_same_items(one: TaskScore, other: TaskScore, mine: Point, theirs: Point) -> None:
-    if one.key != other.key:
-        raise UserError(
-            f"task {one.name} of {mine.name} and of {theirs.name} does not compare: other items,"
-            " prompts or limit",
-            do="evaluate one of them again, or report them apart",
-        )
+def _over_seeds(point: Point, seeds: Sequence[TaskScore]) -> TaskResult:
+    def values(name: str) -> list[float]:
+        return [factor_of(seeds[0]) * getattr(seed, name) for seed in seeds]
+
+    backbone, extended, low, high = (
+        statistics.fmean(values(name)) for name in ("backbone", "extended", "low", "high")
+    )
+    difference = Spread.over(values("difference"))
+    return TaskResult(point, seeds[0], backbone, extended, difference, low, high)
 
 
 def tasks_table(section: Section) -> Table | None:
@@ -105,9 +89,9 @@ def tasks_table(section: Section) -> Table | None:
         numbers("items", [score.num_items for score in scores], 0),
         numbers("few-shot", [score.num_fewshot for score in scores], 0),
         numbers("truncated prompts", [score.num_truncated for score in scores], 0),
-        _scores("backbone", [(result, result.backbone) for result in found]),
-        _scores("extended", [(result, result.extended) for result in found]),
-        _scores("difference", [(result, result.difference) for result in found], signed=True),
+        Column("backbone", tuple(_score(result, result.backbone) for result in found)),
+        Column("extended", tuple(_score(result, result.extended) for result in found)),
+        Column("difference", tuple(_score(r, r.difference, signed=True) for r in found)),
         Column("95 % interval", tuple(map(_interval, found))),
         Column("p", tuple(map(_p_value, found))),
         numbers("seeds", [result.difference.n for result in found]),
@@ -116,29 +100,17 @@ def tasks_table(section: Section) -> Table | None:
     return Table(row_names([result.point for result in found], section), tuple(shown))
 
 
-def _digits(result: TaskResult) -> int:
-    return 1 if result.is_share else 3
-
-
 def _score_name(score: TaskScore) -> str:
     return f"{score.metric} [{'%' if score.unit == 'share' else score.direction + ' is better'}]"
 
 
-def _scores(
-    name: str, values: Sequence[tuple[TaskResult, float | Spread]], *, signed: bool = False
-) -> Column:
-    cells = (
-        Cell(
-            number(value, _digits(result), signed=signed),
-            value.mean if isinstance(value, Spread) else value,
-        )
-        for result, value in values
-    )
-    return Column(name, tuple(cells))
+def _score(result: TaskResult, value: float | Spread, *, signed: bool = False) -> Cell:
+    mean = value.mean if isinstance(value, Spread) else value
+    return Cell(number(value, 1 if result.is_share else 3, signed=signed), mean)
 
 
 def _interval(result: TaskResult) -> Cell:
-    low, high = (number(v, _digits(result), signed=True) for v in (result.low, result.high))
+    low, high = (_score(result, end, signed=True).text for end in (result.low, result.high))
     return Cell(f"{low} to {high}", result.low)
 
 
@@ -151,8 +123,7 @@ def _p_value(result: TaskResult) -> Cell:
 
 
 def task_plots(section: Section) -> list[Plot]:
-    """Change on each task with its 95 % interval: one plot for right-or-wrong tasks; others differ
-    in scale."""
+    """Change on each right-or-wrong task with its 95 % interval; other tasks differ in scale."""
     found = [result for result in task_results(section) if result.is_share]
     if not found:
         return []
@@ -186,11 +157,8 @@ def task_plots(section: Section) -> list[Plot]:
         ticktext=[html.escape(shortened(name)) for name in names],
         range=[len(names) - 0.5, -0.5],
     )
-    alt = (
-        "Change of each run on each task with its 95 % interval; the line at 0 is the backbone. The"
-        " table has all."
-    )
-    return [Plot("Change on tasks, with 95 % intervals", figure, alt)]
+    alt = "Change of each run on each task with its 95 % interval; the line at 0 is the backbone."
+    return [Plot("Change on tasks, with 95 % intervals", figure, f"{alt} The table has all.")]
 
 
 def _note(run: str, result: TaskResult) -> str:
