@@ -5,7 +5,7 @@ No torch.
     checkpoints/    whole checkpoints, the newest ones
     extension/      the result: a PEFT adapter folder, or a whole model for full fine-tuning
     tasks/          each finished task: its scores, and both models' answers to every item
-    record.json     every number of the run, see `results.py`
+    record.json     every number of the run, see `record.py`
     failure.json    instead of the record: why the run failed inside a comparison
     .lock           while a process works in the folder
 
