@@ -1,5 +1,4 @@
-"""Benchmarks as figures: each measured ratio as a bar with its bound next to it, or as a line over
-what grows."""
+"""Benchmarks as figures: each ratio as a bar with its bound, or as a line over what grows."""
 
 import html
 from collections.abc import Sequence
@@ -31,9 +30,7 @@ def benchmark_plots(benchmark: Benchmark) -> list[Plot]:
 def benchmark_table(benchmark: Benchmark) -> Table:
     """All rows, for the summary."""
     rows = [row for row in benchmark.rows if row.name != row.against]
-    groups = [
-        row.group if row.quantity == "time" else f"{row.group} ({row.quantity})" for row in rows
-    ]
+    groups = [r.group if r.quantity == "time" else f"{r.group} ({r.quantity})" for r in rows]
     return _table(rows, texts("of what", groups), texts("against", [row.against for row in rows]))
 
 
@@ -59,22 +56,14 @@ def _bars(rows: list[Measured]) -> Plot:
         marker={"color": [GREY if row.name == row.against else COLOURS[0] for row in rows]},
     )
     bounded = [row for row in rows if row.bound is not None]
-    add_points(
-        figure,
-        [row.bound for row in bounded],
-        [html.escape(row.name) for row in bounded],
-        name="bound",
-        notes=[hover(row.name, f"bound {number(row.bound)}") for row in bounded],
-        mode="markers",
-        marker={"symbol": "line-ns", "size": 18, "line": {"width": 3, "color": COLOURS[3]}},
-    )
+    xs, ys = [row.bound for row in bounded], [html.escape(row.name) for row in bounded]
+    notes = [hover(row.name, f"bound {number(row.bound)}") for row in bounded]
+    tick = {"symbol": "line-ns", "size": 18, "line": {"width": 3, "color": COLOURS[3]}}
+    add_points(figure, xs, ys, name="bound", notes=notes, mode="markers", marker=tick)
     figure.update_xaxes(title=_axis_title(rows), rangemode="tozero")
     figure.update_yaxes(autorange="reversed")
-    alt = (
-        f"{first.group}: {first.quantity} of each as a multiple of {first.against}; the tick is the"
-        " bound."
-    )
-    return Plot(first.group, figure, alt, _table(rows))
+    alt = f"{first.group}: {first.quantity} of each as a multiple of {first.against}"
+    return Plot(first.group, figure, f"{alt}; the tick is the bound.", _table(rows))
 
 
 def _lines(rows: list[Measured]) -> Plot:

@@ -1,7 +1,4 @@
-"""Why the numbers moved: what each kind of token changed, and the worst documents.
-
-All of the first seed of each row.
-"""
+"""Why the numbers moved, by kind of token and document; all of the first seed of each row."""
 
 import html
 import textwrap
@@ -36,8 +33,7 @@ def changes(breakdown: Breakdown) -> dict[TokenKind, float]:
 
 
 def change_plots(section: Section) -> list[Plot]:
-    """For each set a bar for each run, stacked by kind of token: rises to the right, falls to the
-    left."""
+    """For each set a bar by run, stacked by kind of token: rises to the right, falls to the left."""
     return [_plot(section, name, role) for name, role in sets_broken_down(section).items()]
 
 
@@ -46,18 +42,16 @@ def worst_documents(section: Section) -> dict[str, Table]:
     tables = {}
     for name, role in sets_broken_down(section).items():
         found = [(p, doc) for p, b in breakdowns(section, name) for doc in b.documents]
-        documents = [document for _, document in found]
-        rises = [document.extended - document.backbone for document in documents]
-        tables[f"{name} ({role})"] = Table(
-            row_names([point for point, _ in found], section),
-            (
-                numbers("document", [document.number + 1 for document in documents], 0),
-                numbers("change", rises, 3, BITS, signed=True),
-                numbers("backbone", [document.backbone for document in documents], 3, BITS),
-                numbers("extended", [document.extended for document in documents], 3, BITS),
-                texts("how it begins", [doc.excerpt for doc in documents], is_text=True),
-            ),
+        docs = [doc for _, doc in found]
+        columns = (
+            numbers("document", [doc.number + 1 for doc in docs], 0),
+            numbers("change", [d.extended - d.backbone for d in docs], 3, BITS, signed=True),
+            numbers("backbone", [doc.backbone for doc in docs], 3, BITS),
+            numbers("extended", [doc.extended for doc in docs], 3, BITS),
+            texts("how it begins", [doc.excerpt for doc in docs], is_text=True),
         )
+        rows = row_names([point for point, _ in found], section)
+        tables[f"{name} ({role})"] = Table(rows, columns)
     return tables
 
 
@@ -84,11 +78,9 @@ def _plot(section: Section, set_name: str, role: str) -> Plot:
     good = "left is good" if role == "source" else "left is learnt"
     figure.update_xaxes(title=f"bits per byte, {good}", zeroline=True)
     totals = [point.first.sets[set_name].rise_bits_per_byte for point, _ in found]
-    columns = [
-        numbers(kind, [changed.get(kind) for _, changed in found], 4, BITS, signed=True)
-        for kind in kinds
-    ]
-    table = Table(rows, (numbers("all tokens", totals, 4, BITS, signed=True), *columns))
+    by_column = {"all tokens": totals} | {k: [c.get(k) for _, c in found] for k in kinds}
+    columns = (numbers(name, vs, 4, BITS, signed=True) for name, vs in by_column.items())
+    table = Table(rows, tuple(columns))
     alt = f"Change of bits per byte on {set_name}, a bar for each run, stacked by kind of token."
     return Plot(f"{set_name} ({role})", figure, alt, table)
 

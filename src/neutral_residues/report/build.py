@@ -20,30 +20,19 @@ DEFAULT = Path("runs/report")
 
 @dataclass(frozen=True)
 class Report:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        page: the HTML file; summary and pictures lie next to it.
-        verdicts: of each section, in two sentences.
-        num_unfinished: runs that failed or are not done.
-    """
-
-    page: Path
-    verdicts: tuple[str, ...]
-    num_unfinished: int
+    page: Path  # the HTML file; summary and pictures lie next to it
+    verdicts: tuple[str, ...]  # of each section, in two sentences
+    num_unfinished: int  # runs that failed or are not done
 
 
 def write_report(paths: Sequence[Path], output: Path | None = None) -> Report:
-    """Write the report of all records behind `paths`; an earlier report is replaced.
+    """Write the report of all records and benchmarks behind `paths`; an earlier report is replaced.
 
-    Args:
-        paths: records, benchmarks, output folders of runs, folders of comparisons.
-        output: folder for the report; None is `report` inside the one folder that was given, else
-            runs/report.
-
-    Raises:
-        UserError: if a path cannot be reported, records do not compare, or the output folder holds
-            something else.
+    `output` is a folder; None is `report` inside the one run or comparison that was given, else
+    runs/report. A UserError if a path cannot be reported, records do not compare, or the folder
+    holds something else.
     """
     output = output or _default_output(paths)
     _check_is_ours(output)
@@ -51,16 +40,13 @@ def write_report(paths: Sequence[Path], output: Path | None = None) -> Report:
     found = sections(collection.found)
     with whole_folder(output) as folder:
         write_text(folder / PAGE, render(collection, found))
-        pictures = [
-            draw_section(section, folder, prefix)
-            for section, prefix in zip(found, prefixes(found), strict=True)
-        ]
+        names = zip(found, prefixes(found), strict=True)
+        pictures = [draw_section(section, folder, prefix) for section, prefix in names]
         write_text(folder / SUMMARY, summary(collection, found, pictures))
     return Report(output / PAGE, tuple(map(verdict, found)), len(collection.unfinished))
 
 
 def _default_output(paths: Sequence[Path]) -> Path:
-    """`report` inside the one run or comparison that was given, else runs/report."""
     inside = len(paths) == 1 and any((paths[0] / name).is_file() for name in (RECORD, COMPARISON))
     return paths[0] / "report" if inside else DEFAULT
 
@@ -69,17 +55,12 @@ def _check_is_ours(output: Path) -> None:
     """Raise unless the folder is new, empty, or an earlier report and nothing else."""
     with disk_errors(output):
         inside = sorted(path.name for path in output.iterdir()) if output.exists() else []
+        page = (output / PAGE).read_text("utf-8", errors="replace") if PAGE in inside else ""
     ours = {PAGE, SUMMARY}
     foreign = [n for n in inside if n not in ours and Path(n).suffix not in (".png", ".svg")]
-    if inside and (foreign or not _is_our_page(output / PAGE)):
+    if inside and (foreign or GENERATOR not in page[:2000]):
         raise UserError(
             f"folder {output} is not an earlier report",
             got=(foreign or inside)[0],
             do="choose another folder with --output",
         )
-
-
-def _is_our_page(page: Path) -> bool:
-    if not page.is_file():
-        return False
-    return GENERATOR in page.read_text(encoding="utf-8", errors="replace")[:2000]

@@ -26,30 +26,19 @@ RECORD, FAILURE, RUN = "record.json", "failure.json", "run.yaml"
 
 @dataclass(frozen=True)
 class Found:
-    """A record and where it lay.
+    """A record and where it lay."""
 
-    Attributes:
-        origin: path as the report shows it: from the given folder on, so nothing of the machine is
-            in it.
-    """
-
-    origin: str
+    origin: str  # path from the given folder on, so that nothing of the machine is in the report
     record: Record
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A run of a comparison without a record.
+    """A run of a comparison without a record."""
 
-    Attributes:
-        origin: path of its folder, as in `Found`.
-        label: how tables call it; empty where that is not known.
-        reason: why it failed, in one line; None where it is just not done.
-    """
-
-    origin: str
-    label: str
-    reason: str | None
+    origin: str  # path of its folder, as in `Found`
+    label: str  # how tables call it; empty where that is not known
+    reason: str | None  # why it failed, in one line; None where it is just not done
 
 
 @dataclass(frozen=True)
@@ -62,12 +51,8 @@ class Collection:
 
 
 def collect(paths: Sequence[Path]) -> Collection:
-    """All records behind `paths`; one that is reached twice counts once.
-
-    Raises:
-        UserError: if a path is none of these kinds, a record cannot be read, or there is none at
-            all.
-    """
+    """All records behind `paths`; one that is reached twice counts once. A UserError if a path is
+    none of these kinds, a record cannot be read, or there is none at all."""
     origins: dict[Path, str] = {}
     for path in paths:
         for file in _files(path):
@@ -78,27 +63,29 @@ def collect(paths: Sequence[Path]) -> Collection:
     benchmarks = tuple(item for item in items if isinstance(item, Benchmark))
     if not found and not benchmarks:
         state = f"; {len(unfinished)} runs failed or are not done" if unfinished else ""
-        raise UserError(
-            f"no record in {', '.join(map(str, paths)) or 'nothing'}{state}",
-            do="finish a run first",
-        )
+        where = ", ".join(map(str, paths)) or "nothing"
+        raise UserError(f"no record in {where}{state}", do="finish a run first")
     return Collection(found, unfinished, benchmarks)
 
 
 def _read(file: Path, origin: str) -> Iterator[Found | Unfinished | Benchmark]:
     """What is in one of the files of `_files`."""
-    folder = origin.rpartition("/")[0]
     if file.name == RUN:
-        yield Unfinished(folder, "", None)
+        yield Unfinished(origin.rpartition("/")[0], "", None)
     elif file.name == FAILURE:
-        failure = read_failure(file)
-        yield Unfinished(folder, failure.label, failure.reason)
+        yield _item(origin, read_failure(file))
     elif file.suffix == ".gz":
         yield from _packed(file)
     elif is_benchmark(file):
         yield read_benchmark(file)
     else:
-        yield Found(origin, read_record(file))
+        yield _item(origin, read_record(file))
+
+
+def _item(origin: str, read: Record | Failure) -> Found | Unfinished:
+    if isinstance(read, Record):
+        return Found(origin, read)
+    return Unfinished(origin.rpartition("/")[0], read.label, read.reason)
 
 
 def _packed(file: Path) -> Iterator[Found | Unfinished]:
@@ -110,12 +97,8 @@ def _packed(file: Path) -> Iterator[Found | Unfinished]:
     except (EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{file} is not a packed comparison", got=str(error)) from error
     for entry in entries:
-        origin = f"{file.name}/{entry['path']}"
-        if origin.endswith(FAILURE):
-            failure = checked(Failure, entry["content"], file=file)
-            yield Unfinished(origin.rpartition("/")[0], failure.label, failure.reason)
-        else:
-            yield Found(origin, checked(Record, entry["content"], file=file))
+        schema: type[Record | Failure] = Failure if entry["path"].endswith(FAILURE) else Record
+        yield _item(f"{file.name}/{entry['path']}", checked(schema, entry["content"], file=file))
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -124,13 +107,9 @@ def _files(path: Path) -> Iterator[Path]:
         yield path
     elif (path / COMPARISON).is_file():
         with disk_errors(path):
-            kept = [
-                file for name in (RECORD, FAILURE, RUN) for file in path.glob(f"{CELLS}/**/{name}")
-            ]
-        by_folder: dict[Path, Path] = {}
-        for file in kept:
-            by_folder.setdefault(file.parent, file)
-        yield from (by_folder[folder] for folder in sorted(by_folder))
+            files = [f for name in (RUN, FAILURE, RECORD) for f in path.glob(f"{CELLS}/**/{name}")]
+        best = {file.parent: file for file in files}  # of one folder the last
+        yield from (best[folder] for folder in sorted(best))
     elif (path / RECORD).is_file():
         yield path / RECORD
     elif not path.exists():

@@ -20,11 +20,7 @@ from neutral_residues.report.verdict import moved, task_sentences, verdict
 def summary(
     collection: Collection, sections: Sequence[Section], pictures: Sequence[Mapping[str, str]]
 ) -> str:
-    """The whole text.
-
-    Args:
-        pictures: of each section, what they show -> their file names.
-    """
+    """The whole text; `pictures` of each section are what they show -> their file names."""
     parts = (verdict, summary_table, equal_learning_table, moved, tasks_table, task_sentences)
     text = (
         environment(autoescape=False, escaped=escaped, table=markdown_table)
@@ -41,13 +37,10 @@ def summary(
 
 def markdown_table(table: Table) -> str:
     """A table, line by line."""
-    return "\n".join(
-        [
-            _line([table.first, *(column.heading for column in table.columns)]),
-            "|---|" + "---:|" * len(table.columns),
-            *(_line([row.name, *(cell.text for cell in cells)]) for row, cells in table.lines),
-        ]
-    )
+    heading = _line([table.first, *(column.heading for column in table.columns)])
+    rule = "|---|" + "---:|" * len(table.columns)
+    rows = (_line([row.name, *(cell.text for cell in cells)]) for row, cells in table.lines)
+    return "\n".join([heading, rule, *rows])
 
 
 def escaped(text: str) -> str:

@@ -67,14 +67,9 @@ def render(collection: Collection, sections: Sequence[Section]) -> str:
             title=f"Learning and forgetting: {names}" if sections else "Speed",
             num_records=len(collection.found),
             sections=[shown_section(section) for section in sections],
-            benchmarks=[
-                {
-                    "title": each.title,
-                    "plots": benchmark_plots(each),
-                    "facts": benchmark_facts(each),
-                }
-                for each in collection.benchmarks
-            ],
+            benchmarks=collection.benchmarks,
+            benchmark_plots=benchmark_plots,
+            benchmark_facts=benchmark_facts,
             unfinished=unfinished_table(collection.unfinished),
             few_tokens_share=share(FEW_TOKENS),
             gate_steps=STEPS,
@@ -91,9 +86,8 @@ def figure_json(plot: Plot) -> str:
     """A figure as JSON that is safe inside a script element."""
     figure = plot.figure.to_plotly_json()
     value = {"data": figure["data"], "layout": figure["layout"], "views": plot.views}
-    text = json.dumps(
-        value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
-    )
+    compact: dict[str, Any] = {"sort_keys": True, "separators": (",", ":")}
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, **compact)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

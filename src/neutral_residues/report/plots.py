@@ -1,7 +1,7 @@
 """The interactive figures of a section: forgetting against learning, training and layers."""
 
 import html
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from neutral_residues.report.aggregate import Curve, Point, Section, Spread
@@ -27,29 +27,18 @@ MEAN = "mean of the source sets"
 
 def plane(section: Section) -> Plot:
     """Forgetting against learning, with the Pareto front; every source set can be the x axis."""
-    choices: dict[str, Callable[[Point], Spread]] = {
-        name: lambda point, name=name: point.forgetting_by_set[name]  # type: ignore[misc]
-        for name in section.sources
-    }
-    if len(choices) > 1:
-        choices = {MEAN: lambda point: point.forgetting, **choices}
-    views = {name: _view(section, name, of) for name, of in choices.items()}
-    first = next(iter(views.values()))
+    names = [MEAN, *section.sources] if len(section.sources) > 1 else section.sources
+    views = {name: _view(section, name) for name in names}
+    first = views[names[0]]
     figure, look = empty_figure(height=460), styles(section.curves)
     xs, ys = first["x"], first["y"]
     for curve, x, y, errors in zip(section.curves, xs, ys, first["error"], strict=False):
         _add_curve(figure, section, curve, look[curve.name], (x, y), errors)
     add_thin_line(figure, xs[-2], ys[-2], GREY, name="Pareto front")
-    add_points(
-        figure,
-        xs[-1],
-        ys[-1],
-        name="backbone",
-        notes=[hover("backbone", f"{number(section.backbone_bits, 4)} bits per byte")],
-        mode="markers",
-        marker={"symbol": "star", "size": 13, "color": GREY},
-        showlegend=False,
-    )
+    star: dict[str, Any] = {"marker": {"symbol": "star", "size": 13, "color": GREY}}
+    star |= {"name": "backbone", "mode": "markers", "showlegend": False}
+    notes = [hover("backbone", f"{number(section.backbone_bits, 4)} bits per byte")]
+    add_points(figure, xs[-1], ys[-1], notes=notes, **star)
     figure.update_xaxes(title=first["title"], range=first["range"], zeroline=True)
     figure.update_yaxes(
         title=f"bits per byte, {html.escape(shortened(section.name))}, down is good",
@@ -63,9 +52,12 @@ def plane(section: Section) -> Plot:
     return Plot(title, figure, alt, views=views if len(views) > 1 else None)
 
 
-def _view(section: Section, name: str, of: Callable[[Point], Spread]) -> dict[str, Any]:
-    """x, y and error of every trace for one choice of the x axis: the curves, the front, the
-    backbone."""
+def _view(section: Section, name: str) -> dict[str, Any]:
+    """Every trace for one choice of the x axis: the curves, the front, the backbone."""
+
+    def of(point: Point) -> Spread:
+        return point.forgetting if name == MEAN else point.forgetting_by_set[name]
+
     front = pareto_front(section.points, lambda point: of(point).mean)
     groups = [*(curve.points for curve in section.curves), front]
     short = "mean" if name == MEAN else html.escape(shortened(name))
@@ -86,8 +78,7 @@ def _add_curve(
     xys: tuple[list[float], list[float]],
     errors: list[float | None],
 ) -> None:
-    """Filled markers for points that stand for their curve, open ones for those that validation did
-    not choose."""
+    """Markers of points that validation did not choose are open."""
     open_ = [point.is_chosen is False for point in curve.points]
     symbol = style.marker.plotly
     add_points(
@@ -145,15 +136,11 @@ def _training(section: Section, set_name: str, role: str) -> Plot:
         add_line(figure, curve.steps, curve.means, style, name=row, notes=notes, curve=name)
     figure.update_xaxes(title="step", rangemode="tozero")
     figure.update_yaxes(title="bits per byte, down is good")
-    table = Table(
-        row_names([curve.point for curve in curves], section),
-        (
-            numbers("first measured", [curve.means[0] for curve in curves], 4, BITS),
-            numbers("last measured", [curve.means[-1] for curve in curves], 4, BITS),
-        ),
-    )
+    rows = row_names([curve.point for curve in curves], section)
+    first = numbers("first measured", [curve.means[0] for curve in curves], 4, BITS)
+    last = numbers("last measured", [curve.means[-1] for curve in curves], 4, BITS)
     alt = f"Bits per byte of {set_name} at each step measured, one line per run; lower is better."
-    return Plot(f"{set_name} ({role})", figure, alt, table)
+    return Plot(f"{set_name} ({role})", figure, alt, Table(rows, (first, last)))
 
 
 def trade_off(records: Mapping[str, Record], source: str, target: str) -> Plot:
@@ -166,20 +153,18 @@ def trade_off(records: Mapping[str, Record], source: str, target: str) -> Plot:
     forgetting = f"forgetting: bits per byte of {html.escape(source)}, change in %"
     figure.update_xaxes(title=forgetting, zeroline=True)
     figure.update_yaxes(title=f"learning: bits per byte of {html.escape(target)}, change in %")
-    return Plot(
-        source, figure, f"Change on {source} (left is good) and on {target} (down is good)."
-    )
+    alt = f"Change on {source} (left is good) and on {target} (down is good)."
+    return Plot(source, figure, alt)
 
 
 def layers(section: Section) -> list[Plot]:
-    """Share of closed gates and size of the residue by layer, for each point that has them; gates
-    first."""
-    sizes = [(point, layer_values(point, "residue_rms")) for point in section.rows]
-    return gates_by_layer(section) + [
-        _layers(f"{section.row_name(point)}: size of the residue", values, "root mean square")
-        for point, values in sizes
-        if values
-    ]
+    """Closed gates, then the size of the residue, by layer, for each point that has them."""
+    plots = gates_by_layer(section)
+    for point in section.rows:
+        if values := layer_values(point, "residue_rms"):
+            title = f"{section.row_name(point)}: size of the residue"
+            plots.append(_layers(title, values, "root mean square"))
+    return plots
 
 
 def gates_by_layer(section: Section) -> list[Plot]:
@@ -205,9 +190,7 @@ def _layers(title: str, values: Mapping[str, Mapping[int, float]], unit: str) ->
     layer_numbers = list(next(iter(values.values())))
     figure.update_xaxes(title="layer", dtick=1 if len(layer_numbers) <= 16 else None)
     figure.update_yaxes(title=unit, rangemode="tozero")
-    table = Table(
-        tuple(RowName(f"layer {layer}") for layer in layer_numbers),
-        tuple(numbers(name, by_layer.values(), 3, unit) for name, by_layer in values.items()),
-        first="layer",
-    )
-    return Plot(title, figure, f"{title}, by layer, one line for each evaluation set.", table)
+    rows = tuple(RowName(f"layer {layer}") for layer in layer_numbers)
+    columns = tuple(numbers(name, found.values(), 3, unit) for name, found in values.items())
+    alt = f"{title}, by layer, one line for each evaluation set."
+    return Plot(title, figure, alt, Table(rows, columns, first="layer"))

@@ -6,7 +6,7 @@ Fixed metadata and a fixed salt: the same records give the same files.
 import html
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,41 +41,33 @@ def prefixes(sections: Sequence[Section]) -> list[str]:
 
 
 def draw_section(section: Section, folder: Path, prefix: str) -> dict[str, str]:
-    """Draw all figures of a section as PNG and SVG.
-
-    Returns:
-        What each shows -> the file name of its PNG.
-    """
-    drawers: dict[str, tuple[str, Callable[[Section], Figure | None]]] = {
-        "plane": ("Forgetting against learning", _plane),
-        "training": ("Bits per byte through training", _training),
-        "layers": ("Gates that are exactly 0, by layer", _layers),
-        "gates": ("Gates over text", _heat),
-    }
+    """Draw all figures of a section as PNG and SVG: what each shows -> the file name of its PNG."""
+    wide = 6.4 if len(section.curves) <= LEGEND_INSIDE else 8.6
+    rows = (
+        ("plane", "Forgetting against learning", [_plane(section)], wide, 4.8),
+        ("training", "Bits per byte through training", training(section), 3.6, 3.4),
+        ("layers", "Gates that are exactly 0, by layer", gates_by_layer(section), 4.0, 3.4),
+    )
     drawn = {}
     with _settings():
-        for name, (title, draw) in drawers.items():
-            figure = draw(section)
-            if figure is not None:
-                drawn[title] = f"{prefix}-{name}.png"
-                _save(figure, folder / drawn[title])
-                _save(figure, folder / f"{prefix}-{name}.svg")
+        figures = [
+            (name, title, _panels(plots, *size)) for name, title, plots, *size in rows if plots
+        ]
+        if texts := heat_texts(section):
+            figures.append(("gates", "Gates over text", _heat(texts)))
+        for name, title, figure in figures:
+            drawn[title] = f"{prefix}-{name}.png"
+            _save(figure, folder / drawn[title])
+            _save(figure, folder / f"{prefix}-{name}.svg")
     return drawn
 
 
 def draw_trade_off(
     records: Mapping[str, Record], path: Path, *, sources: Sequence[str], target: str, title: str
 ) -> None:
-    """Draw the way of each run through forgetting and learning, from the backbone (0, 0) to its
-    end, as PNG or SVG by the ending of `path`.
-
-    Left is good (nothing forgotten), down is good (learnt).
-
-    Args:
-        records: label -> record of a training run whose curve has bits per byte.
-        sources: names of evaluation sets; one panel each.
-        target: name of an evaluation set.
-    """
+    """Draw the way of each run (label -> record) through forgetting and learning, from the backbone
+    (0, 0) to its end, as PNG or SVG by the ending of `path`: a panel for each source set. Left is
+    good (nothing forgotten), down is good (learnt)."""
     plots = [trade_off(records, source, target) for source in sources]
     with _settings(), disk_errors(path):
         figure = _panels(plots, 4.6, 4.0)
@@ -151,9 +143,8 @@ def _draw_trace(axis: "Axes", trace: Any) -> None:
     shown = {"xerr": trace.error_x, "yerr": trace.error_y}
     errors = {name: error.array for name, error in shown.items() if error.visible}
     if errors:
-        axis.errorbar(
-            trace.x, trace.y, **errors, fmt="none", ecolor=style["color"], elinewidth=1, capsize=2
-        )
+        errors |= {"fmt": "none", "ecolor": style["color"], "elinewidth": 1, "capsize": 2}
+        axis.errorbar(trace.x, trace.y, **errors)
     if trace.showlegend is not False:
         marker = markers[symbols[0].removesuffix("-open")]
         label = _shown(html.unescape(trace.name))
@@ -165,34 +156,17 @@ def _each(value: Any, count: int) -> Sequence[Any]:
     return [value] * count if isinstance(value, str | int | float) else value
 
 
-def _plane(section: Section) -> "Figure":
-    width = 6.4 if len(section.curves) <= LEGEND_INSIDE else 8.6
-    figure = _panels([plane(section)], width, 4.8)
-    sources = _shown(", ".join(section.sources), 60)
-    figure.axes[0].set_xlabel(
-        f"forgetting: bits per byte of {sources}, change in %\n(left is good)"
-    )
-    return figure
+def _plane(section: Section) -> Plot:
+    plot, sources = plane(section), html.escape(_shown(", ".join(section.sources), 60))
+    title = f"forgetting: bits per byte of {sources}, change in %\n(left is good)"
+    plot.figure.update_xaxes(title=title)
+    return plot
 
 
-def _training(section: Section) -> "Figure | None":
-    plots = training(section)
-    return _panels(plots, 3.6, 3.4) if plots else None
-
-
-def _layers(section: Section) -> "Figure | None":
-    plots = gates_by_layer(section)
-    return _panels(plots, 4.0, 3.4) if plots else None
-
-
-def _heat(section: Section) -> "Figure | None":
-    texts = heat_texts(section)
-    if not texts:
-        return None
+def _heat(texts: Sequence[HeatText]) -> "Figure":
     lines = [_lines(text.tokens[:HEAT_TOKENS]) for text in texts]
-    heights = [
-        0.45 + len(of_text) * _line_height(text) for text, of_text in zip(texts, lines, strict=True)
-    ]
+    sizes = zip(texts, lines, strict=True)
+    heights = [0.45 + len(of_text) * _line_height(text) for text, of_text in sizes]
     figure = _new_figure(8.0, sum(heights) + 0.3)
     axes = figure.subplots(len(texts), 1, squeeze=False, height_ratios=heights)[:, 0]
     for text, of_text, axis in zip(texts, lines, axes, strict=True):
@@ -202,18 +176,15 @@ def _heat(section: Section) -> "Figure | None":
 
 def _lines(tokens: Sequence[HeatToken]) -> list[list[tuple[int, HeatToken]]]:
     """Tokens with the column where each begins, broken into lines."""
-    lines: list[list[tuple[int, HeatToken]]] = [[]]
-    column = 0
+    lines: list[list[tuple[int, HeatToken]]] = []
+    column, breaks = 0, True
     for token in tokens:
-        if column + len(token.text) > HEAT_COLUMNS and lines[-1]:
+        if breaks or column + len(token.text) > HEAT_COLUMNS:
             lines.append([])
             column = 0
         lines[-1].append((column, token))
-        column += len(token.text)
-        if token.breaks:
-            lines.append([])
-            column = 0
-    return [line for line in lines if line]
+        column, breaks = column + len(token.text), token.breaks
+    return lines
 
 
 def _line_height(text: HeatText) -> float:

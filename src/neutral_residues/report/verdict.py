@@ -1,5 +1,4 @@
-"""Sentences made from numbers, true whatever these are: the result of a section, what moved its
-numbers, and how its tasks changed."""
+"""Sentences made from numbers, true whatever these are: result, what moved it, and tasks."""
 
 import math
 import statistics
@@ -19,8 +18,7 @@ TASKS_NAMED = 3
 
 
 def verdict(section: Section) -> str:
-    """Two sentences: what neutral residues (or else the run that learns most) learnt and forgot;
-    how the rest compares."""
+    """What neutral residues (else the run that learns most) learnt and forgot; then the rest."""
     comparison = compare_with_neutral(section)
     if comparison is not None:
         return f"{_both_sides(section, comparison.reference)} {_others(section, comparison)}"
@@ -46,10 +44,8 @@ def _both_sides(section: Section, point: Point) -> str:
 def _others(section: Section, comparison: Comparison) -> str:
     if len(section.points) == 1:
         return "Nothing else was measured here."
-    parts = [_equal_learning(comparison)]
-    if comparison.num_same_budget:
-        parts.append(_same_budget(section, comparison))
-    return "; ".join(parts) + "."
+    budget = f"; {_same_budget(section, comparison)}" if comparison.num_same_budget else ""
+    return f"{_equal_learning(comparison)}{budget}."
 
 
 def _equal_learning(comparison: Comparison) -> str:
@@ -81,17 +77,13 @@ def _same_budget(section: Section, comparison: Comparison) -> str:
 
 
 def moved(section: Section) -> str:
-    """The kinds of tokens that changed each set most, of the first row that knows; empty where none
-    does."""
+    """The kinds of tokens that changed each set most, of the first row that knows, or nothing."""
     parts, name = [], ""
     for set_name in sets_broken_down(section):
         point, breakdown = breakdowns(section, set_name)[0]
         name = name or section.row_name(point)
-        by_kind = changes(breakdown)
-        kinds = [
-            f"{kind} {number(by_kind[kind], signed=True)}"
-            for kind in sorted(by_kind, key=lambda kind: -abs(by_kind[kind]))[:2]
-        ]
+        most = sorted(changes(breakdown).items(), key=lambda item: -abs(item[1]))[:2]
+        kinds = [f"{kind} {number(value, signed=True)}" for kind, value in most]
         total = number(point.first.sets[set_name].rise_bits_per_byte, signed=True)
         few = "; few tokens carry it" if breakdown.is_concentrated else ""
         parts.append(f"{set_name} {total} ({', '.join(kinds)}{few})")
