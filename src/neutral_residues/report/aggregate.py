@@ -155,11 +155,6 @@ class Point:
         known = [bits for bits in found if bits is not None]
         return Spread.over(known) if len(known) == len(found) else None
 
-    @property
-    def new_share(self) -> float | None:
-        """New weights as a share of the backbone's."""
-        return self.first.cost.new_share
-
     def _by_set(self, role: Role, value: Callable[[SetResult], float]) -> dict[str, Spread]:
         return {
             name: Spread.over([value(run.record.sets[name]) for run in self.runs])
@@ -185,10 +180,6 @@ class Curve:
     @property
     def label(self) -> str:
         return self.points[0].label
-
-    @property
-    def axis(self) -> str:
-        return self.points[0].axis
 
 
 @dataclass(frozen=True)
@@ -267,14 +258,9 @@ def _section(found: Sequence[Found]) -> Section:
     points = _with_variants([_point(group) for group in runs])
     by_curve = grouped(points, lambda p: frozenset(p.settings.items() - {(p.axis, p.axis_value)}))
     curves = _with_own_names([_curve(group) for group in by_curve])
-    rows = Section(curves).rows
-    finetuned = [point for point in rows if point.method == "finetune"]
-    return Section(
-        tuple(
-            Curve(tuple(replace(p, learning_share=_share(p, finetuned)) for p in curve.points))
-            for curve in curves
-        )
-    )
+    finetuned = [point for point in Section(curves).rows if point.method == "finetune"]
+    shared = ((replace(p, learning_share=_share(p, finetuned)) for p in c.points) for c in curves)
+    return Section(tuple(Curve(tuple(points)) for points in shared))
 
 
 def _point(runs: Sequence[Found]) -> Point:
@@ -295,19 +281,12 @@ def _seed(found: Found) -> int:
 
 def _curve(points: Sequence[Point]) -> Curve:
     points = sorted(points, key=lambda p: -math.inf if p.axis_value is None else p.axis_value)
-    if points[0].axis == LEARNING_RATE and len(points) > 1:
-        points = _choose(points)
-    return Curve(tuple(points))
-
-
-def _choose(points: list[Point]) -> list[Point]:
-    validated = {point: point.validation_bits for point in points}
     most_seeds = max(point.bits.n for point in points)
-    bits = {p: v.mean for p, v in validated.items() if v is not None and p.bits.n == most_seeds}
-    if None in validated.values():
-        return points
-    best = min(bits, key=bits.__getitem__)
-    return [replace(point, is_chosen=point is best) for point in points]
+    bits = {p: p.validation_bits.mean for p in points if p.validation_bits is not None}
+    if points[0].axis == LEARNING_RATE and len(bits) == len(points) > 1:
+        best = min((p for p in points if p.bits.n == most_seeds), key=bits.__getitem__)
+        points = [replace(point, is_chosen=point is best) for point in points]
+    return Curve(tuple(points))
 
 
 def _with_variants(points: Sequence[Point]) -> list[Point]:

@@ -58,16 +58,12 @@ def layer_values(
     """Evaluation set -> layer -> mean over seeds; source sets first, sets without it left out."""
     found = {}
     for set_name in (*sets_of(point.first, "source"), *sets_of(point.first, "target")):
-        seeds: Sequence[dict[int, float]] = [
-            {
-                layer.layer: value
-                for layer in run.record.sets[set_name].layers
-                if (value := getattr(layer, name)) is not None
-            }
-            for run in point.runs
-        ]
-        if seeds[0]:
-            found[set_name] = {n: statistics.fmean(seed[n] for seed in seeds) for n in seeds[0]}
+        by_layer: dict[int, list[float]] = {}
+        for layer in (layer for run in point.runs for layer in run.record.sets[set_name].layers):
+            if (value := getattr(layer, name)) is not None:
+                by_layer.setdefault(layer.layer, []).append(value)
+        if by_layer:
+            found[set_name] = {n: statistics.fmean(values) for n, values in by_layer.items()}
     return found
 
 

@@ -63,19 +63,15 @@ def visible(text: str) -> str:
 def _heat_text(row: str, curve: str, text: GateText, largest: float) -> HeatText:
     gates = _all_gates(text)
     closed = sum(gate == 0 for gate in gates) / max(1, len(gates))
-    tokens = tuple(_token(text, index, largest) for index in range(len(text.tokens)))
+    tokens = []
+    for index, token in enumerate(text.tokens):
+        own = [gates_T[index] for gates_T in text.gates]
+        by_layer = zip(text.layers, own, strict=True)
+        lines = [f"layer {n}: {number(gate) if gate else '0, closed'}" for n, gate in by_layer]
+        levels = tuple(level(gate, largest) for gate in own)
+        tokens.append(HeatToken(visible(token), levels, "\n".join(lines), breaks="\n" in token))
     layers = tuple(text.layers)
-    return HeatText(row, curve, text.name, text.kind, layers, tokens, largest, closed)
-
-
-def _token(text: GateText, index: int, largest: float) -> HeatToken:
-    token, gates = text.tokens[index], [row[index] for row in text.gates]
-    lines = (
-        f"layer {layer}: {number(gate) if gate else '0, closed'}"
-        for layer, gate in zip(text.layers, gates, strict=True)
-    )
-    levels = tuple(level(gate, largest) for gate in gates)
-    return HeatToken(visible(token), levels, "\n".join(lines), breaks="\n" in token)
+    return HeatText(row, curve, text.name, text.kind, layers, tuple(tokens), largest, closed)
 
 
 def _all_gates(text: GateText) -> list[float]:

@@ -108,7 +108,7 @@ def _files(path: Path) -> Iterator[Path]:
     elif (path / COMPARISON).is_file():
         with disk_errors(path):
             files = [f for name in (RUN, FAILURE, RECORD) for f in path.glob(f"{CELLS}/**/{name}")]
-        best = {file.parent: file for file in files}  # of one folder the last
+        best = {file.parent: file for file in files}  # the last of a folder
         yield from (best[folder] for folder in sorted(best))
     elif (path / RECORD).is_file():
         yield path / RECORD

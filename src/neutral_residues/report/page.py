@@ -94,30 +94,16 @@ def figure_json(plot: Plot) -> str:
 
 
 def shown_section(section: Section) -> dict[str, Any]:
-    """What the template shows of one section, in its order."""
-    return {
-        "section": section,
-        "styles": styles(section.curves),
-        "verdict": verdict(section),
-        "plane": plane(section),
-        "points": points_table(section),
-        "equal_learning": equal_learning_table(section),
-        "tasks": tasks_table(section),
-        "task_sentences": task_sentences(section),
-        "task_plots": task_plots(section),
-        "training_plots": training(section),
-        "few_tokens": few_tokens(section),
-        "change_plots": change_plots(section),
-        "worst_documents": worst_documents(section),
-        "costs": cost_table(section),
-        "layer_plots": layers(section),
-        "heat_texts": heat_texts(section),
-        "samples": _samples(section),
-        "origins": [_origin(point) for point in section.points],
-    }
+    """What the template shows of one section: each part under the name of its function."""
+    tables = (points_table, equal_learning_table, tasks_table, worst_documents, cost_table)
+    plots = (plane, task_plots, training, change_plots, layers, heat_texts)
+    words = (verdict, task_sentences, few_tokens, samples)
+    shown = {part.__name__: part(section) for part in (*tables, *plots, *words)}
+    origins = [_origin(point) for point in section.points]
+    return {"section": section, "styles": styles(section.curves), "origins": origins, **shown}
 
 
-def _samples(section: Section) -> dict[str, dict[str, str]]:
+def samples(section: Section) -> dict[str, dict[str, str]]:
     """Prompt -> "backbone" and each row -> how its first seed continues."""
     by_prompt: dict[str, dict[str, str]] = {}
     for point in section.rows:

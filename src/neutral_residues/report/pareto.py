@@ -92,7 +92,7 @@ def _at_equal_learning(curve: Curve, section: Section, reference: Point) -> Equa
 
 def _whole_share(curve: Curve, section: Section) -> list[Point]:
     """Where a curve of weight averages ends, at share 1: the fine-tuned models that it averages."""
-    if curve.axis != SHARE:
+    if curve.points[0].axis != SHARE:
         return []
     rate = curve.points[0].learning_rate
     return [p for p in section.points if p.method == "finetune" and p.learning_rate == rate]
@@ -115,7 +115,7 @@ def _dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
 
 def _same_budget(one: Point, other: Point) -> bool:
     """Whether two were given or use the same budget, or the first adds no weights."""
-    pairs = [(p.settings.get("budget"), p.new_share) for p in (one, other)]
+    pairs = [(p.settings.get("budget"), p.first.cost.new_share) for p in (one, other)]
     alike = [
         a is not None and b is not None and abs(a - b) <= SAME_BUDGET * max(a, b)
         for a, b in zip(*pairs, strict=True)

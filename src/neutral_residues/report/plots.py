@@ -33,7 +33,10 @@ def plane(section: Section) -> Plot:
     figure, look = empty_figure(height=460), styles(section.curves)
     xs, ys = first["x"], first["y"]
     for curve, x, y, errors in zip(section.curves, xs, ys, first["error"], strict=False):
-        _add_curve(figure, section, curve, look[curve.name], (x, y), errors)
+        more = _curve_look(curve, look[curve.name]) | {"error_x": error_bars(errors)}
+        more["error_y"] = error_bars([point.bits.deviation for point in curve.points])
+        notes = [_note(point, section) for point in curve.points]
+        add_points(figure, x, y, name=curve.name, notes=notes, curve=curve.name, **more)
     add_thin_line(figure, xs[-2], ys[-2], GREY, name="Pareto front")
     star: dict[str, Any] = {"marker": {"symbol": "star", "size": 13, "color": GREY}}
     star |= {"name": "backbone", "mode": "markers", "showlegend": False}
@@ -44,10 +47,8 @@ def plane(section: Section) -> Plot:
         title=f"bits per byte, {html.escape(shortened(section.name))}, down is good",
         range=limits([point.bits.mean for point in section.cropped_points]),
     )
-    alt = (
-        f"Forgetting (left is good) against bits per byte on {section.name} (down is good) of"
-        f" {len(section.points)} points. The table below has all numbers."
-    )
+    alt = f"Forgetting (left is good) against bits per byte on {section.name} (down is good)"
+    alt += f" of {len(section.points)} points. The table below has all numbers."
     title = "What was learnt, what was forgotten"
     return Plot(title, figure, alt, views=views if len(views) > 1 else None)
 
@@ -70,36 +71,20 @@ def _view(section: Section, name: str) -> dict[str, Any]:
     }
 
 
-def _add_curve(
-    figure: Any,
-    section: Section,
-    curve: Curve,
-    style: Style,
-    xys: tuple[list[float], list[float]],
-    errors: list[float | None],
-) -> None:
-    """Markers of points that validation did not choose are open."""
+def _curve_look(curve: Curve, style: Style) -> dict[str, Any]:
+    """Line and markers; those of points that validation did not choose are open."""
     open_ = [point.is_chosen is False for point in curve.points]
     symbol = style.marker.plotly
-    add_points(
-        figure,
-        *xys,
-        name=curve.name,
-        notes=[_note(point, section) for point in curve.points],
-        curve=curve.name,
-        error_x=error_bars(errors),
-        error_y=error_bars([point.bits.deviation for point in curve.points]),
-        mode="lines+markers" if len(curve.points) > 1 else "markers",
-        cliponaxis=False,
-        line={"color": style.colour, "dash": style.dash.plotly, "width": 1.5},
-        marker={
-            "color": style.colour,
-            "opacity": 1,
-            "symbol": [f"{symbol}-open" if is_open else symbol for is_open in open_],
-            "size": [8 if is_open else 12 for is_open in open_],
-            "line": {"color": style.colour, "width": [1.5 * is_open for is_open in open_]},
-        },
-    )
+    marker = {
+        "color": style.colour,
+        "opacity": 1,
+        "symbol": [f"{symbol}-open" if is_open else symbol for is_open in open_],
+        "size": [8 if is_open else 12 for is_open in open_],
+        "line": {"color": style.colour, "width": [1.5 * is_open for is_open in open_]},
+    }
+    line = {"color": style.colour, "dash": style.dash.plotly, "width": 1.5}
+    mode = "lines+markers" if len(curve.points) > 1 else "markers"
+    return {"mode": mode, "cliponaxis": False, "line": line, "marker": marker}
 
 
 def _note(point: Point, section: Section) -> str:
@@ -109,8 +94,8 @@ def _note(point: Point, section: Section) -> str:
     lines.append(f"{number(point.bits, 4)} bits per byte, {change(point.learning_percent)}")
     if point.learning_share:
         lines.append(f"{share(point.learning_share)} of fine-tuning's drop")
-    if point.new_share is not None:
-        lines.append(f"{share(point.new_share, 1)} new weights")
+    if point.first.cost.new_share is not None:
+        lines.append(f"{share(point.first.cost.new_share, 1)} new weights")
     chosen = {True: ", chosen by validation", False: ", not chosen", None: ""}[point.is_chosen]
     return hover(point.full_name, *lines, f"{seeds(point.bits.n)}{chosen}")
 
@@ -128,11 +113,8 @@ def _training(section: Section, set_name: str, role: str) -> Plot:
         for seed in curve.seeds if len(curve.seeds) > 1 else ():
             more = {"dash": style.dash.plotly, "opacity": 0.3, "meta": {"curve": name}}
             add_thin_line(figure, list(seed), list(seed.values()), style.colour, **more)
-        row = section.row_name(curve.point)
-        notes = [
-            hover(row, f"step {step:,}: {number(bits, 4)} bits per byte")
-            for step, bits in zip(curve.steps, curve.means, strict=True)
-        ]
+        row, means = section.row_name(curve.point), zip(curve.steps, curve.means, strict=True)
+        notes = [hover(row, f"step {n:,}: {number(bits, 4)} bits per byte") for n, bits in means]
         add_line(figure, curve.steps, curve.means, style, name=row, notes=notes, curve=name)
     figure.update_xaxes(title="step", rangemode="tozero")
     figure.update_yaxes(title="bits per byte, down is good")

@@ -217,7 +217,7 @@ def _single_sets(section: Section) -> list[Column]:
 
 
 def _new_weights(points: Sequence[Point], good: str = "") -> Column:
-    shares = [_percent(point.new_share) for point in points]
+    shares = [_percent(point.first.cost.new_share) for point in points]
     return numbers("new weights", shares, 1, "% of the backbone", good)
 
 
