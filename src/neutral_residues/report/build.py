@@ -55,7 +55,8 @@ def _check_is_ours(output: Path) -> None:
     """Raise unless the folder is new, empty, or an earlier report and nothing else."""
     with disk_errors(output):
         inside = sorted(path.name for path in output.iterdir()) if output.exists() else []
-        page = (output / PAGE).read_text("utf-8", errors="replace") if PAGE in inside else ""
+        is_page = (output / PAGE).is_file()
+        page = (output / PAGE).read_text("utf-8", errors="replace") if is_page else ""
     ours = {PAGE, SUMMARY}
     foreign = [n for n in inside if n not in ours and Path(n).suffix not in (".png", ".svg")]
     if inside and (foreign or GENERATOR not in page[:2000]):

@@ -38,8 +38,7 @@ def point_settings(record: Record) -> dict[str, Any]:
 
 
 def check_alike(one: Found, other: Found) -> None:
-    """A UserError, with the first difference, unless two records of a section were measured alike:
-    same backbone, tokenizer, windows and text."""
+    """A UserError, with the first difference, unless both have all of `_measured_with` alike."""
     theirs = _measured_with(other.record)
     for what, mine in _measured_with(one.record).items():
         if mine != theirs.get(what):

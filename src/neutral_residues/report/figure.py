@@ -15,6 +15,8 @@ from neutral_residues.report.tables import Table
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+Values = Sequence[Any]
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -58,11 +60,11 @@ def legend_above(figure: "go.Figure") -> None:
 
 def add_points(
     figure: "go.Figure",
-    xs: Sequence[Any],
-    ys: Sequence[Any],
+    xs: Values,
+    ys: Values,
     *,
     name: str,
-    notes: Sequence[str],
+    notes: Values,
     curve: str = "",
     **more: Any,
 ) -> None:
@@ -72,18 +74,14 @@ def add_points(
     figure.add_scatter(x=xs, y=ys, name=html.escape(name), **more)
 
 
-def add_line(
-    figure: "go.Figure", xs: Sequence[Any], ys: Sequence[Any], style: Style, **named: Any
-) -> None:
+def add_line(figure: "go.Figure", xs: Values, ys: Values, style: Style, **named: Any) -> None:
     """Draw measurements and the line through them; for the rest see `add_points`."""
     line = {"color": style.colour, "dash": style.dash.plotly, "width": 2}
     marker = {"symbol": style.marker.plotly, "size": 7}
     add_points(figure, xs, ys, mode="lines+markers", line=line, marker=marker, **named)
 
 
-def add_thin_line(
-    figure: "go.Figure", xs: Sequence[Any], ys: Sequence[Any], colour: str, **more: Any
-) -> None:
+def add_thin_line(figure: "go.Figure", xs: Values, ys: Values, colour: str, **more: Any) -> None:
     """Draw a line without measurements: a single seed, a bound, the Pareto front."""
     line = {"color": colour, "width": 1, "dash": more.pop("dash", "dot")}
     more = {"hoverinfo": "skip", "showlegend": False, "meta": {}} | more

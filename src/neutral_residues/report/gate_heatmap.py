@@ -1,5 +1,4 @@
-"""Gates over text: each token with the gate of every layer as a step of colour; exactly 0 is one
-of its own."""
+"""Gates over text: for each token and layer a step of colour; exactly 0 is one of its own."""
 
 from dataclasses import dataclass
 

@@ -7,12 +7,7 @@ from neutral_residues.report.aggregate import Section
 from neutral_residues.report.benchmarks import benchmark_table
 from neutral_residues.report.load import Collection
 from neutral_residues.report.page import environment
-from neutral_residues.report.tables import (
-    Table,
-    equal_learning_table,
-    summary_table,
-    unfinished_table,
-)
+from neutral_residues.report.tables import equal_learning_table, summary_table, unfinished_table
 from neutral_residues.report.tasks import tasks_table
 from neutral_residues.report.verdict import moved, task_sentences, verdict
 
@@ -23,7 +18,7 @@ def summary(
     """The whole text; `pictures` of each section are what they show -> their file names."""
     parts = (verdict, summary_table, equal_learning_table, moved, tasks_table, task_sentences)
     text = (
-        environment(autoescape=False, escaped=escaped, table=markdown_table)
+        environment(autoescape=False, escaped=escaped)
         .get_template("summary.md.jinja")
         .render(
             {part.__name__: part for part in (*parts, benchmark_table)},
@@ -35,18 +30,6 @@ def summary(
     return text.strip("\n") + "\n"
 
 
-def markdown_table(table: Table) -> str:
-    """A table, line by line."""
-    heading = _line([table.first, *(column.heading for column in table.columns)])
-    rule = "|---|" + "---:|" * len(table.columns)
-    rows = (_line([row.name, *(cell.text for cell in cells)]) for row, cells in table.lines)
-    return "\n".join([heading, rule, *rows])
-
-
 def escaped(text: str) -> str:
     """Text that Markdown shows as it is, in one line."""
     return re.sub(r"([\\|<>`*_\[\]])", r"\\\1", " ".join(text.split()))
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(map(escaped, cells)) + " |"

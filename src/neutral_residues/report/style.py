@@ -14,8 +14,7 @@ from neutral_residues.results.set_result import TokenKind
 
 
 class Mark(NamedTuple):
-    """One marker or dash: its names, and as SVG for the legend of the page: a path in a square from
-    -5 to 5, or a `stroke-dasharray`."""
+    """A marker or dash: names, and SVG for a legend: a path (-5 to 5) or a `stroke-dasharray`."""
 
     plotly: str
     matplotlib: str

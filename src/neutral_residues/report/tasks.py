@@ -8,6 +8,7 @@ import html
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from neutral_residues.errors import UserError
 from neutral_residues.report.aggregate import Point, Section, Spread, grouped
@@ -44,8 +45,7 @@ class TaskResult:
 
 
 def task_results(section: Section) -> list[TaskResult]:
-    """By task, in the order of the records; runs in the order of the section. A UserError if two
-    seeds or runs of one task were not given the same items."""
+    """By task, then by run; a UserError if a task was not given the same items everywhere."""
     scores = [
         (point, score) for point in section.rows for run in point.runs for score in run.record.tasks
     ]
@@ -139,24 +139,17 @@ def task_plots(section: Section) -> list[Plot]:
         means = [result.difference.mean for result in results]
         above = [result.high - mean for result, mean in zip(results, means, strict=True)]
         below = [mean - result.low for result, mean in zip(results, means, strict=True)]
-        add_points(
-            figure,
-            means,
-            [names.index(result.score.name) + offset for result in results],
-            name=run,
-            notes=[_note(run, result) for result in results],
-            curve=point.name,
-            mode="markers",
-            marker={"color": style.colour, "symbol": style.marker.plotly, "size": 9},
-            error_x=error_bars(above, below),
-        )
+        ys = [names.index(result.score.name) + offset for result in results]
+        notes = [_note(run, result) for result in results]
+        marker = {"color": style.colour, "symbol": style.marker.plotly, "size": 9}
+        more: dict[str, Any] = {"mode": "markers", "marker": marker}
+        more["error_x"] = error_bars(above, below)
+        add_points(figure, means, ys, name=run, notes=notes, curve=point.name, **more)
     title = "change of the score, percentage points, right is good"
     figure.update_xaxes(title=title, zeroline=True)
-    figure.update_yaxes(
-        tickvals=list(range(len(names))),
-        ticktext=[html.escape(shortened(name)) for name in names],
-        range=[len(names) - 0.5, -0.5],
-    )
+    labels = [html.escape(shortened(name)) for name in names]
+    ticks = {"tickvals": list(range(len(names))), "ticktext": labels}
+    figure.update_yaxes(**ticks, range=[len(names) - 0.5, -0.5])
     alt = "Change of each run on each task with its 95 % interval; the line at 0 is the backbone."
     return [Plot("Change on tasks, with 95 % intervals", figure, f"{alt} The table has all.")]
 
