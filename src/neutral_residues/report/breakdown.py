@@ -59,7 +59,8 @@ def _plot(section: Section, set_name: str, role: str) -> Plot:
     found = [(point, changes(breakdown)) for point, breakdown in breakdowns(section, set_name)]
     rows = row_names([point for point, _ in found], section)
     kinds = [kind for kind in KINDS if any(kind in by_kind for _, by_kind in found)]
-    labels = [_label(row.name) for row in rows]
+    wrapped = (map(html.escape, textwrap.wrap(row.name, 22)[:3]) for row in rows)
+    labels = ["<br>".join(lines) for lines in wrapped]
     lines = max(label.count("<br>") + 1 for label in labels)
     figure = empty_figure(height=130 + (14 * lines + 12) * len(rows))
     for kind in kinds:
@@ -83,8 +84,3 @@ def _plot(section: Section, set_name: str, role: str) -> Plot:
     table = Table(rows, tuple(columns))
     alt = f"Change of bits per byte on {set_name}, a bar for each run, stacked by kind of token."
     return Plot(f"{set_name} ({role})", figure, alt, table)
-
-
-def _label(name: str) -> str:
-    """A name for an axis, in short lines."""
-    return "<br>".join(html.escape(line) for line in textwrap.wrap(name, 22)[:3])

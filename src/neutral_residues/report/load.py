@@ -55,8 +55,9 @@ def collect(paths: Sequence[Path]) -> Collection:
     none of these kinds, a record cannot be read, or there is none at all."""
     origins: dict[Path, str] = {}
     for path in paths:
-        for file in _files(path):
-            origins.setdefault(file.resolve(), _origin(path, file))
+        top = path.resolve()
+        for file in map(Path.resolve, _files(path)):
+            origins.setdefault(file, (Path(top.name) / file.relative_to(top)).as_posix())
     items = [item for file, origin in origins.items() for item in _read(file, origin)]
     found = tuple(item for item in items if isinstance(item, Found))
     unfinished = tuple(item for item in items if isinstance(item, Unfinished))
@@ -121,8 +122,3 @@ def _files(path: Path) -> Iterator[Path]:
             got="a run that is not finished" if is_run else "neither a run nor a comparison",
             allowed="a record.json, a folder with one, or a comparison (compare.yaml)",
         )
-
-
-def _origin(given: Path, file: Path) -> str:
-    top = given.resolve()
-    return (Path(top.name) / file.resolve().relative_to(top)).as_posix()

@@ -93,12 +93,6 @@ def _settings() -> Iterator[None]:
         yield
 
 
-def _new_figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _save(figure: "Figure", path: Path) -> None:
     """Without date and program, so that the same record gives the same file."""
     metadata: dict[str, str | None] = {"Software" if path.suffix == ".png" else "Date": None}
@@ -107,9 +101,10 @@ def _save(figure: "Figure", path: Path) -> None:
 
 def _panels(plots: Sequence[Plot], width: float, height: float) -> "Figure":
     """Figures of the page next to each other; one legend, in the last."""
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = _new_figure(width * len(plots), height)
+    figure = Figure(figsize=(width * len(plots), height), layout="constrained")
     for plot, axis in zip(plots, figure.subplots(1, len(plots), squeeze=False)[0], strict=True):
         for trace in plot.figure.data:
             _draw_trace(axis, trace)
@@ -164,10 +159,12 @@ def _plane(section: Section) -> Plot:
 
 
 def _heat(texts: Sequence[HeatText]) -> "Figure":
+    from matplotlib.figure import Figure
+
     lines = [_lines(text.tokens[:HEAT_TOKENS]) for text in texts]
     sizes = zip(texts, lines, strict=True)
     heights = [0.45 + len(of_text) * _line_height(text) for text, of_text in sizes]
-    figure = _new_figure(8.0, sum(heights) + 0.3)
+    figure = Figure(figsize=(8.0, sum(heights) + 0.3), layout="constrained")
     axes = figure.subplots(len(texts), 1, squeeze=False, height_ratios=heights)[:, 0]
     for text, of_text, axis in zip(texts, lines, axes, strict=True):
         _draw_heat_text(axis, text, of_text)
