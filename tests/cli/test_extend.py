@@ -11,29 +11,24 @@ import pytest
 from transformers import BertConfig, BertForMaskedLM
 
 from command_line import Neutral, assert_one_line, changed
-from neutral_residues.cli.extend import extend_run
-from neutral_residues.config.run import make_run
 from neutral_residues.results.store import read_record
 from tiny_run import SOURCE_WORDS, make_backbone, make_text, run_values, write_run
 
 
-def test_a_new_run_is_warned_of_once_and_not_changed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_new_run_is_warned_of_once_and_not_changed(tmp_path: Path, neutral: Neutral) -> None:
     values = run_values(tmp_path, steps=2)
     make_text(tmp_path / "en.jsonl", SOURCE_WORDS, documents=20, seed=1)
     lines = (tmp_path / "en.jsonl").read_text()
     (tmp_path / "en.jsonl").write_text(lines + lines)  # every document twice
-    extend_run(make_run(values), advice=True)
-    printed = " ".join(capsys.readouterr().err.split())
-    assert "warning: corpus en: 50 % of its documents are copies of others" in printed
-    extend_run(make_run(values | {"output": str(tmp_path / "other")}), advice=False)
-    assert "warning" not in capsys.readouterr().err
+    file = write_run(tmp_path, values)
+    warning = "warning: corpus en: 50 % of its documents are copies of others"
+    assert warning in " ".join(neutral("extend", file)[1].split())
+    other = f"output={tmp_path / 'other'}"
+    assert "warning: corpus" not in neutral("extend", file, other, "--no-advice")[1]
     one, other = (read_record(tmp_path / name / "record.json") for name in ("run", "other"))
     assert one.curve == other.curve
     (tmp_path / "run" / "record.json").unlink()  # as if it had been stopped
-    extend_run(make_run(values), advice=True)
-    assert "warning" not in capsys.readouterr().err
+    assert "warning: corpus" not in neutral("extend", file)[1]
 
 
 @pytest.mark.parametrize(

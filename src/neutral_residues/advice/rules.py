@@ -15,14 +15,12 @@ from neutral_residues.results.base import Part
 COSTLY = 2.0
 """Warn if the target takes this many times the tokens of the source."""
 REPETITION = 0.05
-"""Warn if a larger share of a corpus is repeated; common corpora have 3 to 14 % (arXiv
-2107.06499)."""
+"""Warn if a larger share of a corpus repeats; common ones have 3 to 14 % (arXiv 2107.06499)."""
 FAR = 2.0
 """Warn if a source set diverges from replay this many times as much as replay from itself (LAB:
 held-out novels do 1.3 times, Wikipedia 4.6 and PubMed 6.6 times)."""
 EPOCHS = 4
-"""Text read this often teaches nearly as much as new text (Muennighoff et al. 2023, arXiv
-2305.16264)."""
+"""Text read this often teaches nearly as much as new text (Muennighoff 2023, arXiv 2305.16264)."""
 
 Use = Literal["train", "evaluate", "validate"]
 
@@ -76,7 +74,7 @@ class CorpusFacts(Part):
 
 
 class DistanceFacts(Part):
-    """How far replay is from a source set: Jensen-Shannon divergence of token frequencies [bits]."""
+    """How far replay is from a source set: Jensen-Shannon divergence of token counts, bits."""
 
     set: str
     bits: float
@@ -141,9 +139,9 @@ def _costly_target(texts: Sequence[TextFacts]) -> Iterator[str]:
     if cost / usual > COSTLY:
         yield (
             f"the target takes {cost:.2f} tokens per {unit}, the source {usual:.2f}:"
-            f" {cost / usual:.1f} times as many. The context holds less text, and time grows as much."
-            " Where only bytes are left, frozen embeddings stop learning early (LAB, Ukrainian):"
-            " the tokenizer's vocabulary is the limit, not the budget"
+            f" {cost / usual:.1f} times as many. The context holds less text, and time grows as"
+            " much. Where only bytes are left, frozen embeddings stop learning early (LAB,"
+            " Ukrainian): the tokenizer's vocabulary is the limit, not the budget"
         )
 
 

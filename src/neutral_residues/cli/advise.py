@@ -7,8 +7,7 @@ from rich.table import Table
 
 from neutral_residues.advice.advise import Advice, TrialFacts, advise
 from neutral_residues.advice.rules import CorpusFacts, DistanceFacts, TextFacts
-from neutral_residues.cli.extend import print_warnings
-from neutral_residues.cli.tables import facts_table, new_table
+from neutral_residues.cli.tables import facts_table, new_table, print_warnings
 from neutral_residues.config.run import RunConfig
 from neutral_residues.files import write_json
 from neutral_residues.training.progress import RunProgress

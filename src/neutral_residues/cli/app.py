@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.columns import Columns
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
 
 from neutral_residues.errors import Stopped, UserError
 
@@ -43,15 +48,28 @@ Folder = Annotated[Path, _argument("Output folder of a run, or an extension fold
 def extend(
     run: RunFile,
     overrides: Overrides = None,
-    advice: Annotated[
-        bool, _option("Check the texts of a new run first, and warn; a few seconds.")
-    ] = True,
+    advice: Annotated[bool, _option("First check the texts of a new run; seconds.")] = True,
 ) -> None:
     """Train an extension as the run file says; the same command resumes it."""
     config = _load_run(run, overrides)
-    from neutral_residues.cli.extend import extend_run
+    from neutral_residues.advice.text_statistics import text_warnings
+    from neutral_residues.cli.tables import print_summary, print_warnings
+    from neutral_residues.results.run_folder import RunFolder
+    from neutral_residues.run import extend as extend_
+    from neutral_residues.training.progress import RunProgress
+    from neutral_residues.training.setup import Setup, ranks
 
-    extend_run(config, advice=advice)
+    is_main = ranks().is_main_process
+    progress = RunProgress(quiet=not is_main)
+    setup = Setup.of(config, tokenising=progress.tokenising)
+    folder = RunFolder(setup.config.output)
+    if advice and is_main and not folder.config.is_file():
+        folder.check(setup.config)
+        setup.prepare()
+        print_warnings(text_warnings(setup), console=progress.console)
+    record = extend_(setup, progress=progress)
+    if is_main:
+        print_summary(record, setup.config.output)
 
 
 @app.command()
@@ -61,9 +79,7 @@ def compare(
         list[str] | None,
         _argument("Settings to change, for example seeds=[0,1] or set.training.steps=200."),
     ] = None,
-    plan: Annotated[
-        bool, _option("Print cells, time and disk, and run none of the cells.", "--plan")
-    ] = False,
+    plan: Annotated[bool, _option("Print cells, time and disk; run none.", "--plan")] = False,
 ) -> None:
     """Run every method on the same budget, rows and evaluation; the same command resumes it."""
     _quiet()
@@ -87,9 +103,6 @@ def compare(
 def methods() -> None:
     """List the methods: what trains, what a budget means, and what can be done afterwards."""
     _quiet()
-    from rich.console import Console
-    from rich.table import Table
-
     from neutral_residues.methods.table import METHODS, RECIPE_WIDTH
 
     table = Table(show_header=False, box=None, padding=(0, 2, 1, 0))
@@ -113,8 +126,6 @@ def methods() -> None:
 @app.command()
 def describe(run: RunFile, overrides: Overrides = None) -> None:
     """Print what a run would do (weights, tokens, steps, memory, disk) without training."""
-    from rich.console import Console
-
     with Console(stderr=True).status("loading libraries ..."):
         config = _load_run(run, overrides)
         from neutral_residues.cli.describe import print_description
@@ -153,9 +164,7 @@ def evaluate(
     task_data: Annotated[
         Path | None, _option("Folder with minimal pairs, for example clams.fr.jsonl.gz.")
     ] = None,
-    kl: Annotated[
-        bool, _option("Measure the KL divergence from the backbone too.", "--kl")
-    ] = False,
+    kl: Annotated[bool, _option("Also the KL divergence from the backbone.", "--kl")] = False,
     into_record: Annotated[
         bool, _option("Put the tasks' scores into the finished run's own record.", "--into-record")
     ] = False,
@@ -183,11 +192,6 @@ def generate(
 ) -> None:
     """Complete a prompt with the backbone and with the extended model, side by side."""
     _quiet()
-    from rich.columns import Columns
-    from rich.console import Console
-    from rich.panel import Panel
-    from rich.text import Text
-
     from neutral_residues.evaluation.generate import generate_both
     from neutral_residues.evaluation.saved import load_saved
 
@@ -214,9 +218,7 @@ def export(
     folder: Folder,
     to: Annotated[str, typer.Option("--to", help="Format, see above.", show_default=False)],
     output: Annotated[Path, typer.Option(help="New folder to write.", show_default=False)],
-    dtype: Annotated[
-        str, _option("float32, bfloat16 or float16: how the weights are stored.")
-    ] = "float32",
+    dtype: Annotated[str, _option("Of what is stored: float32, bfloat16, float16.")] = "float32",
     text: Annotated[
         str, _option("Target text to compare on, where random tokens open no gate.")
     ] = "",
@@ -231,8 +233,6 @@ def export(
     safetensors    the adapter alone, with the formula
     """
     _quiet()
-    from rich.console import Console
-
     from neutral_residues.evaluation.saved import load_saved
     from neutral_residues.export.export import check_target, export_model
     from neutral_residues.export.formats.table import find_format
@@ -255,21 +255,12 @@ def export(
 
 @app.command()
 def report(
-    paths: Annotated[
-        list[Path],
-        _argument("Records, benchmarks, output folders of runs, folders of comparisons."),
-    ],
+    paths: Annotated[list[Path], _argument("Records, benchmarks, folders of runs or comparisons.")],
     output: Annotated[
-        Path | None,
-        _option(
-            "Folder for the report; default: report in the one given folder, else runs/report."
-        ),
+        Path | None, _option("Folder; default: report in the one given folder, else runs/report.")
     ] = None,
 ) -> None:
-    """Write one page that shows what was learnt, what was forgotten and what it cost; needs no
-    network and no torch."""
-    from rich.console import Console
-
+    """Write one page: what was learnt, forgotten and paid; needs no network and no torch."""
     from neutral_residues.report.build import write_report
 
     written, console = write_report(paths, output), Console()
@@ -284,8 +275,7 @@ def report(
 def demo(
     output: Annotated[Path, _option("Folder for the demo's runs.")] = Path("runs/demo"),
 ) -> None:
-    """Teach a small English model French, with neutral residues and with plain fine-tuning, and
-    show both sides."""
+    """Teach an English model French with neutral residues and by fine-tuning, and show both."""
     _quiet()
     from neutral_residues.demo.run import run_demo
 

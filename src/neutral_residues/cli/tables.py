@@ -52,12 +52,20 @@ def facts_table(title: str, facts: Mapping[str, str]) -> Table:
     return table
 
 
+def print_warnings(lines: Iterable[str], *, console: Console) -> None:
+    """One warning a line."""
+    for line in lines:
+        console.print(Text.assemble(("warning: ", "bold yellow"), line))
+
+
 def print_few_tokens(record: Record, *, console: Console) -> None:
     """A warning for each set whose change a few tokens carry."""
-    for name, found in record.sets.items():
-        if found.breakdown is not None and found.breakdown.is_concentrated:
-            line = few_tokens_line(name, found.breakdown)
-            console.print(Text(f"warning: {line}", style="yellow"))
+    lines = (
+        few_tokens_line(name, found.breakdown)
+        for name, found in record.sets.items()
+        if found.breakdown is not None and found.breakdown.is_concentrated
+    )
+    print_warnings(lines, console=console)
 
 
 def sets_table(record: Record) -> Table:

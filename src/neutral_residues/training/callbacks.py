@@ -3,11 +3,11 @@
 import signal
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import suppress
 from typing import Any
 
+import torch
+from accelerate import Accelerator
 from torch import nn
 from transformers import TrainerCallback
 
@@ -106,21 +106,32 @@ class StepClock(TrainerCallback):
         return statistics.median(steps) if steps else None
 
 
-@contextmanager
-def stop_on_signal(trainer: ExtensionTrainer) -> Iterator[None]:
-    """SIGINT and SIGTERM request a checkpoint and a stop after the step; a second one stops now."""
+class StopOnSignal(TrainerCallback):
+    """SIGINT or SIGTERM on any rank, inside this context: a checkpoint and a stop after the step; a
+    second one stops now."""
 
-    def request_stop(number: int, frame: FrameType | None) -> None:
-        if trainer.stop_requested:
-            raise KeyboardInterrupt
-        trainer.stop_requested = True
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator, self.requested = accelerator, False
+        self._handlers: dict[signal.Signals, Any] = {}
 
-    try:
-        old = {n: signal.signal(n, request_stop) for n in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread, which alone can handle signals
-        old = {}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
+    def __enter__(self) -> None:
+        with suppress(ValueError):  # not in the main thread, which alone can handle signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._request)
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
+
+    def _request(self, number: int, frame: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        stop = self.requested
+        if self.accelerator.num_processes > 1:
+            requested = torch.tensor(float(stop), device=args.device)
+            stop = bool(self.accelerator.reduce(requested, "sum"))
+        if stop:
+            control.should_save = control.should_training_stop = True

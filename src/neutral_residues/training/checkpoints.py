@@ -30,8 +30,7 @@ def saved_sums(checkpoint: Path) -> dict[str, Any]:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first. One without `complete.json` was being written when the
-    run died."""
+    """Oldest first. One without `complete.json` was being written when the run died."""
     complete = [p for p in folder.glob("checkpoint-*") if (p / COMPLETE).is_file()]
     return sorted(complete, key=lambda p: int(p.name.rsplit("-", 1)[1]))
 

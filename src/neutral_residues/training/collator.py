@@ -25,9 +25,8 @@ class DomainLabelCollator:
         if len(labelled) < len(features):
             raise UserError(f"{DOMAIN_LABELS} is missing in some rows", do="give it in every row")
         ids = [torch.as_tensor(feature["input_ids"]) for feature in features]
-        labels = [
-            _token_labels(f[DOMAIN_LABELS], len(row)) for f, row in zip(features, ids, strict=True)
-        ]
+        rows = zip(features, ids, strict=True)
+        labels = [_token_labels(given[DOMAIN_LABELS], len(tokens)) for given, tokens in rows]
         aligned = _aligned(labels, ids, batch["input_ids"], batch.get("attention_mask"))
         return {**batch, DOMAIN_LABELS: aligned}
 
@@ -50,8 +49,7 @@ def _token_labels(given: Any, num_tokens: int) -> Tensor:
 def _aligned(
     labels: list[Tensor], ids: list[Tensor], batch_ids: Tensor, attention_mask: Tensor | None
 ) -> Tensor:
-    """`labels` of the rows `ids` where the collator put their tokens in `batch_ids` (B, T); IGNORE
-    elsewhere."""
+    """`labels` where the collator put the tokens of `ids` in `batch_ids` (B, T), else IGNORE."""
     has_mask = attention_mask is not None and attention_mask.shape == batch_ids.shape
     mask = attention_mask if has_mask else None
     tokens = torch.cat(ids).to(batch_ids.dtype)

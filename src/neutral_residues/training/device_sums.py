@@ -14,8 +14,7 @@ class DeviceSums:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, key: str, value: Tensor) -> None:
-        """Add `value` (any shape, the same at every call) to the sum named `key`; every rank must
-        use the same keys."""
+        """Add `value` (always of one shape) to the sum named `key`, the same keys on all ranks."""
         # A copy, because the memory of a value from a compiled model may be used again.
         self._sums[key] = self._sums[key] + value if key in self._sums else value.clone()
 

@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 else:
     _Trainer = object  # the class after it among the bases is the Trainer
 
-# The measured defaults of the run file, for scripts too.
-DEFAULT_WEIGHT = ResidueSettings().local_loss_weight
-DEFAULT_GATE_FACTOR = ResidueSettings().gate_learning_rate_factor
+DEFAULTS = ResidueSettings()  # the measured ones of the run file, for scripts too
 
 
 def split_param_group(
@@ -71,9 +69,9 @@ class NeutralResiduesTrainerMixin(_Trainer):
     def __init__(
         self,
         *args: Any,
-        local_loss_weight: float = DEFAULT_WEIGHT,
+        local_loss_weight: float = DEFAULTS.local_loss_weight,
         local_loss: LocalLoss = "l1",
-        gate_learning_rate_factor: float = DEFAULT_GATE_FACTOR,
+        gate_learning_rate_factor: float = DEFAULTS.gate_learning_rate_factor,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -123,8 +121,7 @@ class NeutralResiduesTrainerMixin(_Trainer):
         return optimizer
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """Also counts, over the accumulated batch and all ranks, the tokens that the local loss
-        will be divided by."""
+        """Also counts what the local loss is divided by, over accumulated batch and ranks."""
         samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._has_local_loss:
             labels = [batch[DOMAIN_LABELS] for batch in samples if DOMAIN_LABELS in batch]

@@ -1,6 +1,5 @@
 """The progress of a run: a live panel on a terminal, plain lines anywhere else. No torch."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -47,8 +46,7 @@ class RunProgress:
 
 
 class TrainingDisplay:
-    """Progress, loss per corpus, open gates, bits per byte of backbone and extended model, tokens
-    per second, time left.
+    """Progress and time left, losses, open gates, bits per byte before and after, tokens/s.
 
     Args:
         total_steps: steps of the training.
@@ -72,7 +70,6 @@ class TrainingDisplay:
         )
         self.task = self.progress.add_task(title, total=total_steps, rate="")
         self.live = Live(console=console, get_renderable=self._panel)
-        self.first: tuple[float, int] | None = None
 
     def __enter__(self) -> "TrainingDisplay":
         if self.console.is_terminal:
@@ -84,27 +81,25 @@ class TrainingDisplay:
 
     def step(self, step: int) -> None:
         """A step is done."""
-        now = time.monotonic()
-        self.first = self.first or (now, step)
-        elapsed, tokens = now - self.first[0], (step - self.first[1]) * self.tokens_per_step
-        rate = f"{tokens / elapsed:,.0f} tokens/s" if tokens and elapsed else ""
-        self.progress.update(self.task, completed=step, rate=rate)
+        self.progress.update(self.task, completed=step)
+        if steps_per_second := self.progress.tasks[self.task].speed:
+            rate = f"{steps_per_second * self.tokens_per_step:,.0f} tokens/s"
+            self.progress.update(self.task, rate=rate)
 
     def logged(self, step: int, logs: Mapping[str, float]) -> None:
         """The trainer logged sums since the last time."""
         shown = ("loss_nats/", "open_gates", "local_loss")
-        losses = (_shown(key, value) for key, value in logs.items() if key.startswith(shown))
-        self.losses = "  ".join(losses)
+        self.losses = "  ".join(_shown(k, v) for k, v in logs.items() if k.startswith(shown))
         self._print(step, self.losses)
 
     def measured(self, step: int, results: Mapping[str, SetResult]) -> None:
         """Backbone and extended model were measured on these sets."""
         self.results = results
-        bits = (
-            f"{name} {r.extended_bits_per_byte:.3f} (backbone {r.backbone_bits_per_byte:.3f})"
-            for name, r in results.items()
-        )
-        self._print(step, "  ".join(["bits/byte", *bits]))
+        line = "bits/byte"
+        for name, r in results.items():
+            now, before = r.extended_bits_per_byte, r.backbone_bits_per_byte
+            line += f"  {name} {now:.3f} (backbone {before:.3f})"
+        self._print(step, line)
 
     def _print(self, step: int, line: str) -> None:
         if not self.console.is_terminal:
@@ -130,16 +125,11 @@ class MeasuringDisplay:
 
     def __init__(self, console: Console) -> None:
         # Pinned to its file: lm-eval's own progress bars are kept from standard error meanwhile.
-        self.console = Console(
-            file=console.file, quiet=console.quiet, force_terminal=console.is_terminal
-        )
+        terminal = console.is_terminal
+        self.console = Console(file=console.file, quiet=console.quiet, force_terminal=terminal)
+        columns = ("{task.description}", BarColumn(), TimeElapsedColumn())
         self.progress = Progress(
-            "{task.description}",
-            BarColumn(),
-            TimeElapsedColumn(),
-            console=self.console,
-            transient=True,
-            disable=not console.is_terminal,
+            *columns, console=self.console, transient=True, disable=not terminal
         )
         self.task = self.progress.add_task("measuring", total=None)
 

@@ -9,12 +9,12 @@ from torch import nn
 
 from neutral_residues.errors import Stopped
 from neutral_residues.results.record import Cost
-from neutral_residues.training.callbacks import MeasureAndShow, StepClock, stop_on_signal
+from neutral_residues.training.callbacks import MeasureAndShow, StepClock, StopOnSignal
 from neutral_residues.training.checkpoints import last_checkpoint
 from neutral_residues.training.cost import peak_memory_bytes
 from neutral_residues.training.progress import RunProgress, TrainingDisplay
 from neutral_residues.training.setup import Setup
-from neutral_residues.training.trainer import make_trainer
+from neutral_residues.training.trainer import ExtensionTrainer
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,9 @@ def train(setup: Setup, model: nn.Module, *, checkpoints: Path, progress: RunPro
     checkpoint = last_checkpoint(checkpoints)
     if checkpoint is not None:
         progress.say(f"resuming from {checkpoint}")
-    trainer = make_trainer(setup, model, checkpoints)
-    clock, measure = StepClock(), None
+    trainer = ExtensionTrainer(setup, model, checkpoints)
+    stop, clock, measure = StopOnSignal(trainer.accelerator), StepClock(), None
+    trainer.add_callback(stop)
     trainer.add_callback(clock)
     with TrainingDisplay(
         progress.console,
@@ -56,7 +57,7 @@ def train(setup: Setup, model: nn.Module, *, checkpoints: Path, progress: RunPro
             measure = MeasureAndShow(setup, trainer, display)
             trainer.add_callback(measure)
         start = time.monotonic()
-        with stop_on_signal(trainer):
+        with stop:
             trainer.train_from(checkpoint)
         seconds = time.monotonic() - start - (measure.seconds if measure else 0.0)
     done, steps = trainer.state.global_step, setup.config.training.steps

@@ -8,13 +8,12 @@ on a CPU). It does not decide anything about data, methods or evaluation.
 """
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from neutral_residues.errors import UserError, first_line
@@ -27,24 +26,17 @@ from neutral_residues.training.setup import Setup
 
 
 class DomainTrainer(Trainer):
-    """Trainer on rows of `Mixture`: `input_ids`, `corpus_id`, `noised`.
+    """Trainer on rows of `Mixture`: `input_ids`, `corpus_id`, `noised`."""
 
-    Args:
-        corpus_names: the corpora in the order of `corpus_id`.
-        keep_checkpoints: how many complete checkpoints stay.
-    """
-
-    def __init__(
-        self, *args: Any, corpus_names: Sequence[str], keep_checkpoints: int, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, setup: Setup, model: nn.Module, output_dir: Path) -> None:
+        args = _training_arguments(setup, output_dir)
+        super().__init__(model=model, args=args, train_dataset=setup.rows)
+        self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = True
-        self.corpus_names = tuple(corpus_names)
-        self.keep_checkpoints = keep_checkpoints
-        self.stop_requested = False
+        self.corpus_names = [stream.name for stream in setup.data.train]
+        self.keep_checkpoints = setup.config.training.keep_checkpoints
         self._corpus_sums = DeviceSums()
         self._step_nats: Tensor | None = None
-        self.add_callback(_StopOnRequest(self))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         # The data set decides the order; accelerate shards it among ranks as for any sampler.
@@ -132,40 +124,21 @@ class DomainTrainer(Trainer):
 
 
 class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
-    """With the local loss; for methods without one its weight is 0 and the mixin does nothing."""
+    """The trainer of a run, which writes its checkpoints to `output_dir`.
 
+    For methods without a local loss its weight is 0, and the mixin does nothing.
+    """
 
-class _StopOnRequest(TrainerCallback):
-    """Saves and stops after a step during which `stop_requested` was set on any rank."""
-
-    def __init__(self, trainer: DomainTrainer) -> None:
-        self.trainer = trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        stop = self.trainer.stop_requested
-        if self.trainer.accelerator.num_processes > 1:
-            requested = torch.tensor(float(stop), device=args.device)
-            stop = bool(self.trainer.accelerator.reduce(requested, "sum"))
-        if stop:
-            control.should_save = control.should_training_stop = True
-        return control
-
-
-def make_trainer(setup: Setup, model: nn.Module, output_dir: Path) -> ExtensionTrainer:
-    """The trainer of a run, which writes its checkpoints to `output_dir`."""
-    config = setup.config
-    trainer = ExtensionTrainer(
-        model=model,
-        args=_training_arguments(setup, output_dir),
-        train_dataset=setup.rows,
-        corpus_names=[stream.name for stream in setup.data.train],
-        keep_checkpoints=config.training.keep_checkpoints,
-        local_loss=config.residues.local_loss,
-        gate_learning_rate_factor=config.residues.gate_learning_rate_factor,
-        local_loss_weight=setup.local_loss_weight,
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    def __init__(self, setup: Setup, model: nn.Module, output_dir: Path) -> None:
+        residues = setup.config.residues
+        super().__init__(
+            setup,
+            model,
+            output_dir,
+            local_loss=residues.local_loss,
+            gate_learning_rate_factor=residues.gate_learning_rate_factor,
+            local_loss_weight=setup.local_loss_weight,
+        )
 
 
 def _training_arguments(setup: Setup, output_dir: Path) -> TrainingArguments:
