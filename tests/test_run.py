@@ -123,8 +123,8 @@ def test_resume_is_bit_equal(
     values = run_values(tmp_path) | {"method": method}
     whole = extend(make_run(values | {"output": str(tmp_path / "whole")}))
     with monkeypatch.context() as patch:
-        # A signal that arrives in the callbacks of step 4 is seen at the end of step 5.
-        _Interrupt(patch, step=4, error=None if how == "stopped" else RuntimeError)
+        # Step 5 is between two log lines, so the sums for the next one must be kept too.
+        _Interrupt(patch, step=5, error=None if how == "stopped" else RuntimeError)
         with pytest.raises(Stopped if how == "stopped" else RuntimeError):
             extend(make_run(values))
     checkpoints = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())

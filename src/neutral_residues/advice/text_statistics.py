@@ -10,19 +10,16 @@ the source. The random numbers are a generator's own: no global state changes.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
 from neutral_residues.advice.repetition import find_repetition
 from neutral_residues.advice.rules import CorpusFacts, DistanceFacts, TextFacts, Use, warnings
 from neutral_residues.data.run_data import RunData
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.training.setup import Setup
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 SEED = 0
 DOCUMENT_TOKENS = 1024
@@ -42,13 +39,13 @@ def text_warnings(setup: Setup) -> list[str]:
     return warnings(setup.config, texts, corpora, distances(data), num_tokens=setup.num_tokens)
 
 
-def text_facts(data: RunData, tokenizer: "PreTrainedTokenizerBase") -> list[TextFacts]:
+def text_facts(data: RunData, tokenizer: PreTrainedTokenizerBase) -> list[TextFacts]:
     """Sizes and fertility of every text of a run."""
     uses: tuple[Use, ...] = ("train", "evaluate", "validate")
     return [_facts(stream, use, tokenizer) for use in uses for stream in getattr(data, use)]
 
 
-def corpus_facts(data: RunData, tokenizer: "PreTrainedTokenizerBase") -> list[CorpusFacts]:
+def corpus_facts(data: RunData, tokenizer: PreTrainedTokenizerBase) -> list[CorpusFacts]:
     """What is repeated in each training corpus."""
     return [
         find_repetition(stream.name, stream.role, list(_first_texts(stream, tokenizer)))
@@ -89,7 +86,7 @@ def jensen_shannon_bits(p_V: NDArray[np.float64], q_V: NDArray[np.float64]) -> f
 
 
 def sample_stream(
-    stream: TokenStream, num_tokens: int, tokenizer: "PreTrainedTokenizerBase"
+    stream: TokenStream, num_tokens: int, tokenizer: PreTrainedTokenizerBase
 ) -> TokenStream:
     """About `num_tokens` tokens from documents all over a stream, as a stream of its own."""
     documents = _sample([stream], num_tokens)
@@ -98,7 +95,7 @@ def sample_stream(
     return TokenStream(stream.name, stream.role, np.concatenate(documents), ends, sizes)
 
 
-def _facts(stream: TokenStream, use: Use, tokenizer: "PreTrainedTokenizerBase") -> TextFacts:
+def _facts(stream: TokenStream, use: Use, tokenizer: PreTrainedTokenizerBase) -> TextFacts:
     documents = _sample([stream], FERTILITY_TOKENS)
     texts = [_text(document, tokenizer) for document in documents]
     tokens, chars = sum(map(len, documents)), max(1, sum(map(len, texts)))
@@ -134,11 +131,11 @@ def _candidates(num_documents: int, most: int = 20_000) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, num_documents - 1, min(num_documents, most)).astype(np.int64))
 
 
-def _text(tokens: NDArray[np.int64], tokenizer: "PreTrainedTokenizerBase") -> str:
+def _text(tokens: NDArray[np.int64], tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
 
 
-def _first_texts(stream: TokenStream, tokenizer: "PreTrainedTokenizerBase") -> Iterator[str]:
+def _first_texts(stream: TokenStream, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     left = CHECKED_BYTES
     for document in range(stream.num_documents):
         size = int(stream.document_bytes[document])
