@@ -195,7 +195,7 @@ def test_a_half_written_checkpoint_is_passed_over(
 def test_a_checkpoint_cut_short_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = run_values(tmp_path)
     with monkeypatch.context() as patch:
-        _Interrupt(patch, step=4, error=None)
+        _Interrupt(patch, step=5, error=None)
         with pytest.raises(Stopped):
             extend(make_run(values))
     file = tmp_path / "run" / "checkpoints" / "checkpoint-5" / "adapter_model.safetensors"
