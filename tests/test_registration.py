@@ -70,7 +70,8 @@ def test_an_extension_loads_whichever_is_imported_first(imports: str, tmp_path: 
     assert type(model.base_model) is neutral_residues.NeutralResiduesModel, type(model.base_model)
     assert model.peft_config["default"].width == 8
     # Nothing of ours is left in the way of later imports.
-    found = [type(finder) for finder in sys.meta_path] + [type(peft.__loader__), type(peft.__spec__.loader)]
+    loaders = [type(peft.__loader__), type(peft.__spec__.loader)]
+    found = [type(finder) for finder in sys.meta_path] + loaders
     assert not [kind for kind in found if "neutral_residues" in kind.__module__], found
     """
     done = run(imports + check, str(tmp_path / "extension"))

@@ -1,7 +1,7 @@
 """The fixed tiny run gives what it gave when `golden.json` was written.
 
-On one machine the numbers are bit-identical; another processor may round differently, so they are compared to within
-a few millionths here.
+On one machine the numbers are bit-identical; another processor may round differently, so rows are
+compared exactly here and the rest closely.
 """
 
 import json

@@ -33,7 +33,7 @@ def changes(breakdown: Breakdown) -> dict[TokenKind, float]:
 
 
 def change_plots(section: Section) -> list[Plot]:
-    """For each set a bar by run, stacked by kind of token: rises to the right, falls to the left."""
+    """For each set a bar by run, stacked by kind of token; rises go right, falls left."""
     return [_plot(section, name, role) for name, role in sets_broken_down(section).items()]
 
 

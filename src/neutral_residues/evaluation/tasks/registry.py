@@ -109,7 +109,7 @@ def find_tasks(
 
 
 def paper_suite(language: str, index: Collection[str]) -> tuple[list[Task], list[str]]:
-    """The paper's benchmarks in English and in `language` (a UserError if `LANGUAGES` lacks it), and
+    """The paper's benchmarks in English and `language` (a UserError if `LANGUAGES` lacks it), and
     the titles of those that lm-eval lacks."""
     if language not in LANGUAGES:
         known = ", ".join(sorted(LANGUAGES))
