@@ -10,7 +10,6 @@ from neutral_residues.cli.tables import print_few_tokens, sets_table, tasks_tabl
 from neutral_residues.results.record import Record, TaskScore
 from neutral_residues.results.set_result import Breakdown, SetResult, TokenChange
 from neutral_residues.results.store import provenance
-from neutral_residues.results.wording import change_in_words
 
 
 def printed(name: str, result: SetResult) -> str:
@@ -102,17 +101,3 @@ def test_tasks() -> None:
     for part in ("clams-fr", "3,280", "50.15", "53.23", "+3.1 ± 1.4", "better", "−0.2 ± 0.2", "no"):
         assert part in text
     assert "few-shot" not in text
-
-
-@pytest.mark.parametrize(
-    ("change", "direction", "words"),
-    [
-        ((-0.1, -0.5, 0.3), "higher", "no change beyond noise (−0.1 ± 0.4)"),
-        ((-0.04, -0.5, 0.42), "higher", "no change beyond noise (+0.0 ± 0.5)"),
-        ((2.0, 1.0, 3.0), "higher", "better (+2.0 ± 1.0)"),
-        ((2.0, 1.0, 3.0), "lower", "worse (+2.0 ± 1.0)"),
-        ((-2.0, -3.0, -1.0), "lower", "better (−2.0 ± 1.0)"),
-    ],
-)
-def test_changes_in_words(change: tuple[float, float, float], direction: str, words: str) -> None:
-    assert change_in_words(*change, direction=direction) == words

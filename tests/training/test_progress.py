@@ -1,4 +1,4 @@
-"""What a person sees: a live panel on a terminal, plain lines elsewhere, sizes in words."""
+"""What a person sees: a live panel on a terminal, plain lines elsewhere."""
 
 import io
 import re
@@ -8,7 +8,6 @@ from rich.console import Console
 
 from neutral_residues.results.record import TaskScore
 from neutral_residues.training.progress import MeasuringDisplay, RunProgress, TrainingDisplay
-from neutral_residues.units import human_bytes
 from synthetic import set_result
 
 
@@ -70,13 +69,3 @@ def test_progress_losses_gates_and_both_sides_are_shown(terminal: bool) -> None:
         assert "4/4" in text
         assert "tokens/s" in text
         assert "-25.00 %" in text
-
-
-def test_sizes_in_words() -> None:
-    assert [human_bytes(n) for n in (12, 1536, 5 * 2**20, 3 * 2**30, 4096 * 2**30)] == [
-        "12 B",
-        "1.5 KiB",
-        "5.0 MiB",
-        "3.0 GiB",
-        "4096.0 GiB",
-    ]
