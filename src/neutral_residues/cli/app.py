@@ -11,6 +11,7 @@ import typer
 from rich.columns import Columns
 from rich.console import Console
 from rich.panel import Panel
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -37,6 +38,11 @@ def _option(text: str, *names: str) -> Any:
     return typer.Option(*names, help=text)
 
 
+def _loading() -> Status:
+    """Says so on a terminal while a command imports what it needs, which takes seconds."""
+    return Console(stderr=True).status("loading libraries ...")
+
+
 RunFile = Annotated[Path, _argument("The run file (YAML).")]
 Overrides = Annotated[
     list[str] | None, _argument("Settings to change, for example training.steps=200.")
@@ -51,13 +57,14 @@ def extend(
     advice: Annotated[bool, _option("First check the texts of a new run; seconds.")] = True,
 ) -> None:
     """Train an extension as the run file says; the same command resumes it."""
-    config = _load_run(run, overrides)
-    from neutral_residues.advice.text_statistics import text_warnings
-    from neutral_residues.cli.tables import print_summary, print_warnings
-    from neutral_residues.results.run_folder import RunFolder
-    from neutral_residues.run import extend as extend_
-    from neutral_residues.training.progress import RunProgress
-    from neutral_residues.training.setup import Setup, ranks
+    with _loading():
+        config = _load_run(run, overrides)
+        from neutral_residues.advice.text_statistics import text_warnings
+        from neutral_residues.cli.tables import print_summary, print_warnings
+        from neutral_residues.results.run_folder import RunFolder
+        from neutral_residues.run import extend as extend_
+        from neutral_residues.training.progress import RunProgress
+        from neutral_residues.training.setup import Setup, ranks
 
     is_main = ranks().is_main_process
     progress = RunProgress(quiet=not is_main)
@@ -126,7 +133,7 @@ def methods() -> None:
 @app.command()
 def describe(run: RunFile, overrides: Overrides = None) -> None:
     """Print what a run would do (weights, tokens, steps, memory, disk) without training."""
-    with Console(stderr=True).status("loading libraries ..."):
+    with _loading():
         config = _load_run(run, overrides)
         from neutral_residues.cli.describe import print_description
     print_description(config)
@@ -140,8 +147,9 @@ def advise(
     output: Annotated[Path | None, _option("Where to write the advice (JSON).")] = None,
 ) -> None:
     """Estimate a run's cost and flag problems of its texts before training."""
-    config = _load_run(run, overrides)
-    from neutral_residues.cli.advise import advise_run
+    with _loading():
+        config = _load_run(run, overrides)
+        from neutral_residues.cli.advise import advise_run
 
     advise_run(config, trial_steps=trial_steps, output=output)
 
@@ -170,8 +178,9 @@ def evaluate(
     ] = False,
 ) -> None:
     """Measure backbone and extended model on sets of text and on tasks; keeps finished tasks."""
-    _quiet()
-    from neutral_residues.cli import evaluate as command
+    with _loading():
+        _quiet()
+        from neutral_residues.cli import evaluate as command
 
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     options: dict[str, Any] = {"tasks": names, "limit": limit, "task_data": task_data}
@@ -191,9 +200,10 @@ def generate(
     seed: Annotated[int, _option("Seed of the sampling; the same for both.")] = 0,
 ) -> None:
     """Complete a prompt with the backbone and with the extended model, side by side."""
-    _quiet()
-    from neutral_residues.evaluation.generate import generate_both
-    from neutral_residues.evaluation.saved import load_saved
+    with _loading():
+        _quiet()
+        from neutral_residues.evaluation.generate import generate_both
+        from neutral_residues.evaluation.saved import load_saved
 
     saved, console = load_saved(folder), Console()
     sample = generate_both(
@@ -232,12 +242,13 @@ def export(
     dense          a gate-less adapter, or LoRA and its family: the backbone's own architecture
     safetensors    the adapter alone, with the formula
     """
-    _quiet()
-    from neutral_residues.evaluation.saved import load_saved
-    from neutral_residues.export.export import check_target, export_model
-    from neutral_residues.export.formats.table import find_format
-    from neutral_residues.results.run_folder import RunFolder
-    from neutral_residues.units import human_bytes
+    with _loading():
+        _quiet()
+        from neutral_residues.evaluation.saved import load_saved
+        from neutral_residues.export.export import check_target, export_model
+        from neutral_residues.export.formats.table import find_format
+        from neutral_residues.results.run_folder import RunFolder
+        from neutral_residues.units import human_bytes
 
     row, console = find_format(to), Console()
     check_target(output, dtype=dtype)
