@@ -89,11 +89,12 @@ def compare(
     plan: Annotated[bool, _option("Print cells, time and disk; run none.", "--plan")] = False,
 ) -> None:
     """Run every method on the same budget, rows and evaluation; the same command resumes it."""
-    _quiet()
-    from neutral_residues.config.comparison import load_comparison
+    with _loading():
+        _quiet()
+        from neutral_residues.config.comparison import load_comparison
 
-    config = load_comparison(comparison, tuple(overrides or ()))
-    from neutral_residues.cli.compare import CompareDisplay, print_outcome, print_plan
+        config = load_comparison(comparison, tuple(overrides or ()))
+        from neutral_residues.cli.compare import CompareDisplay, print_outcome, print_plan
 
     if plan:
         print_plan(config)

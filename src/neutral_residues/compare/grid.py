@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neutral_residues.backbone import load_config
-from neutral_residues.config.base import put, read_values
+from neutral_residues.config.base import flat, put, read_values
 from neutral_residues.config.comparison import CELLS, CompareConfig, MethodEntry
 from neutral_residues.config.run import RunConfig, make_run
 from neutral_residues.errors import UserError
@@ -75,7 +75,7 @@ def expand(config: CompareConfig) -> Cells:
     is wrong: an unknown method, a setting without effect, a missing model."""
     cells: list[Cell] = []
     for path in config.runs:
-        base = _with(read_values(path), _flat(config.set))
+        base = _with(read_values(path), flat(config.set))
         for entry in config.methods:
             cells += _cells_of(config, path.stem, base, entry)
     _check_tuning(config, cells)
@@ -87,17 +87,6 @@ def expand(config: CompareConfig) -> Cells:
             what = f"{cell.config.method} averages runs of {DERIVED_FROM}, and none here fits"
             raise UserError(what, do=f"add {DERIVED_FROM} to methods")
     return Cells(tuple(trained), tuple(derived), config.tune, config.seeds[0])
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _with(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +104,7 @@ def _cells_of(
     method = find_method(entry.method)
     used = {key.split(".")[0] for key in method.uses}
     kept = {key: value for key, value in base.items() if key in used or key not in METHOD_SECTIONS}
-    own = {"method": entry.method, "label": entry.label} | _flat(entry.set)
+    own = {"method": entry.method, "label": entry.label} | flat(entry.set)
     axes = _axes(config, method)
     free = [key for key in axes if key not in own]
     for point in itertools.product(*(axes[key] for key in free)):

@@ -1,5 +1,6 @@
 """What the files that a user writes have in common: YAML, overrides, and errors of one line."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,3 +116,14 @@ def _keys_at(location: tuple[int | str, ...], section: type[BaseModel]) -> set[s
         sections = (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
         section = next(sections, section)
     return set(section.model_fields)
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys: "training.steps" -> 1000."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

@@ -25,6 +25,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from neutral_residues.backbone import context_length
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.breakdown import breakdown
@@ -171,7 +172,7 @@ def vocabulary_size(model: Any) -> int:
 
 
 def _check_context(model: Any, windows: Windows) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_length(model.config)
     if limit is not None and windows.context_tokens > limit:
         allowed = f"up to the model's own context, {limit}"
         raise UserError("context_tokens", got=windows.context_tokens, allowed=allowed)

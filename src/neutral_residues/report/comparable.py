@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from neutral_residues.config.base import flat
 from neutral_residues.errors import UserError
 from neutral_residues.report.load import Found
 from neutral_residues.results.record import Record
@@ -19,21 +20,18 @@ STRIDE_KEYS = ("evaluation.stride_tokens", "stride_tokens")
 """Where windows are set: by a run, by `neutral evaluate`, by default."""
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def shown_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings as "training.steps" -> 1000, without null and []; lists become JSON."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        elif value is not None and value != []:
-            is_list = isinstance(value, list)
-            found[f"{prefix}{key}"] = json.dumps(value, ensure_ascii=False) if is_list else value
-    return found
+    return {
+        key: json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+        for key, value in flat(config).items()
+        if value is not None and value != [] and value != {}
+    }
 
 
 def point_settings(record: Record) -> dict[str, Any]:
     """All that makes a point: the configuration without what seeds may differ in; see `flat`."""
-    settings = flat(record.config) | {"label": record.label, "method": record.method}
+    settings = shown_settings(record.config) | {"label": record.label, "method": record.method}
     return {key: settings[key] for key in settings if not NOT_A_SETTING.fullmatch(key)}
 
 
@@ -61,7 +59,7 @@ def _measured_with(record: Record) -> dict[str, object]:
 
 
 def _windows(record: Record) -> tuple[int | None, int | None]:
-    settings = flat(record.config)
+    settings = shown_settings(record.config)
     found = [[settings[k] for k in keys if k in settings] for keys in (CONTEXT_KEYS, STRIDE_KEYS)]
     context, stride = (values[0] if values else None for values in found)
     return context, stride or (max(1, context // 2) if context else None)
