@@ -121,6 +121,7 @@ def test_resume_is_bit_equal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, method: str
 ) -> None:
     values = run_values(tmp_path) | {"method": method}
+    values["data"]["spliced_share"] = 0.5
     whole = extend(make_run(values | {"output": str(tmp_path / "whole")}))
     with monkeypatch.context() as patch:
         # Step 5 is between two log lines, so the sums for the next one must be kept too.
@@ -354,6 +355,7 @@ def test_the_record_on_disk_is_the_one_returned(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path: Path) -> None:
     values = run_values(tmp_path, steps=4, batch_rows=4, accumulation=2, evaluate_every=2)
+    values["data"]["spliced_share"] = 0.5
     one = extend(make_run(values | {"output": str(tmp_path / "one")}))
     run = write_run(tmp_path, values | {"training": values["training"] | {"accumulation": 1}})
     command = [

@@ -72,6 +72,25 @@ def test_corpora_must_fit_the_share(corpora: list[tuple[str, str]], message: str
         make_run({"model": "m", "output": "o", "data": {"train": train}})
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"source_share": 0.6}, "spliced_share needs a target row for each source row"),
+        ({"source_share": 0}, r"spliced_share: 0$"),
+        ({"block_tokens": 15}, r"block_tokens of 16 or more, two segments \(got 15\)"),
+    ],
+)
+def test_splicing_needs_rows_of_both_roles_that_hold_two_segments(
+    tmp_path: Path, data: dict, message: str
+) -> None:
+    values = run_values(tmp_path)
+    values["data"] |= {"spliced_share": 0.5}
+    make_run(values)
+    values["data"] |= data
+    with pytest.raises(UserError, match=message):
+        make_run(values)
+
+
 def test_a_name_far_from_all_known_gets_the_list() -> None:
     assert nearest("zzz", ["steps", "seed"]) == "known: seed, steps"
     assert nearest("sted", ["steps", "seed"]) == "did you mean 'seed'?"

@@ -1,4 +1,5 @@
-"""Rows: an exact share, every block once an epoch, the same for all workers; noise as told."""
+"""Rows: an exact share, every block once an epoch, the same for all workers; noise and splicing as
+told."""
 
 import math
 import pickle
@@ -34,7 +35,9 @@ STREAMS = [
 ]
 
 
-def mixture(source_share=0.1, num_rows=500, seed=0, streams=STREAMS, noise=None) -> Mixture:
+def mixture(
+    source_share=0.1, num_rows=500, seed=0, streams=STREAMS, noise=None, spliced_share=0
+) -> Mixture:
     return Mixture(
         streams,
         block_tokens=T,
@@ -42,11 +45,13 @@ def mixture(source_share=0.1, num_rows=500, seed=0, streams=STREAMS, noise=None)
         num_rows=num_rows,
         seed=seed,
         noise=noise,
+        spliced_share=spliced_share,
     )
 
 
 # Decimal numbers, as a user writes them: 0.1 as a binary number is a little over a tenth.
 SHARES = st.integers(0, 1000).map(lambda thousandths: Fraction(thousandths, 1000))
+SHARES_TO_HALF = SHARES.filter(lambda share: share <= Fraction(1, 2))
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -58,10 +63,10 @@ def test_both_shares_are_exact_in_every_prefix(share: Fraction, noised: Fraction
         row = rows[i]
         (label,) = set(row["domain_labels"].tolist())
         num_source += label == SOURCE
-        num_noised += row["noised"]
+        num_noised += not row["predicted"].any()
         assert num_source == math.floor((i + 1) * share), f"first {i + 1} rows"
         assert num_noised == math.floor(num_source * noised), f"first {i + 1} rows"
-        assert label == SOURCE or not row["noised"]
+        assert row["predicted"].all() or (label == SOURCE and not row["predicted"].any())
 
 
 def test_rows_are_blocks_of_their_corpus_and_each_comes_once_an_epoch():
@@ -70,10 +75,11 @@ def test_rows_are_blocks_of_their_corpus_and_each_comes_once_an_epoch():
     seen = {SOURCE: [], TARGET: []}
     for row in rows:
         assert row["input_ids"].dtype == row["domain_labels"].dtype == torch.int64
-        assert row["input_ids"].shape == row["domain_labels"].shape == (T,)
+        assert {values.shape for values in row.values()} == {(T,)}
         number = row["input_ids"][0].item()
         assert row["input_ids"].tolist() == [number] * T
-        corpus = STREAMS[row["corpus_id"]]
+        (corpus_id,) = set(row["corpus_ids"].tolist())
+        corpus = STREAMS[corpus_id]
         label = row["domain_labels"][0].item()
         assert label == (SOURCE if corpus.role == "source" else TARGET)
         assert firsts[corpus.name] <= number < firsts[corpus.name] + 30
@@ -110,12 +116,89 @@ def test_only_noised_rows_change_and_each_time_alike() -> None:
         row = one[i]
         assert torch.equal(row["input_ids"], again[i]["input_ids"])
         replaced = row["input_ids"] != 7
-        assert row["noised"] or not replaced.any()
-        shares += [float(replaced.float().mean())] if row["noised"] else []
+        noised = not row["predicted"].any()
+        assert noised or not replaced.any()
+        shares += [float(replaced.float().mean())] if noised else []
         drawn |= set(row["input_ids"].tolist())
     assert drawn == {0, 1, 3, 4, 5, 6, 7, 8}
     assert len(shares) == 40
     assert min(shares) < 0.3 < 0.6 < max(shares)
+
+
+def long_stream(name: str, role: str, num_blocks: int, first: int) -> TokenStream:
+    """Blocks of 200 tokens, every token another number."""
+    tokens = np.arange(first, first + 200 * num_blocks, dtype=np.uint32)
+    return TokenStream(name, role, tokens, np.array([len(tokens)]), np.array([len(tokens)]))
+
+
+LONG = [
+    long_stream("en", "source", 7, 0),
+    long_stream("fr", "target", 30, 10_000),
+    long_stream("de", "target", 10, 20_000),
+]
+
+
+def long_rows(source_share: Fraction, spliced_share: Fraction, noise_share: Fraction) -> Mixture:
+    shares = {"source_share": float(source_share), "spliced_share": float(spliced_share)}
+    noise = Noise(float(noise_share), vocabulary=100_000, end_of_text=1)
+    return Mixture(LONG, block_tokens=200, num_rows=120, seed=5, noise=noise, **shares)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(share=SHARES_TO_HALF, spliced=SHARES, noised=SHARES)
+def test_splicing_loses_no_token_and_keeps_every_share(
+    share: Fraction, spliced: Fraction, noised: Fraction
+) -> None:
+    rows, plain = long_rows(share, spliced, noised), long_rows(share, Fraction(0), Fraction(0))
+    num_source = num_spliced = num_noised = 0
+    for i in range(len(rows)):
+        row, partner = rows[i], rows.spliced_with(i)
+        is_source = rows.role(i) == "source"
+        num_source += is_source
+        num_spliced += is_source and partner is not None
+        num_noised += rows.is_noised(i)
+        assert num_source == math.floor((i + 1) * share), f"first {i + 1} rows"
+        assert num_spliced == math.floor(num_source * spliced), f"first {i + 1} rows"
+        assert num_noised == math.floor((num_source - num_spliced) * noised), f"first {i + 1} rows"
+        if partner is None:
+            assert row["input_ids"].equal(plain[i]["input_ids"]) or rows.is_noised(i)
+            assert row["domain_labels"].unique().tolist() == [SOURCE if is_source else TARGET]
+        elif partner < i:
+            assert not is_source or not rows.is_noised(i)
+            assert rows.role(partner) == "target"
+            assert rows.spliced_with(partner) == i
+            # Each text is there from its beginning to its end, first in the source row.
+            for label, own in ((SOURCE, i), (TARGET, partner)):
+                parts = [
+                    rows[n]["input_ids"][rows[n]["domain_labels"] == label] for n in (i, partner)
+                ]
+                assert torch.cat(parts).equal(plain[own]["input_ids"])
+
+
+def test_segments_of_a_spliced_row_are_8_to_64_tokens_and_labelled() -> None:
+    rows = long_rows(Fraction(1, 2), Fraction(1), Fraction(0))
+    lengths, firsts = [], set()
+    for i in range(len(rows)):
+        row = rows[i]
+        is_source = row["input_ids"] < 10_000
+        assert row["domain_labels"].equal(torch.where(is_source, SOURCE, TARGET))
+        corpus = torch.where(is_source, 0, torch.where(row["input_ids"] < 20_000, 1, 2))
+        assert row["corpus_ids"].equal(corpus)
+        switches = (torch.nonzero(is_source[1:] != is_source[:-1]).flatten() + 1).tolist()
+        assert torch.nonzero(~row["predicted"]).flatten().tolist() == switches
+        ends = [*switches, 200]
+        lengths += [b - a for a, b in zip([0, *switches], ends, strict=True)][:-1]
+        firsts.add(int(is_source[0]) == (i % 2))
+        assert len(switches) >= 2
+    assert (min(lengths), max(lengths)) == (8, 64)
+    assert firsts == {True}, "each row begins with its own text"
+
+
+def test_a_short_row_still_switches() -> None:
+    common = {"block_tokens": 16, "source_share": 0.5, "num_rows": 20, "seed": 0}
+    rows = Mixture(LONG, **common, spliced_share=1)
+    for i in range(20):
+        assert len(rows[i]["domain_labels"].unique()) == 2
 
 
 @pytest.fixture
@@ -126,7 +209,8 @@ def mapped_mixture(tokenizer, write_jsonl, tmp_path) -> Mixture:
     ]
     settings = {"cache_dir": tmp_path / "cache"}
     streams = [tokenise(corpus, tokenizer, **settings)[0] for corpus in corpora]
-    return Mixture(streams, block_tokens=8, source_share=0.37, num_rows=60, seed=3)
+    shares = {"source_share": 0.37, "spliced_share": 0.5}
+    return Mixture(streams, block_tokens=16, **shares, num_rows=60, seed=3)
 
 
 def same_rows(ones, others) -> bool:
@@ -162,7 +246,7 @@ def test_roles_without_rows_need_no_corpus():
     assert mixture(1, streams=source)[499]["domain_labels"].tolist() == [SOURCE] * T
     # A source corpus too small for a block is of no matter where no row is taken from it.
     tiny = TokenStream("tiny", "source", np.zeros(1, np.uint16), np.array([1]), np.array([0]))
-    assert mixture(0, streams=[tiny, *target])[0]["corpus_id"] == 1
+    assert mixture(0, streams=[tiny, *target])[0]["corpus_ids"].tolist() == [1] * T
     with pytest.raises(UserError, match=r"'tiny' is smaller.*1 tokens.*block_tokens = 4"):
         mixture(0.1, streams=[tiny, *target])
     with pytest.raises(UserError, match="rows of source text and there is none"):
@@ -175,6 +259,8 @@ def test_roles_without_rows_need_no_corpus():
 def test_share_out_of_range(share):
     with pytest.raises(UserError, match="source_share"):
         mixture(share)
+    with pytest.raises(UserError, match="spliced_share"):
+        mixture(spliced_share=share)
     with pytest.raises(UserError, match="source_noise"):
         mixture(noise=Noise(share, vocabulary=9, end_of_text=1))
 

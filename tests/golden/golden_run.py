@@ -41,7 +41,7 @@ def golden_run(folder: Path) -> dict[str, Any]:
     return {
         "input_ids": [rows[i]["input_ids"].tolist() for i in range(NUM_ROWS)],
         "domain_labels": [rows[i]["domain_labels"].tolist() for i in range(NUM_ROWS)],
-        "corpus_id": [rows[i]["corpus_id"] for i in range(NUM_ROWS)],
+        "corpus_id": [rows[i]["corpus_ids"][0].item() for i in range(NUM_ROWS)],
         "curve": record.curve,
         "bits_per_byte": {
             name: [sets[name].backbone_bits_per_byte, sets[name].extended_bits_per_byte]

@@ -22,16 +22,18 @@ def test_seeds_compare_on_the_same_text(tmp_path: Path) -> None:
 
 
 def test_what_a_method_trains_does_not_change_its_rows(tmp_path: Path) -> None:
-    """Every method of a comparison reads the same rows in the same order; noise replaces tokens of
-    source rows only."""
+    """Every method of a comparison reads the same rows in the same order, spliced ones too; noise
+    replaces tokens of source rows only."""
+    values = run_values(tmp_path)
+    values["data"]["spliced_share"] = 0.5
     rows = [
-        Setup.of(make_run(run_values(tmp_path) | {"method": method})).rows
-        for method in ("neutral", "finetune")
+        Setup.of(make_run(values | {"method": method})).rows for method in ("neutral", "finetune")
     ]
-    assert any(row["noised"] for row in rows[0])
+    assert any(row["domain_labels"].unique().numel() > 1 for row in rows[1])
+    assert any(not row["predicted"].all() for row in rows[0])
     for one, other in zip(*rows, strict=True):
-        assert one["corpus_id"] == other["corpus_id"]
-        assert one["noised"] or one["input_ids"].equal(other["input_ids"])
+        assert one["corpus_ids"].equal(other["corpus_ids"])
+        assert not one["predicted"].any() or one["input_ids"].equal(other["input_ids"])
 
 
 @pytest.mark.parametrize("method", ["neutral", "finetune"])

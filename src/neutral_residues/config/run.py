@@ -23,6 +23,8 @@ from neutral_residues.config.choices import (
 
 Role = Literal["source", "target"]
 """source: what the backbone knows. target: what it is to learn."""
+SPLICED_TOKENS = 16
+"""The shortest row that switches between source and target text; see `data/splicing.py`."""
 
 
 class Corpus(Settings):
@@ -73,6 +75,9 @@ class DataSettings(Settings):
     """Share of documents held out of each training corpus when `evaluate` is empty."""
     source_share: float = Field(default=0.1, ge=0, le=1)
     """Share of training rows that are source text (the paper's p); exact to within a row."""
+    spliced_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of source rows that are spliced: their text and that of a target row take turns in both
+    rows, so that gates learn to close again after target text. All methods read the same rows."""
     block_tokens: int = Field(default=512, ge=2)
     """Tokens in a training row."""
     workers: int = Field(default=2, ge=0)
@@ -96,6 +101,20 @@ class DataSettings(Settings):
         if "source" not in roles and self.source_share > 0:
             raise ValueError(
                 "train has no corpus with role: source; add it, or set source_share: 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _splicing_has_rows(self) -> Self:
+        if self.spliced_share and not 0 < self.source_share <= 0.5:
+            raise ValueError(
+                "spliced_share needs a target row for each source row: set source_share above 0"
+                f" and up to 0.5 (got {self.source_share:g}), or spliced_share: 0"
+            )
+        if self.spliced_share and self.block_tokens < SPLICED_TOKENS:
+            raise ValueError(
+                f"spliced_share needs block_tokens of {SPLICED_TOKENS} or more, two segments"
+                f" (got {self.block_tokens})"
             )
         return self
 
@@ -126,7 +145,8 @@ class ResidueSettings(Settings):
     gate_learning_rate_factor: float = Field(default=2.0, gt=0)
     """Learning rate of the block gates, as a multiple of the projections'."""
     source_noise: float = Field(default=0.5, ge=0, le=1)
-    """Share of source rows that get random tokens, so that gates stay closed on unusual text."""
+    """Share of source rows, of those that are not spliced, that get random tokens, so that gates
+    stay closed on unusual text."""
 
     @model_validator(mode="after")
     def _choices_go_together(self) -> Self:

@@ -1,12 +1,15 @@
 """Token streams -> training rows in a fixed, seeded order, with an exact share of source rows.
 
-Row i is a pure function of (streams, block_tokens, source_share, noise, seed, i):
+Row i is a pure function of (streams, block_tokens, the three shares, seed, i):
 
     source row      iff floor((i + 1) p) > floor(i p), p the source share as the decimal number
                     that was written
     which block     the k-th source row takes block permutation_e(k mod n), e = k // n, of the n
                     blocks of all source corpora together; the same for target rows
-    noised          by the first rule again, among source rows, with the share of noised ones
+    spliced         by the first rule again, among source rows, with the share of spliced ones; and
+                    the target row before each of these (there is one, as p is at most 1/2)
+    noised          by the first rule again, among the source rows that are not spliced, with the
+                    share of noised ones
 
 So the share is exact, to within one row, in every run of rows from the first; corpora of one role
 are mixed in proportion to their size; no block comes again before all of its role have come;
@@ -19,6 +22,13 @@ source rows only, a gate learns "not this source text" and opens for any other t
 another genre too. In a noised source row a random share of the tokens, from none to all, is
 replaced by tokens drawn from the whole vocabulary; its local loss counts as ever, its
 language-modelling loss does not, as there is nothing to predict.
+
+Splicing, ours too: where source text follows target text, gates that never saw that stay half
+open. The texts of a spliced source row and of the target row before it go into the same two rows
+in turns, 8 to 64 tokens at a time, each text in its order (`splicing.py`). No token is lost or
+comes twice, so shares, blocks and epochs stay as they are; labels and corpora are per token. The
+first token after a switch has no language-modelling loss: nothing before it says that a switch will
+come. Which rows are spliced does not depend on the noise, so all methods read the same text.
 
 The order is already shuffled: read the rows with a sequential sampler.
 """
@@ -39,6 +49,7 @@ from torch.utils.data import Dataset
 
 from neutral_residues.config.run import Role
 from neutral_residues.data.labels import SOURCE, TARGET
+from neutral_residues.data.splicing import segments, splice, splice_rest, starts
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.errors import UserError
 
@@ -49,9 +60,9 @@ class Row(TypedDict):
     """One training row of T = block_tokens tokens."""
 
     input_ids: Tensor  # (T,) int64
-    domain_labels: Tensor  # (T,) int64: SOURCE or TARGET, the same for the whole row
-    corpus_id: int  # index of the row's corpus among the streams of the mixture
-    noised: bool  # it holds random tokens: a local loss, but no language-modelling loss
+    domain_labels: Tensor  # (T,) int64: SOURCE or TARGET
+    corpus_ids: Tensor  # (T,) int64: index of the token's corpus among the streams of the mixture
+    predicted: Tensor  # (T,) bool: has a language-modelling loss; not so random tokens
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,7 @@ class Mixture(Dataset[Row]):
         source_share: p, the share of rows from source corpora, 0 <= p <= 1.
         seed: another seed, another order; 0 or above.
         noise: default: no row is noised.
+        spliced_share: of the source rows, 0 to 1; see `DataSettings` for what it needs.
 
     Raises:
         UserError: for a share out of range, a role without a stream, or one smaller than a block.
@@ -85,6 +97,7 @@ class Mixture(Dataset[Row]):
         num_rows: int,
         seed: int,
         noise: Noise | None = None,
+        spliced_share: float = 0,
     ) -> None:
         if block_tokens < 1 or num_rows < 1:
             got = f"block_tokens {block_tokens}, num_rows {num_rows}"
@@ -92,6 +105,7 @@ class Mixture(Dataset[Row]):
         self.streams = tuple(streams)
         self.block_tokens, self.num_rows, self.seed = block_tokens, num_rows, seed
         self.source_share = _exact("source_share", source_share)
+        self.spliced_share = _exact("spliced_share", spliced_share)
         self.noise = noise
         self.noise_share = _exact("source_noise", noise.share if noise else 0)
         shares = {"source": self.source_share, "target": 1 - self.source_share}
@@ -115,20 +129,41 @@ class Mixture(Dataset[Row]):
     def __getitem__(self, index: int) -> Row:
         if not 0 <= index < self.num_rows:
             raise IndexError(f"row {index} of {self.num_rows}")
+        predicted_T = np.ones(self.block_tokens, dtype=bool)
+        if (partner := self.spliced_with(index)) is not None:
+            rows_3T, predicted_T = self._spliced(index, partner)
+        else:
+            rows_3T = self._block(index)
+        if self.is_noised(index):
+            rows_3T[2], predicted_T = self._with_noise(rows_3T[2], index), ~predicted_T
+        labels_T, corpus_ids_T, tokens_T = map(torch.from_numpy, rows_3T)
+        return {
+            "input_ids": tokens_T,
+            "domain_labels": labels_T,
+            "corpus_ids": corpus_ids_T,
+            "predicted": torch.from_numpy(predicted_T),
+        }
+
+    def _block(self, index: int) -> NDArray[np.int64]:
+        """(3, T) labels, corpora and tokens of row `index`, before anything is changed in it."""
         role = self.role(index)
         pool = self._pools[role]
         epoch, step = divmod(self.rows_before(index, role), pool.num_blocks)
         order = _permutation(pool.num_blocks, (self.seed, epoch, LABELS[role] + 1))
         corpus_id, block = pool.find(int(order[step]))
-        tokens_T = self.streams[corpus_id].blocks(self.block_tokens)[block].astype(np.int64)
-        if noised := self.is_noised(index):
-            tokens_T = self._with_noise(tokens_T, index)
-        return {
-            "input_ids": torch.from_numpy(tokens_T),
-            "domain_labels": torch.full((self.block_tokens,), LABELS[role], dtype=torch.int64),
-            "corpus_id": corpus_id,
-            "noised": noised,
-        }
+        rows_3T = np.empty((3, self.block_tokens), dtype=np.int64)
+        rows_3T[0], rows_3T[1] = LABELS[role], corpus_id
+        rows_3T[2] = self.streams[corpus_id].blocks(self.block_tokens)[block]
+        return rows_3T
+
+    def _spliced(self, index: int, partner: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """(3, T) as `_block`, and (T,) which tokens are predicted."""
+        source, target = max(index, partner), min(index, partner)
+        # Both rows draw the same segments.
+        segments_T = segments(self.block_tokens, np.random.default_rng((self.seed, source)))
+        into = splice if index == source else splice_rest
+        rows_3T = into(self._block(source), self._block(target), segments_T)
+        return rows_3T, ~starts(segments_T)
 
     def role(self, index: int) -> Role:
         """Whether row `index` is of source or target text."""
@@ -139,10 +174,23 @@ class Mixture(Dataset[Row]):
         source_rows = _num_chosen(index, self.source_share)
         return source_rows if role == "source" else index - source_rows
 
+    def spliced_with(self, index: int) -> int | None:
+        """The row that shares its text with row `index`, or None."""
+        if self._is_spliced_source(index):
+            return index - 1
+        return index + 1 if self._is_spliced_source(index + 1) else None
+
+    def _is_spliced_source(self, index: int) -> bool:
+        before = self.rows_before(index, "source")
+        return self.role(index) == "source" and _is_chosen(before, self.spliced_share)
+
     def is_noised(self, index: int) -> bool:
         """Whether row `index` is a source row with random tokens in it."""
-        before = self.rows_before(index, "source")
-        return self.role(index) == "source" and _is_chosen(before, self.noise_share)
+        if self.role(index) == "target" or self._is_spliced_source(index):
+            return False
+        source_rows = self.rows_before(index, "source")
+        not_spliced = source_rows - _num_chosen(source_rows, self.spliced_share)
+        return _is_chosen(not_spliced, self.noise_share)
 
     def _with_noise(self, tokens_T: NDArray[Any], index: int) -> NDArray[Any]:
         assert self.noise is not None
@@ -172,8 +220,8 @@ class _Pool:
 
 @functools.lru_cache(maxsize=4)
 def _permutation(size: int, seed: tuple[int, ...]) -> NDArray[np.int64]:
-    # Zeros at the end of a seed do not count, so a row's noise, seeded by two numbers, has numbers
-    # of its own as long as the last of three is not 0.
+    # Zeros at the end of a seed do not count, so a row's noise or segments, seeded by two numbers,
+    # have numbers of their own as long as the last of three is not 0.
     return np.random.default_rng(seed).permutation(size)
 
 

@@ -148,6 +148,7 @@ class Setup:
             num_rows=config.training.steps * self.rows_per_step,
             seed=config.seed,
             noise=noise if self.local_loss_weight > 0 else None,
+            spliced_share=config.data.spliced_share,
         )
 
     def prepare(self) -> None:

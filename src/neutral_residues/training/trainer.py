@@ -26,7 +26,7 @@ from neutral_residues.training.setup import Setup
 
 
 class DomainTrainer(Trainer):
-    """Trainer on rows of `Mixture`: `input_ids`, `corpus_id`, `noised`."""
+    """Trainer on rows of `Mixture`: `input_ids`, `corpus_ids`, `predicted`."""
 
     def __init__(self, setup: Setup, model: nn.Module, output_dir: Path) -> None:
         args = _training_arguments(setup, output_dir)
@@ -52,22 +52,23 @@ class DomainTrainer(Trainer):
         """Nats per token, divided by the tokens that one optimiser step predicts on this rank."""
         input_ids = inputs["input_ids"]
         outputs = model(input_ids=input_ids, use_cache=False)
-        # A noised row has nothing to predict. It stays in the divisor, so no other row weighs more.
-        counts_B = (~inputs["noised"]).float()
-        nats_BT = next_token_nats(outputs.logits, input_ids) * counts_B[:, None]
-        self._add_to_log(nats_BT.detach(), inputs["corpus_id"], counts_B)
+        # What is not to be predicted stays in the divisor, so no other token weighs more.
+        predicted_BT = inputs["predicted"][:, 1:]
+        nats_BT = next_token_nats(outputs.logits, input_ids) * predicted_BT
+        self._add_to_log(nats_BT.detach(), inputs["corpus_ids"][:, 1:], predicted_BT)
         args = self.args
         rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
         loss = nats_BT.sum() / (rows_per_step * nats_BT.shape[1])
         return (loss, outputs) if return_outputs else loss
 
-    def _add_to_log(self, nats_BT: Tensor, corpus_ids_B: Tensor, counts_B: Tensor) -> None:
-        zeros = torch.zeros(len(self.corpus_names), device=nats_BT.device, dtype=torch.float64)
-        nats = zeros.index_add(0, corpus_ids_B, nats_BT.sum(dim=1, dtype=torch.float64))
-        rows = zeros.index_add(0, corpus_ids_B, counts_B.double())
+    def _add_to_log(self, nats_BT: Tensor, corpus_ids_BT: Tensor, predicted_BT: Tensor) -> None:
+        of_corpus = [corpus_ids_BT == number for number in range(len(self.corpus_names))]
+        by_corpus = [nats_BT.where(here_BT, 0).sum(dtype=torch.float64) for here_BT in of_corpus]
+        tokens = [(predicted_BT & here_BT).sum(dtype=torch.float64) for here_BT in of_corpus]
+        nats = torch.stack(by_corpus)
         self._step_nats = nats if self._step_nats is None else self._step_nats + nats
         self._corpus_sums.add("nats", nats)
-        self._corpus_sums.add("tokens", rows * nats_BT.shape[1])
+        self._corpus_sums.add("tokens", torch.stack(tokens))
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         # The only hook that gets the norm before the optimiser step; one transfer to the host

@@ -1,0 +1,55 @@
+"""Rows that switch between source and target text, segment by segment.
+
+    segments     0000000000111111111111112222222233...
+    a row        ssssssssssttttttttttttttsssssssstt...      begins with the first text
+    the rest     ttttttttttssssssssssssssttttttttss...      begins with the second
+
+Each text goes on where it stopped, in the rest too, so two rows hold what they held before.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neutral_residues.config.run import SPLICED_TOKENS
+
+MIN_SEGMENT, MAX_SEGMENT = SPLICED_TOKENS // 2, 64
+"""Tokens of a segment, the shortest and the longest."""
+
+
+def segments(num_tokens: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """(T,) number of the segment of each token, from 0. Lengths are drawn evenly from 8 to 64, at
+    most half of the row; the row's end cuts the last.
+
+    Args:
+        num_tokens: T, at least `SPLICED_TOKENS`, so that each row switches.
+    """
+    longest = min(MAX_SEGMENT, num_tokens // 2)
+    lengths = random.integers(MIN_SEGMENT, longest, size=num_tokens, endpoint=True)
+    return np.repeat(np.arange(num_tokens), lengths)[:num_tokens]
+
+
+def starts(segments_T: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(T,) whether each token is the first after a switch."""
+    return np.diff(segments_T, prepend=0) != 0
+
+
+def splice(first: NDArray[Any], second: NDArray[Any], segments_T: NDArray[Any]) -> NDArray[Any]:
+    """Beginnings of two texts (..., T) in one row: segments of even number from the first, of odd
+    number from the second."""
+    is_first_T = segments_T % 2 == 0
+    row = np.empty_like(first)
+    row[..., is_first_T] = first[..., : is_first_T.sum()]
+    row[..., ~is_first_T] = second[..., : (~is_first_T).sum()]
+    return row
+
+
+def splice_rest(
+    first: NDArray[Any], second: NDArray[Any], segments_T: NDArray[Any]
+) -> NDArray[Any]:
+    """What `splice` leaves of both texts, in another row with the same segments: it begins with the
+    second."""
+    num_first = int((segments_T % 2 == 0).sum())
+    num_second = len(segments_T) - num_first
+    return splice(np.roll(second, -num_second, -1), np.roll(first, -num_first, -1), segments_T)
