@@ -188,6 +188,9 @@ class TrainingSettings(Settings):
     """Steps of linear warm-up."""
     final_learning_rate_share: float = Field(default=0.1, ge=0, le=1)
     """The cosine ends at this share of the peak."""
+    kl_weight: float = Field(default=0.0, ge=0)
+    """Weight of KL(backbone || model) per source token beside the language-modelling loss: any
+    method is pulled toward the backbone on the source rows that it trains on."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay."""
     adam_betas: tuple[float, float] = (0.9, 0.95)

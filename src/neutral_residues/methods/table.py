@@ -106,6 +106,16 @@ class Method:
             key = "training.frozen_weights"
             what = f"{key} has no effect on method {self.name}, which has no frozen backbone"
             raise UserError(what, got=held, do="remove it")
+        self._check_kl_has_effect(config)
+
+    def _check_kl_has_effect(self, config: RunConfig) -> None:
+        weight, key = config.training.kl_weight, "training.kl_weight"
+        if weight and not self.trains_any:
+            what = f"{key} has no effect on method {self.name}, which trains nothing"
+            raise UserError(what, got=weight, do="remove it")
+        if weight and config.data.source_share == 0:
+            what = f"{key} has no effect without source rows"
+            raise UserError(what, got=weight, do="remove it, or set data.source_share above 0")
 
     def _uses(self, key: str) -> bool:
         return key in self.uses or key.split(".")[0] in self.uses

@@ -88,7 +88,7 @@ class TrainingDisplay:
 
     def logged(self, step: int, logs: Mapping[str, float]) -> None:
         """The trainer logged sums since the last time."""
-        shown = ("loss_nats/", "open_gates", "local_loss")
+        shown = ("loss_nats/", "open_gates", "local_loss", "kl_nats")
         self.losses = "  ".join(_shown(k, v) for k, v in logs.items() if k.startswith(shown))
         self._print(step, self.losses)
 
@@ -157,5 +157,6 @@ def _shown(key: str, value: float) -> str:
     if key.startswith("open_gates_"):
         label = "target" if key == "open_gates_target" else "open gates source"
         return f"{label} {100 * value:.0f} %"
-    label = "local loss" if key == "local_loss" else key.replace("loss_nats/", "loss ")
+    labels = {"local_loss": "local loss", "kl_nats": "KL to the backbone"}
+    label = labels.get(key, key.replace("loss_nats/", "loss "))
     return f"{label} {value:.4g}"

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from neutral_residues.data.labels import DOMAIN_LABELS
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.files import disk_errors
 from neutral_residues.losses import next_token_nats
+from neutral_residues.training.backbone_kl import BackboneLogits, backbone_logits, kl_sum
 from neutral_residues.training.checkpoints import complete_checkpoints, mark_complete, saved_sums
 from neutral_residues.training.device_sums import DeviceSums
 from neutral_residues.training.mixin import NeutralResiduesTrainerMixin
@@ -35,6 +37,10 @@ class DomainTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.corpus_names = [stream.name for stream in setup.data.train]
         self.keep_checkpoints = setup.config.training.keep_checkpoints
+        self.kl_weight = setup.config.training.kl_weight
+        needs_copy = self.kl_weight > 0 and not setup.method.keeps_backbone
+        self.reference = setup.backbone(frozen=True).eval() if needs_copy else None
+        self.domain_labels_BT: Tensor | None = None
         self._corpus_sums = DeviceSums()
         self._step_nats: Tensor | None = None
 
@@ -49,8 +55,10 @@ class DomainTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Nats per token, divided by the tokens that one optimiser step predicts on this rank."""
+        """Nats per token and KL to the backbone, both divided by the tokens that one optimiser step
+        predicts on this rank."""
         input_ids = inputs["input_ids"]
+        backbone = self._backbone_logits(input_ids) if self.kl_weight else None
         outputs = model(input_ids=input_ids, use_cache=False)
         # What is not to be predicted stays in the divisor, so no other token weighs more.
         predicted_BT = inputs["predicted"][:, 1:]
@@ -58,8 +66,22 @@ class DomainTrainer(Trainer):
         self._add_to_log(nats_BT.detach(), inputs["corpus_ids"][:, 1:], predicted_BT)
         args = self.args
         rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        loss = nats_BT.sum() / (rows_per_step * nats_BT.shape[1])
+        total = nats_BT.sum()
+        if backbone is not None:
+            total = total + self.kl_weight * self._kl_sum(outputs.logits, backbone)
+        loss = total / (rows_per_step * nats_BT.shape[1])
         return (loss, outputs) if return_outputs else loss
+
+    def _backbone_logits(self, input_ids_BT: Tensor) -> BackboneLogits:
+        assert self.domain_labels_BT is not None
+        labels_BT = self.domain_labels_BT.to(input_ids_BT.device)
+        return backbone_logits(self.model, input_ids_BT, labels_BT, self.reference)
+
+    def _kl_sum(self, logits_BTV: Tensor, backbone: BackboneLogits) -> Tensor:
+        kl = kl_sum(logits_BTV, backbone)
+        self._corpus_sums.add("kl_nats", kl.detach())
+        self._corpus_sums.add("kl_tokens", backbone.is_source_ST.sum())
+        return kl
 
     def _add_to_log(self, nats_BT: Tensor, corpus_ids_BT: Tensor, predicted_BT: Tensor) -> None:
         of_corpus = [corpus_ids_BT == number for number in range(len(self.corpus_names))]
@@ -100,6 +122,8 @@ class DomainTrainer(Trainer):
             for name, nats, tokens in parts:
                 if tokens:
                     logs[f"loss_nats/{name}"] = nats / tokens
+            if sums.get("kl_tokens"):
+                logs["kl_nats"] = sums["kl_nats"] / sums["kl_tokens"]
         super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -140,6 +164,12 @@ class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
             gate_learning_rate_factor=residues.gate_learning_rate_factor,
             local_loss_weight=setup.local_loss_weight,
         )
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        self.domain_labels_BT = inputs[DOMAIN_LABELS]  # the mixin takes them out
+        return super().training_step(model, inputs, num_items_in_batch)
 
 
 def _training_arguments(setup: Setup, output_dir: Path) -> TrainingArguments:
