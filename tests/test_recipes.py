@@ -34,6 +34,7 @@ def test_the_demos_model_and_texts_are_there(path: Path) -> None:
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
 def test_every_comparison_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    config = load_comparison(path)
+    # The one model that is not in the repository is fetched by recipes/smollm2.py.
+    config = load_comparison(path, (f"set.model={DEMO_BACKBONE}",))
     assert len(expand(config).trained) >= len(config.methods) - 1
-    assert config.seeds == ((0,) if path.stem == "figure1" else (0, 1, 2))
+    assert config.seeds == ((0,) if path.stem in ("figure1", "smollm2") else (0, 1, 2))

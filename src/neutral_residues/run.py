@@ -135,14 +135,16 @@ class _Run:
         setup = self.setup
         self.progress.say("measuring backbone and extended model ...")
         reference = None if setup.method.keeps_backbone else setup.backbone(frozen=True)
-        results = evaluate(
-            model,
-            setup.data.evaluate,
-            setup.windows,
-            reference=reference,
-            kl=setup.config.evaluation.kl,
-            tokenizer=setup.tokenizer,
-        )
+        with MeasuringDisplay(self.progress.console) as display:
+            results = evaluate(
+                model,
+                setup.data.evaluate,
+                setup.windows,
+                reference=reference,
+                kl=setup.config.evaluation.kl,
+                tokenizer=setup.tokenizer,
+                on_progress=display.on_progress,
+            )
         return Record(
             kind="extend",
             method=setup.method.name,

@@ -56,6 +56,7 @@ class MeasureAndShow(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0:
             self._log(self.backbone)
+            self.display.measured(0, self.backbone)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step, every = state.global_step, self.setup.config.training.evaluate_every

@@ -31,7 +31,10 @@ class RunProgress:
 
     @contextmanager
     def tokenising(self, corpus: str) -> Iterator[Callable[[int], object]]:
-        """A bar on a terminal while a corpus is tokenised; it is told the bytes of each batch."""
+        """A bar on a terminal while a corpus is tokenised, told the bytes of each batch; else a
+        line."""
+        if not self.console.is_terminal:
+            self.say(f"tokenising {corpus} ...")
         with Progress(
             "{task.description}",
             BarColumn(),
