@@ -206,7 +206,10 @@ def _config(
             "block_tokens": 128,
             "cache": None,
         },
-        "averaging": {"share": 0.5 if share is None else share, "finetuned": None},
+        "scaling": {
+            "share": 0.5 if share is None else share,
+            "trained": None if share is None else f"{target}/finetune/{rate}-None-{seed}",
+        },
         "training": {"steps": 200, "learning_rate": rate},
         "evaluation": {"context_tokens": 128, "stride_tokens": 64},
     }

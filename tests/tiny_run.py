@@ -100,14 +100,15 @@ BUDGETS = {
     "block-expansion": 0.2764,
 }
 """What whole ranks and layers meet on so small a backbone; the others meet 0.20."""
+SCALED = {"wise-ft": "finetune", "lora-scaled": "lora", "adapter-scaled": "adapter"}
 
 
 def method_values(folder: Path, method: str, **training: Any) -> dict[str, Any]:
-    """Settings of a short run of that method; for a weight average, of one whose fine-tuning must
-    have been run."""
+    """Settings of a short run of that method; for one that scales, what it scales must have been
+    run."""
     values = run_values(folder, **training) | {"method": method, "output": str(folder / method)}
-    if method == "wise-ft":
-        values["averaging"] = {"finetuned": str(folder / "finetune"), "share": 0.5}
+    if method in SCALED:
+        values["scaling"] = {"trained": str(folder / SCALED[method]), "share": 0.5}
     return values | ({"budget": BUDGETS[method]} if method in BUDGETS else {})
 
 

@@ -121,9 +121,9 @@ class _Run:
         if self.setup.method.trains_any:
             folder = self.folder.checkpoints
             return train(self.setup, model, checkpoints=folder, progress=self.progress)
-        # An average costs what the fine-tuning behind it cost.
-        finetuned = self.setup.config.averaging.finetuned
-        return Training([], read_record(RunFolder(finetuned).record).cost if finetuned else Cost())
+        # What is scaled cost what its training cost.
+        trained = self.setup.config.scaling.trained
+        return Training([], read_record(RunFolder(trained).record).cost if trained else Cost())
 
     def _total(self, cost: Cost) -> Cost:
         """With what this process took in all."""

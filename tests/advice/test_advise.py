@@ -52,7 +52,7 @@ def test_everything_in_one_go(tmp_path: Path) -> None:
 def test_a_method_that_trains_nothing_is_not_tried(tmp_path: Path) -> None:
     values = run_values(tmp_path) | {
         "method": "wise-ft",
-        "averaging": {"finetuned": str(tmp_path / "none")},
+        "scaling": {"trained": str(tmp_path / "none")},
     }
     advice, text = printed(values, trial_steps=20)
     assert advice.trial is None

@@ -69,7 +69,7 @@ def test_an_entry_has_settings_of_its_own(tmp_path: Path) -> None:
 def test_what_an_entry_sets_itself_is_not_crossed(tmp_path: Path) -> None:
     entries = [
         {"method": "neutral", "set": {"data": {"source_share": 0.5}}},
-        {"method": "wise-ft", "set": {"averaging.share": 0.3}},
+        {"method": "wise-ft", "set": {"scaling.share": 0.3}},
         "finetune",
     ]
     cells = expand(comparison(tmp_path, methods=entries, source_shares=[0.1, 0.25]))
@@ -98,7 +98,7 @@ def test_tuning_tries_all_rates_with_one_seed_and_averages_the_best(tmp_path: Pa
     ]
     path = write_run(tmp_path, run, "tiny.yaml")
     settings = {"learning_rate_factors": [1, 2], "seeds": [4, 5, 6], "tune": True}
-    methods = ["finetune", {"method": "wise-ft", "set": {"averaging.share": 0.3}}]
+    methods = ["finetune", {"method": "wise-ft", "set": {"scaling.share": 0.3}}]
     config = checked(
         CompareConfig, {"runs": [str(path)], "output": "out", "methods": methods} | settings
     )
@@ -117,7 +117,7 @@ def test_tuning_tries_all_rates_with_one_seed_and_averages_the_best(tmp_path: Pa
     ]
     third = cells.third_wave(best)
     assert names(third) == [f"tiny/wise-ft/share0.3-lr0.012-p0.25-s{seed}" for seed in (4, 5, 6)]
-    assert third[0].config.averaging.finetuned == Path("out/cells/tiny/finetune/lr0.012-p0.25-s4")
+    assert third[0].config.scaling.trained == Path("out/cells/tiny/finetune/lr0.012-p0.25-s4")
     assert cells.at_most() == 2 + 2 + 3
     assert cells.second_wave({}) == []  # all of the group failed
 
@@ -164,7 +164,7 @@ def test_a_method_of_ones_own_is_one_entry(tmp_path: Path, monkeypatch: pytest.M
             "no effect on method lora",
         ),
         ({"set": {"training.stpes": 3}}, "unknown key training.stpes; did you mean 'steps'"),
-        ({"methods": ["wise-ft"]}, "wise-ft averages runs of finetune.*add finetune"),
+        ({"methods": ["wise-ft"]}, "wise-ft scales runs of finetune.*add finetune"),
         ({"tune": True}, "tune has nothing to choose from"),
         ({"tune": True, "learning_rate_factors": [1, 2]}, "tune chooses by data.validate_on"),
         ({"runs": ["none.yaml"]}, "no such file or folder: none.yaml"),

@@ -109,7 +109,7 @@ def test_cells_are_tuned_averaged_and_never_done_twice(tmp_path: Path, script: P
     (script / "lora").write_text("print('error: no rank fits'); sys.exit(2)")
     config = comparison(
         tmp_path,
-        methods=["finetune", {"method": "wise-ft", "set": {"averaging.share": 0.5}}, "lora"],
+        methods=["finetune", {"method": "wise-ft", "set": {"scaling.share": 0.5}}, "lora"],
         learning_rate_factors=[0.01, 1],
         seeds=[0, 1],
         tune=True,

@@ -22,11 +22,11 @@ from neutral_residues.results.store import read_record
 from neutral_residues.run import extend
 from neutral_residues.training.cost import WeightCount
 from neutral_residues.tuner.blocks import count_backbone_weights
-from tiny_run import make_backbone, method_values, run_values
+from tiny_run import SCALED, make_backbone, method_values, run_values
 
 SHORT = {"steps": 6, "learning_rate": 0.01}
 NAMES = [method.name for method in METHODS]
-STOCK_FORMATS = {"adapter": "dense", "neutral-sigmoid": "qwen2_moe"}
+STOCK_FORMATS = {"adapter": "dense", "adapter-scaled": "dense", "neutral-sigmoid": "qwen2_moe"}
 TRAINED = [method.name for method in METHODS if method.learning_rate is not None]
 
 
@@ -37,8 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, name: str) -> Record:
-    if name == "wise-ft":
-        run(folder, "finetune")
+    if name in SCALED:
+        run(folder, SCALED[name])
     return extend(make_run(method_values(folder, name, **SHORT)))
 
 
@@ -123,32 +123,6 @@ def test_it_can_do_afterwards_what_its_row_says(folder: Path, name: str) -> None
         record.config["residues"]["block_gate"] == "relu" and row.has_local_loss
     )
     assert "skip" in row.afterwards or not any(shares)
-
-
-def test_a_weight_average_lies_between_backbone_and_fine_tuned_model(folder: Path) -> None:
-    run(folder, "finetune")
-    ends = {0.0: logits(load_backbone(str(folder / "backbone"), dtype=torch.float32))}
-    ends[1.0] = logits(load_saved(folder / "finetune").model)
-    for share, expected in ends.items():
-        values = method_values(folder, "wise-ft") | {"output": str(folder / f"wise-{share}")}
-        values["averaging"] = values["averaging"] | {"share": share}
-        extend(make_run(values))
-        torch.testing.assert_close(
-            logits(load_saved(folder / f"wise-{share}").model), expected, rtol=0, atol=1e-6
-        )
-
-
-def test_a_weight_average_needs_a_finished_fine_tuning(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError,
-        match=r"averaging\.finetuned; got .*none; allowed: the output folder of a finished run",
-    ):
-        extend(
-            make_run(
-                run_values(tmp_path)
-                | {"method": "wise-ft", "averaging": {"finetuned": str(tmp_path / "none")}}
-            )
-        )
 
 
 @pytest.mark.parametrize(

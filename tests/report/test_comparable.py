@@ -15,7 +15,7 @@ from synthetic import make_record, make_section
         {"output": "elsewhere"},
         {"data.workers": 9},
         {"data.cache": "elsewhere"},
-        {"averaging.finetuned": "elsewhere"},
+        {"scaling.trained": "elsewhere"},
         {"evaluation.prompts": ["Il"]},
     ],
 )

@@ -25,7 +25,7 @@ def test_every_point_has_a_row_and_empty_columns_are_left_out() -> None:
     index = next(n for n, row in enumerate(table.rows) if row.name == "lora" and not row.is_dim)
     for name, text in {
         "learning rate": "0.001",
-        "share of the average": "–",
+        "share of what was learnt": "–",
         "seeds": "2",
         "forgetting, mean": "+7.55 ± 0.07",
         "bits per byte, fr": "2.1300 ± 0.0141",
@@ -37,7 +37,11 @@ def test_every_point_has_a_row_and_empty_columns_are_left_out() -> None:
     }.items():
         assert columns[name][index].text == text, name
     few = points_table(make_section(make_record("lora")))
-    left_out = {"share of the average", "of fine-tuning's drop", "source tokens with all gates 0"}
+    left_out = {
+        "share of what was learnt",
+        "of fine-tuning's drop",
+        "source tokens with all gates 0",
+    }
     left_out |= {"bits per byte, validation", "by validation"}
     assert not left_out & {column.name for column in few.columns}
 

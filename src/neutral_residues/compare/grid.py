@@ -5,7 +5,7 @@ A cell's name says what it is, and is its folder:
     RUN/LABEL/b0.2-lr0.005-p0.1-s0        budget, learning rate, source share, seed
 
 Cells that differ in learning rate and seed only are a *group*; tuning chooses among its learning
-rates. A method that takes its weights from another's run (`wise-ft`) gives *derived* cells, which
+rates. A method that scales what another's run has learnt (`wise-ft`) gives *derived* cells, which
 wait for that run.
 """
 
@@ -24,9 +24,6 @@ from neutral_residues.errors import UserError
 from neutral_residues.methods.table import METHOD_SECTIONS, Method, find_method
 from neutral_residues.results.record import Record
 
-DERIVED_FROM = "finetune"
-"""The method whose runs the derived ones average."""
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -36,7 +33,7 @@ class Cell:
     config: RunConfig
     group: str
     factor: float  # its learning rate as a multiple of the group's own
-    made_of: str = ""  # the group of the runs that a derived cell averages
+    made_of: str = ""  # the group of the runs that a derived cell scales
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,9 @@ def expand(config: CompareConfig) -> Cells:
     groups = {cell.group for cell in trained}
     for cell in derived:
         if cell.made_of not in groups:
-            what = f"{cell.config.method} averages runs of {DERIVED_FROM}, and none here fits"
-            raise UserError(what, do=f"add {DERIVED_FROM} to methods")
+            made_from = find_method(cell.config.method).made_from
+            what = f"{cell.config.method} scales runs of {made_from}, and none here fits"
+            raise UserError(what, do=f"add {made_from} to methods")
     return Cells(tuple(trained), tuple(derived), config.tune, config.seeds[0])
 
 
@@ -116,7 +114,7 @@ def _axes(config: CompareConfig, method: Method) -> dict[str, Sequence[float]]:
     """What is crossed, by dotted key: lists of the comparison that the method has a use for, and
     its own curve. An empty list leaves the setting to the run file."""
     axes: dict[str, Sequence[float]] = {}
-    if method.has_budget and config.budgets:
+    if _trained(method).has_budget and config.budgets:
         axes["budget"] = config.budgets
     if config.source_shares:
         axes["data.source_share"] = config.source_shares
@@ -128,33 +126,43 @@ def _group(
 ) -> Iterator[Cell]:
     """The cells of one group: learning rates x seeds."""
     first = method.resolve(make_run({**values, "output": "unused"}))
-    is_derived = not method.trains_any
-    trained = find_method(DERIVED_FROM) if is_derived else method
+    trained = _trained(method)
     hidden_size = _width(first.model, first.revision, first.trust_remote_code)
     own_rate = trained.peak_learning_rate(first, hidden_size=hidden_size)
     label = (first.label or method.name).replace(":", ".")
-    sizes, share = _sizes(first, method), f"p{first.data.source_share:g}"
+    size, share = _size(first, trained), f"p{first.data.source_share:g}"
+    sizes = [*size, *_place_on_curve(first, method)]
     group = "/".join([run, label, *sizes, share])
-    made_of = f"{run}/{DERIVED_FROM}/{share}" if is_derived else ""
+    made_of = "/".join([run, method.made_from, *size, share]) if method.made_from else ""
     folder = config.output / CELLS
     for factor, seed in itertools.product(config.learning_rate_factors, config.seeds):
         rate = float(f"{own_rate * factor:.4g}")
         ending = f"lr{rate:g}-{share}-s{seed}"
         name = f"{run}/{label}/{'-'.join([*sizes, ending])}"
         settings = {"output": str(folder / name), "seed": seed, "training.learning_rate": rate}
-        if is_derived:
-            settings["averaging.finetuned"] = str(folder / run / DERIVED_FROM / ending)
+        if method.made_from:
+            of = "-".join([*size, ending])
+            settings["scaling.trained"] = str(folder / run / method.made_from / of)
         cell = method.resolve(make_run(_with(values, settings)))
         yield Cell(name, cell, group, factor, made_of)
 
 
-def _sizes(config: RunConfig, method: Method) -> list[str]:
-    """The parts of a cell's name that say how large it is, or where on its curve."""
-    sizes = [f"b{config.budget:g}"] if method.has_budget else []
-    if method.curve:
-        section, name = method.curve[0].split(".")
-        sizes.append(f"{name}{getattr(getattr(config, section), name):g}")
-    return sizes
+def _trained(method: Method) -> Method:
+    """The method itself, or the one whose runs it scales."""
+    return find_method(method.made_from) if method.made_from else method
+
+
+def _size(config: RunConfig, trained: Method) -> list[str]:
+    """The part of a cell's name that says how large it is, if anything does."""
+    return [f"b{config.budget:g}"] if trained.has_budget else []
+
+
+def _place_on_curve(config: RunConfig, method: Method) -> list[str]:
+    """The part of a cell's name that says where on its curve it is, if it has one."""
+    if not method.curve:
+        return []
+    section, name = method.curve[0].split(".")
+    return [f"{name}{getattr(getattr(config, section), name):g}"]
 
 
 @functools.lru_cache(maxsize=16)

@@ -164,13 +164,14 @@ class LoraSettings(Settings):
     """LoRA's alpha divided by its rank."""
 
 
-class AveragingSettings(Settings):
-    """The method `wise-ft`: the weights of backbone and fine-tuned model, averaged."""
+class ScalingSettings(Settings):
+    """The methods that scale what a finished run has learnt: `wise-ft` (of `finetune`),
+    `lora-scaled` and `adapter-scaled`."""
 
     share: float = Field(default=0.5, ge=0, le=1)
-    """Share of the fine-tuned weights; 0 is the backbone."""
-    finetuned: Path | None = None
-    """Output folder of a finished run of the method `finetune`; `neutral compare` fills it in."""
+    """What was learnt is multiplied by this; 0 is the backbone, 1 the trained model."""
+    trained: Path | None = None
+    """Output folder of that finished run; `neutral compare` fills it in."""
 
 
 class TrainingSettings(Settings):
@@ -276,7 +277,7 @@ class RunConfig(Settings):
     data: DataSettings
     residues: ResidueSettings = ResidueSettings()
     lora: LoraSettings = LoraSettings()
-    averaging: AveragingSettings = AveragingSettings()
+    scaling: ScalingSettings = ScalingSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 

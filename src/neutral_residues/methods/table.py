@@ -22,9 +22,9 @@ from transformers import PreTrainedModel
 from neutral_residues.config.run import RunConfig
 from neutral_residues.errors import UserError, first_line, nearest
 from neutral_residues.methods.block_expansion import expand_blocks
-from neutral_residues.methods.full import average_with, train_everything, train_ffns
+from neutral_residues.methods.full import train_everything, train_ffns
 from neutral_residues.methods.low_rank import attach_lora, attach_osf
-from neutral_residues.results.run_folder import RunFolder
+from neutral_residues.methods.scaled import scale_adapter, scale_finetuned
 from neutral_residues.tuner.config import NeutralResiduesConfig
 
 RECIPE_WIDTH = 192
@@ -34,7 +34,7 @@ Afterwards = Literal["merge", "skip", "stock"]
 computed. stock: what is saved, or exported from it (`neutral export`), is a model of an
 architecture that Transformers has."""
 
-METHOD_SECTIONS = ("residues", "lora", "averaging")
+METHOD_SECTIONS = ("residues", "lora", "scaling")
 """Sections of the run file that belong to some methods only."""
 
 Attach = Callable[[PreTrainedModel, RunConfig], nn.Module]
@@ -59,6 +59,7 @@ class Method:
     recipe: Mapping[str, Any] = field(default_factory=dict)  # its own defaults
     # A setting and the values that a comparison tries, where one training gives them all.
     curve: tuple[str, tuple[float, ...]] | None = None
+    made_from: str = ""  # the method whose finished run it scales instead of training
 
     @property
     def has_budget(self) -> bool:
@@ -139,13 +140,18 @@ def _attach_lora(model: PreTrainedModel, config: RunConfig, **options: Any) -> n
     )
 
 
-def _attach_average(model: PreTrainedModel, config: RunConfig) -> nn.Module:
-    folder = config.averaging.finetuned
-    if folder is None or not RunFolder(folder).is_finished:
-        allowed = "the output folder of a finished run of the method finetune"
-        do, got = "run that first, or list both methods in a comparison", folder and str(folder)
-        raise UserError("averaging.finetuned", got=got, allowed=allowed, do=do)
-    return average_with(model, RunFolder(folder).extension, share=config.averaging.share)
+def _scaled(row: Method, attach: Callable[..., nn.Module], **texts: Any) -> Method:
+    """What a finished run of that row has learnt, times a few shares."""
+    return replace(
+        row,
+        attach=partial(attach, made_from=row.name),
+        size="",
+        learning_rate=None,
+        uses=("scaling",),
+        curve=("scaling.share", (0.2, 0.4, 0.6, 0.8)),
+        made_from=row.name,
+        **texts,
+    )
 
 
 NEUTRAL = Method(
@@ -159,6 +165,19 @@ NEUTRAL = Method(
     afterwards=("skip",),
     has_local_loss=True,
     uses=("residues",),
+)
+ADAPTER = replace(
+    NEUTRAL,
+    name="adapter",
+    title="gate-less adapter",
+    paper="the vanilla adapter of arXiv 2410.02744",
+    trains="adapters parallel to the feed-forward blocks, always on",
+    attach=partial(_attach_residues, block_gate="none"),
+    afterwards=("stock",),
+    has_local_loss=False,
+    uses=tuple(
+        f"residues.{key}" for key in ("activation", "init", "layers_to_transform", "placement")
+    ),
 )
 LORA = Method(
     name="lora",
@@ -214,20 +233,24 @@ METHODS: tuple[Method, ...] = (
         fixed={"residues.block_gate": "sigmoid", "residues.local_loss": "cross_entropy"},
         recipe={"residues.local_loss_weight": 0.1},
     ),
-    replace(
-        NEUTRAL,
-        name="adapter",
-        title="gate-less adapter",
-        paper="the vanilla adapter of arXiv 2410.02744",
-        trains="adapters parallel to the feed-forward blocks, always on",
-        attach=partial(_attach_residues, block_gate="none"),
-        afterwards=("stock",),
-        has_local_loss=False,
-        uses=tuple(
-            f"residues.{key}" for key in ("activation", "init", "layers_to_transform", "placement")
-        ),
+    ADAPTER,
+    _scaled(
+        ADAPTER,
+        scale_adapter,
+        name="adapter-scaled",
+        title="scaled adapter",
+        paper="ours",
+        trains="nothing: multiplies what the adapter has learnt",
     ),
     LORA,
+    _scaled(
+        LORA,
+        scale_adapter,
+        name="lora-scaled",
+        title="scaled LoRA",
+        paper="as arXiv 2605.28819 does",
+        trains="nothing: multiplies what LoRA has learnt",
+    ),
     replace(
         LORA,
         name="lora-mlp",
@@ -281,16 +304,13 @@ METHODS: tuple[Method, ...] = (
         trains="the feed-forward blocks of the backbone",
         attach=lambda model, config: train_ffns(model),
     ),
-    replace(
+    _scaled(
         FINETUNE,
+        scale_finetuned,
         name="wise-ft",
         title="weight averaging",
         paper="WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903",
         trains="nothing: averages backbone and fine-tuned model",
-        attach=_attach_average,
-        learning_rate=None,
-        uses=("averaging",),
-        curve=("averaging.share", (0.2, 0.4, 0.6, 0.8)),
     ),
 )
 

@@ -1,7 +1,7 @@
 """Records -> typed numbers: points, curves and sections. Nothing about looks or about who wins.
 
     point      records that differ only in the seed: mean, deviation and number of seeds
-    curve      points of one label that differ only in the learning rate (or share of averaging)
+    curve      points of one label that differ only in the learning rate (or share of scaling)
     section    curves measured on the same target sets; several languages are several sections
 
 Two numbers place a point, both lower where better:
@@ -30,11 +30,9 @@ from neutral_residues.report.load import Found
 from neutral_residues.results.record import Record
 from neutral_residues.results.set_result import SetResult, learning_share
 
-LEARNING_RATE, SHARE = "training.learning_rate", "averaging.share"
+LEARNING_RATE, SHARE = "training.learning_rate", "scaling.share"
 WITH_A_COLUMN = frozenset({LEARNING_RATE, SHARE, "label"})
 """Settings that no variant names, since every table shows them."""
-AVERAGING = "wise-ft"
-"""The method that has a share of weight averaging; others ignore that setting."""
 
 T = TypeVar("T")
 
@@ -100,8 +98,9 @@ class Point:
 
     @property
     def share(self) -> float | None:
-        """Share of the fine-tuned model in a weight average; None for other methods."""
-        return self.settings.get(SHARE) if self.method == AVERAGING else None
+        """What a finished run has learnt is multiplied by it; None where nothing was scaled."""
+        scaling = self.first.config.get("scaling") or {}
+        return scaling["share"] if scaling.get("trained") else None
 
     @property
     def axis(self) -> str:

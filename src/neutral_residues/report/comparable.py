@@ -11,7 +11,7 @@ from neutral_residues.report.load import Found
 from neutral_residues.results.record import Record
 
 NOT_A_SETTING = re.compile(
-    r"output|seed|evaluation\..*|data\.(cache|workers)|averaging\.finetuned"
+    r"output|seed|evaluation\..*|data\.(cache|workers)|scaling\.trained"
     r"|training\.(log_every|save_every|keep_checkpoints|report_to)"
 )
 """What makes no other point: it changes no weight, or all records of a section agree in it."""

@@ -91,11 +91,12 @@ def _at_equal_learning(curve: Curve, section: Section, reference: Point) -> Equa
 
 
 def _whole_share(curve: Curve, section: Section) -> list[Point]:
-    """Where a curve of weight averages ends, at share 1: the fine-tuned models that it averages."""
+    """Where a curve of shares ends, at share 1: the runs that it scales."""
     if curve.points[0].axis != SHARE:
         return []
-    rate = curve.points[0].learning_rate
-    return [p for p in section.points if p.method == "finetune" and p.learning_rate == rate]
+    scaled = {run.record.config["scaling"]["trained"] for run in curve.points[0].runs}
+    outputs = [(p, {run.record.config["output"] for run in p.runs}) for p in section.points]
+    return [p for p, theirs in outputs if scaled & theirs]
 
 
 def _least_first(other: EqualLearning) -> tuple[bool, float]:

@@ -106,7 +106,7 @@ def points_table(section: Section) -> Table:
     on_front = tuple(Cell("yes", 1) if point in front else Cell(NONE, 0) for point in points)
     columns = (
         _rates(points),
-        numbers("share of the average", [p.share for p in points]),
+        numbers("share of what was learnt", [p.share for p in points]),
         _seeds(points),
         *_sides(section, points),
         numbers("of fine-tuning's drop", drops, 0, "%", HIGHER),

@@ -1,0 +1,71 @@
+"""Curves without training: what a finished run has learnt, times a share of 0 to 1.
+
+    share 0   the backbone
+    share 1   the trained model
+
+Fine-tuning: (1 - share) x backbone + share x fine-tuned, weight by weight (Wortsman et al. 2022,
+*Robust fine-tuning of zero-shot models* (WiSE-FT), arXiv 2109.01903). LoRA and the gate-less
+adapter: their output is linear in their last matrix, which is multiplied by the share.
+"""
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from neutral_residues.config.run import RunConfig, load_run
+from neutral_residues.errors import UserError
+from neutral_residues.results.digest import check_digest
+from neutral_residues.results.run_folder import RunFolder
+
+LAST_MATRICES = ("lora_B", "down")
+"""Names of the modules that hold the last matrix of a LoRA update or an adapter."""
+
+
+@torch.no_grad()
+def scale_finetuned(model: PreTrainedModel, config: RunConfig, *, made_from: str) -> nn.Module:
+    """The backbone moved in place toward a run of fine-tuning; nothing trains. A UserError as in
+    `_extension`, or if its weights are not those of this backbone, fine-tuned."""
+    folder, tensors = _extension(config, made_from), dict[str, torch.Tensor]()
+    for file in folder.glob("*.safetensors"):
+        tensors |= load_file(file)
+    model.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if name not in tensors or tensors[name].shape != parameter.shape:
+            what = f"cannot average with {folder}: {name} is missing or of another shape"
+            raise UserError(
+                what, do="give the output folder of a full fine-tuning of this backbone"
+            )
+        parameter.lerp_(tensors[name].to(parameter), config.scaling.share)
+    return model
+
+
+@torch.no_grad()
+def scale_adapter(model: PreTrainedModel, config: RunConfig, *, made_from: str) -> nn.Module:
+    """The backbone with the extension of a finished run, scaled; nothing trains. A UserError as in
+    `_extension`."""
+    extended = PeftModel.from_pretrained(model, str(_extension(config, made_from)))
+    for name, parameter in extended.named_parameters():
+        if any(part in LAST_MATRICES for part in name.split(".")) and "default" in name.split("."):
+            parameter.mul_(config.scaling.share)
+    return extended
+
+
+def _extension(config: RunConfig, method: str) -> Path:
+    """The weights of the finished run that is scaled; a UserError if there is none, they are
+    damaged, or it was of another method or backbone."""
+    given = config.scaling.trained
+    if given is None or not RunFolder(given).is_finished:
+        allowed = f"the output folder of a finished run of the method {method}"
+        do, got = "run that first, or list both methods in a comparison", given and str(given)
+        raise UserError("scaling.trained", got=got, allowed=allowed, do=do)
+    run = load_run(RunFolder(given).config)
+    for key, got, needed in (("method", run.method, method), ("model", run.model, config.model)):
+        if got != needed:
+            raise UserError(f"scaling.trained: {key} of {given}", got=got, allowed=needed)
+    extension = RunFolder(given).extension
+    check_digest(extension)
+    return extension
