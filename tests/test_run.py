@@ -115,7 +115,7 @@ class _Interrupt:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("method", ["neutral", "finetune"])
+@pytest.mark.parametrize("method", ["neutral", "finetune", "ssu"])
 @pytest.mark.parametrize("how", ["stopped", "crashed"])
 def test_resume_is_bit_equal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, method: str

@@ -94,6 +94,7 @@ def run_values(folder: Path, **training: Any) -> dict[str, Any]:
 
 BUDGETS = {
     "lora": 0.2043,
+    "lora-embeddings": 0.2043,
     "rslora": 0.2043,
     "dora": 0.1905,
     "osf": 0.2069,

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from families import DENSE, FAMILIES, build, on_nearest_budget
 from neutral_residues import UserError
-from neutral_residues.methods.low_rank import attach_lora, attach_osf
+from neutral_residues.methods.low_rank import attach_lora, attach_osf, embedding_weights
 from tiny_llama import logits
 
 
@@ -20,6 +20,30 @@ def test_lora_meets_the_budget_that_is_named(family: str) -> None:
     before, model = on_nearest_budget(family, lora)
     assert torch.equal(logits(model), before)
     assert any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", [*DENSE, "gpt2"])
+def test_embeddings_and_head_train_as_copies_that_stay_tied(family: str) -> None:
+    before, model = on_nearest_budget(
+        family,
+        lambda model, budget: attach_lora(
+            model, budget=budget, only_ffn=False, alpha_over_rank=2.0, embeddings=True
+        ),
+    )
+    assert torch.equal(logits(model), before)
+    backbone = model.get_base_model()
+    tied = backbone.get_input_embeddings().weight is backbone.get_output_embeddings().weight
+    weights = embedding_weights(model)
+    assert tied == bool(backbone.config.tie_word_embeddings)
+    assert len(weights) == (1 if tied else 2)
+    with torch.no_grad():
+        for weight in weights:
+            weight.mul_(2)
+    after = logits(model)
+    assert not torch.allclose(after, before)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), before)
+    torch.testing.assert_close(logits(model.merge_and_unload()), after, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", DENSE)

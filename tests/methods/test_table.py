@@ -16,6 +16,7 @@ from neutral_residues.errors import UserError
 from neutral_residues.evaluation.inference import as_backbone
 from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.export.export import export_model
+from neutral_residues.methods.low_rank import embedding_weights
 from neutral_residues.methods.table import METHODS, RECIPE_WIDTH, Method, find_method
 from neutral_residues.results.record import Record
 from neutral_residues.results.store import read_record
@@ -57,7 +58,9 @@ def test_it_begins_as_the_backbone_on_the_budget(folder: Path, name: str) -> Non
     # OSF takes the weights apart and puts them together again, which rounds.
     torch.testing.assert_close(logits(model), before, rtol=0, atol=1e-5 if name == "osf" else 0)
     if find_method(name).has_budget:
-        assert count.budget == pytest.approx(config.budget, rel=0.02)
+        on_top = sum(p.numel() for p in embedding_weights(model)) / count.num_backbone_weights
+        assert bool(on_top) == (name == "lora-embeddings")
+        assert count.budget - on_top == pytest.approx(config.budget, rel=0.02)
         assert count.num_trained_weights == count.num_new_weights
     else:
         assert count.num_new_weights == 0

@@ -162,6 +162,8 @@ class LoraSettings(Settings):
     """Which linear layers get a low-rank update."""
     alpha_over_rank: float = Field(default=2.0, gt=0)
     """LoRA's alpha divided by its rank."""
+    embedding_learning_rate_factor: float = Field(default=0.2, gt=0)
+    """Learning rate of embeddings and head, as a multiple of the low-rank updates'."""
 
 
 class ScalingSettings(Settings):

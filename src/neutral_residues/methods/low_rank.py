@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from peft import LoraConfig, OSFConfig, PeftConfig, get_peft_model
+from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -15,6 +16,9 @@ from transformers.pytorch_utils import Conv1D
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.methods.budget import units_for_budget
 from neutral_residues.tuner.blocks import find_blocks
+
+KNOWN_EMBEDDINGS = tuple(EMBEDDING_LAYER_NAMES)
+"""Endings of the names by which PEFT tells that embeddings are tied to the head."""
 
 
 def attach_lora(
@@ -24,6 +28,7 @@ def attach_lora(
     only_ffn: bool,
     alpha_over_rank: float,
     alpha: float | None = None,
+    embeddings: bool = False,
     **kind: bool,
 ) -> nn.Module:
     """LoRA on the linear layers of every decoder layer, or of its FFN alone; a UserError that names
@@ -31,6 +36,8 @@ def attach_lora(
 
     Args:
         alpha: LoRA's alpha; None takes `alpha_over_rank` times the rank.
+        embeddings: train embeddings and head in full too, besides the budget: PEFT keeps copies of
+            them (one, where they are tied), which replace the backbone's when merged.
         kind: PEFT's `use_rslora` or `use_dora`.
     """
     shapes = linear_modules(model, only_ffn=only_ffn)
@@ -45,9 +52,26 @@ def attach_lora(
         lora_alpha=alpha_over_rank * rank if alpha is None else alpha,
         target_modules=list(shapes),
         fan_in_fan_out=isinstance(model.get_submodule(next(iter(shapes))), Conv1D),
+        **(_in_full(model) if embeddings else {}),
         **kind,
     )
     return _attached(model, config)
+
+
+def _in_full(model: PreTrainedModel) -> dict[str, Any]:
+    """PEFT's settings that train embeddings and head; tied ones stay so."""
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    names = [name for name, module in model.named_modules() if module in (embeddings, head)]
+    tied = head is not None and embeddings.weight is head.weight
+    if head is None or (tied and not any(n.endswith(KNOWN_EMBEDDINGS) for n in names)):
+        got, do = f"{', '.join(names)}", "choose lora"
+        raise UserError("PEFT does not know embeddings and head of this model", got=got, do=do)
+    return {"modules_to_save": names, "ensure_weight_tying": tied}
+
+
+def embedding_weights(model: nn.Module) -> list[nn.Parameter]:
+    """The trained copies of embeddings and head."""
+    return [p for name, p in model.named_parameters() if ".modules_to_save." in name]
 
 
 def attach_osf(model: PreTrainedModel, *, budget: float) -> nn.Module:

@@ -16,15 +16,16 @@ from functools import partial
 from typing import Any, Literal
 
 from peft import get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from neutral_residues.config.run import RunConfig
 from neutral_residues.errors import UserError, first_line, nearest
 from neutral_residues.methods.block_expansion import expand_blocks
 from neutral_residues.methods.full import train_everything, train_ffns
-from neutral_residues.methods.low_rank import attach_lora, attach_osf
+from neutral_residues.methods.low_rank import attach_lora, attach_osf, embedding_weights
 from neutral_residues.methods.scaled import scale_adapter, scale_finetuned
+from neutral_residues.methods.ssu import freeze_source_columns
 from neutral_residues.tuner.config import NeutralResiduesConfig
 
 RECIPE_WIDTH = 192
@@ -38,6 +39,7 @@ METHOD_SECTIONS = ("residues", "lora", "scaling")
 """Sections of the run file that belong to some methods only."""
 
 Attach = Callable[[PreTrainedModel, RunConfig], nn.Module]
+LearningRateFactor = Callable[[nn.Module, RunConfig], tuple[list[nn.Parameter], float]]
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ class Method:
     recipe: Mapping[str, Any] = field(default_factory=dict)  # its own defaults
     # A setting and the values that a comparison tries, where one training gives them all.
     curve: tuple[str, tuple[float, ...]] | None = None
+    # What it does to the attached model, given source rows (N, T), before training.
+    calibrate: Callable[[nn.Module, Tensor], None] | None = None
+    # Trained weights whose learning rate is a multiple of the others', and that factor.
+    learning_rate_factor: LearningRateFactor | None = None
     made_from: str = ""  # the method whose finished run it scales instead of training
 
     @property
@@ -108,6 +114,9 @@ class Method:
             what = f"{key} has no effect on method {self.name}, which has no frozen backbone"
             raise UserError(what, got=held, do="remove it")
         self._check_kl_has_effect(config)
+        if self.calibrate and not any(corpus.role == "source" for corpus in config.data.train):
+            what = f"method {self.name} needs source text to choose what trains"
+            raise UserError(what, do="add a corpus with role: source to data.train")
 
     def _check_kl_has_effect(self, config: RunConfig) -> None:
         weight, key = config.training.kl_weight, "training.kl_weight"
@@ -188,7 +197,7 @@ LORA = Method(
     attach=_attach_lora,
     learning_rate=3e-3,
     afterwards=("merge",),
-    uses=("lora",),
+    uses=("lora.modules", "lora.alpha_over_rank"),
 )
 FINETUNE = Method(
     name="finetune",
@@ -253,6 +262,20 @@ METHODS: tuple[Method, ...] = (
     ),
     replace(
         LORA,
+        name="lora-embeddings",
+        title="LoRA, embeddings and head",
+        paper="the usual recipe for continued pretraining (PEFT's own)",
+        trains="as lora, and embeddings and head in full",
+        size="rank; copies of embeddings and head come on top, until merged",
+        attach=partial(_attach_lora, embeddings=True),
+        uses=("lora",),
+        learning_rate_factor=lambda model, config: (
+            embedding_weights(model),
+            config.lora.embedding_learning_rate_factor,
+        ),
+    ),
+    replace(
+        LORA,
         name="lora-mlp",
         title="LoRA on the MLP",
         trains="low-rank updates of the feed-forward blocks",
@@ -303,6 +326,15 @@ METHODS: tuple[Method, ...] = (
         title="fine-tuning of the FFN",
         trains="the feed-forward blocks of the backbone",
         attach=lambda model, config: train_ffns(model),
+    ),
+    replace(
+        FINETUNE,
+        name="ssu",
+        title="source-shielded updates",
+        paper="SSU, Yamaguchi et al. 2026, arXiv 2512.04844",
+        trains="as finetune, without the half of the columns that matters most on source text",
+        fixed={"training.weight_decay": 0.0},
+        calibrate=freeze_source_columns,
     ),
     _scaled(
         FINETUNE,

@@ -8,11 +8,14 @@
 A method, a tokenizer and a device are objects from here on; nothing looks them up a second time.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from accelerate import PartialState
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
@@ -40,6 +43,8 @@ from neutral_residues.tuner.blocks import count_backbone_weights
 
 SAMPLE_TOKENS = 60
 """Tokens added to each prompt at the end of a run."""
+CALIBRATION_ROWS = 500
+"""Rows of source text that a method sees before training, where it asks for them."""
 
 
 def ranks() -> PartialState:
@@ -168,7 +173,19 @@ class Setup:
         """The model to train, initialised from the run's seed."""
         set_seed(self.config.seed)
         backbone = self.backbone(frozen=self.method.keeps_backbone)
-        return self.method.attach(backbone, self.config)
+        model = self.method.attach(backbone, self.config)
+        if self.method.calibrate is not None:
+            self.method.calibrate(model, self.source_rows())
+        return model
+
+    def source_rows(self, *, at_most: int = CALIBRATION_ROWS) -> Tensor:
+        """(N, T) rows of the source corpora, evenly spread over all of them; the same in every
+        process of the run."""
+        tokens, streams = self.config.data.block_tokens, self.data.train
+        blocks = [stream.blocks(tokens) for stream in streams if stream.role == "source"]
+        numbers = np.arange(sum(map(len, blocks)))
+        chosen = numbers[:: max(1, math.ceil(len(numbers) / at_most))]
+        return torch.from_numpy(np.concatenate(blocks)[chosen].astype(np.int64))
 
     @property
     def windows(self) -> Windows:

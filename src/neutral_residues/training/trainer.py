@@ -23,7 +23,7 @@ from neutral_residues.losses import next_token_nats
 from neutral_residues.training.backbone_kl import BackboneLogits, backbone_logits, kl_sum
 from neutral_residues.training.checkpoints import complete_checkpoints, mark_complete, saved_sums
 from neutral_residues.training.device_sums import DeviceSums
-from neutral_residues.training.mixin import NeutralResiduesTrainerMixin
+from neutral_residues.training.mixin import NeutralResiduesTrainerMixin, split_param_group
 from neutral_residues.training.setup import Setup
 
 
@@ -155,7 +155,7 @@ class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
     """
 
     def __init__(self, setup: Setup, model: nn.Module, output_dir: Path) -> None:
-        residues = setup.config.residues
+        self.setup, residues = setup, setup.config.residues
         super().__init__(
             setup,
             model,
@@ -164,6 +164,13 @@ class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
             gate_learning_rate_factor=residues.gate_learning_rate_factor,
             local_loss_weight=setup.local_loss_weight,
         )
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.setup.method.learning_rate_factor is not None:
+            weights, factor = self.setup.method.learning_rate_factor(self.model, self.setup.config)
+            split_param_group(optimizer, weights, factor=factor)
+        return optimizer
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
