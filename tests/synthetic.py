@@ -121,6 +121,7 @@ def make_record(
                 "extended": f" la mère </script> & {label}",
             }
         ],
+        "spliced": _spliced(target, gated=gated),
         "gates": _gates_over_text(target) if gated else [],
         "cost": COST
         | {
@@ -273,6 +274,33 @@ def _gates_by_layer(name: str) -> dict[str, Any]:
         {"layer": n, "gates_zero": zero - n / 100, "residue_rms": (1 - zero) * n} for n in LAYERS
     ]
     return {"num_neutral_tokens": 270 if zero > 0.5 else 0, "layers": layers}
+
+
+def _spliced(target: str, *, gated: bool) -> dict[str, Any]:
+    """Source text costs a fiftieth more after target text, and its gates close one by one; target
+    text costs half."""
+    sides = {}
+    for role, name, backbone, change, closed in (
+        ("source", "en", 1.2, 1.02, (20, 40, 60, 80, 90, 95)),
+        ("target", target, 4.4, 0.5, (60, 30, 20, 10, 8, 6)),
+    ):
+        bounds = ((1, 1), (2, 3), (4, 7), (8, 15), (16, 31), (32, None))
+        nats = backbone * NUM_BYTES * math.log(2)
+        sides[role] = {
+            "name": name,
+            "num_tokens": NUM_TOKENS,
+            "num_bytes": NUM_BYTES,
+            "backbone_nats": nats,
+            "extended_nats": nats * change,
+            "backbone_alone_nats": nats / 1.1,
+            "extended_alone_nats": nats / 1.1 * (1 + (change - 1) / 2),
+            "gates": [
+                {"first": first, "last": last, "num_gates": 100, "num_closed": n}
+                for (first, last), n in zip(bounds, closed, strict=True)
+                if gated
+            ],
+        }
+    return {"num_windows": 64, "context_tokens": 128, **sides}
 
 
 def _gates_over_text(target: str) -> list[dict[str, Any]]:

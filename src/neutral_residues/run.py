@@ -21,6 +21,7 @@ from neutral_residues.data.tokenise import tokenizer_key
 from neutral_residues.evaluation.evaluate import evaluate, evaluation_set
 from neutral_residues.evaluation.gate_maps import default_texts, gate_texts
 from neutral_residues.evaluation.generate import generate_both
+from neutral_residues.evaluation.spliced import measure_spliced
 from neutral_residues.evaluation.tasks import runner
 from neutral_residues.evaluation.tasks.cache import weights_key
 from neutral_residues.files import whole_folder
@@ -149,6 +150,13 @@ class _Run:
             kind="extend",
             method=setup.method.name,
             sets=results,
+            spliced=measure_spliced(
+                model,
+                setup.data.evaluate,
+                context_tokens=setup.windows.context_tokens,
+                num_windows=setup.config.evaluation.spliced_windows,
+                reference=reference,
+            ),
             validation_sets={s.name: evaluation_set(s) for s in setup.data.validate},
             curve=training.curve,
             samples=self._samples(model, reference),

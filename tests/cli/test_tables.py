@@ -6,10 +6,11 @@ import math
 import pytest
 from rich.console import Console
 
-from neutral_residues.cli.tables import print_few_tokens, sets_table, tasks_table
+from neutral_residues.cli.tables import print_few_tokens, print_sets, sets_table, tasks_table
 from neutral_residues.results.record import Record, TaskScore
 from neutral_residues.results.set_result import Breakdown, SetResult, TokenChange
 from neutral_residues.results.store import provenance
+from synthetic import make_record
 
 
 def printed(name: str, result: SetResult) -> str:
@@ -43,6 +44,38 @@ def test_backbone_and_extended_model() -> None:
     text = printed("en", RESULT.model_copy(update={"kl_nats": 1.0}))
     assert "KL" in text
     assert "0.2500" in text
+
+
+def rows_of(record: Record) -> list[list[str]]:
+    """Cells of all tables, line by line."""
+    console = Console(file=io.StringIO(), width=160)
+    print_sets(record, console=console)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return [
+        [cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")] for line in lines
+    ]
+
+
+def test_gates_on_the_wrong_side_layer_by_layer() -> None:
+    rows = rows_of(make_record())
+    assert ["layer", "en, open", "wiki, open", "fr, closed"] in rows
+    # Of synthetic sets 94 and 89 % of the source gates are closed in layer 1, 9 % of the target's.
+    assert ["1", "6.0", "11.0", "9.0"] in rows
+    assert ["5", "10.0", "15.0", "5.0"] in rows
+
+
+def test_text_that_switches_language() -> None:
+    rows = rows_of(make_record())
+    assert ["en after fr", "1.2000", "1.2240", "+2.00 %", "1.0909", "1.1018", "+1.00 %"] in rows
+    assert ["fr after en", "4.4000", "2.2000", "-50.00 %", "4.0000", "3.0000", "-25.00 %"] in rows
+    assert ["tokens", "1", "2-3", "4-7", "8-15", "16-31", "32+"] in rows
+    assert ["en after fr", "20", "40", "60", "80", "90", "95"] in rows
+
+
+def test_a_method_without_gates_has_no_table_of_gates() -> None:
+    firsts = [row[0] for row in rows_of(make_record("lora"))]
+    assert "layer" not in firsts
+    assert firsts.count("en after fr") == 1
 
 
 @pytest.mark.parametrize("is_concentrated", [False, True])

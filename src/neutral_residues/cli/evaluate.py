@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from neutral_residues.cli.tables import print_few_tokens, sets_table, tasks_table
+from neutral_residues.cli.tables import print_sets, tasks_table
 from neutral_residues.config.run import Corpus
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.evaluate_saved import (
@@ -54,8 +54,7 @@ def evaluate_folder(
     with MeasuringDisplay(console) as display:
         record = evaluate_saved(saved, streams, windows, kl=kl, on_progress=display.on_progress)
     if record.sets:
-        console.print(sets_table(record))
-        print_few_tokens(record, console=console)
+        print_sets(record, console=console)
         sizes = f"{windows.context_tokens} tokens, stride {windows.stride_tokens}"
         console.print(f"windows of {sizes}", highlight=False)
     if plan.tasks:

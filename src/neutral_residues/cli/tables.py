@@ -9,14 +9,14 @@ from rich.text import Text
 
 from neutral_residues.evaluation.token_kinds import few_tokens_line
 from neutral_residues.results.record import Record
+from neutral_residues.results.set_result import WRONG, wrong_share
 from neutral_residues.results.wording import better_or_worse, factor_of, with_half_width
 
 
 def print_summary(record: Record, output: Path, *, console: Console | None = None) -> None:
     """Print backbone and extended model on every set and task, and where everything was saved."""
     console = console or Console()
-    console.print(sets_table(record))
-    print_few_tokens(record, console=console)
+    print_sets(record, console=console)
     if record.tasks:
         console.print(tasks_table(record))
     cost = record.cost
@@ -58,6 +58,14 @@ def print_warnings(lines: Iterable[str], *, console: Console) -> None:
         console.print(Text.assemble(("warning: ", "bold yellow"), line))
 
 
+def print_sets(record: Record, *, console: Console) -> None:
+    """Print what was measured on text, with a warning for each change that few tokens carry."""
+    for table in (sets_table, gates_table, spliced_table, gates_since_switch_table):
+        if (found := table(record)) is not None:
+            console.print(found)
+    print_few_tokens(record, console=console)
+
+
 def print_few_tokens(record: Record, *, console: Console) -> None:
     """A warning for each set whose change a few tokens carry."""
     lines = (
@@ -87,6 +95,61 @@ def sets_table(record: Record) -> Table:
             "-" if neutral is None else f"{100 * neutral:.1f} %",
             *([] if found.kl_nats_per_token is None else [f"{found.kl_nats_per_token:.4f}"]),
         )
+    return table
+
+
+def gates_table(record: Record) -> Table | None:
+    """Gates on the wrong side, layer by layer: open on source sets, closed on target sets. None
+    without gates."""
+    gated = {name: s for name, s in record.sets.items() if s.closed_gates_share is not None}
+    if not gated:
+        return None
+    columns = [f"{name}, {WRONG[found.role]}" for name, found in gated.items()]
+    table = new_table("gates by layer, % of tokens (lower is better)", ["layer"], columns)
+    for of_layer in zip(*(found.layers for found in gated.values()), strict=True):
+        table.add_row(
+            str(of_layer[0].layer),
+            *(
+                f"{100 * wrong_share(layer.gates_zero or 0.0, found.role):.1f}"
+                for layer, found in zip(of_layer, gated.values(), strict=True)
+            ),
+        )
+    return table
+
+
+def spliced_table(record: Record) -> Table | None:
+    """Both models after a switch of language, and on the same tokens in their text alone; None
+    where that was not measured."""
+    if record.spliced is None:
+        return None
+    title = "bits per byte after a switch of language, and of the same tokens in their text alone"
+    numbers = ["backbone", "extended", "change", "alone: backbone", "extended", "change"]
+    table = new_table(title, ["tokens"], numbers)
+    for name, found in record.spliced.directions.items():
+        table.add_row(
+            name,
+            f"{found.backbone_bits_per_byte:.4f}",
+            f"{found.extended_bits_per_byte:.4f}",
+            f"{found.rise_percent:+.2f} %",
+            f"{found.backbone_alone_bits_per_byte:.4f}",
+            f"{found.extended_alone_bits_per_byte:.4f}",
+            f"{found.alone_rise_percent:+.2f} %",
+        )
+    return table
+
+
+def gates_since_switch_table(record: Record) -> Table | None:
+    """Gates that are exactly 0, by tokens since the switch; None without gates."""
+    directions = record.spliced.directions if record.spliced else {}
+    with_gates = {name: found.gates for name, found in directions.items() if found.gates}
+    if not with_gates:
+        return None
+    titles = list(dict.fromkeys(g.title for gates in with_gates.values() for g in gates))
+    title = "gates that are exactly 0, % of (token, layer) gates, by tokens since the switch"
+    table = new_table(title, ["tokens"], titles)
+    for name, gates in with_gates.items():
+        shares = {found.title: f"{100 * found.closed_share:.0f}" for found in gates}
+        table.add_row(name, *(shares.get(column, "-") for column in titles))
     return table
 
 

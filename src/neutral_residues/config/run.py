@@ -235,6 +235,9 @@ class EvaluationSettings(Settings):
     """About how many tokens of each set are measured while training; at the end all are."""
     kl: bool = False
     """Measure the KL divergence from the backbone too, on every token at the end."""
+    spliced_windows: int = Field(default=64, ge=0)
+    """Windows in which the first source and the first target set take turns, measured at the end;
+    0: none."""
     gate_texts: tuple[str, ...] = ()
     """Texts for the gate heat map, after beginnings of a source and a target set and a mixture."""
     prompts: tuple[str, ...] = ()

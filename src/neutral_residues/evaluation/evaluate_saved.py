@@ -10,6 +10,7 @@ from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.data.tokenise import Tokenising, end_of_text_id, tokenise, tokenizer_key
 from neutral_residues.evaluation.evaluate import OnProgress, evaluate
 from neutral_residues.evaluation.saved import Saved
+from neutral_residues.evaluation.spliced import measure_spliced
 from neutral_residues.evaluation.tasks.runner import TaskPlan, TaskSettings, plan_tasks
 from neutral_residues.evaluation.windows import Windows
 from neutral_residues.files import default_cache_folder
@@ -72,7 +73,8 @@ def evaluate_saved(
     kl: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Record:
-    """Measure backbone and extended model on every text, if there are any; see `evaluate`."""
+    """Measure backbone and extended model on every text, if there are any, and on the first two
+    in turns; see `evaluate` and `measure_spliced`."""
     results = {}
     if streams:
         results = evaluate(
@@ -92,6 +94,13 @@ def evaluate_saved(
         kind="evaluate",
         method=run.method if run else "neutral",
         sets=results,
+        spliced=measure_spliced(
+            saved.model,
+            streams,
+            context_tokens=windows.context_tokens,
+            num_windows=(run.evaluation if run else EvaluationSettings()).spliced_windows,
+            reference=saved.reference,
+        ),
         provenance=provenance(device=saved.device.type, tokenizer_key=key),
         config=settings | {"extension": str(saved.folder)} | measured,
     )

@@ -1,10 +1,11 @@
 """Base of the files that a run leaves behind: strict fields, errors of one line. No torch."""
 
 import json
+import math
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
 
 from neutral_residues.config.base import checked
 from neutral_residues.errors import UserError
@@ -23,6 +24,31 @@ class Part(BaseModel):
         ser_json_inf_nan="constants",
         use_attribute_docstrings=True,
     )
+
+
+class PartWithRatios(Part):
+    """A part that stores sums: its JSON also has its ratios (computed fields), and a file whose
+    ratios are not those of its sums is refused."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _ratios_agree(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(value, dict):
+            return handler(value)
+        ratios = cls.model_computed_fields
+        result = handler({key: entry for key, entry in value.items() if key not in ratios})
+        for name in ratios:
+            found, stored = getattr(result, name), value.get(name)
+            if name in value and stored != found and not _is_close(stored, found):
+                raise ValueError(f"{name} is {stored!r}, but the sums give {found!r}")
+        return result
+
+
+def _is_close(one: object, other: object) -> bool:
+    """Equal but for the last digits, which another processor may round otherwise."""
+    if not isinstance(one, int | float) or not isinstance(other, int | float):
+        return False
+    return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-9)
 
 
 Schema = TypeVar("Schema", bound=Part)

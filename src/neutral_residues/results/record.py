@@ -12,6 +12,7 @@ from pydantic import AfterValidator, AwareDatetime, Field, field_validator, mode
 
 from neutral_residues.results.base import Part
 from neutral_residues.results.set_result import EvaluationSet, SetResult
+from neutral_residues.results.spliced import Spliced
 
 Created = Annotated[AwareDatetime, AfterValidator(lambda created: created.astimezone(UTC))]
 NOW: Any = Field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
@@ -163,6 +164,8 @@ class Record(Part):
     """Name in the table of methods, for example "neutral" or "lora"."""
     sets: dict[str, SetResult] = Field(default={})
     """Evaluation set -> what was measured on it at the end."""
+    spliced: Spliced | None = None
+    """A source and a target set in turns; null where that was not measured."""
     validation_sets: dict[str, EvaluationSet] = Field(default={})
     """Sets measured while training only, to choose settings by; the numbers are in `curve`."""
     curve: list[Point] = Field(default=[])

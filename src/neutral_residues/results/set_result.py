@@ -8,19 +8,21 @@ nowhere else.
     rise in %          the same in per cent of the backbone's bits per byte
     learning share     part of full fine-tuning's drop in bits per byte that was learnt
     neutral share      part of the tokens on which every gate is exactly 0
+    closed gates       part of all (token, layer) gates that are exactly 0: many on a source set and
+                       few on a target set are good
     KL                 KL(backbone || extended) in nats per token, where it was asked for
 
 Sums are stored; they are divided once. The JSON of a `SetResult` also has its ratios, for
-readers without this code; a file whose ratios are not those of its sums is refused. No torch.
+readers without this code (`PartWithRatios`). No torch.
 """
 
 import math
-from typing import Any, Literal, Self, get_args
+from typing import Literal, get_args
 
-from pydantic import Field, ModelWrapValidatorHandler, computed_field, model_validator
+from pydantic import Field, computed_field
 
 from neutral_residues.config.run import Role
-from neutral_residues.results.base import Part
+from neutral_residues.results.base import Part, PartWithRatios
 
 TokenKind = Literal[
     "end of text",
@@ -37,7 +39,7 @@ TokenKind = Literal[
 KINDS: tuple[TokenKind, ...] = get_args(TokenKind)
 
 
-def bits_per_byte(nats: float, num_bytes: int) -> float:
+def bits_per_byte(nats: float, num_bytes: float) -> float:
     """Bits per byte of text whose `num_bytes` UTF-8 bytes cost `nats` in all."""
     return nats / math.log(2) / num_bytes
 
@@ -64,6 +66,16 @@ def learning_share(*, backbone: float, extended: float, finetuned: float) -> flo
     """
     drop = backbone - finetuned
     return (backbone - extended) / drop if drop > 0 else None
+
+
+WRONG: dict[Role, str] = {"source": "open", "target": "closed"}
+"""Which gates are on the wrong side, as far as one can tell by the text: those that are not 0 on
+source text, and those that are exactly 0 on target text."""
+
+
+def wrong_share(gates_zero: float, role: Role) -> float:
+    """Share of the gates on the wrong side (see `WRONG`), of a share that is exactly 0."""
+    return gates_zero if role == "target" else 1 - gates_zero
 
 
 class TokenClass(Part):
@@ -152,7 +164,7 @@ class EvaluationSet(Part):
     """Documents."""
 
 
-class SetResult(EvaluationSet):
+class SetResult(EvaluationSet, PartWithRatios):
     """Backbone and extended model on the same text: sums over all its tokens."""
 
     backbone_nats: float
@@ -210,26 +222,13 @@ class SetResult(EvaluationSet):
 
     @computed_field
     @property
+    def closed_gates_share(self) -> float | None:
+        """Share of all (token, layer) gates that are exactly 0; None without block gates."""
+        shares = [layer.gates_zero for layer in self.layers if layer.gates_zero is not None]
+        return sum(shares) / len(shares) if shares else None
+
+    @computed_field
+    @property
     def kl_nats_per_token(self) -> float | None:
         """KL(backbone || extended) per token; None where it was not asked for."""
         return None if self.kl_nats is None else self.kl_nats / self.num_tokens
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _ratios_agree(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        if not isinstance(value, dict):
-            return handler(value)
-        ratios = cls.model_computed_fields
-        result = handler({key: entry for key, entry in value.items() if key not in ratios})
-        for name in ratios:
-            found, stored = getattr(result, name), value.get(name)
-            if name in value and stored != found and not _is_close(stored, found):
-                raise ValueError(f"{name} is {stored!r}, but the sums give {found!r}")
-        return result
-
-
-def _is_close(one: object, other: object) -> bool:
-    """Equal but for the last digits, which another processor may round otherwise."""
-    if not isinstance(one, int | float) or not isinstance(other, int | float):
-        return False
-    return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-9)
