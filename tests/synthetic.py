@@ -6,7 +6,7 @@ from typing import Any
 
 from neutral_residues.report.aggregate import Section, sections
 from neutral_residues.report.load import Found
-from neutral_residues.results.record import Failure, Record
+from neutral_residues.results.record import Failure, Record, TaskScore
 from neutral_residues.results.set_result import SetResult
 from neutral_residues.results.store import write_record
 
@@ -136,10 +136,44 @@ def make_record(
     return Record.model_validate(values | changes)
 
 
+def score(name: str, change: float, half: float = 0.01, **changes: Any) -> TaskScore:
+    """A score that changed from 0.5 by `change`, with an interval of `half` on each side."""
+    values: dict[str, Any] = {
+        "name": name,
+        "metric": "acc",
+        "unit": "share",
+        "direction": "higher",
+        "num_items": 400,
+        "backbone": 0.5,
+        "extended": 0.5 + change,
+        "difference": change,
+        "low": change - half,
+        "high": change + half,
+        "p_value": 0.2,
+        "interval": "paired t",
+        "num_fewshot": 0,
+        "num_truncated": 0,
+        "key": f"items of {name}",
+        "language": name[-2:],
+        "role": "target" if name.endswith("fr") else "source",
+    }
+    return TaskScore(**values | changes)
+
+
 def make_section(*records: Record) -> Section:
     """The one section of these records."""
     (only,) = sections([Found(f"record {n}", record) for n, record in enumerate(records)])
     return only
+
+
+def two_seeds() -> Section:
+    """Neutral residues with two seeds, LoRA with one, and a run without tasks."""
+    return make_section(
+        make_record(seed=0, tasks=[score("blimp-en", -0.001), score("clams-fr", 0.02)]),
+        make_record(seed=1, tasks=[score("blimp-en", 0.003), score("clams-fr", 0.04, 0.03)]),
+        make_record("lora", tasks=[score("clams-fr", -0.02)]),
+        make_record("adapter"),
+    )
 
 
 def comparison_records(target: str = "fr") -> list[Record]:
@@ -168,9 +202,11 @@ def comparison_records(target: str = "fr") -> list[Record]:
 
 
 def make_comparison(folder: Path) -> Path:
-    """A comparison folder: all methods on "fr", one on "it", a cell that failed, one not done."""
+    """A comparison folder: all methods on "fr", with a task and the KL, one on "it", a cell that
+    failed, one not done."""
     cells = folder / "cells"
-    for record in (*comparison_records(), make_record(target="it", validation=2.1)):
+    french = [_with_grammar_and_kl(record) for record in comparison_records()]
+    for record in (*french, make_record(target="it", validation=2.1)):
         write_record(cells / record.config["output"] / "record.json", record)
     (folder / "compare.yaml").write_text("seeds: [0, 1]\n")
     failure = Failure(label="lora", reason=f"the loss is not finite {HOSTILE}")
@@ -179,6 +215,14 @@ def make_comparison(folder: Path) -> Path:
     (cells / "fr" / "waiting" / "checkpoints" / "checkpoint-100").mkdir(parents=True)
     (cells / "fr" / "waiting" / "run.yaml").write_text("model: x\n")
     return folder
+
+
+def _with_grammar_and_kl(record: Record) -> Record:
+    """A score that rises as bits per byte fall, and a KL that rises with both."""
+    found = record.sets["fr"]
+    learnt = found.backbone_bits_per_byte - found.extended_bits_per_byte
+    sets = record.sets | {"fr": found.model_copy(update={"kl_nats": 1.2 * learnt * NUM_TOKENS})}
+    return record.model_copy(update={"sets": sets, "tasks": [score("clams-fr", 0.06 * learnt)]})
 
 
 def _text(name: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def test_where_the_report_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert report.page == Path("runs/report/index.html")
     (verdict,) = report.verdicts
     assert verdict.startswith("On fr, neutral lowers bits per byte")
-    pictures = {f"fr-{name}" for name in ("plane", "training", "layers", "gates")}
+    pictures = {f"fr-{name}" for name in ("plane", "training", "layers", "spliced", "gates")}
     files = {f"{name}.{kind}" for name in pictures for kind in ("png", "svg")}
     assert {path.name for path in report.page.parent.iterdir()} == {
         "index.html",
@@ -94,4 +94,4 @@ def test_records_of_an_evaluation_alone(tmp_path: Path) -> None:
     report = write_report([tmp_path / "one.json", tmp_path / "two.json"], tmp_path / "report")
     assert "neutral (extension runs/one) lowers" in report.verdicts[0]
     pictures = {path.name for path in report.page.parent.glob("*.png")}
-    assert pictures == {"fr-plane.png", "fr-layers.png"}
+    assert pictures == {"fr-plane.png", "fr-layers.png", "fr-spliced.png"}

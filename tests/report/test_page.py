@@ -12,8 +12,7 @@ from neutral_residues.report.load import collect
 from neutral_residues.report.page import render
 from neutral_residues.results.store import write_record
 from paths import RECORDS
-from synthetic import HOSTILE, make_comparison, make_record
-from task_scores import score
+from synthetic import HOSTILE, make_comparison, make_record, score
 
 
 class Page(HTMLParser):

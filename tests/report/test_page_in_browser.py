@@ -75,8 +75,9 @@ def test_every_figure_is_drawn(open_page: Any) -> None:
             width: canvas.querySelector(".main-svg").getBoundingClientRect().width,
         }))""")
     # The plane, two sets through training, gates and residues by layer (of two gated methods on
-    # French, of one on Italian), two sets broken down.
-    assert len(drawn) == (1 + 2 + 4 + 2) + (1 + 2 + 2 + 2)
+    # French, of one on Italian), two sets broken down, gates after a switch; a task, twice, and the
+    # KL on French.
+    assert len(drawn) == (1 + 2 + 4 + 2 + 2 + 3) + (1 + 2 + 2 + 2 + 1)
     for figure in drawn:
         assert figure["svgs"] >= 1, figure
         assert figure["traces"] == figure["given"] > 0, figure
@@ -162,7 +163,7 @@ def test_the_legend_hides_a_run_everywhere(open_page: Any) -> None:
     button = page.locator("#s1 .legend button", has_text="lora")
     button.click()
     assert button.get_attribute("aria-pressed") == "false"
-    assert sum(n > 0 for n in page.evaluate(hidden)) == 1 + 2 + 2  # plane, training, changes
+    assert sum(n > 0 for n in page.evaluate(hidden)) == 1 + 2 + 2 + 3  # and tasks and KL
     button.click()
     assert sum(page.evaluate(hidden)) == 0
 

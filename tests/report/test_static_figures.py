@@ -12,7 +12,7 @@ from synthetic import comparison_records, make_record, make_section
 def test_a_section_has_its_pictures(tmp_path: Path) -> None:
     drawn = draw_section(make_section(*comparison_records()), tmp_path, "fr")
     assert list(drawn.values()) == [
-        f"fr-{name}.png" for name in ("plane", "training", "layers", "gates")
+        f"fr-{name}.png" for name in ("plane", "training", "layers", "spliced", "gates")
     ]
     for name in drawn.values():
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -4,8 +4,7 @@ import pytest
 
 from neutral_residues.errors import UserError
 from neutral_residues.report.tasks import task_plots, task_results, tasks_table
-from synthetic import make_record, make_section
-from task_scores import score, two_seeds
+from synthetic import make_record, make_section, score, two_seeds
 
 
 def test_seeds_are_averaged_and_the_interval_stays_as_wide() -> None:

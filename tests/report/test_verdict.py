@@ -4,8 +4,7 @@ import pytest
 
 from neutral_residues.report.verdict import few_tokens, moved, task_sentences, verdict
 from neutral_residues.results.record import Record
-from synthetic import comparison_records, make_record, make_section
-from task_scores import score, two_seeds
+from synthetic import comparison_records, make_record, make_section, score, two_seeds
 
 
 def neutral(forgetting: float = 0.5, bits: float = 2.0, seed: int = 0) -> Record:

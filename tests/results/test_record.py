@@ -9,8 +9,7 @@ from pydantic import ValidationError
 from neutral_residues.results.benchmark import Benchmark
 from neutral_residues.results.record import Cost, Failure, GateText, Record
 from neutral_residues.results.store import provenance
-from synthetic import make_record
-from task_scores import score
+from synthetic import make_record, score
 
 
 def record(**values: Any) -> Record:

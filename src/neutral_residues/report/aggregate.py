@@ -28,7 +28,7 @@ from neutral_residues.errors import UserError
 from neutral_residues.report.comparable import check_alike, point_settings
 from neutral_residues.report.load import Found
 from neutral_residues.results.record import Record
-from neutral_residues.results.set_result import SetResult, learning_share
+from neutral_residues.results.set_result import WRONG, SetResult, learning_share, wrong_share
 
 LEARNING_RATE, SHARE = "training.learning_rate", "scaling.share"
 WITH_A_COLUMN = frozenset({LEARNING_RATE, SHARE, "label"})
@@ -146,6 +146,19 @@ class Point:
         if any(result.neutral_share is None for result in sets_of(self.first, "source").values()):
             return None
         return self._mean("source", lambda result: 100 * (result.neutral_share or 0.0))
+
+    @cached_property
+    def wrong_gates_percent(self) -> Mapping[Role, Spread]:
+        """Role -> (token, layer) gates that are open on source text, or closed on target text, in
+        %; empty without block gates."""
+        found: dict[Role, Spread] = {}
+        for role in WRONG:
+            shares = [s.closed_gates_share for s in sets_of(self.first, role).values()]
+            if None not in shares:
+                found[role] = self._mean(
+                    role, lambda s: 100 * wrong_share(s.closed_gates_share or 0.0, s.role)
+                )
+        return found
 
     @cached_property
     def validation_bits(self) -> Spread | None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from neutral_residues.report.aggregate import Point, Section, sets_of
 from neutral_residues.results.record import Record
-from neutral_residues.results.set_result import rise_percent
+from neutral_residues.results.set_result import LayerNumber, rise_percent
 
 PREFIX = "bits_per_byte/"
 
@@ -54,11 +54,11 @@ def training_curves(section: Section, set_name: str) -> list[TrainingCurve]:
 
 def layer_values(
     point: Point, name: Literal["gates_zero", "residue_rms"]
-) -> dict[str, dict[int, float]]:
+) -> dict[str, dict[LayerNumber, float]]:
     """Evaluation set -> layer -> mean over seeds; source sets first, sets without it left out."""
     found = {}
     for set_name in (*sets_of(point.first, "source"), *sets_of(point.first, "target")):
-        by_layer: dict[int, list[float]] = {}
+        by_layer: dict[LayerNumber, list[float]] = {}
         for layer in (layer for run in point.runs for layer in run.record.sets[set_name].layers):
             if (value := getattr(layer, name)) is not None:
                 by_layer.setdefault(layer.layer, []).append(value)

@@ -1,6 +1,7 @@
 """How numbers are written, on page, summary and pictures alike: "2.110 ± 0.004", "+0.31 %"."""
 
 from neutral_residues.report.aggregate import Spread
+from neutral_residues.results.set_result import LayerNumber
 from neutral_residues.units import decimal
 
 NONE = "–"
@@ -32,6 +33,11 @@ def short(value: float | None) -> str:
     if value is None:
         return NONE
     return decimal(value, 0) if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def layer_name(layer: LayerNumber) -> str:
+    """An extended layer, or the output head."""
+    return layer if isinstance(layer, str) else f"layer {layer}"
 
 
 def seeds(n: int) -> str:

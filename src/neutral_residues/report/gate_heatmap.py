@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from neutral_residues.report.aggregate import Section
-from neutral_residues.report.formatting import number
+from neutral_residues.report.formatting import layer_name, number
 from neutral_residues.results.record import GateText
+from neutral_residues.results.set_result import LayerNumber
 
 STEPS = 8
 """Steps of colour above 0."""
@@ -29,7 +30,7 @@ class HeatText:
     curve: str  # name of its curve
     name: str
     kind: str
-    layers: tuple[int, ...]  # (L) from top to bottom
+    layers: tuple[LayerNumber, ...]  # (L) from top to bottom
     tokens: tuple[HeatToken, ...]
     largest: float  # the gate that has the darkest step
     closed_share: float  # of all gates, those that are exactly 0
@@ -66,7 +67,9 @@ def _heat_text(row: str, curve: str, text: GateText, largest: float) -> HeatText
     for index, token in enumerate(text.tokens):
         own = [gates_T[index] for gates_T in text.gates]
         by_layer = zip(text.layers, own, strict=True)
-        lines = [f"layer {n}: {number(gate) if gate else '0, closed'}" for n, gate in by_layer]
+        lines = [
+            f"{layer_name(n)}: {number(gate) if gate else '0, closed'}" for n, gate in by_layer
+        ]
         levels = tuple(level(gate, largest) for gate in own)
         tokens.append(HeatToken(visible(token), levels, "\n".join(lines), breaks="\n" in token))
     layers = tuple(text.layers)

@@ -16,13 +16,16 @@ from neutral_residues.report.figure import (
     hover,
     legend_above,
 )
-from neutral_residues.report.formatting import change, number, seeds, share
+from neutral_residues.report.formatting import change, layer_name, number, seeds, share
 from neutral_residues.report.pareto import pareto_front
 from neutral_residues.report.style import GREY, KNOWN, Style, limits, shortened, styles
 from neutral_residues.report.tables import BITS, RowName, Table, numbers, row_names
 from neutral_residues.results.record import Record
+from neutral_residues.results.set_result import WRONG, LayerNumber, wrong_share
 
 MEAN = "mean of the source sets"
+MOST_TICKS = 16
+"""Layers that are named on an axis."""
 
 
 def plane(section: Section) -> Plot:
@@ -140,7 +143,8 @@ def trade_off(records: Mapping[str, Record], source: str, target: str) -> Plot:
 
 
 def layers(section: Section) -> list[Plot]:
-    """Closed gates, then the size of the residue, by layer, for each point that has them."""
+    """Gates on the wrong side, then the size of the residue, by layer, for each point that has
+    them."""
     plots = gates_by_layer(section)
     for point in section.rows:
         if values := layer_values(point, "residue_rms"):
@@ -150,29 +154,41 @@ def layers(section: Section) -> list[Plot]:
 
 
 def gates_by_layer(section: Section) -> list[Plot]:
-    """Share of the gates that are exactly 0, for each point that has gates."""
+    """Share of the gates that are open on source text and closed on target text, for each point
+    that has gates."""
     plots = []
     for point in section.rows:
-        values = layer_values(point, "gates_zero")
-        percent = {s: {n: 100 * v for n, v in by_layer.items()} for s, by_layer in values.items()}
-        if percent:
-            title = f"{section.row_name(point)}: gates that are exactly 0"
-            plots.append(_layers(title, percent, "% of tokens"))
-            plots[-1].figure.update_yaxes(range=[-3, 103])
+        values = {}
+        for name, by_layer in layer_values(point, "gates_zero").items():
+            role = point.first.sets[name].role
+            wrong = {n: 100 * wrong_share(share, role) for n, share in by_layer.items()}
+            values[f"{name}, {WRONG[role]}"] = wrong
+        if values:
+            title = f"{section.row_name(point)}: gates on the wrong side"
+            plots.append(_layers(title, values, "% of tokens"))
+            plots[-1].figure.update_yaxes(title="% of tokens, down is good", range=[-3, 103])
     return plots
 
 
-def _layers(title: str, values: Mapping[str, Mapping[int, float]], unit: str) -> Plot:
+def _layers(title: str, values: Mapping[str, Mapping[LayerNumber, float]], unit: str) -> Plot:
     figure = empty_figure(height=320)
+    names = list(next(iter(values.values())))
+    # The head comes after the last layer, wherever that is.
+    last = max((n for n in names if isinstance(n, int)), default=-1)
+    places = {n: n if isinstance(n, int) else last + 1 for n in names}
     for index, (set_name, by_layer) in enumerate(values.items()):
-        notes = [hover(set_name, f"layer {n}: {number(v)} {unit}") for n, v in by_layer.items()]
-        xs, ys = list(by_layer), list(by_layer.values())
+        notes = [
+            hover(set_name, f"{layer_name(n)}: {number(v)} {unit}") for n, v in by_layer.items()
+        ]
+        xs, ys = [places[n] for n in by_layer], list(by_layer.values())
         add_line(figure, xs, ys, Style.numbered(index), name=set_name, notes=notes)
     legend_above(figure)
-    layer_numbers = list(next(iter(values.values())))
-    figure.update_xaxes(title="layer", dtick=1 if len(layer_numbers) <= 16 else None)
+    every = 1 + (len(names) - 1) // MOST_TICKS
+    ticks = [n for n in names if not isinstance(n, int) or (last - n) % every == 0]
+    ticktext = [str(n) for n in ticks]
+    figure.update_xaxes(title="layer", tickvals=[places[n] for n in ticks], ticktext=ticktext)
     figure.update_yaxes(title=unit, rangemode="tozero")
-    rows = tuple(RowName(f"layer {layer}") for layer in layer_numbers)
-    columns = tuple(numbers(name, found.values(), 3, unit) for name, found in values.items())
+    rows = tuple(RowName(layer_name(n)) for n in names)
+    columns = tuple(numbers(name, each.values(), 3, unit) for name, each in values.items())
     alt = f"{title}, by layer, one line for each evaluation set."
     return Plot(title, figure, alt, Table(rows, columns, first="layer"))

@@ -16,6 +16,8 @@ from neutral_residues.report.aggregate import Section
 from neutral_residues.report.figure import Plot
 from neutral_residues.report.gate_heatmap import STEPS, HeatText, HeatToken, heat_texts
 from neutral_residues.report.plots import gates_by_layer, plane, trade_off, training
+from neutral_residues.report.scatter import grammar, razor
+from neutral_residues.report.spliced import spliced_plots
 from neutral_residues.report.style import DASHES, GREY, MARKERS, shortened
 from neutral_residues.results.record import Record
 
@@ -46,7 +48,10 @@ def draw_section(section: Section, folder: Path, prefix: str) -> dict[str, str]:
     rows = (
         ("plane", "Forgetting against learning", [_plane(section)], wide, 4.8),
         ("training", "Bits per byte through training", training(section), 3.6, 3.4),
-        ("layers", "Gates that are exactly 0, by layer", gates_by_layer(section), 4.0, 3.4),
+        ("layers", "Gates on the wrong side, by layer", gates_by_layer(section), 4.0, 3.4),
+        ("spliced", "Gates after a switch of language", spliced_plots(section), 4.0, 3.4),
+        ("grammar", "Tasks at equal bits per byte", grammar(section), 4.4, 3.6),
+        ("razor", "Forgetting against the KL on the target", razor(section), 4.8, 3.8),
     )
     drawn = {}
     with _settings():
@@ -114,7 +119,10 @@ def _panels(plots: Sequence[Plot], width: float, height: float) -> "Figure":
         axis.set_ylabel(html.unescape(layout.yaxis.title.text) if plot is plots[0] else "")
         axis.set_xlim(layout.xaxis.range)
         axis.set_ylim(layout.yaxis.range)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if layout.xaxis.tickvals is not None:
+            axis.set_xticks(layout.xaxis.tickvals, layout.xaxis.ticktext)
+        else:
+            axis.xaxis.set_major_locator(MaxNLocator(integer=_are_integers(plot)))
         if layout.xaxis.zeroline:
             axis.axvline(0, color=GREY, linewidth=0.8, zorder=0)
         _finish(axis, legend=plot is plots[-1])
@@ -144,6 +152,10 @@ def _draw_trace(axis: "Axes", trace: Any) -> None:
         marker = markers[symbols[0].removesuffix("-open")]
         label = _shown(html.unescape(trace.name))
         axis.plot([], [], **style, marker=marker, markersize=5, label=label)
+
+
+def _are_integers(plot: Plot) -> bool:
+    return all(float(x).is_integer() for trace in plot.figure.data for x in trace.x)
 
 
 def _each(value: Any, count: int) -> Sequence[Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from neutral_residues.config.run import Role
 from neutral_residues.report.aggregate import Point, Section, Spread
 from neutral_residues.report.formatting import NONE, number, short
 from neutral_residues.report.load import Unfinished
@@ -111,6 +112,8 @@ def points_table(section: Section) -> Table:
         *_sides(section, points),
         numbers("of fine-tuning's drop", drops, 0, "%", HIGHER),
         numbers("source tokens with all gates 0", neutral, 1, "%", HIGHER),
+        numbers("gates open on source", _wrong(points, "source"), 1, "%", LOWER),
+        numbers("gates closed on target", _wrong(points, "target"), 1, "%", LOWER),
         *_single_sets(section),
         _new_weights(points, good=LOWER),
         Column("on the Pareto front", on_front),
@@ -201,6 +204,10 @@ def _sides(section: Section, points: Sequence[Point]) -> list[Column]:
         numbers(f"bits per byte, {name}", [p.bits for p in points], 4, BITS, LOWER),
         numbers(f"change, {name}", learning, 2, "%", LOWER, signed=True),
     ]
+
+
+def _wrong(points: Sequence[Point], role: Role) -> list[Spread | None]:
+    return [point.wrong_gates_percent.get(role) for point in points]
 
 
 def _single_sets(section: Section) -> list[Column]:

@@ -145,7 +145,7 @@ def task_plots(section: Section) -> list[Plot]:
         more: dict[str, Any] = {"mode": "markers", "marker": marker}
         more["error_x"] = error_bars(above, below)
         add_points(figure, means, ys, name=run, notes=notes, curve=point.name, **more)
-    title = "change of the score, percentage points, right is good"
+    title = "change, percentage points, right is good"
     figure.update_xaxes(title=title, zeroline=True)
     labels = [html.escape(shortened(name)) for name in names]
     ticks = {"tickvals": list(range(len(names))), "ticktext": labels}

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, AwareDatetime, Field, field_validator, model_validator
 
 from neutral_residues.results.base import Part
-from neutral_residues.results.set_result import EvaluationSet, SetResult
+from neutral_residues.results.set_result import EvaluationSet, LayerNumber, SetResult
 from neutral_residues.results.spliced import Spliced
 
 Created = Annotated[AwareDatetime, AfterValidator(lambda created: created.astimezone(UTC))]
@@ -79,7 +79,7 @@ class GateText(Part):
     """What kind of text it is."""
     tokens: list[str]
     """(T) the tokens as pieces of the text: joined, they are the text."""
-    layers: list[int]
+    layers: list[LayerNumber]
     """(L) number of each extended layer."""
     gates: list[list[float]]
     """(L, T) g at each layer and token; exactly 0 means that the layer is the backbone's."""

@@ -17,7 +17,7 @@ readers without this code (`PartWithRatios`). No torch.
 """
 
 import math
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, computed_field
 
@@ -138,11 +138,15 @@ class Breakdown(Part):
     """Documents whose bits per byte rose most (or fell least), the worst first."""
 
 
+LayerNumber = Annotated[int, Field(ge=0)] | Literal["head"]
+"""Number of a transformer layer, or the output head."""
+
+
 class LayerResult(Part):
     """What one extended layer did on the tokens of a set."""
 
-    layer: int = Field(ge=0)
-    """Number of the transformer layer."""
+    layer: LayerNumber
+    """Number of the transformer layer, or the output head."""
     gates_zero: float | None = Field(default=None, ge=0, le=1)
     """Share of the tokens on which its gate is exactly 0; null without a block gate."""
     residue_rms: float = Field(ge=0)

@@ -1,0 +1,139 @@
+"""Two measurements of each run against each other, one mark for each point of the section."""
+
+import html
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from neutral_residues.report.aggregate import Point, Section, Spread, sets_of
+from neutral_residues.report.figure import Plot, add_points, empty_figure, error_bars, hover
+from neutral_residues.report.formatting import number
+from neutral_residues.report.style import GREY, limits, shortened, styles
+from neutral_residues.report.tables import BITS, Column, RowName, Table, numbers
+from neutral_residues.results.record import TaskScore
+from neutral_residues.results.wording import factor_of
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+def grammar(section: Section) -> list[Plot]:
+    """For each task on the target, its score against bits per byte: who knows more at equal bits
+    per byte. Scores that are shares of items only, and only where two points have them."""
+    plots = []
+    for task, by_point in _target_tasks(section).items():
+        if len(by_point) < 2:
+            continue
+        scores = {
+            point: Spread.over([factor_of(score) * score.extended for score in found])
+            for point, found in by_point.items()
+        }
+        backbone = statistics.fmean(
+            factor_of(score) * score.backbone for found in by_point.values() for score in found
+        )
+        bits = {point: point.bits for point in scores}
+        figure = _scatter(section, bits, scores, start=(section.backbone_bits, backbone))
+        # Not as far as the backbone, as in the plane: the runs would be one heap.
+        near = [point for point in section.cropped_points if point in scores] or list(scores)
+        figure.update_xaxes(range=limits([bits[point].mean for point in near]))
+        figure.update_yaxes(range=limits([scores[point].mean for point in near]))
+        title = f"bits per byte, {html.escape(shortened(section.name))}, left is good"
+        figure.update_xaxes(title=title)
+        figure.update_yaxes(title=f"{html.escape(shortened(task))} [%], up is good")
+        columns = (
+            numbers(f"bits per byte, {section.name}", bits.values(), 4, BITS, "lower is better"),
+            numbers(task, scores.values(), 1, "%", "higher is better"),
+        )
+        alt = f"Score on {task} against bits per byte on {section.name}, one mark for each point."
+        plots.append(Plot(f"{task} at equal bits per byte", figure, alt, _table(scores, columns)))
+    return plots
+
+
+def razor(section: Section) -> list[Plot]:
+    """Forgetting against the KL divergence from the backbone on the target sets, where that was
+    measured: how far a model moved, and what it lost."""
+    kl = {
+        point: Spread.over([statistics.fmean(values) for values in by_seed])
+        for point in section.points
+        if (by_seed := _target_kl(point))
+    }
+    if not kl:
+        return []
+    forgetting = {point: point.forgetting for point in kl}
+    columns = (
+        numbers("KL on the target", kl.values(), 3, "nats per token"),
+        numbers("forgetting, mean", forgetting.values(), 2, "%", "lower is better", signed=True),
+    )
+    figure = _scatter(section, kl, forgetting, start=(0.0, 0.0))
+    name = html.escape(shortened(section.name))
+    figure.update_xaxes(title=f"KL from the backbone on {name}, nats per token")
+    figure.update_yaxes(title="forgetting [%], down is good", zeroline=True)
+    alt = f"Forgetting against the KL divergence from the backbone on {section.name}."
+    title = "How far the target moved, what the source lost"
+    return [Plot(title, figure, alt, _table(kl, columns))]
+
+
+def _target_tasks(section: Section) -> dict[str, dict[Point, list[TaskScore]]]:
+    """Task -> point -> the score of each seed."""
+    found: dict[str, dict[Point, list[TaskScore]]] = {}
+    for point in section.points:
+        for score in (score for run in point.runs for score in run.record.tasks):
+            if score.role == "target" and score.unit == "share" and score.direction == "higher":
+                found.setdefault(score.name, {}).setdefault(point, []).append(score)
+    return found
+
+
+def _target_kl(point: Point) -> list[list[float]]:
+    """Nats per token of each target set, by seed; empty unless all were measured."""
+    found = [
+        [result.kl_nats_per_token for result in sets_of(run.record, "target").values()]
+        for run in point.runs
+    ]
+    known = [[kl for kl in by_set if kl is not None] for by_set in found]
+    return known if known == found else []
+
+
+def _scatter(
+    section: Section,
+    xs: Mapping[Point, Spread],
+    ys: Mapping[Point, Spread],
+    *,
+    start: tuple[float, float],
+) -> "go.Figure":
+    """Marks in the colours of the section, with bars of one standard deviation over seeds, and a
+    star where the backbone is."""
+    figure, look = empty_figure(height=380), styles(section.curves)
+    for curve in section.curves:
+        points = [point for point in curve.points if point in xs]
+        if not points:
+            continue
+        style = look[curve.name]
+        marker = {"color": style.colour, "symbol": style.marker.plotly, "size": 10}
+        notes = [_note(point, xs[point], ys[point]) for point in points]
+        add_points(
+            figure,
+            [xs[point].mean for point in points],
+            [ys[point].mean for point in points],
+            name=curve.name,
+            notes=notes,
+            curve=curve.name,
+            mode="markers",
+            cliponaxis=False,
+            marker=marker,
+            error_x=error_bars([xs[point].deviation for point in points]),
+            error_y=error_bars([ys[point].deviation for point in points]),
+        )
+    star: dict[str, Any] = {"marker": {"symbol": "star", "size": 13, "color": GREY}}
+    star |= {"name": "backbone", "mode": "markers", "showlegend": False, "cliponaxis": False}
+    add_points(figure, [start[0]], [start[1]], notes=[hover("backbone")], **star)
+    figure.update_xaxes(range=limits([start[0], *(x.mean for x in xs.values())]))
+    figure.update_yaxes(range=limits([start[1], *(y.mean for y in ys.values())]))
+    return figure
+
+
+def _note(point: Point, x: Spread, y: Spread) -> str:
+    return hover(point.full_name, f"{number(y, 2)} at {number(x, 4)}")
+
+
+def _table(points: Iterable[Point], columns: tuple[Column, ...]) -> Table:
+    return Table(tuple(RowName(point.full_name, point.name) for point in points), columns)
