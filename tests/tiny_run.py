@@ -97,6 +97,7 @@ BUDGETS = {
     "lora-embeddings": 0.2043,
     "rslora": 0.2043,
     "dora": 0.1905,
+    "disel": 0.2165,
     "osf": 0.2069,
     "block-expansion": 0.2764,
 }

@@ -14,7 +14,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-TUNER_MODULE = "neutral_residues.tuner.model"
+TUNER_MODULES = ("neutral_residues.tuner.model", "neutral_residues.methods.disel")
 
 
 class _RegisterAfterPeft(MetaPathFinder):
@@ -56,13 +56,18 @@ class _LoadThenRegister(Loader):
             module.__spec__.loader = self.loader
         if self.finder in sys.meta_path:
             sys.meta_path.remove(self.finder)
-        importlib.import_module(TUNER_MODULE)
+        _import_tuners()
+
+
+def _import_tuners() -> None:
+    for module in TUNER_MODULES:
+        importlib.import_module(module)
 
 
 def register_with_peft() -> None:
-    """Make PEFT know neutral residues: now if it is imported already, otherwise when it is."""
+    """Make PEFT know our tuners: now if it is imported already, otherwise when it is."""
     if "peft" in sys.modules:
-        importlib.import_module(TUNER_MODULE)
+        _import_tuners()
     else:
         sys.meta_path.insert(0, _RegisterAfterPeft())
 

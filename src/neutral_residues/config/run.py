@@ -164,6 +164,8 @@ class LoraSettings(Settings):
     """LoRA's alpha divided by its rank."""
     embedding_learning_rate_factor: float = Field(default=0.2, gt=0)
     """Learning rate of embeddings and head, as a multiple of the low-rank updates'."""
+    gate_learning_rate_factor: float = Field(default=5.0, gt=0)
+    """Learning rate of the gates of `disel`, as a multiple of the low-rank updates'."""
 
 
 class ScalingSettings(Settings):

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.methods.budget import units_for_budget
+from neutral_residues.methods.disel import DiselConfig
 from neutral_residues.tuner.blocks import find_blocks
 
 KNOWN_EMBEDDINGS = tuple(EMBEDDING_LAYER_NAMES)
@@ -29,6 +30,7 @@ def attach_lora(
     alpha_over_rank: float,
     alpha: float | None = None,
     embeddings: bool = False,
+    gated: bool = False,
     **kind: bool,
 ) -> nn.Module:
     """LoRA on the linear layers of every decoder layer, or of its FFN alone; a UserError that names
@@ -38,15 +40,18 @@ def attach_lora(
         alpha: LoRA's alpha; None takes `alpha_over_rank` times the rank.
         embeddings: train embeddings and head in full too, besides the budget: PEFT keeps copies of
             them (one, where they are tied), which replace the backbone's when merged.
+        gated: with DISeL's gates.
         kind: PEFT's `use_rslora` or `use_dora`.
     """
     shapes = linear_modules(model, only_ffn=only_ffn)
     per_rank = sum(sum(shape) for shape in shapes.values())
+    if gated:
+        per_rank += sum(inputs + 1 for inputs, _ in shapes.values())
     magnitudes = sum(out for _, out in shapes.values()) if kind.get("use_dora") else 0
     rank = units_for_budget(
         model, budget, unit="rank", weights_per_unit=per_rank, fixed_weights=magnitudes
     )
-    config = LoraConfig(
+    config = (DiselConfig if gated else LoraConfig)(
         task_type="CAUSAL_LM",
         r=rank,
         lora_alpha=alpha_over_rank * rank if alpha is None else alpha,

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from neutral_residues.config.run import RunConfig
 from neutral_residues.errors import UserError, first_line, nearest
 from neutral_residues.methods.block_expansion import expand_blocks
+from neutral_residues.methods.disel import disel_gates
 from neutral_residues.methods.full import train_everything, train_ffns
 from neutral_residues.methods.low_rank import attach_lora, attach_osf, embedding_weights
 from neutral_residues.methods.scaled import scale_adapter, scale_finetuned
@@ -268,10 +269,25 @@ METHODS: tuple[Method, ...] = (
         trains="as lora, and embeddings and head in full",
         size="rank; copies of embeddings and head come on top, until merged",
         attach=partial(_attach_lora, embeddings=True),
-        uses=("lora",),
+        uses=(*LORA.uses, "lora.embedding_learning_rate_factor"),
         learning_rate_factor=lambda model, config: (
             embedding_weights(model),
             config.lora.embedding_learning_rate_factor,
+        ),
+    ),
+    replace(
+        LORA,
+        name="disel",
+        title="DISeL",
+        paper="arXiv 2605.19028",
+        trains="as lora, with a sigmoid gate for each rank and token that starts nearly shut",
+        attach=partial(_attach_lora, gated=True),
+        afterwards=(),
+        uses=(*LORA.uses, "lora.gate_learning_rate_factor"),
+        fixed={"training.weight_decay": 0.0},
+        learning_rate_factor=lambda model, config: (
+            disel_gates(model),
+            config.lora.gate_learning_rate_factor,
         ),
     ),
     replace(
