@@ -5,7 +5,7 @@
 
 Fine-tuning: (1 - share) x backbone + share x fine-tuned, weight by weight (Wortsman et al. 2022,
 *Robust fine-tuning of zero-shot models* (WiSE-FT), arXiv 2109.01903). LoRA and the gate-less
-adapter: their output is linear in their last matrix, which is multiplied by the share.
+adapter: their output is linear in one matrix of each layer, which is multiplied by the share.
 """
 
 from pathlib import Path
@@ -21,8 +21,8 @@ from neutral_residues.errors import UserError
 from neutral_residues.results.digest import check_digest
 from neutral_residues.results.run_folder import RunFolder
 
-LAST_MATRICES = ("lora_B", "down")
-"""Names of the modules that hold the last matrix of a LoRA update or an adapter."""
+LINEAR_IN = ("lora_B", "down")
+"""Names of the modules that hold a matrix in which a LoRA update or an adapter is linear."""
 
 
 @torch.no_grad()
@@ -49,7 +49,8 @@ def scale_adapter(model: PreTrainedModel, config: RunConfig, *, made_from: str) 
     `_extension`."""
     extended = PeftModel.from_pretrained(model, str(_extension(config, made_from)))
     for name, parameter in extended.named_parameters():
-        if any(part in LAST_MATRICES for part in name.split(".")) and "default" in name.split("."):
+        parts = name.split(".")
+        if "default" in parts and not set(LINEAR_IN).isdisjoint(parts):
             parameter.mul_(config.scaling.share)
     return extended
 
