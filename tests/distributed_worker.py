@@ -104,9 +104,10 @@ def big_batch_losses(
     predicted = mask[:, 1:].bool()
     nats = F.cross_entropy(logits[:, :-1][predicted], ids[:, 1:][predicted])
     if kind == "l1":
-        return nats, torch.stack(
-            [residue.delta[domains == SOURCE].abs().mean() for residue in residues]
-        ).mean()
+        *blocks, head = [residue.delta[domains == SOURCE] for residue in residues]
+        sizes = [delta.abs().mean() for delta in blocks]
+        sizes.append(head.square().mean(-1).clamp(min=1e-24).sqrt().mean())
+        return nats, torch.stack(sizes).mean()
     counted = domains != IGNORE
     opened = [torch.sigmoid(residue.gate_logits[counted].squeeze(-1)) for residue in residues]
     is_target = domains[counted] == TARGET

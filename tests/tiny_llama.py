@@ -33,8 +33,10 @@ def perturb(model: nn.Module, seed: int = 1) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if f".{PREFIX}." in name:
+            if f".{PREFIX}." in f".{name}":
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+                if name.endswith("block_gate.bias"):  # no gate is closed on all tokens
+                    parameter.abs_()
     return model
 
 

@@ -6,7 +6,7 @@ IGNORE for padding. The labels are per token, so packed, padded and mixed rows a
 
     language modelling           nats of each next token (`next_token_nats`)
     local loss "l1"              mean over D of |g(x) * A(x)|, source tokens only; section 3,
-                                 "Training"
+                                 "Training"; on the head the root of the mean over V of squares
     local loss "cross_entropy"   gate (sigmoid) against "is this a target token"; the paper's
                                  alternative
 
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from neutral_residues.config.choices import LocalLoss
 from neutral_residues.data.labels import IGNORE, SOURCE, TARGET
 from neutral_residues.errors import UserError
-from neutral_residues.tuner.neutral import Residue
+from neutral_residues.tuner.layer import AnyResidue
 
 
 def next_token_nats(logits_BTV: Tensor, input_ids_BT: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def next_token_nats(logits_BTV: Tensor, input_ids_BT: Tensor) -> Tensor:
     return nats.view(input_ids_BT.shape)[:, :-1]
 
 
-def local_loss_sum(residue: Residue, domain_labels: Tensor, kind: LocalLoss) -> Tensor:
+def local_loss_sum(residue: AnyResidue, domain_labels: Tensor, kind: LocalLoss) -> Tensor:
     """The local loss of one adapter, summed over the tokens it counts (see `counted_tokens`): a
     float32 scalar.
 
@@ -48,20 +48,25 @@ def local_loss_sum(residue: Residue, domain_labels: Tensor, kind: LocalLoss) -> 
     Raises:
         UserError: if labels and tokens differ in number, or there is no gate that the kind needs.
     """
-    shape = residue.delta.shape[:-1]
-    if domain_labels.numel() != shape.numel():
-        got = f"{domain_labels.numel()} for {shape.numel()} tokens"
-        raise UserError("domain_labels", got=got, allowed="one each")
-    labels = domain_labels.reshape(shape)
     if kind == "l1":
-        norm = torch.linalg.vector_norm(residue.delta, ord=1, dim=-1, dtype=torch.float32)
-        return (norm * (labels == SOURCE)).sum() / residue.delta.shape[-1]
+        sizes = residue.mean_abs()
+        return (sizes * (_aligned(domain_labels, sizes) == SOURCE)).sum()
     if residue.gate_logits is None:
         what = "local_loss cross_entropy needs a block gate"
         raise UserError(what, got="none", allowed="sigmoid")
-    logits, is_target = residue.gate_logits.float().squeeze(-1), (labels == TARGET).float()
+    logits = residue.gate_logits.float().squeeze(-1)
+    labels = _aligned(domain_labels, logits)
+    is_target = (labels == TARGET).float()
     nats = F.binary_cross_entropy_with_logits(logits, is_target, reduction="none")
     return (nats * (labels != IGNORE)).sum()
+
+
+def _aligned(domain_labels: Tensor, tokens: Tensor) -> Tensor:
+    """The labels in the shape of `tokens`, which holds one number for each."""
+    if domain_labels.numel() != tokens.numel():
+        got = f"{domain_labels.numel()} for {tokens.numel()} tokens"
+        raise UserError("domain_labels", got=got, allowed="one each")
+    return domain_labels.reshape(tokens.shape)
 
 
 def counted_tokens(domain_labels: Tensor, kind: LocalLoss) -> Tensor:

@@ -66,6 +66,8 @@ def extended(*, identity: bool = False, **config: Any) -> Any:
         torch.manual_seed(1)
         for layer in residue_layers(model).values():
             nn.init.normal_(layer.neutral_residues["default"].down.weight, std=0.5)
+            if layer.is_head:
+                nn.init.normal_(layer.neutral_residues["default"].up.weight, std=0.5)
     return model
 
 
@@ -112,6 +114,7 @@ def naive_nats(model: nn.Module, tokens: np.ndarray, context: int, stride: int) 
 def test_uniform_model_has_the_vocabulary_as_its_perplexity() -> None:
     model = extended()
     nn.init.zeros_(model.get_output_embeddings().weight)
+    nn.init.zeros_(residue_layers(model)["base_model.model.lm_head"].adapter("default").up.weight)
     stream = text(30, 11, 9)
     found = score(model, stream)
     assert (found.num_tokens, found.num_bytes, found.num_documents) == (50, 150, 3)
@@ -124,7 +127,7 @@ def test_uniform_model_has_the_vocabulary_as_its_perplexity() -> None:
 def rigged() -> Any:
     """Gates that depend on the input token alone: open in layer 0 on even ones, in layer 1 on
     multiples of three."""
-    model = extended()
+    model = extended(head_rank=0)
     inner = model.get_base_model().model
     with torch.no_grad():
         for block in inner.layers:  # no attention and no FFN, so each layer sees the embedding
@@ -172,8 +175,8 @@ def test_all_tokens_are_neutral_behind_a_shut_gate() -> None:
         nn.init.zeros_(layer.neutral_residues["default"].block_gate.weight)
     found = score(model, stream)
     assert found.num_neutral_tokens == 37
-    assert gates_zero(found) == [37, 37]
-    assert residue_sizes(found) == [0.0, 0.0]
+    assert gates_zero(found) == [37, 37, 37]
+    assert residue_sizes(found) == [0.0, 0.0, 0.0]
     assert found.kl_nats == 0.0
     assert found.extended_nats == found.backbone_nats
 
@@ -282,14 +285,14 @@ def test_residue_sizes_equal_what_the_layers_add() -> None:
     added: list[float] = []
 
     def note(layer: Any, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        added.append(float((output - layer.base_layer(arguments[0])).double().square().sum()))
+        added.append(float((output - layer.base_layer(arguments[0])).double().square().mean()))
 
     hooks = [layer.register_forward_hook(note) for layer in residue_layers(model).values()]
     with torch.no_grad():
         model(input_ids=torch.tensor([[END, *stream.tokens[:-1].tolist()]]))
     for hook in hooks:
         hook.remove()
-    rms = [math.sqrt(squares / (16 * 32)) for squares in added]
+    rms = [math.sqrt(mean_square) for mean_square in added]
     assert residue_sizes(score(model, stream)) == pytest.approx(rms, rel=1e-4)
 
 
@@ -303,7 +306,7 @@ def test_several_active_extensions_count_as_their_sum() -> None:
         second.load_state_dict(first.state_dict())
         second.down.weight.data.neg_()
     both = score(model, stream)
-    assert residue_sizes(both) == [0.0, 0.0]
+    assert residue_sizes(both) == [0.0, 0.0, 0.0]
     assert gates_zero(both)[0] == gates_zero(one)[0]
     for layer in residue_layers(model).values():  # one shut gate does not hide the other
         nn.init.zeros_(layer.neutral_residues["default"].block_gate.weight)
@@ -382,9 +385,9 @@ def test_adapter_attached_by_transformers() -> None:
 def test_gateless_adapter_has_sizes_but_no_gates() -> None:
     found = score(extended(block_gate="none", layers_to_transform=[1]), text(30))
     assert found.num_neutral_tokens is None
-    (layer,) = found.layers
-    assert (layer.layer, layer.gates_zero) == (1, None)
-    assert layer.residue_rms > 0
+    for layer, number in zip(found.layers, (1, "head"), strict=True):
+        assert (layer.layer, layer.gates_zero) == (number, None)
+        assert layer.residue_rms > 0
 
 
 def test_model_is_left_as_it_was() -> None:

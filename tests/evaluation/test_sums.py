@@ -53,20 +53,20 @@ def residue(gate: list[float] | None, delta: list[list[float]]) -> Residue:
 
 
 def test_gates_and_residues_at_the_scored_positions() -> None:
-    layers = residue_layers(extended_llama(layers_to_transform=[1]))
+    layers = residue_layers(extended_llama(layers_to_transform=[1], head_rank=0))
     (layer,) = layers.values()
     stats, found = ResidueStats(layers), sums()
     stats.start(1, 3)
     stats.on_residue(layer, residue([0.0, 0.0, 0.5], [[9.0, 9.0], [0.0, 0.0], [3.0, 1.0]]))
     found.add_residues(stats, torch.tensor([[False, True, True]]))
-    assert (found.num_neutral_tokens, found.gates_zero, found.squares) == (1, [1], [10.0])
+    assert (found.num_neutral_tokens, found.gates_zero, found.squares) == (1, [1], [5.0])
     (one,) = found.layer_results(stats, num_tokens=2)
     assert (one.layer, one.gates_zero) == (1, 0.5)
     assert one.residue_rms == pytest.approx(math.sqrt(10 / (2 * 2)))
 
 
 def test_without_a_gate_no_token_is_neutral() -> None:
-    layers = residue_layers(extended_llama(layers_to_transform=[1]))
+    layers = residue_layers(extended_llama(layers_to_transform=[1], head_rank=0))
     (layer,) = layers.values()
     stats, found = ResidueStats(layers), sums()
     stats.start(1, 2)

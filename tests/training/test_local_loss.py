@@ -122,9 +122,9 @@ def test_two_adapters_are_averaged_too() -> None:
     with torch.no_grad(), local_loss(model, as_batch(rows)[2]) as local:
         forward_loss(model, rows)
         mean = local.mean()
-    # W_o of the new one is still zero: the same sum over 3 residues in place of 2.
-    assert mean.item() == pytest.approx(big_batch_losses(model, rows)[1].item() * 2 / 3, rel=1e-5)
-    assert local.num_gated == 3
+    # The new ones still add zero: the same sum over 5 residues in place of 3.
+    assert mean.item() == pytest.approx(big_batch_losses(model, rows)[1].item() * 3 / 5, rel=1e-5)
+    assert local.num_gated == 5
 
 
 def test_misuse_is_refused() -> None:
@@ -138,7 +138,7 @@ def test_misuse_is_refused() -> None:
         local_loss(llama(), domains).__enter__()
     with pytest.raises(UserError, match="allowed: l1, cross_entropy"):
         local_loss(model, domains, "l2").__enter__()  # type: ignore[arg-type]
-    with local_loss(model, domains) as local, pytest.raises(UserError, match="got 0 of 2 residues"):
+    with local_loss(model, domains) as local, pytest.raises(UserError, match="got 0 of 3 residues"):
         local.mean()
     with local_loss(model, domains):
         forward_loss(model, rows)

@@ -21,9 +21,13 @@ def test_contract(family: str, tmp_path: Path) -> None:
     expected = logits(backbone)
 
     model = get_peft_model(backbone, NeutralResiduesConfig(width=8)).eval()
-    assert len(residue_layers(model)) == backbone.config.num_hidden_layers
+    *blocks, head = residue_layers(model).values()
+    assert len(blocks) == backbone.config.num_hidden_layers
+    assert head.is_head
     assert torch.equal(logits(model), expected), "identity at the start"
 
+    perturb(head)
+    assert not torch.allclose(logits(model), expected, atol=1e-3), "the head's has an effect"
     perturb(model)
     extended = logits(model)
     assert not torch.allclose(extended, expected, atol=1e-3), "enabled, it has an effect"
@@ -104,9 +108,10 @@ def test_only_the_decoder_of_a_multimodal_model_is_extended() -> None:
     backbone = Gemma3ForConditionalGeneration(config).eval()
     assert any("vision" in name and name.endswith(".mlp") for name, _ in backbone.named_modules())
     model = get_peft_model(backbone, NeutralResiduesConfig(width=8))
-    assert [name.rsplit(".model.", 1)[1] for name in residue_layers(model)] == [
-        "language_model.layers.0.mlp",
-        "language_model.layers.1.mlp",
+    assert [name.removeprefix("base_model.model.") for name in residue_layers(model)] == [
+        "model.language_model.layers.0.mlp",
+        "model.language_model.layers.1.mlp",
+        "lm_head",
     ]
 
 
@@ -115,7 +120,8 @@ def test_residues_parallel_to_attention(family: str) -> None:
     backbone = build(family, FAMILIES[family])
     before = logits(backbone)
     model = get_peft_model(backbone, NeutralResiduesConfig(width=8, placement="attention")).eval()
-    assert all("att" in name.rsplit(".", 1)[1] for name in residue_layers(model))
+    *blocks, _ = residue_layers(model)
+    assert all("att" in name.rsplit(".", 1)[1] for name in blocks)
     assert torch.equal(logits(model), before)
     perturb(model)
     assert not torch.allclose(logits(model), before, atol=1e-3)

@@ -10,6 +10,7 @@ from torch import nn
 from neutral_residues.errors import UserError
 from neutral_residues.tuner.neutral import (
     GATES,
+    GateChoice,
     GatedAdapter,
     Residue,
     num_weights,
@@ -26,7 +27,7 @@ W = [[1.0, -1.5]]
 
 @torch.no_grad()
 def by_hand(x: list[float], kind: str) -> Residue:
-    adapter = GatedAdapter(2, 2, activation=nn.ReLU(), kind=kind, gate_start="random")
+    adapter = GatedAdapter(2, 2, GateChoice(kind, "random"), activation=nn.ReLU())
     for linear, weight in zip(
         (adapter.gate, adapter.up, adapter.down, adapter.block_gate),
         (W_G, W_I, W_O, W),
@@ -40,7 +41,8 @@ def by_hand(x: list[float], kind: str) -> Residue:
 def fresh(width_in: int = 16, width: int = 8, *, num_layers: int = 2, **choices) -> GatedAdapter:
     init = choices.pop("init", "usual")
     torch.manual_seed(0)
-    adapter = GatedAdapter(width_in, width, activation=nn.SiLU(), **choices)
+    gate = GateChoice(choices.get("kind", "relu"), choices.get("gate_start", "open"))
+    adapter = GatedAdapter(width_in, width, gate, activation=nn.SiLU())
     adapter.reset_parameters(num_layers=num_layers, init=init)
     return adapter
 
@@ -118,7 +120,7 @@ def test_the_residue_is_exactly_zero_at_the_start_and_can_learn(init: str, kind:
 def test_num_weights_is_the_real_count(kind: str, gate_start: str) -> None:
     adapter = fresh(kind=kind, gate_start=gate_start)
     real = sum(parameter.numel() for parameter in adapter.parameters())
-    assert num_weights(16, 8, kind=kind, gate_start=gate_start) == real
+    assert num_weights(16, 8, GateChoice(kind, gate_start)) == real
 
 
 @pytest.mark.parametrize(
@@ -142,8 +144,7 @@ def test_the_width_for_a_budget(
         num_backbone_weights=backbone,
         width_in=width_in,
         num_adapters=num_adapters,
-        kind=kind,
-        gate_start="open",
+        gate=GateChoice(kind),
     )
     assert found == width
 
@@ -155,27 +156,26 @@ def test_the_width_for_a_budget(
 def test_the_true_share_is_within_two_per_cent(
     budget: float, backbone: float, width_in: int, num_adapters: int
 ) -> None:
-    gate = {"kind": "relu", "gate_start": "open"}
     width = width_for_budget(
         budget,
         num_backbone_weights=int(backbone),
         width_in=width_in,
         num_adapters=num_adapters,
-        **gate,
+        gate=GateChoice(),
     )
-    share = num_adapters * num_weights(width_in, width, **gate) / backbone
+    share = num_adapters * num_weights(width_in, width, GateChoice()) / backbone
     assert share == pytest.approx(budget, rel=0.02)
 
 
 def test_a_budget_that_no_width_meets_is_refused_with_the_nearest() -> None:
     # One weight of width costs 2 * 3 * 100 = 600 in 10,000: 6 %. 8 % is between 6 % and 12 %.
     size = {"num_backbone_weights": 10_000, "width_in": 100, "num_adapters": 2}
-    gate = {"kind": "none", "gate_start": "open"}
+    size["gate"] = GateChoice("none")
     with pytest.raises(
         UserError, match=r"got 0.08; the nearest is 0.06000 \(width 1\); set that, or set width"
     ):
-        width_for_budget(0.08, **size, **gate)
-    assert width_for_budget(0.06, **size, **gate) == 1
+        width_for_budget(0.08, **size)
+    assert width_for_budget(0.06, **size) == 1
 
 
 def test_an_open_gate_starts_at_one_on_every_token() -> None:

@@ -125,6 +125,9 @@ class ResidueSettings(Settings):
 
     placement: Placement = "ffn"
     """The block that the adapters run parallel to."""
+    head_rank: int | None = Field(default=None, ge=0)
+    """Rank of the residue on the output head, in the same budget; 0 leaves it out, null means 64,
+    or what a quarter of the new weights allows."""
     block_gate: Gate = "relu"
     """The gate per token and layer. The method `adapter` has none."""
     activation: str | None = None

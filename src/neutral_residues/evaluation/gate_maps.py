@@ -17,12 +17,12 @@ from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.evaluation.inference import inference
 from neutral_residues.results.record import GateText
 from neutral_residues.tuner.layer import (
+    AnyResidue,
     NeutralResiduesLayer,
     layer_numbers,
     observe_residues,
     residue_layers,
 )
-from neutral_residues.tuner.neutral import Residue
 
 MAX_TOKENS = 96
 WORDS_PER_SWITCH = 8
@@ -42,7 +42,7 @@ class _Gates:
     def __init__(self) -> None:
         self.by_layer: dict[int, list[float]] = {}
 
-    def on_residue(self, layer: NeutralResiduesLayer, residue: Residue) -> None:
+    def on_residue(self, layer: NeutralResiduesLayer, residue: AnyResidue) -> None:
         if residue.gate is not None:
             gates = residue.gate.float().flatten().tolist()
             before = self.by_layer.get(id(layer), gates)
@@ -97,7 +97,7 @@ def gate_texts(
                 name=text.name,
                 kind=text.kind,
                 tokens=token_pieces(tokenizer, ids),
-                layers=list(layer_numbers(list(layers))),
+                layers=list(layer_numbers(layers)),
                 gates=[gates.by_layer[id(layer)][1:] for layer in layers.values()],
             )
             found.append(gate_text)

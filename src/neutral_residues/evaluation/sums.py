@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from neutral_residues.losses import kl_nats
 from neutral_residues.results.set_result import LayerResult
-from neutral_residues.tuner.layer import NeutralResiduesLayer, layer_numbers
-from neutral_residues.tuner.neutral import Residue
+from neutral_residues.tuner.layer import AnyResidue, NeutralResiduesLayer, layer_numbers
 
 Array = NDArray[Any]
 
@@ -29,9 +29,8 @@ class ResidueStats:
 
     def __init__(self, layers: dict[str, NeutralResiduesLayer]) -> None:
         self.layers = layers
-        self.numbers = layer_numbers(list(layers))
+        self.numbers = layer_numbers(layers)
         self.gated = False
-        self.width = 0
         self._index = {id(layer): index for index, layer in enumerate(layers.values())}
         self.start(0, 0)
 
@@ -39,22 +38,29 @@ class ResidueStats:
         """Forget the batch before; the next one is of this shape."""
         self._shape = (num_rows, num_inputs)
         self.gate_zero_BT: dict[int, Tensor] = {}
-        self.square_BT: dict[int, Tensor] = {}
-        self._delta = torch.empty(0)
+        self.mean_square_BT: dict[int, Tensor] = {}
+        self._before: Any = None
 
-    def on_residue(self, layer: NeutralResiduesLayer, residue: Residue) -> None:
+    def on_residue(self, layer: NeutralResiduesLayer, residue: AnyResidue) -> None:
         index = self._index[id(layer)]
-        delta, gate = residue.delta.float(), residue.gate
-        zero = torch.zeros_like(delta[..., 0], dtype=torch.bool) if gate is None else gate == 0
+        squares, gate = residue.mean_square(), residue.gate
+        zero = torch.zeros_like(squares) if gate is None else gate == 0
         self.gated |= gate is not None
-        self.width = delta.shape[-1]
-        zero_BT = zero.reshape(self._shape)
+        zero_BT = self._fit(zero.bool())
         if index in self.gate_zero_BT:  # another active extension: the model adds their sum
-            delta = self._delta + delta
+            residue = self._before.plus(residue)
+            squares = residue.mean_square()
             zero_BT = zero_BT & self.gate_zero_BT[index]
         self.gate_zero_BT[index] = zero_BT
-        self.square_BT[index] = delta.square().sum(-1).reshape(self._shape)
-        self._delta = delta
+        self.mean_square_BT[index] = self._fit(squares)
+        self._before = residue
+
+    def _fit(self, values: Tensor) -> Tensor:
+        """(B, T) one value for each token; a head that computed only the last ones has zeros for
+        the others."""
+        rows, inputs = self._shape
+        by_row = values.reshape(rows, -1)
+        return F.pad(by_row, (inputs - by_row.shape[1], 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +101,7 @@ class Sums:
     by_token: TokenSums | None  # None without a breakdown
     kl_nats: float | None  # KL(backbone || extended); None where it was not asked for
     gates_zero: list[int]  # by layer, tokens on which its gate is exactly 0
-    squares: list[float]  # by layer, the sum of squares of its residues
+    squares: list[float]  # by layer, the sum of its residues' mean squares
     backbone_nats: float = 0.0
     extended_nats: float = 0.0
     num_neutral_tokens: int = 0
@@ -107,7 +113,9 @@ class Sums:
             zero_BT = stats.gate_zero_BT[index].cpu() & scored_BT
             neutral_BT = neutral_BT & zero_BT
             self.gates_zero[index] += int(zero_BT.sum())
-            self.squares[index] += float(stats.square_BT[index].cpu()[scored_BT].double().sum())
+            self.squares[index] += float(
+                stats.mean_square_BT[index].cpu()[scored_BT].double().sum()
+            )
         self.num_neutral_tokens += int(neutral_BT.sum())
 
     def add_nats(
@@ -143,7 +151,7 @@ class Sums:
             LayerResult(
                 layer=number,
                 gates_zero=zero / num_tokens if stats.gated else None,
-                residue_rms=math.sqrt(squares / (num_tokens * max(1, stats.width))),
+                residue_rms=math.sqrt(squares / num_tokens),
             )
             for number, zero, squares in by_layer
         ]

@@ -20,7 +20,7 @@ Suffixes: N tokens of a pass, D width of the model, F of the FFN, R of an adapte
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 from peft import PeftModel
@@ -140,7 +140,8 @@ def _fold(model: nn.Module, name: str) -> bool:
     mlp = as_gated_mlp(layer.base_layer)
     if mlp is None:
         return False
-    fused = FusedBlock(mlp, {active: layer.adapter(active) for active in layer.active_names()})
+    adapters = {n: cast(GatedAdapter, layer.adapter(n)) for n in layer.active_names()}
+    fused = FusedBlock(mlp, adapters)
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, fused)
     return True

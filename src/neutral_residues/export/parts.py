@@ -6,6 +6,7 @@ The writers of all formats work from these parts.
 import copy
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 from peft import PeftModel
@@ -101,11 +102,14 @@ def extract_parts(model: PeftModel) -> Parts:
     layers = residue_layers(model.get_base_model())
     if not layers:
         return Parts(_merged(model), (), merged=True)
+    if any(layer.is_head for layer in layers.values()):
+        what = "no format holds the residue on the output head"
+        raise UserError(what, do="train without it (head_rank: 0)")
     adapters = []
     for name in model.base_model.active_adapters:
         config = model.peft_config[name]
         by_block = {
-            block: layer.adapter(name)
+            block: cast(GatedAdapter, layer.adapter(name))
             for block, layer in layers.items()
             if name in layer.known_adapters()
         }

@@ -10,7 +10,7 @@ be compared, and that is an error.
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from neutral_residues.backbone import context_length
 from neutral_residues.errors import UserError
 from neutral_residues.tuner.layer import no_skipping, residue_layers
+from neutral_residues.tuner.neutral import Residue
 
 ROW_TOKENS = 32
 MAX_ROWS, MIN_ROWS = 4, 2
@@ -91,7 +92,7 @@ def _covering_rows(active_BL: Tensor) -> list[int]:
 @torch.no_grad()
 def _outputs(model: PeftModel, token_ids_BT: Tensor) -> ReferenceOutputs:
     layers = residue_layers(model.get_base_model())
-    layers = {name: layer for name, layer in layers.items() if layer.active_names()}
+    layers = {n: it for n, it in layers.items() if it.active_names() and not it.is_head}
     inputs: dict[nn.Module, Tensor] = {}
 
     def keep_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -103,7 +104,8 @@ def _outputs(model: PeftModel, token_ids_BT: Tensor) -> ReferenceOutputs:
         logits_BTV = model(input_ids=token_ids_BT).logits
     residues = {}
     for name, layer in layers.items():
-        deltas = [layer.residue(inputs[layer], adapter).delta for adapter in layer.active_names()]
+        x, active = inputs[layer], layer.active_names()
+        deltas = [cast(Residue, layer.residue(x, adapter)).delta for adapter in active]
         residues[name] = torch.stack(deltas).sum(dim=0)
     by_name = {name: inputs[layer] for name, layer in layers.items()}
     return ReferenceOutputs(token_ids_BT, logits_BTV, by_name, residues)

@@ -168,7 +168,8 @@ NEUTRAL = Method(
     name="neutral",
     title="neutral residues",
     paper="Talla et al. 2025, arXiv 2410.02744",
-    trains="gated adapters parallel to the feed-forward blocks; L1 keeps them at 0 on the source",
+    trains="gated adapters parallel to feed-forward blocks and head; L1 keeps them at 0 on the"
+    " source",
     size="adapter width",
     attach=_attach_residues,
     learning_rate=5e-3,
@@ -181,12 +182,13 @@ ADAPTER = replace(
     name="adapter",
     title="gate-less adapter",
     paper="the vanilla adapter of arXiv 2410.02744",
-    trains="adapters parallel to the feed-forward blocks, always on",
+    trains="adapters parallel to feed-forward blocks and head, always on",
     attach=partial(_attach_residues, block_gate="none"),
     afterwards=("stock",),
     has_local_loss=False,
     uses=tuple(
-        f"residues.{key}" for key in ("activation", "init", "layers_to_transform", "placement")
+        f"residues.{key}"
+        for key in ("activation", "head_rank", "init", "layers_to_transform", "placement")
     ),
 )
 LORA = Method(

@@ -10,8 +10,12 @@ from neutral_residues.config.choices import LocalLoss, check_choices
 from neutral_residues.data.labels import SOURCE, TARGET
 from neutral_residues.errors import UserError
 from neutral_residues.losses import counted_tokens, local_loss_sum
-from neutral_residues.tuner.layer import NeutralResiduesLayer, observe_residues, residue_layers
-from neutral_residues.tuner.neutral import Residue
+from neutral_residues.tuner.layer import (
+    AnyResidue,
+    NeutralResiduesLayer,
+    observe_residues,
+    residue_layers,
+)
 
 
 class LocalLossTerm:
@@ -32,7 +36,7 @@ class LocalLossTerm:
         self._terms: list[Tensor] = []
         self._recording = True
 
-    def on_residue(self, layer: NeutralResiduesLayer, residue: Residue) -> None:
+    def on_residue(self, layer: NeutralResiduesLayer, residue: AnyResidue) -> None:
         """Add the sum of one residue over its tokens, in nats or as mean absolute values.
 
         Raises:
@@ -51,7 +55,7 @@ class LocalLossTerm:
             what = "the local loss is that of one forward pass, and the model ran twice"
             raise UserError(what, do="run it once")
 
-    def _count_open(self, residue: Residue) -> None:
+    def _count_open(self, residue: AnyResidue) -> None:
         if residue.gate is None:
             return
         self.num_gated += 1

@@ -61,6 +61,18 @@ def find_blocks(model: nn.Module, placement: Placement) -> dict[str, nn.Module]:
     return found
 
 
+def find_head(model: nn.Module) -> tuple[str, nn.Linear] | None:
+    """Full name and module of the output head, a linear layer from hidden states to logits; None if
+    there is none."""
+    get_head: Callable[[], nn.Module | None] | None = getattr(model, "get_output_embeddings", None)
+    head = get_head() if get_head else None
+    head = getattr(head, "base_layer", head)  # of another adapter
+    if not isinstance(head, nn.Linear):
+        return None
+    names = [name for name, module in model.named_modules() if module is head]
+    return (names[0].removesuffix(".base_layer"), head) if names else None
+
+
 def _decoder_layers(decoder: nn.Module) -> dict[str, nn.Module]:
     modules = dict(decoder.named_modules())
     layers = {n: m for n, m in modules.items() if n and isinstance(m, GradientCheckpointingLayer)}

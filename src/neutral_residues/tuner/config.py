@@ -27,6 +27,9 @@ class NeutralResiduesConfig(PeftConfig):
     Args:
         budget: new weights as a share of the backbone's, embeddings counted; 0.20 is the paper's.
         width: adapter width R; overrides `budget`.
+        head_rank: rank K of the residue on the output head (`head.py`), part of the budget; 0
+            leaves it out. None means 64, or what a quarter of the new weights allows, where the
+            model has an output head.
         block_gate: "relu" (the paper), "elu", "sigmoid", or "none" for a gate-less adapter.
         activation: inside the adapter, by its name in Transformers; None takes the backbone's own.
         init: "paper" (variance 1/(D L)) or "usual" (2/D) for the inner projections.
@@ -49,6 +52,7 @@ class NeutralResiduesConfig(PeftConfig):
 
     budget: float = 0.20
     width: int | None = None
+    head_rank: int | None = None
     block_gate: BlockGate = "relu"
     activation: str | None = None
     init: Init = "usual"
@@ -70,10 +74,15 @@ class NeutralResiduesConfig(PeftConfig):
         # Not a field, so never saved. Only a config that was attached once knows this number: its
         # weights are on disk.
         self.from_checkpoint = self.num_new_weights is not None
+        # Nor this: the name of the output head in the model at hand, "" without a residue on it.
+        self.head = ""
         names = ("block_gate", "init", "gate_start", "placement")
         check_choices(**{name: getattr(self, name) for name in names})
         if self.width is not None and (type(self.width) is not int or self.width < 1):
             raise UserError("width", got=self.width, allowed="a whole number, 1 or more")
+        rank = self.head_rank
+        if rank is not None and (type(rank) is not int or rank < 0):
+            raise UserError("head_rank", got=rank, allowed="a whole number, 0 or more")
         if type(self.budget) not in (int, float) or not 0 < self.budget < math.inf:
             raise UserError("budget", got=self.budget, allowed="a share above 0, for example 0.20")
         if self.activation is not None:

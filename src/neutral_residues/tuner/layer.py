@@ -1,7 +1,7 @@
-"""One block of the backbone with the residues parallel to it: what a forward pass computes, and for
-which tokens.
+"""One module of the backbone, a block or the output head, with the residues parallel to it: what a
+forward pass computes, and for which tokens.
 
-    output = base_layer(x) + sum over active adapters of g(x) * A(x)
+    output = base_layer(x) + sum over active adapters of their residue at x
 
 The plain path computes every adapter for every token; it is what trains, what a `ResidueHook`
 observes and what compiles. Two things make it shorter in inference, with the same result:
@@ -12,36 +12,44 @@ observes and what compiles. Two things make it shorter in inference, with the sa
   (`skipping.py`). To know which, the host must read the gates; on a GPU that would make it wait in
   every layer, so there all tokens are computed.
 
-No maths here: `neutral.py` holds it. No loss either: residues are reported to a `ResidueHook`.
+No maths here: `neutral.py` and `head.py` hold it. No loss either: residues are reported to a
+`ResidueHook`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from neutral_residues.errors import UserError
-from neutral_residues.tuner.blocks import activation_module
 from neutral_residues.tuner.config import NeutralResiduesConfig
 from neutral_residues.tuner.frozen_mlp import can_train_frozen, frozen_forward
 from neutral_residues.tuner.gated_mlp import GatedMLP, as_gated_mlp
+from neutral_residues.tuner.head import GatedHead, HeadResidue
 from neutral_residues.tuner.neutral import PREFIX, GatedAdapter, Residue
 from neutral_residues.tuner.routing import RoutableModule, temporarily
 from neutral_residues.tuner.skipping import active_token_indices, can_skip
+
+AnyResidue = Residue | HeadResidue
+AnyAdapter = GatedAdapter | GatedHead
+
+HEAD: Literal["head"] = "head"
+"""The output head's place among the numbers of the layers."""
 
 
 class ResidueHook(Protocol):
     """Called with every residue that a model computes (by the local loss, the evaluation)."""
 
-    def on_residue(self, layer: "NeutralResiduesLayer", residue: Residue) -> None: ...
+    def on_residue(self, layer: "NeutralResiduesLayer", residue: AnyResidue) -> None: ...
 
 
 class NeutralResiduesLayer(nn.Module, BaseTunerLayer, RoutableModule):
-    """A block of the backbone and the adapters parallel to it; active ones are summed."""
+    """A block of the backbone, or its output head, and the adapters parallel to it; active ones are
+    summed."""
 
     adapter_layer_names = (PREFIX,)
     other_param_names = ("loaded",)
@@ -57,19 +65,10 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, RoutableModule):
         self.skipping = True
 
     def add_adapter(
-        self, name: str, config: NeutralResiduesConfig, *, width_in: int, num_layers: int
+        self, name: str, adapter: AnyAdapter, config: NeutralResiduesConfig, *, num_layers: int
     ) -> None:
         """A new adapter on the base layer's device: fresh, or NaN where a checkpoint is about to
         fill it: Transformers only reports tensors that are missing, `_check_loaded` finds NaN."""
-        assert config.width is not None
-        assert config.activation is not None
-        adapter = GatedAdapter(
-            width_in,
-            config.width,
-            activation=activation_module(config.activation),
-            kind=config.block_gate,
-            gate_start=config.gate_start,
-        )
         if config.from_checkpoint:
             for parameter in adapter.parameters():
                 nn.init.constant_(parameter, torch.nan)
@@ -80,9 +79,14 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, RoutableModule):
         self._move_adapter_to_device_of_base_layer(name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def adapter(self, name: str) -> GatedAdapter:
+    def adapter(self, name: str) -> AnyAdapter:
         """The adapter of that name."""
-        return cast(GatedAdapter, self.neutral_residues[name])
+        return cast(AnyAdapter, self.neutral_residues[name])
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it is the output head."""
+        return any(isinstance(adapter, GatedHead) for adapter in self.neutral_residues.values())
 
     def known_adapters(self) -> list[str]:
         """All adapters of this layer, active or not."""
@@ -119,12 +123,12 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, RoutableModule):
     def _base_mlp(self) -> GatedMLP | None:
         return as_gated_mlp(self.base_layer)
 
-    def residue(self, hidden_states: Tensor, name: str) -> Residue:
+    def residue(self, hidden_states: Tensor, name: str) -> AnyResidue:
         """What adapter `name` adds at each token of `hidden_states` (..., D)."""
         adapter = self.adapter(name)
         if not torch.is_autocast_enabled(hidden_states.device.type):
-            hidden_states = hidden_states.to(adapter.gate.weight.dtype)
-        return cast(Residue, adapter(hidden_states))
+            hidden_states = hidden_states.to(adapter.down.weight.dtype)
+        return cast(AnyResidue, adapter(hidden_states))
 
     def _add_residue(self, extended: Tensor, hidden_states: Tensor, name: str) -> Tensor:
         """`extended` plus what adapter `name` adds to the tokens that it is computed for."""
@@ -133,12 +137,10 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, RoutableModule):
             residue = self.residue(hidden_states, name)
             if self.residue_hook is not None:
                 self.residue_hook.on_residue(self, residue)
-            return extended + residue.delta.to(extended.dtype).reshape(extended.shape)
+            return residue.added_to(extended)
         if not len(tokens_N):
             return extended
-        delta_ND = self.residue(_at(hidden_states, tokens_N), name).delta.to(extended.dtype)
-        # A new tensor on purpose: some backbones write into what their block returned.
-        return extended.flatten(0, -2).index_add(0, tokens_N, delta_ND).view(extended.shape)
+        return self.residue(_at(hidden_states, tokens_N), name).added_to(extended, tokens_N)
 
     def _tokens_to_compute(self, hidden_states: Tensor, name: str) -> Tensor | None:
         """Positions of the tokens to compute, in row-major order; None means all."""
@@ -242,9 +244,13 @@ def not_mergeable() -> UserError:
     )
 
 
-def layer_numbers(names: Sequence[str]) -> tuple[int, ...]:
-    """The layers' numbers, as in "model.layers.3.mlp"; a plain count if they are not distinct."""
-    numbers = [
-        int(parts[-1]) for name in names if (parts := [p for p in name.split(".") if p.isdigit()])
-    ]
-    return tuple(numbers) if len(set(numbers)) == len(names) else tuple(range(len(names)))
+def layer_numbers(layers: Mapping[str, NeutralResiduesLayer]) -> tuple[int | Literal["head"], ...]:
+    """Of extended layers by module name: their numbers, as in "model.layers.3.mlp" (a plain count
+    if these are not distinct), and "head"."""
+    blocks = [name for name, layer in layers.items() if not layer.is_head]
+    parts = [[part for part in name.split(".") if part.isdigit()] for name in blocks]
+    numbers = [int(digits[-1]) for digits in parts if digits]
+    if len(set(numbers)) < len(blocks):
+        numbers = list(range(len(blocks)))
+    by_name = dict(zip(blocks, numbers, strict=True))
+    return tuple(by_name.get(name, HEAD) for name in layers)

@@ -18,23 +18,43 @@ from contextlib import contextmanager
 from typing import Any
 
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule
 from torch import Tensor, nn
 
 from neutral_residues.errors import UserError
 from neutral_residues.registration import enter_in_peft
 from neutral_residues.tuner.blocks import (
+    activation_module,
     backbone_activation,
     check_same_backbone,
     check_targets,
     count_backbone_weights,
     describe_backbone,
     find_blocks,
+    find_head,
     text_config,
 )
 from neutral_residues.tuner.config import PEFT_TYPE, NeutralResiduesConfig
-from neutral_residues.tuner.layer import NeutralResiduesLayer, not_mergeable, residue_layers
-from neutral_residues.tuner.neutral import PREFIX, num_weights, width_for_budget
+from neutral_residues.tuner.head import (
+    LARGEST_SHARE,
+    GatedHead,
+    check_rank,
+    num_head_weights,
+    usual_rank,
+)
+from neutral_residues.tuner.layer import (
+    AnyAdapter,
+    NeutralResiduesLayer,
+    not_mergeable,
+    residue_layers,
+)
+from neutral_residues.tuner.neutral import (
+    PREFIX,
+    GateChoice,
+    GatedAdapter,
+    num_weights,
+    width_for_budget,
+)
 from neutral_residues.tuner.routing import check_length, per_request
 
 
@@ -60,6 +80,7 @@ class NeutralResiduesModel(BaseTuner):
     ) -> NeutralResiduesConfig:
         backbone = describe_backbone(self.model)
         check_same_backbone(peft_config.backbone, backbone)
+        peft_config.head = ""
         if peft_config.target_modules is None:
             blocks = find_blocks(self.model, peft_config.placement)
             peft_config.target_modules = peft_config.choose_layers(list(blocks))
@@ -79,20 +100,71 @@ class NeutralResiduesModel(BaseTuner):
         return peft_config
 
     def _size(self, config: NeutralResiduesConfig, *, width_in: int, num_adapters: int) -> None:
+        """Choose the head's rank and the adapters' width, and count the new weights."""
+        gate = GateChoice(config.block_gate, config.gate_start)
         config.num_backbone_weights = count_backbone_weights(self.model)
+        wanted = config.budget * config.num_backbone_weights
+        if config.width is not None:
+            in_layers = num_adapters * num_weights(width_in, config.width, gate)
+            wanted = in_layers / (1 - LARGEST_SHARE)
+        in_head = self._size_head(config, gate, wanted)
         if config.width is None:
             config.width = width_for_budget(
                 config.budget,
                 num_backbone_weights=config.num_backbone_weights,
                 width_in=width_in,
                 num_adapters=num_adapters,
-                kind=config.block_gate,
-                gate_start=config.gate_start,
+                gate=gate,
+                num_other_weights=in_head,
             )
-        config.num_new_weights = num_adapters * num_weights(
-            width_in, config.width, kind=config.block_gate, gate_start=config.gate_start
-        )
-        self._new_layer = {"width_in": width_in, "num_layers": num_adapters}
+        in_layers = num_adapters * num_weights(width_in, config.width, gate)
+        config.num_new_weights = in_layers + in_head
+        self._num_layers = num_adapters
+
+    def _size_head(self, config: NeutralResiduesConfig, gate: GateChoice, wanted: float) -> int:
+        """Choose the head's rank, if it gets a residue, and count its weights; `wanted` is the
+        number of new weights in all."""
+        head = self._find_head(config)
+        if head is None:
+            config.head_rank = 0
+            return 0
+        sizes = head.in_features, head.out_features
+        if config.head_rank is None:
+            config.head_rank = usual_rank(wanted, *sizes)
+        elif config.width is None:
+            check_rank(config.head_rank, wanted, *sizes)
+        if config.head_rank == 0:
+            config.head = ""
+        return num_head_weights(*sizes, config.head_rank, gate)
+
+    def _find_head(self, config: NeutralResiduesConfig) -> nn.Linear | None:
+        """The output head, named in the config, if it gets a residue; a UserError if it should and
+        cannot."""
+        found = find_head(self.model) if config.head_rank != 0 else None
+        if found is None:
+            problem = f"no output head found in {type(self.model).__name__}"
+        elif found[0].rpartition(".")[2] in (config.modules_to_save or ()):
+            problem = "modules_to_save trains the output head itself"
+        elif isinstance(self._check_target_module_exists(config, found[0]), _ExcludedModule):
+            problem = "exclude_modules leaves out the output head"
+        else:
+            config.head = found[0]
+            return found[1]
+        if config.head_rank:
+            raise UserError(f"head_rank: {problem}", got=config.head_rank, do="set head_rank to 0")
+        return None
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: PeftConfig, key: str) -> Any:
+        """The head is a target too, but not one of `target_modules`: PEFT would save the embeddings
+        with the adapter."""
+        assert isinstance(peft_config, NeutralResiduesConfig)
+        is_head = key == peft_config.head != ""
+        return is_head or BaseTuner._check_target_module_exists(peft_config, key)
+
+    def _get_tied_target_modules(self, model: nn.Module) -> list[str]:
+        """For a warning that concerns merging: a residue leaves tied weights as they are."""
+        return []
 
     def _create_and_replace(
         self,
@@ -105,7 +177,10 @@ class NeutralResiduesModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         layer = target if isinstance(target, NeutralResiduesLayer) else NeutralResiduesLayer(target)
-        layer.add_adapter(adapter_name, peft_config, **self._new_layer)
+        adapter = _new_adapter(
+            peft_config, layer.base_layer, is_head=current_key == peft_config.head
+        )
+        layer.add_adapter(adapter_name, adapter, peft_config, num_layers=self._num_layers)
         if adapter_name not in self.active_adapters:
             layer.set_requires_grad(adapter_name, False)
         if layer is not target:
@@ -147,6 +222,19 @@ class NeutralResiduesModel(BaseTuner):
         remapped: dict[str, Tensor] = remap(model, config, adapter_name, state_dict)
         check_adapter_tensors(model, adapter_name, remapped)
         return remapped
+
+
+def _new_adapter(config: NeutralResiduesConfig, block: nn.Module, *, is_head: bool) -> AnyAdapter:
+    """What runs parallel to that block of the backbone, or to its head."""
+    gate = GateChoice(config.block_gate, config.gate_start)
+    if is_head:
+        assert isinstance(block, nn.Linear)
+        assert config.head_rank is not None
+        return GatedHead(block.in_features, block.out_features, config.head_rank, gate)
+    assert config.width is not None
+    assert config.activation is not None
+    activation = activation_module(config.activation)
+    return GatedAdapter(config.backbone["hidden_size"], config.width, gate, activation=activation)
 
 
 def check_adapter_tensors(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor]) -> None:

@@ -72,8 +72,71 @@ class Residue(NamedTuple):
     gate: Tensor | None  # (..., 1) g(x)
     gate_logits: Tensor | None  # (..., 1) w . x + b
 
+    def added_to(self, output: Tensor, tokens_N: Tensor | None = None) -> Tensor:
+        """`output` plus the residue; with `tokens_N` it holds these tokens only, in row-major
+        order. A new tensor on purpose: some backbones write into what their block returned."""
+        delta = self.delta.to(output.dtype)
+        if tokens_N is None:
+            return output + delta.reshape(output.shape)
+        return output.flatten(0, -2).index_add(0, tokens_N, delta).view(output.shape)
 
-class GatedAdapter(nn.Module):
+    def mean_abs(self) -> Tensor:
+        """(...) the L1 norm divided by D, in float32. Paper: section 3, "Training"."""
+        norm = torch.linalg.vector_norm(self.delta, ord=1, dim=-1, dtype=torch.float32)
+        return norm / self.delta.shape[-1]
+
+    def mean_square(self) -> Tensor:
+        """(...) the mean over D of its squares, in float32."""
+        return self.delta.float().square().mean(-1)
+
+    def plus(self, other: "Residue") -> "Residue":
+        """The sum of two residues of one block, without gates."""
+        return Residue(self.delta + other.delta, None, None)
+
+
+class GateChoice(NamedTuple):
+    """Which block gate: its kind ("none" makes a gate-less adapter), and how it starts; only one
+    that starts open has a b."""
+
+    kind: BlockGate = "relu"
+    start: GateStart = "open"
+
+    def num_weights(self, width_in: int) -> int:
+        """w and, where it starts open, b."""
+        return 0 if self.kind == "none" else width_in + (self.start == "open")
+
+
+class Gated(nn.Module):
+    """What has a block gate g(x), or none; `width_in` is D."""
+
+    def __init__(self, width_in: int, gate: GateChoice) -> None:
+        super().__init__()
+        self.width_in = width_in
+        self.kind, self.gate_start = gate
+        self.block_gate: nn.Linear | None = None
+        if gate.kind != "none":
+            self.block_gate = nn.Linear(width_in, 1, bias=gate.start == "open")
+
+    def gate_of(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """(..., D) -> g(x) and w . x + b, each (..., 1); None twice where there is no gate."""
+        if self.block_gate is None:
+            return None, None
+        gate_logits = self.block_gate(x)
+        return GATES[self.kind](gate_logits), gate_logits
+
+    def reset_gate(self, *, variance: float) -> None:
+        """A gate that starts at random has weights of this variance; the others w = 0, b = 1."""
+        if self.block_gate is None:
+            return
+        if self.gate_start == "random":
+            nn.init.normal_(self.block_gate.weight, std=math.sqrt(variance))
+        else:
+            nn.init.zeros_(self.block_gate.weight)
+        if self.block_gate.bias is not None:
+            nn.init.ones_(self.block_gate.bias)
+
+
+class GatedAdapter(Gated):
     """g(x) * A(x), the adapter parallel to one block. Paper: section 3, "Architecture".
 
     Its weights are those of a fresh `nn.Linear` until `reset_parameters` is called.
@@ -82,38 +145,27 @@ class GatedAdapter(nn.Module):
         width_in: D.
         width: R.
         activation: inside A, without weights.
-        kind: of the block gate; "none" makes a gate-less adapter.
-        gate_start: how the gate is to start; only one that starts open has a b.
     """
 
     def __init__(
         self,
         width_in: int,
         width: int,
+        gate: GateChoice = GateChoice(),  # noqa: B008 - immutable
         *,
         activation: nn.Module,
-        kind: BlockGate = "relu",
-        gate_start: GateStart = "open",
     ) -> None:
-        super().__init__()
+        super().__init__(width_in, gate)
         self.gate = nn.Linear(width_in, width, bias=False)
         self.up = nn.Linear(width_in, width, bias=False)
         self.down = nn.Linear(width, width_in, bias=False)
         self.activation = activation
-        self.kind = kind
-        self.gate_start = gate_start
-        self.block_gate: nn.Linear | None = None
-        if kind != "none":
-            self.block_gate = nn.Linear(width_in, 1, bias=gate_start == "open")
 
     def forward(self, x: Tensor) -> Residue:
         """(..., D) -> what is added at each token."""
         adapter: Tensor = self.down(self.activation(self.gate(x)) * self.up(x))
-        if self.block_gate is None:
-            return Residue(adapter, None, None)
-        gate_logits = self.block_gate(x)
-        gate = GATES[self.kind](gate_logits)
-        return Residue(gate * adapter, gate, gate_logits)
+        gate, gate_logits = self.gate_of(x)
+        return Residue(adapter if gate is None else gate * adapter, gate, gate_logits)
 
     @torch.no_grad()
     def reset_parameters(self, *, num_layers: int, init: Init = "usual") -> None:
@@ -123,26 +175,17 @@ class GatedAdapter(nn.Module):
         the paper's "low variance" (section 3, "Initialisation"); `init="usual"`: 2/D. A gate that
         starts at random has variance 1/(D L); the others start with w = 0.
         """
-        width_in = self.gate.in_features
-        low_variance = 1 / (width_in * num_layers)
-        variance = low_variance if init == "paper" else 2 / width_in
+        low_variance = 1 / (self.width_in * num_layers)
+        variance = low_variance if init == "paper" else 2 / self.width_in
         nn.init.normal_(self.gate.weight, std=math.sqrt(variance))
         nn.init.normal_(self.up.weight, std=math.sqrt(variance))
         nn.init.zeros_(self.down.weight)
-        if self.block_gate is None:
-            return
-        if self.gate_start == "random":
-            nn.init.normal_(self.block_gate.weight, std=math.sqrt(low_variance))
-        else:
-            nn.init.zeros_(self.block_gate.weight)
-        if self.block_gate.bias is not None:
-            nn.init.ones_(self.block_gate.bias)
+        self.reset_gate(variance=low_variance)
 
 
-def num_weights(width_in: int, width: int, *, kind: BlockGate, gate_start: GateStart) -> int:
-    """Of one adapter: three projections of D x R and, if gated, w and, where it starts open, b."""
-    gate = 0 if kind == "none" else width_in + (gate_start == "open")
-    return 3 * width_in * width + gate
+def num_weights(width_in: int, width: int, gate: GateChoice) -> int:
+    """Of one adapter: three projections of D x R, and the gate."""
+    return 3 * width_in * width + gate.num_weights(width_in)
 
 
 def width_for_budget(
@@ -151,18 +194,18 @@ def width_for_budget(
     num_backbone_weights: int,
     width_in: int,
     num_adapters: int,
-    kind: BlockGate,
-    gate_start: GateStart,
+    gate: GateChoice,
+    num_other_weights: int = 0,
 ) -> int:
-    """R such that all adapters together have `budget` times the backbone's weights, embeddings
-    counted; a UserError if no whole R comes within 2 % of it.
+    """R such that all adapters, with `num_other_weights` (the head's), have `budget` times the
+    backbone's weights, embeddings counted; a UserError if no whole R comes within 2 % of it.
 
     R is rounded to the largest power of two up to 128 that keeps the true share within 2 % of the
     budget, because matrix products are fast on such multiples.
     """
 
     def total(width: int) -> int:
-        return num_adapters * num_weights(width_in, width, kind=kind, gate_start=gate_start)
+        return num_adapters * num_weights(width_in, width, gate) + num_other_weights
 
     wanted = budget * num_backbone_weights
     exact = (wanted - total(0)) / (num_adapters * 3 * width_in)

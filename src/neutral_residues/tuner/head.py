@@ -1,0 +1,135 @@
+"""The residue on the output head, ours and not the paper's: new directions to score tokens along.
+
+    logits(h) = head(h) + g(h) * W_b (W_a h)             h: the final hidden state, normalised
+    g(h)      = relu(w . h + b)                          as of the layers' gates
+
+A frozen head can only score tokens along the directions that the source language needed. More than
+half of what methods with a frozen head fail to learn is there (LAB.md, "the missing piece is the
+head").
+
+    symbol   shape   name in checkpoints         meaning
+    W_a      K x D   neutral_residues.down       to K numbers per token, the code
+    W_b      V x K   neutral_residues.up         from the code to the logits, zero at the start
+
+It stands where the layers' adapters do: parallel to a module of the backbone, here its output head,
+so soft caps and scaled logits come after it, and tied embeddings stay as they are.
+
+Promise: no pass over text holds the residue V wide. It is added to the backbone's logits in place,
+within the matrix product, and its size is measured from the K x K matrix W_b' W_b.
+
+Suffixes as in `neutral.py`; V vocabulary, K rank, N chosen tokens.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from neutral_residues.config.choices import Init
+from neutral_residues.errors import UserError
+from neutral_residues.tuner.neutral import GateChoice, Gated
+
+USUAL_RANK = 64
+"""The rank, where a quarter of the new weights is enough for it (LAB.md, "the head's rank")."""
+
+LARGEST_SHARE = 0.25
+"""Of the new weights, what the head takes at most unless its rank is set."""
+
+
+class HeadResidue(NamedTuple):
+    """What one adapter adds to the logits; without a gate the last two are None."""
+
+    code: Tensor  # (..., K) g(h) * W_a h
+    weight: Tensor  # (V, K) W_b
+    gate: Tensor | None  # (..., 1) g(h)
+    gate_logits: Tensor | None  # (..., 1) w . h + b
+
+    @property
+    def delta(self) -> Tensor:
+        """(..., V) what is added: for checks on a few tokens."""
+        return self.code @ self.weight.t()
+
+    def added_to(self, output: Tensor, tokens_N: Tensor | None = None) -> Tensor:
+        """The logits `output`, changed in place; with `tokens_N` the code has these tokens only.
+        Exactly as they were where the code is 0."""
+        logits, weight_KV = output.flatten(0, -2), self.weight.to(output.dtype).t()
+        code = self.code.to(output.dtype).reshape(-1, self.code.shape[-1])
+        if tokens_N is None:
+            return logits.addmm_(code, weight_KV).view(output.shape)
+        return logits.index_add_(0, tokens_N, code @ weight_KV).view(output.shape)
+
+    def mean_square(self) -> Tensor:
+        """(...) the mean over V of its squares, in float32."""
+        with torch.autocast(self.code.device.type, enabled=False):
+            weight, code = self.weight.float(), self.code.float()
+            gram_KK = weight.t() @ weight / len(weight)
+            return ((code @ gram_KK) * code).sum(-1).clamp(min=0)
+
+    def mean_abs(self) -> Tensor:
+        """(...) its size in float32: the root of `mean_square`, as the L1 norm would need all V
+        numbers. Both grow in proportion to the gate, so both make it exactly 0."""
+        # The root of 0 has no derivative, and all residues start at 0.
+        return self.mean_square().clamp(min=1e-24).sqrt()
+
+    def plus(self, other: "HeadResidue") -> "HeadResidue":
+        """The sum of two residues of one head, without gates."""
+        code = torch.cat([self.code, other.code], dim=-1)
+        return HeadResidue(code, torch.cat([self.weight, other.weight], dim=-1), None, None)
+
+
+class GatedHead(Gated):
+    """g(h) * W_b (W_a h), parallel to the output head.
+
+    Args:
+        width_in: D.
+        vocabulary: V, the head's outputs.
+        rank: K.
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        vocabulary: int,
+        rank: int,
+        gate: GateChoice = GateChoice(),  # noqa: B008 - immutable
+    ) -> None:
+        super().__init__(width_in, gate)
+        self.down = nn.Linear(width_in, rank, bias=False)
+        self.up = nn.Linear(rank, vocabulary, bias=False)
+
+    def forward(self, h: Tensor) -> HeadResidue:
+        """(..., D) -> what is added to each token's logits."""
+        code: Tensor = self.down(h)
+        gate, gate_logits = self.gate_of(h)
+        if gate is not None:
+            code = gate * code
+        return HeadResidue(code, self.up.weight, gate, gate_logits)
+
+    @torch.no_grad()
+    def reset_parameters(self, *, num_layers: int, init: Init = "usual") -> None:
+        """W_b = 0, so at step 0 the logits are the backbone's; W_a and the gate start as the
+        projections and gates of the layers do."""
+        low_variance = 1 / (self.width_in * num_layers)
+        variance = low_variance if init == "paper" else 2 / self.width_in
+        nn.init.normal_(self.down.weight, std=math.sqrt(variance))
+        nn.init.zeros_(self.up.weight)
+        self.reset_gate(variance=low_variance)
+
+
+def num_head_weights(width_in: int, vocabulary: int, rank: int, gate: GateChoice) -> int:
+    """Of a residue on the head: two projections, and the gate; 0 for rank 0, which is none."""
+    return rank * (width_in + vocabulary) + gate.num_weights(width_in) if rank else 0
+
+
+def usual_rank(num_new_weights: float, width_in: int, vocabulary: int) -> int:
+    """K, where it is not set: `USUAL_RANK`, or what fits into a quarter of all new weights."""
+    return min(USUAL_RANK, int(LARGEST_SHARE * num_new_weights / (width_in + vocabulary)))
+
+
+def check_rank(rank: int, num_new_weights: float, width_in: int, vocabulary: int) -> None:
+    """Raise a UserError if a residue of that rank leaves nothing of the budget to the layers."""
+    most = math.ceil(num_new_weights / (width_in + vocabulary)) - 1
+    if rank > most:
+        what = "head_rank leaves nothing of the budget to the layers"
+        raise UserError(what, got=rank, allowed=f"up to {most}, 0 for no residue on the head")
