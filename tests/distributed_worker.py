@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from neutral_residues import NeutralResiduesConfig, residue_layers
 from neutral_residues.training.mixin import NeutralResiduesTrainerMixin
+from neutral_residues.tuner.head import HeadResidue
 
 VOCABULARY, PAD = 64, 0
 SOURCE, TARGET, IGNORE = 1, 0, -100
@@ -104,10 +105,15 @@ def big_batch_losses(
     predicted = mask[:, 1:].bool()
     nats = F.cross_entropy(logits[:, :-1][predicted], ids[:, 1:][predicted])
     if kind == "l1":
-        *blocks, head = [residue.delta[domains == SOURCE] for residue in residues]
-        sizes = [delta.abs().mean() for delta in blocks]
-        sizes.append(head.square().mean(-1).clamp(min=1e-24).sqrt().mean())
-        return nats, torch.stack(sizes).mean()
+        deltas = [residue.delta[domains == SOURCE] for residue in residues]
+        return nats, torch.stack(
+            [
+                delta.square().mean(-1).clamp(min=1e-24).sqrt().mean()
+                if isinstance(residue, HeadResidue)
+                else delta.abs().mean()
+                for residue, delta in zip(residues, deltas, strict=True)
+            ]
+        ).mean()
     counted = domains != IGNORE
     opened = [torch.sigmoid(residue.gate_logits[counted].squeeze(-1)) for residue in residues]
     is_target = domains[counted] == TARGET

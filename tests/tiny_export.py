@@ -33,7 +33,7 @@ def extended(
         for name, parameter in model.named_parameters():
             if name.endswith("bias") or "norm" in name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    settings = {"width": 8, "first_layer": 1} | settings
+    settings = {"width": 8, "first_layer": 1, "head_rank": 0} | settings
     return perturb(get_peft_model(model, NeutralResiduesConfig(**settings))).eval()
 
 

@@ -36,7 +36,7 @@ def blocks(model: nn.Module) -> list[FusedBlock]:
 )
 @pytest.mark.parametrize("open_share", [0.0, 0.3, 1.0])
 def test_it_is_the_plain_path(settings: dict[str, Any], open_share: float) -> None:
-    model = extended_llama(**settings)
+    model = extended_llama(head_rank=0, **settings)
     if settings.get("block_gate") != "none":
         set_gates(model, open_share)
     with no_skipping(model):
@@ -57,14 +57,14 @@ def test_families(family: str) -> None:
     backbone = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(family, **FAMILIES[family])
     ).eval()
-    model = perturb(get_peft_model(backbone, NeutralResiduesConfig(width=8))).eval()
+    model = perturb(get_peft_model(backbone, NeutralResiduesConfig(head_rank=0, width=8))).eval()
     expected = logits(model)
     torch.testing.assert_close(logits(fuse(model)), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_biases_are_folded_in_too() -> None:
     model = perturb(
-        get_peft_model(tiny_llama(mlp_bias=True), NeutralResiduesConfig(width=8))
+        get_peft_model(tiny_llama(mlp_bias=True), NeutralResiduesConfig(head_rank=0, width=8))
     ).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -75,7 +75,7 @@ def test_biases_are_folded_in_too() -> None:
 
 
 def test_generations_are_the_same_token_by_token() -> None:
-    model = extended_llama()
+    model = extended_llama(head_rank=0)
     set_gates(model, 0.3)
     settings = {
         "max_new_tokens": 24,
@@ -110,7 +110,7 @@ def test_several_adapters_and_a_name_for_each_row() -> None:
 
 
 def test_layers_without_a_residue_stay_as_they_are() -> None:
-    model = extended_llama(layers_to_transform=[1])
+    model = extended_llama(head_rank=0, layers_to_transform=[1])
     expected = logits(model)
     fused = fuse(model)
     assert len(blocks(fused)) == 1
@@ -118,7 +118,7 @@ def test_layers_without_a_residue_stay_as_they_are() -> None:
 
 
 def test_it_holds_no_weight_twice() -> None:
-    model = extended_llama()
+    model = extended_llama(head_rank=0)
     num_weights = sum(p.numel() for p in model.parameters())
     fused = fuse(model)
     held = sum(t.numel() for t in [*fused.parameters(), *(b.wide_in for b in blocks(fused))])
@@ -127,7 +127,7 @@ def test_it_holds_no_weight_twice() -> None:
 
 
 def test_a_fused_model_neither_trains_nor_saves(tmp_path: Path) -> None:
-    fused = fuse(extended_llama())
+    fused = fuse(extended_llama(head_rank=0))
     with pytest.raises(UserError, match="a fused model cannot train; train the extension itself"):
         fused.train()(input_ids=token_ids())
     with pytest.raises(UserError, match="a fused model cannot be saved"):
@@ -144,11 +144,13 @@ def test_what_cannot_be_fused() -> None:
         AutoConfig.for_model("gpt_neox", **FAMILIES["gpt_neox"])
     )
     with pytest.raises(UserError, match=r"can be fused; got GPTNeoXMLP; allowed: down\(act\(gate"):
-        fuse(get_peft_model(backbone, NeutralResiduesConfig(width=8)).eval())
+        fuse(get_peft_model(backbone, NeutralResiduesConfig(head_rank=0, width=8)).eval())
 
 
 def test_a_bfloat16_backbone_is_fused_in_bfloat16() -> None:
-    model = perturb(get_peft_model(tiny_llama().bfloat16(), NeutralResiduesConfig(width=8))).eval()
+    model = perturb(
+        get_peft_model(tiny_llama().bfloat16(), NeutralResiduesConfig(head_rank=0, width=8))
+    ).eval()
     expected = logits(model).float()
     fused = fuse(model)
     assert {block.wide_in.dtype for block in blocks(fused)} == {torch.bfloat16}

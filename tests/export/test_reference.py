@@ -13,7 +13,7 @@ from tiny_llama import extended_llama
 
 
 def test_tokens_with_open_gates_are_looked_for() -> None:
-    model = extended_llama(adapter_name="french")
+    model = extended_llama(head_rank=0, adapter_name="french")
     gate = model.base_model.model.model.layers[1].mlp.adapter("french").block_gate
     with torch.no_grad():
         gate.bias.fill_(-4.8)  # about one row of forty
@@ -28,7 +28,7 @@ def test_tokens_with_open_gates_are_looked_for() -> None:
 @torch.no_grad()
 def test_where_random_tokens_open_no_gate_a_text_does(tmp_path: Path) -> None:
     """A gate that opens after two alternating tokens, and nowhere else."""
-    model = extended_llama(layers_to_transform=[0])
+    model = extended_llama(head_rank=0, layers_to_transform=[0])
     text_ids = [42, 7] * 20
     x_D = record_reference(model, text_ids).inputs["model.layers.0.mlp"][0, -1]
     gate = model.base_model.model.model.layers[0].mlp.adapter("default").block_gate
@@ -44,7 +44,7 @@ def test_where_random_tokens_open_no_gate_a_text_does(tmp_path: Path) -> None:
 
 def test_the_residues_are_what_the_adapters_add() -> None:
     """With the output of the block itself set to 0, what the layer returns is the residue."""
-    model = extended_llama()
+    model = extended_llama(head_rank=0)
     layer = model.base_model.model.model.layers[1].mlp
     with torch.no_grad():
         layer.base_layer.down_proj.weight.zero_()

@@ -118,7 +118,7 @@ def sft(
     args = arguments(
         str(folder), batch=batch, accumulation=accumulation, kind=SFTConfig, **(settings | changes)
     )
-    model = extended_llama()
+    model = extended_llama(head_rank=0)
     data = datasets.Dataset.from_list(as_lists(rows))
     trainer = SFT(
         model, args, train_dataset=data, processing_class=tokenizer(), local_loss_weight=weight
@@ -518,7 +518,7 @@ def test_sft_trainer(tmp_path: Path, padding_free: bool, average: bool) -> None:
     trainer = sft(
         tmp_path, mixed_rows(), padding_free=padding_free, average_tokens_across_devices=average
     )
-    assert_like_one_big_batch(trainer, mixed_rows())
+    assert_like_one_big_batch(trainer, mixed_rows(), head_rank=0)
 
 
 def test_sft_trainer_on_packed_rows(tmp_path: Path) -> None:
@@ -530,7 +530,7 @@ def test_sft_trainer_on_packed_rows(tmp_path: Path) -> None:
     trainer = sft(
         tmp_path, packed, batch=2, accumulation=-(-len(packed) // 2), max_steps=1, padding_free=True
     )
-    assert_like_one_big_batch(trainer, rows)
+    assert_like_one_big_batch(trainer, rows, head_rank=0)
 
 
 def test_sft_reports_the_weighted_local_loss(tmp_path: Path) -> None:
@@ -567,9 +567,11 @@ def test_outputs_do_not_count_twice(tmp_path: Path, trainer_type: str) -> None:
     data = datasets.Dataset.from_list(as_lists(mixed_rows()))
     if trainer_type == "plain":
         args = arguments(str(tmp_path), batch=4, accumulation=2)
-        trainer = Asking(extended_llama(), args, train_dataset=data, data_collator=pad_right)
+        trainer = Asking(
+            extended_llama(head_rank=0), args, train_dataset=data, data_collator=pad_right
+        )
         trainer.train()
-        assert_like_one_big_batch(trainer, mixed_rows())
+        assert_like_one_big_batch(trainer, mixed_rows(), head_rank=0)
         return
     args = arguments(
         str(tmp_path),
@@ -581,12 +583,14 @@ def test_outputs_do_not_count_twice(tmp_path: Path, trainer_type: str) -> None:
         dataset_kwargs={"skip_prepare_dataset": True},
         label_smoothing_factor=0.1 if "smoothing" in trainer_type else 0.0,
     )
-    trainer = AskingSFT(extended_llama(), args, train_dataset=data, processing_class=tokenizer())
+    trainer = AskingSFT(
+        extended_llama(head_rank=0), args, train_dataset=data, processing_class=tokenizer()
+    )
     trainer.train()
-    first = big_batch_losses(extended_llama(), mixed_rows()[:ROWS_PER_STEP])[1].item()
+    first = big_batch_losses(extended_llama(head_rank=0), mixed_rows()[:ROWS_PER_STEP])[1].item()
     assert logged(trainer, "local_loss")[0] == pytest.approx(first, rel=1e-5)
     if "smoothing" not in trainer_type:
-        assert_like_one_big_batch(trainer, mixed_rows())
+        assert_like_one_big_batch(trainer, mixed_rows(), head_rank=0)
 
 
 def test_sft_trainer_that_prepares_the_rows_itself_is_told_what_to_set(tmp_path: Path) -> None:
@@ -599,6 +603,13 @@ def test_sft_trainer_that_prepares_the_rows_itself_is_told_what_to_set(tmp_path:
             packing_strategy="bfd",
             max_length=16,
         )
+
+
+def test_sft_trainer_which_would_not_train_the_head_is_refused(tmp_path: Path) -> None:
+    args = arguments(str(tmp_path), batch=4, accumulation=2, kind=SFTConfig, bf16=False)
+    data = datasets.Dataset.from_list(as_lists(mixed_rows()))
+    with pytest.raises(UserError, match=r"not train the residue on the output head.*head_rank=0"):
+        SFT(extended_llama(), args, train_dataset=data, processing_class=tokenizer())
 
 
 def test_compiled_in_trainer(tmp_path: Path) -> None:
@@ -621,7 +632,7 @@ def test_the_three_lines_of_the_preface(tmp_path: Path, base: type) -> None:
     kind: dict[str, Any] = {} if base is Trainer else {"kind": SFTConfig, **changes}
     names = {
         "Trainer": base,
-        "model": extended_llama(),
+        "model": extended_llama(head_rank=None if base is Trainer else 0),
         "args": arguments(str(tmp_path), batch=8, accumulation=1, **kind),
         "rows_with_domain_labels": datasets.Dataset.from_list(as_lists(mixed_rows(length=9))),
     }

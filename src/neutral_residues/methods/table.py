@@ -33,8 +33,8 @@ RECIPE_WIDTH = 192
 
 Afterwards = Literal["merge", "skip", "stock"]
 """merge: folds into the backbone's own matrices. skip: where a gate is exactly 0 nothing need be
-computed. stock: what is saved, or exported from it (`neutral export`), is a model of an
-architecture that Transformers has."""
+computed. stock: what is saved, or exported from it (`neutral export`; a residue on the head must
+be left out), is a model of an architecture that Transformers has."""
 
 METHOD_SECTIONS = ("residues", "lora", "scaling")
 """Sections of the run file that belong to some methods only."""

@@ -8,7 +8,8 @@ Three lines in a script:
     MyTrainer(model, args, train_dataset=rows_with_domain_labels, local_loss_weight=6.0).train()
 
 Each row carries `domain_labels` with its `input_ids`: 1 (source), 0 (target) or -100 for each
-token, or one number for the row.
+token, or one number for the row. TRL's `SFTTrainer` computes with the output head's weight itself,
+so there a residue on the head (`head_rank` other than 0) is refused.
 
 Promise: the term is exact under gradient accumulation, padding, packing, (non-reentrant) gradient
 checkpointing and several ranks: it equals what one big batch gives. A mode in which its gradient
@@ -74,7 +75,14 @@ class NeutralResiduesTrainerMixin(_Trainer):
         gate_learning_rate_factor: float = DEFAULTS.gate_learning_rate_factor,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except ValueError as error:
+            # SFTTrainer multiplies by `lm_head.weight` itself, so it refuses any adapter there.
+            if "PEFT adapter to `lm_head`" not in str(error):
+                raise
+            what = f"{type(self).__name__} does not train the residue on the output head"
+            raise UserError(what, do="use Trainer, or set head_rank=0") from error
         self.local_loss_weight = local_loss_weight
         self.local_loss = local_loss
         self.gate_learning_rate_factor = gate_learning_rate_factor

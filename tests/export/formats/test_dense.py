@@ -38,7 +38,9 @@ def test_it_is_exactly_the_wider_backbone(
 
 def test_several_adapters_make_it_wider_still(tmp_path: Path) -> None:
     model = extended(**GATELESS)
-    model.add_adapter("second", NeutralResiduesConfig(width=4, layers_to_transform=[0], **GATELESS))
+    model.add_adapter(
+        "second", NeutralResiduesConfig(head_rank=0, width=4, layers_to_transform=[0], **GATELESS)
+    )
     model.base_model.set_adapter(["default", "second"])
     perturb(model)
     assert_exact(exported(model, "dense", tmp_path))

@@ -58,7 +58,7 @@ def test_it_is_exactly_a_qwen3_next(tmp_path: Path, backbone: dict[str, Any]) ->
 
 def two_adapters() -> PeftModel:
     model = extended(**SIGMOID)
-    model.add_adapter("second", NeutralResiduesConfig(width=4, **SIGMOID))
+    model.add_adapter("second", NeutralResiduesConfig(head_rank=0, width=4, **SIGMOID))
     model.base_model.set_adapter(["default", "second"])
     return model
 

@@ -47,7 +47,7 @@ def test_it_holds_every_extension(tmp_path: Path, family: str, settings: dict[st
 def test_several_adapters_are_summed(tmp_path: Path) -> None:
     model = extended()
     model.add_adapter(
-        "second", NeutralResiduesConfig(width=4, layers_to_transform=[0, 1], **SIGMOID)
+        "second", NeutralResiduesConfig(head_rank=0, width=4, layers_to_transform=[0, 1], **SIGMOID)
     )
     model.base_model.set_adapter(["default", "second"])
     perturb(model)
@@ -111,7 +111,8 @@ def test_the_server_script_names_what_the_code_defines(tmp_path: Path) -> None:
 def test_a_backbone_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
     exported(extended(), "transformers", tmp_path / "once")
     twice = get_peft_model(
-        load(tmp_path / "once"), NeutralResiduesConfig(width=4, target_modules=["self_attn"])
+        load(tmp_path / "once"),
+        NeutralResiduesConfig(head_rank=0, width=4, target_modules=["self_attn"]),
     )
     with pytest.raises(UserError, match="NeutralResiduesLlamaForCausalLM has code of its own"):
         export_model(twice, tmp_path / "twice", to="transformers")
