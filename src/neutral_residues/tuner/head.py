@@ -97,6 +97,7 @@ class GatedHead(Gated):
         super().__init__(width_in, gate)
         self.down = nn.Linear(width_in, rank, bias=False)
         self.up = nn.Linear(rank, vocabulary, bias=False)
+        self.block_gate = gate.linear(width_in)
 
     def forward(self, h: Tensor) -> HeadResidue:
         """(..., D) -> what is added to each token's logits."""

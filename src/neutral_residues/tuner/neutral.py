@@ -101,21 +101,24 @@ class GateChoice(NamedTuple):
     kind: BlockGate = "relu"
     start: GateStart = "open"
 
+    def linear(self, width_in: int) -> nn.Linear | None:
+        """w and, where it starts open, b; None without a gate."""
+        return None if self.kind == "none" else nn.Linear(width_in, 1, bias=self.start == "open")
+
     def num_weights(self, width_in: int) -> int:
-        """w and, where it starts open, b."""
+        """How many weights `linear` has."""
         return 0 if self.kind == "none" else width_in + (self.start == "open")
 
 
 class Gated(nn.Module):
     """What has a block gate g(x), or none; `width_in` is D."""
 
+    block_gate: nn.Linear | None
+
     def __init__(self, width_in: int, gate: GateChoice) -> None:
         super().__init__()
         self.width_in = width_in
         self.kind, self.gate_start = gate
-        self.block_gate: nn.Linear | None = None
-        if gate.kind != "none":
-            self.block_gate = nn.Linear(width_in, 1, bias=gate.start == "open")
 
     def gate_of(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """(..., D) -> g(x) and w . x + b, each (..., 1); None twice where there is no gate."""
@@ -159,6 +162,7 @@ class GatedAdapter(Gated):
         self.gate = nn.Linear(width_in, width, bias=False)
         self.up = nn.Linear(width_in, width, bias=False)
         self.down = nn.Linear(width, width_in, bias=False)
+        self.block_gate = gate.linear(width_in)
         self.activation = activation
 
     def forward(self, x: Tensor) -> Residue:
