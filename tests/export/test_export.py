@@ -10,14 +10,14 @@ from neutral_residues.errors import UserError
 from neutral_residues.export import export as module
 from neutral_residues.export.export import export_model
 from neutral_residues.export.verify import Difference
-from tiny_export import SIGMOID, extended
+from tiny_export import MIXTURE, extended
 from tiny_llama import extended_llama, logits, tiny_llama
 
 
 def test_the_live_model_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = Difference("residues", outputs=0.0, cache=0.0, largest=1.0, num_inactive=0)
     monkeypatch.setattr(module, "compare", lambda *_, **__: exact)
-    model = extended_llama(head_rank=0).train()
+    model = extended_llama().train()
     before, weights = logits(model), {n: p.clone() for n, p in model.named_parameters()}
     export_model(model, tmp_path / "rounded", to="transformers", dtype="bfloat16")
     assert model.training
@@ -34,7 +34,7 @@ def test_the_live_model_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_sixteen_bits_are_compared_with_the_rounded_model(tmp_path: Path) -> None:
-    model = extended(**SIGMOID)
+    model = extended(**MIXTURE)
     difference = export_model(model, tmp_path / "out", to="qwen2_moe", dtype="bfloat16")
     assert difference.outputs <= 2e-6  # bfloat16 itself moves logits by a thousandth
     tensors = load_file(tmp_path / "out" / "model.safetensors")
@@ -45,7 +45,7 @@ def test_a_wrong_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     wrong = Difference("residues", outputs=0.1, cache=0.0, largest=1.0, num_inactive=0)
     monkeypatch.setattr(module, "compare", lambda *_, **__: wrong)
     with pytest.raises(UserError, match="the export is not the live model"):
-        export_model(extended_llama(head_rank=0), tmp_path / "out", to="safetensors")
+        export_model(extended_llama(), tmp_path / "out", to="safetensors")
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -53,6 +53,4 @@ def test_what_is_not_an_extension_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a whole model, not an extension"):
         export_model(tiny_llama(), tmp_path / "out", to="dense")
     with pytest.raises(UserError, match="text has no effect without a tokenizer"):
-        export_model(
-            extended_llama(head_rank=0), tmp_path / "out", to="safetensors", text="Bonjour"
-        )
+        export_model(extended_llama(), tmp_path / "out", to="safetensors", text="Bonjour")

@@ -34,7 +34,7 @@ def test_a_method_of_pefts_that_cannot_be_merged_is_refused() -> None:
 def test_only_what_is_active_is_exported(tmp_path: Path) -> None:
     """The other adapter is also in a layer that has no active one."""
     model = extended()
-    model.add_adapter("other", NeutralResiduesConfig(head_rank=0, width=4, first_layer=0))
+    model.add_adapter("other", NeutralResiduesConfig(width=4, first_layer=0))
     perturb(model)
     answer = exported(model, "transformers", tmp_path)
     assert answer["outputs"] == 0.0

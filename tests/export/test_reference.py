@@ -12,11 +12,12 @@ from neutral_residues.tuner.layer import no_skipping
 from tiny_llama import extended_llama
 
 
-def test_tokens_with_open_gates_are_looked_for() -> None:
-    model = extended_llama(head_rank=0, adapter_name="french")
-    gate = model.base_model.model.model.layers[1].mlp.adapter("french").block_gate
+@pytest.mark.parametrize(("name", "bias"), [("model.layers.1.mlp", -3.95), ("lm_head", -5.87)])
+def test_tokens_with_open_gates_are_looked_for(name: str, bias: float) -> None:
+    model = extended_llama(adapter_name="french")
+    gate = model.get_base_model().get_submodule(name).adapter("french").block_gate
     with torch.no_grad():
-        gate.bias.fill_(-4.8)  # about one row of forty
+        gate.bias.fill_(bias)  # about one row of forty
     reference = record_reference(model)
     assert reference.num_inactive == 0
     assert 2 <= len(reference.token_ids_BT) <= 4
@@ -28,10 +29,11 @@ def test_tokens_with_open_gates_are_looked_for() -> None:
 @torch.no_grad()
 def test_where_random_tokens_open_no_gate_a_text_does(tmp_path: Path) -> None:
     """A gate that opens after two alternating tokens, and nowhere else."""
-    model = extended_llama(head_rank=0, layers_to_transform=[0])
+    model = extended_llama(layers_to_transform=[0], head_rank=0)
     text_ids = [42, 7] * 20
-    x_D = record_reference(model, text_ids).inputs["model.layers.0.mlp"][0, -1]
     gate = model.base_model.model.model.layers[0].mlp.adapter("default").block_gate
+    gate.bias.fill_(100.0)
+    x_D = record_reference(model, text_ids).inputs["model.layers.0.mlp"][0, -1]
     gate.weight.copy_(x_D[None])
     gate.bias.fill_(-0.9999 * x_D.square().sum())
     line = r"every gate was closed .*; give target text of 32 tokens or more"
@@ -42,13 +44,17 @@ def test_where_random_tokens_open_no_gate_a_text_does(tmp_path: Path) -> None:
     assert (reference.token_ids_BT == torch.tensor(text_ids[:32])).all(dim=1).any()
 
 
-def test_the_residues_are_what_the_adapters_add() -> None:
-    """With the output of the block itself set to 0, what the layer returns is the residue."""
-    model = extended_llama(head_rank=0)
-    layer = model.base_model.model.model.layers[1].mlp
+@pytest.mark.parametrize(
+    ("name", "weight"), [("model.layers.1.mlp", "down_proj.weight"), ("lm_head", "weight")]
+)
+def test_the_residues_are_what_the_adapters_add(name: str, weight: str) -> None:
+    """With the output of the block or head itself set to 0, what the layer returns is the
+    residue."""
+    model = extended_llama()
+    layer = model.get_base_model().get_submodule(name)
     with torch.no_grad():
-        layer.base_layer.down_proj.weight.zero_()
+        layer.base_layer.get_parameter(weight).zero_()
     reference = record_reference(model)
     with torch.no_grad(), no_skipping(model):
-        found = layer(reference.inputs["model.layers.1.mlp"])
-    torch.testing.assert_close(found, reference.residues["model.layers.1.mlp"], rtol=0, atol=0)
+        found = layer(reference.inputs[name])
+    torch.testing.assert_close(found, reference.residues[name])

@@ -11,11 +11,11 @@ from neutral_residues.export.formats.table import find_format
 from neutral_residues.export.parts import extract_parts
 from neutral_residues.export.reference import ReferenceOutputs, record_reference
 from neutral_residues.export.verify import Difference, compare
-from tiny_export import SIGMOID, extended
+from tiny_export import MIXTURE, SIGMOID, extended
 
 
 def written(to: str, folder: Path) -> ReferenceOutputs:
-    model = extended(**SIGMOID)
+    model = extended(**MIXTURE if to == "qwen2_moe" else SIGMOID)
     reference = record_reference(model)
     find_format(to).write(extract_parts(model), folder, torch.float32)
     return reference
@@ -62,6 +62,11 @@ def test_the_tolerance(share: float, rounded: bool, fine: bool) -> None:
     else:
         with pytest.raises(UserError, match="the export is not the live model"):
             difference.check(rounded=rounded)
+
+
+def test_what_was_not_compared_is_said() -> None:
+    difference = Difference("logits", outputs=0.0, cache=0.0, largest=1.0, num_inactive=2)
+    assert "in 2 layers (the output head is one) every gate was closed" in difference.describe()
 
 
 def test_a_comparison_of_zeros_alone_proves_nothing() -> None:

@@ -50,6 +50,13 @@ def test_how_it_is_loaded(tmp_path: Path, adapter: str | None, library: str, lin
     assert text.split("```python\n")[1].startswith(line)
 
 
+def test_a_residue_on_the_output_head_is_named(tmp_path: Path) -> None:
+    assert "output head" not in written(tmp_path, "NEUTRAL_RESIDUES")
+    settings = '{"peft_type": "NEUTRAL_RESIDUES", "head_rank": 64}'
+    (tmp_path / "adapter_config.json").write_text(settings)
+    assert "A residue of rank 64 on the output head is part of it." in written(tmp_path)
+
+
 def test_a_folder_of_this_machine_is_not_in_it(tmp_path: Path) -> None:
     text = written(tmp_path, settings={"model": str(tmp_path)})
     assert "base_model" not in text

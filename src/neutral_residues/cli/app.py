@@ -239,7 +239,8 @@ def export(
 
     \b
     transformers   any extension, as a model folder with its own code
-    qwen2_moe      a sigmoid gate (gate_start: half) on Llama, Mistral, Qwen2, Gemma: stock
+    qwen2_moe      a sigmoid gate (gate_start: half), nothing on the output head (head_rank: 0),
+                   on Llama, Mistral, Qwen2, Gemma: stock
     qwen3_next     the same on Qwen3: stock
     dense          a gate-less adapter, or LoRA and its family: the backbone's own architecture
     safetensors    the adapter alone, with the formula

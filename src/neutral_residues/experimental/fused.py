@@ -112,7 +112,8 @@ def fuse(model: nn.Module) -> nn.Module:
     """Fold the active residues into wider feed-forward blocks, in place, and return the model
     without PEFT's wrapper.
 
-    Residues parallel to other blocks (sparse, not gated, quantised) stay as they are.
+    Residues parallel to other blocks (sparse, not gated, quantised) and to the output head stay as
+    they are.
 
     Raises:
         UserError: if there is nothing to fold: no enabled residues, or no plain gated MLP.

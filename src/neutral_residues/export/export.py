@@ -116,4 +116,5 @@ def _card(row: Format, parts: Parts, difference: Difference) -> str:
     template = Path(__file__).with_name("README.md.jinja").read_text(encoding="utf-8")
     card = jinja2.Template(template, trim_blocks=True, keep_trailing_newline=True)
     backbone = parts.backbone.name_or_path
-    return card.render(row=row, backbone=backbone, name=Path(backbone).name, difference=difference)
+    facts = {"name": Path(backbone).name, "difference": difference, "has_head": parts.has_head}
+    return card.render(row=row, backbone=backbone, **facts)

@@ -1,4 +1,5 @@
-"""An extended model taken apart, without PEFT: the backbone, and the adapters of its blocks.
+"""An extended model taken apart, without PEFT: the backbone, and the adapters of its blocks and
+head.
 
 The writers of all formats work from these parts.
 """
@@ -6,7 +7,6 @@ The writers of all formats work from these parts.
 import copy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
 
 import torch
 from peft import PeftModel
@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from neutral_residues.config.choices import BlockGate
 from neutral_residues.errors import UserError, first_line
-from neutral_residues.tuner.blocks import find_blocks, find_layers
+from neutral_residues.tuner.blocks import find_blocks, find_head, find_layers
 from neutral_residues.tuner.gated_mlp import GatedMLP, as_gated_mlp
+from neutral_residues.tuner.head import GatedHead
 from neutral_residues.tuner.layer import residue_layers
 from neutral_residues.tuner.neutral import GatedAdapter
 
@@ -29,6 +30,7 @@ class Adapter:
     activation: str  # by its name in Transformers
     width: int  # R
     by_block: dict[str, GatedAdapter]  # full name of a block in the backbone -> its part there
+    head: GatedHead | None = None  # its part at the output head
 
     @property
     def first(self) -> GatedAdapter:
@@ -69,6 +71,18 @@ class Parts:
     def model_type(self) -> str:
         return str(self.backbone.config.model_type)
 
+    @property
+    def has_head(self) -> bool:
+        """Whether an adapter has a residue on the output head."""
+        return any(adapter.head is not None for adapter in self.adapters)
+
+    @cached_property
+    def head_name(self) -> str:
+        """Full name of the output head that has residues."""
+        found = find_head(self.backbone)
+        assert found is not None
+        return found[0]
+
     @cached_property
     def ffns(self) -> dict[str, GatedMLP | None]:
         """Full name of each feed-forward block, in layer order -> its parts if it is a gated MLP;
@@ -102,18 +116,14 @@ def extract_parts(model: PeftModel) -> Parts:
     layers = residue_layers(model.get_base_model())
     if not layers:
         return Parts(_merged(model), (), merged=True)
-    if any(layer.is_head for layer in layers.values()):
-        what = "no format holds the residue on the output head"
-        raise UserError(what, do="train without it (head_rank: 0)")
     adapters = []
     for name in model.base_model.active_adapters:
         config = model.peft_config[name]
-        by_block = {
-            block: cast(GatedAdapter, layer.adapter(name))
-            for block, layer in layers.items()
-            if name in layer.known_adapters()
-        }
-        adapters.append(Adapter(name, config.block_gate, config.activation, config.width, by_block))
+        mine = {n: it.adapter(name) for n, it in layers.items() if name in it.known_adapters()}
+        by_block = {n: part for n, part in mine.items() if isinstance(part, GatedAdapter)}
+        head = next((part for part in mine.values() if isinstance(part, GatedHead)), None)
+        kind, activation, width = config.block_gate, config.activation, config.width
+        adapters.append(Adapter(name, kind, activation, width, by_block, head))
     return Parts(_untied(model.unload()), tuple(adapters))
 
 

@@ -10,7 +10,7 @@ be compared, and that is an error.
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from neutral_residues.backbone import context_length
 from neutral_residues.errors import UserError
 from neutral_residues.tuner.layer import no_skipping, residue_layers
-from neutral_residues.tuner.neutral import Residue
 
 ROW_TOKENS = 32
 MAX_ROWS, MIN_ROWS = 4, 2
@@ -32,12 +31,13 @@ class ReferenceOutputs:
 
     token_ids_BT: Tensor
     logits_BTV: Tensor
-    inputs: dict[str, Tensor]  # name of a block -> its input, (B, T, D)
-    residues: dict[str, Tensor]  # name of a block -> what the active adapters added, (B, T, D)
+    inputs: dict[str, Tensor]  # name of a block or head -> its input, (B, T, D)
+    residues: dict[str, Tensor]  # the same -> what the active adapters added, (B, T, D), head: V
 
     @property
     def max_abs_residue_BL(self) -> Tensor:
-        """Largest absolute number in the residue of each row and layer; (B, 0) without adapters."""
+        """Largest absolute number in the residue of each row and layer, the output head a layer
+        too; (B, 0) without adapters."""
         rows = self.token_ids_BT.shape[0]
         by_layer = [r.reshape(rows, -1).abs().amax(dim=1) for r in self.residues.values()]
         return torch.stack(by_layer, dim=1) if by_layer else torch.zeros(rows, 0)
@@ -92,7 +92,7 @@ def _covering_rows(active_BL: Tensor) -> list[int]:
 @torch.no_grad()
 def _outputs(model: PeftModel, token_ids_BT: Tensor) -> ReferenceOutputs:
     layers = residue_layers(model.get_base_model())
-    layers = {n: it for n, it in layers.items() if it.active_names() and not it.is_head}
+    layers = {name: layer for name, layer in layers.items() if layer.active_names()}
     inputs: dict[nn.Module, Tensor] = {}
 
     def keep_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ def _outputs(model: PeftModel, token_ids_BT: Tensor) -> ReferenceOutputs:
     residues = {}
     for name, layer in layers.items():
         x, active = inputs[layer], layer.active_names()
-        deltas = [cast(Residue, layer.residue(x, adapter)).delta for adapter in active]
+        deltas = [layer.residue(x, adapter).delta for adapter in active]
         residues[name] = torch.stack(deltas).sum(dim=0)
     by_name = {name: inputs[layer] for name, layer in layers.items()}
     return ReferenceOutputs(token_ids_BT, logits_BTV, by_name, residues)

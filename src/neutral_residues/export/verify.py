@@ -39,7 +39,7 @@ class Difference:
     outputs: float  # largest absolute difference of a number
     cache: float  # of a logit, between generation with a cache and without; 0 for residues
     largest: float  # largest absolute number of the live model
-    num_inactive: int  # layers not compared, because all gates were closed on all tokens
+    num_inactive: int  # layers and heads not compared: all gates were closed on all tokens
 
     @property
     def share(self) -> float:
@@ -67,7 +67,8 @@ class Difference:
             cache = f"differs by at most {self.cache:.1e}" if self.cache else "is equal too"
             parts.append(f"generation with a cache {cache}")
         if (closed := self.num_inactive) > 0:
-            parts.append(f"in {closed} layers every gate was closed, so these are not compared")
+            where = f"in {closed} layers (the output head is one)"
+            parts.append(f"{where} every gate was closed, so these are not compared")
         return "; ".join(parts)
 
 

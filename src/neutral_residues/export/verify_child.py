@@ -11,6 +11,7 @@ fails. Everything is computed in float32 on the CPU.
 import json
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +71,20 @@ def compare_logits(
 
 
 def compare_residues(folder: Path, reference: dict[str, Any]) -> dict[str, Any]:
-    """What the folder's `reference.py` computes from each block's input against the live model."""
+    """What the folder's `reference.py` computes from the input of each block, and of the head,
+    against the live model."""
     import torch
 
     module = runpy.run_path(str(folder / "reference.py"))
     largest = difference = 0.0
+    layers, head = (module["DESCRIPTION"][key] for key in ("layers", "head"))
+    computed = {block: partial(module["residue"], layer=int(n)) for n, block in layers.items()}
+    if head is not None:
+        computed[head["module"]] = module["head_residue"]
     with torch.no_grad():
-        for layer, block in module["DESCRIPTION"]["layers"].items():
-            expected = reference[f"residues.{block}"]
-            found = module["residue"](reference[f"inputs.{block}"], int(layer))
+        for name, compute in computed.items():
+            expected = reference[f"residues.{name}"]
+            found = compute(reference[f"inputs.{name}"])
             largest = max(largest, expected.abs().max().item())
             difference = max(difference, (found - expected).abs().max().item())
     return {"largest": largest, "outputs": difference, "cache": 0.0}

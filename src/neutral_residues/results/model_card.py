@@ -6,6 +6,7 @@ evaluation results. No torch, no network.
 
 import json
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -28,20 +29,22 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")"""
 
 def write_card(folder: Path, record: Record) -> None:
     """Write `README.md` into the folder of an extension: an adapter or a whole model."""
-    write_text(folder / "README.md", model_card(record, _loading(folder)))
+    file = folder / "adapter_config.json"
+    adapter = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    text = model_card(record, _loading(adapter), head_rank=(adapter or {}).get("head_rank") or 0)
+    write_text(folder / "README.md", text)
 
 
-def _loading(folder: Path) -> str:
-    """The lines that load what lies in `folder`."""
-    adapter = folder / "adapter_config.json"
-    if not adapter.is_file():
+def _loading(adapter: dict[str, Any] | None) -> str:
+    """The lines that load an adapter with that configuration, or a whole model."""
+    if adapter is None:
         return _LOAD_WHOLE
-    is_ours = json.loads(adapter.read_text(encoding="utf-8"))["peft_type"] == "NEUTRAL_RESIDUES"
-    return _LOAD_ADAPTER if is_ours else _LOAD_PEFT
+    return _LOAD_ADAPTER if adapter["peft_type"] == "NEUTRAL_RESIDUES" else _LOAD_PEFT
 
 
-def model_card(record: Record, loading: str) -> str:
-    """The card's text; `loading` are the lines of Python that load the extension."""
+def model_card(record: Record, loading: str, *, head_rank: int = 0) -> str:
+    """The card's text; `loading` are the lines of Python that load the extension, `head_rank` that
+    of its residue on the output head."""
     model = str(record.config["model"])
     title = f"{Path(model).name}, extended ({record.label})"
     metadata = ModelCardData(
@@ -66,6 +69,8 @@ def model_card(record: Record, loading: str) -> str:
             f"{cost.new_weights:,} new weights, {100 * cost.new_share:.2f} % of the backbone's"
             f" {cost.backbone_weights:,}; trained on {cost.tokens:,} tokens."
         )
+    if head_rank:
+        parts.append(f"A residue of rank {head_rank} on the output head is part of it.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -18,6 +18,7 @@ GATELESS = {"block_gate": "none"}
     [
         ("llama", {}),
         ("llama", {"mlp_bias": True}),
+        ("llama", {"tie_word_embeddings": True}),
         ("mistral", {"sliding_window": 8}),
         ("qwen2", {}),
         ("qwen3", {}),
@@ -34,13 +35,18 @@ def test_it_is_exactly_the_wider_backbone(
     assert_exact(exported(model, "dense", tmp_path))
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["architectures"], config["intermediate_size"]) == ([stock], 48 + 8)
+    assert not config["tie_word_embeddings"]
+
+
+def test_without_a_residue_on_the_head_a_tied_head_stays_tied(tmp_path: Path) -> None:
+    model = extended(backbone={"tie_word_embeddings": True}, head_rank=0, **GATELESS)
+    assert_exact(exported(model, "dense", tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"]
 
 
 def test_several_adapters_make_it_wider_still(tmp_path: Path) -> None:
     model = extended(**GATELESS)
-    model.add_adapter(
-        "second", NeutralResiduesConfig(head_rank=0, width=4, layers_to_transform=[0], **GATELESS)
-    )
+    model.add_adapter("second", NeutralResiduesConfig(width=4, layers_to_transform=[0], **GATELESS))
     model.base_model.set_adapter(["default", "second"])
     perturb(model)
     assert_exact(exported(model, "dense", tmp_path))

@@ -9,7 +9,7 @@ import pytest
 from peft import PeftModel
 
 from neutral_residues.tuner.config import NeutralResiduesConfig
-from tiny_export import SIGMOID, assert_exact, assert_refused, exported, extended
+from tiny_export import MIXTURE, assert_exact, assert_refused, exported, extended
 
 LLAMA3_ROPE = {
     "rope_theta": 500000.0,
@@ -37,7 +37,7 @@ LLAMA3_ROPE = {
     ],
 )
 def test_it_is_exactly_a_qwen2_moe(tmp_path: Path, family: str, backbone: dict[str, Any]) -> None:
-    assert_exact(exported(extended(family, backbone=backbone, **SIGMOID), "qwen2_moe", tmp_path))
+    assert_exact(exported(extended(family, backbone=backbone, **MIXTURE), "qwen2_moe", tmp_path))
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"] == ["Qwen2MoeForCausalLM"]
     # As other runtimes want it.
@@ -50,15 +50,15 @@ def test_it_is_exactly_a_qwen2_moe(tmp_path: Path, family: str, backbone: dict[s
     "backbone", [{}, {"attention_bias": True, "tie_word_embeddings": True, "head_dim": 16}]
 )
 def test_it_is_exactly_a_qwen3_next(tmp_path: Path, backbone: dict[str, Any]) -> None:
-    assert_exact(exported(extended("qwen3", backbone=backbone, **SIGMOID), "qwen3_next", tmp_path))
+    assert_exact(exported(extended("qwen3", backbone=backbone, **MIXTURE), "qwen3_next", tmp_path))
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [
         "Qwen3NextForCausalLM"
     ]
 
 
 def two_adapters() -> PeftModel:
-    model = extended(**SIGMOID)
-    model.add_adapter("second", NeutralResiduesConfig(head_rank=0, width=4, **SIGMOID))
+    model = extended(**MIXTURE)
+    model.add_adapter("second", NeutralResiduesConfig(width=4, **MIXTURE))
     model.base_model.set_adapter(["default", "second"])
     return model
 
@@ -66,31 +66,32 @@ def two_adapters() -> PeftModel:
 @pytest.mark.parametrize(
     ("family", "backbone", "settings", "reason"),
     [
-        ("llama", {}, {}, r"sigmoid gate; this one is relu \(train neutral-sigmoid\)"),
-        ("llama", {}, {"block_gate": "none"}, "sigmoid gate; this one is none"),
+        ("llama", {}, {"head_rank": 0}, r"gate; this one is relu \(train neutral-sigmoid\)"),
+        ("llama", {}, {"head_rank": 0, "block_gate": "none"}, "sigmoid gate; this one is none"),
+        ("llama", {}, MIXTURE | {"head_rank": 4}, "head is one matrix; train with residues.head_r"),
         (
             "llama",
             {},
-            {"block_gate": "sigmoid"},
+            {"block_gate": "sigmoid", "head_rank": 0},
             "no bias, and this one has; train with residues.gate_start: half",
         ),
-        ("llama", {}, SIGMOID | {"activation": "gelu"}, "activation silu; this adapter has gelu"),
+        ("llama", {}, MIXTURE | {"activation": "gelu"}, "activation silu; this adapter has gelu"),
         (
             "llama",
             {},
-            SIGMOID | {"placement": "attention"},
+            MIXTURE | {"placement": "attention"},
             "this adapter to model.layers.1.self_attn",
         ),
-        ("llama", {"attention_bias": True}, SIGMOID, "no bias after the heads"),
+        ("llama", {"attention_bias": True}, MIXTURE, "no bias after the heads"),
         (
             "llama",
             {"mlp_bias": True},
-            SIGMOID,
+            MIXTURE,
             "gated MLPs without biases; model.layers.0.mlp is not",
         ),
-        ("gemma2", {}, SIGMOID, "holds backbones of the types llama, .*; this one is gemma2"),
-        ("qwen3", {}, SIGMOID, "this one is qwen3"),
-        ("gpt_neox", {}, SIGMOID, "this one is gpt_neox"),
+        ("gemma2", {}, MIXTURE, "holds backbones of the types llama, .*; this one is gemma2"),
+        ("qwen3", {}, MIXTURE, "this one is qwen3"),
+        ("gpt_neox", {}, MIXTURE, "this one is gpt_neox"),
     ],
 )
 def test_it_says_why_not(
@@ -106,5 +107,5 @@ def test_it_holds_one_adapter(tmp_path: Path) -> None:
 def test_qwen3_next_has_no_sliding_window(tmp_path: Path) -> None:
     window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
     assert_refused(
-        extended("qwen3", backbone=window, **SIGMOID), "qwen3_next", tmp_path, "no sliding window"
+        extended("qwen3", backbone=window, **MIXTURE), "qwen3_next", tmp_path, "no sliding window"
     )

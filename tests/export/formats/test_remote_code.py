@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -36,6 +37,10 @@ from tiny_llama import perturb
         ("mixtral", {}),
         ("qwen3_next", {}),
         ("apertus", {}),
+        ("llama", {"head_rank": 0}),
+        ("gemma2", {}),
+        ("cohere", {}),
+        ("phi", {}),
     ],
 )
 def test_it_holds_every_extension(tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
@@ -44,11 +49,11 @@ def test_it_holds_every_extension(tmp_path: Path, family: str, settings: dict[st
     assert_exact(answer)
 
 
-def test_several_adapters_are_summed(tmp_path: Path) -> None:
-    model = extended()
-    model.add_adapter(
-        "second", NeutralResiduesConfig(head_rank=0, width=4, layers_to_transform=[0, 1], **SIGMOID)
-    )
+@pytest.mark.parametrize("head_ranks", [(4, 6), (0, 6), (4, 0)])
+def test_several_adapters_are_summed(tmp_path: Path, head_ranks: tuple[int, int]) -> None:
+    model = extended(head_rank=head_ranks[0])
+    second = SIGMOID | {"layers_to_transform": [0, 1], "head_rank": head_ranks[1]}
+    model.add_adapter("second", NeutralResiduesConfig(width=4, **second))
     model.base_model.set_adapter(["default", "second"])
     perturb(model)
     assert exported(model, "transformers", tmp_path)["outputs"] == 0.0
@@ -85,7 +90,7 @@ def test_nobody_loads_the_backbone_alone_by_mistake(tmp_path: Path) -> None:
 def test_the_code_follows_the_rules_of_other_runtimes(tmp_path: Path) -> None:
     """vLLM's Transformers backend: it takes forwards apart by their source, and shards linear
     layers by their names."""
-    exported(extended(), "transformers", tmp_path)
+    exported(extended(head_rank=0), "transformers", tmp_path)
     model = load(tmp_path)
     assert type(model).is_backend_compatible()
     ours = {type(m) for m in model.modules() if type(m).__module__ == type(model).__module__}
@@ -101,6 +106,25 @@ def test_the_code_follows_the_rules_of_other_runtimes(tmp_path: Path) -> None:
     assert not [key for key in vars(model.config) if "tp_plan" in key]
 
 
+def test_a_runtime_with_a_head_of_its_own_refuses_a_residue_on_it(tmp_path: Path) -> None:
+    exported(extended(), "transformers", tmp_path)
+    for kind in (AutoModel, AutoModelForCausalLM):
+        assert not type(load(tmp_path, kind)).is_backend_compatible()
+
+
+def test_a_tied_head_with_residues_stays_tied(tmp_path: Path) -> None:
+    model = extended(backbone={"tie_word_embeddings": True}, block_gate="none")
+    assert exported(model, "transformers", tmp_path)["outputs"] == 0.0
+    loaded = load(tmp_path)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loaded(torch.arange(3, 23)[None]).logits.isfinite().all()
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    names = load_file(tmp_path / "model.safetensors")
+    assert {name for name in names if name.startswith("lm_head")} == {
+        f"lm_head.residues.0.{name}.weight" for name in ("down", "up")
+    }
+
+
 def test_the_server_script_names_what_the_code_defines(tmp_path: Path) -> None:
     exported(extended(), "transformers", tmp_path)
     script = (tmp_path / "serve.py").read_text()
@@ -111,8 +135,7 @@ def test_the_server_script_names_what_the_code_defines(tmp_path: Path) -> None:
 def test_a_backbone_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
     exported(extended(), "transformers", tmp_path / "once")
     twice = get_peft_model(
-        load(tmp_path / "once"),
-        NeutralResiduesConfig(head_rank=0, width=4, target_modules=["self_attn"]),
+        load(tmp_path / "once"), NeutralResiduesConfig(width=4, target_modules=["self_attn"])
     )
     with pytest.raises(UserError, match="NeutralResiduesLlamaForCausalLM has code of its own"):
         export_model(twice, tmp_path / "twice", to="transformers")

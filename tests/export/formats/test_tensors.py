@@ -37,18 +37,30 @@ def test_the_formulas_are_those_of_transformers(name: str) -> None:
 def test_the_reference_computes_the_residue(
     tmp_path: Path, settings: dict[str, Any], of_gate: set[str]
 ) -> None:
-    model = extended(**settings)
+    model = extended(head_rank=6, **settings)
     reference = record_reference(model)
     write_tensors(extract_parts(model), tmp_path, torch.float32)
     tensors = {f"inputs.{name}": x for name, x in reference.inputs.items()}
     tensors |= {f"residues.{name}": delta for name, delta in reference.residues.items()}
     answer = compare_residues(tmp_path, tensors)
     assert answer["outputs"] < 1e-5 < 1e-2 < answer["largest"]
-    names = {name.removeprefix("layers.1.") for name in load_file(tmp_path / "model.safetensors")}
-    assert names == {"gate.weight", "up.weight", "down.weight"} | of_gate
+    of_layer = {"gate.weight", "up.weight", "down.weight"} | of_gate
+    of_head = {"up.weight", "down.weight"} | of_gate
+    assert set(load_file(tmp_path / "model.safetensors")) == {
+        *(f"layers.1.{name}" for name in of_layer),
+        *(f"head.{name}" for name in of_head),
+    }
     description = json.loads((tmp_path / "neutral_residues.json").read_text())
     assert list(description["layers"]) == ["1"]
     assert (description["D"], description["R"]) == (32, 8)
+    assert description["head"]["module"] == "lm_head"
+    assert (description["head"]["K"], description["head"]["V"]) == (6, 64)
+
+
+def test_without_a_residue_on_the_head_there_is_none(tmp_path: Path) -> None:
+    write_tensors(extract_parts(extended(head_rank=0)), tmp_path, torch.float32)
+    assert json.loads((tmp_path / "neutral_residues.json").read_text())["head"] is None
+    assert "head" not in (tmp_path / "reference.py").read_text()
 
 
 def test_an_activation_without_a_formula_is_refused(tmp_path: Path) -> None:

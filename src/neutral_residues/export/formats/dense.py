@@ -6,7 +6,9 @@ R:
     FFN(x) + A(x) = [W_down W_o] ( act([W_gate; W_g] x) * [W_up; W_i] x )
 
 Layers without an adapter get R zeros, since a stock configuration has one width for all: exact,
-though not free. Low-rank updates are added to the matrices they belong to, by PEFT.
+though not free. Without a gate its residue on the output head is a matrix, which is added to the
+head's, W + W_b W_a; a head that was tied to the embeddings becomes one of its own. Low-rank updates
+are added to the matrices they belong to, by PEFT.
 """
 
 import copy
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from neutral_residues.export.formats.saving import save_model
-from neutral_residues.export.parts import Parts
+from neutral_residues.export.parts import Adapter, Parts
 from neutral_residues.tuner.blocks import backbone_activation
 from neutral_residues.tuner.gated_mlp import GatedMLP
 from neutral_residues.tuner.neutral import GatedAdapter
@@ -53,7 +55,24 @@ def write_dense(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
             assert mlp is not None
             wider = _wider(mlp, [adapter.at(name) for adapter in adapters])
             weights |= {f"{name}.{key}": tensor for key, tensor in wider.items()}
+    if parts.has_head:
+        for part in (config, config.get_text_config(decoder=True)):
+            part.tie_word_embeddings = False
+        key = f"{parts.head_name}.weight"
+        weights[key] = _with_residues(weights[key], adapters)
     save_model(type(backbone), config, weights, folder, dtype=dtype, like=backbone)
+
+
+def computes_dense(parts: Parts) -> bool:
+    """Whether the weights of the stock model are sums: of updates, or of the head's residue."""
+    return parts.merged or parts.has_head
+
+
+@torch.no_grad()
+def _with_residues(weight_VD: Tensor, adapters: Sequence[Adapter]) -> Tensor:
+    for head in (adapter.head for adapter in adapters if adapter.head is not None):
+        weight_VD = weight_VD + head.up.weight @ head.down.weight
+    return weight_VD
 
 
 @torch.no_grad()

@@ -6,8 +6,13 @@ Transformers; it does not need this package. Its `model_type` and `architectures
 program that knows only the backbone refuses the folder instead of loading the backbone alone. It
 follows the rules of vLLM's Transformers backend: changes are in the decoder, stock blocks and
 adapters are separate modules, no forward is a closure, and the projection inside the activation
-comes first. `serve.py` in the folder starts the OpenAI-compatible server of Transformers, whose own
-command finds stock classes only.
+comes first. The residue on the output head breaks the first of them: that backend runs the decoder
+and brings a head of its own. So a folder that has one says that it is not compatible
+(`is_backend_compatible`), and is refused there instead of losing it; vLLM itself was never run.
+
+The head stays a linear layer with its name and weight, so tied embeddings stay tied, and soft caps
+and scales come after the residue. `serve.py` in the folder starts the OpenAI-compatible server of
+Transformers, whose own command finds stock classes only.
 """
 
 import importlib.util
@@ -91,6 +96,7 @@ def _code(parts: Parts) -> str:
         attribute=backbone.base_model_prefix,
         model_type=f"neutral_residues_{parts.model_type}",
         block=min(blocks),
+        head_name=parts.head_name if parts.has_head else "",
     )
 
 
@@ -119,11 +125,13 @@ def _settings(adapter: Adapter, prefix: str) -> dict[str, Any]:
         "block_gate": adapter.kind,
         "bias": adapter.has_bias,
         "blocks": [block.removeprefix(f"{prefix}.") for block in adapter.by_block],
+        "head_rank": adapter.head.down.out_features if adapter.head else 0,
     }
 
 
 def _weights(parts: Parts) -> dict[str, Tensor]:
-    """The backbone's, and those of the adapters of each block, numbered in their order."""
+    """The backbone's, and those of the adapters of each block and of the head, numbered in their
+    order."""
     by_block: defaultdict[str, list[GatedAdapter]] = defaultdict(list)
     for adapter in parts.adapters:
         for block, module in adapter.by_block.items():
@@ -140,4 +148,8 @@ def _weights(parts: Parts) -> dict[str, Tensor]:
                 # The exported module keeps the gate apart from the gated linear unit.
                 path = name if name.startswith("block_gate.") else f"adapter.{name}"
                 weights[f"{block}.residues.{number}.{path}"] = parameter.detach()
+    heads = [adapter.head for adapter in parts.adapters if adapter.head is not None]
+    for number, head in enumerate(heads):
+        for name, parameter in head.named_parameters():
+            weights[f"{parts.head_name}.residues.{number}.{name}"] = parameter.detach()
     return weights

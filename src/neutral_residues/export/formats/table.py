@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from neutral_residues.errors import UserError, nearest
-from neutral_residues.export.formats.dense import dense_refusal, write_dense
+from neutral_residues.export.formats.dense import computes_dense, dense_refusal, write_dense
 from neutral_residues.export.formats.moe import QWEN2_MOE, QWEN3_NEXT, moe_refusal, write_moe
 from neutral_residues.export.formats.remote_code import remote_code_refusal, write_remote_code
 from neutral_residues.export.formats.tensors import tensors_refusal, write_tensors
@@ -72,7 +72,7 @@ FORMATS: tuple[Format, ...] = (
         "the backbone's own stock architecture",
         dense_refusal,
         write_dense,
-        computes=lambda parts: parts.merged,
+        computes=computes_dense,
         merges=True,
     ),
     Format(

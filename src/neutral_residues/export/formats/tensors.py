@@ -1,9 +1,11 @@
 """The format `safetensors`: the adapter alone as plain tensors, with the formula, for any runtime.
 
 model.safetensors        layers.3.gate.weight (R, D), .up.weight (R, D), .down.weight (D, R), and
-                         with a gate .block_gate.weight (1, D) and maybe .block_gate.bias (1)
-neutral_residues.json    the formula, the sizes, and which module of which backbone each layer is
-reference.py             the formula in twenty lines of PyTorch
+                         with a gate .block_gate.weight (1, D) and maybe .block_gate.bias (1);
+                         head.down.weight (K, D), .up.weight (V, K) and the same gate, where the
+                         output head has a residue
+neutral_residues.json    the formulas, the sizes, and which module of which backbone each layer is
+reference.py             the formulas in thirty lines of PyTorch
 """
 
 from pathlib import Path
@@ -16,8 +18,12 @@ from safetensors.torch import save_file
 from neutral_residues.export.parts import Adapter, Parts
 from neutral_residues.files import write_json, write_text
 from neutral_residues.tuner.blocks import describe_backbone
+from neutral_residues.tuner.head import GatedHead
 
-_REFERENCE = Template((Path(__file__).parent / "tensors.py.template").read_text(encoding="utf-8"))
+_LAYERS, _HEAD = (
+    (Path(__file__).parent / f"{name}.py.template").read_text(encoding="utf-8")
+    for name in ("tensors", "tensors_head")
+)
 
 _SILU = "z * torch.sigmoid(z)"
 _GELU_TANH = "0.5 * z * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (z + 0.044715 * z**3)))"
@@ -64,14 +70,19 @@ def write_tensors(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
         for block, number in parts.layer_numbers(adapter).items()
         for name, parameter in adapter.by_block[block].named_parameters()
     }
+    if adapter.head is not None:
+        for name, parameter in adapter.head.named_parameters():
+            tensors[f"head.{name}"] = parameter.detach().to(dtype).contiguous()
     save_file(tensors, folder / "model.safetensors")
     write_json(folder / "neutral_residues.json", _description(parts, adapter))
     bias = ' + w["block_gate.bias"]' if adapter.has_bias else ""
-    text = _REFERENCE.substitute(
+    template = Template(_LAYERS + (_HEAD if adapter.head is not None else ""))
+    text = template.substitute(
         width_in=adapter.width_in,
         activation=ACTIVATIONS[adapter.activation],
         gate=GATES[adapter.kind],
         logits="None" if adapter.kind == "none" else f'x @ w["block_gate.weight"].T{bias}',
+        head_logits="None" if adapter.kind == "none" else f'h @ w["block_gate.weight"].T{bias}',
     )
     write_text(folder / "reference.py", text)
 
@@ -86,5 +97,19 @@ def _description(parts: Parts, adapter: Adapter) -> dict[str, Any]:
         "D": adapter.width_in,
         "R": adapter.width,
         "layers": {str(number): block for block, number in parts.layer_numbers(adapter).items()},
+        "head": _head_description(parts, adapter.head),
         "backbone": backbone | describe_backbone(parts.backbone),
+    }
+
+
+def _head_description(parts: Parts, head: GatedHead | None) -> dict[str, Any] | None:
+    if head is None:
+        return None
+    return {
+        "formula": "logits(h) = head(h) + up(g(s) * down(h)), s = block_gate(h), before soft caps"
+        " and scales",
+        "module": parts.head_name,
+        "shapes": {name: list(p.shape) for name, p in head.named_parameters()},
+        "K": head.down.out_features,
+        "V": head.up.out_features,
     }
