@@ -32,7 +32,9 @@ Bounds = Mapping[str, float | None]
 NO_BOUNDS: Bounds = {}
 
 
-def random_llama(*, width: int, layers: int, vocabulary: int = 8192) -> nn.Module:
+def random_llama(
+    *, width: int, layers: int, vocabulary: int = 8192, tied: bool = False
+) -> nn.Module:
     """FFN 11/4 of the width, heads of 64, on the accelerator in bfloat16 or on the CPU in
     float32."""
     config = LlamaConfig(
@@ -43,6 +45,7 @@ def random_llama(*, width: int, layers: int, vocabulary: int = 8192) -> nn.Modul
         num_key_value_heads=max(1, width // 64),
         vocab_size=vocabulary,
         max_position_embeddings=8192,
+        tie_word_embeddings=tied,
     )
     torch.manual_seed(0)
     device = pick_device()
@@ -61,7 +64,9 @@ def extended(backbone: nn.Module, *, budget: float, extensions: int = 1) -> Peft
     with torch.no_grad():
         for layer in residue_layers(model).values():
             for name in layer.known_adapters():
-                nn.init.normal_(layer.adapter(name).down.weight, std=0.02)
+                adapter = layer.adapter(name)
+                last = adapter.up if layer.is_head else adapter.down
+                nn.init.normal_(last.weight, std=0.02)
     return model.eval()
 
 

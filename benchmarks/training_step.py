@@ -2,6 +2,8 @@
 
     python benchmarks/training_step.py --model FOLDER [--rows 32] [--tokens 128] [--rounds 12]
     python benchmarks/training_step.py --width 1024 --layers 8 --rows 4     a random Llama
+    python benchmarks/training_step.py --width 576 --layers 8 --rows 8 --vocabulary 150000 --tied \
+        --methods neutral neutral-no-head adapter adapter-no-head     the head's residue
 
 Add `--output FILE.json` to keep the numbers.
 
@@ -28,6 +30,9 @@ from neutral_residues.results.benchmark import Measured
 from neutral_residues.training.cost import peak_memory_bytes
 from neutral_residues.training.local_loss import local_loss
 
+WITHOUT_HEAD = {"neutral-no-head": "neutral", "adapter-no-head": "adapter"}
+"""The same budget without a residue on the output head."""
+
 TIMED = (
     "neutral",
     "neutral-sigmoid",
@@ -38,31 +43,37 @@ TIMED = (
     "osf",
     "finetune-ffn",
     "finetune",
+    *WITHOUT_HEAD,
 )
 """Methods that train and that a budget of 20 % fits; the others are compared with full
 fine-tuning."""
 
 
-def config_for(method: str) -> RunConfig:
+def config_for(name: str) -> RunConfig:
+    method = WITHOUT_HEAD.get(name, name)
     corpora = [{"name": role, "role": role, "path": f"{role}.txt"} for role in ("source", "target")]
     values = {"model": "unused", "method": method, "output": "unused", "data": {"train": corpora}}
+    if name in WITHOUT_HEAD:
+        values["residues"] = {"head_rank": 0}
     return find_method(method).resolve(make_run(values))
 
 
 def backbone_for(arguments: argparse.Namespace, *, dtype: torch.dtype) -> nn.Module:
     if arguments.model:
         return load_backbone(arguments.model, dtype=dtype).to(pick_device())
-    return random_llama(width=arguments.width, layers=arguments.layers).to(dtype)
+    sizes = {"width": arguments.width, "layers": arguments.layers}
+    model = random_llama(**sizes, vocabulary=arguments.vocabulary, tied=arguments.tied)
+    return model.to(dtype)
 
 
-def make_step(method: str, arguments: argparse.Namespace) -> Callable[[], None]:
-    """A function that does one training step of `method`."""
-    config = config_for(method)
-    device = pick_device()
+def make_step(name: str, arguments: argparse.Namespace) -> Callable[[], None]:
+    """A function that does one training step of the method of that name."""
+    config = config_for(name)
+    method, device = find_method(config.method), pick_device()
     bf16 = device.type == "cuda"
-    frozen_in_bf16 = bf16 and find_method(method).keeps_backbone
+    frozen_in_bf16 = bf16 and method.keeps_backbone
     backbone = backbone_for(arguments, dtype=torch.bfloat16 if frozen_in_bf16 else torch.float32)
-    model = find_method(method).attach(backbone, config).train()
+    model = method.attach(backbone, config).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, betas=(0.9, 0.95))
     generator = torch.Generator().manual_seed(0)
@@ -77,7 +88,7 @@ def make_step(method: str, arguments: argparse.Namespace) -> Callable[[], None]:
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            if find_method(method).has_local_loss:
+            if method.has_local_loss:
                 with local_loss(model, labels) as local:
                     (loss() + config.residues.local_loss_weight * local.mean()).backward()
             else:
@@ -104,10 +115,11 @@ def time_bound(name: str, arguments: argparse.Namespace) -> float | None:
     own."""
     if name == "finetune":
         return 1.0
-    if name not in ("neutral", "neutral-sigmoid", "adapter"):
+    config = config_for(name)
+    if config.method not in ("neutral", "neutral-sigmoid", "adapter"):
         return None
-    model = find_method(name).attach(backbone_for(arguments, dtype=torch.float32), config_for(name))
-    return bound_of(model).train_frozen
+    backbone = backbone_for(arguments, dtype=torch.float32)
+    return bound_of(find_method(config.method).attach(backbone, config)).train_frozen
 
 
 def main() -> None:
@@ -117,6 +129,8 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--tied", action="store_true", help="tie head and embeddings")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=12)
