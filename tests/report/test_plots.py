@@ -42,6 +42,6 @@ def test_the_head_is_the_last_layer() -> None:
 
 def test_of_many_layers_some_are_named() -> None:
     (plot, _) = layers(make_section(with_head(make_record(), 30)))
-    assert list(plot.figure.layout.xaxis.ticktext)[-2:] == ["30", "head"]
-    assert len(plot.figure.layout.xaxis.ticktext) == 16
+    assert list(plot.figure.layout.xaxis.ticktext)[-2:] == ["27", "head"]
+    assert len(plot.figure.layout.xaxis.ticktext) == 8
     assert len(plot.figure.data[0].x) == 31

@@ -36,7 +36,8 @@ def empty_figure(*, height: int) -> "go.Figure":
 
     figure = go.Figure()
     figure.update_layout(
-        template=go.layout.Template(),
+        # In the template, since an axis title that is set later drops its own standoff.
+        template=go.layout.Template(layout={"yaxis": {"title": {"standoff": 15}}}),
         height=height,
         margin={"l": 60, "r": 16, "t": 12, "b": 52},
         paper_bgcolor="rgba(0,0,0,0)",
@@ -48,7 +49,7 @@ def empty_figure(*, height: int) -> "go.Figure":
     )
     axes = {"zeroline": False, "ticks": "outside", "showline": True, "gridwidth": 1}
     figure.update_xaxes(**axes)
-    figure.update_yaxes(**axes, automargin=True, title_standoff=15)
+    figure.update_yaxes(**axes, automargin=True)
     return figure
 
 

@@ -24,7 +24,7 @@ from neutral_residues.results.record import Record
 from neutral_residues.results.set_result import WRONG, LayerNumber, wrong_share
 
 MEAN = "mean of the source sets"
-MOST_TICKS = 16
+MOST_TICKS = 10
 """Layers that are named on an axis."""
 
 
@@ -183,10 +183,10 @@ def _layers(title: str, values: Mapping[str, Mapping[LayerNumber, float]], unit:
         xs, ys = [places[n] for n in by_layer], list(by_layer.values())
         add_line(figure, xs, ys, Style.numbered(index), name=set_name, notes=notes)
     legend_above(figure)
-    every = 1 + (len(names) - 1) // MOST_TICKS
-    ticks = [n for n in names if not isinstance(n, int) or (last - n) % every == 0]
-    ticktext = [str(n) for n in ticks]
-    figure.update_xaxes(title="layer", tickvals=[places[n] for n in ticks], ticktext=ticktext)
+    every, end = 1 + (len(names) - 1) // MOST_TICKS, max(places.values())
+    ticks = [n for n in names if (end - places[n]) % every == 0]
+    named = {"tickvals": [places[n] for n in ticks], "ticktext": [str(n) for n in ticks]}
+    figure.update_xaxes(title="layer", tickangle=0, **named)
     figure.update_yaxes(title=unit, rangemode="tozero")
     rows = tuple(RowName(layer_name(n)) for n in names)
     columns = tuple(numbers(name, each.values(), 3, unit) for name, each in values.items())

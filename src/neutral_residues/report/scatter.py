@@ -65,11 +65,11 @@ def razor(section: Section) -> list[Plot]:
         numbers("forgetting, mean", forgetting.values(), 2, "%", "lower is better", signed=True),
     )
     figure = _scatter(section, kl, forgetting, start=(0.0, 0.0))
-    name = html.escape(shortened(section.name))
-    figure.update_xaxes(title=f"KL from the backbone on {name}, nats per token")
+    name = html.escape(shortened(section.name, 20))
+    figure.update_xaxes(title=f"KL on {name}, nats per token")
     figure.update_yaxes(title="forgetting [%], down is good", zeroline=True)
     alt = f"Forgetting against the KL divergence from the backbone on {section.name}."
-    title = "How far the target moved, what the source lost"
+    title = "Moved on the target, lost on the source"
     return [Plot(title, figure, alt, _table(kl, columns))]
 
 
