@@ -180,7 +180,7 @@ def methods() -> str:
         [
             f"`{method.name}`",
             f"**{method.title}**: {method.trains}. *{method.paper}*".replace(". *-*", ""),
-            method.size or "adds no weights",
+            method.size_in_words.removeprefix("the budget becomes "),
             f"{method.learning_rate:g}" if method.learning_rate else "",
             ", ".join(method.afterwards),
         ]

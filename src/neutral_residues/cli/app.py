@@ -116,7 +116,7 @@ def methods() -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 1, 0))
     table.add_column(style="bold", no_wrap=True)
     for row in METHODS:
-        facts = [f"the budget becomes {row.size}" if row.size else "adds no weights"]
+        facts = [row.size_in_words]
         facts += [f"learning rate {row.learning_rate:g}"] if row.learning_rate is not None else []
         facts += [f"afterwards: {', '.join(row.afterwards)}"] if row.afterwards else []
         details = f"[dim]{'; '.join(facts)}\n{row.paper}[/dim]"

@@ -74,6 +74,13 @@ class Method:
         return bool(self.size)
 
     @property
+    def size_in_words(self) -> str:
+        """What decides how many weights it adds, for lists of methods."""
+        if self.made_from:
+            return f"as {self.made_from}"
+        return f"the budget becomes {self.size}" if self.size else "adds no weights"
+
+    @property
     def trains_any(self) -> bool:
         """Whether there is anything to train."""
         return self.learning_rate is not None
@@ -252,7 +259,7 @@ METHODS: tuple[Method, ...] = (
         name="adapter-scaled",
         title="scaled adapter",
         paper="ours",
-        trains="nothing: multiplies what the adapter has learnt",
+        trains="nothing: the residues of a trained adapter, times a share",
     ),
     LORA,
     _scaled(
@@ -260,13 +267,13 @@ METHODS: tuple[Method, ...] = (
         scale_adapter,
         name="lora-scaled",
         title="scaled LoRA",
-        paper="as arXiv 2605.28819 does",
-        trains="nothing: multiplies what LoRA has learnt",
+        paper="as in PEFT-Arena, arXiv 2605.28819",
+        trains="nothing: the updates of a trained LoRA, times a share",
     ),
     replace(
         LORA,
         name="lora-embeddings",
-        title="LoRA, embeddings and head",
+        title="LoRA with embeddings and head",
         paper="the usual recipe for continued pretraining (PEFT's own)",
         trains="as lora, and embeddings and head in full",
         size="rank; copies of embeddings and head come on top, until merged",
