@@ -68,8 +68,8 @@ def test_text_that_switches_language() -> None:
     rows = rows_of(make_record())
     assert ["en after fr", "1.2000", "1.2240", "+2.00 %", "1.0909", "1.1018", "+1.00 %"] in rows
     assert ["fr after en", "4.4000", "2.2000", "-50.00 %", "4.0000", "3.0000", "-25.00 %"] in rows
-    assert ["tokens", "1", "2-3", "4-7", "8-15", "16-31", "32+"] in rows
-    assert ["en after fr", "20", "40", "60", "80", "90", "95"] in rows
+    assert ["tokens", "1", "2-3", "4-7", "8-15", "16-31", "32+", "from 8 on"] in rows
+    assert ["en after fr", "20", "40", "60", "80", "90", "95", "88"] in rows
 
 
 def test_a_method_without_gates_has_no_table_of_gates() -> None:

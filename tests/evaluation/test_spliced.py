@@ -47,14 +47,15 @@ class _Rows:
         )
 
 
+@pytest.mark.parametrize("head_rank", [0, 4])
 @torch.no_grad()
-def test_against_a_loop_over_tokens() -> None:
-    model, backbone = extended_llama(), tiny_llama()
+def test_against_a_loop_over_tokens(head_rank: int) -> None:
+    model, backbone = extended_llama(head_rank=head_rank), tiny_llama()
     kept = _Rows(model)
     found = measured(model)
     windows = kept.rows[::2]  # extended, then backbone
     assert len(windows) == WINDOWS
-    nats, since_closed = Counter(), defaultdict(list)
+    nats, since_closed, num_layers = Counter(), defaultdict(list), 2 + (head_rank > 0)
     stats = ResidueStats(residue_layers(model))
     for rows in windows:
         both, role, since, place = rows[2].tolist(), None, 0, {"source": 0, "target": 0}
@@ -86,7 +87,7 @@ def test_against_a_loop_over_tokens() -> None:
         for gates in result.gates:
             last = gates.last or T
             counts = [n for since, n in since_closed[role] if gates.first <= since <= last]
-            assert gates.num_gates == 2 * len(counts), gates.title
+            assert gates.num_gates == num_layers * len(counts), gates.title
             assert gates.num_closed == sum(counts), gates.title
         assert sum(gates.num_closed for gates in result.gates) > 0
 

@@ -18,7 +18,15 @@ def test_both_directions_against_the_backbone_in_either_text() -> None:
         "fr after en": "2.2000",
         "fr after en, change": "−50.00",
         "fr alone, change": "−25.00",
+        "en after fr, gates closed from token 8 on": "88.3",
+        "fr after en, gates closed from token 8 on": "8.0",
     }
+
+
+def test_without_gates_no_column_speaks_of_them() -> None:
+    table = spliced_table(make_section(make_record("lora")))
+    assert table is not None
+    assert not any("gates" in column.name for column in table.columns)
 
 
 def test_gates_by_tokens_since_the_switch() -> None:

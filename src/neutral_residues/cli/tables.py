@@ -10,6 +10,7 @@ from rich.text import Text
 from neutral_residues.evaluation.token_kinds import few_tokens_line
 from neutral_residues.results.record import Record
 from neutral_residues.results.set_result import WRONG, wrong_share
+from neutral_residues.results.spliced import LATER
 from neutral_residues.results.wording import better_or_worse, factor_of, with_half_width
 
 
@@ -141,15 +142,16 @@ def spliced_table(record: Record) -> Table | None:
 def gates_since_switch_table(record: Record) -> Table | None:
     """Gates that are exactly 0, by tokens since the switch; None without gates."""
     directions = record.spliced.directions if record.spliced else {}
-    with_gates = {name: found.gates for name, found in directions.items() if found.gates}
-    if not with_gates:
+    gated = {name: found for name, found in directions.items() if found.gates}
+    if not gated:
         return None
-    titles = list(dict.fromkeys(g.title for gates in with_gates.values() for g in gates))
+    titles = list(dict.fromkeys(gates.title for found in gated.values() for gates in found.gates))
     title = "gates that are exactly 0, % of (token, layer) gates, by tokens since the switch"
-    table = new_table(title, ["tokens"], titles)
-    for name, gates in with_gates.items():
-        shares = {found.title: f"{100 * found.closed_share:.0f}" for found in gates}
-        table.add_row(name, *(shares.get(column, "-") for column in titles))
+    table = new_table(title, ["tokens"], [*titles, f"from {LATER} on"])
+    for name, found in gated.items():
+        shares = {gates.title: gates.closed_share for gates in found.gates}
+        row = [*map(shares.get, titles), found.closed_share_later]
+        table.add_row(name, *("-" if share is None else f"{100 * share:.0f}" for share in row))
     return table
 
 

@@ -6,9 +6,18 @@ from neutral_residues.report.aggregate import Point, Section, Spread
 from neutral_residues.report.figure import Plot, add_line, empty_figure, hover, legend_above
 from neutral_residues.report.formatting import number
 from neutral_residues.report.style import Style
-from neutral_residues.report.tables import BITS, Column, RowName, Table, numbers, row_names
+from neutral_residues.report.tables import (
+    BITS,
+    HIGHER,
+    LOWER,
+    Column,
+    RowName,
+    Table,
+    numbers,
+    row_names,
+)
 from neutral_residues.results.record import Record
-from neutral_residues.results.spliced import AfterSwitch
+from neutral_residues.results.spliced import LATER, AfterSwitch
 
 
 def spliced_table(section: Section) -> Table | None:
@@ -27,13 +36,15 @@ def spliced_table(section: Section) -> Table | None:
         bits = each(lambda found: found.extended_bits_per_byte)
         after = each(lambda found: found.rise_percent)
         alone = each(lambda found: found.alone_rise_percent)
-        lower = "lower is better"
         columns += [
-            numbers(name, bits, 4, BITS, lower),
-            numbers(f"{name}, change", after, 2, "%", lower, signed=True),
-            numbers(f"{start} alone, change", alone, 2, "%", lower, signed=True),
+            numbers(name, bits, 4, BITS, LOWER),
+            numbers(f"{name}, change", after, 2, "%", LOWER, signed=True),
+            numbers(f"{start} alone, change", alone, 2, "%", LOWER, signed=True),
         ]
-    return Table(row_names(points, section), tuple(columns))
+    for name, good in zip(_directions(points[0].first), (HIGHER, LOWER), strict=True):
+        closed = [_closed_later(point, name) for point in points]
+        columns.append(numbers(f"{name}, gates closed from token {LATER} on", closed, 1, "%", good))
+    return Table(row_names(points, section), tuple(columns)).without_empty_columns()
 
 
 def spliced_plots(section: Section) -> list[Plot]:
@@ -76,6 +87,13 @@ def _directions(record: Record) -> dict[str, AfterSwitch]:
 def _spread(point: Point, name: str, of: Callable[[AfterSwitch], float]) -> Spread:
     """Of one direction, over the seeds."""
     return Spread.over([of(_directions(run.record)[name]) for run in point.runs])
+
+
+def _closed_later(point: Point, name: str) -> Spread | None:
+    """Gates that are exactly 0 from token `LATER` on, in %; None without gates."""
+    shares = [_directions(run.record)[name].closed_share_later for run in point.runs]
+    known = [100 * share for share in shares if share is not None]
+    return Spread.over(known) if len(known) == len(shares) else None
 
 
 def _closed_percent(point: Point, name: str, since: str) -> float:

@@ -6,6 +6,9 @@ from pydantic import Field, computed_field
 from neutral_residues.results.base import Part, PartWithRatios
 from neutral_residues.results.set_result import bits_per_byte, rise_percent
 
+LATER = 8
+"""Tokens after a switch, from which on a gate should know: `AfterSwitch.closed_share_later`."""
+
 
 class GatesSinceSwitch(PartWithRatios):
     """Gates at the tokens that stand so far behind a switch."""
@@ -53,6 +56,14 @@ class AfterSwitch(PartWithRatios):
     """The same under the extended model."""
     gates: list[GatesSinceSwitch] = Field(default=[])
     """By distance from the switch; empty without block gates."""
+
+    @property
+    def closed_share_later(self) -> float | None:
+        """Share of the gates that are exactly 0 from token `LATER` after the switch on; None
+        without any."""
+        later = [gates for gates in self.gates if gates.first >= LATER]
+        num_gates = sum(gates.num_gates for gates in later)
+        return sum(gates.num_closed for gates in later) / num_gates if num_gates else None
 
     @computed_field
     @property
