@@ -81,6 +81,18 @@ def test_what_an_entry_sets_itself_is_not_crossed(tmp_path: Path) -> None:
     assert names(cells.derived) == [f"tiny/wise-ft/share0.3-lr0.006-p{p}-s0" for p in (0.1, 0.25)]
 
 
+def test_what_is_scaled_has_the_budget_of_the_run_behind_it(tmp_path: Path) -> None:
+    entries = ["adapter", {"method": "adapter-scaled", "set": {"scaling.share": 0.4}}]
+    cells = expand(comparison(tmp_path, methods=entries, budgets=[0.1, 0.2]))
+    behind = {cell.name: cell.config.scaling.trained for cell in cells.derived}
+    trained = {budget: f"tiny/adapter/b{budget}-lr0.03-p0.25-s0" for budget in (0.1, 0.2)}
+    assert names(cells.trained) == list(trained.values())
+    assert behind == {
+        f"tiny/adapter-scaled/b{budget}-share0.4-lr0.03-p0.25-s0": tmp_path / "out/cells" / name
+        for budget, name in trained.items()
+    }
+
+
 def test_a_section_of_the_run_file_counts_for_the_methods_that_use_it(tmp_path: Path) -> None:
     run = write_run(
         tmp_path, run_values(tmp_path) | {"residues": {"local_loss_weight": 2.0}}, "tiny.yaml"
