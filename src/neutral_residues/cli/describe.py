@@ -1,5 +1,7 @@
 """`neutral describe`: what a run would do, without doing it."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 
 from neutral_residues.cli.tables import facts_table
@@ -35,9 +37,10 @@ def print_description(config: RunConfig) -> None:
         "trained weights": f"{weights.num_trained_weights:,}",
         "learning rate": f"{setup.learning_rate:.2e}",
         "steps": f"{training.steps:,} of {setup.rows_per_step} rows",
-        "training tokens": f"{setup.num_tokens:,}, {100 * config.data.source_share:g} % source",
+        "training tokens": f"{setup.num_tokens:,}, {_source(config)}",
         **{f"  {s.name} ({s.role})": _size(s) for s in train},
         **{f"  held out: {s.name} ({s.role})": _size(s) for s in held_out},
+        **_in_turns(config, held_out),
         "memory while training": f"{memory}; neutral advise tries a few steps",
         "disk": f"about {disk} in {config.output}",
         "ranks": str(ranks().num_processes),
@@ -50,6 +53,21 @@ def _memory_bytes(setup: Setup) -> int:
     memory = training_memory_bytes(setup.weights, setup.config, model_config, bf16=setup.bf16)
     # Libraries and tokenizer are in memory now, and the run needs them too.
     return memory + (peak_memory_bytes(setup.device) if setup.device.type == "cpu" else 0)
+
+
+def _source(config: RunConfig) -> str:
+    share, spliced = config.data.source_share, config.data.spliced_share
+    in_turns = f", {100 * spliced:g} % of its rows in turns with target text" if spliced else ""
+    return f"{100 * share:g} % source{in_turns}"
+
+
+def _in_turns(config: RunConfig, held_out: Sequence[TextSize]) -> dict[str, str]:
+    """The text that switches between the first source and the first target set, if it is read."""
+    first = {size.role: size.name for size in reversed(held_out)}
+    if not config.evaluation.spliced_windows or len(first) < 2:
+        return {}
+    windows = f"up to {config.evaluation.spliced_windows} windows of {config.context_tokens} tokens"
+    return {f"  held out: {first['source']} and {first['target']} in turns": windows}
 
 
 def _size(size: TextSize) -> str:
