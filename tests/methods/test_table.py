@@ -41,7 +41,7 @@ def run(folder: Path, name: str) -> Record:
     if name in SCALED:
         run(folder, SCALED[name])
     values = method_values(folder, name, **SHORT)
-    if name in STOCK_FORMATS and name not in SCALED:  # none has a residue on the head
+    if STOCK_FORMATS.get(name) == "qwen2_moe":  # which holds no residue on the head
         values["residues"] = {"head_rank": 0}
     return extend(make_run(values))
 

@@ -126,8 +126,8 @@ def methods() -> None:
     console.print(
         f"Learning rates are for a backbone of width {RECIPE_WIDTH} and shrink as 1/width.\nmerge:"
         " folds into the backbone's matrices. skip: tokens whose gate is 0 need no extra work."
-        " stock: what is saved, or exported (with residues.head_rank: 0), is a model that"
-        " Transformers knows.",
+        " stock: what is saved, or exported (neutral-sigmoid with residues.head_rank: 0), is a"
+        " model that Transformers knows.",
         highlight=False,
     )
 
