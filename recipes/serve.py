@@ -1,6 +1,6 @@
 """Serve an exported folder, and complete a prompt with the OpenAI client as any program would.
 
-    neutral export runs/french --to qwen2_moe --output served
+    neutral export runs/french --to transformers --output served
     pip install "transformers[serving]" openai
     python recipes/serve.py served "Il y avait dans"
 
