@@ -46,6 +46,14 @@ def test_every_point_has_a_row_and_empty_columns_are_left_out() -> None:
     assert not left_out & {column.name for column in few.columns}
 
 
+def test_gates_on_the_wrong_side_in_the_table_of_points() -> None:
+    table = points_table(make_section(make_record(), make_record("lora")))
+    columns = {column.name: [cell.text for cell in column.cells] for column in table.columns}
+    # Five layers of two source sets and of the target, see `synthetic`.
+    assert columns["gates open on source"] == ["10.5", "–"]
+    assert columns["gates closed on target"] == ["7.0", "–"]
+
+
 def test_equal_learning() -> None:
     table = equal_learning_table(
         make_section(

@@ -129,12 +129,10 @@ class Mixture(Dataset[Row]):
     def __getitem__(self, index: int) -> Row:
         if not 0 <= index < self.num_rows:
             raise IndexError(f"row {index} of {self.num_rows}")
-        predicted_T = np.ones(self.block_tokens, dtype=bool)
+        rows_3T, predicted_T = self._block(index), np.ones(self.block_tokens, dtype=bool)
         if (partner := self.spliced_with(index)) is not None:
             rows_3T, predicted_T = self._spliced(index, partner)
-        else:
-            rows_3T = self._block(index)
-        if self.is_noised(index):
+        elif self.is_noised(index):
             rows_3T[2], predicted_T = self._with_noise(rows_3T[2], index), ~predicted_T
         labels_T, corpus_ids_T, tokens_T = map(torch.from_numpy, rows_3T)
         return {
