@@ -106,7 +106,7 @@ def gates_table(record: Record) -> Table | None:
     if not gated:
         return None
     columns = [f"{name}, {WRONG[found.role]}" for name, found in gated.items()]
-    table = new_table("gates by layer, % of tokens (lower is better)", ["layer"], columns)
+    table = new_table("gates on the wrong side, % of tokens (lower is better)", ["layer"], columns)
     for of_layer in zip(*(found.layers for found in gated.values()), strict=True):
         table.add_row(
             str(of_layer[0].layer),
@@ -123,8 +123,9 @@ def spliced_table(record: Record) -> Table | None:
     where that was not measured."""
     if record.spliced is None:
         return None
-    title = "bits per byte after a switch of language, and of the same tokens in their text alone"
-    numbers = ["backbone", "extended", "change", "alone: backbone", "extended", "change"]
+    title = "bits per byte after a switch of language; alone: of the same tokens in their own text"
+    models = ["backbone", "extended", "change"]
+    numbers = [*models, *(f"{name}, alone" for name in models)]
     table = new_table(title, ["tokens"], numbers)
     for name, found in record.spliced.directions.items():
         table.add_row(
