@@ -8,6 +8,7 @@ Gate = Literal["relu", "elu", "sigmoid"]
 BlockGate = Literal[Gate, "none"]
 Init = Literal["usual", "paper"]
 GateStart = Literal["open", "random", "half"]
+GateReads = Literal["layer", "tokens"]
 Placement = Literal["ffn", "attention"]
 LocalLoss = Literal["l1", "cross_entropy"]
 
@@ -15,6 +16,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "block_gate": get_args(BlockGate),
     "init": get_args(Init),
     "gate_start": get_args(GateStart),
+    "gate_reads": get_args(GateReads),
     "placement": get_args(Placement),
     "local_loss": get_args(LocalLoss),
 }

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from neutral_residues.config.base import Settings, checked, read_values
 from neutral_residues.config.choices import (
     Gate,
+    GateReads,
     GateStart,
     Init,
     LocalLoss,
@@ -138,6 +139,9 @@ class ResidueSettings(Settings):
     """open: every gate starts at 1 on every token; random: half of all tokens start with a closed
     gate, and the gate has no bias; half: a sigmoid gate without bias that starts at 1/2 on every
     token."""
+    gate_reads: GateReads = "layer"
+    """layer: each layer has a gate that reads its input; tokens: one gate for all layers and the
+    head, which reads the last 16 tokens."""
     layers_to_transform: tuple[int, ...] | None = None
     """Numbers of the layers that get an adapter; null means all, but not the first of four or more
     where there is a gate."""

@@ -6,6 +6,7 @@ the same width. A model in which no such module is found is refused with the chi
 found. The vision or audio part of a multimodal model is left alone: only the decoder is searched.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 
 from torch import nn
@@ -71,6 +72,21 @@ def find_head(model: nn.Module) -> tuple[str, nn.Linear] | None:
         return None
     names = [name for name, module in model.named_modules() if module is head]
     return (names[0].removesuffix(".base_layer"), head) if names else None
+
+
+def find_embeddings(model: nn.Module) -> tuple[str, nn.Module] | None:
+    """Full name of the input embeddings, and the decoder that they are a child of, if that takes
+    `past_key_values`; else None."""
+    get_embeddings: Callable[[], nn.Module] | None = getattr(model, "get_input_embeddings", None)
+    embeddings = get_embeddings() if get_embeddings else None
+    embeddings = getattr(embeddings, "base_layer", embeddings)
+    names = [name for name, module in model.named_modules() if module is embeddings]
+    if not names:
+        return None
+    name = names[0].removesuffix(".base_layer")
+    decoder = model.get_submodule(name.rpartition(".")[0])
+    takes_cache = "past_key_values" in inspect.signature(decoder.forward).parameters
+    return (name, decoder) if takes_cache else None
 
 
 def _decoder_layers(decoder: nn.Module) -> dict[str, nn.Module]:

@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 
 from peft import PeftConfig
 
-from neutral_residues.config.choices import BlockGate, GateStart, Init, Placement, check_choices
+from neutral_residues.config.choices import (
+    BlockGate,
+    GateReads,
+    GateStart,
+    Init,
+    Placement,
+    check_choices,
+)
 from neutral_residues.errors import UserError
 from neutral_residues.tuner.blocks import activation_module
 
@@ -35,6 +42,9 @@ class NeutralResiduesConfig(PeftConfig):
         init: "paper" (variance 1/(D L)) or "usual" (2/D) for the inner projections.
         gate_start: "open" (w = 0, b = 1: every token starts with g = 1), "random" (no b), or
             "half" (w = 0, no b: g = 1/2), which only a sigmoid gate can.
+        gate_reads: "layer" (the paper: each layer has a gate, which reads that layer's input) or
+            "tokens" (one gate for all layers and the head, which reads the last 16 tokens, see
+            `reader.py`).
         placement: "ffn" (the paper) or "attention": the block that the adapter runs parallel to.
         first_layer: the first layer that gets an adapter. None means 1 for a gated adapter in a
             model of four layers or more, because the first layer knows too little of a token's
@@ -57,6 +67,7 @@ class NeutralResiduesConfig(PeftConfig):
     activation: str | None = None
     init: Init = "usual"
     gate_start: GateStart = "open"
+    gate_reads: GateReads = "layer"
     placement: Placement = "ffn"
     first_layer: int | None = None
     target_modules: list[str] | str | None = None
@@ -74,9 +85,10 @@ class NeutralResiduesConfig(PeftConfig):
         # Not a field, so never saved. Only a config that was attached once knows this number: its
         # weights are on disk.
         self.from_checkpoint = self.num_new_weights is not None
-        # Nor this: the name of the output head in the model at hand, "" without a residue on it.
-        self.head = ""
-        names = ("block_gate", "init", "gate_start", "placement")
+        # Nor these: names in the model at hand of the output head, "" without a residue on it, and
+        # of the embeddings, "" unless a gate reads them.
+        self.head = self.reader = ""
+        names = ("block_gate", "init", "gate_start", "gate_reads", "placement")
         check_choices(**{name: getattr(self, name) for name in names})
         if self.width is not None and (type(self.width) is not int or self.width < 1):
             raise UserError("width", got=self.width, allowed="a whole number, 1 or more")
@@ -88,6 +100,11 @@ class NeutralResiduesConfig(PeftConfig):
         if self.activation is not None:
             activation_module(self.activation)
         self._check_layer_choice()
+
+    @property
+    def has_reader(self) -> bool:
+        """Whether one gate for the whole extension reads the text."""
+        return self.gate_reads == "tokens" and self.block_gate != "none"
 
     def _check_layer_choice(self) -> None:
         """Settings without effect, which PEFT would silently ignore."""
@@ -111,7 +128,8 @@ class NeutralResiduesConfig(PeftConfig):
         layer does not exist."""
         if self.layers_to_transform is None:
             if self.first_layer is None:
-                self.first_layer = 1 if self.block_gate != "none" and len(blocks) >= 4 else 0
+                is_own = self.block_gate != "none" and self.gate_reads == "layer"
+                self.first_layer = 1 if is_own and len(blocks) >= 4 else 0
             setting, numbers = "first_layer", list(range(self.first_layer, len(blocks)))
         else:
             chosen = self.layers_to_transform

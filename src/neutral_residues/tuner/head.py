@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from neutral_residues.config.choices import Init
 from neutral_residues.errors import UserError
-from neutral_residues.tuner.neutral import GateChoice, Gated
+from neutral_residues.tuner.neutral import Gate, GateChoice, Gated
 
 USUAL_RANK = 64
 """The rank, where a quarter of the new weights is enough for it (LAB.md, "the head's rank")."""
@@ -99,13 +99,14 @@ class GatedHead(Gated):
         self.up = nn.Linear(rank, vocabulary, bias=False)
         self.block_gate = gate.linear(width_in)
 
-    def forward(self, h: Tensor) -> HeadResidue:
-        """(..., D) -> what is added to each token's logits."""
+    def forward(self, h: Tensor, gate: Gate | None = None) -> HeadResidue:
+        """(..., D) -> what is added to each token's logits, under its own gate or the one that is
+        given."""
         code: Tensor = self.down(h)
-        gate, gate_logits = self.gate_of(h)
-        if gate is not None:
-            code = gate * code
-        return HeadResidue(code, self.up.weight, gate, gate_logits)
+        gate = gate or self.gate_of(h)
+        if gate is None:
+            return HeadResidue(code, self.up.weight, None, None)
+        return HeadResidue(gate.gate * code, self.up.weight, *gate)
 
     @torch.no_grad()
     def reset_parameters(self, *, num_layers: int, init: Init = "usual") -> None:

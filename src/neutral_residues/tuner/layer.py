@@ -22,16 +22,16 @@ from functools import cached_property
 from typing import Any, Literal, Protocol, cast
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from neutral_residues.errors import UserError
-from neutral_residues.tuner.config import NeutralResiduesConfig
+from neutral_residues.tuner.beside import ModuleBeside, modules_beside
 from neutral_residues.tuner.frozen_mlp import can_train_frozen, frozen_forward
 from neutral_residues.tuner.gated_mlp import GatedMLP, as_gated_mlp
 from neutral_residues.tuner.head import GatedHead, HeadResidue
-from neutral_residues.tuner.neutral import PREFIX, GatedAdapter, Residue
-from neutral_residues.tuner.routing import RoutableModule, temporarily
+from neutral_residues.tuner.neutral import Gate, GatedAdapter, Residue
+from neutral_residues.tuner.reader import ReaderLayer, TokenReader
+from neutral_residues.tuner.routing import temporarily
 from neutral_residues.tuner.skipping import active_token_indices, can_skip
 
 AnyResidue = Residue | HeadResidue
@@ -47,37 +47,19 @@ class ResidueHook(Protocol):
     def on_residue(self, layer: "NeutralResiduesLayer", residue: AnyResidue) -> None: ...
 
 
-class NeutralResiduesLayer(nn.Module, BaseTunerLayer, RoutableModule):
+class NeutralResiduesLayer(ModuleBeside):
     """A block of the backbone, or its output head, and the adapters parallel to it; active ones are
     summed."""
 
-    adapter_layer_names = (PREFIX,)
-    other_param_names = ("loaded",)
-
     def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.neutral_residues = nn.ModuleDict()
-        self.loaded: dict[str, bool] = {}
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
+        super().__init__(base_layer)
         self.residue_hook: ResidueHook | None = None
         self.skipping = True
+        self._reader: tuple[ReaderLayer, ...] = ()  # not a part of this module
 
-    def add_adapter(
-        self, name: str, adapter: AnyAdapter, config: NeutralResiduesConfig, *, num_layers: int
-    ) -> None:
-        """A new adapter on the base layer's device: fresh, or NaN where a checkpoint is about to
-        fill it: Transformers only reports tensors that are missing, `_check_loaded` finds NaN."""
-        if config.from_checkpoint:
-            for parameter in adapter.parameters():
-                nn.init.constant_(parameter, torch.nan)
-        else:
-            adapter.reset_parameters(num_layers=num_layers, init=config.init)
-        self.neutral_residues[name] = adapter
-        self.loaded[name] = not config.from_checkpoint
-        self._move_adapter_to_device_of_base_layer(name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+    def connect(self, reader: ReaderLayer) -> None:
+        """Where gates that read the text come from."""
+        self._reader = (reader,)
 
     def adapter(self, name: str) -> AnyAdapter:
         """The adapter of that name."""
@@ -88,25 +70,13 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, RoutableModule):
         """Whether it is the output head."""
         return any(isinstance(adapter, GatedHead) for adapter in self.neutral_residues.values())
 
-    def known_adapters(self) -> list[str]:
-        """All adapters of this layer, active or not."""
-        return list(self.neutral_residues)
-
-    def active_names(self) -> list[str]:
-        """The adapters of this layer that a pass computes now."""
-        if self.disable_adapters:
-            return []
-        names = self.active_adapters if self.routing is None else self.routing.adapters
-        return [name for name in names if name in self.neutral_residues]
-
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         # The base layer first: Mixtral's jitter writes into its input, which autograd forbids once
         # we have read it.
         output = self._base_output(hidden_states, *args, **kwargs)
         extended, *rest = output if isinstance(output, tuple) else (output,)
         for name in self.active_names():
-            if not self.loaded[name] and not torch.compiler.is_compiling():
-                self._check_loaded(name)
+            self.check_loaded(name)
             extended = self._add_residue(extended, hidden_states, name)
         return (extended, *rest) if isinstance(output, tuple) else extended
 
@@ -124,25 +94,42 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, RoutableModule):
         return as_gated_mlp(self.base_layer)
 
     def residue(self, hidden_states: Tensor, name: str) -> AnyResidue:
-        """What adapter `name` adds at each token of `hidden_states` (..., D)."""
+        """What adapter `name` adds at each token of `hidden_states` (..., D); where its gate reads
+        the text, at the tokens of the model's last pass."""
+        return self._residue(hidden_states, name, self._given_gate(hidden_states, name))
+
+    def _residue(self, hidden_states: Tensor, name: str, gate: Gate | None) -> AnyResidue:
         adapter = self.adapter(name)
         if not torch.is_autocast_enabled(hidden_states.device.type):
             hidden_states = hidden_states.to(adapter.down.weight.dtype)
-        return cast(AnyResidue, adapter(hidden_states))
+        return cast(AnyResidue, adapter(hidden_states, gate))
+
+    def _given_gate(self, hidden_states: Tensor, name: str) -> Gate | None:
+        """The extension's gate at these tokens; None where the adapter has its own, or none."""
+        if self.adapter(name).gate_reads == "layer":
+            return None
+        (reader,) = self._reader
+        return reader.gate_at(name, hidden_states)
 
     def _add_residue(self, extended: Tensor, hidden_states: Tensor, name: str) -> Tensor:
         """`extended` plus what adapter `name` adds to the tokens that it is computed for."""
-        tokens_N = self._tokens_to_compute(hidden_states, name)
+        gate = self._given_gate(hidden_states, name)
+        tokens_N = self._tokens_to_compute(hidden_states, name, gate)
         if tokens_N is None:
-            residue = self.residue(hidden_states, name)
+            residue = self._residue(hidden_states, name, gate)
             if self.residue_hook is not None:
                 self.residue_hook.on_residue(self, residue)
             return residue.added_to(extended)
         if not len(tokens_N):
             return extended
-        return self.residue(_at(hidden_states, tokens_N), name).added_to(extended, tokens_N)
+        if gate is not None:
+            gate = Gate(_at(gate.gate, tokens_N), _at(gate.logits, tokens_N))
+        x_ND = _at(hidden_states, tokens_N)
+        return self._residue(x_ND, name, gate).added_to(extended, tokens_N)
 
-    def _tokens_to_compute(self, hidden_states: Tensor, name: str) -> Tensor | None:
+    def _tokens_to_compute(
+        self, hidden_states: Tensor, name: str, gate: Gate | None
+    ) -> Tensor | None:
         """Positions of the tokens to compute, in row-major order; None means all."""
         tokens_N = None
         if self.routing is not None:
@@ -154,52 +141,15 @@ class NeutralResiduesLayer(nn.Module, BaseTunerLayer, RoutableModule):
                 return tokens_N
         adapter = self.adapter(name)
         plain = not self.skipping or self.residue_hook is not None or torch.is_grad_enabled()
-        if plain or adapter.block_gate is None or not can_skip(adapter.kind, hidden_states):
+        if plain or not can_skip(adapter.kind, hidden_states):
             return tokens_N
-        x = hidden_states if tokens_N is None else _at(hidden_states, tokens_N)
-        gate_logits = adapter.block_gate(x.to(adapter.block_gate.weight.dtype))
-        return active_token_indices(gate_logits, tokens_N)
-
-    def _check_loaded(self, name: str) -> None:
-        """Once for an adapter made for a checkpoint: a UserError if a weight was not loaded."""
-        for key, parameter in self.adapter_parameters(name):
-            # Weights on disk are on the meta device here; only their module's hook fetches them.
-            if not parameter.is_meta and not parameter.isfinite().all():
-                what = "adapter tensors were never loaded, or hold NaN"
-                fresh = "dataclasses.replace(config, num_new_weights=None)"
-                do = f"save the extension again; for fresh weights, {fresh}"
-                raise UserError(
-                    f"{what}: {key}, parallel to {type(self.base_layer).__name__}", do=do
-                )
-        self.loaded[name] = True
-
-    def adapter_parameters(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
-        """The weights of adapter `name`, if this layer has it, each with its name in this layer."""
-        if name in self.neutral_residues:
-            yield from self.adapter(name).named_parameters(prefix=f"{PREFIX}.{name}")
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        raise not_mergeable()
-
-    def unmerge(self) -> None:
-        """Nothing is ever merged."""
-
-    def _get_base_layer_device_and_dtype(
-        self, base_layer: nn.Module
-    ) -> tuple[torch.device | None, torch.dtype | None]:
-        parameter = next(base_layer.parameters(), None)
-        if parameter is None:
-            return None, None
-        return parameter.device, parameter.dtype if parameter.dtype.is_floating_point else None
-
-    def __getattr__(self, name: str) -> Any:
-        """Host models read attributes of their FFN; what is not ours is the base layer's."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":
-                raise
-            return getattr(self.base_layer, name)
+        if gate is None:
+            assert adapter.block_gate is not None
+            logits = adapter.block_gate(hidden_states.to(adapter.block_gate.weight.dtype))
+        else:
+            logits = gate.logits
+        chosen = logits if tokens_N is None else _at(logits, tokens_N)
+        return active_token_indices(chosen, tokens_N)
 
 
 def residue_layers(model: nn.Module) -> dict[str, NeutralResiduesLayer]:
@@ -208,9 +158,12 @@ def residue_layers(model: nn.Module) -> dict[str, NeutralResiduesLayer]:
 
 
 def gate_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The weights of all block gates that train."""
-    layers = residue_layers(model).values()
-    gates = [layer.adapter(n).block_gate for layer in layers for n in layer.known_adapters()]
+    """The weights of all gates that train."""
+    places = modules_beside(model).values()
+    modules = [module for place in places for module in place.neutral_residues.values()]
+    gates = [
+        it if isinstance(it, TokenReader) else cast(AnyAdapter, it).block_gate for it in modules
+    ]
     return [p for gate in gates if gate is not None for p in gate.parameters() if p.requires_grad]
 
 
@@ -235,13 +188,6 @@ def no_skipping(model: nn.Module) -> Iterator[None]:
 def _at(hidden_states: Tensor, tokens_N: Tensor) -> Tensor:
     """(N, D) the hidden states of these tokens."""
     return hidden_states.flatten(0, -2)[tokens_N]
-
-
-def not_mergeable() -> UserError:
-    return UserError(
-        "neutral residues cannot be merged: the gate depends on the token, no matrix equals it",
-        do="keep the adapter as it is, or unload() to get the backbone back",
-    )
 
 
 def layer_numbers(layers: Mapping[str, NeutralResiduesLayer]) -> tuple[int | Literal["head"], ...]:

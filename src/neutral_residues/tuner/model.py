@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from neutral_residues.errors import UserError
 from neutral_residues.registration import enter_in_peft
+from neutral_residues.tuner.beside import ModuleBeside, modules_beside, not_mergeable
 from neutral_residues.tuner.blocks import (
     activation_module,
     backbone_activation,
@@ -31,6 +32,7 @@ from neutral_residues.tuner.blocks import (
     count_backbone_weights,
     describe_backbone,
     find_blocks,
+    find_embeddings,
     find_head,
     text_config,
 )
@@ -42,12 +44,7 @@ from neutral_residues.tuner.head import (
     num_head_weights,
     usual_rank,
 )
-from neutral_residues.tuner.layer import (
-    AnyAdapter,
-    NeutralResiduesLayer,
-    not_mergeable,
-    residue_layers,
-)
+from neutral_residues.tuner.layer import AnyAdapter, NeutralResiduesLayer, residue_layers
 from neutral_residues.tuner.neutral import (
     PREFIX,
     GateChoice,
@@ -55,6 +52,7 @@ from neutral_residues.tuner.neutral import (
     num_weights,
     width_for_budget,
 )
+from neutral_residues.tuner.reader import ReaderLayer, TokenReader, num_reader_weights
 from neutral_residues.tuner.routing import check_length, per_request
 
 
@@ -62,13 +60,14 @@ class NeutralResiduesModel(BaseTuner):
     """PEFT's tuner for `NeutralResiduesConfig`. Users meet it through `get_peft_model`."""
 
     prefix = PREFIX
-    tuner_layer_cls = NeutralResiduesLayer
+    tuner_layer_cls = ModuleBeside
     target_module_mapping: dict[str, str] = {}  # noqa: RUF012 - PEFT's attribute
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         # PEFT and Transformers find adapter weights by prefix and name, and a ModuleDict reserves
         # its own attributes.
         parts = {"gate", "up", "down", "block_gate", "activation", "weight", "bias"}
+        parts |= {"rows", "code", "window"}
         taken = adapter_name in parts or hasattr(nn.ModuleDict(), adapter_name)
         if len(adapter_name) < 2 or adapter_name in PREFIX or "." in adapter_name or taken:
             allowed = f"""two characters or more, no dot, not a part of {PREFIX!r} or of an adapter
@@ -80,7 +79,7 @@ class NeutralResiduesModel(BaseTuner):
     ) -> NeutralResiduesConfig:
         backbone = describe_backbone(self.model)
         check_same_backbone(peft_config.backbone, backbone)
-        peft_config.head = ""
+        peft_config.head = peft_config.reader = ""
         if peft_config.target_modules is None:
             blocks = find_blocks(self.model, peft_config.placement)
             peft_config.target_modules = peft_config.choose_layers(list(blocks))
@@ -101,13 +100,13 @@ class NeutralResiduesModel(BaseTuner):
 
     def _size(self, config: NeutralResiduesConfig, *, width_in: int, num_adapters: int) -> None:
         """Choose the head's rank and the adapters' width, and count the new weights."""
-        gate = GateChoice(config.block_gate, config.gate_start)
+        gate = _gate_choice(config)
         config.num_backbone_weights = count_backbone_weights(self.model)
         wanted = config.budget * config.num_backbone_weights
         if config.width is not None:
             in_layers = num_adapters * num_weights(width_in, config.width, gate)
             wanted = in_layers / (1 - LARGEST_SHARE)
-        in_head = self._size_head(config, gate, wanted)
+        others = self._size_head(config, gate, wanted) + self._place_reader(config)
         if config.width is None:
             config.width = width_for_budget(
                 config.budget,
@@ -115,10 +114,10 @@ class NeutralResiduesModel(BaseTuner):
                 width_in=width_in,
                 num_adapters=num_adapters,
                 gate=gate,
-                num_other_weights=in_head,
+                num_other_weights=others,
             )
         in_layers = num_adapters * num_weights(width_in, config.width, gate)
-        config.num_new_weights = in_layers + in_head
+        config.num_new_weights = in_layers + others
         self._num_layers = num_adapters
 
     def _size_head(self, config: NeutralResiduesConfig, gate: GateChoice, wanted: float) -> int:
@@ -136,6 +135,19 @@ class NeutralResiduesModel(BaseTuner):
         if config.head_rank == 0:
             config.head = ""
         return num_head_weights(*sizes, config.head_rank, gate)
+
+    def _place_reader(self, config: NeutralResiduesConfig) -> int:
+        """Find the embeddings that a gate of the whole extension reads, if it has one, and count
+        its weights; a UserError if there are none."""
+        if not config.has_reader:
+            return 0
+        found = find_embeddings(self.model)
+        if found is None:
+            what = "gate_reads tokens needs embeddings and past_key_values in one decoder, which"
+            what = f"{what} {type(self.model).__name__} has not"
+            raise UserError(what, got=config.gate_reads, do="set gate_reads to layer")
+        config.reader = found[0]
+        return num_reader_weights(_embedding_width(self.model.get_submodule(found[0])))
 
     def _find_head(self, config: NeutralResiduesConfig) -> nn.Linear | None:
         """The output head, named in the config, if it gets a residue; a UserError if it should and
@@ -156,11 +168,11 @@ class NeutralResiduesModel(BaseTuner):
 
     @staticmethod
     def _check_target_module_exists(peft_config: PeftConfig, key: str) -> Any:
-        """The head is a target too, but not one of `target_modules`: PEFT would save the embeddings
-        with the adapter."""
+        """Head and embeddings are targets too, but not among `target_modules`: PEFT would save
+        their own weights with the adapter."""
         assert isinstance(peft_config, NeutralResiduesConfig)
-        is_head = key == peft_config.head != ""
-        return is_head or BaseTuner._check_target_module_exists(peft_config, key)
+        is_ours = key != "" and key in (peft_config.head, peft_config.reader)
+        return is_ours or BaseTuner._check_target_module_exists(peft_config, key)
 
     def _get_tied_target_modules(self, model: nn.Module) -> list[str]:
         """For a warning that concerns merging: a residue leaves tied weights as they are."""
@@ -176,15 +188,34 @@ class NeutralResiduesModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        layer = target if isinstance(target, NeutralResiduesLayer) else NeutralResiduesLayer(target)
-        adapter = _new_adapter(
-            peft_config, layer.base_layer, is_head=current_key == peft_config.head
-        )
-        layer.add_adapter(adapter_name, adapter, peft_config, num_layers=self._num_layers)
+        is_reader = current_key == peft_config.reader
+        place = target if isinstance(target, ModuleBeside) else None
+        if place is None:
+            place = ReaderLayer(target) if is_reader else NeutralResiduesLayer(target)
+            self._replace_module(parent, target_name, place, target)
+        if isinstance(place, ReaderLayer):
+            place.watch(self.model, decoder=parent)
+        is_head = current_key == peft_config.head
+        module = _new_module(peft_config, place.base_layer, is_head=is_head, is_reader=is_reader)
+        module.reset_parameters(num_layers=self._num_layers, init=peft_config.init)
+        loaded, inference = not peft_config.from_checkpoint, peft_config.inference_mode
+        place.add(adapter_name, module, loaded=loaded, inference_mode=inference)
         if adapter_name not in self.active_adapters:
-            layer.set_requires_grad(adapter_name, False)
-        if layer is not target:
-            self._replace_module(parent, target_name, layer, target)
+            place.set_requires_grad(adapter_name, False)
+
+    def inject_adapter(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        """PEFT's own; then every layer knows the reader whose gates it may need."""
+        super().inject_adapter(model, *args, **kwargs)
+        places = modules_beside(model).values()
+        readers = [place for place in places if isinstance(place, ReaderLayer)]
+        for layer in residue_layers(model).values() if readers else ():
+            layer.connect(*readers)
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
+        for place in modules_beside(self.model).values():
+            if isinstance(place, ReaderLayer):
+                place.unwatch()
+        return super()._unload_and_optionally_merge(*args, **kwargs)
 
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
@@ -224,9 +255,17 @@ class NeutralResiduesModel(BaseTuner):
         return remapped
 
 
-def _new_adapter(config: NeutralResiduesConfig, block: nn.Module, *, is_head: bool) -> AnyAdapter:
-    """What runs parallel to that block of the backbone, or to its head."""
-    gate = GateChoice(config.block_gate, config.gate_start)
+def _gate_choice(config: NeutralResiduesConfig) -> GateChoice:
+    return GateChoice(config.block_gate, config.gate_start, config.gate_reads)
+
+
+def _new_module(
+    config: NeutralResiduesConfig, block: nn.Module, *, is_head: bool, is_reader: bool
+) -> AnyAdapter | TokenReader:
+    """What runs parallel to that block of the backbone, or to its head, or reads its embeddings."""
+    gate = _gate_choice(config)
+    if is_reader:
+        return TokenReader(_embedding_width(block), config.block_gate)
     if is_head:
         assert isinstance(block, nn.Linear)
         assert config.head_rank is not None
@@ -237,13 +276,19 @@ def _new_adapter(config: NeutralResiduesConfig, block: nn.Module, *, is_head: bo
     return GatedAdapter(config.backbone["hidden_size"], config.width, gate, activation=activation)
 
 
+def _embedding_width(embeddings: nn.Module) -> int:
+    weight = embeddings.weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[1]
+
+
 def check_adapter_tensors(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor]) -> None:
     """Raise a UserError, naming the first missing, extra or misshapen tensor, unless `tensors` hold
     exactly the weights of that adapter of `model`."""
     expected = {
         f"{name}.{key}": tuple(parameter.shape)
-        for name, layer in residue_layers(model).items()
-        for key, parameter in layer.adapter_parameters(adapter_name)
+        for name, place in modules_beside(model).items()
+        for key, parameter in place.adapter_parameters(adapter_name)
     }
     given = {key: tuple(tensor.shape) for key, tensor in tensors.items() if f".{PREFIX}." in key}
     do = "save the extension again, or load the backbone that it was made for"

@@ -48,7 +48,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neutral_residues.config.choices import BlockGate, GateStart, Init
+from neutral_residues.config.choices import BlockGate, GateReads, GateStart, Init
 from neutral_residues.errors import UserError
 
 PREFIX = "neutral_residues"
@@ -95,19 +95,37 @@ class Residue(NamedTuple):
 
 
 class GateChoice(NamedTuple):
-    """Which block gate: its kind ("none" makes a gate-less adapter), and how it starts; only one
-    that starts open has a b."""
+    """Which block gate: its kind ("none" makes a gate-less adapter), how it starts (only one that
+    starts open has a b), and what it reads."""
 
     kind: BlockGate = "relu"
     start: GateStart = "open"
+    reads: GateReads = "layer"  # "tokens": the gate is given, see `reader.py`
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the adapter has a gate of its own."""
+        return self.kind != "none" and self.reads == "layer"
 
     def linear(self, width_in: int) -> nn.Linear | None:
-        """w and, where it starts open, b; None without a gate."""
-        return None if self.kind == "none" else nn.Linear(width_in, 1, bias=self.start == "open")
+        """w and, where it starts open, b; None without a gate of its own."""
+        return nn.Linear(width_in, 1, bias=self.start == "open") if self.is_own else None
 
     def num_weights(self, width_in: int) -> int:
         """How many weights `linear` has."""
-        return 0 if self.kind == "none" else width_in + (self.start == "open")
+        return width_in + (self.start == "open") if self.is_own else 0
+
+
+class Gate(NamedTuple):
+    """g and the numbers that it is made of, one for each token."""
+
+    gate: Tensor  # (..., 1) g
+    logits: Tensor  # (..., 1) w . x + b
+
+    @classmethod
+    def of(cls, kind: BlockGate, logits: Tensor) -> "Gate":
+        """From its logits."""
+        return cls(GATES[kind](logits), logits)
 
 
 class Gated(nn.Module):
@@ -118,14 +136,11 @@ class Gated(nn.Module):
     def __init__(self, width_in: int, gate: GateChoice) -> None:
         super().__init__()
         self.width_in = width_in
-        self.kind, self.gate_start = gate
+        self.kind, self.gate_start, self.gate_reads = gate
 
-    def gate_of(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """(..., D) -> g(x) and w . x + b, each (..., 1); None twice where there is no gate."""
-        if self.block_gate is None:
-            return None, None
-        gate_logits = self.block_gate(x)
-        return GATES[self.kind](gate_logits), gate_logits
+    def gate_of(self, x: Tensor) -> Gate | None:
+        """(..., D) -> its own gate; None where it has none."""
+        return None if self.block_gate is None else Gate.of(self.kind, self.block_gate(x))
 
     def reset_gate(self, *, variance: float) -> None:
         """A gate that starts at random has weights of this variance; the others w = 0, b = 1."""
@@ -165,11 +180,11 @@ class GatedAdapter(Gated):
         self.block_gate = gate.linear(width_in)
         self.activation = activation
 
-    def forward(self, x: Tensor) -> Residue:
-        """(..., D) -> what is added at each token."""
+    def forward(self, x: Tensor, gate: Gate | None = None) -> Residue:
+        """(..., D) -> what is added at each token, under its own gate or the one that is given."""
         adapter: Tensor = self.down(self.activation(self.gate(x)) * self.up(x))
-        gate, gate_logits = self.gate_of(x)
-        return Residue(adapter if gate is None else gate * adapter, gate, gate_logits)
+        gate = gate or self.gate_of(x)
+        return Residue(adapter, None, None) if gate is None else Residue(gate.gate * adapter, *gate)
 
     @torch.no_grad()
     def reset_parameters(self, *, num_layers: int, init: Init = "usual") -> None:

@@ -1,0 +1,105 @@
+"""A module of the backbone and what the extensions of a model have put beside it, by name: what
+PEFT needs to know of it, and nothing of what is computed there."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from neutral_residues.errors import UserError
+from neutral_residues.tuner.neutral import PREFIX
+from neutral_residues.tuner.routing import RoutableModule
+
+
+class ModuleBeside(nn.Module, BaseTunerLayer, RoutableModule):
+    """A module of the backbone, and for each extension a module of its own beside it."""
+
+    adapter_layer_names = (PREFIX,)
+    other_param_names = ("loaded",)
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.neutral_residues = nn.ModuleDict()
+        self.loaded: dict[str, bool] = {}
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+
+    def add(self, name: str, module: nn.Module, *, loaded: bool, inference_mode: bool) -> None:
+        """Put a module beside the base layer, on its device. One that is not loaded becomes NaN,
+        because a checkpoint is about to fill it: Transformers only reports tensors that are
+        missing, `check_loaded` finds NaN."""
+        if not loaded:
+            for parameter in module.parameters():
+                nn.init.constant_(parameter, torch.nan)
+        self.neutral_residues[name] = module
+        self.loaded[name] = loaded
+        self._move_adapter_to_device_of_base_layer(name)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def known_adapters(self) -> list[str]:
+        """All extensions that have a module here, active or not."""
+        return list(self.neutral_residues)
+
+    def active_names(self) -> list[str]:
+        """Those that a pass computes now."""
+        if self.disable_adapters:
+            return []
+        names = self.active_adapters if self.routing is None else self.routing.adapters
+        return [name for name in names if name in self.neutral_residues]
+
+    def check_loaded(self, name: str) -> None:
+        """A UserError if a weight of a module made for a checkpoint was not loaded; looks once."""
+        if self.loaded[name] or torch.compiler.is_compiling():
+            return
+        for key, parameter in self.adapter_parameters(name):
+            # Weights on disk are on the meta device here; only their module's hook fetches them.
+            if not parameter.is_meta and not parameter.isfinite().all():
+                what = "adapter tensors were never loaded, or hold NaN"
+                fresh = "dataclasses.replace(config, num_new_weights=None)"
+                do = f"save the extension again; for fresh weights, {fresh}"
+                raise UserError(f"{what}: {key}, beside {type(self.base_layer).__name__}", do=do)
+        self.loaded[name] = True
+
+    def adapter_parameters(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
+        """The weights of extension `name` here, if it has any, each with its name in this layer."""
+        if name in self.neutral_residues:
+            module = self.neutral_residues[name]
+            yield from module.named_parameters(prefix=f"{PREFIX}.{name}")
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise not_mergeable()
+
+    def unmerge(self) -> None:
+        """Nothing is ever merged."""
+
+    def _get_base_layer_device_and_dtype(
+        self, base_layer: nn.Module
+    ) -> tuple[torch.device | None, torch.dtype | None]:
+        parameter = next(base_layer.parameters(), None)
+        if parameter is None:
+            return None, None
+        return parameter.device, parameter.dtype if parameter.dtype.is_floating_point else None
+
+    def __getattr__(self, name: str) -> Any:
+        """Host models read attributes of their modules; what is not ours is the base layer's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
+
+
+def modules_beside(model: nn.Module) -> dict[str, ModuleBeside]:
+    """All modules of `model` beside which extensions have put one, by module name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, ModuleBeside)}
+
+
+def not_mergeable() -> UserError:
+    return UserError(
+        "neutral residues cannot be merged: the gate depends on the token, no matrix equals it",
+        do="keep the adapter as it is, or unload() to get the backbone back",
+    )
