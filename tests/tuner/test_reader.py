@@ -216,6 +216,19 @@ def test_saved_loaded_copied_and_undone(tmp_path: Path) -> None:
     assert not plain.model._forward_pre_hooks
 
 
+def test_a_model_in_training_can_be_copied() -> None:
+    model = reading().train()
+    model(input_ids=token_ids(), labels=token_ids()).loss.backward()
+    twin = copy.deepcopy(model).eval()
+    assert torch.equal(logits(twin), logits(model.eval()))
+
+
+def test_without_a_gate_there_is_nothing_to_read() -> None:
+    gateless = extended_llama(gate_reads="tokens", block_gate="none")
+    assert not any(isinstance(module, ReaderLayer) for module in gateless.modules())
+    assert torch.equal(logits(gateless), logits(extended_llama(block_gate="none")))
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_it_learns_from_every_layer(checkpointing: bool) -> None:
     gradients = []

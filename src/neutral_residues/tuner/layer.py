@@ -106,7 +106,7 @@ class NeutralResiduesLayer(ModuleBeside):
 
     def _given_gate(self, hidden_states: Tensor, name: str) -> Gate | None:
         """The extension's gate at these tokens; None where the adapter has its own, or none."""
-        if self.adapter(name).gate_reads == "layer":
+        if not self.adapter(name).gate_is_given:
             return None
         (reader,) = self._reader
         return reader.gate_at(name, hidden_states)

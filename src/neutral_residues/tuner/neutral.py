@@ -107,6 +107,11 @@ class GateChoice(NamedTuple):
         """Whether the adapter has a gate of its own."""
         return self.kind != "none" and self.reads == "layer"
 
+    @property
+    def is_given(self) -> bool:
+        """Whether the adapter is under the gate of its whole extension."""
+        return self.kind != "none" and self.reads == "tokens"
+
     def linear(self, width_in: int) -> nn.Linear | None:
         """w and, where it starts open, b; None without a gate of its own."""
         return nn.Linear(width_in, 1, bias=self.start == "open") if self.is_own else None
@@ -136,7 +141,8 @@ class Gated(nn.Module):
     def __init__(self, width_in: int, gate: GateChoice) -> None:
         super().__init__()
         self.width_in = width_in
-        self.kind, self.gate_start, self.gate_reads = gate
+        self.kind, self.gate_start = gate.kind, gate.start
+        self.gate_is_given = gate.is_given
 
     def gate_of(self, x: Tensor) -> Gate | None:
         """(..., D) -> its own gate; None where it has none."""

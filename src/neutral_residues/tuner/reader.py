@@ -119,6 +119,10 @@ class ReaderLayer(ModuleBeside):
         self._hooks: list[Any] = []
         self._argument_names: tuple[str, ...] = ()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has read nothing yet: what a pass leaves cannot be copied while it trains."""
+        return self.__dict__ | {"gates": {}, "_codes": {}, "_cache": None, "_mask": None}
+
     def reader(self, name: str) -> TokenReader:
         """The reader of that extension."""
         module = self.neutral_residues[name]
