@@ -112,6 +112,7 @@ class ReaderLayer(ModuleBeside):
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
         self.gates: dict[str, Gate] = {}
+        self._learning_gates: dict[str, Gate] = {}  # of the last pass with gradients
         self.logits_to_keep: Any = 0
         self._codes: dict[str, Tensor] = {}
         self._cache: Cache | None = None
@@ -121,7 +122,8 @@ class ReaderLayer(ModuleBeside):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has read nothing yet: what a pass leaves cannot be copied while it trains."""
-        return self.__dict__ | {"gates": {}, "_codes": {}, "_cache": None, "_mask": None}
+        left = {"gates": {}, "_learning_gates": {}, "_codes": {}, "_cache": None, "_mask": None}
+        return self.__dict__ | left
 
     def reader(self, name: str) -> TokenReader:
         """The reader of that extension."""
@@ -135,7 +137,7 @@ class ReaderLayer(ModuleBeside):
         return embeddings_BTD
 
     def _read(self, embeddings_BTD: Tensor) -> None:
-        self.gates, self._codes = {}, {}
+        gates, self._codes = {}, {}
         for name in self.active_names():
             self.check_loaded(name)
             reader = self.reader(name)
@@ -144,8 +146,11 @@ class ReaderLayer(ModuleBeside):
             real_BT = _real_tokens(self._mask, first, codes_BTC.shape[1])
             if real_BT is not None:
                 codes_BTC = codes_BTC * real_BT[..., None].to(codes_BTC.dtype)
-            self.gates[name] = reader.gates(codes_BTC, before_BWC)
+            gates[name] = reader.gates(codes_BTC, before_BWC)
             self._codes[name] = codes_BTC
+        self.gates = gates
+        if torch.is_grad_enabled():
+            self._learning_gates = gates
 
     def _before(self, name: str) -> tuple[Tensor | None, int]:
         """The codes of the last tokens before this pass, from its cache, and how many there are in
@@ -207,10 +212,14 @@ class ReaderLayer(ModuleBeside):
     def gate_at(self, name: str, hidden_states: Tensor) -> Gate:
         """The gate of the current pass at the tokens of `hidden_states` (..., D): all of the pass,
         also where a backbone folds rows and tokens into one, or those that get logits."""
-        if name not in self.gates:
+        # Gradient checkpointing computes layers again in the backward pass, before which another
+        # model's outputs may have been asked for, of the backbone for example.
+        is_backward = torch._C._current_graph_task_id() != -1
+        gates = self._learning_gates if is_backward else self.gates
+        if name not in gates:
             what = f"the gate of extension {name!r} reads the text, and this pass had none"
             raise UserError(what, do="run the whole model, with input_ids or inputs_embeds")
-        logits_BT1, shape = self.gates[name].logits, hidden_states.shape[:-1]
+        logits_BT1, shape = gates[name].logits, hidden_states.shape[:-1]
         if logits_BT1.numel() != shape.numel():
             keep = self.logits_to_keep
             logits_BT1 = logits_BT1[:, slice(-keep, None) if isinstance(keep, int) else keep]
