@@ -122,7 +122,13 @@ class ReaderLayer(ModuleBeside):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has read nothing yet: what a pass leaves cannot be copied while it trains."""
-        left = {"gates": {}, "_learning_gates": {}, "_codes": {}, "_cache": None, "_mask": None}
+        left: dict[str, Any] = {
+            "gates": {},
+            "_learning_gates": {},
+            "_codes": {},
+            "_cache": None,
+            "_mask": None,
+        }
         return self.__dict__ | left
 
     def reader(self, name: str) -> TokenReader:
