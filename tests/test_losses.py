@@ -12,6 +12,8 @@ from neutral_residues.tuner.neutral import Residue
 
 # Two rows of two tokens, D = 2.
 DELTA = torch.tensor([[[1.0, -3.0], [10.0, 10.0]], [[0.5, 0.0], [7.0, 7.0]]])
+# What the block itself puts out: Euclidean norms 5, 1, 2 and 0.
+OUTPUT = torch.tensor([[[3.0, 4.0], [1.0, 0.0]], [[0.0, 2.0], [0.0, 0.0]]])
 LABELS = torch.tensor([[SOURCE, TARGET], [SOURCE, IGNORE]])
 
 
@@ -19,23 +21,39 @@ def residue(delta: torch.Tensor = DELTA, gate_logits: torch.Tensor | None = None
     return Residue(delta, None if gate_logits is None else torch.sigmoid(gate_logits), gate_logits)
 
 
-def test_l1_counts_source_tokens_only_and_divides_by_the_width() -> None:
-    assert local_loss_sum(residue(), LABELS, "l1").item() == (1 + 3) / 2 + 0.5 / 2
+def test_l1_counts_source_tokens_only_relative_to_what_the_block_puts_out() -> None:
+    expected = (1 + 3) / 5 + 0.5 / 2
+    assert local_loss_sum(residue(), OUTPUT, LABELS, "l1").item() == pytest.approx(expected)
     assert counted_tokens(LABELS, "l1").item() == 2
 
 
 def test_l1_without_a_source_token_is_zero_with_a_gradient() -> None:
     delta = DELTA.clone().requires_grad_()
-    total = local_loss_sum(residue(delta), torch.full((2, 2), TARGET), "l1")
+    total = local_loss_sum(residue(delta), OUTPUT, torch.full((2, 2), TARGET), "l1")
     total.backward()
     assert total.item() == 0
     assert delta.grad is not None
     assert not delta.grad.any()
 
 
+def test_l1_does_not_depend_on_the_scale_of_the_model_nor_train_the_block() -> None:
+    delta, output = DELTA.clone().requires_grad_(), OUTPUT.clone().requires_grad_()
+    size = local_loss_sum(residue(delta), output, LABELS, "l1")
+    larger = local_loss_sum(residue(30 * delta), 30 * output, LABELS, "l1")
+    assert larger.item() == pytest.approx(size.item())
+    size.backward()
+    assert delta.grad is not None
+    assert output.grad is None
+
+
+def test_l1_where_the_block_puts_out_nothing_is_the_plain_norm() -> None:
+    labels = torch.tensor([[IGNORE, IGNORE], [IGNORE, SOURCE]])
+    assert local_loss_sum(residue(), OUTPUT, labels, "l1").item() == 14
+
+
 def test_gradient_of_l1_at_zero_is_zero() -> None:
     delta = torch.zeros(1, 1, 2, requires_grad=True)
-    local_loss_sum(residue(delta), torch.tensor([[SOURCE]]), "l1").backward()
+    local_loss_sum(residue(delta), torch.ones(1, 1, 2), torch.tensor([[SOURCE]]), "l1").backward()
     assert delta.grad is not None
     assert delta.grad.tolist() == [[[0.0, 0.0]]]
 
@@ -44,27 +62,27 @@ def test_cross_entropy_wants_the_gate_shut_on_source_and_open_on_target() -> Non
     gate_logits = torch.tensor([[[0.0], [2.0]], [[-1.0], [50.0]]])
     by_hand = math.log(2) + math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))
     assert local_loss_sum(
-        residue(gate_logits=gate_logits), LABELS, "cross_entropy"
+        residue(gate_logits=gate_logits), OUTPUT, LABELS, "cross_entropy"
     ).item() == pytest.approx(by_hand)
     assert counted_tokens(LABELS, "cross_entropy").item() == 3
 
 
 def test_cross_entropy_without_a_gate_is_refused() -> None:
     with pytest.raises(UserError, match="needs a block gate"):
-        local_loss_sum(residue(), LABELS, "cross_entropy")
+        local_loss_sum(residue(), OUTPUT, LABELS, "cross_entropy")
 
 
 @pytest.mark.parametrize("kind", ["l1", "cross_entropy"])
 def test_the_sum_is_float32_whatever_the_model_is(kind: str) -> None:
     narrow = residue(DELTA.bfloat16(), torch.zeros(2, 2, 1, dtype=torch.bfloat16))
-    assert local_loss_sum(narrow, LABELS, kind).dtype == torch.float32  # type: ignore[arg-type]
+    assert local_loss_sum(narrow, OUTPUT.bfloat16(), LABELS, kind).dtype == torch.float32  # type: ignore[arg-type]
 
 
 def test_labels_may_have_another_shape_but_not_another_number() -> None:
     flat = residue(DELTA.reshape(4, 2))
-    assert local_loss_sum(flat, LABELS, "l1").item() == 2.25
+    assert local_loss_sum(flat, OUTPUT, LABELS, "l1").item() == pytest.approx(1.05)
     with pytest.raises(UserError, match="3 for 4 tokens"):
-        local_loss_sum(flat, torch.tensor([SOURCE] * 3), "l1")
+        local_loss_sum(flat, OUTPUT, torch.tensor([SOURCE] * 3), "l1")
 
 
 def test_next_token_nats_of_a_uniform_model() -> None:

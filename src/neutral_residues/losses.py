@@ -5,15 +5,28 @@ Every token carries a domain label, in the manner of Transformers' `labels`: SOU
 IGNORE for padding. The labels are per token, so packed, padded and mixed rows all work.
 
     language modelling           nats of each next token (`next_token_nats`)
-    local loss "l1"              mean over D of |g(x) * A(x)|, source tokens only; section 3,
-                                 "Training"; on the head the root of the mean over V of squares
+    local loss "l1"              size of g(x) * A(x) in its L1 norm, source tokens only; section 3,
+                                 "Training"
     local loss "cross_entropy"   gate (sigmoid) against "is this a target token"; the paper's
                                  alternative
 
 Where we choose: the paper's local loss is the L1 norm of the adapter's output, averaged over
 adapters and divided by D, on source rows. Whether the norm is taken before or after the gate is not
-known: we take it after, on what is really added to the model. Over a batch we divide by (source
-tokens x layers), so the term does not depend on how many source rows a batch has.
+known: we take it after, on what is really added to the model. And so that one weight serves
+backbones of any depth, width and scale, we measure every residue by what it stands beside, and add
+up:
+
+    "l1"  =  mean over source tokens of  sum over residues of  size
+
+    in a layer    |g(x) A(x)|_1 / |F(x)|_2                F(x): what the block itself puts out
+    on the head   sqrt(K) x rms over V of g(h) W_b W_a h  in nats, as the loss itself
+
+A sum, because what the layers add adds up too: in a mean each of 30 layers would feel a fifth of
+the pressure that each of 6 does. Over |F(x)|_2, because hidden states grow with depth, and a
+residue of a given size changes the outcome the less the larger they are. The L1 norm over the
+Euclidean one is larger by sqrt(D) than a ratio of equal norms: the language-modelling loss pulls a
+gate open by all that the residue aligns with, of D directions (LAB.md, "one local loss for every
+backbone").
 """
 
 import torch
@@ -36,12 +49,15 @@ def next_token_nats(logits_BTV: Tensor, input_ids_BT: Tensor) -> Tensor:
     return nats.view(input_ids_BT.shape)[:, :-1]
 
 
-def local_loss_sum(residue: AnyResidue, domain_labels: Tensor, kind: LocalLoss) -> Tensor:
+def local_loss_sum(
+    residue: AnyResidue, base_output: Tensor, domain_labels: Tensor, kind: LocalLoss
+) -> Tensor:
     """The local loss of one adapter, summed over the tokens it counts (see `counted_tokens`): a
     float32 scalar.
 
     Args:
         residue: what the adapter adds, with any leading shape.
+        base_output: what the block that it is parallel to puts out itself.
         domain_labels: SOURCE, TARGET or IGNORE for each token; as many numbers as `residue` has
             tokens.
 
@@ -49,7 +65,7 @@ def local_loss_sum(residue: AnyResidue, domain_labels: Tensor, kind: LocalLoss) 
         UserError: if labels and tokens differ in number, or there is no gate that the kind needs.
     """
     if kind == "l1":
-        sizes = residue.mean_abs()
+        sizes = residue.relative_size(base_output)
         return (sizes * (_aligned(domain_labels, sizes) == SOURCE)).sum()
     if residue.gate_logits is None:
         what = "local_loss cross_entropy needs a block gate"

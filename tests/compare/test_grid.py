@@ -100,7 +100,7 @@ def test_a_section_of_the_run_file_counts_for_the_methods_that_use_it(tmp_path: 
     values = {"runs": [str(run)], "output": "out", "methods": ["neutral", "finetune"]}
     neutral, finetune = expand(checked(CompareConfig, values)).trained
     assert neutral.config.residues.local_loss_weight == 2.0
-    assert finetune.config.residues.local_loss_weight == 6.0
+    assert finetune.config.residues.local_loss_weight == 0.06
 
 
 def test_tuning_tries_all_rates_with_one_seed_and_averages_the_best(tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def test_rows_have_recipes_of_their_own(tmp_path: Path) -> None:
     assert (residues.block_gate, residues.local_loss, residues.local_loss_weight) == (
         "sigmoid",
         "cross_entropy",
-        0.1,
+        0.02,
     )
     set_by_hand = method.resolve(make_run(values | {"residues": {"local_loss_weight": 6.0}}))
     assert set_by_hand.residues.local_loss_weight == 6.0

@@ -19,6 +19,7 @@ from tiny_llama import extended_llama, logits, outputs, perturb, saved, set_gate
 # D = 2, K = 1, V = 3. At h = (2, 1): W_a h = 4; w.h + b = 2 - 1.5 = 0.5; the code is 2.
 W_A = [[1.0, 2.0]]
 W_B = [[1.0], [0.0], [-3.0]]
+NO_LOGITS = torch.empty(0)  # the backbone's, on which the size of a residue does not depend
 
 
 @torch.no_grad()
@@ -37,7 +38,7 @@ def test_the_formula() -> None:
     assert residue.delta.tolist() == [[2.0, 0.0, -6.0]]
     assert residue.added_to(torch.ones(1, 3)).tolist() == [[3.0, 1.0, -5.0]]
     assert residue.mean_square().item() == pytest.approx((4 + 36) / 3)
-    assert residue.mean_abs().item() == pytest.approx(((4 + 36) / 3) ** 0.5)
+    assert residue.relative_size(NO_LOGITS).item() == pytest.approx(((4 + 36) / 3) ** 0.5)
     assert by_hand([2.0, 1.0], kind="none").delta.tolist() == [[4.0, 0.0, -12.0]]
 
 
@@ -45,7 +46,7 @@ def test_where_the_gate_is_closed_the_logits_stay_bit_by_bit() -> None:
     closed, logits_1V = by_hand([1.0, 1.0]), torch.randn(1, 3)
     assert closed.gate.item() == 0
     assert torch.equal(closed.added_to(logits_1V.clone()), logits_1V)
-    assert closed.mean_abs().item() == pytest.approx(0, abs=1e-9)
+    assert closed.relative_size(NO_LOGITS).item() == pytest.approx(0, abs=1e-9)
 
 
 def test_chosen_tokens_get_the_same_as_all() -> None:
@@ -57,6 +58,8 @@ def test_chosen_tokens_get_the_same_as_all() -> None:
     torch.testing.assert_close(part.view(6, 5)[chosen], whole.view(6, 5)[chosen])
     assert part.view(6, 5)[[0, 2, 3, 5]].count_nonzero() == 0
     torch.testing.assert_close(residue.mean_square(), residue.delta.square().mean(-1))
+    size = residue.relative_size(NO_LOGITS)
+    torch.testing.assert_close(size, (2 * residue.mean_square()).sqrt(), msg="the root of K = 2")
     twice = residue.plus(residue)
     torch.testing.assert_close(twice.mean_square(), 4 * residue.mean_square())
 
@@ -64,7 +67,7 @@ def test_chosen_tokens_get_the_same_as_all() -> None:
 def test_the_local_size_has_a_gradient_at_the_start() -> None:
     head = GatedHead(4, 6, 2)
     head.reset_parameters(num_layers=2)
-    head(torch.randn(3, 4)).mean_abs().sum().backward()
+    head(torch.randn(3, 4)).relative_size(NO_LOGITS).sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
 
 

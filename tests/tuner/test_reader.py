@@ -13,7 +13,7 @@ from transformers import DynamicCache, StaticCache
 
 from families import FAMILIES, build
 from neutral_residues import NeutralResiduesConfig, UserError, residue_layers
-from neutral_residues.tuner.layer import gate_parameters, observe_residues
+from neutral_residues.tuner.layer import observe_residues, trained_gates
 from neutral_residues.tuner.reader import (
     CODE,
     HIDDEN,
@@ -80,7 +80,7 @@ def test_it_starts_open_and_its_weights_are_counted() -> None:
     config = model.peft_config["default"]
     assert config.num_new_weights == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert config.first_layer == 0
-    assert {id(p) for p in gate_parameters(model)} == {id(p) for p in reader.parameters()}
+    assert trained_gates(model) == [reader]
     assert reader.window.weight.shape == (HIDDEN, CODE * WINDOW)
 
 
@@ -88,7 +88,7 @@ def test_every_layer_and_the_head_have_the_same_gate() -> None:
     seen: list[Tensor] = []
 
     class Hook:
-        def on_residue(self, layer: Any, residue: Any) -> None:
+        def on_residue(self, layer: Any, residue: Any, _: Any) -> None:
             seen.append(residue.gate)
 
     model = reading()

@@ -146,11 +146,13 @@ class ResidueSettings(Settings):
     """Numbers of the layers that get an adapter; null means all, but not the first of four or more
     where there is a gate."""
     local_loss: LocalLoss = "l1"
-    """l1: size of the gated output on source tokens; cross_entropy: sigmoid gate as classifier."""
-    local_loss_weight: float = Field(default=6.0, ge=0)
+    """l1: size of the gated output on source tokens, relative to the block's own; cross_entropy:
+    sigmoid gate as classifier."""
+    local_loss_weight: float = Field(default=0.06, ge=0)
     """alpha, the dial between learning and forgetting."""
     gate_learning_rate_factor: float = Field(default=2.0, gt=0)
-    """Learning rate of the block gates, as a multiple of the projections'."""
+    """Learning rate of the gates, as a multiple of the projections'; divided by the root mean
+    square of what a gate reads, where that is below 1."""
     source_noise: float = Field(default=0.5, ge=0, le=1)
     """Share of source rows, of those that are not spliced, that get random tokens, so that gates
     stay closed on unusual text."""

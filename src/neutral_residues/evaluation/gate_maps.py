@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from neutral_residues.backbone import context_length
@@ -42,7 +42,9 @@ class _Gates:
     def __init__(self) -> None:
         self.by_layer: dict[int, list[float]] = {}
 
-    def on_residue(self, layer: NeutralResiduesLayer, residue: AnyResidue) -> None:
+    def on_residue(
+        self, layer: NeutralResiduesLayer, residue: AnyResidue, base_output: Tensor
+    ) -> None:
         if residue.gate is not None:
             gates = residue.gate.float().flatten().tolist()
             before = self.by_layer.get(id(layer), gates)

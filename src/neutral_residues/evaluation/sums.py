@@ -41,7 +41,9 @@ class ResidueStats:
         self.mean_square_BT: dict[int, Tensor] = {}
         self._before: Any = None
 
-    def on_residue(self, layer: NeutralResiduesLayer, residue: AnyResidue) -> None:
+    def on_residue(
+        self, layer: NeutralResiduesLayer, residue: AnyResidue, base_output: Tensor
+    ) -> None:
         index = self._index[id(layer)]
         squares, gate = residue.mean_square(), residue.gate
         zero = torch.zeros_like(squares) if gate is None else gate == 0

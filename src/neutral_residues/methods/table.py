@@ -250,7 +250,7 @@ METHODS: tuple[Method, ...] = (
         trains="as neutral, with a sigmoid gate and cross-entropy: is this a target row",
         afterwards=(),
         fixed={"residues.block_gate": "sigmoid", "residues.local_loss": "cross_entropy"},
-        recipe={"residues.local_loss_weight": 0.1},
+        recipe={"residues.local_loss_weight": 0.02},
     ),
     ADAPTER,
     _scaled(

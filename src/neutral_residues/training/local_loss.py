@@ -36,15 +36,17 @@ class LocalLossTerm:
         self._terms: list[Tensor] = []
         self._recording = True
 
-    def on_residue(self, layer: NeutralResiduesLayer, residue: AnyResidue) -> None:
-        """Add the sum of one residue over its tokens, in nats or as mean absolute values.
+    def on_residue(
+        self, layer: NeutralResiduesLayer, residue: AnyResidue, base_output: Tensor
+    ) -> None:
+        """Add the sum of one residue over its tokens, in nats or as relative sizes.
 
         Raises:
             UserError: if the model runs a second time.
         """
         # Recomputation under gradient checkpointing runs this again and must save the same tensors,
         # so the term is computed every time and only kept the first.
-        term = local_loss_sum(residue, self.domain_labels, self.kind)
+        term = local_loss_sum(residue, base_output, self.domain_labels, self.kind)
         if not self._recording:
             return
         if len(self._terms) < self.num_residues:
@@ -66,7 +68,8 @@ class LocalLossTerm:
             self.open_gates[domain] = self.open_gates.get(domain, 0) + count
 
     def mean(self, num_tokens: Tensor | int | None = None) -> Tensor:
-        """The local loss per counted token and residue, in float32. Call it after the forward pass.
+        """The local loss per counted token, of all residues together, in float32. Call it after the
+        forward pass.
 
         Args:
             num_tokens: what to divide by: counted tokens of the whole accumulated batch; default:
@@ -93,7 +96,7 @@ class LocalLossTerm:
             num_tokens = counted_tokens(self.domain_labels, self.kind)
         # A batch without a counted token has a sum of 0: the divisor must not make it 0/0.
         divisor = torch.as_tensor(num_tokens, device=self._terms[0].device).clamp(min=1)
-        return torch.stack(self._terms).sum() / (divisor * self.num_residues)
+        return torch.stack(self._terms).sum() / divisor
 
 
 @contextmanager
@@ -104,7 +107,7 @@ def local_loss(
     block:
 
         with local_loss(model, domain_labels) as local:
-            loss = model(**batch).loss + 6.0 * local.mean()
+            loss = model(**batch).loss + 0.06 * local.mean()
             loss.backward()
 
     When you accumulate gradients, give `mean` the `counted_tokens` of all the batches of a step, as

@@ -5,7 +5,7 @@ Three lines in a script:
 
     from neutral_residues import NeutralResiduesTrainerMixin
     class MyTrainer(NeutralResiduesTrainerMixin, Trainer): pass          # or SFTTrainer
-    MyTrainer(model, args, train_dataset=rows_with_domain_labels, local_loss_weight=6.0).train()
+    MyTrainer(model, args, train_dataset=rows_with_domain_labels, local_loss_weight=0.06).train()
 
 Each row carries `domain_labels` with its `input_ids`: 1 (source), 0 (target) or -100 for each
 token, or one number for the row. TRL's `SFTTrainer` computes with the output head's weight itself,
@@ -29,8 +29,9 @@ from neutral_residues.errors import UserError
 from neutral_residues.losses import counted_tokens
 from neutral_residues.training.collator import DomainLabelCollator
 from neutral_residues.training.device_sums import DeviceSums
+from neutral_residues.training.gate_rates import gate_rates
 from neutral_residues.training.local_loss import LocalLossTerm, check_local_loss, local_loss
-from neutral_residues.tuner.layer import gate_parameters, residue_layers
+from neutral_residues.tuner.layer import residue_layers
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -58,9 +59,10 @@ class NeutralResiduesTrainerMixin(_Trainer):
     Args:
         local_loss_weight: alpha.
         local_loss: "l1" or "cross_entropy".
-        gate_learning_rate_factor: learning rate of the block gates, as a multiple of the rest's.
-            They are one row against the projections' many, and close sooner and more sharply with
-            it (LAB.md, "what moved the curve, and what did not").
+        gate_learning_rate_factor: learning rate of the gates, as a multiple of the rest's; more
+            where what they read is small (`gate_rates.py`). They are one row against the
+            projections' many, and close sooner and more sharply with it (LAB.md, "what moved the
+            curve, and what did not").
 
     Logs `local_loss`, `open_gates_source` and `open_gates_target` (shares of gates not exactly 0).
     """
@@ -123,9 +125,9 @@ class NeutralResiduesTrainerMixin(_Trainer):
         """Trainer's own, with the block gates in groups of their own; yours stays as it is."""
         given = self.optimizer is not None
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
-        factor = self.gate_learning_rate_factor
-        if not given and factor != 1:
-            split_param_group(optimizer, gate_parameters(self.model), factor=factor)
+        for gate, rate in [] if given else gate_rates(self.model):
+            factor = self.gate_learning_rate_factor * rate
+            split_param_group(optimizer, list(gate.parameters()), factor=factor)
         return optimizer
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:

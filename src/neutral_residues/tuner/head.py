@@ -66,11 +66,12 @@ class HeadResidue(NamedTuple):
             gram_KK = weight.t() @ weight / len(weight)
             return ((code @ gram_KK) * code).sum(-1).clamp(min=0)
 
-    def mean_abs(self) -> Tensor:
-        """(...) its size in float32: the root of `mean_square`, as the L1 norm would need all V
-        numbers. Both grow in proportion to the gate, so both make it exactly 0."""
+    def relative_size(self, logits: Tensor) -> Tensor:
+        """(...) the root of `mean_square` times the root of K, in float32. Logits have the unit of
+        the loss, nats, so those of the backbone do not matter; and no norm needs all V numbers."""
         # The root of 0 has no derivative, and all residues start at 0.
-        return self.mean_square().clamp(min=1e-24).sqrt()
+        size = self.mean_square().clamp(min=1e-24).sqrt()
+        return size * math.sqrt(self.code.shape[-1])
 
     def plus(self, other: "HeadResidue") -> "HeadResidue":
         """The sum of two residues of one head, without gates."""

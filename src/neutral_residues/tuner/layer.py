@@ -44,7 +44,11 @@ HEAD: Literal["head"] = "head"
 class ResidueHook(Protocol):
     """Called with every residue that a model computes (by the local loss, the evaluation)."""
 
-    def on_residue(self, layer: "NeutralResiduesLayer", residue: AnyResidue) -> None: ...
+    def on_residue(
+        self, layer: "NeutralResiduesLayer", residue: AnyResidue, base_output: Tensor
+    ) -> None:
+        """`base_output` (..., D) is what the block of the backbone itself puts out; logits may hold
+        other residues already."""
 
 
 class NeutralResiduesLayer(ModuleBeside):
@@ -74,10 +78,11 @@ class NeutralResiduesLayer(ModuleBeside):
         # The base layer first: Mixtral's jitter writes into its input, which autograd forbids once
         # we have read it.
         output = self._base_output(hidden_states, *args, **kwargs)
-        extended, *rest = output if isinstance(output, tuple) else (output,)
+        base_output, *rest = output if isinstance(output, tuple) else (output,)
+        extended = base_output
         for name in self.active_names():
             self.check_loaded(name)
-            extended = self._add_residue(extended, hidden_states, name)
+            extended = self._add_residue(extended, hidden_states, name, base_output)
         return (extended, *rest) if isinstance(output, tuple) else extended
 
     def _base_output(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -111,14 +116,16 @@ class NeutralResiduesLayer(ModuleBeside):
         (reader,) = self._reader
         return reader.gate_at(name, hidden_states)
 
-    def _add_residue(self, extended: Tensor, hidden_states: Tensor, name: str) -> Tensor:
+    def _add_residue(
+        self, extended: Tensor, hidden_states: Tensor, name: str, base_output: Tensor
+    ) -> Tensor:
         """`extended` plus what adapter `name` adds to the tokens that it is computed for."""
         gate = self._given_gate(hidden_states, name)
         tokens_N = self._tokens_to_compute(hidden_states, name, gate)
         if tokens_N is None:
             residue = self._residue(hidden_states, name, gate)
             if self.residue_hook is not None:
-                self.residue_hook.on_residue(self, residue)
+                self.residue_hook.on_residue(self, residue, base_output)
             return residue.added_to(extended)
         if not len(tokens_N):
             return extended
@@ -157,14 +164,14 @@ def residue_layers(model: nn.Module) -> dict[str, NeutralResiduesLayer]:
     return {n: m for n, m in model.named_modules() if isinstance(m, NeutralResiduesLayer)}
 
 
-def gate_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The weights of all gates that train."""
+def trained_gates(model: nn.Module) -> list[nn.Module]:
+    """All gates that train: the adapters' own and the readers of whole extensions."""
     places = modules_beside(model).values()
     modules = [module for place in places for module in place.neutral_residues.values()]
     gates = [
         it if isinstance(it, TokenReader) else cast(AnyAdapter, it).block_gate for it in modules
     ]
-    return [p for gate in gates if gate is not None for p in gate.parameters() if p.requires_grad]
+    return [it for it in gates if it is not None and next(it.parameters()).requires_grad]
 
 
 @contextmanager

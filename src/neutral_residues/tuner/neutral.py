@@ -80,10 +80,12 @@ class Residue(NamedTuple):
             return output + delta.reshape(output.shape)
         return output.flatten(0, -2).index_add(0, tokens_N, delta).view(output.shape)
 
-    def mean_abs(self) -> Tensor:
-        """(...) the L1 norm divided by D, in float32. Paper: section 3, "Training"."""
+    def relative_size(self, block_output: Tensor) -> Tensor:
+        """(...) the L1 norm of what is added, over the Euclidean norm of what the block itself puts
+        out (..., D), a constant: without a unit, in float32."""
         norm = torch.linalg.vector_norm(self.delta, ord=1, dim=-1, dtype=torch.float32)
-        return norm / self.delta.shape[-1]
+        own = torch.linalg.vector_norm(block_output.detach(), dim=-1, dtype=torch.float32)
+        return norm / torch.where(own > 0, own, 1).reshape(norm.shape)
 
     def mean_square(self) -> Tensor:
         """(...) the mean over D of its squares, in float32."""
