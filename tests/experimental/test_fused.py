@@ -145,6 +145,8 @@ def test_a_fused_model_neither_trains_nor_saves(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_fused() -> None:
+    with pytest.raises(UserError, match="a gate that reads the text cannot be fused"):
+        fuse(extended_llama(gate_reads="tokens"))
     with pytest.raises(UserError, match="no enabled neutral residues to fuse"):
         fuse(tiny_llama())
     backbone = AutoModelForCausalLM.from_config(

@@ -31,6 +31,11 @@ def test_a_method_of_pefts_that_cannot_be_merged_is_refused() -> None:
         extract_parts(model)
 
 
+def test_a_gate_that_reads_the_text_is_refused() -> None:
+    with pytest.raises(UserError, match=r"no format holds a gate that reads the text; got default"):
+        extract_parts(extended(gate_reads="tokens"))
+
+
 def test_only_what_is_active_is_exported(tmp_path: Path) -> None:
     """The other adapter is also in a layer that has no active one."""
     model = extended()

@@ -64,6 +64,18 @@ def test_chosen_tokens_get_the_same_as_all() -> None:
     torch.testing.assert_close(twice.mean_square(), 4 * residue.mean_square())
 
 
+def test_the_gradients_are_autograds() -> None:
+    torch.manual_seed(0)
+    output = nn.Linear(4, 5, bias=False).double()
+    h = torch.randn(2, 3, 4, dtype=torch.double, requires_grad=True)
+    weight = torch.randn(5, 2, dtype=torch.double, requires_grad=True)
+
+    def added(h: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return HeadResidue(h[..., :2], weight, None, None).added_to(output(h))
+
+    assert torch.autograd.gradcheck(added, (h, weight))
+
+
 def test_the_local_size_has_a_gradient_at_the_start() -> None:
     head = GatedHead(4, 6, 2)
     head.reset_parameters(num_layers=2)

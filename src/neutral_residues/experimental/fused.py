@@ -116,12 +116,16 @@ def fuse(model: nn.Module) -> nn.Module:
     they are.
 
     Raises:
-        UserError: if there is nothing to fold: no enabled residues, or no plain gated MLP.
+        UserError: if there is nothing to fold: no enabled residues, or no plain gated MLP; for a
+            gate that reads the text.
     """
     names = [name for name, layer in residue_layers(model).items() if layer.active_names()]
     if not names:
         what = "the model has no enabled neutral residues to fuse"
         raise UserError(what, do="load an extension, and enable it")
+    if any(_gate_is_given(model, name) for name in names):
+        what = "a gate that reads the text cannot be fused"
+        raise UserError(what, do="run it unfused, or train with gate_reads: layer")
     if sum(_fold(model, name) for name in names) == 0:
         raise UserError(
             "no feed-forward block of this backbone can be fused",
@@ -132,6 +136,13 @@ def fuse(model: nn.Module) -> nn.Module:
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     inner.save_pretrained = _refuse_to_save  # before it writes the first of its files
     return inner.eval()
+
+
+def _gate_is_given(model: nn.Module, name: str) -> bool:
+    """Whether an active adapter there is under the gate of its whole extension."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, NeutralResiduesLayer)
+    return any(layer.adapter(active).gate_is_given for active in layer.active_names())
 
 
 def _fold(model: nn.Module, name: str) -> bool:

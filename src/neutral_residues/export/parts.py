@@ -119,6 +119,9 @@ def extract_parts(model: PeftModel) -> Parts:
     adapters = []
     for name in model.base_model.active_adapters:
         config = model.peft_config[name]
+        if config.has_reader:
+            do = "train with residues.gate_reads: layer, or serve it with PEFT"
+            raise UserError("no format holds a gate that reads the text", got=name, do=do)
         mine = {n: it.adapter(name) for n, it in layers.items() if name in it.known_adapters()}
         by_block = {n: part for n, part in mine.items() if isinstance(part, GatedAdapter)}
         head = next((part for part in mine.values() if isinstance(part, GatedHead)), None)

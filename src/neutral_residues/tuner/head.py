@@ -21,10 +21,11 @@ Suffixes as in `neutral.py`; V vocabulary, K rank, N chosen tokens.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from neutral_residues.config.choices import Init
 from neutral_residues.errors import UserError
@@ -53,11 +54,14 @@ class HeadResidue(NamedTuple):
     def added_to(self, output: Tensor, tokens_N: Tensor | None = None) -> Tensor:
         """The logits `output`, changed in place; with `tokens_N` the code has these tokens only.
         Exactly as they were where the code is 0."""
-        logits, weight_KV = output.flatten(0, -2), self.weight.to(output.dtype).t()
+        weight = self.weight.to(output.dtype)
         code = self.code.to(output.dtype).reshape(-1, self.code.shape[-1])
+        if tokens_N is None and not torch.compiler.is_compiling():
+            return cast(Tensor, _AddInPlace.apply(output, code, weight))
+        logits = output.flatten(0, -2)
         if tokens_N is None:
-            return logits.addmm_(code, weight_KV).view(output.shape)
-        return logits.index_add_(0, tokens_N, code @ weight_KV).view(output.shape)
+            return logits.addmm_(code, weight.t()).view(output.shape)
+        return logits.index_add_(0, tokens_N, code @ weight.t()).view(output.shape)
 
     def mean_square(self) -> Tensor:
         """(...) the mean over V of its squares, in float32."""
@@ -77,6 +81,26 @@ class HeadResidue(NamedTuple):
         """The sum of two residues of one head, without gates."""
         code = torch.cat([self.code, other.code], dim=-1)
         return HeadResidue(code, torch.cat([self.weight, other.weight], dim=-1), None, None)
+
+
+class _AddInPlace(torch.autograd.Function):
+    """logits += code W_b'. Autograd's own, in place through a view, would copy the gradient of all
+    logits three times."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, code: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(code, weight)
+        ctx.mark_dirty(logits)
+        logits.flatten(0, -2).addmm_(code, weight.t())
+        return logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor | None, ...]:
+        code, weight = ctx.saved_tensors
+        d_NV = d_logits.flatten(0, -2)
+        d_code = d_NV @ weight if ctx.needs_input_grad[1] else None
+        return d_logits, d_code, d_NV.t() @ code if ctx.needs_input_grad[2] else None
 
 
 class GatedHead(Gated):

@@ -40,7 +40,7 @@ from tiny_llama import perturb
         ("llama", {"head_rank": 0}),
         ("gemma2", {}),
         ("cohere", {}),
-        ("phi", {}),
+        ("phi", SIGMOID),
     ],
 )
 def test_it_holds_every_extension(tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
