@@ -31,9 +31,17 @@ def test_a_method_of_pefts_that_cannot_be_merged_is_refused() -> None:
         extract_parts(model)
 
 
-def test_a_gate_that_reads_the_text_is_refused() -> None:
-    with pytest.raises(UserError, match=r"no format holds a gate that reads the text; got default"):
-        extract_parts(extended(gate_reads="tokens"))
+def test_a_gate_that_reads_the_text_is_one_part() -> None:
+    model = extended(gate_reads="tokens")
+    model.add_adapter("own", NeutralResiduesConfig(width=4, gate_reads="layer"))
+    model.base_model.set_adapter(["default", "own"])
+    parts = extract_parts(model)
+    reading, own = parts.adapters
+    assert parts.has_reader
+    assert parts.embeddings_name == "model.embed_tokens"
+    assert (reading.has_bias, own.has_bias, own.reader) == (False, True, None)
+    assert reading.reader is not None
+    assert not hasattr(parts.backbone.model.embed_tokens, "base_layer")
 
 
 def test_only_what_is_active_is_exported(tmp_path: Path) -> None:

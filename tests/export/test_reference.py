@@ -14,7 +14,7 @@ from tiny_llama import extended_llama
 
 @pytest.mark.parametrize("name", ["model.layers.1.mlp", "lm_head"])
 def test_tokens_with_open_gates_are_looked_for(name: str) -> None:
-    model = extended_llama(adapter_name="french")
+    model = extended_llama(adapter_name="french", gate_reads="layer")
     gate = model.get_base_model().get_submodule(name).adapter("french").block_gate
     rows, found = torch.randint(64, (400, 32), generator=torch.Generator().manual_seed(5)), []
     with torch.no_grad(), no_skipping(model):
@@ -34,7 +34,7 @@ def test_tokens_with_open_gates_are_looked_for(name: str) -> None:
 @torch.no_grad()
 def test_where_random_tokens_open_no_gate_a_text_does(tmp_path: Path) -> None:
     """A gate that opens after two alternating tokens, and nowhere else."""
-    model = extended_llama(layers_to_transform=[0], head_rank=0)
+    model = extended_llama(layers_to_transform=[0], head_rank=0, gate_reads="layer")
     text_ids = [42, 7] * 20
     gate = model.base_model.model.model.layers[0].mlp.adapter("default").block_gate
     gate.bias.fill_(100.0)

@@ -116,5 +116,6 @@ def _card(row: Format, parts: Parts, difference: Difference) -> str:
     template = Path(__file__).with_name("README.md.jinja").read_text(encoding="utf-8")
     card = jinja2.Template(template, trim_blocks=True, keep_trailing_newline=True)
     backbone = parts.backbone.name_or_path
-    facts = {"name": Path(backbone).name, "difference": difference, "has_head": parts.has_head}
-    return card.render(row=row, backbone=backbone, **facts)
+    facts = {"has_head": parts.has_head, "has_reader": parts.has_reader}
+    name = Path(backbone).name
+    return card.render(row=row, backbone=backbone, name=name, difference=difference, **facts)

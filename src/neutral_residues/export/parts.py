@@ -14,11 +14,13 @@ from transformers import PreTrainedModel
 
 from neutral_residues.config.choices import BlockGate
 from neutral_residues.errors import UserError, first_line
-from neutral_residues.tuner.blocks import find_blocks, find_head, find_layers
+from neutral_residues.tuner.beside import modules_beside
+from neutral_residues.tuner.blocks import find_blocks, find_embeddings, find_head, find_layers
 from neutral_residues.tuner.gated_mlp import GatedMLP, as_gated_mlp
 from neutral_residues.tuner.head import GatedHead
 from neutral_residues.tuner.layer import residue_layers
 from neutral_residues.tuner.neutral import GatedAdapter
+from neutral_residues.tuner.reader import ReaderLayer, TokenReader
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Adapter:
     width: int  # R
     by_block: dict[str, GatedAdapter]  # full name of a block in the backbone -> its part there
     head: GatedHead | None = None  # its part at the output head
+    reader: TokenReader | None = None  # its one gate, if that reads the text
 
     @property
     def first(self) -> GatedAdapter:
@@ -43,7 +46,7 @@ class Adapter:
 
     @property
     def has_bias(self) -> bool:
-        """Whether its gate has a b."""
+        """Whether the gates of its parts have a b; they have none under a reader."""
         return self.first.block_gate is not None and self.first.block_gate.bias is not None
 
     @torch.no_grad()
@@ -75,6 +78,18 @@ class Parts:
     def has_head(self) -> bool:
         """Whether an adapter has a residue on the output head."""
         return any(adapter.head is not None for adapter in self.adapters)
+
+    @property
+    def has_reader(self) -> bool:
+        """Whether the gate of an adapter reads the text."""
+        return any(adapter.reader is not None for adapter in self.adapters)
+
+    @cached_property
+    def embeddings_name(self) -> str:
+        """Full name of the input embeddings that a gate reads."""
+        found = find_embeddings(self.backbone)
+        assert found is not None
+        return found[0]
 
     @cached_property
     def head_name(self) -> str:
@@ -116,18 +131,22 @@ def extract_parts(model: PeftModel) -> Parts:
     layers = residue_layers(model.get_base_model())
     if not layers:
         return Parts(_merged(model), (), merged=True)
-    adapters = []
+    adapters, readers = [], _readers(model)
     for name in model.base_model.active_adapters:
         config = model.peft_config[name]
-        if config.has_reader:
-            do = "train with residues.gate_reads: layer, or serve it with PEFT"
-            raise UserError("no format holds a gate that reads the text", got=name, do=do)
         mine = {n: it.adapter(name) for n, it in layers.items() if name in it.known_adapters()}
         by_block = {n: part for n, part in mine.items() if isinstance(part, GatedAdapter)}
         head = next((part for part in mine.values() if isinstance(part, GatedHead)), None)
         kind, activation, width = config.block_gate, config.activation, config.width
-        adapters.append(Adapter(name, kind, activation, width, by_block, head))
+        reader = readers.get(name)
+        adapters.append(Adapter(name, kind, activation, width, by_block, head, reader))
     return Parts(_untied(model.unload()), tuple(adapters))
+
+
+def _readers(model: PeftModel) -> dict[str, TokenReader]:
+    """Those of all extensions that have one."""
+    places = [it for it in modules_beside(model).values() if isinstance(it, ReaderLayer)]
+    return {name: place.reader(name) for place in places for name in place.known_adapters()}
 
 
 def _merged(model: PeftModel) -> PreTrainedModel:

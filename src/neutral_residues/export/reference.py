@@ -9,7 +9,7 @@ be compared, and that is an error.
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from neutral_residues.backbone import context_length
 from neutral_residues.errors import UserError
+from neutral_residues.tuner.beside import modules_beside
 from neutral_residues.tuner.layer import no_skipping, residue_layers
+from neutral_residues.tuner.reader import ReaderLayer
 
 ROW_TOKENS = 32
 MAX_ROWS, MIN_ROWS = 4, 2
@@ -33,6 +35,8 @@ class ReferenceOutputs:
     logits_BTV: Tensor
     inputs: dict[str, Tensor]  # name of a block or head -> its input, (B, T, D)
     residues: dict[str, Tensor]  # the same -> what the active adapters added, (B, T, D), head: V
+    embeddings_BTE: Tensor | None = None  # where gates read the text
+    gates: dict[str, Tensor] = field(default_factory=dict)  # adapter -> its gate then, (B, T, 1)
 
     @property
     def max_abs_residue_BL(self) -> Tensor:
@@ -46,6 +50,15 @@ class ReferenceOutputs:
     def num_inactive(self) -> int:
         """Layers whose residue is 0 on every token, so that they are not compared."""
         return int((self.max_abs_residue_BL.amax(dim=0) == 0).sum())
+
+    def of_residues(self) -> dict[str, Tensor]:
+        """By name, what the residues of one adapter are compared by."""
+        tensors = {f"inputs.{block}": x for block, x in self.inputs.items()}
+        tensors |= {f"residues.{block}": delta for block, delta in self.residues.items()}
+        if self.embeddings_BTE is not None:
+            (gate_BT1,) = self.gates.values()
+            tensors |= {"embeddings": self.embeddings_BTE, "gate": gate_BT1}
+        return tensors
 
     def check_any_active(self) -> None:
         """Raise a UserError if there are adapters and all residues are 0."""
@@ -108,4 +121,13 @@ def _outputs(model: PeftModel, token_ids_BT: Tensor) -> ReferenceOutputs:
         deltas = [layer.residue(x, adapter).delta for adapter in active]
         residues[name] = torch.stack(deltas).sum(dim=0)
     by_name = {name: inputs[layer] for name, layer in layers.items()}
-    return ReferenceOutputs(token_ids_BT, logits_BTV, by_name, residues)
+    read = _read(model, token_ids_BT)
+    return ReferenceOutputs(token_ids_BT, logits_BTV, by_name, residues, *read)
+
+
+def _read(model: PeftModel, token_ids_BT: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """The embeddings, where gates read the text, and these gates at the model's last pass."""
+    place = next((it for it in modules_beside(model).values() if isinstance(it, ReaderLayer)), None)
+    if place is None or not place.active_names():
+        return None, {}
+    return place.base_layer(token_ids_BT), {name: g.gate for name, g in place.gates.items()}

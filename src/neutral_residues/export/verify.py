@@ -79,8 +79,7 @@ def compare(
     be loaded there."""
     tensors = {"token_ids": reference.token_ids_BT, "logits": reference.logits_BTV}
     if kind == "residues":
-        tensors |= {f"inputs.{block}": x for block, x in reference.inputs.items()}
-        tensors |= {f"residues.{block}": delta for block, delta in reference.residues.items()}
+        tensors |= reference.of_residues()
     asked = {"folder": str(folder.resolve()), "kind": kind, "trust_remote_code": trust_remote_code}
     with tempfile.TemporaryDirectory() as name:
         request = Path(name)

@@ -71,20 +71,24 @@ def compare_logits(
 
 
 def compare_residues(folder: Path, reference: dict[str, Any]) -> dict[str, Any]:
-    """What the folder's `reference.py` computes from the input of each block, and of the head,
-    against the live model."""
+    """What the folder's `reference.py` computes from the input of each block, and of the head, and
+    its gate from embeddings, against the live model."""
     import torch
 
     module = runpy.run_path(str(folder / "reference.py"))
-    largest = difference = 0.0
-    layers, head = (module["DESCRIPTION"][key] for key in ("layers", "head"))
+    layers, head, reader = (module["DESCRIPTION"][key] for key in ("layers", "head", "reader"))
     computed = {block: partial(module["residue"], layer=int(n)) for n, block in layers.items()}
     if head is not None:
         computed[head["module"]] = module["head_residue"]
+    largest = difference = 0.0
     with torch.no_grad():
+        given = {}
+        if reader is not None:
+            given["g"] = module["gate"](reference["embeddings"])
+            difference = (given["g"] - reference["gate"]).abs().max().item()
         for name, compute in computed.items():
             expected = reference[f"residues.{name}"]
-            found = compute(reference[f"inputs.{name}"])
+            found = compute(reference[f"inputs.{name}"], **given)
             largest = max(largest, expected.abs().max().item())
             difference = max(difference, (found - expected).abs().max().item())
     return {"largest": largest, "outputs": difference, "cache": 0.0}

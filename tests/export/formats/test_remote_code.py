@@ -1,6 +1,7 @@
 """A model folder with its own code: any gate, any family; and the rules that let other runtimes
 read that code."""
 
+import copy
 import inspect
 import json
 from pathlib import Path
@@ -11,13 +12,15 @@ import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache
 
 from neutral_residues.errors import UserError
 from neutral_residues.export.export import export_model
 from neutral_residues.tuner.config import NeutralResiduesConfig
 from tiny_export import SIGMOID, assert_exact, exported, extended
-from tiny_llama import perturb
+from tiny_llama import perturb, token_ids
+
+TOKENS = {"gate_reads": "tokens"}
 
 
 @pytest.mark.parametrize(
@@ -41,6 +44,16 @@ from tiny_llama import perturb
         ("gemma2", {}),
         ("cohere", {}),
         ("phi", SIGMOID),
+        ("llama", TOKENS),
+        ("llama", TOKENS | {"block_gate": "elu", "placement": "attention"}),
+        ("llama", TOKENS | {"block_gate": "sigmoid", "head_rank": 0}),
+        ("gemma", TOKENS),
+        ("gemma3n_text", TOKENS),
+        ("gpt_neox", TOKENS),
+        ("gpt2", TOKENS),
+        ("bloom", TOKENS),
+        ("gpt_oss", TOKENS),
+        ("qwen3_next", TOKENS),
     ],
 )
 def test_it_holds_every_extension(tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
@@ -78,6 +91,70 @@ def test_a_round_trip_through_transformers_keeps_all(tmp_path: Path) -> None:
         assert torch.equal(decoder(ids).last_hidden_state, model.model(ids).last_hidden_state)
 
 
+def two_readers(folder: Path) -> tuple[nn.Module, nn.Module]:
+    """A model with two gates that read the text and one in each layer, live and exported."""
+    model = extended(**TOKENS)
+    for name, reads in (("second", "tokens"), ("third", "layer")):
+        model.add_adapter(name, NeutralResiduesConfig(width=4, gate_reads=reads))
+    model.base_model.set_adapter(["default", "second", "third"])
+    perturb(model)
+    assert exported(copy.deepcopy(model), "transformers", folder)["outputs"] == 0.0
+    return model, load(folder)
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"cache_implementation": "static"}])
+@pytest.mark.parametrize("padding", [0, 5])
+def test_a_gate_that_reads_the_text_generates_as_live(
+    tmp_path: Path, settings: dict[str, Any], padding: int
+) -> None:
+    live, loaded = two_readers(tmp_path)
+    ids = torch.cat([torch.full((2, padding), 9), token_ids(2, 20)], dim=1)
+    mask = torch.ones_like(ids)
+    mask[1, :padding] = 0
+    settings = settings | {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0}
+    found, expected = (
+        model.generate(input_ids=ids, attention_mask=mask, **settings) for model in (loaded, live)
+    )
+    assert torch.equal(found, expected)
+
+
+@torch.no_grad()
+def test_a_gate_that_reads_the_text_is_called_as_live(tmp_path: Path) -> None:
+    live, loaded = two_readers(tmp_path)
+    ids = token_ids(2, 24)
+    embeddings = live.get_input_embeddings()(ids)
+    cache = DynamicCache()
+    loaded(ids[:, :20], past_key_values=cache)
+    cache.crop(-2)
+    for arguments in (
+        {"input_ids": ids, "logits_to_keep": 3},
+        {"input_ids": ids, "logits_to_keep": torch.tensor([2, 7])},
+        {"inputs_embeds": embeddings},
+    ):
+        found, expected = (model(**arguments).logits for model in (loaded, live))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+    rest = loaded(ids[:, 18:], past_key_values=cache).logits
+    torch.testing.assert_close(rest, live(input_ids=ids).logits[:, 18:], atol=1e-4, rtol=1e-5)
+    foreign = DynamicCache()
+    with live.disable_adapter():
+        live(input_ids=ids, past_key_values=foreign)
+    with pytest.raises(ValueError, match="past_key_values were computed without 'default'"):
+        loaded(ids[:, :1], past_key_values=foreign)
+
+
+def test_a_gate_that_reads_the_text_trains_is_copied_and_rounded(tmp_path: Path) -> None:
+    _, loaded = two_readers(tmp_path)
+    ids = token_ids(2, 24)
+    loaded.train()(input_ids=ids, labels=ids).loss.backward()
+    (reader, _) = loaded.model.token_readers
+    assert all(parameter.grad.any() for parameter in reader.parameters())
+    twin = copy.deepcopy(loaded).eval()
+    with torch.no_grad():
+        assert torch.equal(twin(ids).logits, loaded.eval()(ids).logits)
+        assert loaded.bfloat16()(ids).logits.isfinite().all()
+    assert twin.model.layers[1].mlp.residues[0].reader[0] is twin.model.token_readers[0]
+
+
 def test_nobody_loads_the_backbone_alone_by_mistake(tmp_path: Path) -> None:
     exported(extended(), "transformers", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -106,8 +183,11 @@ def test_the_code_follows_the_rules_of_other_runtimes(tmp_path: Path) -> None:
     assert not [key for key in vars(model.config) if "tp_plan" in key]
 
 
-def test_a_runtime_with_a_head_of_its_own_refuses_a_residue_on_it(tmp_path: Path) -> None:
-    exported(extended(), "transformers", tmp_path)
+@pytest.mark.parametrize("settings", [{"gate_reads": "layer"}, TOKENS | {"head_rank": 0}])
+def test_a_runtime_that_would_leave_a_part_out_refuses_it(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    exported(extended(**settings), "transformers", tmp_path)
     for kind in (AutoModel, AutoModelForCausalLM):
         assert not type(load(tmp_path, kind)).is_backend_compatible()
 

@@ -40,9 +40,7 @@ def test_the_reference_computes_the_residue(
     model = extended(head_rank=6, **settings)
     reference = record_reference(model)
     write_tensors(extract_parts(model), tmp_path, torch.float32)
-    tensors = {f"inputs.{name}": x for name, x in reference.inputs.items()}
-    tensors |= {f"residues.{name}": delta for name, delta in reference.residues.items()}
-    answer = compare_residues(tmp_path, tensors)
+    answer = compare_residues(tmp_path, reference.of_residues())
     assert answer["outputs"] < 1e-5 < 1e-2 < answer["largest"]
     of_layer = {"gate.weight", "up.weight", "down.weight"} | of_gate
     of_head = {"up.weight", "down.weight"} | of_gate
@@ -55,6 +53,22 @@ def test_the_reference_computes_the_residue(
     assert (description["D"], description["R"]) == (32, 8)
     assert description["head"]["module"] == "lm_head"
     assert (description["head"]["K"], description["head"]["V"]) == (6, 64)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+def test_a_gate_that_reads_the_text_comes_along(tmp_path: Path, family: str) -> None:
+    model = extended(family, gate_reads="tokens")
+    reference = record_reference(model)
+    write_tensors(extract_parts(model), tmp_path, torch.float32)
+    answer = compare_residues(tmp_path, reference.of_residues())
+    assert answer["outputs"] < 1e-5 < 1e-2 < answer["largest"]
+    names = {name for name in load_file(tmp_path / "model.safetensors") if "gate." in name}
+    of_gate = {"reader.block_gate.weight", "reader.block_gate.bias"}
+    assert names == {"layers.1.gate.weight"} | of_gate
+    description = json.loads((tmp_path / "neutral_residues.json").read_text())
+    assert description["reader"]["module"] == "model.embed_tokens"
+    tensors = reference.of_residues() | {"gate": -reference.gates["default"]}
+    assert compare_residues(tmp_path, tensors)["outputs"] > 1e-2
 
 
 def test_without_a_residue_on_the_head_there_is_none(tmp_path: Path) -> None:

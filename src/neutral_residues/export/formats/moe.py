@@ -132,9 +132,6 @@ def moe_refusal(stock: Stock, parts: Parts) -> str | None:
         return f"it holds backbones of the types {', '.join(stock.holds)}; this one is {kind}"
     if len(parts.adapters) != 1:
         return f"it holds one adapter; this model has {len(parts.adapters)}"
-    if parts.has_head:
-        reason = "its output head is one matrix, and this extension has a residue on it"
-        return f"{reason}; train with residues.head_rank: 0, which learns less"
     return _adapter_refusal(parts) or _backbone_refusal(stock, parts)
 
 
@@ -142,6 +139,12 @@ def _adapter_refusal(parts: Parts) -> str | None:
     adapter, activation = parts.adapters[0], parts.backbone.config.hidden_act
     if adapter.kind != "sigmoid":
         return f"its expert has a sigmoid gate; this one is {adapter.kind} (train neutral-sigmoid)"
+    if parts.has_reader:
+        reason = "the gate of each expert reads its own input; that of this extension reads tokens"
+        return f"{reason}; train with residues.gate_reads: layer"
+    if parts.has_head:
+        reason = "its output head is one matrix, and this extension has a residue on it"
+        return f"{reason}; train with residues.head_rank: 0, which learns less"
     if adapter.has_bias:
         return "its gate has no bias, and this one has; train with residues.gate_start: half"
     if target := parts.first_non_ffn_target(adapter):

@@ -32,6 +32,7 @@ from neutral_residues.export.formats.saving import save_model
 from neutral_residues.export.parts import Adapter, Parts
 from neutral_residues.files import write_text
 from neutral_residues.tuner.neutral import GatedAdapter
+from neutral_residues.tuner.reader import CODE, HIDDEN, WINDOW, TokenReader
 
 CODE_FILE = "modeling_neutral_residues.py"
 CLASS_PREFIX = "NeutralResidues"
@@ -50,6 +51,8 @@ def remote_code_refusal(parts: Parts) -> str | None:
     for block in (block for adapter in parts.adapters for block in adapter.by_block):
         if not block.startswith(f"{prefix}."):
             return f"an adapter is parallel to {block}, outside the decoder {prefix!r}"
+    if parts.has_reader and not parts.embeddings_name.startswith(f"{prefix}."):
+        return f"a gate reads {parts.embeddings_name}, outside the decoder {prefix!r}"
     return None
 
 
@@ -64,7 +67,7 @@ def write_remote_code(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
     for key in ("model_type", "architectures"):
         values.pop(key, None)
     config = getattr(module, names["Config"]).from_dict(values)
-    config.residues = [_settings(adapter, backbone.base_model_prefix) for adapter in parts.adapters]
+    config.residues = [_settings(adapter, backbone) for adapter in parts.adapters]
     config.auto_map = {
         "AutoConfig": f"{code.stem}.{names['Config']}",
         "AutoModel": f"{code.stem}.{names['Decoder']}",
@@ -97,6 +100,7 @@ def _code(parts: Parts) -> str:
         model_type=f"neutral_residues_{parts.model_type}",
         block=min(blocks),
         head_name=parts.head_name if parts.has_head else "",
+        embeddings_name=_inside(parts.embeddings_name, backbone) if parts.has_reader else "",
     )
 
 
@@ -116,7 +120,12 @@ def _imported(path: Path) -> ModuleType:
     return module
 
 
-def _settings(adapter: Adapter, prefix: str) -> dict[str, Any]:
+def _inside(name: str, backbone: PreTrainedModel) -> str:
+    """A module's name within the decoder."""
+    return name.removeprefix(f"{backbone.base_model_prefix}.")
+
+
+def _settings(adapter: Adapter, backbone: PreTrainedModel) -> dict[str, Any]:
     return {
         "name": adapter.name,
         "width_in": adapter.width_in,
@@ -124,14 +133,25 @@ def _settings(adapter: Adapter, prefix: str) -> dict[str, Any]:
         "activation": adapter.activation,
         "block_gate": adapter.kind,
         "bias": adapter.has_bias,
-        "blocks": [block.removeprefix(f"{prefix}.") for block in adapter.by_block],
+        "blocks": [_inside(block, backbone) for block in adapter.by_block],
         "head_rank": adapter.head.down.out_features if adapter.head else 0,
+        "reader": _reader_settings(adapter.reader) if adapter.reader else None,
+    }
+
+
+def _reader_settings(reader: TokenReader) -> dict[str, Any]:
+    return {
+        "kind": reader.kind,
+        "width_in": reader.rows.in_features,
+        "hidden": HIDDEN,
+        "code": CODE,
+        "num_tokens": WINDOW,
     }
 
 
 def _weights(parts: Parts) -> dict[str, Tensor]:
-    """The backbone's, and those of the adapters of each block and of the head, numbered in their
-    order."""
+    """The backbone's, and those of the adapters of each block and of the head and of their readers,
+    numbered in their order."""
     by_block: defaultdict[str, list[GatedAdapter]] = defaultdict(list)
     for adapter in parts.adapters:
         for block, module in adapter.by_block.items():
@@ -152,4 +172,9 @@ def _weights(parts: Parts) -> dict[str, Tensor]:
     for number, head in enumerate(heads):
         for name, parameter in head.named_parameters():
             weights[f"{parts.head_name}.residues.{number}.{name}"] = parameter.detach()
+    readers = [adapter.reader for adapter in parts.adapters if adapter.reader is not None]
+    for number, reader in enumerate(readers):
+        for name, parameter in reader.named_parameters():
+            key = f"{parts.backbone.base_model_prefix}.token_readers.{number}.{name}"
+            weights[key] = parameter.detach()
     return weights

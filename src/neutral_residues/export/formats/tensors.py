@@ -3,7 +3,8 @@
 model.safetensors        layers.3.gate.weight (R, D), .up.weight (R, D), .down.weight (D, R), and
                          with a gate .block_gate.weight (1, D) and maybe .block_gate.bias (1);
                          head.down.weight (K, D), .up.weight (V, K) and the same gate, where the
-                         output head has a residue
+                         output head has a residue; where one gate reads the text, no other but
+                         reader.{rows,code,window,block_gate}.{weight,bias}
 neutral_residues.json    the formulas, the sizes, and which module of which backbone each layer is
 reference.py             the formulas in thirty lines of PyTorch
 """
@@ -14,15 +15,17 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from neutral_residues.export.parts import Adapter, Parts
 from neutral_residues.files import write_json, write_text
 from neutral_residues.tuner.blocks import describe_backbone
 from neutral_residues.tuner.head import GatedHead
+from neutral_residues.tuner.reader import WINDOW, TokenReader
 
-_LAYERS, _HEAD = (
+_LAYERS, _HEAD, _READER = (
     (Path(__file__).parent / f"{name}.py.template").read_text(encoding="utf-8")
-    for name in ("tensors", "tensors_head")
+    for name in ("tensors", "tensors_head", "tensors_reader")
 )
 
 _SILU = "z * torch.sigmoid(z)"
@@ -70,46 +73,85 @@ def write_tensors(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
         for block, number in parts.layer_numbers(adapter).items()
         for name, parameter in adapter.by_block[block].named_parameters()
     }
-    if adapter.head is not None:
-        for name, parameter in adapter.head.named_parameters():
-            tensors[f"head.{name}"] = parameter.detach().to(dtype).contiguous()
+    for key, module in (("head", adapter.head), ("reader", adapter.reader)):
+        for name, parameter in module.named_parameters() if module is not None else ():
+            tensors[f"{key}.{name}"] = parameter.detach().to(dtype).contiguous()
     save_file(tensors, folder / "model.safetensors")
     write_json(folder / "neutral_residues.json", _description(parts, adapter))
-    bias = ' + w["block_gate.bias"]' if adapter.has_bias else ""
-    template = Template(_LAYERS + (_HEAD if adapter.head is not None else ""))
-    text = template.substitute(
+    write_text(folder / "reference.py", _code(adapter))
+
+
+def _code(adapter: Adapter) -> str:
+    template, reader = _LAYERS, adapter.reader
+    facts = {"given": "", "gate_in_words": f"{GATES[adapter.kind]}, s = block_gate(x)"}
+    if adapter.kind == "none":
+        facts["gate_in_words"] = "1"
+    if adapter.head is not None:
+        template += _HEAD
+    if reader is not None:
+        template += _READER
+        facts = {"given": ", g: torch.Tensor", "gate_in_words": "gate(embeddings), see below"}
+        facts |= {"embedding_width": str(reader.rows.in_features), "num_tokens": str(WINDOW)}
+    return Template(template).substitute(
+        facts,
         width_in=adapter.width_in,
         activation=ACTIVATIONS[adapter.activation],
         gate=GATES[adapter.kind],
-        logits="None" if adapter.kind == "none" else f'x @ w["block_gate.weight"].T{bias}',
-        head_logits="None" if adapter.kind == "none" else f'h @ w["block_gate.weight"].T{bias}',
+        own_gate=_own_gate(adapter, "x"),
+        own_gate_of_head=_own_gate(adapter, "h"),
     )
-    write_text(folder / "reference.py", text)
+
+
+def _own_gate(adapter: Adapter, x: str) -> str:
+    """Lines of code that compute g from the input of a block or of the head, unless it is given."""
+    if adapter.reader is not None:
+        return ""
+    if adapter.kind == "none":
+        return "    g = 1\n"
+    bias = ' + w["block_gate.bias"]' if adapter.has_bias else ""
+    return f'    s = {x} @ w["block_gate.weight"].T{bias}\n    g = {GATES[adapter.kind]}\n'
 
 
 def _description(parts: Parts, adapter: Adapter) -> dict[str, Any]:
     backbone = {"name": parts.backbone.name_or_path, "model_type": parts.model_type}
+    own = ", s = block_gate({})" if adapter.reader is None else ", s as in reader"
     return {
-        "formula": "out(x) = block(x) + g(s) * down(act(gate(x)) * up(x)), s = block_gate(x)",
+        "formula": "out(x) = block(x) + g(s) * down(act(gate(x)) * up(x))" + own.format("x"),
         "gate": {"kind": adapter.kind, "formula": GATES[adapter.kind]},
         "activation": {"name": adapter.activation, "formula": ACTIVATIONS[adapter.activation]},
-        "shapes": {name: list(p.shape) for name, p in adapter.first.named_parameters()},
+        "shapes": _shapes(adapter.first),
         "D": adapter.width_in,
         "R": adapter.width,
         "layers": {str(number): block for block, number in parts.layer_numbers(adapter).items()},
-        "head": _head_description(parts, adapter.head),
+        "head": _head_description(parts, adapter.head, own.format("h")),
+        "reader": _reader_description(parts, adapter.reader),
         "backbone": backbone | describe_backbone(parts.backbone),
     }
 
 
-def _head_description(parts: Parts, head: GatedHead | None) -> dict[str, Any] | None:
+def _shapes(module: nn.Module) -> dict[str, list[int]]:
+    return {name: list(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+def _head_description(parts: Parts, head: GatedHead | None, own: str) -> dict[str, Any] | None:
     if head is None:
         return None
     return {
-        "formula": "logits(h) = head(h) + up(g(s) * down(h)), s = block_gate(h), before soft caps"
-        " and scales",
+        "formula": f"logits(h) = head(h) + up(g(s) * down(h)){own}, before soft caps and scales",
         "module": parts.head_name,
-        "shapes": {name: list(p.shape) for name, p in head.named_parameters()},
+        "shapes": _shapes(head),
         "K": head.down.out_features,
         "V": head.up.out_features,
+    }
+
+
+def _reader_description(parts: Parts, reader: TokenReader | None) -> dict[str, Any] | None:
+    if reader is None:
+        return None
+    return {
+        "formula": "s_t = block_gate(silu(window(e_{t-W+1} ... e_t))), e_t = code(silu(rows(r_t)))"
+        ", r_t: embedding of token t, divided by its RMS; e is 0 before the first token",
+        "module": parts.embeddings_name,
+        "shapes": _shapes(reader),
+        "W": WINDOW,
     }
