@@ -19,7 +19,7 @@ from neutral_residues.tuner.config import NeutralResiduesConfig
 from tiny_llama import perturb
 
 SIGMOID = {"block_gate": "sigmoid", "gate_start": "half"}
-MIXTURE = SIGMOID | {"head_rank": 0}
+MIXTURE = SIGMOID | {"head_rank": 0, "gate_reads": "layer"}
 """What a stock mixture of experts can hold."""
 
 

@@ -69,10 +69,11 @@ def two_adapters() -> PeftModel:
         ("llama", {}, {"head_rank": 0}, r"gate; this one is relu \(train neutral-sigmoid\)"),
         ("llama", {}, {"head_rank": 0, "block_gate": "none"}, "sigmoid gate; this one is none"),
         ("llama", {}, MIXTURE | {"head_rank": 4}, "a residue on it; train with residues.head_rank"),
+        ("llama", {}, MIXTURE | {"gate_reads": "tokens"}, "train with residues.gate_reads: layer"),
         (
             "llama",
             {},
-            {"block_gate": "sigmoid", "head_rank": 0},
+            MIXTURE | {"gate_start": "open"},
             "no bias, and this one has; train with residues.gate_start: half",
         ),
         ("llama", {}, MIXTURE | {"activation": "gelu"}, "activation silu; this adapter has gelu"),

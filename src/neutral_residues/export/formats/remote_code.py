@@ -3,12 +3,15 @@
 
 The code is one file, `modeling.py.template` filled in with the names of the backbone's classes in
 Transformers; it does not need this package. Its `model_type` and `architectures` are new, so that a
-program that knows only the backbone refuses the folder instead of loading the backbone alone. It
-follows the rules of vLLM's Transformers backend: changes are in the decoder, stock blocks and
-adapters are separate modules, no forward is a closure, and the projection inside the activation
-comes first. The residue on the output head breaks the first of them: that backend runs the decoder
-and brings a head of its own. So a folder that has one says that it is not compatible
-(`is_backend_compatible`), and is refused there instead of losing it; vLLM itself was never run.
+program that knows only the backbone refuses the folder instead of loading the backbone alone.
+
+Of the rules of vLLM's Transformers backend these hold: stock blocks and adapters are separate
+modules, no forward is a closure, and the projection inside the activation comes first. Two parts
+break others. The residue on the output head is outside the decoder, and that backend brings a head
+of its own. A gate that reads the text needs hooks around the decoder's forward pass and a layer of
+the key-value cache for its codes, as the live model does (`tuner/reader.py`), and that backend has
+neither. So a folder with one of these says that it is not compatible (`is_backend_compatible`), and
+is refused there instead of losing it; vLLM itself was never run.
 
 The head stays a linear layer with its name and weight, so tied embeddings stay tied, and soft caps
 and scales come after the residue. `serve.py` in the folder starts the OpenAI-compatible server of
