@@ -4,8 +4,8 @@
     g(h)      = relu(w . h + b)                          as of the layers' gates
 
 A frozen head can only score tokens along the directions that the source language needed. More than
-half of what methods with a frozen head fail to learn is there (LAB.md, "the missing piece is the
-head").
+half of what methods with a frozen head fail to learn is there (LAB.md, "the head's rank, and the
+weight of the local loss").
 
     symbol   shape   name in checkpoints         meaning
     W_a      K x D   neutral_residues.down       to K numbers per token, the code
@@ -32,7 +32,8 @@ from neutral_residues.errors import UserError
 from neutral_residues.tuner.neutral import Gate, GateChoice, Gated
 
 USUAL_RANK = 64
-"""The rank, where a quarter of the new weights is enough for it (LAB.md, "the head's rank")."""
+"""The rank, where a quarter of the new weights is enough for it (LAB.md, "the head's rank, and the
+weight of the local loss")."""
 
 LARGEST_SHARE = 0.25
 """Of the new weights, what the head takes at most unless its rank is set."""

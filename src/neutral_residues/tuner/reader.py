@@ -7,7 +7,7 @@
 A gate that reads its layer's input knows what the backbone knows of the language there, in the
 first layers little, and each layer decides for itself. This one decides once for each token, from
 the text alone: what it says does not depend on the adapters, on the layer, or on text more than 16
-tokens back (LAB.md, "gates that know").
+tokens back (LAB.md, "what a gate could know, and gates that read the text").
 
     symbol   shape       name in checkpoints             meaning
     W_1      32 x D      neutral_residues.rows           two layers that see one token
