@@ -40,10 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, name: str) -> Record:
     if name in SCALED:
         run(folder, SCALED[name])
-    values = method_values(folder, name, **SHORT)
-    if STOCK_FORMATS.get(name) == "qwen2_moe":  # which holds no residue on the head
-        values["residues"] = {"head_rank": 0}
-    return extend(make_run(values))
+    return extend(make_run(method_values(folder, name, **SHORT)))
 
 
 @torch.no_grad()

@@ -33,8 +33,8 @@ RECIPE_WIDTH = 192
 
 Afterwards = Literal["merge", "skip", "stock"]
 """merge: folds into the backbone's own matrices. skip: where a gate is exactly 0 nothing need be
-computed. stock: what is saved, or exported from it (`neutral export`; a residue on the head must
-be left out), is a model of an architecture that Transformers has."""
+computed. stock: what is saved, or exported from it (`neutral export`), is a model of an
+architecture that Transformers has."""
 
 METHOD_SECTIONS = ("residues", "lora", "scaling")
 """Sections of the run file that belong to some methods only."""
@@ -174,9 +174,9 @@ def _scaled(row: Method, attach: Callable[..., nn.Module], **texts: Any) -> Meth
 NEUTRAL = Method(
     name="neutral",
     title="neutral residues",
-    paper="Talla et al. 2025, arXiv 2410.02744",
-    trains="gated adapters parallel to feed-forward blocks and head; L1 keeps them at 0 on the"
-    " source",
+    paper="ours; after Talla et al. 2025, arXiv 2410.02744",
+    trains="adapters parallel to feed-forward blocks and head under one gate; L1 keeps them at 0"
+    " on the source",
     size="adapter width",
     attach=_attach_residues,
     learning_rate=5e-3,
@@ -225,32 +225,45 @@ METHODS: tuple[Method, ...] = (
     NEUTRAL,
     replace(
         NEUTRAL,
+        name="neutral-paper",
+        title="neutral residues, as in the paper",
+        paper="Talla et al. 2025, arXiv 2410.02744",
+        trains="adapters parallel to feed-forward blocks, each with a gate that reads its input",
+        fixed={"residues.gate_reads": "layer", "residues.head_rank": 0},
+    ),
+    replace(
+        NEUTRAL,
         name="neutral-elu",
         title="neutral residues, ELU gate",
         paper="the first version of arXiv 2410.02744",
-        trains="as neutral, with a gate that is never exactly 0",
+        trains="as neutral, with a gate in each layer that is never exactly 0",
         afterwards=(),
         fixed={"residues.block_gate": "elu"},
+        recipe={"residues.gate_reads": "layer"},
     ),
     replace(
         NEUTRAL,
         name="neutral-sigmoid",
         title="neutral residues, sigmoid gate",
         paper="ours; after arXiv 2410.02744",
-        trains="as neutral, with a gate that is never exactly 0",
+        trains="as neutral-paper, with a gate that is never exactly 0",
         afterwards=("stock",),
         fixed={"residues.block_gate": "sigmoid"},
-        recipe={"residues.gate_start": "half"},
+        recipe={
+            "residues.gate_start": "half",
+            "residues.gate_reads": "layer",
+            "residues.head_rank": 0,
+        },
     ),
     replace(
         NEUTRAL,
         name="neutral-classifier",
         title="neutral residues, gate as classifier",
         paper="the main alternative in arXiv 2410.02744",
-        trains="as neutral, with a sigmoid gate and cross-entropy: is this a target row",
+        trains="as neutral, with sigmoid gates in layers and cross-entropy: is this a target row",
         afterwards=(),
         fixed={"residues.block_gate": "sigmoid", "residues.local_loss": "cross_entropy"},
-        recipe={"residues.local_loss_weight": 0.02},
+        recipe={"residues.local_loss_weight": 0.02, "residues.gate_reads": "layer"},
     ),
     ADAPTER,
     _scaled(
