@@ -26,7 +26,9 @@ from neutral_residues import NeutralResiduesConfig, residue_layers
 from neutral_residues.backbone import pick_device
 from neutral_residues.results.benchmark import Benchmark, Measured, write_benchmark
 from neutral_residues.results.store import provenance
+from neutral_residues.tuner.beside import modules_beside
 from neutral_residues.tuner.blocks import find_layers
+from neutral_residues.tuner.reader import ReaderLayer
 
 Bounds = Mapping[str, float | None]
 NO_BOUNDS: Bounds = {}
@@ -71,13 +73,10 @@ def extended(backbone: nn.Module, *, budget: float, extensions: int = 1) -> Peft
 
 
 def block_gates(model: nn.Module) -> list[nn.Linear]:
-    """The gate of every adapter of every layer."""
-    adapters = [
-        layer.adapter(name)
-        for layer in residue_layers(model).values()
-        for name in layer.known_adapters()
-    ]
-    return [adapter.block_gate for adapter in adapters if adapter.block_gate is not None]
+    """The last layer of every gate: of each adapter in each layer, or of each extension."""
+    places = modules_beside(model).values()
+    modules = [module for place in places for module in place.neutral_residues.values()]
+    return [module.block_gate for module in modules if isinstance(module.block_gate, nn.Linear)]
 
 
 @torch.no_grad()
@@ -91,12 +90,21 @@ def set_gates(model: nn.Module, *, is_open: bool) -> None:
 @torch.no_grad()
 def open_some_gates(model: nn.Module, share: float) -> None:
     """Gates that are open on about this share of the tokens, at random: the FFN's input is near a
-    unit normal."""
+    unit normal; what a gate that reads the text computes from is not, so that is measured."""
     generator = torch.Generator().manual_seed(0)
     for gate in block_gates(model):
         random = torch.randn(gate.weight.shape, generator=generator)
         gate.weight.copy_(random / gate.in_features**0.5)
         gate.bias.fill_(statistics.NormalDist().inv_cdf(min(max(share, 1e-9), 1 - 1e-9)))
+    for place in (it for it in modules_beside(model).values() if isinstance(it, ReaderLayer)):
+        weight = next(place.base_layer.parameters())
+        ids_1T = torch.randint(len(weight), (1, 512), generator=generator)
+        embeddings_1TD = place.base_layer(ids_1T.to(weight.device))
+        for name in place.known_adapters():
+            reader = place.reader(name)
+            reader.block_gate.bias.zero_()
+            logits = reader.gates(reader.codes(embeddings_1TD), None, None).logits
+            reader.block_gate.bias.fill_(-logits.float().quantile(1 - share))
 
 
 class Bound(NamedTuple):

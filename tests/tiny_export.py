@@ -18,15 +18,16 @@ from neutral_residues.export.verify_child import compare_logits
 from neutral_residues.tuner.config import NeutralResiduesConfig
 from tiny_llama import perturb
 
-SIGMOID = {"block_gate": "sigmoid", "gate_start": "half"}
-MIXTURE = SIGMOID | {"head_rank": 0, "gate_reads": "layer"}
+SIGMOID = {"block_gate": "sigmoid", "gate_start": "half", "gate_reads": "layer"}
+MIXTURE = SIGMOID | {"head_rank": 0}
 """What a stock mixture of experts can hold."""
 
 
 def extended(
     family: str = "llama", *, backbone: dict[str, Any] | None = None, **settings: Any
 ) -> PeftModel:
-    """A random model of that family whose adapters, from its second layer on, do something."""
+    """A random model of that family whose adapters, from its second layer on, do something; without
+    other settings each has a gate of its own."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **FAMILIES[family] | (backbone or {}))
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -35,7 +36,7 @@ def extended(
         for name, parameter in model.named_parameters():
             if name.endswith("bias") or "norm" in name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    settings = {"width": 8, "first_layer": 1} | settings
+    settings = {"width": 8, "first_layer": 1, "gate_reads": "layer"} | settings
     return perturb(get_peft_model(model, NeutralResiduesConfig(**settings))).eval()
 
 

@@ -41,8 +41,9 @@ def perturb(model: nn.Module, seed: int = 1) -> nn.Module:
 
 
 def extended_llama(seed: int = 1, adapter_name: str = "default", **settings: object) -> PeftModel:
-    """A tiny Llama with a residue that does something."""
-    config = NeutralResiduesConfig(**({"width": 8} | settings))
+    """A tiny Llama with a residue that does something; without other settings a gate in each
+    layer, so that each can be set by itself."""
+    config = NeutralResiduesConfig(**({"width": 8, "gate_reads": "layer"} | settings))
     model = get_peft_model(tiny_llama(), config, adapter_name=adapter_name)
     perturb(model, seed)
     return model.eval()
@@ -75,7 +76,9 @@ def set_gates(model: nn.Module, open_share: float) -> None:
         with observe_residues(layers, GateLogits()), torch.no_grad():
             model(input_ids=token_ids(8, 32))
         logits = values[id(layer)]
-        threshold = logits.quantile(1 - open_share) if open_share < 1 else logits.min() - 1
+        # No gate at the edge: another order of sums could open it.
+        edges = {0.0: logits.max() + 1, 1.0: logits.min() - 1}
+        threshold = edges.get(open_share, logits.quantile(1 - open_share))
         for name in layer.known_adapters():
             with torch.no_grad():
                 layer.adapter(name).block_gate.bias -= threshold

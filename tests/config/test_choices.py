@@ -21,6 +21,14 @@ def test_some_need_a_sigmoid_gate(gate: str, choice: dict[str, str]) -> None:
         check_choices(block_gate=gate, **choice)
 
 
+def test_a_gate_that_reads_tokens_starts_open() -> None:
+    check_choices(block_gate="sigmoid", gate_start="open", gate_reads="tokens")
+    check_choices(block_gate="none", gate_start="random", gate_reads="tokens")
+    line = "no effect on a gate that reads tokens.*got random; set gate_reads to layer"
+    with pytest.raises(UserError, match=line):
+        check_choices(block_gate="relu", gate_start="random", gate_reads="tokens")
+
+
 @pytest.mark.parametrize("name", CHOICES)
 def test_an_unknown_value_is_answered_with_the_known_ones(name: str) -> None:
     with pytest.raises(UserError, match=f"{name}; got no; allowed: {CHOICES[name][0]}"):

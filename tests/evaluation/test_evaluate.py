@@ -60,7 +60,10 @@ def llama(seed: int = 0) -> LlamaForCausalLM:
 def extended(*, identity: bool = False, **config: Any) -> Any:
     """The tiny model with an extension, which changes its output unless `identity`."""
     model = peft.get_peft_model(
-        llama(), NeutralResiduesConfig(**({"width": 8, "gate_start": "random"} | config))
+        llama(),
+        NeutralResiduesConfig(
+            **({"width": 8, "gate_start": "random", "gate_reads": "layer"} | config)
+        ),
     )
     if not identity:
         torch.manual_seed(1)
@@ -299,7 +302,9 @@ def test_residue_sizes_equal_what_the_layers_add() -> None:
 def test_several_active_extensions_count_as_their_sum() -> None:
     model, stream = extended(), text(30)
     one = score(model, stream)
-    model.add_adapter("second", NeutralResiduesConfig(width=8, gate_start="random"))
+    model.add_adapter(
+        "second", NeutralResiduesConfig(width=8, gate_start="random", gate_reads="layer")
+    )
     model.base_model.set_adapter(["default", "second"])
     for layer in residue_layers(model).values():  # the same residue with the other sign
         first, second = layer.adapter("default"), layer.adapter("second")

@@ -42,7 +42,7 @@ def test_gates_are_those_of_the_model(tmp_path: Path) -> None:
     from neutral_residues.backbone import load_backbone
 
     backbone = load_backbone(str(make_backbone(tmp_path / "b")), dtype=torch.float32)
-    model = get_peft_model(backbone, NeutralResiduesConfig(width=4))
+    model = get_peft_model(backbone, NeutralResiduesConfig(width=4, gate_reads="layer"))
     layers = list(residue_layers(model).values())
     with torch.no_grad():  # one layer shut on every token, one open by 0.5
         for layer, bias in zip(layers, (-1.0, 0.5), strict=True):

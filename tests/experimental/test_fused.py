@@ -58,6 +58,23 @@ def test_it_is_the_plain_path(settings: dict[str, Any], open_share: float) -> No
     assert_same(outputs(compiled), expected)
 
 
+def test_a_gate_that_reads_the_text() -> None:
+    model = two_adapters()
+    model.add_adapter("danish", NeutralResiduesConfig(width=8, gate_reads="tokens"))
+    perturb(model, seed=5)
+    names = ["french", BACKBONE, "danish", "danish", BACKBONE, "french", "french", "german"]
+    mixed = outputs(model, adapter_names=names)
+    model.base_model.set_adapter(["french", "german", "danish"])
+    expected = outputs(model)
+    settings = {"max_new_tokens": 24, "do_sample": False, "attention_mask": torch.ones(1, 32)}
+    generated = model.generate(input_ids=token_ids(1, 32), **settings)
+    fused = fuse(model)
+    assert_same(outputs(fused), expected)
+    assert torch.equal(fused.generate(input_ids=token_ids(1, 32), **settings), generated)
+    with per_request(fused, names):
+        assert_same(outputs(fused), mixed)
+
+
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "gemma", "gemma3_text"])
 def test_families(family: str) -> None:
     torch.manual_seed(0)
@@ -145,8 +162,6 @@ def test_a_fused_model_neither_trains_nor_saves(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_fused() -> None:
-    with pytest.raises(UserError, match="a gate that reads the text cannot be fused"):
-        fuse(extended_llama(gate_reads="tokens"))
     with pytest.raises(UserError, match="no enabled neutral residues to fuse"):
         fuse(tiny_llama())
     backbone = AutoModelForCausalLM.from_config(

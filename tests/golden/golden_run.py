@@ -29,6 +29,8 @@ def golden_run(folder: Path) -> dict[str, Any]:
     """Train and measure the tiny run in `folder`; numbers as JSON holds them, exact to the last
     bit."""
     values = run_values(folder) | {"seed": 3}
+    # In so few steps the usual weight closes the gate on all text, and nothing could change.
+    values["residues"] = {"local_loss_weight": 0.02}
     values["evaluation"] = values["evaluation"] | {"prompts": ["le "]}
     setup = Setup.of(make_run(values))
     rows = setup.rows

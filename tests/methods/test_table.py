@@ -204,6 +204,18 @@ def test_rows_have_recipes_of_their_own(tmp_path: Path) -> None:
     assert method.resolve(set_by_hand) == set_by_hand
 
 
+def test_where_gates_read_follows_from_the_row(tmp_path: Path) -> None:
+    values, reads = run_values(tmp_path), {"neutral": "tokens", "neutral-paper": "layer"}
+    for name in ("neutral", "neutral-paper", "neutral-elu", "neutral-sigmoid"):
+        found = find_method(name).resolve(make_run(values | {"method": name})).residues
+        assert found.gate_reads == reads.get(name, "layer")
+        assert (found.head_rank == 0) == (name in ("neutral-paper", "neutral-sigmoid"))
+    random = make_run(values | {"residues": {"gate_start": "random"}})
+    assert find_method("neutral-paper").resolve(random).residues.gate_start == "random"
+    with pytest.raises(UserError, match="gate_start has no effect on a gate that reads tokens"):
+        find_method("neutral").resolve(random)
+
+
 def test_the_learning_rate_is_the_one_set_or_the_recipe_for_the_width(tmp_path: Path) -> None:
     config, method = make_run(run_values(tmp_path)), find_method("neutral")
     recipe = method.learning_rate

@@ -30,10 +30,9 @@ def backbone(tmp_path: Path) -> None:
 
 
 def run(folder: Path, **training: Any) -> Any:
-    return extend(
-        make_run(run_values(folder, learning_rate=0.01, **training)),
-        progress=RunProgress(quiet=True),
-    )
+    values = run_values(folder, learning_rate=0.01, **training)
+    values["residues"] = {"local_loss_weight": 0.005}  # in so few steps the usual one closes gates
+    return extend(make_run(values), progress=RunProgress(quiet=True))
 
 
 def quiet() -> Console:
@@ -91,14 +90,10 @@ def test_without_the_package_that_quantises(
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # as torch
 def test_a_compiled_run_is_the_same_run(tmp_path: Path) -> None:
     plain = run(tmp_path, steps=4)
-    compiled = extend(
-        make_run(
-            run_values(tmp_path, learning_rate=0.01, steps=4, compile=True)
-            | {"output": str(tmp_path / "c")}
-        ),
-        progress=RunProgress(quiet=True),
-    )
+    shutil.move(tmp_path / "run", tmp_path / "plain")
+    compiled = run(tmp_path, steps=4, compile=True)
     for name, found in plain.sets.items():
         assert found.extended_nats == pytest.approx(compiled.sets[name].extended_nats, rel=1e-4)

@@ -19,9 +19,13 @@ def with_norms_of(model: nn.Module, scale: float) -> nn.Module:
 
 
 def test_small_inputs_get_a_larger_rate_and_large_ones_no_smaller() -> None:
-    rates = [rate for _, rate in gate_rates(with_norms_of(extended_llama(), 0.25))]
+    rates = [
+        rate for _, rate in gate_rates(with_norms_of(extended_llama(gate_reads="layer"), 0.25))
+    ]
     assert rates == pytest.approx([1.0, 4.0, 1.0], rel=0.02)
-    assert [rate for _, rate in gate_rates(with_norms_of(extended_llama(), 5.0))] == [1.0] * 3
+    assert [
+        rate for _, rate in gate_rates(with_norms_of(extended_llama(gate_reads="layer"), 5.0))
+    ] == [1.0] * 3
 
 
 def test_a_gate_that_reads_the_text_has_the_rate_itself() -> None:
@@ -40,7 +44,7 @@ def test_measuring_leaves_the_model_and_the_random_state_as_they_were() -> None:
 
 
 def test_learning_rates_of_a_training(tmp_path: Path) -> None:
-    model = with_norms_of(extended_llama(), 0.25)
+    model = with_norms_of(extended_llama(gate_reads="layer"), 0.25)
     args = arguments(str(tmp_path), batch=4, accumulation=1, learning_rate=0.01)
     trainer = InOrder(
         model,

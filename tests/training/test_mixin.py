@@ -504,7 +504,7 @@ def test_gates_learn_at_their_own_rate(tmp_path: Path) -> None:
         ).train()
         steps[factor] = {name: p.detach() - before[name] for name, p in trained(model).items()}
     for name, step in steps[1.0].items():
-        times = 4.0 if ".block_gate." in name else 1.0
+        times = 4.0 if "embed_tokens" in name else 1.0  # where the gate is
         assert step.abs().max() > 0
         torch.testing.assert_close(steps[4.0][name], times * step, rtol=1e-4, atol=1e-7)
 
@@ -612,6 +612,7 @@ def test_sft_trainer_which_would_not_train_the_head_is_refused(tmp_path: Path) -
         SFT(extended_llama(), args, train_dataset=data, processing_class=tokenizer())
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # as torch
 def test_compiled_in_trainer(tmp_path: Path) -> None:
     torch._dynamo.reset()
     rows = mixed_rows(length=9)

@@ -57,15 +57,17 @@ def test_bad_settings_are_refused_at_once(settings: dict[str, Any], message: str
 @pytest.mark.parametrize(
     ("settings", "layers"),
     [
-        ({}, [1, 2, 3]),
-        ({"block_gate": "none"}, [0, 1, 2, 3]),
+        ({"gate_reads": "layer"}, [1, 2, 3]),
+        ({}, [0, 1, 2, 3]),
+        ({"block_gate": "none", "gate_reads": "layer"}, [0, 1, 2, 3]),
         ({"first_layer": 0}, [0, 1, 2, 3]),
         ({"first_layer": 2}, [2, 3]),
         ({"layers_to_transform": [0, 3]}, [0, 3]),
     ],
 )
-def test_a_gated_adapter_leaves_the_first_layer_alone(settings: dict, layers: list[int]) -> None:
-    model = get_peft_model(tiny_llama(num_hidden_layers=4), NeutralResiduesConfig(**settings))
+def test_a_gate_in_each_layer_leaves_the_first_alone(settings: dict, layers: list[int]) -> None:
+    config = NeutralResiduesConfig(width=8, **settings)
+    model = get_peft_model(tiny_llama(num_hidden_layers=4), config)
     *blocks, _ = [name.removeprefix("base_model.model.") for name in residue_layers(model)]
     assert blocks == [f"model.layers.{layer}.mlp" for layer in layers]
 

@@ -76,9 +76,8 @@ def test_a_model_without_a_feed_forward_module_is_refused(family: str) -> None:
 def test_mamba_takes_residues_parallel_to_its_mixers_when_told() -> None:
     backbone = build("mamba", WITHOUT_FFN["mamba"])
     expected = logits(backbone)
-    model = get_peft_model(
-        backbone, NeutralResiduesConfig(width=8, target_modules=["mixer"])
-    ).eval()
+    config = NeutralResiduesConfig(width=8, target_modules=["mixer"], gate_reads="layer")
+    model = get_peft_model(backbone, config).eval()
     assert torch.equal(logits(model), expected)
     perturb(model)
     assert not torch.allclose(logits(model), expected, atol=1e-3)

@@ -94,7 +94,7 @@ def test_the_usual_rank_takes_a_quarter_at_most() -> None:
     [({"budget": 0.2}, None), ({"budget": 0.2, "head_rank": 6}, 6), ({"head_rank": 0}, 0)],
 )
 def test_head_and_layers_share_one_budget(settings: dict[str, Any], rank: int | None) -> None:
-    model = get_peft_model(tiny_llama(), NeutralResiduesConfig(**settings))
+    model = get_peft_model(tiny_llama(), NeutralResiduesConfig(gate_reads="layer", **settings))
     config = model.peft_config["default"]
     assert config.head_rank == rank if rank is not None else config.head_rank > 1
     real = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -105,8 +105,8 @@ def test_head_and_layers_share_one_budget(settings: dict[str, Any], rank: int | 
 
 
 def test_tied_weights_stay_tied_and_are_not_saved(tmp_path: Path) -> None:
-    model = perturb(get_peft_model(tiny_llama(tie_word_embeddings=True), NeutralResiduesConfig()))
-    model.eval()
+    config = NeutralResiduesConfig(width=8)
+    model = perturb(get_peft_model(tiny_llama(tie_word_embeddings=True), config)).eval()
     embeddings = model.get_input_embeddings().weight
     head = model.get_base_model().lm_head
     assert head.base_layer.weight is embeddings
@@ -144,7 +144,7 @@ def test_the_residue_comes_before_caps_and_scales(family: str, settings: dict[st
 
 def test_a_batch_may_mix_heads() -> None:
     model = extended_llama(adapter_name="french")
-    model.add_adapter("german", NeutralResiduesConfig(width=8))
+    model.add_adapter("german", NeutralResiduesConfig(width=8, gate_reads="layer"))
     perturb(model, seed=4).eval()
     set_gates(model, 0.5)
     alone = {}

@@ -33,8 +33,8 @@ def two_extensions() -> PeftModel:
     """Of different widths and gates, in the last layer only, so that both always read the same
     input."""
     model = extended_llama(adapter_name="french", layers_to_transform=[1])
-    config = NeutralResiduesConfig(width=4, block_gate="sigmoid", layers_to_transform=[1])
-    model.add_adapter("danish", config)
+    settings = {"block_gate": "sigmoid", "gate_reads": "layer", "layers_to_transform": [1]}
+    model.add_adapter("danish", NeutralResiduesConfig(width=4, **settings))
     return perturb(model).eval()
 
 

@@ -160,6 +160,15 @@ def test_padding_on_the_left_is_not_read(cache: dict[str, Any]) -> None:
     assert torch.equal(together[:, 26:], alone[:, 20:])
 
 
+def test_of_texts_packed_into_a_row_each_is_read_alone() -> None:
+    model, one, other = reading(), token_ids(1, 9), token_ids(1, 21)[:, 9:]
+    packed = torch.cat([one, other], dim=1)
+    positions = torch.cat([torch.arange(9), torch.arange(12)])[None]
+    expected = torch.cat([gates(model, one), gates(model, other)], dim=1)
+    torch.testing.assert_close(gates(model, packed, position_ids=positions), expected)
+    assert not torch.allclose(gates(model, packed), expected)
+
+
 def test_embeddings_may_be_given_instead_of_tokens() -> None:
     model, ids = reading(), token_ids()
     embeddings = model.get_input_embeddings()(ids)
@@ -179,7 +188,7 @@ def test_logits_of_some_positions_only(keep: Any) -> None:
 def test_a_batch_may_mix_readers_and_own_gates() -> None:
     model = reading(adapter_name="french")
     model.add_adapter("german", NeutralResiduesConfig(width=8, gate_reads="tokens"))
-    model.add_adapter("danish", NeutralResiduesConfig(width=8))
+    model.add_adapter("danish", NeutralResiduesConfig(width=8, gate_reads="layer"))
     perturb(model, seed=4).eval()
     ids, alone = token_ids(6, 24), {}
     for name in ("french", "german", "danish"):

@@ -38,3 +38,7 @@ def check_choices(*, block_gate: str, **others: str) -> None:
         if (name, value) in NEEDS_SIGMOID and block_gate != "sigmoid":
             what, do = f"{name}: {value} needs block_gate: sigmoid", NEEDS_SIGMOID[name, value]
             raise UserError(what, got=block_gate, do=do)
+    start, reads = others.get("gate_start", "open"), others.get("gate_reads", "layer")
+    if start != "open" and reads == "tokens" and block_gate != "none":
+        what = "gate_start has no effect on a gate that reads tokens, which starts open"
+        raise UserError(what, got=start, do="set gate_reads to layer, or gate_start to open")

@@ -130,7 +130,7 @@ class ResidueSettings(Settings):
     """Rank of the residue on the output head, in the same budget; 0 leaves it out, null means 64,
     or what a quarter of the new weights allows."""
     block_gate: Gate = "relu"
-    """The gate per token and layer. The method `adapter` has none."""
+    """The gate, one number per token. The method `adapter` has none."""
     activation: str | None = None
     """Activation inside the adapter, by its Transformers name; null takes the backbone's own."""
     init: Init = "usual"
@@ -138,13 +138,13 @@ class ResidueSettings(Settings):
     gate_start: GateStart = "open"
     """open: every gate starts at 1 on every token; random: half of all tokens start with a closed
     gate, and the gate has no bias; half: a sigmoid gate without bias that starts at 1/2 on every
-    token."""
-    gate_reads: GateReads = "layer"
-    """layer: each layer has a gate that reads its input; tokens: one gate for all layers and the
-    head, which reads the last 16 tokens."""
+    token. A gate that reads tokens starts open."""
+    gate_reads: GateReads = "tokens"
+    """tokens: one gate for all layers and the head, which reads the last 16 tokens; layer (the
+    paper): each layer has a gate that reads its input."""
     layers_to_transform: tuple[int, ...] | None = None
     """Numbers of the layers that get an adapter; null means all, but not the first of four or more
-    where there is a gate."""
+    where gates read layers."""
     local_loss: LocalLoss = "l1"
     """l1: size of the gated output on source tokens, relative to the block's own; cross_entropy:
     sigmoid gate as classifier."""

@@ -19,6 +19,7 @@ from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from neutral_residues.config.choices import check_choices
 from neutral_residues.config.run import RunConfig
 from neutral_residues.errors import UserError, first_line, nearest
 from neutral_residues.methods.block_expansion import expand_blocks
@@ -122,6 +123,9 @@ class Method:
             what = f"{key} has no effect on method {self.name}, which has no frozen backbone"
             raise UserError(what, got=held, do="remove it")
         self._check_kl_has_effect(config)
+        if self._uses("residues.gate_start"):
+            names = ("block_gate", "gate_start", "gate_reads", "local_loss")
+            check_choices(**{name: getattr(config.residues, name) for name in names})
         if self.calibrate and not any(corpus.role == "source" for corpus in config.data.train):
             what = f"method {self.name} needs source text to choose what trains"
             raise UserError(what, do="add a corpus with role: source to data.train")

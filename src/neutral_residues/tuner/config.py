@@ -41,14 +41,15 @@ class NeutralResiduesConfig(PeftConfig):
         activation: inside the adapter, by its name in Transformers; None takes the backbone's own.
         init: "paper" (variance 1/(D L)) or "usual" (2/D) for the inner projections.
         gate_start: "open" (w = 0, b = 1: every token starts with g = 1), "random" (no b), or
-            "half" (w = 0, no b: g = 1/2), which only a sigmoid gate can.
-        gate_reads: "layer" (the paper: each layer has a gate, which reads that layer's input) or
-            "tokens" (one gate for all layers and the head, which reads the last 16 tokens, see
-            `reader.py`).
+            "half" (w = 0, no b: g = 1/2), which only a sigmoid gate can; a gate that reads tokens
+            starts open.
+        gate_reads: "tokens" (one gate for all layers and the head, which reads the last 16 tokens,
+            see `reader.py`) or "layer" (the paper: each layer has a gate, which reads that layer's
+            input).
         placement: "ffn" (the paper) or "attention": the block that the adapter runs parallel to.
-        first_layer: the first layer that gets an adapter. None means 1 for a gated adapter in a
-            model of four layers or more, because the first layer knows too little of a token's
-            context to close its gate; else 0.
+        first_layer: the first layer that gets an adapter. None means 0, and 1 where gates read
+            layers in a model of four or more, because the first layer knows too little of a token's
+            context to close its gate.
         target_modules: names of the feed-forward modules; None finds them.
         exclude_modules: names to leave out.
         layers_to_transform: numbers of the layers that get an adapter; None means all from
@@ -67,7 +68,7 @@ class NeutralResiduesConfig(PeftConfig):
     activation: str | None = None
     init: Init = "usual"
     gate_start: GateStart = "open"
-    gate_reads: GateReads = "layer"
+    gate_reads: GateReads = "tokens"
     placement: Placement = "ffn"
     first_layer: int | None = None
     target_modules: list[str] | str | None = None

@@ -65,6 +65,11 @@ class NeutralResiduesLayer(ModuleBeside):
         """Where gates that read the text come from."""
         self._reader = (reader,)
 
+    @property
+    def reader(self) -> ReaderLayer | None:
+        """Where gates that read the text come from, if there are any."""
+        return self._reader[0] if self._reader else None
+
     def adapter(self, name: str) -> AnyAdapter:
         """The adapter of that name."""
         return cast(AnyAdapter, self.neutral_residues[name])
@@ -113,8 +118,8 @@ class NeutralResiduesLayer(ModuleBeside):
         """The extension's gate at these tokens; None where the adapter has its own, or none."""
         if not self.adapter(name).gate_is_given:
             return None
-        (reader,) = self._reader
-        return reader.gate_at(name, hidden_states)
+        assert self.reader is not None
+        return self.reader.gate_at(name, hidden_states)
 
     def _add_residue(
         self, extended: Tensor, hidden_states: Tensor, name: str, base_output: Tensor

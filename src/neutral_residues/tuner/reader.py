@@ -1,7 +1,7 @@
 """One gate for a whole extension, ours and not the paper's: it reads the last tokens of the text.
 
     e_t = W_2 silu(W_1 r_t)                       r_t: embedding of token t, divided by its RMS
-    s_t = v . silu(c + sum_j C_j e_{t-j}) + b     j = 0 ... 15, e is 0 before the first token
+    s_t = v . silu(c + sum_j C_j e_{t-j}) + b     j = 0 ... 15, e is 0 before the text's first token
     g_t = relu(s_t)                               the gate of every layer and of the head at token t
 
 A gate that reads its layer's input knows what the backbone knows of the language there, in the
@@ -68,13 +68,20 @@ class TokenReader(nn.Module):
         codes: Tensor = self.code(F.silu(self.rows(rows_BTD)))
         return codes
 
-    def gates(self, codes_BTC: Tensor, before_BWC: Tensor | None) -> Gate:
-        """The gates at T tokens, from their codes and those of the tokens before them."""
+    def gates(
+        self, codes_BTC: Tensor, before_BWC: Tensor | None, positions_BT: Tensor | None
+    ) -> Gate:
+        """The gates at T tokens, from their codes and those of the tokens before them, in the same
+        text where positions within texts are known."""
         if before_BWC is not None:
             codes_BTC = torch.cat([before_BWC.to(codes_BTC.dtype), codes_BTC], dim=1)
         num_before = 0 if before_BWC is None else before_BWC.shape[1]
         padded = F.pad(codes_BTC, (0, 0, WINDOW - 1 - num_before, 0))
         windows_BTCW = padded.unfold(1, WINDOW, 1)
+        if positions_BT is not None:
+            distances_W = torch.arange(WINDOW - 1, -1, -1, device=positions_BT.device)
+            same_text_BTW = positions_BT[..., None] >= distances_W
+            windows_BTCW = windows_BTCW * same_text_BTW[:, :, None].to(codes_BTC.device)
         hidden_BTH = F.silu(self.window(windows_BTCW.transpose(-1, -2).flatten(-2)))
         return Gate.of(self.kind, self.block_gate(hidden_BTH))
 
@@ -106,8 +113,8 @@ class CodesLayer(DynamicLayer):
 
 
 class ReaderLayer(ModuleBeside):
-    """The backbone's embeddings, unchanged, and the readers of all extensions beside them. Made
-    with `attach_reader`; the gates of a pass are ready before its first layer runs."""
+    """The backbone's embeddings, unchanged, and the readers of all extensions beside them; the
+    gates of a pass are ready before its first layer runs."""
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
@@ -117,6 +124,7 @@ class ReaderLayer(ModuleBeside):
         self._codes: dict[str, Tensor] = {}
         self._cache: Cache | None = None
         self._mask: Any = None
+        self._positions: Any = None
         self._hooks: list[Any] = []
         self._argument_names: tuple[str, ...] = ()
 
@@ -128,6 +136,7 @@ class ReaderLayer(ModuleBeside):
             "_codes": {},
             "_cache": None,
             "_mask": None,
+            "_positions": None,
         }
         return self.__dict__ | left
 
@@ -152,7 +161,8 @@ class ReaderLayer(ModuleBeside):
             real_BT = _real_tokens(self._mask, first, codes_BTC.shape[1])
             if real_BT is not None:
                 codes_BTC = codes_BTC * real_BT[..., None].to(codes_BTC.dtype)
-            gates[name] = reader.gates(codes_BTC, before_BWC)
+            positions_BT = _positions(self._positions, codes_BTC.shape[1])
+            gates[name] = reader.gates(codes_BTC, before_BWC, positions_BT)
             self._codes[name] = codes_BTC
         self.gates = gates
         if torch.is_grad_enabled():
@@ -178,7 +188,7 @@ class ReaderLayer(ModuleBeside):
         given = dict(zip(self._argument_names, args, strict=False)) | kwargs
         cache = given.get("past_key_values")
         self._cache = cache if isinstance(cache, Cache) else None
-        self._mask = given.get("attention_mask")
+        self._mask, self._positions = given.get("attention_mask"), given.get("position_ids")
         if given.get("inputs_embeds") is not None:
             self._read(given["inputs_embeds"])
 
@@ -192,7 +202,7 @@ class ReaderLayer(ModuleBeside):
                     stored = CodesLayer(name)
                     cache.layers.append(stored)
                 stored.append(codes_BTC)
-        self._codes, self._cache, self._mask = {}, None, None
+        self._codes, self._cache, self._mask, self._positions = {}, None, None, None
 
     def before_head(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the whole model: which positions get logits."""
@@ -236,6 +246,13 @@ class ReaderLayer(ModuleBeside):
 def _stored(cache: Cache, name: str) -> CodesLayer | None:
     layers = (layer for layer in cache.layers if isinstance(layer, CodesLayer))
     return next((layer for layer in layers if layer.name == name), None)
+
+
+def _positions(position_ids: Any, num_tokens: int) -> Tensor | None:
+    """(B, T) or (1, T) each token's place in its text, which starts again at 0 where a row packs
+    several; None where they are not given in that form."""
+    is_plain = isinstance(position_ids, Tensor) and position_ids.ndim == 2
+    return position_ids if is_plain and position_ids.shape[1] == num_tokens else None
 
 
 def _real_tokens(mask: Any, first: int, num_tokens: int) -> Tensor | None:

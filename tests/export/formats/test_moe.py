@@ -69,7 +69,12 @@ def two_adapters() -> PeftModel:
         ("llama", {}, {"head_rank": 0}, r"gate; this one is relu \(train neutral-sigmoid\)"),
         ("llama", {}, {"head_rank": 0, "block_gate": "none"}, "sigmoid gate; this one is none"),
         ("llama", {}, MIXTURE | {"head_rank": 4}, "a residue on it; train with residues.head_rank"),
-        ("llama", {}, MIXTURE | {"gate_reads": "tokens"}, "train with residues.gate_reads: layer"),
+        (
+            "llama",
+            {},
+            MIXTURE | {"gate_start": "open", "gate_reads": "tokens"},
+            "train with residues.gate_reads: layer",
+        ),
         (
             "llama",
             {},

@@ -130,6 +130,7 @@ def test_a_gate_that_reads_the_text_is_called_as_live(tmp_path: Path) -> None:
         {"input_ids": ids, "logits_to_keep": 3},
         {"input_ids": ids, "logits_to_keep": torch.tensor([2, 7])},
         {"inputs_embeds": embeddings},
+        {"input_ids": ids, "position_ids": torch.arange(24)[None] % 13},
     ):
         found, expected = (model(**arguments).logits for model in (loaded, live))
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
