@@ -22,6 +22,16 @@ def play(console: Console) -> None:
         display.measured(4, {"en": set_result("en", 1.53), "fr": set_result("fr", 3.0)})
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_gates_that_are_all_closed_on_the_target_are_said_once(terminal: bool) -> None:
+    printed = io.StringIO()
+    console = Console(file=printed, force_terminal=terminal, width=200)
+    with TrainingDisplay(console, title="neutral", total_steps=4, tokens_per_step=100) as display:
+        for share in (0.5, 0.0, 0.0):
+            display.logged(1, {"open_gates_source": 0.0, "open_gates_target": share})
+    assert printed.getvalue().count("every gate is closed on the target text") == 1
+
+
 def test_tokenising_shows_a_bar_on_a_terminal_and_a_line_elsewhere() -> None:
     for terminal in (True, False):
         printed = io.StringIO()

@@ -48,6 +48,12 @@ class RunProgress:
             yield lambda num_bytes: bar.advance(task, num_bytes)
 
 
+CLOSED = (
+    "every gate is closed on the target text, where nothing opens it again: lower"
+    " residues.local_loss_weight or training.learning_rate, or raise training.warmup_steps"
+)
+
+
 class TrainingDisplay:
     """Progress and time left, losses, open gates, bits per byte before and after, tokens/s.
 
@@ -60,7 +66,7 @@ class TrainingDisplay:
         self, console: Console, *, title: str, total_steps: int, tokens_per_step: int
     ) -> None:
         self.console, self.title, self.tokens_per_step = console, title, tokens_per_step
-        self.losses = ""
+        self.losses, self.warned = "", False
         self.results: Mapping[str, SetResult] = {}
         self.progress = Progress(
             "{task.description}",
@@ -94,6 +100,9 @@ class TrainingDisplay:
         shown = ("loss_nats/", "open_gates", "local_loss", "kl_nats")
         self.losses = "  ".join(_shown(k, v) for k, v in logs.items() if k.startswith(shown))
         self._print(step, self.losses)
+        if logs.get("open_gates_target") == 0 and not self.warned:
+            self.warned = True
+            self.console.print(CLOSED, highlight=False, style="yellow")
 
     def measured(self, step: int, results: Mapping[str, SetResult]) -> None:
         """Backbone and extended model were measured on these sets."""
