@@ -235,12 +235,12 @@ class ReaderLayer(ModuleBeside):
         if name not in gates:
             what = f"the gate of extension {name!r} reads the text, and this pass had none"
             raise UserError(what, do="run the whole model, with input_ids or inputs_embeds")
-        logits_BT1, shape = gates[name].logits, hidden_states.shape[:-1]
-        if logits_BT1.numel() != shape.numel():
+        gate, shape = gates[name], hidden_states.shape[:-1]
+        if gate.logits.numel() != shape.numel():
             keep = self.logits_to_keep
-            logits_BT1 = logits_BT1[:, slice(-keep, None) if isinstance(keep, int) else keep]
-        logits = logits_BT1.to(hidden_states.device).reshape(*shape, 1)
-        return Gate.of(self.reader(name).kind, logits)
+            kept = slice(-keep, None) if isinstance(keep, int) else keep
+            gate = Gate(gate.gate[:, kept], gate.logits[:, kept])
+        return Gate(*(it.to(hidden_states.device).reshape(*shape, 1) for it in gate))
 
 
 def _stored(cache: Cache, name: str) -> CodesLayer | None:
