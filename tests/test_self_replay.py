@@ -1,21 +1,13 @@
 """recipes/self_replay.py: as many texts as asked, the same for the same seed."""
 
-import importlib.util
-
 import torch
 
 from neutral_residues.backbone import load_backbone, load_tokenizer
-from paths import DEMO_BACKBONE, ROOT
+from paths import DEMO_BACKBONE, ROOT, load_script
 
 
 def test_documents() -> None:
-    spec = importlib.util.spec_from_file_location(
-        "self_replay", ROOT / "recipes" / "self_replay.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
+    recipe = load_script(ROOT / "recipes" / "self_replay.py")
     model = load_backbone(str(DEMO_BACKBONE), dtype=torch.float32).eval()
     tokenizer = load_tokenizer(str(DEMO_BACKBONE))
 

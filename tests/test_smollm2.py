@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from neutral_residues.errors import UserError
-from paths import ROOT
+from paths import ROOT, load_script
 from tiny_llama import logits, tiny_llama
 
 MERGES = ["l e", "Ġ l"]
@@ -19,12 +19,7 @@ MERGES = ["l e", "Ġ l"]
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("smollm2", ROOT / "recipes" / "smollm2.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "recipes" / "smollm2.py")
 
 
 @pytest.mark.slow

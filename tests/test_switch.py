@@ -1,6 +1,5 @@
 """recipes/switch.py: a switch that is right is the backbone on source and extended on target."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -9,18 +8,13 @@ import pytest
 from neutral_residues import extend
 from neutral_residues.config.run import Role, make_run
 from neutral_residues.evaluation.saved import load_saved
-from paths import ROOT
+from paths import ROOT, load_script
 from tiny_run import method_values
 
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("switch", ROOT / "recipes" / "switch.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "recipes" / "switch.py")
 
 
 def by_words(text: str) -> Role:

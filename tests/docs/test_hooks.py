@@ -1,6 +1,5 @@
 """Pages that are generated from the code: nothing is missing, and every page's marker is known."""
 
-import importlib.util
 import re
 
 import pytest
@@ -9,13 +8,9 @@ from families import FAMILIES
 from neutral_residues.config.base import Settings
 from neutral_residues.config.comparison import CompareConfig
 from neutral_residues.config.run import RunConfig
-from paths import ROOT
+from paths import ROOT, load_script
 
-spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
-assert spec is not None
-assert spec.loader is not None
-hooks = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(hooks)
+hooks = load_script(ROOT / "docs" / "hooks.py")
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 MARKER = re.compile(r"<!-- generated: (\S+) -->")
