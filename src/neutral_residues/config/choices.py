@@ -1,4 +1,4 @@
-"""The choices that shape a residue, declared once for run file and PEFT config. No torch."""
+"""The choices that shape an extension, declared once for run file and PEFT config. No torch."""
 
 from typing import Literal, get_args
 
@@ -11,6 +11,7 @@ GateStart = Literal["open", "random", "half"]
 GateReads = Literal["layer", "tokens"]
 Placement = Literal["ffn", "attention"]
 LocalLoss = Literal["l1", "cross_entropy"]
+Keep = Literal["script", "unseen"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "block_gate": get_args(BlockGate),

@@ -17,6 +17,7 @@ from neutral_residues.config.choices import (
     GateReads,
     GateStart,
     Init,
+    Keep,
     LocalLoss,
     Placement,
     check_choices,
@@ -117,6 +118,28 @@ class DataSettings(Settings):
                 f"spliced_share needs block_tokens of {SPLICED_TOKENS} or more, two segments"
                 f" (got {self.block_tokens})"
             )
+        return self
+
+
+class VocabularySettings(Settings):
+    """New tokens for the target language; those of the backbone keep their ids, and source text its
+    tokens."""
+
+    size: int = Field(default=0, ge=0)
+    """New tokens; 0: none. `neutral vocabulary` prints what each size saves."""
+    keep: Keep = "script"
+    """What protects source text. script: every new token holds a letter of a script that is not the
+    source's, so no text without such letters changes. unseen: for a target in the source's script;
+    no token that occurs in the source corpora of data.train."""
+    start: Literal["pieces", "random"] = "pieces"
+    """Weights of a new token at the start. pieces: the mean over the tokens that it replaces."""
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        fields = type(self).model_fields
+        idle = [name for name in fields if getattr(self, name) != fields[name].default]
+        if self.size == 0 and idle:
+            raise ValueError(f"{idle[0]} has no effect with size 0; set size, or remove it")
         return self
 
 
@@ -291,6 +314,7 @@ class RunConfig(Settings):
     output: Path
     """Folder for checkpoints, log, extension and record; resumed if it holds this same run."""
     data: DataSettings
+    vocabulary: VocabularySettings = VocabularySettings()
     residues: ResidueSettings = ResidueSettings()
     lora: LoraSettings = LoraSettings()
     scaling: ScalingSettings = ScalingSettings()

@@ -114,12 +114,13 @@ def end_of_text_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 def tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
     """A short hash of what decides a text's tokens: serialised tokenizer and end-of-text token."""
     split = getattr(tokenizer, "split_special_tokens", False)
-    content = _plain(tokenizer).to_str() if tokenizer.is_fast else _saved_files(tokenizer)
+    content = plain_backend(tokenizer).to_str() if tokenizer.is_fast else _saved_files(tokenizer)
     return short_hash(content, split, tokenizer.eos_token_id)
 
 
-def _plain(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer":
-    """A copy without truncation and padding left from earlier calls, which would change tokens."""
+def plain_backend(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer":
+    """A copy of the tokenizer of the `tokenizers` library in it, without truncation and padding
+    left from earlier calls, which would change tokens."""
     from tokenizers import Tokenizer
 
     plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -148,7 +149,7 @@ def encoder(tokenizer: "PreTrainedTokenizerBase") -> Callable[[Sequence[str]], l
         # verbose=False: documents may be longer than the model's window.
         options = {"add_special_tokens": False, "verbose": False}
         return lambda texts: [[*tokenizer.encode(t, **options), end_of_text] for t in texts]
-    plain = _plain(tokenizer)
+    plain = plain_backend(tokenizer)
     plain.encode_special_tokens = getattr(tokenizer, "split_special_tokens", False)
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
@@ -158,7 +159,7 @@ def encoder(tokenizer: "PreTrainedTokenizerBase") -> Callable[[Sequence[str]], l
     return encode
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+def batches(documents: Iterable[str]) -> Iterator[list[str]]:
     """Documents in lists of about BATCH_CHARACTERS."""
     batch: list[str] = []
     num_characters = 0
@@ -239,10 +240,10 @@ class _Cache:
         with whole_folder(self.folder) as partial:
             with ExitStack() as files:
                 writers = {side: StreamWriter(partial / side, dtype, files) for side in sides}
-                for texts in _batches(iter_documents(self.corpus)):
+                for texts in batches(iter_documents(self.corpus)):
                     documents = [text.encode() for text in texts]
                     for document, token_ids in zip(documents, encode(texts), strict=True):
-                        side = HELD_OUT if share and _is_held_out(document, share, seed) else TRAIN
+                        side = HELD_OUT if share and is_held_out(document, share, seed) else TRAIN
                         writers[side].append(token_ids, len(document))
                     advance(sum(map(len, documents)))
             sizes = {side: self._side(partial, side, dtype).sizes() for side in sides}
@@ -253,7 +254,8 @@ class _Cache:
         return open_stream(folder / side, self.corpus.name, self.corpus.role, dtype)
 
 
-def _is_held_out(document: bytes, share: float, seed: int) -> bool:
+def is_held_out(document: bytes, share: float, seed: int = 0) -> bool:
+    """Whether a document, as UTF-8, belongs to the held-out part of its corpus."""
     key = seed.to_bytes(16, "little", signed=True)
     digest = hashlib.blake2b(document, key=key, digest_size=8).digest()
     return int.from_bytes(digest, "little") < int(share * 2**64)

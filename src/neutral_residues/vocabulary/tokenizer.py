@@ -1,0 +1,50 @@
+"""A tokenizer with more merges: same class, special tokens and chat template, and the old ids."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neutral_residues.errors import UserError
+from neutral_residues.vocabulary.learn import NewTokens
+from neutral_residues.vocabulary.spelling import bpe_content
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def extended_tokenizer(
+    tokenizer: "PreTrainedTokenizerBase", new_tokens: NewTokens
+) -> "PreTrainedTokenizerBase":
+    """The tokenizer with the new merges behind its own.
+
+    It is made as a user loads it, from saved files: what `save_pretrained` writes gives the same
+    tokens again with plain `AutoTokenizer.from_pretrained`.
+
+    Raises:
+        UserError: for a tokenizer that takes no new merges, or whose class does not load what it
+            saves.
+    """
+    content = with_merges(bpe_content(tokenizer), new_tokens)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tokenizer.save_pretrained(folder)
+        (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+        extended = type(tokenizer).from_pretrained(folder)
+    extended.name_or_path = tokenizer.name_or_path
+    if bpe_content(extended) != content:
+        what = f"{type(tokenizer).__name__} does not load the tokenizer.json that it saves"
+        raise UserError(what, do="set vocabulary.size: 0")
+    return extended
+
+
+def with_merges(content: dict[str, Any], new_tokens: NewTokens) -> dict[str, Any]:
+    """What is in a tokenizer.json, with the new tokens and merges behind the others."""
+    model = content["model"]
+    added = {token["content"]: token["id"] for token in content["added_tokens"]}
+    new = {t.token: new_tokens.first_id + i for i, t in enumerate(new_tokens.tokens)}
+    # Loading gives an added token that the vocabulary lacks the id behind the largest one: with new
+    # tokens there, another id than it had.
+    vocabulary = model["vocab"] | added | new
+    merges = [*model["merges"], *([t.left, t.right] for t in new_tokens.tokens)]
+    return content | {"model": model | {"vocab": vocabulary, "merges": merges}}

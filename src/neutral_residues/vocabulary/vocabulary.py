@@ -1,0 +1,120 @@
+"""A vocabulary of its own: the backbone's tokenizer, the new tokens, and both as one tokenizer.
+
+    vocabulary.save(folder)            tokenizer files, and vocabulary.json
+    load_vocabulary(folder, base)      the same again; a UserError for another base tokenizer
+
+`vocabulary.json` holds the merges with the old ids that each new token stands for, and the key of
+the tokenizer that they continue; whatever is damaged in it is noticed.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from neutral_residues.config.choices import Keep
+from neutral_residues.data.documents import short_hash
+from neutral_residues.data.tokenise import tokenizer_key
+from neutral_residues.errors import UserError
+from neutral_residues.files import write_json
+from neutral_residues.results.base import Part, read_part
+from neutral_residues.vocabulary.learn import NewTokens
+from neutral_residues.vocabulary.tokenizer import extended_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FILE = "vocabulary.json"
+
+
+class VocabularyFile(Part):
+    """What is in vocabulary.json."""
+
+    format: Literal["neutral-residues/vocabulary"] = "neutral-residues/vocabulary"
+    version: Literal[1] = 1
+    base_tokenizer: str
+    """Key of the tokenizer whose merges are continued."""
+    keep: Keep
+    """What protects source text."""
+    new_tokens: NewTokens
+    digest: str = ""
+    """Hash of all other fields."""
+
+    def with_digest(self) -> "VocabularyFile":
+        """The same with its digest."""
+        values = self.model_dump(mode="json", exclude={"digest"})
+        return self.model_copy(update={"digest": short_hash(values)})
+
+    def write(self, path: Path) -> None:
+        """Write it, whole or not at all."""
+        write_json(path, self.with_digest().model_dump(mode="json"))
+
+    @classmethod
+    def read(cls, path: Path) -> "VocabularyFile":
+        """Read it; a UserError if there is none, or it is not as it was written."""
+        file = read_part(cls, path, "vocabulary")
+        if file.digest != file.with_digest().digest:
+            what, do = f"{path} is damaged", "save or fetch the extension again"
+            raise UserError(what, got="a digest of other contents", do=do)
+        return file
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """New tokens for the tokenizer of a backbone.
+
+    Attributes:
+        base: the backbone's tokenizer.
+        new_tokens: in the order of their ids, with what each saves.
+        keep: what protects source text.
+    """
+
+    base: "PreTrainedTokenizerBase"
+    new_tokens: NewTokens
+    keep: Keep
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The backbone's tokenizer with the new tokens."""
+        return extended_tokenizer(self.base, self.new_tokens)
+
+    @property
+    def size(self) -> int:
+        """New tokens."""
+        return len(self.new_tokens.tokens)
+
+    @property
+    def first_id(self) -> int:
+        """Id of the first new token; the others follow without a gap."""
+        return self.new_tokens.first_id
+
+    @property
+    def pieces(self) -> list[list[int]]:
+        """For each new token, the ids of the old tokens that it stands for."""
+        return [list(token.pieces) for token in self.new_tokens.tokens]
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer, for plain `AutoTokenizer.from_pretrained`, and vocabulary.json."""
+        self.tokenizer.save_pretrained(folder)
+        key = tokenizer_key(self.base)
+        file = VocabularyFile(base_tokenizer=key, keep=self.keep, new_tokens=self.new_tokens)
+        file.write(folder / FILE)
+
+
+def load_vocabulary(folder: Path, base: "PreTrainedTokenizerBase") -> Vocabulary | None:
+    """The vocabulary that was saved in a folder, or None where there is none.
+
+    Raises:
+        UserError: for a damaged file, and for another base tokenizer than it was made for.
+    """
+    if not (folder / FILE).is_file():
+        return None
+    file = VocabularyFile.read(folder / FILE)
+    if file.base_tokenizer != (key := tokenizer_key(base)):
+        raise UserError(
+            f"the vocabulary in {folder} continues another tokenizer",
+            got=f"tokenizer {key} of {base.name_or_path or 'this backbone'}",
+            allowed=f"tokenizer {file.base_tokenizer}",
+            do="load it with the backbone that it was trained on",
+        )
+    return Vocabulary(base, file.new_tokens, file.keep)

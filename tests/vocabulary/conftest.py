@@ -1,0 +1,36 @@
+"""Small tokenizers, and tokens that they learn."""
+
+from collections.abc import Callable
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from neutral_residues.vocabulary.learn import NewTokens, learn
+from neutral_residues.vocabulary.spelling import Spelling
+from neutral_residues.vocabulary.words import count_words
+from paths import DEMO_BACKBONE
+
+
+@pytest.fixture(scope="session")
+def demo() -> PreTrainedTokenizerBase:
+    """Byte-level BPE with 2,048 tokens, learnt from English."""
+    return AutoTokenizer.from_pretrained(DEMO_BACKBONE)
+
+
+Learnt = Callable[..., NewTokens]
+
+
+@pytest.fixture(scope="session")
+def learnt() -> Learnt:
+    """Learns tokens, with every pair allowed unless said otherwise."""
+
+    def learnt(
+        tokenizer: PreTrainedTokenizerBase, texts: list[str], **options: object
+    ) -> NewTokens:
+        spelling = Spelling.of(tokenizer)
+        words = count_words(texts, tokenizer, spelling)
+        first_id = 1 + max(tokenizer.get_vocab().values())
+        settings = {"size": 60, "first_id": first_id, "may_merge": lambda *pair: True}
+        return learn(words, spelling, **settings | options)
+
+    return learnt
