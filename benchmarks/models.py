@@ -28,7 +28,7 @@ from neutral_residues.results.benchmark import Benchmark, Measured, write_benchm
 from neutral_residues.results.store import provenance
 from neutral_residues.tuner.beside import modules_beside
 from neutral_residues.tuner.blocks import find_layers
-from neutral_residues.tuner.reader import ReaderLayer
+from neutral_residues.tuner.embeddings import EmbeddingsLayer
 
 Bounds = Mapping[str, float | None]
 NO_BOUNDS: Bounds = {}
@@ -96,12 +96,11 @@ def open_some_gates(model: nn.Module, share: float) -> None:
         random = torch.randn(gate.weight.shape, generator=generator)
         gate.weight.copy_(random / gate.in_features**0.5)
         gate.bias.fill_(statistics.NormalDist().inv_cdf(min(max(share, 1e-9), 1 - 1e-9)))
-    for place in (it for it in modules_beside(model).values() if isinstance(it, ReaderLayer)):
+    for place in (it for it in modules_beside(model).values() if isinstance(it, EmbeddingsLayer)):
         weight = next(place.base_layer.parameters())
         ids_1T = torch.randint(len(weight), (1, 512), generator=generator)
         embeddings_1TD = place.base_layer(ids_1T.to(weight.device))
-        for name in place.known_adapters():
-            reader = place.reader(name)
+        for reader in place.readers().values():
             reader.block_gate.bias.zero_()
             logits = reader.gates(reader.codes(embeddings_1TD), None, None).logits
             reader.block_gate.bias.fill_(-logits.float().quantile(1 - share))

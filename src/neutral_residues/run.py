@@ -29,6 +29,8 @@ from neutral_residues.results.digest import write_digest
 from neutral_residues.results.model_card import write_card
 from neutral_residues.results.record import Cost, GateText, Record, Sample, TaskScore
 from neutral_residues.results.run_folder import RunFolder
+from neutral_residues.results.set_result import EvaluationSet
+from neutral_residues.results.spliced import Spliced
 from neutral_residues.results.store import provenance, read_record, write_record
 from neutral_residues.training.progress import MeasuringDisplay, RunProgress
 from neutral_residues.training.setup import SAMPLE_TOKENS, Setup, ranks
@@ -110,7 +112,10 @@ class _Run:
         if ranks().is_main_process:
             with whole_folder(self.folder.extension) as partial:
                 model.save_pretrained(partial)  # type: ignore[operator]
-                self.setup.tokenizer.save_pretrained(partial)
+                if self.setup.vocabulary:
+                    self.setup.vocabulary.save(partial)
+                else:
+                    self.setup.tokenizer.save_pretrained(partial)
                 write_digest(partial)
             record = self._record(model, training)
             write_record(self.folder.record, record)
@@ -135,13 +140,15 @@ class _Run:
         """Backbone and extended model, measured on everything that the run file names."""
         setup = self.setup
         self.progress.say("measuring backbone and extended model ...")
-        reference = None if setup.method.keeps_backbone else setup.backbone(frozen=True)
+        reference = setup.reference()
         with MeasuringDisplay(self.progress.console) as display:
             results = evaluate(
                 model,
                 setup.data.evaluate,
                 setup.windows,
                 reference=reference,
+                backbone_streams=setup.backbone_data.evaluate,
+                pieces=setup.pieces,
                 kl=setup.config.evaluation.kl,
                 tokenizer=setup.tokenizer,
                 on_progress=display.on_progress,
@@ -150,14 +157,8 @@ class _Run:
             kind="extend",
             method=setup.method.name,
             sets=results,
-            spliced=measure_spliced(
-                model,
-                setup.data.evaluate,
-                context_tokens=setup.windows.context_tokens,
-                num_windows=setup.config.evaluation.spliced_windows,
-                reference=reference,
-            ),
-            validation_sets={s.name: evaluation_set(s) for s in setup.data.validate},
+            spliced=self._spliced(model, reference),
+            validation_sets=self._validation_sets(),
             curve=training.curve,
             samples=self._samples(model, reference),
             gates=self._gates(model),
@@ -166,10 +167,27 @@ class _Run:
             provenance=provenance(
                 seed=setup.config.seed,
                 device=device_name(setup.device),
-                tokenizer_key=tokenizer_key(setup.tokenizer),
+                tokenizer_key=tokenizer_key(setup.backbone_tokenizer),
             ),
             config=setup.config.model_dump(mode="json"),
         )
+
+    def _spliced(self, model: nn.Module, reference: nn.Module | None) -> Spliced | None:
+        """Not with new tokens, which are impossible right after a switch: text would be cut
+        otherwise in turns than alone."""
+        if self.setup.vocabulary:
+            return None
+        return measure_spliced(
+            model,
+            self.setup.data.evaluate,
+            context_tokens=self.setup.windows.context_tokens,
+            num_windows=self.setup.config.evaluation.spliced_windows,
+            reference=reference,
+        )
+
+    def _validation_sets(self) -> dict[str, EvaluationSet]:
+        own = {stream.name: stream for stream in self.setup.backbone_data.validate}
+        return {s.name: evaluation_set(s, own.get(s.name)) for s in self.setup.data.validate}
 
     def _samples(self, model: nn.Module, reference: nn.Module | None) -> list[Sample]:
         config = self.setup.config
@@ -182,6 +200,7 @@ class _Run:
                 temperature=config.evaluation.temperature,
                 seed=config.seed,
                 reference=reference,
+                backbone_tokenizer=self.setup.backbone_tokenizer,
             )
             for prompt in config.evaluation.prompts
         ]

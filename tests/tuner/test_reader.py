@@ -13,15 +13,9 @@ from transformers import DynamicCache, StaticCache
 
 from families import FAMILIES, build
 from neutral_residues import NeutralResiduesConfig, UserError, residue_layers
+from neutral_residues.tuner.embeddings import EmbeddingsLayer
 from neutral_residues.tuner.layer import observe_residues, trained_gates
-from neutral_residues.tuner.reader import (
-    CODE,
-    HIDDEN,
-    WINDOW,
-    ReaderLayer,
-    TokenReader,
-    num_reader_weights,
-)
+from neutral_residues.tuner.reader import CODE, HIDDEN, WINDOW, TokenReader, num_reader_weights
 from neutral_residues.tuner.routing import per_request
 from tiny_llama import extended_llama, logits, perturb, saved, tiny_llama, token_ids
 
@@ -30,14 +24,14 @@ def reading(**settings: Any) -> PeftModel:
     """Open on about half of the tokens, with gates up to about 1."""
     model = extended_llama(gate_reads="tokens", **settings)
     with torch.no_grad():
-        for reader in reader_of(model).neutral_residues.values():
+        for reader in reader_of(model).readers().values():
             reader.block_gate.weight.mul_(0.1)
             reader.block_gate.bias.zero_()
     return model
 
 
-def reader_of(model: nn.Module) -> ReaderLayer:
-    (layer,) = [module for module in model.modules() if isinstance(module, ReaderLayer)]
+def reader_of(model: nn.Module) -> EmbeddingsLayer:
+    (layer,) = [module for module in model.modules() if isinstance(module, EmbeddingsLayer)]
     return layer
 
 
@@ -234,7 +228,7 @@ def test_a_model_in_training_can_be_copied() -> None:
 
 def test_without_a_gate_there_is_nothing_to_read() -> None:
     gateless = extended_llama(gate_reads="tokens", block_gate="none")
-    assert not any(isinstance(module, ReaderLayer) for module in gateless.modules())
+    assert not any(isinstance(module, EmbeddingsLayer) for module in gateless.modules())
     assert torch.equal(logits(gateless), logits(extended_llama(block_gate="none")))
 
 

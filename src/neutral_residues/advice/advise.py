@@ -93,12 +93,12 @@ def advise(
 
 def _with_bits(setup: Setup, texts: list[TextFacts]) -> list[TextFacts]:
     """With the backbone's bits per byte on a sample of each text."""
-    data = setup.data
+    data = setup.backbone_data if setup.vocabulary else setup.data
     model = setup.backbone(frozen=True)
     found = []
     # One by one: train and held-out parts may share a name.
     for facts, stream in zip(texts, (*data.train, *data.evaluate, *data.validate), strict=True):
-        sample = sample_stream(stream, SAMPLE_TOKENS, setup.tokenizer)
+        sample = sample_stream(stream, SAMPLE_TOKENS, setup.backbone_tokenizer)
         results = evaluate(model, [sample], setup.windows, reference=model)
         bits = results[sample.name].backbone_bits_per_byte
         found.append(facts.model_copy(update={"backbone_bits": bits}))

@@ -217,6 +217,7 @@ def generate(
         top_p=top_p,
         seed=seed,
         reference=saved.reference,
+        backbone_tokenizer=saved.backbone_tokenizer,
     )
     width = max(30, console.width // 2 - 1)
     sides = {"backbone": sample.backbone, "with extension": sample.extended}

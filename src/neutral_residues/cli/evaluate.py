@@ -43,7 +43,11 @@ def evaluate_folder(
     console = console or Console()
     corpora = [_corpus(text) for text in sets]
     saved = load_saved(folder)
-    streams = evaluation_streams(saved, corpora, RunProgress(console).tokenising)
+    tokenising = RunProgress(console).tokenising
+    streams = evaluation_streams(saved, corpora, tokenising)
+    own = []
+    if saved.vocabulary:
+        own = evaluation_streams(saved, corpora, tokenising, of_backbone=True)
     if not streams and not tasks:
         do = "add --set source:NAME=FILE and --set target:NAME=FILE"
         raise UserError("nothing to measure", do=do)
@@ -52,7 +56,14 @@ def evaluate_folder(
     for line in plan.missing:
         console.print(line, highlight=False)
     with MeasuringDisplay(console) as display:
-        record = evaluate_saved(saved, streams, windows, kl=kl, on_progress=display.on_progress)
+        record = evaluate_saved(
+            saved,
+            streams,
+            windows,
+            backbone_streams=own,
+            kl=kl,
+            on_progress=display.on_progress,
+        )
     if record.sets:
         print_sets(record, console=console)
         sizes = f"{windows.context_tokens} tokens, stride {windows.stride_tokens}"

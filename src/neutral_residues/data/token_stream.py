@@ -88,10 +88,13 @@ class TokenStream:
 
     def first_documents(self, max_tokens: int) -> "TokenStream":
         """The first whole documents, as many as fit in `max_tokens` tokens, but at least one."""
-        fit = max(1, int((self.document_ends <= max_tokens).sum()))
-        ends = self.document_ends[:fit]
+        return self.documents(max(1, int((self.document_ends <= max_tokens).sum())))
+
+    def documents(self, number: int) -> "TokenStream":
+        """The first so many documents."""
+        ends = self.document_ends[:number]
         tokens = self.tokens[: int(ends[-1]) if len(ends) else 0]
-        return TokenStream(self.name, self.role, tokens, ends, self.document_bytes[:fit])
+        return TokenStream(self.name, self.role, tokens, ends, self.document_bytes[:number])
 
     def blocks(self, block_tokens: int) -> NDArray[Any]:
         """The stream as rows of `block_tokens` tokens: (num_blocks, block_tokens), a view; a

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
@@ -30,9 +31,11 @@ from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.breakdown import breakdown
 from neutral_residues.evaluation.inference import as_backbone, inference
+from neutral_residues.evaluation.possible import Pieces, possible_stream
 from neutral_residues.evaluation.sums import ResidueStats, Sums, TokenSums
 from neutral_residues.evaluation.windows import Window, Windows
 from neutral_residues.results.set_result import EvaluationSet, SetResult
+from neutral_residues.tuner.embeddings import embeddings_layer
 from neutral_residues.tuner.layer import observe_residues, residue_layers
 
 OnProgress = Callable[[str, int, int], None]
@@ -45,6 +48,8 @@ def evaluate(
     windows: Windows,
     *,
     reference: nn.Module | None = None,
+    backbone_streams: Sequence[TokenStream] = (),
+    pieces: Pieces = (),
     backbone_nats: Mapping[str, float] | None = None,
     max_tokens: int | None = None,
     kl: bool = False,
@@ -57,6 +62,9 @@ def evaluate(
         model: the extended model: PEFT's, or one that `reference` is given for.
         reference: the backbone, where switching the extension off does not give it (full
             fine-tuning); `model` itself while nothing is trained.
+        backbone_streams: the same texts, by their names, as the backbone's tokenizer cuts them,
+            where the model has a vocabulary of its own.
+        pieces: for each of its new tokens those of the backbone; see `possible.py`.
         backbone_nats: nats of each stream under the backbone where they are known; it is not run
             then.
         max_tokens: measure only the first whole documents, as many as fit, but at least one.
@@ -73,21 +81,38 @@ def evaluate(
         raise UserError("kl needs the backbone", got="backbone_nats", do="leave out one of them")
     if max_tokens is not None:
         streams = [stream.first_documents(max_tokens) for stream in streams]
+    numbers = {stream.name: stream.num_documents for stream in streams}
+    own = {s.name: s.documents(numbers[s.name]) for s in backbone_streams if s.name in numbers}
     _check_context(model, windows)
     _check_streams(model, streams, windows.end_of_text)
     stats = ResidueStats(residue_layers(model))
-    scorer = _Scorer(model, reference, windows, backbone_nats, kl, tokenizer, on_progress, stats)
+    scorer = _Scorer(
+        model,
+        reference,
+        windows,
+        vocabulary_size(model) - len(pieces),
+        own,
+        pieces,
+        backbone_nats,
+        kl,
+        tokenizer,
+        on_progress,
+        stats,
+    )
     with inference(model, reference):
         return {stream.name: scorer.score(stream) for stream in streams}
 
 
-def evaluation_set(stream: TokenStream) -> EvaluationSet:
-    """What a record says of a text that is measured."""
+def evaluation_set(stream: TokenStream, own: TokenStream | None = None) -> EvaluationSet:
+    """What a record says of a text that is measured; `own` is the same text in the backbone's
+    tokens, where the extended model may have others."""
+    own = _if_other(own, stream)
     return EvaluationSet(
         role=stream.role,
-        key=stream.content_hash(),
+        key=(own or stream).content_hash(),
         num_bytes=stream.num_bytes,
         num_tokens=stream.num_tokens,
+        backbone_tokens=own.num_tokens if own else None,
         num_documents=stream.num_documents,
     )
 
@@ -99,6 +124,9 @@ class _Scorer:
     model: nn.Module
     reference: nn.Module | None
     windows: Windows
+    vocabulary: int  # of the backbone
+    own: Mapping[str, TokenStream]
+    pieces: Pieces
     backbone_nats: Mapping[str, float] | None
     kl: bool
     tokenizer: PreTrainedTokenizerBase | None
@@ -107,23 +135,28 @@ class _Scorer:
 
     def score(self, stream: TokenStream) -> SetResult:
         """The sums over all windows of `stream`."""
+        own = _if_other(self.own.get(stream.name), stream)
+        if own is not None:
+            stream = possible_stream(self.model, stream, self.windows, self.pieces)
         by_token, num_layers = None, len(self.stats.layers)
-        if self.tokenizer is not None:
+        if self.tokenizer is not None and own is None:
             by_token = TokenSums.empty(vocabulary_size(self.model), stream.document_ends)
-        kl_nats = 0.0 if self.kl else None
+        kl_nats = 0.0 if self.kl and own is None else None
         sums = Sums(by_token, kl_nats, [0] * num_layers, [0.0] * num_layers)
         for batch in self.windows.batches(stream.num_tokens):
-            self._add_batch(sums, stream, batch)
+            self._add_batch(sums, stream, batch, paired=own is None)
             if not math.isfinite(sums.extended_nats + sums.backbone_nats + (sums.kl_nats or 0)):
                 do = "lower the learning rate or the precision"
                 raise UserError(f"the loss on {stream.name} is not finite", do=do)
             if self.on_progress is not None:
                 self.on_progress(stream.name, batch[-1].end, stream.num_tokens)
+        if own is not None and self.backbone_nats is None:
+            sums.backbone_nats = self._nats_of_backbone(own)
         known, explained = self.backbone_nats, None
         if by_token and self.tokenizer:
             explained = breakdown(by_token, stream, self.tokenizer)
         return SetResult(
-            **dict(evaluation_set(stream)),
+            **dict(evaluation_set(stream, own)),
             backbone_nats=sums.backbone_nats if known is None else known[stream.name],
             extended_nats=sums.extended_nats,
             kl_nats=sums.kl_nats,
@@ -132,28 +165,68 @@ class _Scorer:
             breakdown=explained,
         )
 
-    def _add_batch(self, sums: Sums, stream: TokenStream, batch: Sequence[Window]) -> None:
+    def _nats_of_backbone(self, own: TokenStream) -> float:
+        """Of the same text in its own tokens."""
+        sums = Sums(None, None, [], [])
+        with as_backbone(self.model, self.reference) as backbone:
+            for batch in self.windows.batches(own.num_tokens):
+                inputs_BT, targets_BT = self.windows.rows(own.tokens, batch)
+                scored_BT, keep = _scored(batch, inputs_BT.shape[1])
+                logits_BKV = self._backbone_logits(backbone, inputs_BT, keep)
+                _add_rows(sums, logits_BKV, None, targets_BT, scored_BT, batch)
+        return sums.extended_nats
+
+    def _backbone_logits(self, backbone: nn.Module, inputs_BT: Tensor, keep: int) -> Tensor:
+        """Without new tokens, which a backbone whose tables were made larger has too."""
+        return _last_logits(backbone, inputs_BT, keep)[..., : self.vocabulary]
+
+    def _add_batch(
+        self, sums: Sums, stream: TokenStream, batch: Sequence[Window], *, paired: bool
+    ) -> None:
         inputs_BT, targets_BT = self.windows.rows(stream.tokens, batch)
-        scored_from = torch.tensor([w.scored_from - w.start for w in batch])
-        scored_BT = torch.arange(inputs_BT.shape[1]) >= scored_from[:, None]
-        keep = int(scored_BT.sum(1).max())
+        scored_BT, keep = _scored(batch, inputs_BT.shape[1])
         self.stats.start(*inputs_BT.shape)
         with observe_residues(self.stats.layers, self.stats):
             extended_BKV = _last_logits(self.model, inputs_BT, keep)
         backbone_BKV = None
-        if self.reference is self.model:
-            backbone_BKV = extended_BKV
+        if not paired:
+            pass
+        elif self.reference is self.model:
+            backbone_BKV = extended_BKV[..., : self.vocabulary]
         elif self.backbone_nats is None:
             with as_backbone(self.model, self.reference) as backbone:
-                backbone_BKV = _last_logits(backbone, inputs_BT, keep)
+                backbone_BKV = self._backbone_logits(backbone, inputs_BT, keep)
         sums.add_residues(self.stats, scored_BT)
-        # Window by window, because its scored positions are its last ones: a slice, not a copy.
-        for row, num_scored in enumerate(scored_BT.sum(1).tolist()):
-            backbone_KV = None if backbone_BKV is None else backbone_BKV[row, -num_scored:]
-            first = batch[row].end - num_scored
-            sums.add_nats(
-                extended_BKV[row, -num_scored:], backbone_KV, targets_BT[row, -num_scored:], first
-            )
+        _add_rows(sums, extended_BKV, backbone_BKV, targets_BT, scored_BT, batch)
+
+
+def _if_other(own: TokenStream | None, stream: TokenStream) -> TokenStream | None:
+    """The text in the backbone's tokens, where these differ from the extended model's."""
+    return None if own is None or np.array_equal(own.tokens, stream.tokens) else own
+
+
+def _scored(batch: Sequence[Window], num_inputs: int) -> tuple[Tensor, int]:
+    """(B, T) which targets of these windows are scored, and the most that one has."""
+    scored_from = torch.tensor([w.scored_from - w.start for w in batch])
+    scored_BT = torch.arange(num_inputs) >= scored_from[:, None]
+    return scored_BT, int(scored_BT.sum(1).max())
+
+
+def _add_rows(
+    sums: Sums,
+    extended_BKV: Tensor,
+    backbone_BKV: Tensor | None,
+    targets_BT: Tensor,
+    scored_BT: Tensor,
+    batch: Sequence[Window],
+) -> None:
+    """Window by window, because its scored positions are its last ones: a slice, not a copy."""
+    for row, num_scored in enumerate(scored_BT.sum(1).tolist()):
+        backbone_KV = None if backbone_BKV is None else backbone_BKV[row, -num_scored:]
+        first = batch[row].end - num_scored
+        sums.add_nats(
+            extended_BKV[row, -num_scored:], backbone_KV, targets_BT[row, -num_scored:], first
+        )
 
 
 def _last_logits(model: Any, inputs_BT: Tensor, keep: int) -> Tensor:
@@ -167,7 +240,10 @@ def _last_logits(model: Any, inputs_BT: Tensor, keep: int) -> Tensor:
 
 
 def vocabulary_size(model: Any) -> int:
-    """Rows of the model's embedding: no token is larger."""
+    """Rows of the model's embedding, new tokens included: no token is larger."""
+    layer = embeddings_layer(model)
+    if layer is not None:
+        return layer.vocabulary_size
     return int(model.get_input_embeddings().num_embeddings)
 
 

@@ -22,16 +22,17 @@ DEFAULT_CONTEXT_TOKENS = 512
 
 
 def evaluation_streams(
-    saved: Saved, corpora: Sequence[Corpus], tokenising: Tokenising
+    saved: Saved, corpora: Sequence[Corpus], tokenising: Tokenising, *, of_backbone: bool = False
 ) -> list[TokenStream]:
-    """The given texts as tokens; without any, those of the run that made the extension, if a run
-    did."""
+    """The given texts as tokens, in those of the backbone if asked; without any, those of the run
+    that made the extension, if a run did."""
+    tokenizer = saved.backbone_tokenizer if of_backbone else saved.tokenizer
     if corpora:
         read = partial(tokenise, cache_dir=default_cache_folder(), tokenising=tokenising)
-        return [read(corpus, saved.tokenizer)[0] for corpus in corpora]
+        return [read(corpus, tokenizer)[0] for corpus in corpora]
     if saved.config is None:
         return []
-    return list(RunData.of(saved.config.data, saved.tokenizer, tokenising=tokenising).evaluate)
+    return list(RunData.of(saved.config.data, tokenizer, tokenising=tokenising).evaluate)
 
 
 def windows_for(saved: Saved, context: int | None, stride: int | None) -> Windows:
@@ -70,11 +71,12 @@ def evaluate_saved(
     streams: Sequence[TokenStream],
     windows: Windows,
     *,
+    backbone_streams: Sequence[TokenStream] = (),
     kl: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Record:
     """Measure backbone and extended model on every text, if there are any, and on the first two
-    in turns; see `evaluate` and `measure_spliced`."""
+    in turns, if there are no new tokens; see `evaluate` and `measure_spliced`."""
     results = {}
     if streams:
         results = evaluate(
@@ -82,6 +84,8 @@ def evaluate_saved(
             streams,
             windows,
             reference=saved.reference,
+            backbone_streams=backbone_streams,
+            pieces=saved.vocabulary.pieces if saved.vocabulary else (),
             kl=kl,
             tokenizer=saved.tokenizer,
             on_progress=on_progress,
@@ -89,18 +93,21 @@ def evaluate_saved(
     run, keys = saved.config, {"model", "revision", "label", "budget", "seed"}
     measured = {"context_tokens": windows.context_tokens, "stride_tokens": windows.stride_tokens}
     settings = run.model_dump(mode="json", include=keys) if run else {}
-    key = tokenizer_key(saved.tokenizer)
-    return Record(
-        kind="evaluate",
-        method=run.method if run else "neutral",
-        sets=results,
-        spliced=measure_spliced(
+    key = tokenizer_key(saved.backbone_tokenizer)
+    spliced = None
+    if saved.vocabulary is None:
+        spliced = measure_spliced(
             saved.model,
             streams,
             context_tokens=windows.context_tokens,
             num_windows=(run.evaluation if run else EvaluationSettings()).spliced_windows,
             reference=saved.reference,
-        ),
+        )
+    return Record(
+        kind="evaluate",
+        method=run.method if run else "neutral",
+        sets=results,
+        spliced=spliced,
         provenance=provenance(device=saved.device.type, tokenizer_key=key),
         config=settings | {"extension": str(saved.folder)} | measured,
     )

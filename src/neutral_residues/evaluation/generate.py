@@ -33,6 +33,7 @@ def generate_both(
     top_p: float = 1.0,
     seed: int = 0,
     reference: nn.Module | None = None,
+    backbone_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Sample:
     """Continue `prompt` with the backbone and with the extended model; what each adds is returned
     without special tokens.
@@ -44,16 +45,20 @@ def generate_both(
         seed: of the sampling, the same for both.
         reference: the backbone, where switching the extension off does not give it (full
             fine-tuning).
+        backbone_tokenizer: where the extended model has a vocabulary of its own.
 
     Raises:
         UserError: for an empty prompt, one that does not fit the model's context, or a setting out
             of range.
     """
     settings = _settings(model, tokenizer, max_new_tokens, temperature, top_p)
-    prompt_1T = check_prompt(model.config, tokenizer, prompt, max_new_tokens=max_new_tokens)
+    tokenizers = backbone_tokenizer or tokenizer, tokenizer
+    own_1T, prompt_1T = (
+        check_prompt(model.config, it, prompt, max_new_tokens=max_new_tokens) for it in tokenizers
+    )
     with inference(model, reference):
         with as_backbone(model, reference) as backbone:
-            backbone_text = _continue(backbone, tokenizer, prompt_1T, settings, seed)
+            backbone_text = _continue(backbone, tokenizers[0], own_1T, settings, seed)
         extended_text = _continue(model, tokenizer, prompt_1T, settings, seed)
     return Sample(prompt=prompt, backbone=backbone_text, extended=extended_text)
 

@@ -17,8 +17,11 @@ from neutral_residues.backbone import (
 )
 from neutral_residues.config.run import RunConfig, load_run
 from neutral_residues.errors import UserError, first_line
+from neutral_residues.methods.wider_tables import widen_tables
 from neutral_residues.results.digest import check_digest
 from neutral_residues.results.run_folder import RunFolder
+from neutral_residues.vocabulary.vocabulary import FILE as VOCABULARY
+from neutral_residues.vocabulary.vocabulary import Vocabulary, load_vocabulary
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Saved:
 
     model: nn.Module  # in evaluation mode
     tokenizer: PreTrainedTokenizerBase
+    backbone_tokenizer: PreTrainedTokenizerBase  # the same, unless the extension has new tokens
+    vocabulary: Vocabulary | None  # these
     reference: nn.Module | None  # the backbone, where it is not in `model` (full fine-tuning)
     config: RunConfig | None  # the run that made it, where the folder is a run's output
     folder: Path  # as it was given
@@ -52,18 +57,32 @@ def load_saved(folder: Path, *, dtype: torch.dtype = torch.float32) -> Saved:
         do = f"finish it: neutral extend {run.config}"
         raise UserError(f"the run in {folder} has no extension yet", do=do)
     check_digest(weights)
-    reference = None
-    if is_adapter:
-        name = _backbone_name(weights)
-        model: nn.Module = _load_adapter(weights, _backbone(name, config, dtype, device))
-    else:
-        assert config is not None
-        name = config.model
-        model = on_device(load_backbone(str(weights), dtype=dtype), device)
-        reference = _backbone(name, config, dtype, device)
+    name = _backbone_name(weights) if is_adapter else config.model  # type: ignore[union-attr]
     has_tokenizer = (weights / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(str(weights) if has_tokenizer else name)
-    return Saved(model.eval(), tokenizer, reference, config, folder, weights, name, device)
+    own_tokenizer, vocabulary = tokenizer, None
+    if (weights / VOCABULARY).is_file():
+        own_tokenizer = load_tokenizer(name)
+        vocabulary = load_vocabulary(weights, own_tokenizer)
+    reference = None
+    if is_adapter:
+        backbone = _backbone(name, config, dtype, device)
+        if vocabulary and not _has_own_tokens(weights):
+            widen_tables(backbone, vocabulary.size)
+            reference = _backbone(name, config, dtype, device)
+        model: nn.Module = _load_adapter(weights, backbone)
+    else:
+        model = on_device(load_backbone(str(weights), dtype=dtype), device)
+        reference = _backbone(name, config, dtype, device)
+    tokenizers = tokenizer, own_tokenizer
+    return Saved(
+        model.eval(), *tokenizers, vocabulary, reference, config, folder, weights, name, device
+    )
+
+
+def _has_own_tokens(extension: Path) -> bool:
+    config = PeftConfig.from_pretrained(str(extension))
+    return bool(getattr(config, "new_tokens", 0))
 
 
 def _backbone_name(extension: Path) -> str:

@@ -142,7 +142,9 @@ class Sums:
         backbone_K = _nats(backbone_KV, targets_K)
         self.backbone_nats += float(backbone_K.sum())
         if self.kl_nats is not None:
-            self.kl_nats += float(_exact(kl_nats(extended_KV, backbone_KV)).sum())
+            # New tokens, which the backbone has not, have no part in its expectation.
+            same_KV = extended_KV[:, : backbone_KV.shape[-1]]
+            self.kl_nats += float(_exact(kl_nats(same_KV, backbone_KV)).sum())
         if self.by_token is not None:
             self.by_token.add(first, targets_K.numpy(), extended_K.numpy(), backbone_K.numpy())
 

@@ -29,10 +29,10 @@ from torch.nn import functional as F
 
 from neutral_residues.config.choices import BlockGate
 from neutral_residues.errors import UserError
+from neutral_residues.tuner.embeddings import EmbeddingsLayer
 from neutral_residues.tuner.gated_mlp import GatedMLP, as_gated_mlp
 from neutral_residues.tuner.layer import NeutralResiduesLayer, residue_layers
 from neutral_residues.tuner.neutral import GATES, GatedAdapter
-from neutral_residues.tuner.reader import ReaderLayer
 from neutral_residues.tuner.routing import RoutableModule
 
 
@@ -55,10 +55,14 @@ class FusedBlock(nn.Module, RoutableModule):
     bias_out: Tensor | None  # (D)
 
     def __init__(
-        self, mlp: GatedMLP, adapters: Mapping[str, GatedAdapter], reader: ReaderLayer | None
+        self,
+        mlp: GatedMLP,
+        adapters: Mapping[str, GatedAdapter],
+        embeddings: EmbeddingsLayer | None,
     ) -> None:
         super().__init__()
-        self.activation, self._reader = mlp.activation, (reader,)  # not a part of this module
+        self.activation = mlp.activation
+        self._embeddings = (embeddings,)  # not a part of this module
         self.parts = [
             _Part(name, a.kind, a.activation, a.gate_is_given) for name, a in adapters.items()
         ]
@@ -106,9 +110,9 @@ class FusedBlock(nn.Module, RoutableModule):
 
     def _given_gate(self, name: str, hidden_states: Tensor) -> Tensor:
         """(N, 1) that of the whole extension, which reads the text."""
-        (reader,) = self._reader
-        assert reader is not None
-        return reader.gate_at(name, hidden_states).gate.flatten(0, -2).to(hidden_states.dtype)
+        (embeddings,) = self._embeddings
+        assert embeddings is not None
+        return embeddings.gate_at(name, hidden_states).gate.flatten(0, -2).to(hidden_states.dtype)
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
         _refuse_to_save()
@@ -157,7 +161,7 @@ def _fold(model: nn.Module, name: str) -> bool:
     if mlp is None:
         return False
     adapters = {n: cast(GatedAdapter, layer.adapter(n)) for n in layer.active_names()}
-    fused = FusedBlock(mlp, adapters, layer.reader)
+    fused = FusedBlock(mlp, adapters, layer.embeddings)
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, fused)
     return True

@@ -16,11 +16,12 @@ from neutral_residues.config.choices import BlockGate
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.tuner.beside import modules_beside
 from neutral_residues.tuner.blocks import find_blocks, find_embeddings, find_head, find_layers
+from neutral_residues.tuner.embeddings import EmbeddingsLayer
 from neutral_residues.tuner.gated_mlp import GatedMLP, as_gated_mlp
 from neutral_residues.tuner.head import GatedHead
 from neutral_residues.tuner.layer import residue_layers
 from neutral_residues.tuner.neutral import GatedAdapter
-from neutral_residues.tuner.reader import ReaderLayer, TokenReader
+from neutral_residues.tuner.reader import TokenReader
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ def extract_parts(model: PeftModel) -> Parts:
     layers = residue_layers(model.get_base_model())
     if not layers:
         return Parts(_merged(model), (), merged=True)
+    _check_no_new_tokens(model)
     adapters, readers = [], _readers(model)
     for name in model.base_model.active_adapters:
         config = model.peft_config[name]
@@ -145,8 +147,15 @@ def extract_parts(model: PeftModel) -> Parts:
 
 def _readers(model: PeftModel) -> dict[str, TokenReader]:
     """Those of all extensions that have one."""
-    places = [it for it in modules_beside(model).values() if isinstance(it, ReaderLayer)]
-    return {name: place.reader(name) for place in places for name in place.known_adapters()}
+    places = [it for it in modules_beside(model).values() if isinstance(it, EmbeddingsLayer)]
+    return {name: reader for place in places for name, reader in place.readers().items()}
+
+
+def _check_no_new_tokens(model: PeftModel) -> None:
+    for name in model.base_model.active_adapters:
+        if number := model.peft_config[name].new_tokens:
+            what = f"extension {name!r} has new tokens, which no format can hold"
+            raise UserError(what, got=number, do="load it with PEFT: AutoPeftModelForCausalLM")
 
 
 def _merged(model: PeftModel) -> PreTrainedModel:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from neutral_residues.backbone import context_length
 from neutral_residues.errors import UserError
 from neutral_residues.tuner.beside import modules_beside
+from neutral_residues.tuner.embeddings import EmbeddingsLayer
 from neutral_residues.tuner.layer import no_skipping, residue_layers
-from neutral_residues.tuner.reader import ReaderLayer
 
 ROW_TOKENS = 32
 MAX_ROWS, MIN_ROWS = 4, 2
@@ -127,7 +127,8 @@ def _outputs(model: PeftModel, token_ids_BT: Tensor) -> ReferenceOutputs:
 
 def _read(model: PeftModel, token_ids_BT: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
     """The embeddings, where gates read the text, and these gates at the model's last pass."""
-    place = next((it for it in modules_beside(model).values() if isinstance(it, ReaderLayer)), None)
+    places = [it for it in modules_beside(model).values() if isinstance(it, EmbeddingsLayer)]
+    place = next(iter(places), None)
     if place is None or not place.active_names():
         return None, {}
     return place.base_layer(token_ids_BT), {name: g.gate for name, g in place.gates.items()}

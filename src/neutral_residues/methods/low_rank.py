@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.methods.budget import units_for_budget
 from neutral_residues.methods.disel import DiselConfig
+from neutral_residues.methods.wider_tables import new_rows
 from neutral_residues.tuner.blocks import find_blocks
 
 KNOWN_EMBEDDINGS = tuple(EMBEDDING_LAYER_NAMES)
@@ -31,6 +32,7 @@ def attach_lora(
     alpha: float | None = None,
     embeddings: bool = False,
     gated: bool = False,
+    num_new_tokens: int = 0,
     **kind: bool,
 ) -> nn.Module:
     """LoRA on the linear layers of every decoder layer, or of its FFN alone; a UserError that names
@@ -41,6 +43,7 @@ def attach_lora(
         embeddings: train embeddings and head in full too, besides the budget: PEFT keeps copies of
             them (one, where they are tied), which replace the backbone's when merged.
         gated: with DISeL's gates.
+        num_new_tokens: the last rows of embeddings and head, which train too, besides the budget.
         kind: PEFT's `use_rslora` or `use_dora`.
     """
     shapes = linear_modules(model, only_ffn=only_ffn)
@@ -57,7 +60,7 @@ def attach_lora(
         lora_alpha=alpha_over_rank * rank if alpha is None else alpha,
         target_modules=list(shapes),
         fan_in_fan_out=isinstance(model.get_submodule(next(iter(shapes))), Conv1D),
-        **(_in_full(model) if embeddings else {}),
+        **(_in_full(model) if embeddings else _new_rows(model, num_new_tokens)),
         **kind,
     )
     return _attached(model, config)
@@ -72,6 +75,10 @@ def _in_full(model: PreTrainedModel) -> dict[str, Any]:
         got, do = f"{', '.join(names)}", "choose lora"
         raise UserError("PEFT does not know embeddings and head of this model", got=got, do=do)
     return {"modules_to_save": names, "ensure_weight_tying": tied}
+
+
+def _new_rows(model: PreTrainedModel, num_tokens: int) -> dict[str, Any]:
+    return {"trainable_token_indices": new_rows(model, num_tokens)} if num_tokens else {}
 
 
 def embedding_weights(model: nn.Module) -> list[nn.Parameter]:

@@ -37,6 +37,10 @@ Afterwards = Literal["merge", "skip", "stock"]
 computed. stock: what is saved, or exported from it (`neutral export`), is a model of an
 architecture that Transformers has."""
 
+NewTokens = Literal["beside", "in tables", "none"]
+"""beside: the extension holds them, and the backbone's own are untouched. in tables: embeddings and
+head get more rows (`wider_tables.py`). none: the method cannot learn any."""
+
 METHOD_SECTIONS = ("residues", "lora", "scaling")
 """Sections of the run file that belong to some methods only."""
 
@@ -68,6 +72,7 @@ class Method:
     # Trained weights whose learning rate is a multiple of the others', and that factor.
     learning_rate_factor: LearningRateFactor | None = None
     made_from: str = ""  # the method whose finished run it scales instead of training
+    new_tokens: NewTokens = "none"  # where a vocabulary of its own would be
 
     @property
     def has_budget(self) -> bool:
@@ -123,6 +128,10 @@ class Method:
             what = f"{key} has no effect on method {self.name}, which has no frozen backbone"
             raise UserError(what, got=held, do="remove it")
         self._check_kl_has_effect(config)
+        if config.vocabulary.size and self.new_tokens == "none":
+            able = ", ".join(method.name for method in METHODS if method.new_tokens != "none")
+            what = f"method {self.name} cannot learn new tokens"
+            raise UserError(what, got=config.vocabulary.size, do=f"choose method: {able}")
         if self._uses("residues.gate_start"):
             names = ("block_gate", "gate_start", "gate_reads", "local_loss")
             check_choices(**{name: getattr(config.residues, name) for name in names})
@@ -147,7 +156,8 @@ def _attach_residues(model: PreTrainedModel, config: RunConfig, **changes: Any) 
     """What the run file and the PEFT config both set has the same name in both."""
     names = {setting.name for setting in fields(NeutralResiduesConfig)}
     settings = config.residues.model_dump(mode="json", include=names) | changes
-    peft_config = NeutralResiduesConfig(task_type="CAUSAL_LM", budget=config.budget, **settings)
+    settings |= {"budget": config.budget, "new_tokens": config.vocabulary.size}
+    peft_config = NeutralResiduesConfig(task_type="CAUSAL_LM", **settings)
     return get_peft_model(model, peft_config)
 
 
@@ -157,6 +167,7 @@ def _attach_lora(model: PreTrainedModel, config: RunConfig, **options: Any) -> n
         budget=config.budget,
         only_ffn=config.lora.modules == "mlp",
         alpha_over_rank=config.lora.alpha_over_rank,
+        num_new_tokens=config.vocabulary.size,
         **options,
     )
 
@@ -171,6 +182,7 @@ def _scaled(row: Method, attach: Callable[..., nn.Module], **texts: Any) -> Meth
         uses=("scaling",),
         curve=("scaling.share", (0.2, 0.4, 0.6, 0.8)),
         made_from=row.name,
+        new_tokens="none",
         **texts,
     )
 
@@ -187,6 +199,7 @@ NEUTRAL = Method(
     afterwards=("skip",),
     has_local_loss=True,
     uses=("residues",),
+    new_tokens="beside",
 )
 ADAPTER = replace(
     NEUTRAL,
@@ -212,6 +225,7 @@ LORA = Method(
     learning_rate=3e-3,
     afterwards=("merge",),
     uses=("lora.modules", "lora.alpha_over_rank"),
+    new_tokens="in tables",
 )
 FINETUNE = Method(
     name="finetune",
@@ -223,6 +237,7 @@ FINETUNE = Method(
     learning_rate=1e-3,
     afterwards=("merge", "stock"),
     keeps_backbone=False,
+    new_tokens="in tables",
 )
 
 METHODS: tuple[Method, ...] = (
@@ -349,6 +364,7 @@ METHODS: tuple[Method, ...] = (
         size="number of directions that train",
         attach=lambda model, config: attach_osf(model, budget=config.budget),
         uses=(),
+        new_tokens="none",
     ),
     Method(
         name="block-expansion",
@@ -368,6 +384,7 @@ METHODS: tuple[Method, ...] = (
         title="fine-tuning of the FFN",
         trains="the feed-forward blocks of the backbone",
         attach=lambda model, config: train_ffns(model),
+        new_tokens="none",
     ),
     replace(
         FINETUNE,

@@ -159,11 +159,14 @@ class EvaluationSet(Part):
     role: Role
     """source: what the backbone knows. target: what it was to learn."""
     key: str
-    """Hash of its tokens: the same text under the same tokenizer."""
+    """Hash of its tokens: the same text under the same tokenizer, the backbone's."""
     num_bytes: int = Field(ge=1)
     """UTF-8 bytes of text."""
     num_tokens: int = Field(ge=1)
     """Tokens, end-of-text included."""
+    backbone_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of the backbone, where the extended model has a vocabulary of its own that cuts the
+    text otherwise; else null, and there are as many."""
     num_documents: int = Field(ge=1)
     """Documents."""
 
@@ -198,7 +201,7 @@ class SetResult(EvaluationSet, PartWithRatios):
     @computed_field
     @property
     def backbone_token_perplexity(self) -> float:
-        return math.exp(self.backbone_nats / self.num_tokens)
+        return math.exp(self.backbone_nats / (self.backbone_tokens or self.num_tokens))
 
     @computed_field
     @property

@@ -52,7 +52,9 @@ def kl_sum(logits_BTV: Tensor, backbone: BackboneLogits) -> Tensor:
     """KL(backbone || model) in nats, summed over the source tokens that have a next one."""
     if not len(backbone.rows_S):
         return logits_BTV.new_zeros((), dtype=torch.float32)
-    kl_ST = kl_nats(_log_probs(logits_BTV[backbone.rows_S]), _log_probs(backbone.logits_STV))
+    vocabulary = backbone.logits_STV.shape[-1]  # new tokens have no part in its expectation
+    log_probs = _log_probs(logits_BTV[backbone.rows_S])[..., :vocabulary]
+    kl_ST = kl_nats(log_probs, _log_probs(backbone.logits_STV))
     return (kl_ST * backbone.is_source_ST).sum()
 
 

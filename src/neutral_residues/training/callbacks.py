@@ -34,6 +34,8 @@ def quick_results(
         setup.data.while_training,
         setup.windows,
         reference=model if backbone_nats is None else None,
+        backbone_streams=setup.backbone_data.while_training,
+        pieces=setup.pieces,
         backbone_nats=backbone_nats,
         max_tokens=setup.config.evaluation.tokens_while_training,
     )

@@ -64,7 +64,7 @@ def training_memory_bytes(
     ffn = getattr(model_config, "intermediate_size", None) or 4 * hidden
     layers = 1 if config.training.gradient_checkpointing else model_config.num_hidden_layers
     activations = tokens * layers * (14 * hidden + 4 * ffn) * size
-    logits = tokens * model_config.vocab_size * 4 * 3
+    logits = tokens * (model_config.vocab_size + config.vocabulary.size) * 4 * 3
     return frozen * size + trained * ADAM_BYTES_PER_WEIGHT + activations + logits
 
 

@@ -36,11 +36,18 @@ from neutral_residues.data.run_data import RunData
 from neutral_residues.data.tokenise import Tokenising, end_of_text_id, without_display
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.evaluation.generate import check_prompt
+from neutral_residues.evaluation.possible import Pieces
 from neutral_residues.evaluation.windows import Windows
 from neutral_residues.methods.table import Method, find_method
+from neutral_residues.methods.wider_tables import start_rows, widen_tables
 from neutral_residues.training.cost import WeightCount
 from neutral_residues.tuner.blocks import count_backbone_weights
+from neutral_residues.tuner.embeddings import embeddings_layer
+from neutral_residues.vocabulary.run_vocabulary import learned_vocabulary
+from neutral_residues.vocabulary.vocabulary import Vocabulary
 
+ADAPTER = "default"
+"""PEFT's name for the extension of a run."""
 SAMPLE_TOKENS = 60
 """Tokens added to each prompt at the end of a run."""
 CALIBRATION_ROWS = 500
@@ -60,7 +67,7 @@ class Setup:
         config: the run with its method's own settings filled in.
         method: the row of the table of methods.
         model_config: the backbone's configuration.
-        tokenizer: the backbone's tokenizer.
+        backbone_tokenizer: the backbone's tokenizer.
         end_of_text: id of the token that ends a document.
         weights: counted on a model without data.
         device: where the model goes.
@@ -70,7 +77,7 @@ class Setup:
     config: RunConfig
     method: Method
     model_config: PretrainedConfig
-    tokenizer: PreTrainedTokenizerBase
+    backbone_tokenizer: PreTrainedTokenizerBase
     end_of_text: int
     weights: WeightCount
     device: torch.device
@@ -96,7 +103,7 @@ class Setup:
             config=config,
             method=method,
             model_config=model_config,
-            tokenizer=tokenizer,
+            backbone_tokenizer=tokenizer,
             end_of_text=end_of_text,
             weights=_count_weights(config, method, model_config),
             device=pick_device(),
@@ -136,16 +143,47 @@ class Setup:
         return self.tokens_per_step * self.config.training.steps
 
     @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """New tokens, learnt from the target text when first asked for; None where the run has
+        none."""
+        if not self.config.vocabulary.size:
+            return None
+        with ranks().main_process_first():
+            return learned_vocabulary(
+                self.config, self.backbone_tokenizer, first_id=_num_rows(self.model_config)
+            )
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of the model to train: the backbone's, or that with new tokens."""
+        return self.vocabulary.tokenizer if self.vocabulary else self.backbone_tokenizer
+
+    @property
+    def pieces(self) -> Pieces:
+        """For each new token the backbone's tokens of the same text."""
+        return self.vocabulary.pieces if self.vocabulary else ()
+
+    @cached_property
     def data(self) -> RunData:
         """The texts as tokens; the main process fills the cache and the others read it."""
+        return self._data(self.tokenizer)
+
+    @cached_property
+    def backbone_data(self) -> RunData:
+        """The same in the backbone's tokens; without texts where these are the same."""
+        if self.vocabulary is None:
+            return RunData(train=(), evaluate=())
+        return self._data(self.backbone_tokenizer)
+
+    def _data(self, tokenizer: PreTrainedTokenizerBase) -> RunData:
         with ranks().main_process_first():
-            return RunData.of(self.config.data, self.tokenizer, tokenising=self.tokenising)
+            return RunData.of(self.config.data, tokenizer, tokenising=self.tokenising)
 
     @cached_property
     def rows(self) -> Mixture:
         """All rows of the run in their order; noised ones only where a local loss uses them."""
         config = self.config
-        noise = Noise(config.residues.source_noise, len(self.tokenizer), self.end_of_text)
+        noise = Noise(config.residues.source_noise, len(self.backbone_tokenizer), self.end_of_text)
         return Mixture(
             self.data.train,
             block_tokens=config.data.block_tokens,
@@ -169,14 +207,39 @@ class Setup:
         model = load_backbone(config.model, **config.hub_options, dtype=dtype, quantised=quantised)
         return on_device(model, self.device)
 
+    @property
+    def holds_backbone(self) -> bool:
+        """Whether the model to train is its backbone again, bit for bit, with its extension off."""
+        wider = self.config.vocabulary.size > 0 and self.method.new_tokens == "in tables"
+        return self.method.keeps_backbone and not wider
+
+    def reference(self) -> PreTrainedModel | None:
+        """The backbone, where the model to train does not hold it."""
+        return None if self.holds_backbone else self.backbone(frozen=True)
+
     def model(self) -> torch.nn.Module:
         """The model to train, initialised from the run's seed."""
         set_seed(self.config.seed)
         backbone = self.backbone(frozen=self.method.keeps_backbone)
+        if self.vocabulary:
+            self._prepare_tables(backbone)
         model = self.method.attach(backbone, self.config)
+        layer = embeddings_layer(model)
+        if layer is not None and self.vocabulary and self._starts_from_pieces:
+            layer.start_tokens(ADAPTER, self.pieces, backbone.get_output_embeddings())
         if self.method.calibrate is not None:
             self.method.calibrate(model, self.source_rows())
         return model
+
+    @property
+    def _starts_from_pieces(self) -> bool:
+        return self.config.vocabulary.start == "pieces"
+
+    def _prepare_tables(self, backbone: PreTrainedModel) -> None:
+        if self.method.new_tokens == "in tables":
+            widen_tables(backbone, self.config.vocabulary.size)
+            if self._starts_from_pieces:
+                start_rows(backbone, self.pieces)
 
     def source_rows(self, *, at_most: int = CALIBRATION_ROWS) -> Tensor:
         """(N, T) rows of the source corpora, evenly spread over all of them; the same in every
@@ -202,7 +265,14 @@ def _count_weights(config: RunConfig, method: Method, backbone: PretrainedConfig
     """Attaches the method to a model without data, so a budget that cannot be met raises here."""
     model = empty_backbone(backbone, trust_remote_code=config.trust_remote_code)
     weights = WeightCount(count_backbone_weights(model))
+    if method.new_tokens == "in tables" and config.vocabulary.size:
+        widen_tables(model, config.vocabulary.size)
     return weights.with_model(method.attach(model, config)) if method.trains_any else weights
+
+
+def _num_rows(model_config: PretrainedConfig) -> int:
+    """Of the embeddings, padding included: the id of the first new token."""
+    return int(model_config.get_text_config().vocab_size)
 
 
 def _check_context(config: RunConfig, model_config: PretrainedConfig) -> None:

@@ -38,8 +38,8 @@ class DomainTrainer(Trainer):
         self.corpus_names = [stream.name for stream in setup.data.train]
         self.keep_checkpoints = setup.config.training.keep_checkpoints
         self.kl_weight = setup.config.training.kl_weight
-        needs_copy = self.kl_weight > 0 and not setup.method.keeps_backbone
-        self.reference = setup.backbone(frozen=True).eval() if needs_copy else None
+        reference = setup.reference() if self.kl_weight > 0 else None
+        self.reference = reference.eval() if reference is not None else None
         self.domain_labels_BT: Tensor | None = None
         self._corpus_sums = DeviceSums()
         self._step_nats: Tensor | None = None

@@ -43,6 +43,11 @@ class NeutralResiduesConfig(PeftConfig):
         gate_start: "open" (w = 0, b = 1: every token starts with g = 1), "random" (no b), or
             "half" (w = 0, no b: g = 1/2), which only a sigmoid gate can; a gate that reads tokens
             starts open.
+        new_tokens: number N of tokens of the extension's own, with the ids behind the backbone's
+            (`new_tokens.py`), part of the budget; the tokenizer for them comes from
+            `neutral vocabulary`, and the gate, if there is one, must read tokens.
+        new_tokens_rank: rank K of their rows; None means the width of the embeddings, or what half
+            of the new weights allows.
         gate_reads: "tokens" (one gate for all layers and the head, which reads the last 16 tokens,
             see `reader.py`) or "layer" (the paper: each layer has a gate, which reads that layer's
             input).
@@ -64,6 +69,8 @@ class NeutralResiduesConfig(PeftConfig):
     budget: float = 0.20
     width: int | None = None
     head_rank: int | None = None
+    new_tokens: int = 0
+    new_tokens_rank: int | None = None
     block_gate: BlockGate = "relu"
     activation: str | None = None
     init: Init = "usual"
@@ -87,15 +94,17 @@ class NeutralResiduesConfig(PeftConfig):
         # weights are on disk.
         self.from_checkpoint = self.num_new_weights is not None
         # Nor these: names in the model at hand of the output head, "" without a residue on it, and
-        # of the embeddings, "" unless a gate reads them.
-        self.head = self.reader = ""
+        # of the embeddings, "" with nothing beside them.
+        self.head = self.embeddings = ""
         names = ("block_gate", "init", "gate_start", "gate_reads", "placement")
         check_choices(**{name: getattr(self, name) for name in names})
         if self.width is not None and (type(self.width) is not int or self.width < 1):
             raise UserError("width", got=self.width, allowed="a whole number, 1 or more")
-        rank = self.head_rank
-        if rank is not None and (type(rank) is not int or rank < 0):
-            raise UserError("head_rank", got=rank, allowed="a whole number, 0 or more")
+        for name, least in (("head_rank", 0), ("new_tokens", 0), ("new_tokens_rank", 1)):
+            number = getattr(self, name)
+            if number is not None and (type(number) is not int or number < least):
+                raise UserError(name, got=number, allowed=f"a whole number, {least} or more")
+        self._check_new_tokens()
         if type(self.budget) not in (int, float) or not 0 < self.budget < math.inf:
             raise UserError("budget", got=self.budget, allowed="a share above 0, for example 0.20")
         if self.activation is not None:
@@ -106,6 +115,23 @@ class NeutralResiduesConfig(PeftConfig):
     def has_reader(self) -> bool:
         """Whether one gate for the whole extension reads the text."""
         return self.gate_reads == "tokens" and self.block_gate != "none"
+
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether anything stands beside the embeddings: a reader or new tokens."""
+        return self.has_reader or self.new_tokens > 0
+
+    def _check_new_tokens(self) -> None:
+        if self.new_tokens_rank is not None and not self.new_tokens:
+            what = "new_tokens_rank has no effect without new_tokens"
+            raise UserError(what, got=self.new_tokens_rank, do="set new_tokens, or remove it")
+        fits = self.block_gate == "none" or (
+            self.block_gate in ("relu", "sigmoid") and self.gate_reads == "tokens"
+        )
+        if self.new_tokens and not fits:
+            what = "new_tokens need one gate for the whole extension, of relu or sigmoid, or none"
+            got = f"gate_reads {self.gate_reads}, block_gate {self.block_gate}"
+            raise UserError(what, got=got, do="set gate_reads to tokens")
 
     def _check_layer_choice(self) -> None:
         """Settings without effect, which PEFT would silently ignore."""

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from neutral_residues.errors import UserError
 from neutral_residues.tuner.beside import ModuleBeside, modules_beside
+from neutral_residues.tuner.embeddings import BesideEmbeddings, EmbeddingsLayer
 from neutral_residues.tuner.frozen_mlp import can_train_frozen, frozen_forward
 from neutral_residues.tuner.gated_mlp import GatedMLP, as_gated_mlp
 from neutral_residues.tuner.head import GatedHead, HeadResidue
 from neutral_residues.tuner.neutral import Gate, GatedAdapter, Residue
-from neutral_residues.tuner.reader import ReaderLayer, TokenReader
 from neutral_residues.tuner.routing import temporarily
 from neutral_residues.tuner.skipping import active_token_indices, can_skip
 
@@ -59,16 +59,16 @@ class NeutralResiduesLayer(ModuleBeside):
         super().__init__(base_layer)
         self.residue_hook: ResidueHook | None = None
         self.skipping = True
-        self._reader: tuple[ReaderLayer, ...] = ()  # not a part of this module
+        self._embeddings: tuple[EmbeddingsLayer, ...] = ()  # not a part of this module
 
-    def connect(self, reader: ReaderLayer) -> None:
+    def connect(self, embeddings: EmbeddingsLayer) -> None:
         """Where gates that read the text come from."""
-        self._reader = (reader,)
+        self._embeddings = (embeddings,)
 
     @property
-    def reader(self) -> ReaderLayer | None:
+    def embeddings(self) -> EmbeddingsLayer | None:
         """Where gates that read the text come from, if there are any."""
-        return self._reader[0] if self._reader else None
+        return self._embeddings[0] if self._embeddings else None
 
     def adapter(self, name: str) -> AnyAdapter:
         """The adapter of that name."""
@@ -118,8 +118,8 @@ class NeutralResiduesLayer(ModuleBeside):
         """The extension's gate at these tokens; None where the adapter has its own, or none."""
         if not self.adapter(name).gate_is_given:
             return None
-        assert self.reader is not None
-        return self.reader.gate_at(name, hidden_states)
+        assert self.embeddings is not None
+        return self.embeddings.gate_at(name, hidden_states)
 
     def _add_residue(
         self, extended: Tensor, hidden_states: Tensor, name: str, base_output: Tensor
@@ -174,7 +174,8 @@ def trained_gates(model: nn.Module) -> list[nn.Module]:
     places = modules_beside(model).values()
     modules = [module for place in places for module in place.neutral_residues.values()]
     gates = [
-        it if isinstance(it, TokenReader) else cast(AnyAdapter, it).block_gate for it in modules
+        it.reader if isinstance(it, BesideEmbeddings) else cast(AnyAdapter, it).block_gate
+        for it in modules
     ]
     return [it for it in gates if it is not None and next(it.parameters()).requires_grad]
 

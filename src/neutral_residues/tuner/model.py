@@ -37,6 +37,7 @@ from neutral_residues.tuner.blocks import (
     text_config,
 )
 from neutral_residues.tuner.config import PEFT_TYPE, NeutralResiduesConfig
+from neutral_residues.tuner.embeddings import BesideEmbeddings, EmbeddingsLayer
 from neutral_residues.tuner.head import (
     LARGEST_SHARE,
     GatedHead,
@@ -52,7 +53,8 @@ from neutral_residues.tuner.neutral import (
     num_weights,
     width_for_budget,
 )
-from neutral_residues.tuner.reader import ReaderLayer, TokenReader, num_reader_weights
+from neutral_residues.tuner.new_tokens import NewTokens, num_token_weights, usual_token_rank
+from neutral_residues.tuner.reader import TokenReader, num_reader_weights
 from neutral_residues.tuner.routing import check_length, per_request
 
 
@@ -67,7 +69,7 @@ class NeutralResiduesModel(BaseTuner):
         # PEFT and Transformers find adapter weights by prefix and name, and a ModuleDict reserves
         # its own attributes.
         parts = {"gate", "up", "down", "block_gate", "activation", "weight", "bias"}
-        parts |= {"rows", "code", "window"}
+        parts |= {"reader", "rows", "code", "window", "tokens", "codes", "into", "out_of"}
         taken = adapter_name in parts or hasattr(nn.ModuleDict(), adapter_name)
         if len(adapter_name) < 2 or adapter_name in PREFIX or "." in adapter_name or taken:
             allowed = f"""two characters or more, no dot, not a part of {PREFIX!r} or of an adapter
@@ -79,7 +81,7 @@ class NeutralResiduesModel(BaseTuner):
     ) -> NeutralResiduesConfig:
         backbone = describe_backbone(self.model)
         check_same_backbone(peft_config.backbone, backbone)
-        peft_config.head = peft_config.reader = ""
+        peft_config.head = peft_config.embeddings = ""
         if peft_config.target_modules is None:
             blocks = find_blocks(self.model, peft_config.placement)
             peft_config.target_modules = peft_config.choose_layers(list(blocks))
@@ -106,7 +108,7 @@ class NeutralResiduesModel(BaseTuner):
         if config.width is not None:
             in_layers = num_adapters * num_weights(width_in, config.width, gate)
             wanted = in_layers / (1 - LARGEST_SHARE)
-        others = self._size_head(config, gate, wanted) + self._place_reader(config)
+        others = self._size_head(config, gate, wanted) + self._size_embeddings(config, wanted)
         if config.width is None:
             config.width = width_for_budget(
                 config.budget,
@@ -136,18 +138,53 @@ class NeutralResiduesModel(BaseTuner):
             config.head = ""
         return num_head_weights(*sizes, config.head_rank, gate)
 
-    def _place_reader(self, config: NeutralResiduesConfig) -> int:
-        """Find the embeddings that a gate of the whole extension reads, if it has one, and count
-        its weights; a UserError if there are none."""
-        if not config.has_reader:
+    def _size_embeddings(self, config: NeutralResiduesConfig, wanted: float) -> int:
+        """Find the embeddings that the extension has something beside, if it has, and count its
+        weights, with the rank of new tokens chosen; a UserError if there are none."""
+        if not config.has_embeddings:
             return 0
         found = find_embeddings(self.model)
         if found is None:
-            what = "gate_reads tokens needs embeddings and past_key_values in one decoder, which"
+            is_for = "new_tokens need" if config.new_tokens else "gate_reads tokens needs"
+            got = str(config.new_tokens or config.gate_reads)
+            what = f"{is_for} embeddings and past_key_values in one decoder, which"
             what = f"{what} {type(self.model).__name__} has not"
-            raise UserError(what, got=config.gate_reads, do="set gate_reads to layer")
-        config.reader = found[0]
-        return num_reader_weights(_embedding_width(self.model.get_submodule(found[0])))
+            do = "set new_tokens to 0" if config.new_tokens else "set gate_reads to layer"
+            raise UserError(what, got=got, do=do)
+        config.embeddings = found[0]
+        width = _embedding_width(self.model.get_submodule(found[0]))
+        of_reader = num_reader_weights(width) if config.has_reader else 0
+        return of_reader + self._size_new_tokens(config, wanted, width)
+
+    def _size_new_tokens(
+        self, config: NeutralResiduesConfig, wanted: float, embedding_width: int
+    ) -> int:
+        if not config.new_tokens:
+            return 0
+        widths = {"embedding_width": embedding_width, "hidden_width": self._head_width()}
+        if config.new_tokens_rank is None:
+            config.new_tokens_rank = usual_token_rank(wanted, config.new_tokens, **widths)
+        return num_token_weights(config.new_tokens, config.new_tokens_rank, **widths)
+
+    def _head_width(self) -> int:
+        """Inputs of the output head; a UserError if there is none, where new tokens need it."""
+        head = find_head(self.model)
+        if head is None:
+            what = f"new_tokens: no output head found in {type(self.model).__name__}"
+            raise UserError(what, do="set new_tokens to 0")
+        return head[1].in_features
+
+    def _beside_embeddings(
+        self, config: NeutralResiduesConfig, embeddings: nn.Module
+    ) -> BesideEmbeddings:
+        width, reader, tokens = _embedding_width(embeddings), None, None
+        if config.has_reader:
+            reader = TokenReader(width, config.block_gate)
+        if config.new_tokens:
+            assert config.new_tokens_rank is not None
+            widths = {"embedding_width": width, "hidden_width": self._head_width()}
+            tokens = NewTokens(config.new_tokens, config.new_tokens_rank, **widths)
+        return BesideEmbeddings(reader, tokens)
 
     def _find_head(self, config: NeutralResiduesConfig) -> nn.Linear | None:
         """The output head, named in the config, if it gets a residue; a UserError if it should and
@@ -171,7 +208,7 @@ class NeutralResiduesModel(BaseTuner):
         """Head and embeddings are targets too, but not among `target_modules`: PEFT would save
         their own weights with the adapter."""
         assert isinstance(peft_config, NeutralResiduesConfig)
-        is_ours = key != "" and key in (peft_config.head, peft_config.reader)
+        is_ours = key != "" and key in (peft_config.head, peft_config.embeddings)
         return is_ours or BaseTuner._check_target_module_exists(peft_config, key)
 
     def _get_tied_target_modules(self, model: nn.Module) -> list[str]:
@@ -188,15 +225,16 @@ class NeutralResiduesModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        is_reader = current_key == peft_config.reader
+        is_embeddings = current_key == peft_config.embeddings
         place = target if isinstance(target, ModuleBeside) else None
         if place is None:
-            place = ReaderLayer(target) if is_reader else NeutralResiduesLayer(target)
+            place = EmbeddingsLayer(target) if is_embeddings else NeutralResiduesLayer(target)
             self._replace_module(parent, target_name, place, target)
-        if isinstance(place, ReaderLayer):
-            place.watch(self.model, decoder=parent)
-        is_head = current_key == peft_config.head
-        module = _new_module(peft_config, place.base_layer, is_head=is_head, is_reader=is_reader)
+        if is_embeddings:
+            module: Any = self._beside_embeddings(peft_config, place.base_layer)
+        else:
+            is_head = current_key == peft_config.head
+            module = _new_adapter(peft_config, place.base_layer, is_head=is_head)
         module.reset_parameters(num_layers=self._num_layers, init=peft_config.init)
         loaded, inference = not peft_config.from_checkpoint, peft_config.inference_mode
         place.add(adapter_name, module, loaded=loaded, inference_mode=inference)
@@ -204,16 +242,19 @@ class NeutralResiduesModel(BaseTuner):
             place.set_requires_grad(adapter_name, False)
 
     def inject_adapter(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        """PEFT's own; then every layer knows the reader whose gates it may need."""
+        """PEFT's own; then every layer knows the embeddings whose gates it may need, and these the
+        modules around them."""
         super().inject_adapter(model, *args, **kwargs)
-        places = modules_beside(model).values()
-        readers = [place for place in places if isinstance(place, ReaderLayer)]
-        for layer in residue_layers(model).values() if readers else ():
-            layer.connect(*readers)
+        for name, place in modules_beside(model).items():
+            if isinstance(place, EmbeddingsLayer):
+                decoder = model.get_submodule(name.rpartition(".")[0])
+                place.watch(model, decoder, _output_head(model))
+                for layer in residue_layers(model).values():
+                    layer.connect(place)
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
         for place in modules_beside(self.model).values():
-            if isinstance(place, ReaderLayer):
+            if isinstance(place, EmbeddingsLayer):
                 place.unwatch()
         return super()._unload_and_optionally_merge(*args, **kwargs)
 
@@ -259,13 +300,9 @@ def _gate_choice(config: NeutralResiduesConfig) -> GateChoice:
     return GateChoice(config.block_gate, config.gate_start, config.gate_reads)
 
 
-def _new_module(
-    config: NeutralResiduesConfig, block: nn.Module, *, is_head: bool, is_reader: bool
-) -> AnyAdapter | TokenReader:
-    """What runs parallel to that block of the backbone, or to its head, or reads its embeddings."""
+def _new_adapter(config: NeutralResiduesConfig, block: nn.Module, *, is_head: bool) -> AnyAdapter:
+    """What runs parallel to that block of the backbone, or to its head."""
     gate = _gate_choice(config)
-    if is_reader:
-        return TokenReader(_embedding_width(block), config.block_gate)
     if is_head:
         assert isinstance(block, nn.Linear)
         assert config.head_rank is not None
@@ -274,6 +311,11 @@ def _new_module(
     assert config.activation is not None
     activation = activation_module(config.activation)
     return GatedAdapter(config.backbone["hidden_size"], config.width, gate, activation=activation)
+
+
+def _output_head(model: Any) -> nn.Module | None:
+    """With what is beside it."""
+    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
 
 
 def _embedding_width(embeddings: nn.Module) -> int:

@@ -1,0 +1,86 @@
+"""Text cut so that an extended model with new tokens can write it.
+
+Where its gate is exactly 0 such a model gives a new token probability 0: after English it goes on
+in Ukrainian with the backbone's tokens, sees that it is Ukrainian, and takes new ones from there.
+So text is scored in the tokens that the model can give: a new token that is impossible where it
+stands is cut into the backbone's tokens for the same text. That can shut or open gates behind it,
+so it is repeated until none is left; every round replaces tokens, so it ends.
+
+Only the readers of the gates run for this, not the model.
+
+Suffixes: B windows, T inputs of a window, V of the backbone's vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from neutral_residues.data.token_stream import TokenStream
+from neutral_residues.evaluation.windows import Windows
+from neutral_residues.tuner.embeddings import EmbeddingsLayer, embeddings_layer
+
+Pieces = Sequence[Sequence[int]]
+"""For each new token the backbone's tokens of the same text."""
+
+
+def possible_stream(
+    model: nn.Module, stream: TokenStream, windows: Windows, pieces: Pieces
+) -> TokenStream:
+    """`stream` in tokens that `model`, as it is now, can give in these windows; the same where its
+    new tokens need no open gate, or it has none."""
+    layer = embeddings_layer(model)
+    if layer is None or not layer.can_forbid_tokens:
+        return stream
+    while (impossible := _impossible(layer, stream, windows)).any():
+        stream = _cut(stream, impossible, layer.first_new_id, pieces)
+    return stream
+
+
+def _impossible(layer: EmbeddingsLayer, stream: TokenStream, windows: Windows) -> NDArray[np.bool_]:
+    """Which tokens of the stream are new ones behind a gate that is exactly 0."""
+    found = np.zeros(stream.num_tokens, dtype=bool)
+    for batch in windows.batches(stream.num_tokens):
+        inputs_BT, targets_BT = windows.rows(stream.tokens, batch)
+        shut_BT = layer.forbids_new_tokens(inputs_BT) & (targets_BT >= layer.first_new_id)
+        for window, shut_T in zip(batch, shut_BT.numpy(), strict=True):
+            scored = shut_T[window.scored_from - window.start :]
+            found[window.scored_from : window.end] = scored
+    return found
+
+
+def _cut(
+    stream: TokenStream, chosen: NDArray[np.bool_], first_new_id: int, pieces: Pieces
+) -> TokenStream:
+    """The stream with these new tokens cut into the backbone's."""
+    lengths = np.ones(stream.num_tokens, dtype=np.int64)
+    numbers = stream.tokens[chosen].astype(np.int64) - first_new_id
+    replaced = [pieces[number] for number in numbers.tolist()]
+    lengths[chosen] = [len(tokens) for tokens in replaced]
+    tokens = np.repeat(stream.tokens, lengths)
+    tokens[np.repeat(chosen, lengths)] = np.concatenate([np.asarray(it) for it in replaced])
+    ends = np.cumsum(lengths)[stream.document_ends - 1]
+    return replace(stream, tokens=tokens, document_ends=ends, folder=None)
+
+
+def possible_tokens(
+    model: nn.Module, context: Sequence[int], tokens: Sequence[int], pieces: Pieces
+) -> list[int]:
+    """`tokens` after `context` (one or more), as in `possible_stream`."""
+    layer, found = embeddings_layer(model), list(tokens)
+    if layer is None or not layer.can_forbid_tokens:
+        return found
+    while True:
+        row = torch.tensor([[*context, *found]])
+        shut = layer.forbids_new_tokens(row[:, :-1])[0] & (row[0, 1:] >= layer.first_new_id)
+        behind = shut[len(context) - 1 :].tolist()
+        if not any(behind):
+            return found
+        found = [
+            piece
+            for token, is_shut in zip(found, behind, strict=True)
+            for piece in (pieces[token - layer.first_new_id] if is_shut else [token])
+        ]

@@ -1,0 +1,348 @@
+"""The backbone's embeddings, and what extensions have beside them: gates that read the text
+(`reader.py`) and tokens of their own (`new_tokens.py`).
+
+The embeddings of the backbone's own tokens are unchanged. The gates of a pass are ready before its
+first layer runs. New tokens need a second place, behind the output head: hooks put their logits
+there, on the pass that embedded them.
+
+Suffixes: B rows, T tokens of this pass, W of a window, C 8 numbers of a code, N new tokens, V
+vocabulary.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.cache_utils import Cache
+
+from neutral_residues.errors import UserError
+from neutral_residues.tuner.beside import ModuleBeside
+from neutral_residues.tuner.blocks import text_config
+from neutral_residues.tuner.neutral import Gate
+from neutral_residues.tuner.new_tokens import NewTokens
+from neutral_residues.tuner.reader import CodesLayer, TokenReader
+
+
+class BesideEmbeddings(nn.Module):
+    """What one extension has there: either may be None."""
+
+    def __init__(self, reader: TokenReader | None, tokens: NewTokens | None) -> None:
+        super().__init__()
+        self.reader, self.tokens = reader, tokens
+
+    def reset_parameters(self, **settings: Any) -> None:
+        """The weights before training."""
+        for part in (self.reader, self.tokens):
+            if part is not None:
+                part.reset_parameters(**settings)
+
+
+class EmbeddingsLayer(ModuleBeside):
+    """The backbone's embeddings and what is beside them; see the head of this file."""
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__(base_layer)
+        self.gates: dict[str, Gate] = {}
+        self._learning_gates: dict[str, Gate] = {}  # of the last pass with gradients
+        self.logits_to_keep: Any = 0
+        self._codes: dict[str, Tensor] = {}
+        self._cache: Cache | None = None
+        self._mask: Any = None
+        self._positions: Any = None
+        self._hooks: list[Any] = []
+        self._argument_names: tuple[str, ...] = ()
+        self._impossible: Tensor | None = None  # where a capped head's new tokens have -inf
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has read nothing yet: what a pass leaves cannot be copied while it trains."""
+        left: dict[str, Any] = {
+            "gates": {},
+            "_learning_gates": {},
+            "_codes": {},
+            "_cache": None,
+            "_mask": None,
+            "_positions": None,
+            "_impossible": None,
+        }
+        return self.__dict__ | left
+
+    def _beside(self, name: str) -> BesideEmbeddings:
+        module = self.neutral_residues[name]
+        assert isinstance(module, BesideEmbeddings)
+        return module
+
+    def reader(self, name: str) -> TokenReader | None:
+        """The reader of that extension, if its gate reads the text."""
+        return self._beside(name).reader
+
+    def tokens(self, name: str) -> NewTokens | None:
+        """The new tokens of that extension, if it has any."""
+        return self._beside(name).tokens
+
+    def readers(self) -> dict[str, TokenReader]:
+        """Of all extensions whose gate reads the text, by name."""
+        found = {name: self.reader(name) for name in self.known_adapters()}
+        return {name: reader for name, reader in found.items() if reader is not None}
+
+    @property
+    def first_new_id(self) -> int:
+        """V, the id of every extension's first new token."""
+        weight = self.base_layer.weight
+        assert isinstance(weight, Tensor)
+        return len(weight)
+
+    def forward(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        embeddings_BTD = self._embed(input_ids, *args, **kwargs)
+        self._read(embeddings_BTD)
+        return embeddings_BTD
+
+    def _active_tokens(self) -> dict[str, NewTokens]:
+        found = {name: self.tokens(name) for name in self.active_names()}
+        return {name: tokens for name, tokens in found.items() if tokens is not None}
+
+    def _embed(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The backbone's rows for its own ids, an extension's for those behind them."""
+        active, first = self._active_tokens(), self.first_new_id
+        self._check_ids(input_ids, active)
+        if not active:
+            return self.base_layer(input_ids, *args, **kwargs)
+        numbers = input_ids - first
+        embeddings = self.base_layer(input_ids.masked_fill(numbers >= 0, 0), *args, **kwargs)
+        for name, tokens in active.items():
+            rows = tokens.embed(numbers.clamp(0, tokens.num_tokens - 1)).to(embeddings.dtype)
+            here = ((numbers >= 0) & self._rows_of(name, input_ids[..., None]))[..., None]
+            embeddings = torch.where(here, rows, embeddings)
+        return embeddings
+
+    def _check_ids(self, input_ids: Tensor, active: dict[str, NewTokens]) -> None:
+        """A UserError for an id that no active extension has, and for two that would share ids; a
+        GPU would have to wait for the former."""
+        if len(active) > 1 and self.routing is None:
+            what = f"{' and '.join(active)} both have new tokens, with the same ids"
+            raise UserError(what, do="activate one, or name each row's with adapter_names")
+        if torch.compiler.is_compiling() or input_ids.device.type != "cpu" or not len(input_ids):
+            return
+        end = self.vocabulary_size
+        if input_ids.numel() and (largest := int(input_ids.max())) >= end:
+            what = "input_ids: no active extension has this token"
+            do = "activate the extension that its tokenizer belongs to"
+            raise UserError(what, got=largest, allowed=f"0 to {end - 1}", do=do)
+
+    def _rows_of(self, name: str, hidden_states: Tensor) -> Tensor:
+        """(...) whether a token of `hidden_states` (..., D) is of a row that gets extension
+        `name`."""
+        shape = hidden_states.shape[:-1]
+        if self.routing is None:
+            return hidden_states.new_ones(shape, dtype=torch.bool)
+        chosen = hidden_states.new_zeros(shape.numel(), dtype=torch.bool)
+        chosen[self.routing.tokens(name, hidden_states)] = True
+        return chosen.view(shape)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V and the new tokens of the extensions that are active."""
+        numbers = [tokens.num_tokens for tokens in self._active_tokens().values()]
+        return self.first_new_id + max(numbers, default=0)
+
+    @property
+    def can_forbid_tokens(self) -> bool:
+        """Whether an active extension has new tokens under a gate that can be exactly 0."""
+        gates = [self.reader(name) for name in self._active_tokens()]
+        return any(reader is not None and reader.kind == "relu" for reader in gates)
+
+    def forbids_new_tokens(self, input_ids: Tensor) -> Tensor:
+        """(B, T) whether, after each of these tokens, new ones have probability exactly 0; runs
+        readers alone, and knows no padding. On the CPU."""
+        (name,) = self._active_tokens()
+        with torch.inference_mode():
+            self(input_ids.to(next(self.parameters()).device))
+        return (self.gates[name].gate[..., 0] == 0).cpu()
+
+    @torch.no_grad()
+    def start_tokens(self, name: str, pieces: Sequence[Sequence[int]], head: nn.Module) -> None:
+        """Start each new token of that extension from the mean of the backbone's tokens for the
+        same text, at both ends."""
+        tokens, weight = self.tokens(name), head.weight
+        assert tokens is not None
+        assert isinstance(weight, Tensor)
+        mean = partial(piece_means, pieces)
+        tokens.start_from(mean(lambda ids: self.base_layer(ids)), mean(lambda ids: weight[ids]))
+
+    def after_head(self, head: nn.Module, args: tuple[Any, ...], logits: Tensor) -> Tensor | None:
+        """A forward hook of the output head: the logits of new tokens, behind the others."""
+        active, h = self._active_tokens(), args[0]
+        if not active:
+            return None
+        width = max(tokens.num_tokens for tokens in active.values())
+        behind = logits.new_full((*logits.shape[:-1], width), -torch.inf)
+        for name, tokens in active.items():
+            gate = self.gate_at(name, h) if self.reader(name) is not None else None
+            own = tokens.logits(h, gate).to(logits.dtype)
+            own = F.pad(own, (0, width - tokens.num_tokens), value=-torch.inf)
+            behind = torch.where(self._rows_of(name, h)[..., None], own, behind)
+        self._impossible = behind.isinf()
+        return torch.cat([logits, behind], dim=-1)
+
+    def after_model(self, model: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
+        """A forward hook of the whole model, where that caps logits: what was -inf is so again."""
+        if self._impossible is not None and not torch.is_grad_enabled():
+            outputs.logits[..., self.first_new_id :].masked_fill_(self._impossible, -torch.inf)
+        self._impossible = None
+
+    def _read(self, embeddings_BTD: Tensor) -> None:
+        gates, self._codes = {}, {}
+        for name in self.active_names():
+            self.check_loaded(name)
+            reader = self.reader(name)
+            if reader is None:
+                continue
+            codes_BTC = reader.codes(embeddings_BTD)
+            before_BWC, first = self._before(name)
+            real_BT = _real_tokens(self._mask, first, codes_BTC.shape[1])
+            if real_BT is not None:
+                codes_BTC = codes_BTC * real_BT[..., None].to(codes_BTC.dtype)
+            positions_BT = _positions(self._positions, codes_BTC.shape[1])
+            gates[name] = reader.gates(codes_BTC, before_BWC, positions_BT)
+            self._codes[name] = codes_BTC
+        self.gates = gates
+        if torch.is_grad_enabled():
+            self._learning_gates = gates
+
+    def _before(self, name: str) -> tuple[Tensor | None, int]:
+        """The codes of the last tokens before this pass, from its cache, and how many there are in
+        all."""
+        if self._cache is None:
+            return None, 0
+        stored = _stored(self._cache, name)
+        if stored is not None and (length := stored.get_seq_length()):
+            return stored.last(), length
+        if stored is None and self._cache.get_seq_length():
+            what = f"past_key_values were computed without {name!r}, whose gate reads the text"
+            raise UserError(what, do="compute them with the extension active")
+        return None, 0
+
+    def before_pass(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """A forward pre-hook of the decoder: what the gates depend on besides embeddings."""
+        given = dict(zip(self._argument_names, args, strict=False)) | kwargs
+        cache = given.get("past_key_values")
+        self._cache = cache if isinstance(cache, Cache) else None
+        self._mask, self._positions = given.get("attention_mask"), given.get("position_ids")
+        if given.get("inputs_embeds") is not None:
+            self._read(given["inputs_embeds"])
+
+    def after_pass(self, decoder: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
+        """A forward hook of the decoder: keeps the codes where the pass kept keys and values."""
+        cache = getattr(outputs, "past_key_values", None) or self._cache
+        if isinstance(cache, Cache):
+            for name, codes_BTC in self._codes.items():
+                stored = _stored(cache, name)
+                if stored is None:
+                    stored = CodesLayer(name)
+                    cache.layers.append(stored)
+                stored.append(codes_BTC)
+        self._codes, self._cache, self._mask, self._positions = {}, None, None, None
+
+    def before_head(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward pre-hook of the whole model: which positions get logits."""
+        self.logits_to_keep = kwargs.get("logits_to_keep", 0)
+
+    def watch(self, model: Any, decoder: nn.Module, head: nn.Module | None) -> None:
+        """Put the hooks in place, those for new tokens only where there are any; again after a
+        module was put beside `head`."""
+        self.unwatch()
+        self._argument_names = tuple(inspect.signature(decoder.forward).parameters)
+        self._hooks = [
+            decoder.register_forward_pre_hook(self.before_pass, with_kwargs=True),
+            decoder.register_forward_hook(self.after_pass),
+            model.register_forward_pre_hook(self.before_head, with_kwargs=True),
+        ]
+        if head is None or not any(self.tokens(name) for name in self.known_adapters()):
+            return
+        self._hooks.append(head.register_forward_hook(self.after_head))
+        if getattr(text_config(model), "final_logit_softcapping", None):
+            self._hooks.append(model.register_forward_hook(self.after_model))
+        model.loss_function = of_any_width(model.loss_function)
+
+    def unwatch(self) -> None:
+        """Take the hooks away."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def gate_at(self, name: str, hidden_states: Tensor) -> Gate:
+        """The gate of the current pass at the tokens of `hidden_states` (..., D): all of the pass,
+        also where a backbone folds rows and tokens into one, or those that get logits."""
+        # Gradient checkpointing computes layers again in the backward pass, before which another
+        # model's outputs may have been asked for, of the backbone for example.
+        is_backward = torch._C._current_graph_task_id() != -1
+        gates = self._learning_gates if is_backward else self.gates
+        if name not in gates:
+            what = f"the gate of extension {name!r} reads the text, and this pass had none"
+            raise UserError(what, do="run the whole model, with input_ids or inputs_embeds")
+        gate, shape = gates[name], hidden_states.shape[:-1]
+        if gate.logits.numel() != shape.numel():
+            keep = self.logits_to_keep
+            kept = slice(-keep, None) if isinstance(keep, int) else keep
+            gate = Gate(gate.gate[:, kept], gate.logits[:, kept])
+        return Gate(*(it.to(hidden_states.device).reshape(*shape, 1) for it in gate))
+
+
+def embeddings_layer(model: nn.Module) -> EmbeddingsLayer | None:
+    """What stands beside the embeddings of a model, if anything does."""
+    return next((it for it in model.modules() if isinstance(it, EmbeddingsLayer)), None)
+
+
+def piece_means(pieces: Sequence[Sequence[int]], rows_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """(N, D) for each new token the mean of what `rows_of` gives for its pieces."""
+    lengths = torch.tensor([len(ids) for ids in pieces])
+    rows = rows_of(torch.tensor([i for ids in pieces for i in ids])).float().cpu()
+    sums = rows.new_zeros(len(pieces), rows.shape[1])
+    sums.index_add_(0, torch.arange(len(pieces)).repeat_interleave(lengths), rows)
+    return sums / lengths[:, None]
+
+
+def of_any_width(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A loss function of Transformers, whose models tell it the number of logits from their
+    configuration, and which believes them, told what there are."""
+    if getattr(loss, "is_of_any_width", False):
+        return loss
+
+    @functools.wraps(loss)
+    def told(logits: Tensor, labels: Tensor, vocab_size: int, *args: Any, **kwargs: Any) -> Tensor:
+        return loss(logits, labels, logits.shape[-1], *args, **kwargs)
+
+    told.is_of_any_width = True  # type: ignore[attr-defined]
+    return told
+
+
+def _stored(cache: Cache, name: str) -> CodesLayer | None:
+    layers = (layer for layer in cache.layers if isinstance(layer, CodesLayer))
+    return next((layer for layer in layers if layer.name == name), None)
+
+
+def _positions(position_ids: Any, num_tokens: int) -> Tensor | None:
+    """(B, T) or (1, T) each token's place in its text, which starts again at 0 where a row packs
+    several; None where they are not given in that form."""
+    is_plain = isinstance(position_ids, Tensor) and position_ids.ndim == 2
+    return position_ids if is_plain and position_ids.shape[1] == num_tokens else None
+
+
+def _real_tokens(mask: Any, first: int, num_tokens: int) -> Tensor | None:
+    """(B, T) which tokens of a pass are not padding, from its attention mask: (B, tokens so far),
+    or, as generation with a static cache makes it, (B, 1, T, places) or several of these by kind;
+    None where nothing says so."""
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention")
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
+        return None
+    if mask.ndim == 4:  # what the last token may attend to
+        mask = mask[:, 0, -1]
+        mask = mask if mask.dtype == torch.bool else mask >= 0
+    return mask[:, first : first + num_tokens]
