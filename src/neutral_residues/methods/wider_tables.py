@@ -21,8 +21,7 @@ def widen_tables(model: PreTrainedModel, num_tokens: int) -> None:
 def start_rows(model: PreTrainedModel, pieces: Sequence[Sequence[int]]) -> None:
     """Start each new row of wider tables from the mean of the rows of its pieces."""
     for table in _tables(model):
-        rows = piece_means(pieces, lambda ids, table=table: table[ids])
-        table[-len(pieces) :] = rows.to(table)
+        table[-len(pieces) :] = piece_means(pieces, table.__getitem__).to(table)
 
 
 def new_rows(model: PreTrainedModel, num_tokens: int) -> dict[str, list[int]]:

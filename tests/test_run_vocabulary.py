@@ -1,0 +1,114 @@
+"""Runs with new tokens: learnt from the text, trained, measured, saved and loaded, by any method
+that can hold them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+from neutral_residues.config.run import make_run
+from neutral_residues.data.tokenise import without_display
+from neutral_residues.errors import UserError
+from neutral_residues.evaluation.evaluate_saved import (
+    evaluate_saved,
+    evaluation_streams,
+    windows_for,
+)
+from neutral_residues.evaluation.generate import generate_both
+from neutral_residues.evaluation.saved import load_saved
+from neutral_residues.methods.table import METHODS
+from neutral_residues.run import extend
+from neutral_residues.training.setup import Setup
+from tiny_run import make_text, run_values
+
+UKRAINIAN = ["кіт", "сидів", "на", "килимі", "і", "бачив", "собаку", "біжи", "до", "моря"]
+SIZE = 12
+ABLE = [
+    m.name for m in METHODS if m.new_tokens != "none" and "layer" not in str(m.fixed | m.recipe)
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def values(folder: Path, **changes: Any) -> dict[str, Any]:
+    values = run_values(folder, steps=6)
+    make_text(folder / "fr.jsonl", UKRAINIAN, seed=2)
+    return values | {"vocabulary": {"size": SIZE}, "budget": 0.5} | changes
+
+
+@pytest.mark.parametrize("method", ABLE)
+def test_a_run_with_new_tokens(method: str, tmp_path: Path) -> None:
+    with_tokens = extend(**values(tmp_path, method=method))
+    plain = extend(**values(tmp_path, method=method, vocabulary={}, output=tmp_path / "plain"))
+    target, source = with_tokens.sets["fr"], with_tokens.sets["en"]
+    # The backbone is measured in its own tokens, so its numbers do not depend on the vocabulary.
+    assert target.backbone_nats == pytest.approx(plain.sets["fr"].backbone_nats, rel=1e-6)
+    assert source.backbone_nats == pytest.approx(plain.sets["en"].backbone_nats, rel=1e-6)
+    assert target.key == plain.sets["fr"].key
+    assert target.backbone_tokens == plain.sets["fr"].num_tokens
+    assert target.num_tokens < 0.8 * target.backbone_tokens
+    assert (source.backbone_tokens, source.num_tokens) == (None, plain.sets["en"].num_tokens)
+    assert target.extended_bits_per_byte < target.backbone_bits_per_byte
+    saved = load_saved(tmp_path / "run")
+    assert saved.vocabulary is not None
+    assert saved.vocabulary.size == SIZE
+    streams, own = (
+        evaluation_streams(saved, (), without_display, of_backbone=side) for side in (False, True)
+    )
+    windows = windows_for(saved, None, None)
+    again = evaluate_saved(saved, streams, windows, backbone_streams=own).sets["fr"]
+    assert again.extended_nats == pytest.approx(target.extended_nats, rel=1e-5)
+    assert again.backbone_nats == pytest.approx(target.backbone_nats, rel=1e-5)
+    sample = generate_both(
+        saved.model,
+        saved.tokenizer,
+        "кіт",
+        max_new_tokens=5,
+        reference=saved.reference,
+        backbone_tokenizer=saved.backbone_tokenizer,
+    )
+    assert sample.backbone == plain_sample(tmp_path / "plain")
+
+
+def plain_sample(folder: Path) -> str:
+    saved = load_saved(folder)
+    return generate_both(
+        saved.model, saved.tokenizer, "кіт", max_new_tokens=5, reference=saved.reference
+    ).backbone
+
+
+def test_the_extension_loads_as_any_of_peft(tmp_path: Path) -> None:
+    extend(**values(tmp_path))
+    folder = tmp_path / "run" / "extension"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoPeftModelForCausalLM.from_pretrained(folder)
+    ids = tokenizer("кіт сидів", return_tensors="pt").input_ids
+    assert (ids >= 260).any()
+    assert model(input_ids=ids).logits.shape[-1] == 260 + SIZE
+
+
+def test_new_tokens_start_as_the_run_file_says(tmp_path: Path) -> None:
+    models = {}
+    for start in ("pieces", "random"):
+        run = make_run(values(tmp_path, vocabulary={"size": SIZE, "start": start}))
+        models[start] = Setup.of(run).model()
+    ids = torch.arange(260, 260 + SIZE)[None]
+    setup = Setup.of(make_run(values(tmp_path)))
+    embeddings = models["pieces"].get_input_embeddings()
+    base = embeddings.base_layer.weight
+    means = torch.stack([base[torch.tensor(pieces)].mean(0) for pieces in setup.pieces])
+    distance = (embeddings(ids)[0] - means).norm() / means.norm()
+    assert distance < 0.9
+    assert (models["random"].get_input_embeddings()(ids)[0] - means).norm() > means.norm() * 0.9
+
+
+@pytest.mark.parametrize("method", ["osf", "block-expansion", "wise-ft", "finetune-ffn"])
+def test_methods_without_place_for_them(method: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"method {method} cannot learn new tokens; got 12"):
+        extend(**values(tmp_path, method=method))
