@@ -10,9 +10,11 @@ rank calls this; the main process writes and measures.
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 
 from neutral_residues.backbone import device_name
@@ -79,6 +81,15 @@ def extend(
     return read_record(folder.record)
 
 
+def save_extension(model: Any, folder: Path) -> None:
+    """What was added, or the whole model where its own weights changed."""
+    if isinstance(model, PeftModel):
+        # New rows are saved as such: PEFT would add the whole tables that they are in.
+        model.save_pretrained(folder, save_embedding_layers=False)
+    else:
+        model.save_pretrained(folder)
+
+
 def _planned_tasks(setup: Setup, progress: RunProgress) -> runner.TaskPlan:
     """Checked before training: a misspelt task, or one without data, must not cost a run."""
     config, evaluation = setup.config, setup.config.evaluation
@@ -111,7 +122,7 @@ class _Run:
         training = self._train(model)
         if ranks().is_main_process:
             with whole_folder(self.folder.extension) as partial:
-                model.save_pretrained(partial)  # type: ignore[operator]
+                save_extension(model, partial)
                 if self.setup.vocabulary:
                     self.setup.vocabulary.save(partial)
                 else:

@@ -57,12 +57,7 @@ def evaluate_folder(
         console.print(line, highlight=False)
     with MeasuringDisplay(console) as display:
         record = evaluate_saved(
-            saved,
-            streams,
-            windows,
-            backbone_streams=own,
-            kl=kl,
-            on_progress=display.on_progress,
+            saved, streams, windows, backbone_streams=own, kl=kl, on_progress=display.on_progress
         )
     if record.sets:
         print_sets(record, console=console)

@@ -244,7 +244,8 @@ def vocabulary_size(model: Any) -> int:
     layer = embeddings_layer(model)
     if layer is not None:
         return layer.vocabulary_size
-    return int(model.get_input_embeddings().num_embeddings)
+    embeddings = model.get_input_embeddings()
+    return int(getattr(embeddings, "original_module", embeddings).num_embeddings)  # in PEFT's
 
 
 def _check_context(model: Any, windows: Windows) -> None:

@@ -5,6 +5,7 @@ the embeddings or the head), and which rank makes a given share of new weights.
 """
 
 import re
+import warnings
 from typing import Any
 
 from peft import LoraConfig, OSFConfig, PeftConfig, get_peft_model
@@ -16,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.methods.budget import units_for_budget
 from neutral_residues.methods.disel import DiselConfig
-from neutral_residues.methods.wider_tables import new_rows
+from neutral_residues.methods.wider_tables import new_rows, num_row_weights
 from neutral_residues.tuner.blocks import find_blocks
 
 KNOWN_EMBEDDINGS = tuple(EMBEDDING_LAYER_NAMES)
@@ -46,13 +47,21 @@ def attach_lora(
         num_new_tokens: the last rows of embeddings and head, which train too, besides the budget.
         kind: PEFT's `use_rslora` or `use_dora`.
     """
+    if num_new_tokens:
+        # PEFT saves wider tables whole, beside the rows that train, and says so at each checkpoint.
+        warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
     shapes = linear_modules(model, only_ffn=only_ffn)
     per_rank = sum(sum(shape) for shape in shapes.values())
     if gated:
         per_rank += sum(inputs + 1 for inputs, _ in shapes.values())
     magnitudes = sum(out for _, out in shapes.values()) if kind.get("use_dora") else 0
     rank = units_for_budget(
-        model, budget, unit="rank", weights_per_unit=per_rank, fixed_weights=magnitudes
+        model,
+        budget,
+        unit="rank",
+        weights_per_unit=per_rank,
+        fixed_weights=magnitudes,
+        num_other_weights=num_row_weights(model, num_new_tokens),
     )
     config = (DiselConfig if gated else LoraConfig)(
         task_type="CAUSAL_LM",

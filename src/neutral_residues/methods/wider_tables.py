@@ -39,6 +39,11 @@ def new_rows(model: PreTrainedModel, num_tokens: int) -> dict[str, list[int]]:
     return dict.fromkeys(names[:1] if tied else names, ids)
 
 
+def num_row_weights(model: PreTrainedModel, num_tokens: int) -> int:
+    """How many weights the rows of so many tokens have."""
+    return sum(num_tokens * table.shape[1] for table in _tables(model))
+
+
 def _tables(model: PreTrainedModel) -> list[Tensor]:
     """The weights of embeddings and head, once where they are tied."""
     modules = (model.get_input_embeddings(), model.get_output_embeddings())

@@ -8,6 +8,7 @@
 A method, a tokenizer and a device are objects from here on; nothing looks them up a second time.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -263,7 +264,8 @@ class Setup:
 
 def _count_weights(config: RunConfig, method: Method, backbone: PretrainedConfig) -> WeightCount:
     """Attaches the method to a model without data, so a budget that cannot be met raises here."""
-    model = empty_backbone(backbone, trust_remote_code=config.trust_remote_code)
+    own = copy.deepcopy(backbone)  # wider tables change it
+    model = empty_backbone(own, trust_remote_code=config.trust_remote_code)
     weights = WeightCount(count_backbone_weights(model))
     if method.new_tokens == "in tables" and config.vocabulary.size:
         widen_tables(model, config.vocabulary.size)

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping
 
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -151,6 +151,14 @@ def check_same_backbone(saved: dict[str, int], backbone: dict[str, int]) -> None
             what = f"this extension was made for another backbone: {key}"
             do = "load the backbone named in its adapter_config.json"
             raise UserError(what, got=got, allowed=str(value), do=do)
+
+
+def undo_resizing(model: PreTrainedModel, saved: dict[str, int], num_new_tokens: int) -> None:
+    """Take away, in place, the rows that `AutoPeftModel` gives a backbone whose extension is saved
+    with a tokenizer of so many more tokens: the extension has its own."""
+    own, found = saved.get("vocab_size"), describe_backbone(model)["vocab_size"]
+    if own is not None and own < found <= own + num_new_tokens:
+        model.resize_token_embeddings(own)
 
 
 def count_backbone_weights(model: nn.Module) -> int:

@@ -35,6 +35,7 @@ from neutral_residues.tuner.blocks import (
     find_embeddings,
     find_head,
     text_config,
+    undo_resizing,
 )
 from neutral_residues.tuner.config import PEFT_TYPE, NeutralResiduesConfig
 from neutral_residues.tuner.embeddings import BesideEmbeddings, EmbeddingsLayer
@@ -79,6 +80,8 @@ class NeutralResiduesModel(BaseTuner):
     def _prepare_adapter_config(
         self, peft_config: NeutralResiduesConfig, model_config: dict[str, Any]
     ) -> NeutralResiduesConfig:
+        if peft_config.new_tokens:
+            undo_resizing(self.model, peft_config.backbone, peft_config.new_tokens)
         backbone = describe_backbone(self.model)
         check_same_backbone(peft_config.backbone, backbone)
         peft_config.head = peft_config.embeddings = ""
