@@ -54,3 +54,12 @@ def test_what_is_not_an_extension_is_refused(tmp_path: Path) -> None:
         export_model(tiny_llama(), tmp_path / "out", to="dense")
     with pytest.raises(UserError, match="text has no effect without a tokenizer"):
         export_model(extended_llama(), tmp_path / "out", to="safetensors", text="Bonjour")
+
+
+@pytest.mark.parametrize("format_name", ["transformers", "safetensors", "dense"])
+def test_new_tokens_are_refused_in_one_line(format_name: str, tmp_path: Path) -> None:
+    model = extended_llama(gate_reads="tokens", new_tokens=5)
+    message = "extension 'default' has new tokens, which no format can hold; got 5"
+    with pytest.raises(UserError, match=message):
+        export_model(model, tmp_path / "out", to=format_name)
+    assert not list(tmp_path.iterdir())

@@ -62,3 +62,15 @@ def test_a_folder_of_this_machine_is_not_in_it(tmp_path: Path) -> None:
     assert "base_model" not in text
     assert str(tmp_path) not in text
     assert f"# {tmp_path.name}, extended (neutral)" in text
+
+
+def test_new_tokens_and_their_tokenizer_are_named(tmp_path: Path) -> None:
+    record = make_record("neutral")
+    fr = record.sets["fr"]
+    own = fr.model_copy(update={"backbone_tokens": 4 * fr.num_tokens})
+    config = record.config | {"vocabulary": {"size": 4000}}
+    record = record.model_copy(update={"sets": record.sets | {"fr": own}, "config": config})
+    write_card(tmp_path, record)
+    text = (tmp_path / "README.md").read_text()
+    assert "It has 4,000 tokens of its own: fr has 0.25 times the backbone's tokens." in text
+    assert "tokens of its own" not in written(tmp_path)

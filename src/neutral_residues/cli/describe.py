@@ -35,6 +35,7 @@ def print_description(config: RunConfig) -> None:
         "backbone weights": f"{weights.num_backbone_weights:,}",
         "new weights": f"{weights.num_new_weights:,} ({100 * weights.budget:.2f} %)",
         "trained weights": f"{weights.num_trained_weights:,}",
+        **_new_tokens(setup),
         "learning rate": f"{setup.learning_rate:.2e}",
         "steps": f"{training.steps:,} of {setup.rows_per_step} rows",
         "training tokens": f"{setup.num_tokens:,}, {_source(config)}",
@@ -46,6 +47,13 @@ def print_description(config: RunConfig) -> None:
         "ranks": str(ranks().num_processes),
     }
     Console().print(facts_table(f"{config.model} + {setup.method.title}", facts))
+
+
+def _new_tokens(setup: Setup) -> dict[str, str]:
+    if setup.vocabulary is None:
+        return {}
+    saved = f"neutral vocabulary shows what they save; keep: {setup.vocabulary.keep}"
+    return {"new tokens": f"{setup.vocabulary.size:,}; {saved}"}
 
 
 def _memory_bytes(setup: Setup) -> int:

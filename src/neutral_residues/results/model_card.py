@@ -69,9 +69,27 @@ def model_card(record: Record, loading: str, *, head_rank: int = 0) -> str:
             f"{cost.new_weights:,} new weights, {100 * cost.new_share:.2f} % of the backbone's"
             f" {cost.backbone_weights:,}; trained on {cost.tokens:,} tokens."
         )
+    if size := (record.config.get("vocabulary") or {}).get("size"):
+        parts.append(_vocabulary(record, size))
     if head_rank:
         parts.append(f"A residue of rank {head_rank} on the output head is part of it.")
     return "\n\n".join(parts) + "\n"
+
+
+def _vocabulary(record: Record, size: int) -> str:
+    """What the new tokens are for, and where their tokenizer is."""
+    sets = record.sets.items()
+    saved = [
+        f"{name} has {found.num_tokens / found.backbone_tokens:.2f} times the backbone's tokens"
+        for name, found in sets
+        if found.backbone_tokens
+    ]
+    facts = f": {'; '.join(saved)}" if saved else ""
+    return (
+        f"It has {size:,} tokens of its own{facts}. The tokenizer in this folder has them behind"
+        " the backbone's, which keep their ids; with the extension switched off, use the"
+        " backbone's tokenizer."
+    )
 
 
 def _eval_results(record: Record) -> list[EvalResult]:
