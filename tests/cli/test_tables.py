@@ -46,6 +46,12 @@ def test_backbone_and_extended_model() -> None:
     assert "0.2500" in text
 
 
+def test_perplexity_per_token_does_not_compare_where_tokens_differ() -> None:
+    text = printed("uk", RESULT.model_copy(update={"backbone_tokens": 16}))
+    assert "16 -> 4" in text
+    assert "16.00 -> 8.00" not in text
+
+
 def rows_of(record: Record) -> list[list[str]]:
     """Cells of all tables, line by line."""
     console = Console(file=io.StringIO(), width=160)

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from neutral_residues.evaluation.token_kinds import few_tokens_line
 from neutral_residues.results.record import Record
-from neutral_residues.results.set_result import WRONG, wrong_share
+from neutral_residues.results.set_result import WRONG, SetResult, wrong_share
 from neutral_residues.results.spliced import LATER
 from neutral_residues.results.wording import better_or_worse, factor_of, with_half_width
 
@@ -83,6 +83,9 @@ def sets_table(record: Record) -> Table:
     numbers = ["backbone", "extended", "change", "token perplexity", "tokens with all gates 0"]
     if any(found.kl_nats is not None for found in record.sets.values()):
         numbers.append("KL, nats per token")
+    other_tokens = any(found.backbone_tokens for found in record.sets.values())
+    if other_tokens:
+        numbers.insert(3, "tokens")
     table = new_table(title, ["set", "role"], numbers)
     for name, found in record.sets.items():
         neutral = found.neutral_share
@@ -92,11 +95,25 @@ def sets_table(record: Record) -> Table:
             f"{found.backbone_bits_per_byte:.4f}",
             f"{found.extended_bits_per_byte:.4f}",
             f"{found.rise_percent:+.2f} %",
-            f"{found.backbone_token_perplexity:.2f} -> {found.extended_token_perplexity:.2f}",
+            *([_tokens(found)] if other_tokens else []),
+            _perplexities(found),
             "-" if neutral is None else f"{100 * neutral:.1f} %",
             *([] if found.kl_nats_per_token is None else [f"{found.kl_nats_per_token:.4f}"]),
         )
     return table
+
+
+def _tokens(found: SetResult) -> str:
+    """Of the text, where the extended model has fewer."""
+    before = found.backbone_tokens
+    return f"{before:,} -> {found.num_tokens:,}" if before else f"{found.num_tokens:,}"
+
+
+def _perplexities(found: SetResult) -> str:
+    """Of both models, if their tokens are the same."""
+    if found.backbone_tokens:
+        return "-"
+    return f"{found.backbone_token_perplexity:.2f} -> {found.extended_token_perplexity:.2f}"
 
 
 def gates_table(record: Record) -> Table | None:
