@@ -71,6 +71,13 @@ def test_a_target_that_the_tokenizer_cuts_fine() -> None:
     assert "the target takes 1.00 tokens per character, the source 0.25: 4.0 times" in said(by_char)
 
 
+def test_new_tokens_are_suggested_once() -> None:
+    costly = both({"tokens_per_word": 10.0})
+    assert "neutral vocabulary prints what they save" in said(costly)
+    assert "It has 500 new tokens" in said(costly, vocabulary={"size": 500})
+    assert "vocabulary" not in said(both())
+
+
 def test_a_target_that_the_backbone_knows() -> None:
     assert "already knows the target: 1.00 bits per character" in said(both({"backbone_bits": 1.0}))
     # Two bytes a letter: half of the bits per byte are as many bits a letter.

@@ -61,7 +61,7 @@ def slowly(words: Counter, strings: dict[int, str], refused: set, *, size: int, 
 def test_it_is_the_slow_training(counts: dict, refused: set) -> None:
     strings = {0: "a", 1: "b", 2: "c"}
     words = WordCounts(Counter(counts), num_bytes=1, num_spaced_words=1)
-    spelling = Spelling(strings, True, False, frozenset())
+    spelling = Spelling(strings)
     found = learn(
         words,
         spelling,
@@ -76,19 +76,21 @@ def test_it_is_the_slow_training(counts: dict, refused: set) -> None:
 
 
 @pytest.mark.parametrize("words", [UKRAINIAN, FRENCH])
-def test_the_curve_is_what_the_tokenizer_then_does(demo, learnt, words) -> None:
-    texts = documents(words)
-    found = learnt(demo, texts)
+def test_the_curve_is_what_the_tokenizer_then_does(any_bpe, learnt, words) -> None:
+    # Words alone too: where tokens go before merges, some of them are tokens then.
+    texts = [*documents(words), *words]
+    found = learnt(any_bpe, texts)
     for size in (0, 1, 9, len(found.tokens)):
-        tokenizer = extended_tokenizer(demo, found.first(size)).backend_tokenizer
-        tokens = sum(len(e.ids) for e in tokenizer.encode_batch(texts, add_special_tokens=False))
+        backend = extended_tokenizer(any_bpe, found.first(size)).backend_tokenizer
+        tokens = sum(len(e.ids) for e in backend.encode_batch(texts, add_special_tokens=False))
         assert tokens == found.num_tokens_after[size]
-    assert found.num_tokens_after[-1] < 0.7 * found.num_tokens
+    assert found.num_tokens_after[-1] < 0.8 * found.num_tokens
 
 
-def test_pieces_are_the_tokens_that_it_had(demo, learnt) -> None:
-    for token in learnt(demo, documents(UKRAINIAN)).tokens:
-        assert demo.decode(token.pieces) == token.text
+def test_pieces_are_the_tokens_that_it_had(any_bpe, learnt) -> None:
+    spelling = Spelling.of(any_bpe)
+    for token in learnt(any_bpe, documents(UKRAINIAN)).tokens:
+        assert spelling.text_of_word(token.pieces) == token.text
 
 
 def test_no_token_is_made_twice_and_none_occurs_once(demo, learnt) -> None:

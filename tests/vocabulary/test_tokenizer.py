@@ -1,13 +1,15 @@
 """A tokenizer with new merges: the same in all else, saved and loaded as any other."""
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from neutral_residues.errors import UserError
 from neutral_residues.vocabulary.tokenizer import extended_tokenizer
+from paths import DEMO_BACKBONE
 from two_scripts import ENGLISH, UKRAINIAN, documents
 
 
@@ -59,6 +61,24 @@ def test_old_tokens_keep_their_ids(tokenizer, learnt) -> None:
     assert tokenizer.get_vocab() == old  # the tokenizer that was given is as it was
 
 
-def test_a_slow_tokenizer_is_refused(learnt) -> None:
-    with pytest.raises(UserError, match="no new tokens; got ByT5Tokenizer, a slow one"):
-        learnt(ByT5Tokenizer(), TEXTS)
+def test_a_sentencepiece_like_one_works_too(sentencepiece, learnt, tmp_path: Path) -> None:
+    extended = extended_tokenizer(sentencepiece, learnt(sentencepiece, TEXTS))
+    extended.save_pretrained(tmp_path)
+    ids = AutoTokenizer.from_pretrained(tmp_path)(TEXTS)["input_ids"]
+    assert extended(TEXTS)["input_ids"] == ids != sentencepiece(TEXTS)["input_ids"]
+    for text, new in zip(TEXTS, ids, strict=True):
+        assert extended.decode(new) == sentencepiece.decode(sentencepiece(text)["input_ids"])
+    # Letters that it knows as bytes only stay bytes.
+    assert not any("ґ" in token for token in extended.get_vocab())
+
+
+def test_a_class_that_does_not_load_what_it_saves_is_refused(demo, learnt) -> None:
+    class Forgetful(type(demo)):
+        @classmethod
+        def from_pretrained(cls, folder, **options):
+            return AutoTokenizer.from_pretrained(DEMO_BACKBONE)
+
+    demo = copy.copy(demo)
+    demo.__class__ = Forgetful
+    with pytest.raises(UserError, match="Forgetful does not load"):
+        extended_tokenizer(demo, learnt(demo, TEXTS))

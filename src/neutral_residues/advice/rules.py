@@ -104,7 +104,7 @@ def warnings(
     Args:
         num_tokens: tokens that the whole training reads.
     """
-    found = [*_not_measured(texts), *_costly_target(texts), *_known_target(texts)]
+    found = [*_not_measured(texts), *_costly_target(config, texts), *_known_target(texts)]
     found += [line for corpus in corpora for line in _repetition(corpus)]
     found += [
         f"replay is far from {d.set}: {d.bits:.2f} bits, and {d.replay_bits:.2f} from itself."
@@ -126,7 +126,7 @@ def _read_too_often(share: float, texts: Sequence[TextFacts], num_tokens: int) -
             )
 
 
-def _costly_target(texts: Sequence[TextFacts]) -> Iterator[str]:
+def _costly_target(config: RunConfig, texts: Sequence[TextFacts]) -> Iterator[str]:
     target, source = _of_role(texts, "target"), _of_role(texts, "source")
     if not (target and source):
         return
@@ -137,11 +137,17 @@ def _costly_target(texts: Sequence[TextFacts]) -> Iterator[str]:
         for side in (target, source)
     )
     if cost / usual > COSTLY:
+        size = config.vocabulary.size
+        remedy = (
+            f"It has {size:,} new tokens (vocabulary.size); more may help"
+            if size
+            else "New tokens (vocabulary.size) lift it: neutral vocabulary prints what they save"
+        )
         yield (
             f"the target takes {cost:.2f} tokens per {unit}, the source {usual:.2f}:"
             f" {cost / usual:.1f} times as many. The context holds less text, and time grows as"
             " much. Where only bytes are left, frozen embeddings stop learning early (LAB,"
-            " Ukrainian): the tokenizer's vocabulary is the limit, not the budget"
+            f" Ukrainian): the tokenizer's vocabulary is the limit, not the budget. {remedy}"
         )
 
 

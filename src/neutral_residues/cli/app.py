@@ -157,6 +157,15 @@ def advise(
 
 
 @app.command()
+def vocabulary(run: RunFile, overrides: Overrides = None) -> None:
+    """Print what new tokens for the target would save, and that source text keeps its own."""
+    with _loading():
+        config = _load_run(run, overrides)
+        from neutral_residues.cli.vocabulary import print_vocabulary
+    print_vocabulary(config)
+
+
+@app.command()
 def evaluate(
     folder: Folder,
     sets: Annotated[

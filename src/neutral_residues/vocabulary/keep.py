@@ -36,7 +36,7 @@ def may_merge(
 ) -> MayMerge:
     """What a rule allows for these texts; a UserError where `script` can allow nothing."""
     if keep == "unseen":
-        return unseen(source, spelling)
+        return unseen(source)
     of_target, of_source = scripts_of(target, spelling), scripts_of(source, spelling)
     if new := of_target - of_source:
         return in_scripts(new, spelling)
@@ -56,8 +56,7 @@ def scripts_of(words: WordCounts, spelling: Spelling) -> frozenset[str]:
     """The scripts of a text."""
     letters: Counter[str] = Counter()
     for word, count in words.counts.items():
-        tokens = (spelling.strings[id] for id in word if id not in spelling.never_merged)
-        for char in spelling.text_of("".join(tokens)):
+        for char in spelling.text_of_word(word):
             letters[char] += count
     scripts: Counter[str] = Counter()
     for char, count in letters.items():
@@ -71,17 +70,11 @@ def in_scripts(scripts: frozenset[str], spelling: Spelling) -> MayMerge:
     return lambda left, right, token: only_with(scripts, spelling.bytes_of(token))
 
 
-def unseen(source: WordCounts, spelling: Spelling) -> MayMerge:
+def unseen(source: WordCounts) -> MayMerge:
     """Allows what does not fire in that text: as none of it does, its tokens stay as they are, and
     one look at them is enough."""
     seen = {pair for word in source.counts for pair in pairwise(word)}
-    # Where a word that is a token is that token whatever its pairs are, words count too.
-    words = {
-        "".join(spelling.strings[id] for id in word)
-        for word in source.counts
-        if spelling.ignores_merges
-    }
-    return lambda left, right, token: (left, right) not in seen and token not in words
+    return lambda left, right, token: (left, right) not in seen
 
 
 def only_with(scripts: frozenset[str], part: bytes) -> bool:

@@ -6,6 +6,9 @@ all old ones, so they fire only where the old ones have ended: a text in which n
 has its old tokens. `tokenizer.add_tokens` could not promise that: added tokens match literally,
 before any merge, so that "de" would split "model".
 
+That holds too where a word that is a token is taken whole (`ignore_merges`): the pieces of a token
+are those that its text alone is cut into, so the merges lead to it anyway.
+
 After Purason et al., "Teaching Old Tokenizers New Words" (arXiv 2512.03989).
 """
 
@@ -101,7 +104,7 @@ def learn(
         may_merge: refused pairs are passed over.
         advance: told the number of merges that were made since.
     """
-    training = _Training(words, spelling)
+    training = _Training(words)
     strings, known = dict(spelling.strings), set(spelling.strings.values())
     pieces: dict[int, tuple[int, ...]] = {id: (id,) for id in strings}
     found: list[NewToken] = []
@@ -113,7 +116,7 @@ def learn(
             training.refuse(pair)
             continue
         new_id = first_id + len(found)
-        saved = training.merge(pair, new_id, token)
+        saved = training.merge(pair, new_id)
         strings[new_id], pieces[new_id] = token, pieces[left] + pieces[right]
         known.add(token)
         text = spelling.text_of(token)
@@ -127,7 +130,7 @@ def learn(
 class _Training:
     """Words as the merges so far leave them, and how often each pair occurs in them."""
 
-    def __init__(self, words: WordCounts, spelling: Spelling) -> None:
+    def __init__(self, words: WordCounts) -> None:
         self.words = [list(word) for word in words.counts]
         self.times = list(words.counts.values())
         self.counts: defaultdict[Pair, int] = defaultdict(int)
@@ -136,11 +139,6 @@ class _Training:
             for pair in pairwise(word):
                 self.counts[pair] += self.times[number]
                 self.places[pair].append(number)
-        # A word that is a token is that token at once, where merges are ignored then.
-        self.whole: dict[str, int] = {}
-        if spelling.ignores_merges:
-            joined = ("".join(spelling.strings[id] for id in word) for word in self.words)
-            self.whole = {word: number for number, word in enumerate(joined)}
         self.queue = [(-count, pair) for pair, count in self.counts.items()]
         heapq.heapify(self.queue)
 
@@ -160,14 +158,12 @@ class _Training:
         """Never give this pair again."""
         del self.counts[pair], self.places[pair]
 
-    def merge(self, pair: Pair, new_id: int, token: str) -> int:
+    def merge(self, pair: Pair, new_id: int) -> int:
         """Join a pair wherever it occurs, from the left; the number of tokens that this saves."""
         saved, fresh = 0, set[Pair]()
         for number in self.places[pair]:
             merged = _merged(self.words[number], pair, new_id)
             saved += self._replace(number, merged, new_id, fresh)
-        if (whole := self.whole.get(token)) is not None:
-            saved += self._replace(whole, [new_id], new_id, fresh)
         self.refuse(pair)
         for new_pair in fresh:
             heapq.heappush(self.queue, (-self.counts[new_pair], new_pair))

@@ -3,7 +3,8 @@ merges at all."""
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ SPACE = "▁"
 """How SentencePiece-like tokenizers write a space."""
 SPACES = frozenset({SPACE, "Ġ"})
 """How tokenizers write a space."""
-BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 """A byte of a character that a SentencePiece-like tokenizer has no token for."""
 
 
@@ -32,14 +33,15 @@ class Spelling:
     Attributes:
         strings: id -> token, of all tokens, added ones too.
         is_byte_level: whether each character of a token stands for a byte.
-        ignores_merges: whether a word that is a token is that token, whatever the merges say.
-        never_merged: ids of tokens that no merge may take: single bytes, the unknown token.
+        single_bytes: id -> byte, of the tokens that a SentencePiece-like tokenizer has for bytes of
+            characters that it does not know.
+        unknown: ids of the token for what it cannot write at all, none or one.
     """
 
     strings: dict[int, str]
-    is_byte_level: bool
-    ignores_merges: bool
-    never_merged: frozenset[int]
+    is_byte_level: bool = True
+    single_bytes: Mapping[int, bytes] = field(default_factory=dict)
+    unknown: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "Spelling":
@@ -47,13 +49,13 @@ class Spelling:
         content = bpe_content(tokenizer)
         model = content["model"]
         strings = {id: token for token, id in tokenizer.get_vocab().items()}
-        single = {id for id, token in strings.items() if BYTE_TOKEN.fullmatch(token)}
-        unknown = {id for id, token in strings.items() if token == model["unk_token"]}
+        found = ((id, BYTE_TOKEN.fullmatch(token)) for id, token in strings.items())
+        single = {id: bytes([int(match[1], 16)]) for id, match in found if match}
         return cls(
             strings=strings,
             is_byte_level=_holds_byte_level([content["normalizer"], content["pre_tokenizer"]]),
-            ignores_merges=model["ignore_merges"],
-            never_merged=frozenset(unknown | (single if model["byte_fallback"] else set())),
+            single_bytes=single if model["byte_fallback"] else {},
+            unknown=frozenset(id for id, token in strings.items() if token == model["unk_token"]),
         )
 
     def bytes_of(self, token: str) -> bytes:
@@ -66,6 +68,17 @@ class Spelling:
     def text_of(self, token: str) -> str:
         """A token for people to read."""
         return self.bytes_of(token).decode(errors="replace")
+
+    def text_of_word(self, word: Iterable[int]) -> str:
+        """What tokens that stand side by side mean; nothing for the unknown token."""
+        known = (id for id in word if id not in self.unknown)
+        parts = (self.single_bytes.get(id) or self.bytes_of(self.strings[id]) for id in known)
+        return b"".join(parts).decode(errors="replace")
+
+    @cached_property
+    def never_merged(self) -> frozenset[int]:
+        """Ids of tokens that no merge may take: they are no text of their own."""
+        return self.unknown | self.single_bytes.keys()
 
     @cached_property
     def begin_with_space(self) -> frozenset[int]:

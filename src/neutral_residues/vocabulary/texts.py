@@ -1,0 +1,93 @@
+"""The texts of a run that a vocabulary is made from and measured on.
+
+Held-out documents are not learnt from. Of large texts only the beginning is read.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from neutral_residues.config.run import Corpus, DataSettings, Role
+from neutral_residues.data.documents import content_key, iter_documents
+from neutral_residues.data.tokenise import is_held_out
+from neutral_residues.errors import UserError
+from neutral_residues.vocabulary.spelling import Spelling
+from neutral_residues.vocabulary.words import WordCounts, count_words
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TARGET_BYTES, SOURCE_BYTES = 16 * 2**20, 64 * 2**20
+"""Text of each corpus that is read, at most, from its beginning."""
+SCRIPT_BYTES = 4 * 2**20
+"""The same for source text of which only the script counts."""
+
+Working = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+"""Entered with what is done and with how much there is of it at most; what it gives is told how
+much was done since it was last called."""
+
+
+def without_display(what: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
+    """Shows nothing."""
+    return nullcontext(lambda done: None)
+
+
+@dataclass(frozen=True)
+class TrainingTexts:
+    """The training text of a run, by role."""
+
+    target: tuple[Corpus, ...]
+    source: tuple[Corpus, ...]
+    held_out_share: float
+
+    @classmethod
+    def of(cls, data: DataSettings) -> Self:
+        """A UserError unless there is some of both."""
+        target, source = (
+            tuple(corpus for corpus in data.train if corpus.role == role)
+            for role in ("target", "source")
+        )
+        for role, side in (("target", target), ("source", source)):
+            if not side:
+                why = {"target": "to learn from", "source": "to know what to keep"}[role]
+                what = f"new tokens need {role} text {why}"
+                raise UserError(what, do=f"add a corpus with role: {role} to data.train")
+        return cls(target, source, 0.0 if data.evaluate else data.held_out_share)
+
+    @property
+    def key(self) -> list[object]:
+        """Changes with what is read."""
+        keys = [[content_key(corpus) for corpus in side] for side in (self.target, self.source)]
+        return [*keys, self.held_out_share, TARGET_BYTES, SOURCE_BYTES, SCRIPT_BYTES]
+
+    def words(
+        self,
+        role: Role,
+        most_bytes: int,
+        *,
+        tokenizer: "PreTrainedTokenizerBase",
+        spelling: Spelling,
+        working: Working,
+    ) -> WordCounts:
+        """The words of all corpora of a role, of each up to so many bytes."""
+        found: list[WordCounts] = []
+        for corpus in self.target if role == "target" else self.source:
+            texts = first_documents(corpus, most_bytes, held_out_share=self.held_out_share)
+            with working(f"reading {corpus.name}", most_bytes) as advance:
+                found.append(count_words(texts, tokenizer, spelling, advance=advance))
+        return sum(found[1:], start=found[0])
+
+
+def first_documents(
+    corpus: Corpus, most_bytes: int, *, held_out_share: float = 0.0
+) -> Iterator[str]:
+    """The documents that are not held out, until they have so many bytes."""
+    for text in iter_documents(corpus):
+        document = text.encode()
+        if held_out_share and is_held_out(document, held_out_share):
+            continue
+        yield text
+        most_bytes -= len(document)
+        if most_bytes <= 0:
+            return
