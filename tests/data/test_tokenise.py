@@ -120,13 +120,13 @@ def test_progress_is_told_every_byte_and_only_where_text_is_read(make, write_jso
     told = []
 
     @contextmanager
-    def tokenising(corpus):
-        told.append(corpus)
+    def tokenising(what):
+        told.append(what)
         yield told.append
 
     for _ in range(2):
         stream, _ = make(write_jsonl(["aé", "b" * 2**19, "c"]), tokenising=tokenising)
-    assert told[0] == "fr"
+    assert told[0] == "tokenising fr"
     assert sum(told[1:]) == stream.num_bytes
     assert len(told) == 3
 

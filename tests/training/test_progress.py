@@ -36,7 +36,7 @@ def test_tokenising_shows_a_bar_on_a_terminal_and_a_line_elsewhere() -> None:
     for terminal in (True, False):
         printed = io.StringIO()
         progress = RunProgress(Console(file=printed, force_terminal=terminal, width=100))
-        with progress.tokenising("fr") as advance:
+        with progress.tokenising("tokenising fr") as advance:
             assert terminal or printed.getvalue() == "tokenising fr ...\n"
             advance(2_000_000)
         assert "tokenising fr" in printed.getvalue()

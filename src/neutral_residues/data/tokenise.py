@@ -45,11 +45,11 @@ TRAIN, HELD_OUT = "train", "held_out"
 BATCH_CHARACTERS = 2**18
 
 Tokenising = Callable[[str], AbstractContextManager[Callable[[int], object]]]
-"""Entered with a corpus' name while it is tokenised; what it gives is told the bytes of text that
-were done since it was last called."""
+"""Entered with what is done, "tokenising fr"; what it gives is told the bytes of text that were
+done since it was last called."""
 
 
-def without_display(corpus: str) -> AbstractContextManager[Callable[[int], object]]:
+def without_display(what: str) -> AbstractContextManager[Callable[[int], object]]:
     """Shows nothing."""
     return nullcontext(lambda num_bytes: None)
 
@@ -227,7 +227,7 @@ class _Cache:
         with locked(lock, on_wait=lambda: logger.warning(waiting)):
             # Another process may have made it while this one waited.
             if (streams := self.open()) is None:
-                with tokenising(self.corpus.name) as advance:
+                with tokenising(f"tokenising {self.corpus.name}") as advance:
                     self._write(advance)
                 streams = self.open()
         assert streams is not None, "a cache that was just written must open"

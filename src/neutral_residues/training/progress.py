@@ -30,11 +30,11 @@ class RunProgress:
         self.console.print(line, highlight=False, markup=False)
 
     @contextmanager
-    def tokenising(self, corpus: str) -> Iterator[Callable[[int], object]]:
-        """A bar on a terminal while a corpus is tokenised, told the bytes of each batch; else a
-        line."""
+    def tokenising(self, what: str) -> Iterator[Callable[[int], object]]:
+        """A bar on a terminal while text is worked on ("tokenising fr"), told the bytes that are
+        done; else a line."""
         if not self.console.is_terminal:
-            self.say(f"tokenising {corpus} ...")
+            self.say(f"{what} ...")
         with Progress(
             "{task.description}",
             BarColumn(),
@@ -44,7 +44,7 @@ class RunProgress:
             console=self.console,
             disable=not self.console.is_terminal,
         ) as bar:
-            task = bar.add_task(f"tokenising {corpus}", total=None)
+            task = bar.add_task(what, total=None)
             yield lambda num_bytes: bar.advance(task, num_bytes)
 
 

@@ -10,6 +10,8 @@ A method, a tokenizer and a device are objects from here on; nothing looks them 
 
 import copy
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -151,8 +153,17 @@ class Setup:
             return None
         with ranks().main_process_first():
             return learned_vocabulary(
-                self.config, self.backbone_tokenizer, first_id=_num_rows(self.model_config)
+                self.config,
+                self.backbone_tokenizer,
+                first_id=_num_rows(self.model_config),
+                working=self._working,
             )
+
+    @contextmanager
+    def _working(self, what: str, total: int) -> Iterator[Callable[[int], object]]:
+        """The same display, which counts bytes and not tokens."""
+        with self.tokenising(what):
+            yield lambda done: None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
