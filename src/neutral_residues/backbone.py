@@ -1,4 +1,5 @@
-"""Backbones and tokenizers from a folder or the Hub; whatever is wrong with them is one line."""
+"""Backbones and tokenizers from a folder, a GGUF file or the Hub; whatever is wrong with them is
+one line."""
 
 import importlib.util
 import warnings
@@ -31,14 +32,16 @@ def load_config(
     """The configuration of a causal language model; a UserError if there is no model, it cannot be
     reached, or it is not causal."""
     folder = Path(name)
-    if folder.exists() and not (folder / "config.json").is_file():
+    if not _is_gguf(name) and folder.exists() and not (folder / "config.json").is_file():
         holds_adapter = (folder / "adapter_config.json").is_file()
         do = "it holds an adapter: give its backbone" if holds_adapter else "check the path"
         raise UserError(f"{name} is not a model folder", got="no config.json in it", do=do)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(**_location(name), **options)
+    except UserError:
+        raise
+    except Exception as error:  # gguf raises types of its own for a file cut short
         what = f"cannot load the model {name}"
         do = "give a folder with config.json, or a name on the Hub while the network is there"
         raise UserError(what, got=first_line(error), do=do) from error
@@ -66,7 +69,9 @@ def load_tokenizer(
     """The tokenizer that belongs to a model."""
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        return AutoTokenizer.from_pretrained(name, **options)
+        return AutoTokenizer.from_pretrained(**_location(name), **options)
+    except UserError:
+        raise
     except Exception as error:  # tokenizers raises bare Exceptions for broken files
         what = f"cannot load the tokenizer of {name}"
         raise UserError(what, got=first_line(error), do="check the folder") from error
@@ -88,18 +93,47 @@ def load_backbone(
     do = "fetch the model again"
     try:
         options |= {"dtype": dtype, "output_loading_info": True}
-        model, info = AutoModelForCausalLM.from_pretrained(name, **options)
+        model, info = AutoModelForCausalLM.from_pretrained(**_location(name), **options)
     except Exception as error:  # safetensors raises its own type for a file cut short
         what = f"cannot load the weights of {name}"
         raise UserError(what, got=first_line(error), do=do) from error
     if missing := info["missing_keys"]:
         got = f"{len(missing)} missing, first {min(missing)}"
         raise UserError(f"the weights of {name} are incomplete", got=got, do=do)
+    if _is_gguf(name):
+        _forget_gguf(model, name)
     for module in model.modules():
         # On some CPUs a pass in eval mode would make 4-bit weights a form without gradients.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def _is_gguf(name: str) -> bool:
+    return name.endswith(".gguf")
+
+
+def _location(name: str) -> dict[str, str]:
+    """Keyword arguments of `from_pretrained` for a folder, a file or a name on the Hub."""
+    if not _is_gguf(name):
+        return {"pretrained_model_name_or_path": name}
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError(f"reading {name} needs the package gguf", do="pip install gguf")
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"no such file: {name}", do="check the path")
+    return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+
+
+def _forget_gguf(model: PreTrainedModel, name: str) -> None:
+    """Its weights are plain numbers now: Transformers calls them quantised, would not save them,
+    and would name the folder as their origin."""
+    # PEFT looks for the configuration in a folder of that name, to see if the vocabulary changed.
+    warnings.filterwarnings("ignore", message=r"Could not find a config file in .*\.gguf")
+    del model.config.quantization_config
+    model.is_quantized = False
+    model.hf_quantizer = None
+    model.name_or_path = name
 
 
 def _quantisation(kind: Quantised, dtype: torch.dtype) -> dict[str, Any]:

@@ -297,7 +297,7 @@ class RunConfig(Settings):
     """One run, whole."""
 
     model: str = Field(min_length=1)
-    """The backbone: a folder, or a name on the Hub."""
+    """The backbone: a folder, a GGUF file (package gguf), or a name on the Hub."""
     revision: str | None = None
     """Branch, tag or commit of a model on the Hub."""
     trust_remote_code: bool = False
