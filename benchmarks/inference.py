@@ -68,6 +68,10 @@ def all_of_them(model: Any) -> Models:
     }
 
 
+WARM_UP_TOKENS = 2
+"""First tokens after the prompt that are not timed."""
+
+
 @torch.inference_mode()
 def run(model: nn.Module, input_ids: Tensor, cache: DynamicCache | None = None) -> None:
     model(input_ids=input_ids, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1)
@@ -96,7 +100,7 @@ def decode(models: Models, ids_1T: Tensor, *, prompt_tokens: int) -> dict[str, l
         }
         for name, values in in_turns(tasks, rounds=1, warm_up=0).items():
             seconds[name] += values
-    return {name: values[2:] for name, values in seconds.items()}
+    return {name: values[WARM_UP_TOKENS:] for name, values in seconds.items()}
 
 
 def bounds_of(bound: Bound, side: str) -> dict[str, float]:
@@ -197,6 +201,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.extension and (arguments.source or arguments.target):
         parser.error("--source and --target have no effect without --extension")
+    if arguments.tokens <= arguments.prompt_tokens + WARM_UP_TOKENS:
+        least = arguments.prompt_tokens + WARM_UP_TOKENS + 1
+        parser.error(f"--tokens {arguments.tokens}: {least} or more with this --prompt-tokens")
     if arguments.only_memory:
         only_memory(arguments)
         return
