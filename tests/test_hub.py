@@ -109,7 +109,7 @@ def test_a_run_extends_a_model_by_its_name_and_finds_it_again(hub: Hub, tmp_path
     run = write(tmp_path, NAME, revision="main")
     trained = neutral(hub, tmp_path, "extend", run)
     assert trained.returncode == 0, trained.stderr
-    assert f"{NAME}/resolve/main/model.safetensors" in hub.asked
+    assert f"{NAME}/resolve/{COMMIT}/model.safetensors" in hub.asked
     config = json.loads((tmp_path / "run/extension/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == NAME
     told = neutral(hub, tmp_path, "generate", "run", "le chat")
