@@ -83,6 +83,14 @@ class ModuleBeside(nn.Module, BaseTunerLayer, RoutableModule):
             return None, None
         return parameter.device, parameter.dtype if parameter.dtype.is_floating_point else None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Transformers ties weights again (lm-eval asks for it) by setting them where their module
+        is named, which is here."""
+        if isinstance(value, nn.Parameter) and name not in self._parameters:
+            setattr(self.base_layer, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def __getattr__(self, name: str) -> Any:
         """Host models read attributes of their modules; what is not ours is the base layer's."""
         try:
