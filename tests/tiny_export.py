@@ -21,6 +21,7 @@ from tiny_llama import perturb
 SIGMOID = {"block_gate": "sigmoid", "gate_start": "half", "gate_reads": "layer"}
 MIXTURE = SIGMOID | {"head_rank": 0}
 """What a stock mixture of experts can hold."""
+NEW_TOKENS = {"gate_reads": "tokens", "new_tokens": 12, "new_tokens_rank": 4}
 
 
 def extended(

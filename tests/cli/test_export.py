@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import dynamic_module_utils
+from transformers import AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
 
 from neutral_residues.cli import app as cli
 from neutral_residues.config.run import make_run
 from neutral_residues.export.formats.table import FORMATS
 from neutral_residues.run import extend
+from test_run_vocabulary import SIZE, values
 from tiny_run import method_values
 
+BACKBONE_TOKENS = 260
 Neutral = Callable[..., tuple[int, str]]
 
 
@@ -72,6 +74,53 @@ def test_a_run_becomes_a_folder_that_others_load(
     assert ("licence" in card) == (to != "safetensors") == (output / "tokenizer.json").is_file()
     left = {path.name for path in tmp_path.iterdir()}
     assert left <= {"exported", "cache", "modules"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "to", "said"),
+    [
+        ("neutral", "transformers", "new tokens are impossible after the same "),
+        ("adapter", "transformers", "logits are equal, bit for bit"),
+        ("neutral", "safetensors", "residues up to "),
+        ("lora", "dense", "logits up to "),
+    ],
+)
+def test_a_run_with_a_vocabulary_takes_its_tokenizer_along(
+    tmp_path: Path, neutral: Neutral, method: str, to: str, said: str
+) -> None:
+    extend(**values(tmp_path, method=method))
+    output, text = tmp_path / "exported", "кіт сидів the cat"
+    code, printed = neutral(
+        "export", tmp_path / "run", "--to", to, "--output", output, "--text", "кіт сидів " * 30
+    )
+    assert code == 0, printed
+    assert said in printed
+    tokenizers = [
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=to == "transformers")
+        for folder in (output, tmp_path / "run" / "extension")
+    ]
+    ids, expected = (tokenizer(text).input_ids for tokenizer in tokenizers)
+    assert ids == expected
+    assert max(ids) >= BACKBONE_TOKENS
+    if to == "dense":
+        model = AutoModelForCausalLM.from_pretrained(output)
+        assert model.config.vocab_size == len(model.lm_head.weight) == BACKBONE_TOKENS + SIZE
+
+
+def test_a_run_that_is_a_stock_model_with_a_vocabulary_says_so(
+    tmp_path: Path, neutral: Neutral
+) -> None:
+    extend(**values(tmp_path, method="finetune"))
+    code, printed = neutral(
+        "export", tmp_path / "run", "--to", "dense", "--output", tmp_path / "out"
+    )
+    assert (code, "already a stock model in" in printed) == (2, True)
+    folder = tmp_path / "run" / "extension"
+    ids = AutoTokenizer.from_pretrained(folder)("кіт", return_tensors="pt").input_ids
+    logits = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
+    assert ids.max() >= BACKBONE_TOKENS
+    assert logits.shape[-1] == BACKBONE_TOKENS + SIZE
 
 
 @pytest.mark.parametrize(

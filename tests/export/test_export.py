@@ -10,8 +10,9 @@ from neutral_residues.errors import UserError
 from neutral_residues.export import export as module
 from neutral_residues.export.export import export_model
 from neutral_residues.export.verify import Difference
-from tiny_export import MIXTURE, extended
-from tiny_llama import extended_llama, logits, tiny_llama
+from neutral_residues.tuner.config import NeutralResiduesConfig
+from tiny_export import MIXTURE, NEW_TOKENS, extended
+from tiny_llama import extended_llama, logits, perturb, tiny_llama
 
 
 def test_the_live_model_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,10 +57,21 @@ def test_what_is_not_an_extension_is_refused(tmp_path: Path) -> None:
         export_model(extended_llama(), tmp_path / "out", to="safetensors", text="Bonjour")
 
 
-@pytest.mark.parametrize("format_name", ["transformers", "safetensors", "dense"])
-def test_new_tokens_are_refused_in_one_line(format_name: str, tmp_path: Path) -> None:
-    model = extended_llama(gate_reads="tokens", new_tokens=5)
-    message = "extension 'default' has new tokens, which no format can hold; got 5"
-    with pytest.raises(UserError, match=message):
-        export_model(model, tmp_path / "out", to=format_name)
+def test_of_two_extensions_with_new_tokens_one_can_be_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = Difference("residues", outputs=0.0, cache=0.0, largest=1.0, num_inactive=0)
+    monkeypatch.setattr(module, "compare", lambda *_, **__: exact)
+    model = extended(**NEW_TOKENS)
+    model.add_adapter("other", NeutralResiduesConfig(width=8, **NEW_TOKENS))
+    model.base_model.set_adapter(["default", "other"])
+    perturb(model)
+    for to in ("transformers", "safetensors"):
+        with pytest.raises(UserError, match="default and other both have new tokens"):
+            export_model(model, tmp_path / "out", to=to)
     assert not list(tmp_path.iterdir())
+    model.set_adapter("default")
+    export_model(model, tmp_path / "out", to="safetensors")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "It has 12 tokens of its own, with the ids 64 to 75" in card
+    assert "new_logits(h, g)" in card

@@ -8,7 +8,9 @@ import torch
 from neutral_residues.errors import UserError
 from neutral_residues.export.export import export_model
 from neutral_residues.export.reference import record_reference
+from neutral_residues.tuner.embeddings import embeddings_layer
 from neutral_residues.tuner.layer import no_skipping
+from tiny_export import NEW_TOKENS, extended
 from tiny_llama import extended_llama
 
 
@@ -63,3 +65,24 @@ def test_the_residues_are_what_the_adapters_add(name: str, weight: str) -> None:
     with torch.no_grad(), no_skipping(model):
         found = layer(reference.inputs[name])
     torch.testing.assert_close(found, reference.residues[name])
+
+
+@pytest.mark.parametrize("block_gate", ["relu", "sigmoid", "none"])
+def test_new_tokens_stand_behind_open_gates_and_behind_shut_ones(block_gate: str) -> None:
+    reference = record_reference(extended(**NEW_TOKENS | {"block_gate": block_gate}))
+    is_new = reference.token_ids_BT[:, 1:] >= 64
+    is_open = reference.logits_BTV[:, :-1, 64:].isfinite().all(-1)
+    assert (is_new & is_open).any()
+    assert (is_new & ~is_open).any() == (block_gate == "relu")
+    assert (~is_new).any()
+    assert len(reference.token_ids_BT) <= 4
+
+
+def test_a_gate_that_is_always_open_is_counted() -> None:
+    model = extended(**NEW_TOKENS)
+    assert record_reference(model).impossible[0] > 0
+    with torch.no_grad():
+        for reader in embeddings_layer(model).readers().values():
+            reader.block_gate.bias.fill_(100.0)
+    assert record_reference(model).impossible == (0, 64)
+    assert record_reference(extended()).impossible is None

@@ -1,5 +1,7 @@
 """The fresh process notices a wrong export, and one that needs this package; and the tolerance."""
 
+import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from neutral_residues.export.formats.table import find_format
 from neutral_residues.export.parts import extract_parts
 from neutral_residues.export.reference import ReferenceOutputs, record_reference
 from neutral_residues.export.verify import Difference, compare
-from tiny_export import MIXTURE, SIGMOID, extended
+from neutral_residues.export.verify_child import compare_logits, largest_difference
+from tiny_export import MIXTURE, NEW_TOKENS, SIGMOID, extended
 
 
 def written(to: str, folder: Path) -> ReferenceOutputs:
@@ -52,6 +55,27 @@ def test_a_whole_model(tmp_path: Path) -> None:
         difference.check(rounded=False)
 
 
+def test_new_tokens_that_are_possible_elsewhere_are_noticed(tmp_path: Path) -> None:
+    model = extended(**NEW_TOKENS)
+    reference = record_reference(model)
+    find_format("transformers").write(extract_parts(model), tmp_path, torch.float32)
+    tensors = {"token_ids": reference.token_ids_BT, "logits": reference.logits_BTV.clone()}
+    is_open = tensors["logits"][..., -1].isfinite()
+    tensors["logits"][tuple(is_open.nonzero()[0])][-1] = -torch.inf
+    answer = compare_logits(tmp_path, tensors, trust_remote_code=True)
+    assert answer["outputs"] == torch.inf
+    with pytest.raises(UserError, match="the export is not the live model; got logits up to inf"):
+        Difference("logits", **answer, num_inactive=0).check(rounded=True)
+
+
+@pytest.mark.parametrize(("possible", "far"), [(-torch.inf, 0.0), (-99.0, torch.inf)])
+def test_minus_infinity_equals_itself_alone(possible: float, far: float) -> None:
+    expected, found = torch.tensor([1.0, -torch.inf]), torch.tensor([1.0, possible])
+    assert largest_difference(found, expected) == far
+    assert largest_difference(expected, found) == far
+    assert math.isnan(largest_difference(torch.tensor([1.0, torch.nan]), expected))
+
+
 @pytest.mark.parametrize(
     ("share", "rounded", "fine"), [(9e-5, False, True), (2e-4, False, False), (2e-4, True, True)]
 )
@@ -67,6 +91,13 @@ def test_the_tolerance(share: float, rounded: bool, fine: bool) -> None:
 def test_what_was_not_compared_is_said() -> None:
     difference = Difference("logits", outputs=0.0, cache=0.0, largest=1.0, num_inactive=2)
     assert "in 2 layers (the output head is one) every gate was closed" in difference.describe()
+
+
+def test_where_new_tokens_are_impossible_is_said() -> None:
+    equal = partial(Difference, "logits", outputs=0.0, cache=0.0, largest=1.0, num_inactive=0)
+    line = "new tokens are impossible after the same 3 of 64 tokens"
+    assert line in equal(impossible=(3, 64)).describe()
+    assert "no gate was shut, so -inf is not compared" in equal(impossible=(0, 64)).describe()
 
 
 def test_a_comparison_of_zeros_alone_proves_nothing() -> None:

@@ -257,6 +257,8 @@ def export(
     """
     with _loading():
         _quiet()
+        from peft import PeftModel
+
         from neutral_residues.evaluation.saved import load_saved
         from neutral_residues.export.export import check_target, export_model
         from neutral_residues.export.formats.table import find_format
@@ -266,7 +268,7 @@ def export(
     row, console = find_format(to), Console()
     check_target(output, dtype=dtype)
     saved = load_saved(folder)
-    if saved.reference is not None:
+    if not isinstance(saved.model, PeftModel):
         what = f"already a stock model in {RunFolder(folder).extension}"
         raise UserError(what, got=f"method {saved.config.method}" if saved.config else None)
     files: dict[str, Any] = {"tokenizer": saved.tokenizer, "text": text, "copy": False}

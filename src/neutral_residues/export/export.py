@@ -47,7 +47,7 @@ def export_model(
         folder: where it goes; must be empty or absent.
         to: name of the format, see `FORMATS`.
         dtype: of the stored weights.
-        tokenizer: saved with the model.
+        tokenizer: saved with the model; for an extension with new tokens the extended one.
         text: some text on which the gates are open, to compare on; random tokens are tried as well.
         copy: False saves the memory of a second model, and leaves `model` unusable.
 
@@ -65,7 +65,7 @@ def export_model(
     try:
         with whole_folder(folder) as written:
             row.write(parts, written, stored_type)
-            if tokenizer is not None and row.kind == "logits":
+            if tokenizer is not None and (row.kind == "logits" or parts.new_ids):
                 tokenizer.save_pretrained(written)
             difference = compare(
                 written, reference, kind=row.kind, trust_remote_code=row.trust_remote_code
@@ -116,6 +116,6 @@ def _card(row: Format, parts: Parts, difference: Difference) -> str:
     template = Path(__file__).with_name("README.md.jinja").read_text(encoding="utf-8")
     card = jinja2.Template(template, trim_blocks=True, keep_trailing_newline=True)
     backbone = parts.backbone.name_or_path
-    facts = {"has_head": parts.has_head, "has_reader": parts.has_reader}
+    facts = {"has_head": parts.has_head, "has_reader": parts.has_reader, "new_ids": parts.new_ids}
     name = Path(backbone).name
     return card.render(row=row, backbone=backbone, name=name, difference=difference, **facts)

@@ -1,5 +1,5 @@
-"""An extended model taken apart, without PEFT: the backbone, and the adapters of its blocks and
-head.
+"""An extended model taken apart, without PEFT: the backbone, and the adapters of its blocks, head
+and embeddings.
 
 The writers of all formats work from these parts.
 """
@@ -16,11 +16,12 @@ from neutral_residues.config.choices import BlockGate
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.tuner.beside import modules_beside
 from neutral_residues.tuner.blocks import find_blocks, find_embeddings, find_head, find_layers
-from neutral_residues.tuner.embeddings import EmbeddingsLayer
+from neutral_residues.tuner.embeddings import BesideEmbeddings, EmbeddingsLayer
 from neutral_residues.tuner.gated_mlp import GatedMLP, as_gated_mlp
 from neutral_residues.tuner.head import GatedHead
 from neutral_residues.tuner.layer import residue_layers
 from neutral_residues.tuner.neutral import GatedAdapter
+from neutral_residues.tuner.new_tokens import NewTokens
 from neutral_residues.tuner.reader import TokenReader
 
 
@@ -35,6 +36,7 @@ class Adapter:
     by_block: dict[str, GatedAdapter]  # full name of a block in the backbone -> its part there
     head: GatedHead | None = None  # its part at the output head
     reader: TokenReader | None = None  # its one gate, if that reads the text
+    tokens: NewTokens | None = None  # those of its own, if it has any
 
     @property
     def first(self) -> GatedAdapter:
@@ -85,16 +87,28 @@ class Parts:
         """Whether the gate of an adapter reads the text."""
         return any(adapter.reader is not None for adapter in self.adapters)
 
+    @property
+    def new_ids(self) -> range:
+        """The ids V to V + N - 1 of the new tokens of the one adapter that may have some."""
+        first = len(self.backbone.get_input_embeddings().weight)
+        number = sum(adapter.tokens.num_tokens for adapter in self.adapters if adapter.tokens)
+        return range(first, first + number)
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether a gate reads the input embeddings, or new tokens are beside them."""
+        return self.has_reader or bool(self.new_ids)
+
     @cached_property
     def embeddings_name(self) -> str:
-        """Full name of the input embeddings that a gate reads."""
+        """Full name of the input embeddings that a gate reads, or new tokens are beside."""
         found = find_embeddings(self.backbone)
         assert found is not None
         return found[0]
 
     @cached_property
     def head_name(self) -> str:
-        """Full name of the output head that has residues."""
+        """Full name of the output head."""
         found = find_head(self.backbone)
         assert found is not None
         return found[0]
@@ -132,30 +146,23 @@ def extract_parts(model: PeftModel) -> Parts:
     layers = residue_layers(model.get_base_model())
     if not layers:
         return Parts(_merged(model), (), merged=True)
-    _check_no_new_tokens(model)
-    adapters, readers = [], _readers(model)
+    adapters, embeddings = [], _beside_embeddings(model)
     for name in model.base_model.active_adapters:
         config = model.peft_config[name]
         mine = {n: it.adapter(name) for n, it in layers.items() if name in it.known_adapters()}
         by_block = {n: part for n, part in mine.items() if isinstance(part, GatedAdapter)}
         head = next((part for part in mine.values() if isinstance(part, GatedHead)), None)
         kind, activation, width = config.block_gate, config.activation, config.width
-        reader = readers.get(name)
-        adapters.append(Adapter(name, kind, activation, width, by_block, head, reader))
+        beside = embeddings.get(name, BesideEmbeddings(None, None))
+        parts = by_block, head, beside.reader, beside.tokens
+        adapters.append(Adapter(name, kind, activation, width, *parts))
     return Parts(_untied(model.unload()), tuple(adapters))
 
 
-def _readers(model: PeftModel) -> dict[str, TokenReader]:
-    """Those of all extensions that have one."""
+def _beside_embeddings(model: PeftModel) -> dict[str, BesideEmbeddings]:
+    """What each extension has there, by its name."""
     places = [it for it in modules_beside(model).values() if isinstance(it, EmbeddingsLayer)]
-    return {name: reader for place in places for name, reader in place.readers().items()}
-
-
-def _check_no_new_tokens(model: PeftModel) -> None:
-    for name in model.base_model.active_adapters:
-        if number := model.peft_config[name].new_tokens:
-            what = f"extension {name!r} has new tokens, which no format can hold"
-            raise UserError(what, got=number, do="load it with PEFT: AutoPeftModelForCausalLM")
+    return {name: place.beside(name) for place in places for name in place.known_adapters()}
 
 
 def _merged(model: PeftModel) -> PreTrainedModel:

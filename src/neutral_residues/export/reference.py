@@ -2,7 +2,9 @@
 
 A gate that is trained to close on source text is closed on most random tokens too, and an adapter
 with zero output proves nothing about an export. So rows of the user's text, if there is one, and of
-random tokens are tried until every layer's residue is not 0 on one of the rows that are kept.
+random tokens are tried until every layer's residue is not 0 on one of the rows that are kept; and
+where the extension has new tokens, until these stand behind open gates and, if a gate can be
+exactly 0, behind shut ones.
 Layers that stay inactive all the same are counted, and the count is shown; if all do, nothing can
 be compared, and that is an error.
 """
@@ -18,13 +20,37 @@ from torch import Tensor, nn
 
 from neutral_residues.backbone import context_length
 from neutral_residues.errors import UserError
-from neutral_residues.tuner.beside import modules_beside
-from neutral_residues.tuner.embeddings import EmbeddingsLayer
+from neutral_residues.tuner.embeddings import embeddings_layer
 from neutral_residues.tuner.layer import no_skipping, residue_layers
 
 ROW_TOKENS = 32
 MAX_ROWS, MIN_ROWS = 4, 2
 ROWS_PER_DRAW, MAX_DRAWS = 32, 8
+
+
+@dataclass(frozen=True)
+class NewTokenOutputs:
+    """What the live model computes for tokens of an extension's own."""
+
+    first_id: int
+    embeddings_NE: Tensor
+    head_inputs_BTD: Tensor
+    logits_BTN: Tensor  # before soft caps and scales
+    can_be_impossible: bool  # whether the gate can be exactly 0
+
+    @property
+    def impossible_BT(self) -> Tensor:
+        """Whether new tokens cannot follow."""
+        return self.logits_BTN.isinf().all(dim=-1)
+
+    def covered_BL(self, token_ids_BT: Tensor) -> Tensor:
+        """Whether a row has new tokens where they are possible, and where they are not."""
+        is_new_BT = token_ids_BT[:, 1:] >= self.first_id
+        impossible_BT = self.impossible_BT[:, :-1]
+        covered = [is_new_BT & ~impossible_BT]
+        if self.can_be_impossible:
+            covered.append(is_new_BT & impossible_BT)
+        return torch.stack([it.any(dim=1) for it in covered], dim=1)
 
 
 @dataclass(frozen=True)
@@ -37,6 +63,7 @@ class ReferenceOutputs:
     residues: dict[str, Tensor]  # the same -> what the active adapters added, (B, T, D), head: V
     embeddings_BTE: Tensor | None = None  # where gates read the text
     gates: dict[str, Tensor] = field(default_factory=dict)  # adapter -> its gate then, (B, T, 1)
+    new_tokens: NewTokenOutputs | None = None
 
     @property
     def max_abs_residue_BL(self) -> Tensor:
@@ -51,13 +78,35 @@ class ReferenceOutputs:
         """Layers whose residue is 0 on every token, so that they are not compared."""
         return int((self.max_abs_residue_BL.amax(dim=0) == 0).sum())
 
+    @property
+    def covered_BL(self) -> Tensor:
+        """What each row compares: layers whose residue is not 0 on it, and new tokens."""
+        active_BL = self.max_abs_residue_BL > 0
+        if self.new_tokens is None:
+            return active_BL
+        return torch.cat([active_BL, self.new_tokens.covered_BL(self.token_ids_BT)], dim=1)
+
+    @property
+    def impossible(self) -> tuple[int, int] | None:
+        """After how many tokens new ones are impossible, of how many; None where they never can
+        be."""
+        if self.new_tokens is None or not self.new_tokens.can_be_impossible:
+            return None
+        impossible_BT = self.new_tokens.impossible_BT
+        return int(impossible_BT.sum()), impossible_BT.numel()
+
     def of_residues(self) -> dict[str, Tensor]:
         """By name, what the residues of one adapter are compared by."""
         tensors = {f"inputs.{block}": x for block, x in self.inputs.items()}
         tensors |= {f"residues.{block}": delta for block, delta in self.residues.items()}
-        if self.embeddings_BTE is not None:
+        if self.gates:
+            assert self.embeddings_BTE is not None
             (gate_BT1,) = self.gates.values()
             tensors |= {"embeddings": self.embeddings_BTE, "gate": gate_BT1}
+        if (new := self.new_tokens) is not None:
+            tensors |= {"new_tokens.embeddings": new.embeddings_NE}
+            tensors |= {"new_tokens.inputs": new.head_inputs_BTD}
+            tensors |= {"new_tokens.logits": new.logits_BTN}
         return tensors
 
     def check_any_active(self) -> None:
@@ -72,33 +121,44 @@ def record_reference(model: PeftModel, text_ids: Sequence[int] = ()) -> Referenc
     """Run the live model on up to `MAX_ROWS` rows that activate as many layers as possible, of
     `text_ids`, which should open the gates, and of random tokens."""
     length = min(ROW_TOKENS, context_length(model.config) or ROW_TOKENS)
-    vocabulary = model.config.get_text_config(decoder=True).vocab_size
     generator = torch.Generator().manual_seed(0)
     num_rows = min(len(text_ids) // length, ROWS_PER_DRAW)
     kept_BT = torch.tensor(text_ids[: num_rows * length], dtype=torch.long).view(num_rows, length)
     for _ in range(MAX_DRAWS):
-        drawn_BT = torch.randint(vocabulary, (ROWS_PER_DRAW, length), generator=generator)
-        candidates_BT = torch.cat([kept_BT, drawn_BT])
-        active_BL = _outputs(model, candidates_BT).max_abs_residue_BL > 0
-        kept_BT = candidates_BT[_covering_rows(active_BL)]
+        candidates_BT = torch.cat([kept_BT, _random_rows(model, length, generator)])
+        kept_BT = candidates_BT[_covering_rows(_outputs(model, candidates_BT).covered_BL)]
         outputs = _outputs(model, kept_BT)
-        if outputs.num_inactive == 0:
+        if outputs.covered_BL.any(dim=0).all():
             break
     return outputs
 
 
-def _covering_rows(active_BL: Tensor) -> list[int]:
-    """Rows that together activate as many layers as `MAX_ROWS` rows chosen greedily can."""
+def _random_rows(model: PeftModel, length: int, generator: torch.Generator) -> Tensor:
+    """Rows of random tokens, where there are new ones from none of these to nothing else."""
+    shape = ROWS_PER_DRAW, length
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    drawn_BT = torch.randint(vocabulary, shape, generator=generator)
+    place = embeddings_layer(model)
+    if place is None or not place.active_tokens():
+        return drawn_BT
+    first, end = place.first_new_id, place.vocabulary_size
+    new_BT = torch.randint(first, end, shape, generator=generator)
+    share_B1 = torch.linspace(0, 1, ROWS_PER_DRAW)[:, None]
+    return new_BT.where(torch.rand(shape, generator=generator) < share_B1, drawn_BT)
+
+
+def _covering_rows(covered_BL: Tensor) -> list[int]:
+    """Rows that together cover as much as `MAX_ROWS` rows chosen greedily can."""
     chosen: list[int] = []
-    missing_L = torch.ones(active_BL.shape[1], dtype=torch.bool)
+    missing_L = torch.ones(covered_BL.shape[1], dtype=torch.bool)
     while len(chosen) < MAX_ROWS and (bool(missing_L.any()) or len(chosen) < MIN_ROWS):
-        gains_B = (active_BL & missing_L).sum(dim=1)
+        gains_B = (covered_BL & missing_L).sum(dim=1)
         gains_B[chosen] = -1
         row = int(gains_B.argmax())
         if gains_B[row] <= 0 and len(chosen) >= MIN_ROWS:
             break
         chosen.append(row)
-        missing_L &= ~active_BL[row]
+        missing_L &= ~covered_BL[row]
     return chosen
 
 
@@ -107,12 +167,13 @@ def _outputs(model: PeftModel, token_ids_BT: Tensor) -> ReferenceOutputs:
     layers = residue_layers(model.get_base_model())
     layers = {name: layer for name, layer in layers.items() if layer.active_names()}
     inputs: dict[nn.Module, Tensor] = {}
+    head = model.get_base_model().get_output_embeddings()
 
     def keep_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs[layer] = (args[0] if args else kwargs["hidden_states"]).clone()
 
     with ExitStack() as hooks, no_skipping(model):  # as the exported code
-        for layer in layers.values():
+        for layer in {*layers.values(), head} - {None}:
             hooks.callback(layer.register_forward_pre_hook(keep_input, with_kwargs=True).remove)
         logits_BTV = model(input_ids=token_ids_BT).logits
     residues = {}
@@ -122,13 +183,30 @@ def _outputs(model: PeftModel, token_ids_BT: Tensor) -> ReferenceOutputs:
         residues[name] = torch.stack(deltas).sum(dim=0)
     by_name = {name: inputs[layer] for name, layer in layers.items()}
     read = _read(model, token_ids_BT)
-    return ReferenceOutputs(token_ids_BT, logits_BTV, by_name, residues, *read)
+    new_tokens = _new_tokens(model, inputs.get(head))
+    return ReferenceOutputs(token_ids_BT, logits_BTV, by_name, residues, *read, new_tokens)
 
 
 def _read(model: PeftModel, token_ids_BT: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
     """The embeddings, where gates read the text, and these gates at the model's last pass."""
-    places = [it for it in modules_beside(model).values() if isinstance(it, EmbeddingsLayer)]
-    place = next(iter(places), None)
+    place = embeddings_layer(model)
     if place is None or not place.active_names():
         return None, {}
-    return place.base_layer(token_ids_BT), {name: g.gate for name, g in place.gates.items()}
+    return place.embed(token_ids_BT), {name: g.gate for name, g in place.gates.items()}
+
+
+def _new_tokens(model: PeftModel, head_inputs_BTD: Tensor | None) -> NewTokenOutputs | None:
+    """Of the active extension that has new tokens, if there is one, at the model's last pass."""
+    place = embeddings_layer(model)
+    if place is None or not (active := place.active_tokens()):
+        return None
+    assert head_inputs_BTD is not None
+    ((name, tokens),) = active.items()
+    gate = place.gate_at(name, head_inputs_BTD) if place.reader(name) is not None else None
+    return NewTokenOutputs(
+        place.first_new_id,
+        tokens.embed(torch.arange(tokens.num_tokens)),
+        head_inputs_BTD,
+        tokens.logits(head_inputs_BTD, gate),
+        place.can_forbid_tokens,
+    )

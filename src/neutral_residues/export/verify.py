@@ -2,7 +2,8 @@
 
 Measured is the largest absolute difference of a number (a logit, or a residue where the adapter was
 exported alone), as a share of the largest such number. Both models compute in float32 on the CPU,
-whatever type is stored, so only the order of sums differs: a few millionths.
+whatever type is stored, so only the order of sums differs: a few millionths. A logit that is -inf
+in one of them alone, of a new token that is impossible there, is infinitely far off.
 """
 
 import json
@@ -40,6 +41,8 @@ class Difference:
     cache: float  # of a logit, between generation with a cache and without; 0 for residues
     largest: float  # largest absolute number of the live model
     num_inactive: int  # layers and heads not compared: all gates were closed on all tokens
+    impossible: tuple[int, int] | None = None
+    """After how many tokens new ones are impossible, of how many; None where they never can be."""
 
     @property
     def share(self) -> float:
@@ -66,6 +69,10 @@ class Difference:
         if self.kind == "logits":
             cache = f"differs by at most {self.cache:.1e}" if self.cache else "is equal too"
             parts.append(f"generation with a cache {cache}")
+        if self.impossible is not None:
+            number, of = self.impossible
+            where = f"new tokens are impossible after the same {number} of {of} tokens"
+            parts.append(where if number else "no gate was shut, so -inf is not compared")
         if (closed := self.num_inactive) > 0:
             where = f"in {closed} layers (the output head is one)"
             parts.append(f"{where} every gate was closed, so these are not compared")
@@ -83,11 +90,14 @@ def compare(
     asked = {"folder": str(folder.resolve()), "kind": kind, "trust_remote_code": trust_remote_code}
     with tempfile.TemporaryDirectory() as name:
         request = Path(name)
-        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        save_file(contiguous, request / "reference.safetensors")
+        # One may be under two names, which this file format does not allow.
+        own = {key: tensor.contiguous().clone() for key, tensor in tensors.items()}
+        save_file(own, request / "reference.safetensors")
         write_json(request / "request.json", asked)
         answer = _run_child(request)
-    return Difference(kind, **answer, num_inactive=reference.num_inactive)
+    return Difference(
+        kind, **answer, num_inactive=reference.num_inactive, impossible=reference.impossible
+    )
 
 
 def _run_child(request: Path) -> dict[str, Any]:

@@ -71,18 +71,19 @@ class EmbeddingsLayer(ModuleBeside):
         }
         return self.__dict__ | left
 
-    def _beside(self, name: str) -> BesideEmbeddings:
+    def beside(self, name: str) -> BesideEmbeddings:
+        """What that extension has there."""
         module = self.neutral_residues[name]
         assert isinstance(module, BesideEmbeddings)
         return module
 
     def reader(self, name: str) -> TokenReader | None:
         """The reader of that extension, if its gate reads the text."""
-        return self._beside(name).reader
+        return self.beside(name).reader
 
     def tokens(self, name: str) -> NewTokens | None:
         """The new tokens of that extension, if it has any."""
-        return self._beside(name).tokens
+        return self.beside(name).tokens
 
     def readers(self) -> dict[str, TokenReader]:
         """Of all extensions whose gate reads the text, by name."""
@@ -97,17 +98,19 @@ class EmbeddingsLayer(ModuleBeside):
         return len(weight)
 
     def forward(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        embeddings_BTD = self._embed(input_ids, *args, **kwargs)
+        embeddings_BTD = self.embed(input_ids, *args, **kwargs)
         self._read(embeddings_BTD)
         return embeddings_BTD
 
-    def _active_tokens(self) -> dict[str, NewTokens]:
+    def active_tokens(self) -> dict[str, NewTokens]:
+        """The new tokens of the extensions that a pass computes now, by name."""
         found = {name: self.tokens(name) for name in self.active_names()}
         return {name: tokens for name, tokens in found.items() if tokens is not None}
 
-    def _embed(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The backbone's rows for its own ids, an extension's for those behind them."""
-        active, first = self._active_tokens(), self.first_new_id
+    def embed(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The backbone's rows for its own ids, an extension's for those behind them; no gate reads
+        them."""
+        active, first = self.active_tokens(), self.first_new_id
         self._check_ids(input_ids, active)
         if not active:
             return self.base_layer(input_ids, *args, **kwargs)
@@ -146,19 +149,19 @@ class EmbeddingsLayer(ModuleBeside):
     @property
     def vocabulary_size(self) -> int:
         """V and the new tokens of the extensions that are active."""
-        numbers = [tokens.num_tokens for tokens in self._active_tokens().values()]
+        numbers = [tokens.num_tokens for tokens in self.active_tokens().values()]
         return self.first_new_id + max(numbers, default=0)
 
     @property
     def can_forbid_tokens(self) -> bool:
         """Whether an active extension has new tokens under a gate that can be exactly 0."""
-        gates = [self.reader(name) for name in self._active_tokens()]
+        gates = [self.reader(name) for name in self.active_tokens()]
         return any(reader is not None and reader.kind == "relu" for reader in gates)
 
     def forbids_new_tokens(self, input_ids: Tensor) -> Tensor:
         """(B, T) whether, after each of these tokens, new ones have probability exactly 0; runs
         readers alone, and knows no padding. On the CPU."""
-        (name,) = self._active_tokens()
+        (name,) = self.active_tokens()
         with torch.inference_mode():
             self(input_ids.to(next(self.parameters()).device))
         return (self.gates[name].gate[..., 0] == 0).cpu()
@@ -175,7 +178,7 @@ class EmbeddingsLayer(ModuleBeside):
 
     def after_head(self, head: nn.Module, args: tuple[Any, ...], logits: Tensor) -> Tensor | None:
         """A forward hook of the output head: the logits of new tokens, behind the others."""
-        active, h = self._active_tokens(), args[0]
+        active, h = self.active_tokens(), args[0]
         if not active:
             return None
         width = max(tokens.num_tokens for tokens in active.values())

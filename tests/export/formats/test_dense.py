@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from neutral_residues.tuner.config import NeutralResiduesConfig
-from tiny_export import assert_exact, assert_refused, exported, extended
+from tiny_export import NEW_TOKENS, assert_exact, assert_refused, exported, extended
 from tiny_llama import perturb
 
 GATELESS = {"block_gate": "none"}
@@ -64,6 +64,7 @@ def test_several_adapters_make_it_wider_still(tmp_path: Path) -> None:
             "this adapter is parallel to model.layers.1.self_attn",
         ),
         ("gpt_neox", GATELESS, r"gpt_neox.layers.0.mlp is not a gated MLP"),
+        ("llama", GATELESS | NEW_TOKENS, "its 12 new tokens are not rows of the backbone's tables"),
         ("phi3", GATELESS, r"model.layers.0.mlp is not a gated MLP"),
     ],
 )

@@ -12,12 +12,13 @@ import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache
 
 from neutral_residues.errors import UserError
 from neutral_residues.export.export import export_model
 from neutral_residues.tuner.config import NeutralResiduesConfig
-from tiny_export import SIGMOID, assert_exact, exported, extended
+from tiny_export import NEW_TOKENS, SIGMOID, assert_exact, exported, extended
 from tiny_llama import perturb, token_ids
 
 TOKENS = {"gate_reads": "tokens"}
@@ -54,6 +55,16 @@ TOKENS = {"gate_reads": "tokens"}
         ("bloom", TOKENS),
         ("gpt_oss", TOKENS),
         ("qwen3_next", TOKENS),
+        ("llama", NEW_TOKENS),
+        ("llama", NEW_TOKENS | {"block_gate": "none"}),
+        ("llama", NEW_TOKENS | {"block_gate": "sigmoid", "head_rank": 0}),
+        ("gemma2", NEW_TOKENS),
+        ("gemma3n_text", NEW_TOKENS),
+        ("gpt2", NEW_TOKENS),
+        ("gpt_neox", NEW_TOKENS),
+        ("bloom", NEW_TOKENS),
+        ("cohere", NEW_TOKENS),
+        ("qwen3_next", NEW_TOKENS),
     ],
 )
 def test_it_holds_every_extension(tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
@@ -154,6 +165,99 @@ def test_a_gate_that_reads_the_text_trains_is_copied_and_rounded(tmp_path: Path)
         assert torch.equal(twin(ids).logits, loaded.eval()(ids).logits)
         assert loaded.bfloat16()(ids).logits.isfinite().all()
     assert twin.model.layers[1].mlp.residues[0].reader[0] is twin.model.token_readers[0]
+
+
+V, N = 64, 12
+
+
+def with_new_tokens(folder: Path, **settings: Any) -> tuple[nn.Module, nn.Module]:
+    """A model with new tokens beside an adapter without, live and exported."""
+    model = extended(**NEW_TOKENS | settings)
+    model.add_adapter("second", NeutralResiduesConfig(width=4))
+    model.base_model.set_adapter(["default", "second"])
+    perturb(model)
+    assert exported(copy.deepcopy(model), "transformers", folder)["outputs"] == 0.0
+    return model, load(folder)
+
+
+def mixed_ids(rows: int = 2, length: int = 20) -> torch.Tensor:
+    """Old and new tokens."""
+    new = torch.arange(length) % 3 == 1
+    return token_ids(rows, length).where(~new, V + torch.arange(length) % N)
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"cache_implementation": "static"}])
+@pytest.mark.parametrize("block_gate", ["relu", "none"])
+def test_new_tokens_are_generated_as_live(
+    tmp_path: Path, settings: dict[str, Any], block_gate: str
+) -> None:
+    live, loaded = with_new_tokens(tmp_path, block_gate=block_gate)
+    ids = torch.cat([torch.full((2, 5), 9), mixed_ids()], dim=1)
+    mask = torch.ones_like(ids)
+    mask[1, :5] = 0
+    settings = settings | {"do_sample": False, "max_new_tokens": 12, "eos_token_id": None}
+    found, expected = (
+        model.generate(input_ids=ids, attention_mask=mask, pad_token_id=0, **settings)
+        for model in (loaded, live)
+    )
+    assert torch.equal(found, expected)
+    assert (found[:, ids.shape[1] :] >= V).any()
+
+
+@torch.no_grad()
+def test_new_tokens_are_called_as_live(tmp_path: Path) -> None:
+    live, loaded = with_new_tokens(tmp_path)
+    ids = mixed_ids()
+    embeddings = live.get_input_embeddings()(ids)
+    whole = live(input_ids=ids).logits
+    assert 0 < whole[..., V:].isneginf().all(-1).float().mean() < 1
+    cache = DynamicCache()
+    loaded(ids[:, :15], past_key_values=cache)
+    cache.crop(-2)
+    rest = loaded(ids[:, 13:], past_key_values=cache).logits
+    torch.testing.assert_close(rest, whole[:, 13:], atol=1e-4, rtol=1e-4)
+    assert torch.equal(loaded.get_input_embeddings()(ids), embeddings)
+    assert torch.equal(loaded(inputs_embeds=embeddings).logits, whole)
+    last = loaded(ids, logits_to_keep=3).logits
+    torch.testing.assert_close(last, whole[:, -3:], atol=1e-5, rtol=1e-5)
+    assert torch.equal(load(tmp_path, AutoModel)(ids).last_hidden_state, loaded.model(ids)[0])
+    with pytest.raises(IndexError):
+        loaded(ids + N)
+
+
+def test_new_tokens_keep_the_size_of_the_backbones_tables(tmp_path: Path) -> None:
+    model = extended(backbone={"tie_word_embeddings": True}, **NEW_TOKENS)
+    assert exported(model, "transformers", tmp_path)["outputs"] == 0.0
+    loaded = load(tmp_path)
+    assert loaded.config.vocab_size == len(loaded.lm_head.weight) == V
+    assert loaded.config.residues[0]["new_tokens"]["number"] == N
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert not type(loaded).is_backend_compatible()
+    loaded.save_pretrained(tmp_path / "twice")
+    twice, ids = load(tmp_path / "twice").bfloat16(), mixed_ids()
+    with torch.no_grad():
+        assert torch.equal(twice(ids).logits.isneginf(), twice.float()(ids).logits.isneginf())
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_the_loss_counts_new_tokens_and_opens_gates(tmp_path: Path, family: str) -> None:
+    exported(extended(family, **NEW_TOKENS), "transformers", tmp_path)
+    loaded, ids = load(tmp_path).train(), mixed_ids()
+    (reader,) = loaded.model.token_readers
+    with torch.no_grad():
+        reader.block_gate.weight.zero_()
+        reader.block_gate.bias.fill_(-1.0)
+    out = loaded(ids, labels=ids)
+    expected = F.cross_entropy(out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(out.loss, expected)
+    out.loss.backward()
+    assert reader.block_gate.bias.grad < 0  # a step opens it
+    assert all(it.grad.isfinite().all() for it in loaded.model.new_tokens.parameters())
+    twin = copy.deepcopy(loaded).eval()
+    with torch.no_grad():
+        assert torch.equal(twin(ids).logits, loaded.eval()(ids).logits)
+        assert twin(ids).logits[..., V:].isneginf().all()
+    assert twin.model.new_tokens.reader[0] is twin.model.token_readers[0]
 
 
 def test_nobody_loads_the_backbone_alone_by_mistake(tmp_path: Path) -> None:

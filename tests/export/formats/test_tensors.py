@@ -2,6 +2,7 @@
 adapter does."""
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from neutral_residues.export.parts import extract_parts
 from neutral_residues.export.reference import record_reference
 from neutral_residues.export.verify_child import compare_residues
 from neutral_residues.tuner.blocks import activation_module
-from tiny_export import SIGMOID, assert_refused, extended
+from tiny_export import NEW_TOKENS, SIGMOID, assert_refused, extended
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -69,6 +70,26 @@ def test_a_gate_that_reads_the_text_comes_along(tmp_path: Path, family: str) -> 
     assert description["reader"]["module"] == "model.embed_tokens"
     tensors = reference.of_residues() | {"gate": -reference.gates["default"]}
     assert compare_residues(tmp_path, tensors)["outputs"] > 1e-2
+
+
+@pytest.mark.parametrize("settings", [{}, {"block_gate": "none"}, {"head_rank": 0}])
+def test_new_tokens_come_along(tmp_path: Path, settings: dict[str, Any]) -> None:
+    model = extended(**NEW_TOKENS | settings)
+    reference = record_reference(model)
+    write_tensors(extract_parts(model), tmp_path, torch.float32)
+    answer = compare_residues(tmp_path, reference.of_residues())
+    assert answer["outputs"] < 1e-5 < 1e-2 < answer["largest"]
+    description = json.loads((tmp_path / "neutral_residues.json").read_text())["new_tokens"]
+    assert description["modules"] == ["model.embed_tokens", "lm_head"]
+    assert [description[key] for key in ("N", "K", "first_id")] == [12, 4, 64]
+    module = runpy.run_path(str(tmp_path / "reference.py"))
+    gate = {} if reference.gates == {} else {"g": reference.gates["default"]}
+    logits = module["new_logits"](reference.new_tokens.head_inputs_BTD, **gate)
+    torch.testing.assert_close(logits, reference.logits_BTV[..., 64:], atol=1e-5, rtol=1e-5)
+    for wrong in ("embeddings", "logits"):
+        tensors = reference.of_residues()
+        tensors[f"new_tokens.{wrong}"] = -tensors[f"new_tokens.{wrong}"]
+        assert compare_residues(tmp_path, tensors)["outputs"] > 1e-2
 
 
 def test_without_a_residue_on_the_head_there_is_none(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ Transformers; it does not need this package. Its `model_type` and `architectures
 program that knows only the backbone refuses the folder instead of loading the backbone alone.
 
 Of the rules of vLLM's Transformers backend these hold: stock blocks and adapters are separate
-modules, no forward is a closure, and the projection inside the activation comes first. Two parts
+modules, no forward is a closure, and the projection inside the activation comes first. Three parts
 break others. The residue on the output head is outside the decoder, and that backend brings a head
 of its own. A gate that reads the text needs hooks around the decoder's forward pass and a layer of
 the key-value cache for its codes, as the live model does (`tuner/reader.py`), and that backend has
-neither. So a folder with one of these says that it is not compatible (`is_backend_compatible`), and
-is refused there instead of losing it; vLLM itself was never run.
+neither. New tokens (`tuner/new_tokens.py`) need hooks on embeddings and head. So a folder with one
+of these says that it is not compatible (`is_backend_compatible`), and is refused there instead of
+losing it; vLLM itself was never run.
 
 The head stays a linear layer with its name and weight, so tied embeddings stay tied, and soft caps
 and scales come after the residue. `serve.py` in the folder starts the OpenAI-compatible server of
@@ -35,6 +36,7 @@ from neutral_residues.export.formats.saving import save_model
 from neutral_residues.export.parts import Adapter, Parts
 from neutral_residues.files import write_text
 from neutral_residues.tuner.neutral import GatedAdapter
+from neutral_residues.tuner.new_tokens import SMALL_GATE, NewTokens
 from neutral_residues.tuner.reader import CODE, HIDDEN, WINDOW, TokenReader
 
 CODE_FILE = "modeling_neutral_residues.py"
@@ -54,8 +56,8 @@ def remote_code_refusal(parts: Parts) -> str | None:
     for block in (block for adapter in parts.adapters for block in adapter.by_block):
         if not block.startswith(f"{prefix}."):
             return f"an adapter is parallel to {block}, outside the decoder {prefix!r}"
-    if parts.has_reader and not parts.embeddings_name.startswith(f"{prefix}."):
-        return f"a gate reads {parts.embeddings_name}, outside the decoder {prefix!r}"
+    if parts.needs_embeddings and not parts.embeddings_name.startswith(f"{prefix}."):
+        return f"a gate or new tokens need {parts.embeddings_name}, outside the decoder {prefix!r}"
     return None
 
 
@@ -103,7 +105,8 @@ def _code(parts: Parts) -> str:
         model_type=f"neutral_residues_{parts.model_type}",
         block=min(blocks),
         head_name=parts.head_name if parts.has_head else "",
-        embeddings_name=_inside(parts.embeddings_name, backbone) if parts.has_reader else "",
+        embeddings_name=_inside(parts.embeddings_name, backbone) if parts.needs_embeddings else "",
+        small_gate=SMALL_GATE,
     )
 
 
@@ -139,6 +142,7 @@ def _settings(adapter: Adapter, backbone: PreTrainedModel) -> dict[str, Any]:
         "blocks": [_inside(block, backbone) for block in adapter.by_block],
         "head_rank": adapter.head.down.out_features if adapter.head else 0,
         "reader": _reader_settings(adapter.reader) if adapter.reader else None,
+        "new_tokens": _token_settings(adapter.tokens) if adapter.tokens else None,
     }
 
 
@@ -152,9 +156,18 @@ def _reader_settings(reader: TokenReader) -> dict[str, Any]:
     }
 
 
+def _token_settings(tokens: NewTokens) -> dict[str, Any]:
+    return {
+        "number": tokens.num_tokens,
+        "rank": tokens.codes.embedding_dim,
+        "embedding_width": tokens.into.out_features,
+        "hidden_width": tokens.out_of.in_features,
+    }
+
+
 def _weights(parts: Parts) -> dict[str, Tensor]:
     """The backbone's, and those of the adapters of each block and of the head and of their readers,
-    numbered in their order."""
+    numbered in their order, and those of new tokens."""
     by_block: defaultdict[str, list[GatedAdapter]] = defaultdict(list)
     for adapter in parts.adapters:
         for block, module in adapter.by_block.items():
@@ -175,9 +188,12 @@ def _weights(parts: Parts) -> dict[str, Tensor]:
     for number, head in enumerate(heads):
         for name, parameter in head.named_parameters():
             weights[f"{parts.head_name}.residues.{number}.{name}"] = parameter.detach()
+    prefix = parts.backbone.base_model_prefix
     readers = [adapter.reader for adapter in parts.adapters if adapter.reader is not None]
     for number, reader in enumerate(readers):
         for name, parameter in reader.named_parameters():
-            key = f"{parts.backbone.base_model_prefix}.token_readers.{number}.{name}"
-            weights[key] = parameter.detach()
+            weights[f"{prefix}.token_readers.{number}.{name}"] = parameter.detach()
+    for tokens in (adapter.tokens for adapter in parts.adapters if adapter.tokens is not None):
+        for name, parameter in tokens.named_parameters():
+            weights[f"{prefix}.new_tokens.{name}"] = parameter.detach()
     return weights

@@ -29,11 +29,14 @@ class Format:
     kind: Kind = "logits"  # what is compared with the live model
     trust_remote_code: bool = False  # loading it runs code from the folder
     merges: bool = False  # low-rank updates can be merged into it
+    has_new_tokens: bool = False  # it can hold tokens beside the backbone's
 
     def refusal(self, parts: Parts) -> str | None:
         """Why it cannot hold these parts, or None."""
         if parts.merged and not self.merges:
             return "its updates are added to the backbone's own matrices, so there is no adapter"
+        if parts.new_ids and not self.has_new_tokens:
+            return f"its {len(parts.new_ids)} new tokens are not rows of the backbone's tables"
         return self.cannot_hold(parts)
 
     def check(self, parts: Parts) -> None:
@@ -51,6 +54,7 @@ FORMATS: tuple[Format, ...] = (
         remote_code_refusal,
         write_remote_code,
         trust_remote_code=True,
+        has_new_tokens=True,
     ),
     Format(
         "qwen2_moe",
@@ -81,6 +85,7 @@ FORMATS: tuple[Format, ...] = (
         tensors_refusal,
         write_tensors,
         kind="residues",
+        has_new_tokens=True,
     ),
 )
 

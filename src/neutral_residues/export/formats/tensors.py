@@ -4,7 +4,8 @@ model.safetensors        layers.3.gate.weight (R, D), .up.weight (R, D), .down.w
                          with a gate .block_gate.weight (1, D) and maybe .block_gate.bias (1);
                          head.down.weight (K, D), .up.weight (V, K) and the same gate, where the
                          output head has a residue; where one gate reads the text, no other but
-                         reader.{rows,code,window,block_gate}.{weight,bias}
+                         reader.{rows,code,window,block_gate}.{weight,bias}; with new tokens
+                         new_tokens.codes.weight (N, K), .into.weight (D, K), .out_of.weight (K, D)
 neutral_residues.json    the formulas, the sizes, and which module of which backbone each layer is
 reference.py             the formulas in thirty lines of PyTorch
 """
@@ -23,9 +24,9 @@ from neutral_residues.tuner.blocks import describe_backbone
 from neutral_residues.tuner.head import GatedHead
 from neutral_residues.tuner.reader import WINDOW, TokenReader
 
-_LAYERS, _HEAD, _READER = (
+_LAYERS, _HEAD, _READER, _TOKENS = (
     (Path(__file__).parent / f"{name}.py.template").read_text(encoding="utf-8")
-    for name in ("tensors", "tensors_head", "tensors_reader")
+    for name in ("tensors", "tensors_head", "tensors_reader", "tensors_new_tokens")
 )
 
 _SILU = "z * torch.sigmoid(z)"
@@ -73,7 +74,8 @@ def write_tensors(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
         for block, number in parts.layer_numbers(adapter).items()
         for name, parameter in adapter.by_block[block].named_parameters()
     }
-    for key, module in (("head", adapter.head), ("reader", adapter.reader)):
+    others = {"head": adapter.head, "reader": adapter.reader, "new_tokens": adapter.tokens}
+    for key, module in others.items():
         for name, parameter in module.named_parameters() if module is not None else ():
             tensors[f"{key}.{name}"] = parameter.detach().to(dtype).contiguous()
     save_file(tensors, folder / "model.safetensors")
@@ -88,10 +90,14 @@ def _code(adapter: Adapter) -> str:
         facts["gate_in_words"] = "1"
     if adapter.head is not None:
         template += _HEAD
+    if adapter.tokens is not None:
+        template += _TOKENS
+        facts |= {"hidden_width": str(adapter.tokens.out_of.in_features), "log_gate": ""}
     if reader is not None:
         template += _READER
-        facts = {"given": ", g: torch.Tensor", "gate_in_words": "gate(embeddings), see below"}
+        facts |= {"given": ", g: torch.Tensor", "gate_in_words": "gate(embeddings), see below"}
         facts |= {"embedding_width": str(reader.rows.in_features), "num_tokens": str(WINDOW)}
+        facts["log_gate"] = " + g.log()  # -inf where g is 0, also behind a soft cap"
     return Template(template).substitute(
         facts,
         width_in=adapter.width_in,
@@ -125,6 +131,7 @@ def _description(parts: Parts, adapter: Adapter) -> dict[str, Any]:
         "layers": {str(number): block for block, number in parts.layer_numbers(adapter).items()},
         "head": _head_description(parts, adapter.head, own.format("h")),
         "reader": _reader_description(parts, adapter.reader),
+        "new_tokens": _token_description(parts, adapter),
         "backbone": backbone | describe_backbone(parts.backbone),
     }
 
@@ -154,4 +161,21 @@ def _reader_description(parts: Parts, reader: TokenReader | None) -> dict[str, A
         "module": parts.embeddings_name,
         "shapes": _shapes(reader),
         "W": WINDOW,
+    }
+
+
+def _token_description(parts: Parts, adapter: Adapter) -> dict[str, Any] | None:
+    tokens = adapter.tokens
+    if tokens is None:
+        return None
+    log_gate = " + log g(s), -inf where g is 0" if adapter.reader is not None else ""
+    return {
+        "formula": "embedding of new token i = into(c_i); its logit = c_i . out_of(h)"
+        + log_gate
+        + ", before soft caps and scales; c_i: row i of codes, h: input of the output head",
+        "modules": [parts.embeddings_name, parts.head_name],
+        "shapes": _shapes(tokens),
+        "N": tokens.num_tokens,
+        "K": tokens.codes.embedding_dim,
+        "first_id": parts.new_ids.start,
     }
