@@ -2,7 +2,6 @@
 that can hold them."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,10 +20,9 @@ from neutral_residues.evaluation.generate import generate_both
 from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.run import extend
 from neutral_residues.training.setup import Setup
-from tiny_run import make_text, run_values
+from tiny_run import NUM_NEW_TOKENS, vocabulary_values
 
-UKRAINIAN = ["кіт", "сидів", "на", "килимі", "і", "бачив", "собаку", "біжи", "до", "моря"]
-SIZE = 12
+SIZE = NUM_NEW_TOKENS
 ABLE = ("neutral", "adapter", "finetune", "lora", "lora-embeddings", "disel", "ssu")
 """A method of each kind that can hold new tokens."""
 
@@ -34,16 +32,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def values(folder: Path, **changes: Any) -> dict[str, Any]:
-    values = run_values(folder, steps=6)
-    make_text(folder / "fr.jsonl", UKRAINIAN, seed=2)
-    return values | {"vocabulary": {"size": SIZE}, "budget": 1.0} | changes
-
-
 @pytest.mark.parametrize("method", ABLE)
 def test_a_run_with_new_tokens(method: str, tmp_path: Path) -> None:
-    with_tokens = extend(**values(tmp_path, method=method))
-    plain = extend(**values(tmp_path, method=method, vocabulary={}, output=tmp_path / "plain"))
+    with_tokens = extend(**vocabulary_values(tmp_path, method=method))
+    plain = extend(
+        **vocabulary_values(tmp_path, method=method, vocabulary={}, output=tmp_path / "plain")
+    )
     target, source = with_tokens.sets["fr"], with_tokens.sets["en"]
     # The backbone is measured in its own tokens, so its numbers do not depend on the vocabulary.
     assert target.backbone_nats == pytest.approx(plain.sets["fr"].backbone_nats, rel=1e-6)
@@ -82,7 +76,7 @@ def plain_sample(folder: Path) -> str:
 
 
 def test_the_extension_loads_as_any_of_peft(tmp_path: Path) -> None:
-    extend(**values(tmp_path))
+    extend(**vocabulary_values(tmp_path))
     folder = tmp_path / "run" / "extension"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoPeftModelForCausalLM.from_pretrained(folder)
@@ -94,10 +88,10 @@ def test_the_extension_loads_as_any_of_peft(tmp_path: Path) -> None:
 def test_new_tokens_start_as_the_run_file_says(tmp_path: Path) -> None:
     models = {}
     for start in ("pieces", "random"):
-        run = make_run(values(tmp_path, vocabulary={"size": SIZE, "start": start}))
+        run = make_run(vocabulary_values(tmp_path, vocabulary={"size": SIZE, "start": start}))
         models[start] = Setup.of(run).model()
     ids = torch.arange(260, 260 + SIZE)[None]
-    setup = Setup.of(make_run(values(tmp_path)))
+    setup = Setup.of(make_run(vocabulary_values(tmp_path)))
     embeddings = models["pieces"].get_input_embeddings()
     base = embeddings.base_layer.weight
     means = torch.stack([base[torch.tensor(pieces)].mean(0) for pieces in setup.pieces])
@@ -109,4 +103,4 @@ def test_new_tokens_start_as_the_run_file_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["osf", "block-expansion", "wise-ft", "finetune-ffn"])
 def test_methods_without_place_for_them(method: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"method {method} cannot learn new tokens; got 12"):
-        extend(**values(tmp_path, method=method))
+        extend(**vocabulary_values(tmp_path, method=method))

@@ -27,6 +27,8 @@ TARGET_WORDS = [
     "la",
     "mer",
 ]
+UKRAINIAN_WORDS = ["кіт", "сидів", "на", "килимі", "і", "бачив", "собаку", "біжи", "до", "моря"]
+NUM_NEW_TOKENS = 12
 
 
 def byte_tokenizer(eos_token: str | None = "<eot>", **settings: Any) -> PreTrainedTokenizerFast:
@@ -112,6 +114,13 @@ def method_values(folder: Path, method: str, **training: Any) -> dict[str, Any]:
     if method in SCALED:
         values["scaling"] = {"trained": str(folder / SCALED[method]), "share": 0.5}
     return values | ({"budget": BUDGETS[method]} if method in BUDGETS else {})
+
+
+def vocabulary_values(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Settings of a short run with a vocabulary of its own, for a target that has no tokens."""
+    values = run_values(folder, steps=6)
+    make_text(folder / "fr.jsonl", UKRAINIAN_WORDS, seed=2)
+    return values | {"vocabulary": {"size": NUM_NEW_TOKENS}, "budget": 1.0} | changes
 
 
 def write_run(folder: Path, values: dict[str, Any], name: str = "run.yaml") -> Path:

@@ -12,8 +12,7 @@ from neutral_residues.cli import app as cli
 from neutral_residues.config.run import make_run
 from neutral_residues.export.formats.table import FORMATS
 from neutral_residues.run import extend
-from test_run_vocabulary import SIZE, values
-from tiny_run import method_values
+from tiny_run import NUM_NEW_TOKENS, method_values, vocabulary_values
 
 BACKBONE_TOKENS = 260
 Neutral = Callable[..., tuple[int, str]]
@@ -81,7 +80,6 @@ def test_a_run_becomes_a_folder_that_others_load(
     ("method", "to", "said"),
     [
         ("neutral", "transformers", "new tokens are impossible after the same "),
-        ("adapter", "transformers", "logits are equal, bit for bit"),
         ("neutral", "safetensors", "residues up to "),
         ("lora", "dense", "logits up to "),
     ],
@@ -89,7 +87,7 @@ def test_a_run_becomes_a_folder_that_others_load(
 def test_a_run_with_a_vocabulary_takes_its_tokenizer_along(
     tmp_path: Path, neutral: Neutral, method: str, to: str, said: str
 ) -> None:
-    extend(**values(tmp_path, method=method))
+    extend(**vocabulary_values(tmp_path, method=method))
     output, text = tmp_path / "exported", "кіт сидів the cat"
     code, printed = neutral(
         "export", tmp_path / "run", "--to", to, "--output", output, "--text", "кіт сидів " * 30
@@ -105,13 +103,15 @@ def test_a_run_with_a_vocabulary_takes_its_tokenizer_along(
     assert max(ids) >= BACKBONE_TOKENS
     if to == "dense":
         model = AutoModelForCausalLM.from_pretrained(output)
-        assert model.config.vocab_size == len(model.lm_head.weight) == BACKBONE_TOKENS + SIZE
+        assert (
+            model.config.vocab_size == len(model.lm_head.weight) == BACKBONE_TOKENS + NUM_NEW_TOKENS
+        )
 
 
 def test_a_run_that_is_a_stock_model_with_a_vocabulary_says_so(
     tmp_path: Path, neutral: Neutral
 ) -> None:
-    extend(**values(tmp_path, method="finetune"))
+    extend(**vocabulary_values(tmp_path, method="finetune"))
     code, printed = neutral(
         "export", tmp_path / "run", "--to", "dense", "--output", tmp_path / "out"
     )
@@ -120,7 +120,7 @@ def test_a_run_that_is_a_stock_model_with_a_vocabulary_says_so(
     ids = AutoTokenizer.from_pretrained(folder)("кіт", return_tensors="pt").input_ids
     logits = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
     assert ids.max() >= BACKBONE_TOKENS
-    assert logits.shape[-1] == BACKBONE_TOKENS + SIZE
+    assert logits.shape[-1] == BACKBONE_TOKENS + NUM_NEW_TOKENS
 
 
 @pytest.mark.parametrize(
