@@ -4,9 +4,8 @@ A gate that is trained to close on source text is closed on most random tokens t
 with zero output proves nothing about an export. So rows of the user's text, if there is one, and of
 random tokens are tried until every layer's residue is not 0 on one of the rows that are kept; and
 where the extension has new tokens, until these stand behind open gates and, if a gate can be
-exactly 0, behind shut ones.
-Layers that stay inactive all the same are counted, and the count is shown; if all do, nothing can
-be compared, and that is an error.
+exactly 0, behind shut ones. Layers that stay inactive all the same are counted, and the count is
+shown; if all do, nothing can be compared, and that is an error.
 """
 
 from collections.abc import Sequence
@@ -119,7 +118,7 @@ class ReferenceOutputs:
 
 def record_reference(model: PeftModel, text_ids: Sequence[int] = ()) -> ReferenceOutputs:
     """Run the live model on up to `MAX_ROWS` rows that activate as many layers as possible, of
-    `text_ids`, which should open the gates, and of random tokens."""
+    `text_ids`, which should open the gates, and of random tokens, new ones among them."""
     length = min(ROW_TOKENS, context_length(model.config) or ROW_TOKENS)
     generator = torch.Generator().manual_seed(0)
     num_rows = min(len(text_ids) // length, ROWS_PER_DRAW)
