@@ -39,20 +39,29 @@ class Measured:
     def load_backbone(self) -> nn.Module:
         return load_backbone(self.backbone, dtype=torch.float32)
 
-    def plan(self, *names: str, limit: int = LIMIT) -> TaskPlan:
+    def plan(
+        self,
+        *names: str,
+        limit: int = LIMIT,
+        num_fewshot: int | None = None,
+        task_data: Path | None = None,
+    ) -> TaskPlan:
         return plan_tasks(
             names,
-            settings=TaskSettings(batch_rows=4, context_tokens=128, limit=limit),
+            settings=TaskSettings(4, context_tokens=128, limit=limit, num_fewshot=num_fewshot),
             tokenizer=self.tokenizer,
             sets=[],
             folder=self.folder / "tasks",
+            task_data=task_data,
         )
 
     def scores(
-        self, *names: str, limit: int = LIMIT, model: nn.Module | None = None, **options: Any
+        self, *names: str, model: nn.Module | None = None, **options: Any
     ) -> list[TaskScore]:
+        planned = {"limit", "num_fewshot", "task_data"} & options.keys()
+        plan = self.plan(*names, **{option: options.pop(option) for option in planned})
         options = {"model_key": "these weights"} | options
-        return measure_tasks(model or self.model, self.plan(*names, limit=limit), **options)
+        return measure_tasks(model or self.model, plan, **options)
 
     def samples(self, task: str) -> list[dict[str, Any]]:
         """The stored items of a finished task."""

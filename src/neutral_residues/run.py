@@ -93,10 +93,14 @@ def save_extension(model: Any, folder: Path) -> None:
 def _planned_tasks(setup: Setup, progress: RunProgress) -> runner.TaskPlan:
     """Checked before training: a misspelt task, or one without data, must not cost a run."""
     config, evaluation = setup.config, setup.config.evaluation
-    rows, limit = evaluation.batch_rows, evaluation.task_limit
     plan = runner.plan_tasks(
         evaluation.tasks,
-        settings=runner.TaskSettings(rows, config.context_tokens, limit),
+        settings=runner.TaskSettings(
+            batch_rows=evaluation.batch_rows,
+            context_tokens=config.context_tokens,
+            limit=evaluation.task_limit,
+            num_fewshot=evaluation.task_fewshot,
+        ),
         tokenizer=setup.tokenizer,
         sets=setup.data.evaluate,
         folder=RunFolder(config.output).tasks,
@@ -233,5 +237,5 @@ class _Run:
                 model_key=weights_key(self.folder.extension, config.model, config.revision),
                 reference=reference,
                 on_progress=display.on_progress,
-                on_score=display.on_score,
+                on_scores=display.on_scores,
             )

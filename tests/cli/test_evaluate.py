@@ -49,6 +49,22 @@ def test_tasks(tmp_path: Path, finished: Path, neutral: Neutral) -> None:
     assert (tmp_path / "alone" / "tasks" / "clams-fr.json").is_file()
 
 
+def test_tasks_of_a_folder(tmp_path: Path, finished: Path, neutral: Neutral) -> None:
+    pytest.importorskip("lm_eval")
+    items = [{"query": f"{n}", "choices": ["one", "ten", "two"], "gold": n % 3} for n in range(6)]
+    file = tmp_path / "mine_fr.jsonl"
+    file.write_text("".join(json.dumps(item) + "\n" for item in items))
+    options = ("--task-data", tmp_path, "--num-fewshot", 2, "--into-record")
+    for _ in range(2):  # measured once, and once in the record
+        code, printed = neutral("evaluate", finished, *options)
+        assert code == 0, printed
+        for part in ("mine_fr", "acc_norm", "few-shot", "chance", "33.33", "holds 1 tasks"):
+            assert part in printed
+        scores = json.loads((finished / "record.json").read_text())["tasks"]
+        assert [score["metric"] for score in scores] == ["acc_norm", "acc"]
+        assert {score["role"] for score in scores} == {"target"}
+
+
 def test_bad_tasks(tmp_path: Path, finished: Path, neutral: Neutral) -> None:
     pytest.importorskip("lm_eval")
     values = run_values(tmp_path) | {"output": str(tmp_path / "other")}
@@ -67,9 +83,12 @@ def test_bad_tasks(tmp_path: Path, finished: Path, neutral: Neutral) -> None:
             "no items in cloze-fr",
             "name other tasks",
         ],  # words without a full stop
-        ("--tasks", "empty-fr", "--task-data", tmp_path): ["no items in", "empty.fr.jsonl"],
+        ("--tasks", "empty-fr", "--task-data", tmp_path): ["too few items in", "empty.fr.jsonl"],
         ("--tasks", "quick", "--task-data", tmp_path / "none"): ["task_data is not a folder"],
+        ("--tasks", "file:none_fr.jsonl"): ["no such file: none_fr.jsonl"],
+        ("--task-data", tmp_path, "--num-fewshot", -1): ["--num-fewshot", "0 or more"],
         ("--limit", 3): ["--limit goes with --tasks"],
+        ("--num-fewshot", 3): ["--num-fewshot goes with --tasks"],
         ("--tasks", "quick", "--limit", 1): ["--limit", "2 or more"],
     }.items():
         assert_one_line(neutral("evaluate", finished, *options), *parts)

@@ -124,6 +124,7 @@ def test_tasks() -> None:
     losses = score.model_copy(
         update={
             "name": "wikitext",
+            "metric": "word_perplexity",
             "unit": "score",
             "direction": "lower",
             "difference": -0.2,
@@ -139,4 +140,5 @@ def test_tasks() -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for part in ("clams-fr", "3,280", "50.15", "53.23", "+3.1 ± 1.4", "better", "−0.2 ± 0.2", "no"):
         assert part in text
+    assert "lower is better for word_perplexity" in text
     assert "few-shot" not in text

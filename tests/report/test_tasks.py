@@ -41,6 +41,20 @@ def test_table() -> None:
     assert "truncated prompts" in [column.name for column in table.columns]
 
 
+def test_every_metric_is_a_row_and_the_first_is_drawn() -> None:
+    more = {"metric": "acc", "chance": 0.25, "key": "items by acc"}
+    ours = [score("hellaswag_en", 0.02, metric="acc_norm"), score("hellaswag_en", -0.04, **more)]
+    record = make_record(tasks=[*ours, score("clams-fr", 0.01)])
+    assert [task.metric for task in record.main_scores] == ["acc_norm", "acc"]
+    table = tasks_table(make_section(record))
+    assert table is not None
+    columns = {column.name: [cell.text for cell in column.cells] for column in table.columns}
+    assert columns["score"] == ["acc_norm [%]", "acc [%]", "acc [%]"]
+    assert columns["chance"] == ["–", "25.0", "–"]
+    (plot,) = task_plots(make_section(record))
+    assert list(plot.figure.data[0].x) == [pytest.approx(2.0), pytest.approx(1.0)]
+
+
 def test_figure() -> None:
     (plot,) = task_plots(two_seeds())
     ours, theirs = plot.figure.data

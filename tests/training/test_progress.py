@@ -63,10 +63,13 @@ def test_a_finished_task_is_a_line(terminal: bool) -> None:
         num_truncated=3,
         key="items",
     )
+    changed = {"metric": "perplexity", "unit": "score", "backbone": 12.5, "extended": 11.75}
+    other = score.model_copy(update=changed)
     with MeasuringDisplay(Console(file=printed, force_terminal=terminal, width=100)) as display:
         display.on_progress("clams-fr", 40, 80)
-        display.on_score(score)
-    assert "clams-fr: acc 50 -> 75, 40 items, 3 truncated prompts\n" in printed.getvalue()
+        display.on_scores([score, other])
+    line = "clams-fr: acc 50 -> 75, perplexity 12.5 -> 11.75, 40 items, 3 truncated prompts\n"
+    assert line in printed.getvalue()
 
 
 @pytest.mark.parametrize("terminal", [True, False])

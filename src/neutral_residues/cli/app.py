@@ -177,11 +177,16 @@ def evaluate(
     output: Annotated[Path | None, _option("Where to write the record (JSON).")] = None,
     tasks: Annotated[
         str | None,
-        _option("Tasks and suites, comma-separated: quick, minimal-pairs-fr, cloze, paper-fr, ..."),
+        _option(
+            "Tasks and suites, comma-separated: quick, minimal-pairs-fr, cloze, paper-fr,"
+            " file:mine_fr.jsonl, ..."
+        ),
     ] = None,
     limit: Annotated[int | None, _option("Items of each task, at most.")] = None,
+    num_fewshot: Annotated[int | None, _option("Solved examples before each item.")] = None,
     task_data: Annotated[
-        Path | None, _option("Folder with minimal pairs, for example clams.fr.jsonl.gz.")
+        Path | None,
+        _option("Folder with tasks of your own, such as mine_fr.jsonl; without --tasks, all."),
     ] = None,
     kl: Annotated[bool, _option("Also the KL divergence from the backbone.", "--kl")] = False,
     into_record: Annotated[
@@ -195,6 +200,7 @@ def evaluate(
 
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     options: dict[str, Any] = {"tasks": names, "limit": limit, "task_data": task_data}
+    options["num_fewshot"] = num_fewshot
     command.check_task_options(folder, **options, into_record=into_record)
     windows: dict[str, Any] = {"context": context, "stride": stride}
     record = command.evaluate_folder(folder, sets=sets or (), kl=kl, **windows, **options)

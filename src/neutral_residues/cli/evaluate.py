@@ -32,6 +32,7 @@ def evaluate_folder(
     kl: bool = False,
     tasks: Sequence[str] = (),
     limit: int | None = None,
+    num_fewshot: int | None = None,
     task_data: Path | None = None,
     console: Console | None = None,
 ) -> Record:
@@ -48,11 +49,13 @@ def evaluate_folder(
     own = []
     if saved.vocabulary:
         own = evaluation_streams(saved, corpora, tokenising, of_backbone=True)
-    if not streams and not tasks:
+    if not streams and not tasks and task_data is None:
         do = "add --set source:NAME=FILE and --set target:NAME=FILE"
         raise UserError("nothing to measure", do=do)
     windows = windows_for(saved, context, stride)
-    plan = plan_saved_tasks(saved, tasks, streams, windows, limit=limit, task_data=task_data)
+    plan = plan_saved_tasks(
+        saved, tasks, streams, windows, limit=limit, num_fewshot=num_fewshot, task_data=task_data
+    )
     for line in plan.missing:
         console.print(line, highlight=False)
     with MeasuringDisplay(console) as display:
@@ -74,17 +77,20 @@ def check_task_options(
     tasks: Sequence[str],
     *,
     limit: int | None,
+    num_fewshot: int | None,
     task_data: Path | None,
     into_record: bool,
 ) -> None:
     """Raise for options that would do nothing."""
-    given = {"--limit": limit, "--task-data": task_data, "--into-record": into_record or None}
+    given = {"--limit": limit, "--num-fewshot": num_fewshot, "--into-record": into_record or None}
     useless = [name for name, value in given.items() if value is not None]
-    if useless and not tasks:
+    if useless and not tasks and task_data is None:
         do = "name tasks, for example --tasks quick"
         raise UserError(f"{useless[0]} goes with --tasks", do=do)
     if limit is not None and limit < 2:
         raise UserError("--limit", got=limit, allowed="2 or more")
+    if num_fewshot is not None and num_fewshot < 0:
+        raise UserError("--num-fewshot", got=num_fewshot, allowed="0 or more")
     if into_record and not RunFolder(folder).is_finished:
         what = f"--into-record needs a finished run; {folder} has no record.json"
         raise UserError(what, do="use --output")
@@ -97,11 +103,12 @@ def save(record: Record, folder: Path, output: Path | None, *, into_record: bool
         write_record(output, record)
         console.print(f"record: {output}", highlight=False)
     if into_record:  # replaces a task that the run's record has already
-        path = RunFolder(folder).record
+        path, new = RunFolder(folder).record, {task.name for task in record.tasks}
         own = read_record(path)
-        tasks = {task.name: task for task in [*own.tasks, *record.tasks]}
-        write_record(path, own.model_copy(update={"tasks": list(tasks.values())}))
-        console.print(f"record: {path} holds {len(tasks)} tasks", highlight=False)
+        tasks = [task for task in own.tasks if task.name not in new] + record.tasks
+        write_record(path, own.model_copy(update={"tasks": tasks}))
+        num_tasks = len({task.name for task in tasks})
+        console.print(f"record: {path} holds {num_tasks} tasks", highlight=False)
 
 
 def _measure_tasks(saved: Saved, plan: TaskPlan, console: Console) -> list[TaskScore]:
@@ -113,7 +120,7 @@ def _measure_tasks(saved: Saved, plan: TaskPlan, console: Console) -> list[TaskS
             model_key=weights_key(saved.weights, saved.backbone_name, revision),
             reference=saved.reference,
             on_progress=display.on_progress,
-            on_score=display.on_score,
+            on_scores=display.on_scores,
         )
 
 

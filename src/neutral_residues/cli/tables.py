@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -177,23 +178,33 @@ def tasks_table(record: Record) -> Table:
     """Both models on every task, with the interval of the difference."""
     has_shots = any(task.num_fewshot for task in record.tasks)
     has_cut = any(task.num_truncated for task in record.tasks)
+    has_chance = any(task.chance is not None for task in record.tasks)
+    falling = {task.metric: None for task in record.tasks if task.direction == "lower"}
     counts = ["items"] + ["few-shot"] * has_shots + ["truncated prompts"] * has_cut
     title = f"{record.label}: tasks, shares in %"
-    table = new_table(title, ["task", "score"], [*counts, "backbone", "extended"])
+    title += f"; lower is better for {', '.join(falling)}" if falling else ""
+    numbers = [*counts, *["chance"] * has_chance, "backbone", "extended"]
+    table = new_table(title, ["task", "score"], numbers)
     table.add_column("change, 95 %", justify="right", no_wrap=True)
     table.add_column("beyond noise")
+    # Names of tasks are long, and a terminal may have 80 columns.
+    table.box, table.show_edge, table.padding = SIMPLE_HEAD, False, 0
+    table.columns[0].no_wrap = True
+    named = ""
     for task in record.tasks:
         factor = factor_of(task)
         is_noise = task.low <= 0 <= task.high
         table.add_row(
-            task.name,
-            task.metric + ("" if task.direction == "higher" else " (lower is better)"),
+            task.name if task.name != named else "",
+            task.metric,
             f"{task.num_items:,}",
             *([str(task.num_fewshot)] if has_shots else []),
             *([f"{task.num_truncated:,}"] if has_cut else []),
+            *(["-" if task.chance is None else f"{100 * task.chance:.2f}"] if has_chance else []),
             f"{factor * task.backbone:.2f}",
             f"{factor * task.extended:.2f}",
             with_half_width(factor * task.difference, factor * task.low, factor * task.high),
             "no" if is_noise else better_or_worse(task.difference, task.direction),
         )
+        named = task.name
     return table

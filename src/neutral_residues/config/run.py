@@ -280,11 +280,15 @@ class EvaluationSettings(Settings):
     """Of these continuations; 0 is greedy. Both draw with the run's seed."""
     tasks: tuple[str, ...] = ()
     """Tasks and suites for backbone and extended model at the end: lm-eval's names, paper-fr,
-    minimal-pairs-fr, cloze-SET, quick; see `evaluation/tasks/registry.py`."""
+    minimal-pairs-fr, cloze-SET, quick, file:PATH; see `evaluation/tasks/registry.py`."""
     task_limit: int | None = Field(default=None, ge=2)
     """Take this many items of each task (each part of a group), from its beginning; null: all."""
+    task_fewshot: int | None = Field(default=None, ge=0)
+    """Solved examples before each item, as lm-eval's num_fewshot; null: as a task or suite says,
+    which is none for files. Tasks that say 0 keep it."""
     task_data: Path | None = None
-    """Folder with minimal pairs (NAME.LANGUAGE.jsonl.gz), which go before the package's own."""
+    """Folder with tasks of your own (NAME_LANG.jsonl.gz, or NAME.LANG.jsonl.gz for minimal pairs),
+    which go before others of these names; without `tasks`, all of them are measured."""
 
     @model_validator(mode="after")
     def _stride_within_context(self) -> Self:

@@ -52,13 +52,14 @@ def plan_saved_tasks(
     windows: Windows,
     *,
     limit: int | None = None,
+    num_fewshot: int | None = None,
     task_data: Path | None = None,
 ) -> TaskPlan:
     """Tasks for a saved extension, checked before anything is measured."""
     settings = saved.config.evaluation if saved.config else EvaluationSettings()
     return plan_tasks(
         names,
-        settings=TaskSettings(settings.batch_rows, windows.context_tokens, limit),
+        settings=TaskSettings(settings.batch_rows, windows.context_tokens, limit, num_fewshot),
         tokenizer=saved.tokenizer,
         sets=streams,
         folder=RunFolder(saved.folder).tasks,

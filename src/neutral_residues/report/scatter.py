@@ -77,7 +77,7 @@ def _target_tasks(section: Section) -> dict[str, dict[Point, list[TaskScore]]]:
     """Task -> point -> the score of each seed."""
     found: dict[str, dict[Point, list[TaskScore]]] = {}
     for point in section.points:
-        for score in (score for run in point.runs for score in run.record.tasks):
+        for score in (score for run in point.runs for score in run.record.main_scores):
             if score.role == "target" and score.unit == "share" and score.direction == "higher":
                 found.setdefault(score.name, {}).setdefault(point, []).append(score)
     return found

@@ -44,13 +44,17 @@ class TaskResult:
         return change_in_words(self.difference.mean, self.low, self.high, direction=direction)
 
 
-def task_results(section: Section) -> list[TaskResult]:
-    """By task, then by run; a UserError if a task was not given the same items everywhere."""
+def task_results(section: Section, *, main_only: bool = False) -> list[TaskResult]:
+    """By task and metric, then by run; a UserError if a task was not given the same items
+    everywhere. `main_only`: by the main metric of each task."""
     scores = [
-        (point, score) for point in section.rows for run in point.runs for score in run.record.tasks
+        (point, score)
+        for point in section.rows
+        for run in point.runs
+        for score in (run.record.main_scores if main_only else run.record.tasks)
     ]
     results = []
-    for of_task in grouped(scores, lambda pair: pair[1].name):
+    for of_task in grouped(scores, lambda pair: (pair[1].name, pair[1].metric)):
         (point, first), *others = of_task
         for other, score in others:
             if score.key != first.key:
@@ -81,7 +85,7 @@ def tasks_table(section: Section) -> Table | None:
     if not found:
         return None
     scores = [result.score for result in found]
-    unsaid = {"role": "none", "few-shot": "0", "truncated prompts": "0", "p": NONE}
+    unsaid = {"role": "none", "few-shot": "0", "truncated prompts": "0", "chance": NONE, "p": NONE}
     columns = (
         texts("task", [score.name for score in scores]),
         texts("role", [score.role for score in scores]),
@@ -89,6 +93,7 @@ def tasks_table(section: Section) -> Table | None:
         numbers("items", [score.num_items for score in scores], 0),
         numbers("few-shot", [score.num_fewshot for score in scores], 0),
         numbers("truncated prompts", [score.num_truncated for score in scores], 0),
+        Column("chance", tuple(map(_chance, scores))),
         Column("backbone", tuple(_score(result, result.backbone) for result in found)),
         Column("extended", tuple(_score(result, result.extended) for result in found)),
         Column("difference", tuple(_score(r, r.difference, signed=True) for r in found)),
@@ -109,6 +114,10 @@ def _score(result: TaskResult, value: float | Spread, *, signed: bool = False) -
     return Cell(number(value, 1 if result.is_share else 3, signed=signed), mean)
 
 
+def _chance(score: TaskScore) -> Cell:
+    return Cell(NONE) if score.chance is None else Cell(number(100 * score.chance, 1), score.chance)
+
+
 def _interval(result: TaskResult) -> Cell:
     low, high = (_score(result, end, signed=True).text for end in (result.low, result.high))
     return Cell(f"{low} to {high}", result.low)
@@ -124,7 +133,7 @@ def _p_value(result: TaskResult) -> Cell:
 
 def task_plots(section: Section) -> list[Plot]:
     """Change on each right-or-wrong task with its 95 % interval; other tasks differ in scale."""
-    found = [result for result in task_results(section) if result.is_share]
+    found = [result for result in task_results(section, main_only=True) if result.is_share]
     if not found:
         return []
     names = list(dict.fromkeys(result.score.name for result in found))

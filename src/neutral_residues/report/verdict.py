@@ -104,7 +104,7 @@ def task_sentences(section: Section) -> list[str]:
     """One sentence for each run: how each language changed."""
     return [
         f"{section.row_name(found[0].point)} – {'; '.join(_by_language(found))}."
-        for found in grouped(task_results(section), lambda result: result.point)
+        for found in grouped(task_results(section, main_only=True), lambda result: result.point)
     ]
 
 

@@ -30,10 +30,11 @@ class Sample(Part):
 
 
 class TaskScore(Part):
-    """Both models on the same items of one task, and how sure the difference is."""
+    """Both models on the same items of one task by one metric, and how sure the difference is."""
 
     name: str = Field(min_length=1)
-    """The task: lm-eval's name for it, or one of ours, for example "clams-fr" or "cloze-fr"."""
+    """The task: lm-eval's name for it, or one of ours, for example "clams-fr" or "cloze-fr", or its
+    file's."""
     suite: str | None = None
     """Suite that it belongs to, for example "paper-fr"; null for a task that was named itself."""
     language: str | None = None
@@ -62,6 +63,9 @@ class TaskScore(Part):
     """Two-sided, of no difference; null where the interval has none."""
     interval: str
     """How interval and p-value were found."""
+    chance: float | None = Field(default=None, ge=0, le=1)
+    """Score of guessing: the mean of 1 / number of choices; null where there is nothing to choose
+    from."""
     num_fewshot: int = Field(ge=0)
     """Few-shot examples before each item; the most of any part of a group."""
     num_truncated: int = Field(ge=0)
@@ -175,7 +179,7 @@ class Record(Part):
     gates: list[GateText] = Field(default=[])
     """Gates over short texts; empty for a method without block gates."""
     tasks: list[TaskScore] = Field(default=[])
-    """Tasks, each once."""
+    """Scores of tasks, each task once by a metric, its main one first."""
     cost: Cost = Cost()
     """Time, memory and weights."""
     provenance: Provenance
@@ -187,6 +191,11 @@ class Record(Part):
     def label(self) -> str:
         """The run's name in tables."""
         return str(self.config.get("label") or self.method)
+
+    @property
+    def main_scores(self) -> list[TaskScore]:
+        """One score for each task."""
+        return list({task.name: task for task in reversed(self.tasks)}.values())[::-1]
 
     @property
     def validation_bits(self) -> float | None:
@@ -210,7 +219,7 @@ class Record(Part):
     @field_validator("tasks")
     @classmethod
     def _no_task_twice(cls, tasks: list[TaskScore]) -> list[TaskScore]:
-        names = [task.name for task in tasks]
+        names = [f"{task.name} by {task.metric}" for task in tasks]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"task twice: {', '.join(twice)}")

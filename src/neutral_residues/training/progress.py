@@ -1,6 +1,6 @@
 """The progress of a run: a live panel on a terminal, plain lines anywhere else. No torch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -155,14 +155,15 @@ class MeasuringDisplay:
     def on_progress(self, name: str, done: int, total: int) -> None:
         self.progress.update(self.task, description=name, completed=done, total=total)
 
-    def on_score(self, score: TaskScore) -> None:
-        factor = 100 if score.unit == "share" else 1
-        cut = f", {score.num_truncated} truncated prompts" if score.num_truncated else ""
-        self.console.print(
-            f"{score.name}: {score.metric} {factor * score.backbone:.4g} ->"
-            f" {factor * score.extended:.4g}, {score.num_items} items{cut}",
-            highlight=False,
-        )
+    def on_scores(self, scores: Sequence[TaskScore]) -> None:
+        first, changes = scores[0], []
+        for score in scores:
+            factor = 100 if score.unit == "share" else 1
+            before, after = factor * score.backbone, factor * score.extended
+            changes.append(f"{score.metric} {before:.4g} -> {after:.4g}")
+        cut = f", {first.num_truncated} truncated prompts" if first.num_truncated else ""
+        line = f"{first.name}: {', '.join(changes)}, {first.num_items} items{cut}"
+        self.console.print(line, highlight=False)
 
 
 def _shown(key: str, value: float) -> str:

@@ -23,13 +23,13 @@ def cache(folder: Path, **identity: Any) -> TaskCache:
 def written(tmp_path: Path) -> TaskCache:
     found = cache(tmp_path)
     assert found.read() is None
-    found.write(SCORE, ['{"item": 1}', '{"item": 2}'])
+    found.write([SCORE], ['{"item": 1}', '{"item": 2}'])
     return found
 
 
 def test_what_was_written_is_read_again(written: TaskCache) -> None:
     assert written.samples.read_text() == '{"item": 1}\n{"item": 2}\n'
-    assert cache(written.folder).read() == SCORE
+    assert cache(written.folder).read() == [SCORE]
 
 
 def test_it_does_not_count_for_other_weights_or_items(written: TaskCache) -> None:

@@ -2,24 +2,33 @@
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from peft import get_peft_model
 from torch import nn
 
 pytest.importorskip("lm_eval")
 
 import neutral_residues.evaluation.tasks.lm_eval_bridge as bridge
+from neutral_residues import NeutralResiduesConfig
+from neutral_residues.backbone import load_backbone, load_tokenizer
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.inference import as_backbone
 from neutral_residues.evaluation.tasks import runner
-from neutral_residues.evaluation.tasks.minimal_pairs import pair_files, pairs_task, read_pairs
+from neutral_residues.evaluation.tasks.local_task import LocalTask
 from neutral_residues.evaluation.tasks.registry import Task
-from tiny_run import END_OF_TEXT
+from neutral_residues.evaluation.tasks.task_files import SHIPPED, file_task, task_files
+from tiny_run import END_OF_TEXT, make_backbone
 from tiny_tasks import LIMIT, Measured
+
+
+def shipped(name: str) -> LocalTask:
+    return file_task(task_files(SHIPPED)[name], name)
 
 
 def likelihood(model: nn.Module, ids: list[int]) -> float:
@@ -32,7 +41,7 @@ def likelihood(model: nn.Module, ids: list[int]) -> float:
 
 def test_whole_sentences_are_scored_by_both_models(measured: Measured) -> None:
     (score,) = measured.scores("clams-de")
-    pairs, kept = read_pairs(pair_files()["clams-de"])[:LIMIT], measured.samples("clams-de")
+    pairs, kept = shipped("clams-de").items[:LIMIT], measured.samples("clams-de")
     model = measured.model.eval()
     right: dict[str, list[bool]] = {"extended": [], "backbone": []}
     for pair, line in zip(pairs, kept, strict=True):
@@ -68,7 +77,7 @@ def test_both_models_get_what_two_runs_of_lm_eval_give(
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
 
     def alone() -> float:
-        tasks = list(bridge.load_local(pairs_task("blimp-en", pair_files()["blimp-en"])).values())
+        tasks = list(bridge.load_local(shipped("blimp-en")).values())
         return simple_evaluate(
             model=lm, tasks=tasks, limit=40, bootstrap_iters=0, task_manager=bridge.task_manager()
         )["results"]["blimp-en"]["acc,none"]
@@ -93,7 +102,7 @@ def test_a_reference_is_the_backbone_where_one_is_given(measured: Measured) -> N
 def test_truncated_prompts_are_counted(measured: Measured) -> None:
     measured.model.config.max_position_embeddings = 50
     (score,) = measured.scores("clams-fr")
-    pairs = read_pairs(pair_files()["clams-fr"])[:LIMIT]
+    pairs = shipped("clams-fr").items[:LIMIT]
     texts = [pair[key] for pair in pairs for key in ("good", "bad")]
     long = sum(len(text.encode()) > 50 for text in texts)
     assert 0 < score.num_truncated == long < len(texts)
@@ -123,9 +132,10 @@ def _data_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_data_of_the_hub")
 def test_any_task_of_lm_eval(measured: Measured) -> None:
     random_state = hashlib.sha256(repr(np.random.get_state()).encode()).hexdigest()
-    (score,) = measured.scores("arc_challenge")
+    score, other = measured.scores("arc_challenge")
     assert (score.metric, score.num_fewshot, score.num_items) == ("acc_norm", 0, LIMIT)
-    assert score.role == "none"
+    assert (score.role, score.chance) == ("none", pytest.approx(1 / 5))
+    assert (other.metric, other.num_items) == ("acc", LIMIT)
     assert hashlib.sha256(repr(np.random.get_state()).encode()).hexdigest() == random_state
 
 
@@ -146,8 +156,26 @@ def test_examples_are_drawn_alike_each_time(
 
 
 @pytest.mark.usefixtures("_data_of_the_hub")
+def test_the_user_says_how_many_examples(measured: Measured) -> None:
+    assert measured.scores("arc_challenge", num_fewshot=2)[0].num_fewshot == 2
+    # Its test items are all that it has, and it does not say that these are examples.
+    assert measured.scores("norcommonsenseqa_nob_p0", num_fewshot=2)[0].num_fewshot == 0
+    assert measured.scores("clams-fr", num_fewshot=2)[0].num_fewshot == 0
+
+
+def test_weights_that_an_adapter_on_the_head_shares_are_not_tied_again(tmp_path: Path) -> None:
+    backbone = str(make_backbone(tmp_path, tie_word_embeddings=True))
+    config = NeutralResiduesConfig(budget=0.3, head_rank=1)
+    model = get_peft_model(load_backbone(backbone, dtype=torch.float32), config)
+    tied = model.get_input_embeddings().weight
+    bridge.PairedHFLM(model, load_tokenizer(backbone), batch_rows=2, on_rows=lambda rows: None)
+    assert model.get_input_embeddings().weight is tied is model.get_output_embeddings().weight
+    assert "tie_weights" not in vars(model)
+
+
+@pytest.mark.usefixtures("_data_of_the_hub")
 def test_a_group_counts_all_items_alike(measured: Measured) -> None:
-    (score,) = measured.scores("ai2_arc")
+    score, _ = measured.scores("ai2_arc")
     kept = measured.samples("ai2_arc")
     assert {line["task"] for line in kept} == {"arc_challenge", "arc_easy"}
     assert score.num_items == len(kept) == 2 * LIMIT

@@ -91,6 +91,41 @@ def test_unknown_names(index: frozenset[str], name: str, parts: list[str]) -> No
     assert len(str(caught.value)) < 900
 
 
-def test_data_of_ones_own(tmp_path: Path) -> None:
-    (tmp_path / "mine.hu.jsonl").write_text("")
+def test_files_of_ones_own(tmp_path: Path) -> None:
+    for file in ("mine.hu.jsonl", "mine_hu.jsonl.gz", "mine_fr.jsonl", "notes.txt"):
+        (tmp_path / file).write_text("")
     assert names("minimal-pairs-hu", task_data=tmp_path) == ["mine-hu"]
+    assert names("files", task_data=tmp_path) == ["mine-hu", "mine_fr", "mine_hu"]
+    assert names("files-hu", task_data=tmp_path) == ["mine-hu", "mine_hu"]
+    assert names("letters-mine_fr", "mine_fr", task_data=tmp_path) == ["letters-mine_fr", "mine_fr"]
+    assert names("quick", task_data=tmp_path) == names("quick")
+    path = f"file:{tmp_path}/mine_fr.jsonl"
+    assert names(path, "mine_fr", task_data=tmp_path) == ["mine_fr"]  # the same, once
+    assert names(f"letters-{path}") == ["letters-mine_fr"]
+    tasks, _ = find_tasks(["files", path], sets=SETS, index=frozenset, task_data=tmp_path)
+    found = {task.name: (task.suite, task.language, task.role) for task in tasks}
+    assert found["mine_fr"] == ("files", "fr", "target")
+    assert found["mine_hu"] == ("files", "hu", "none")
+
+
+def test_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine_fr.jsonl").write_text("")
+    one, two = (f"file:{tmp_path}/{folder}/mine_fr.jsonl" for folder in ("one", "two"))
+    for asked, options, parts in (
+        (
+            [f"file:{tmp_path}/one/mine_f.jsonl"],
+            {},
+            ["no such file", "did you mean 'mine_fr.jsonl'"],
+        ),
+        ([f"file:{tmp_path}/none/x.jsonl"], {}, ["no such file", "check the path"]),
+        ([one, two], {}, ["two different tasks are called mine_fr"]),
+        (["files"], {}, ["there are no task files", "--task-data"]),
+        (["files-hu"], {"task_data": tmp_path / "one"}, ["no task files in that", "allowed: fr"]),
+        (["mine_f"], {"task_data": tmp_path / "one"}, ["did you mean 'mine_fr'"]),
+    ):
+        with pytest.raises(UserError) as caught:
+            find_tasks(asked, sets=SETS, index=frozenset, **options)  # type: ignore[arg-type]
+        assert all(part in str(caught.value) for part in parts), caught.value
+        assert "\n" not in str(caught.value)

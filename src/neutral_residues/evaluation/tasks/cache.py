@@ -3,14 +3,15 @@
 Two files, each written atomically:
 
     NAME.jsonl     one line for each item: the item, both models' answers and scores
-    NAME.json      the score for the record, what it was measured on, and the hash of the other file
+    NAME.json      the scores for the record, what they were measured on, and the hash of the other
+                   file
 
 The second is written last and counts only while the first is unchanged. No torch.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ from neutral_residues.results.record import TaskScore
 
 @dataclass(frozen=True)
 class TaskCache:
-    """The two files of one task; a stored score of another identity does not count."""
+    """The two files of one task; stored scores of another identity do not count."""
 
     folder: Path
     name: str
-    identity: dict[str, Any]  # what the score depends on: weights, items, settings
+    identity: dict[str, Any]  # what the scores depend on: weights, items, settings
 
     @property
     def summary(self) -> Path:
@@ -35,25 +36,25 @@ class TaskCache:
     def samples(self) -> Path:
         return self.folder / f"{self.name}.jsonl"
 
-    def read(self) -> TaskScore | None:
-        """The score, if both files are there, complete, and have this identity."""
+    def read(self) -> list[TaskScore] | None:
+        """The scores, if both files are there, complete, and have this identity."""
         try:
             found = json.loads(self.summary.read_text(encoding="utf-8"))
             digest = hashlib.sha256(self.samples.read_bytes()).hexdigest()
             if (found["identity"], found["samples_sha256"]) != (self.identity, digest):
                 return None
-            return TaskScore.model_validate(found["score"])
+            return [TaskScore.model_validate(score) for score in found["scores"]]
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def write(self, score: TaskScore, lines: Iterable[str]) -> None:
+    def write(self, scores: Sequence[TaskScore], lines: Iterable[str]) -> None:
         """The samples first: without the summary they do not count."""
         text = "".join(f"{line}\n" for line in lines)
         write_text(self.samples, text)
         summary = {
             "identity": self.identity,
             "samples_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "score": score.model_dump(mode="json"),
+            "scores": [score.model_dump(mode="json") for score in scores],
         }
         write_json(self.summary, summary)
 

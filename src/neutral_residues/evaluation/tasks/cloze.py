@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.errors import UserError
-from neutral_residues.evaluation.tasks.local_task import Item, LocalTask, Materials, multiple_choice
+from neutral_residues.evaluation.tasks.local_task import Item, LocalTask, Materials, task_config
 
 NUM_CHOICES = 4
 MAX_ITEMS = 500
@@ -39,12 +39,13 @@ SENTENCE = re.compile(r"\S.*?(?:[.!?…।۔؟]+[\"'»”’)\]]*(?=\s|$)|[。�
 
 def cloze_task(name: str, set_name: str, materials: Materials) -> LocalTask:
     """The task over the `cloze_items` of one evaluation set."""
-    config = multiple_choice(
+    config = task_config(
         name,
-        prompt=lambda item: item["context"],
-        choices=lambda item: item["choices"],
-        answer=lambda item: item["answer"],
         metrics=("acc_mutual_info", "acc"),
+        doc_to_text="context",
+        doc_to_choice="choices",
+        doc_to_target="answer",
+        target_delimiter="",  # choices begin with the white space of the text
     )
     stream, longest = materials.sets[set_name], materials.context_tokens
     return LocalTask(config, cloze_items(stream, materials.tokenizer, context_tokens=longest))

@@ -13,6 +13,7 @@ import copy
 import functools
 import io
 import random
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ from torch import nn
 
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.evaluation.inference import as_backbone, inference
-from neutral_residues.evaluation.tasks.local_task import LocalTask
+from neutral_residues.evaluation.tasks.local_task import EXAMPLES, ITEMS, LocalTask
 from neutral_residues.tuner.routing import temporarily
 
 FEWSHOT_SEED = 1234
@@ -72,9 +73,10 @@ def load_named(name: str) -> dict[str, Any]:
 
 def load_local(task: LocalTask) -> dict[str, Any]:
     """A task of ours as lm-eval has it."""
-    config = task.config
-    data = DatasetDict({config["test_split"]: Dataset.from_list(task.items)})
-    return {config["task"]: ConfigurableTask(config={**config, "custom_dataset": lambda **_: data})}
+    splits = {ITEMS: task.items} | ({EXAMPLES: task.examples} if task.examples else {})
+    data = DatasetDict({split: Dataset.from_list(items) for split, items in splits.items()})
+    config = {**task.config, "custom_dataset": lambda **_: data}
+    return {config["task"]: ConfigurableTask(config=config)}
 
 
 class PairedHFLM(HFLM):
@@ -88,7 +90,7 @@ class PairedHFLM(HFLM):
     ) -> None:
         # A copy, because lm-eval may give the tokenizer a padding token.
         tokenizer = copy.deepcopy(tokenizer)
-        with inference(model):  # lm-eval leaves it in evaluation mode
+        with inference(model), _as_tied(model):  # lm-eval leaves it in evaluation mode
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_rows)
         self.num_truncated = 0
         self._num_rows = 0
@@ -148,13 +150,25 @@ class PairedHFLM(HFLM):
         self._on_rows(self._num_rows)
 
 
+@contextlib.contextmanager
+def _as_tied(model: nn.Module) -> Iterator[None]:
+    """Within the block the model's weights are not tied again, which fails where an adapter wraps
+    the output head; they are since it was loaded."""
+    model.tie_weights = lambda: None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del model.tie_weights
+
+
 def build_requests(tasks: Tasks, *, num_fewshot: int | None, limit: int | None) -> int:
     """Build the prompts of all tasks, once for both models; returns the number of requests to one
     model.
 
     Args:
         num_fewshot: solved examples; None leaves it to the task. A task whose configuration says 0,
-            or that could only draw examples from the questions it is evaluated on, gets none.
+            or that could only draw examples from the questions it is evaluated on and does not ask
+            for that, gets none.
         limit: first items of each task to take; None takes all.
     """
     for task in tasks.values():
@@ -166,7 +180,7 @@ def build_requests(tasks: Tasks, *, num_fewshot: int | None, limit: int | None) 
             try:
                 task.build_all_requests(limit=limit, rank=0, world_size=1)
             except ValueError as error:
-                what = f"task {task.task_name} has no items"
+                what = f"lm-eval cannot make the prompts of task {task.task_name}"
                 raise UserError(what, got=first_line(error)) from error
         # lm-eval would build them again for the other model, and draw other examples.
         task.build_all_requests = lambda **_: None
@@ -174,9 +188,13 @@ def build_requests(tasks: Tasks, *, num_fewshot: int | None, limit: int | None) 
 
 
 def _has_examples(task: Any) -> bool:
-    """Whether a task has a split to draw examples from, besides the one that it is evaluated on."""
-    splits = [task.get_config(f"{name}_split") for name in ("fewshot", "training", "validation")]
-    evaluated_on = task.get_config("test_split") or task.get_config("validation_split")
+    """Whether a task has a split to draw examples from, besides the one that it is evaluated on;
+    or it names its test split, of which lm-eval then leaves out the item itself."""
+    named, test = task.get_config("fewshot_split"), task.get_config("test_split")
+    if named is not None and named == test:
+        return True
+    splits = [named, task.get_config("training_split"), task.get_config("validation_split")]
+    evaluated_on = test or task.get_config("validation_split")
     return next((split for split in splits if split), evaluated_on) != evaluated_on
 
 
@@ -193,6 +211,15 @@ def answer_both(
     same = all(b["doc_hash"] == a["doc_hash"] for pairs in found.values() for b, a in pairs)
     assert same, "both models answer the same items"
     return found
+
+
+def chance_of(tasks: Tasks, answers: Mapping[str, Answers]) -> float | None:
+    """Share of right answers that guessing gives: the mean of 1 / number of choices over the items;
+    None unless all tasks are multiple choice."""
+    if any(task.OUTPUT_TYPE != "multiple_choice" for task in tasks.values()):
+        return None
+    items = [(tasks[name], sample["doc"]) for name, pairs in answers.items() for _, sample in pairs]
+    return statistics.fmean(1 / len(task.doc_to_choice(item)) for task, item in items)
 
 
 def score_of(tasks: Tasks, metric: str) -> Callable[[list[Any]], float] | None:

@@ -1,9 +1,10 @@
 """Tasks whose items are made here, as lm-eval takes them.
 
-A kind of task is a function that makes a `LocalTask` (`minimal_pairs.py`, `cloze.py`);
-`registry.py` says which name belongs to which.
+A kind of task is a function that makes a `LocalTask` (`task_files.py`, `cloze.py`); `registry.py`
+says which name belongs to which.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,21 @@ from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.evaluation.tasks.cache import value_hash
 
 Item = dict[str, Any]
+
+ITEMS, EXAMPLES = "test", "examples"
+"""Splits of a local task."""
+
+
+def perplexity(log_likelihoods: Sequence[float]) -> float:
+    """lm-eval's, of whole answers; infinite where that overflows."""
+    try:
+        return math.exp(-sum(log_likelihoods) / len(log_likelihoods))
+    except OverflowError:
+        return math.inf
+
+
+SUMMARIES = {"perplexity": {"aggregation": perplexity, "higher_is_better": False}}
+"""How a metric is summarised over items, where that is not the mean."""
 
 
 @dataclass(frozen=True)
@@ -31,36 +47,34 @@ class LocalTask:
 
     config: dict[str, Any]  # lm-eval's configuration of the task, without its data
     items: list[Item]  # the same and in the same order each time, two or more
+    examples: Sequence[Item] = ()  # the split of that name, for few-shot prompts
 
     @property
     def key(self) -> str:
         """Hash of the items and of how they are asked."""
-        return value_hash([self.config["metadata"], self.items])
+        return value_hash([self.config["metadata"], self.items, self.examples])
+
+    @property
+    def most_fewshot(self) -> int:
+        """How many examples there are for a few-shot prompt; none for a task that takes none."""
+        if self.config["num_fewshot"] == 0:
+            return 0
+        return len(self.examples) or len(self.items) - 1
 
 
 MakeTask = Callable[[Materials], LocalTask]
 
 
-def multiple_choice(
-    name: str,
-    *,
-    prompt: str | Callable[[Item], str],
-    choices: Callable[[Item], Sequence[str]],
-    answer: int | Callable[[Item], int],
-    metrics: Sequence[str] = ("acc",),
-) -> dict[str, Any]:
-    """The configuration of a task that asks which choice is most likely after the prompt; choices
-    begin with the white space between, `answer` is the number of the right one."""
+def task_config(name: str, *, metrics: Sequence[str] = ("acc",), **asked: Any) -> dict[str, Any]:
+    """lm-eval's configuration of a local task: multiple choice without few-shot examples, unless
+    `asked`, which has lm-eval's keys, says otherwise. What joins prompt and answer must be said
+    (`target_delimiter`)."""
     mean = {"aggregation": "mean", "higher_is_better": True}
     return {
         "task": name,
         "output_type": "multiple_choice",
-        "test_split": "test",
-        "doc_to_text": prompt,
-        "target_delimiter": "",
-        "doc_to_choice": choices,
-        "doc_to_target": answer,
+        "test_split": ITEMS,
         "num_fewshot": 0,
-        "metric_list": [{"metric": metric, **mean} for metric in metrics],
+        "metric_list": [{"metric": metric} | SUMMARIES.get(metric, mean) for metric in metrics],
         "metadata": {"version": 1},
-    }
+    } | asked

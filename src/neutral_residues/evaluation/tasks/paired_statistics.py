@@ -62,15 +62,16 @@ def paired_scores(
     def difference(indices: NDArray[np.int64]) -> float:
         return score([extended[i] for i in indices]) - score([backbone[i] for i in indices])
 
-    found = bootstrap(
-        (np.arange(len(backbone)),),
-        difference,
-        n_resamples=RESAMPLES,
-        vectorized=False,
-        confidence_level=LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
+    with np.errstate(invalid="ignore"):  # a score may be infinite
+        found = bootstrap(
+            (np.arange(len(backbone)),),
+            difference,
+            n_resamples=RESAMPLES,
+            vectorized=False,
+            confidence_level=LEVEL,
+            method="percentile",
+            rng=np.random.default_rng(0),
+        ).confidence_interval
     before, after = float(score(list(backbone))), float(score(list(extended)))
     interval = f"bootstrap of {RESAMPLES}"
     return Paired(before, after, float(found.low), float(found.high), None, interval)

@@ -1,10 +1,14 @@
-"""Which tasks a name stands for: suites, minimal pairs, cloze, and everything that lm-eval knows.
+"""Which tasks a name stands for: suites, files, cloze, and everything that lm-eval knows.
 
     paper-fr            the paper's five benchmarks in English and, where lm-eval has them, French
     minimal-pairs-fr    every file of minimal pairs in French, each a task: clams-fr
     cloze               cloze-NAME for every evaluation set; cloze-NAME for one of them
     quick               what needs no network: minimal pairs of English and of the languages that
                         the evaluation sets are named by, and cloze
+    files, files-fr     every file of the user's folder; those in French
+    hellaswag_en        one of them
+    file:PATH           a file anywhere; for its form and its name see `task_files.py`
+    letters-NAME        a file, NAME or file:PATH, with the choices listed in the query as A, B, ...
     arc_fr, mmlu, ...   any task, tag or group of lm-eval
 
 Languages are two-letter codes. Which benchmark exists in which language is looked up in the index
@@ -15,8 +19,8 @@ Where we choose: the paper's shot counts are not known. Ours: none for ARC-chall
 Belebele (whose examples would come from its own test questions); five for MMLU and CommonsenseQA,
 whose answers are letters, so that a model without instruction training sees what is asked. A task
 whose own configuration says 0 keeps it, as in lm-eval, and one that could only take examples from
-its own questions gets none. The record says how many there were. ARC-challenge and HellaSwag are
-scored by acc_norm (likelihood per character), the rest by acc, where a task has both.
+its own questions gets none. The record says how many there were. The main score is acc_norm
+(likelihood per character) where a task has it and its answers are not letters, else acc.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -28,11 +32,19 @@ from typing import Literal
 from neutral_residues.config.run import Role
 from neutral_residues.errors import UserError, nearest
 from neutral_residues.evaluation.tasks.cloze import cloze_task
+from neutral_residues.evaluation.tasks.item_forms import LETTERS, Form
 from neutral_residues.evaluation.tasks.languages import ENGLISH, LANGUAGES, language_of_set
-from neutral_residues.evaluation.tasks.local_task import MakeTask
-from neutral_residues.evaluation.tasks.minimal_pairs import language_of, pair_files, pairs_task
+from neutral_residues.evaluation.tasks.local_task import LocalTask, MakeTask, Materials
+from neutral_residues.evaluation.tasks.task_files import (
+    SHIPPED,
+    file_task,
+    language_of,
+    task_files,
+    task_name,
+)
 
 PAIRS, PAPER, CLOZE = "minimal-pairs-", "paper-", "cloze-"
+FILES, IN_LETTERS, AT = "files-", "letters-", "file:"
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,7 @@ class Task:
     language: str | None = None  # two-letter code; None where not known
     role: Role | Literal["none"] = "none"  # whether the backbone knows that language or learns it
     num_fewshot: int | None = None  # solved examples; None leaves it to lm-eval's configuration
+    file: Path | None = None  # that its items are from
 
 
 def find_tasks(
@@ -98,13 +111,16 @@ def find_tasks(
     Args:
         sets: evaluation set -> role.
         index: returns the names that lm-eval knows; called only for names that are not ours.
-        task_data: folder with minimal pairs.
+        task_data: folder with files of the user's.
     """
-    registry = _Registry(sets, pair_files(task_data), index)
+    own = {} if task_data is None else task_files(task_data)
+    registry = _Registry(sets, task_files(SHIPPED) | own, list(own), index)
     found: dict[str, Task] = {}
     for name in names:
         for task in registry.tasks(name):
-            found.setdefault(task.name, task)
+            if found.setdefault(task.name, task).file != task.file:
+                do = "rename a file, or measure them one after the other"
+                raise UserError(f"two different tasks are called {task.name}", do=do)
     return list(found.values()), registry.missing
 
 
@@ -128,17 +144,18 @@ def paper_suite(language: str, index: Collection[str]) -> tuple[list[Task], list
 
 @dataclass(frozen=True)
 class _Registry:
-    """All names: of evaluation sets, of files of minimal pairs, of lm-eval."""
+    """All names: of evaluation sets, of files, of lm-eval."""
 
     sets: Mapping[str, Role]
     files: Mapping[str, Path]
+    own: Collection[str]  # those of the files that are in the user's folder
     index: Callable[[], Collection[str]]
     missing: list[str] = field(default_factory=list)
 
     def tasks(self, name: str) -> list[Task]:
         """What one name stands for."""
-        if name in self.files:
-            return [self._pairs(name)]
+        if (file := name.removeprefix(IN_LETTERS)) in self.files or file.startswith(AT):
+            return [self._file(file, in_letters=file != name)]
         if name.startswith(CLOZE):
             return [self._cloze(name.removeprefix(CLOZE))]
         if name == "quick":
@@ -150,6 +167,10 @@ class _Registry:
                 do = "add --set target:NAME=FILE"
                 raise UserError("cloze is made from evaluation sets, and there are none", do=do)
             tasks = list(map(self._cloze, self.sets))
+        elif name == "files":
+            tasks = self._own_files()
+        elif name.startswith(FILES):
+            tasks = self._own_files(name.removeprefix(FILES))
         elif name.startswith(PAIRS):
             tasks = self._pairs_in(name.removeprefix(PAIRS), required=True)
         elif name.startswith(PAPER):
@@ -162,16 +183,33 @@ class _Registry:
             raise UserError(f"unknown task {name}", do=self._nearest(name))
         return [replace(task, suite=name) for task in tasks]
 
-    def _pairs(self, name: str) -> Task:
-        language = language_of(name)
-        roles = (role for other, role in self.sets.items() if language_of_set(other) == language)
-        file, role = self.files[name], next(roles, None) or "none"
-        return Task(name, lambda _: pairs_task(name, file), None, language, role, num_fewshot=0)
+    def _file(self, name: str, *, in_letters: bool = False) -> Task:
+        file = Path(name.removeprefix(AT)) if name.startswith(AT) else self.files[name]
+        _check_exists(file)
+        form, prefix = (LETTERS, IN_LETTERS) if in_letters else (None, "")
+        task = prefix + task_name(file)
+        language = language_of(task)
+        roles = [role for other, role in self.sets.items() if language_of_set(other) == language]
+        role = roles[0] if language and roles else "none"
+        make = partial(_task_of, file, task, form)
+        return Task(task, make, None, language, role, file=file.resolve())
+
+    def _own_files(self, language: str | None = None) -> list[Task]:
+        if not self.own:
+            do = "name a folder: --task-data, or evaluation.task_data"
+            raise UserError("there are no task files", do=do)
+        languages = {name: language_of(name) for name in self.own}
+        tasks = [self._file(name) for name, own in languages.items() if language in (None, own)]
+        if not tasks:
+            allowed = ", ".join(sorted(filter(None, set(languages.values()))))
+            raise UserError("no task files in that language", got=language, allowed=allowed)
+        return tasks
 
     def _pairs_in(self, language: str | None, *, required: bool = False) -> list[Task]:
-        tasks = [self._pairs(name) for name in self.files if language_of(name) == language]
+        of_pairs = {name: language_of(name) for name in self.files if "-" in name}
+        tasks = [self._file(name) for name, own in of_pairs.items() if own == language]
         if required and not tasks:
-            allowed = ", ".join(sorted({language_of(name) for name in self.files}))
+            allowed = ", ".join(sorted(filter(None, set(of_pairs.values()))))
             raise UserError("no minimal pairs in that language", got=language, allowed=allowed)
         return tasks
 
@@ -191,8 +229,21 @@ class _Registry:
             *self.files,
             *(f"{CLOZE}{set_name}" for set_name in self.sets),
             *(f"{PAPER}{code}" for code in LANGUAGES),
-            *(f"{PAIRS}{language_of(file)}" for file in self.files),
+            *(f"{PAIRS}{language_of(file)}" for file in self.files if "-" in file),
         }
-        hint = nearest(name, sorted(ours | set(self.index())))
+        hint = nearest(name.removeprefix(IN_LETTERS), sorted(ours | set(self.index())))
         known = f"known: {', '.join(sorted(ours))}, and lm-eval's own"
         return hint if hint.startswith("did you mean") else known
+
+
+def _task_of(file: Path, name: str, form: Form | None, _: Materials) -> LocalTask:
+    return file_task(file, name, form=form)
+
+
+def _check_exists(file: Path) -> None:
+    """An error that names the nearest file beside it, if there is none of that name."""
+    if not file.is_file():
+        beside = [path.name for path in file.parent.iterdir()] if file.parent.is_dir() else []
+        hint = nearest(file.name, beside)
+        do = hint if hint.startswith("did you mean") else "check the path"
+        raise UserError(f"no such file: {file}", do=do)

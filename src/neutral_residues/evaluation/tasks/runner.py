@@ -3,13 +3,15 @@
 Each finished task is stored (`cache.py`) and not measured again for the same model and settings, so
 an interrupted list loses one task at most. lm-eval is imported only when needed.
 
-Where we choose: the record gets one score of a task, the first of `METRICS` that it has; the stored
-samples have all. In a group of tasks all items count alike.
+Where we choose: the record gets those of `METRICS` that a task has, the first of them for pictures
+and sentences, unless one is infinite (the perplexity of long answers); the stored samples have all.
+In a group of tasks all items count alike.
 """
 
 import contextlib
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -32,14 +34,17 @@ from neutral_residues.results.record import TaskScore
 if TYPE_CHECKING:
     from neutral_residues.evaluation.tasks.lm_eval_bridge import Answers
 
-METRICS = ("acc_mutual_info", "acc_norm", "acc", "exact_match", "f1")
-"""The first of these that a task has goes into the record; otherwise the task's own first."""
+METRICS = ("acc_mutual_info", "acc_norm", "acc", "exact_match", "f1", "perplexity")
+"""Those of these that a task has go into the record; else the task's own first."""
+GUESSABLE = ("acc_mutual_info", "acc_norm", "acc")
+"""Shares of right choices, which have a chance level."""
 LETTER_ANSWERS = ("mmlu", "belebele", "commonsense")
-"""Tasks whose answers are letters: acc_norm would divide by the length of a letter."""
+"""lm-eval's tasks whose answers are letters: acc_norm would divide by the length of a letter."""
 
 OnProgress = Callable[[str, int, int], None]
 """Called with the name of a task, the sequences done, and all of them."""
-OnScore = Callable[[TaskScore], None]
+OnScores = Callable[[list[TaskScore]], None]
+"""Called with the scores of a task."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class TaskSettings:
     batch_rows: int  # sequences per forward pass
     context_tokens: int  # longest cloze item; other tasks may use the model's whole context
     limit: int | None = None  # first items of each task to take; None takes all
+    num_fewshot: int | None = None  # solved examples before each item; None leaves it to the task
 
 
 @dataclass(frozen=True)
@@ -82,11 +88,13 @@ def plan_tasks(
         names: see `registry.py`.
         sets: the evaluation sets that cloze tasks are made from.
         folder: where finished tasks are stored, and found again.
-        task_data: folder with minimal pairs.
+        task_data: folder with task files; without names, all of them.
 
     Raises:
-        UserError: if lm-eval is not installed, a name is unknown, or a task has no data or items.
+        UserError: if lm-eval is not installed, a name is unknown, or a task has no data, no
+            items, or too few for the few-shot examples.
     """
+    names = names or (("files",) if task_data is not None else ())
     if names and not all(map(find_spec, ("lm_eval", "scipy"))):
         do = "pip install neutral-residues[tasks]"
         raise UserError("tasks need lm-eval and scipy", got="not installed", do=do)
@@ -95,6 +103,11 @@ def plan_tasks(
     tasks, missing = find_tasks(names, sets=roles, index=_lm_eval_names, task_data=task_data)
     materials = Materials(tokenizer, by_name, settings.context_tokens)
     local = {task.name: task.make(materials) for task in tasks if task.make is not None}
+    for name, task_of_ours in local.items():
+        wanted, most = settings.num_fewshot or 0, task_of_ours.most_fewshot
+        if wanted > most > 0:
+            what = f"task {name} has too few items for few-shot examples"
+            raise UserError(what, got=f"{wanted} examples", allowed=f"0 to {most}")
     for task in tasks:
         if task.name not in local and not (folder / f"{task.name}.json").is_file():
             from neutral_residues.evaluation.tasks.lm_eval_bridge import load_named
@@ -111,15 +124,15 @@ def measure_tasks(
     model_key: str,
     reference: nn.Module | None = None,
     on_progress: OnProgress = lambda name, done, total: None,
-    on_score: OnScore = lambda score: None,
+    on_scores: OnScores = lambda scores: None,
 ) -> list[TaskScore]:
-    """Both models on each task, in order.
+    """Both models on each task, in order; a task may have several scores.
 
     Args:
         model: the extended model: PEFT's, or any model if `reference` is given.
         model_key: identifies these weights; see `weights_key`.
         reference: the backbone, where switching the extension off does not give it.
-        on_score: called after each task that was measured now.
+        on_scores: called after each task that was measured now.
 
     Raises:
         UserError: for a task without data, or a folder that cannot be written.
@@ -131,20 +144,25 @@ def measure_tasks(
         "lm_eval": metadata.version("lm-eval"),
         "limit": plan.settings.limit,
     }
-    scores = []
+    found: list[TaskScore] = []
     for task in plan.tasks:
         local = plan.local.get(task.name)
-        items = local.key if local else None
-        own = {"task": task.name, "num_fewshot": task.num_fewshot, "items": items}
+        items, num_fewshot = local.key if local else None, _num_fewshot(task, plan)
+        own = {"task": task.name, "num_fewshot": num_fewshot, "items": items}
         cache = TaskCache(plan.folder, task.name, identity | own)
-        score = cache.read()
-        if score is None:
-            score, answers = _measure(task, plan, model, reference, on_progress)
-            cache.write(score, sample_lines(answers))
-            on_score(score)
+        scores = cache.read()
+        if scores is None:
+            scores, answers = _measure(task, plan, model, reference, on_progress)
+            cache.write(scores, sample_lines(answers))
+            on_scores(scores)
         asked = {"suite": task.suite, "language": task.language, "role": task.role}
-        scores.append(score.model_copy(update=asked))
-    return scores
+        found += [score.model_copy(update=asked) for score in scores]
+    return found
+
+
+def _num_fewshot(task: Task, plan: TaskPlan) -> int | None:
+    asked = plan.settings.num_fewshot
+    return task.num_fewshot if asked is None else asked
 
 
 def _measure(
@@ -153,14 +171,15 @@ def _measure(
     model: nn.Module,
     reference: nn.Module | None,
     on_progress: OnProgress,
-) -> tuple[TaskScore, dict[str, "Answers"]]:
-    """The score of a task, and both models' answers to each of its parts."""
+) -> tuple[list[TaskScore], dict[str, "Answers"]]:
+    """The scores of a task, and both models' answers to each of its parts."""
     import neutral_residues.evaluation.tasks.lm_eval_bridge as bridge
 
     local, limit = plan.local.get(task.name), plan.settings.limit
     with _quiet_lm_eval():
         parts = bridge.load_local(local) if local else bridge.load_named(task.name)
-        num_requests = bridge.build_requests(parts, num_fewshot=task.num_fewshot, limit=limit)
+        shots = _num_fewshot(task, plan)
+        num_requests = bridge.build_requests(parts, num_fewshot=shots, limit=limit)
         lm = bridge.PairedHFLM(
             model,
             plan.tokenizer,
@@ -175,9 +194,21 @@ def _measure(
             # The code of a task is its author's: it may need another package, or a judge.
             what = f"task {task.name} failed inside lm-eval"
             raise UserError(what, got=first_line(error), do="leave it out") from error
-    metric = choose_metric(task.name, answers)
-    aggregate = bridge.score_of(parts, metric)
-    return score_task(task.name, parts, answers, metric, aggregate, lm.num_truncated), answers
+    has_letters = local is None and any(part in task.name for part in LETTER_ANSWERS)
+    metrics = choose_metrics(task.name, answers, has_letters=has_letters)
+    scores = [
+        score_task(
+            task.name,
+            parts,
+            answers,
+            metric,
+            aggregate=bridge.score_of(parts, metric),
+            chance=bridge.chance_of(parts, answers) if metric in GUESSABLE else None,
+            num_truncated=lm.num_truncated,
+        )
+        for metric in metrics
+    ]
+    return [score for score in scores if score is not None], answers
 
 
 def _lm_eval_names() -> frozenset[str]:
@@ -186,17 +217,18 @@ def _lm_eval_names() -> frozenset[str]:
     return known_tasks()
 
 
-def choose_metric(task: str, answers: Mapping[str, "Answers"]) -> str:
-    """The metric for the record, of those that lm-eval has computed for every part; a UserError if
-    the parts of a group have none in common."""
+def choose_metrics(
+    task: str, answers: Mapping[str, "Answers"], *, has_letters: bool = False
+) -> list[str]:
+    """The metrics for the record, the most telling first, of those that lm-eval has computed for
+    every part; a UserError if the parts of a group have none in common."""
     by_part = [pairs[0][1]["metrics"] for pairs in answers.values()]
     names = [metric for metric in by_part[0] if all(metric in metrics for metrics in by_part)]
     if not names:
         what = f"the parts of task {task} have no score in common"
         raise UserError(what, do="name its parts one by one")
-    has_letters = any(part in task for part in LETTER_ANSWERS)
-    order = [metric for metric in METRICS if not (has_letters and metric == "acc_norm")]
-    return next((metric for metric in order if metric in names), names[0])
+    wanted = [metric for metric in METRICS if not (has_letters and metric == "acc_norm")]
+    return [metric for metric in wanted if metric in names] or names[:1]
 
 
 def score_task(
@@ -204,12 +236,14 @@ def score_task(
     parts: Mapping[str, Any],
     answers: Mapping[str, "Answers"],
     metric: str,
+    *,
     aggregate: Callable[[list[Any]], float] | None,
+    chance: float | None,
     num_truncated: int,
-) -> TaskScore:
-    """Both models' scores over all items of all parts of a task, and the paired difference; a
-    UserError if there is one item only. `aggregate` makes one number of many items' metrics; None
-    means their mean."""
+) -> TaskScore | None:
+    """Both models' scores over all items of all parts of a task, and the paired difference; None
+    where one is infinite. A UserError if there is one item only. `aggregate` makes one number of
+    many items' metrics; None means their mean."""
     # Where a task filters answers in several ways, the first counts.
     pairs = [
         (before, after)
@@ -222,6 +256,8 @@ def score_task(
         raise UserError(f"task {name} has one item only", do=do)
     before, after = [b[metric] for b, _ in pairs], [a[metric] for _, a in pairs]
     paired = paired_scores(before, after, aggregate) if aggregate else paired_means(before, after)
+    if not all(map(math.isfinite, (paired.backbone, paired.extended, paired.low, paired.high))):
+        return None
     is_share = aggregate is None and {*before, *after} <= {0, 1}
     higher_is_better = next(iter(parts.values())).higher_is_better()[metric]
     items = [[s["doc_hash"], s["prompt_hash"], s["target_hash"]] for s, _ in pairs]
@@ -233,6 +269,7 @@ def score_task(
         num_items=len(pairs),
         **paired._asdict(),
         difference=paired.difference,
+        chance=chance,
         num_fewshot=max(part.get_config("num_fewshot") or 0 for part in parts.values()),
         num_truncated=num_truncated,
         key=value_hash([metric, items]),

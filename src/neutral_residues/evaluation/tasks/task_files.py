@@ -1,0 +1,150 @@
+"""Tasks from files: those that ship, a folder of the user's, and single files.
+
+A file is JSON lines, one item a line, all in one form (`item_forms.py`), plain or compressed with
+gzip. In a folder a task is called as its file, and its language ends the name:
+
+    NAME_LANG.jsonl.gz            the task NAME_LANG, for example hellaswag_en
+    NAME.LANG.jsonl.gz            minimal pairs: the task NAME-LANG, for example clams-fr
+    NAME_LANG.examples.jsonl.gz   few-shot examples of that task
+
+The package contains a sample of BLiMP (English) and CLAMS (English, French, German) as minimal
+pairs; files in a folder of the user's take precedence.
+
+Where we choose: few-shot examples come from the file of examples where there is one, as lm-eval
+takes them from a training or validation split, else from the other items of the file, as lm-eval
+does where its fewshot_split is the test split; the item itself is never among them. Items keep
+their order, so that a limit takes those that lm-eval takes; minimal pairs, which stand by
+construction, are shuffled with a fixed seed, so that it takes a fair sample.
+"""
+
+import gzip
+import json
+import random
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from neutral_residues.errors import UserError
+from neutral_residues.evaluation.tasks.item_forms import FORMS, LETTERS, MINIMAL_PAIR, Form, form_of
+from neutral_residues.evaluation.tasks.local_task import (
+    EXAMPLES,
+    ITEMS,
+    Item,
+    LocalTask,
+    task_config,
+)
+from neutral_residues.files import disk_errors
+
+SHIPPED = Path(__file__).parent / "data"
+FILE = re.compile(r"\w+[._][a-z]{2,3}\.jsonl(\.gz)?")
+LANGUAGE = re.compile(r"[-_]([a-z]{2,3})$")
+SEED = 0
+
+
+def file_task(file: Path, name: str, *, form: Form | None = None) -> LocalTask:
+    """The task over the items of one file, with the examples beside it if there are some.
+
+    Args:
+        form: how to ask; default: as the first item's fields say.
+
+    Raises:
+        UserError: if a file cannot be read, an item lacks something or has another form than the
+            first, or there are fewer than two.
+    """
+    form, items = read_items(file, form)
+    asked = dict(form.asked)
+    examples: list[Item] = []
+    if form is MINIMAL_PAIR:
+        random.Random(SEED).shuffle(items)
+    else:
+        if (beside := _examples_file(file)) is not None:
+            _, examples = read_items(beside, form)
+        asked |= {"num_fewshot": None, "fewshot_split": EXAMPLES if examples else ITEMS}
+    return LocalTask(task_config(name, metrics=form.metrics, **asked), items, examples)
+
+
+def read_items(file: Path, form: Form | None = None) -> tuple[Form, list[Item]]:
+    """All items of a file and the form that they have; arguments and errors as of `file_task`."""
+    found = list(_parsed(file))
+    if len(found) < 2:
+        got, do = f"{len(found)} items", "name another file"
+        raise UserError(f"too few items in {file}", got=got, allowed="two or more", do=do)
+    form = form or _form_at(*found[0])
+    for where, item in found:
+        own = form_of(item)
+        if form is not LETTERS and own is not None and own is not form:
+            what, do = f"{where} has another form than the items before it", "use one file for each"
+            raise UserError(what, got=own.title, allowed=form.title, do=do)
+        form.check(item, where)
+    return form, [_kept(item, form) for _, item in found]
+
+
+def task_files(folder: Path) -> dict[str, Path]:
+    """Task name -> its file, for all in a folder; a UserError if it is not a folder, or has
+    none."""
+    allowed = "a folder with files NAME_LANG.jsonl or .jsonl.gz, for example hellaswag_en.jsonl.gz"
+    if not folder.is_dir():
+        raise UserError("task_data is not a folder", got=str(folder), allowed=allowed)
+    with disk_errors(folder):
+        files = [path for path in sorted(folder.iterdir()) if FILE.fullmatch(path.name)]
+    if not files:
+        raise UserError(f"no tasks in {folder}", allowed=allowed)
+    return {task_name(path): path for path in files}
+
+
+def task_name(file: Path) -> str:
+    """What the task of a file is called."""
+    return file.name.partition(".jsonl")[0].replace(".", "-")
+
+
+def language_of(task: str) -> str | None:
+    """The code at the end of a task's name; None where there is none."""
+    match = LANGUAGE.search(task)
+    return match[1] if match else None
+
+
+def _examples_file(file: Path) -> Path | None:
+    stem = file.name.partition(".jsonl")[0]
+    beside = (file.with_name(f"{stem}.examples.jsonl{end}") for end in ("", ".gz"))
+    return next((path for path in beside if path.is_file()), None)
+
+
+def _form_at(where: str, item: Item) -> Form:
+    form = form_of(item)
+    if form is None:
+        forms = "; ".join(", ".join(known.fields) for known in FORMS)
+        got = ", ".join(item) or "no fields"
+        raise UserError(f"{where} is not an item of a task", got=got, allowed=forms)
+    return form
+
+
+def _kept(item: Item, form: Form) -> Item:
+    """What the form needs, and whatever else is text; anything else could not be a column."""
+    return {key: v for key, v in item.items() if key in form.fields or isinstance(v, str)}
+
+
+def _parsed(file: Path) -> Iterator[tuple[str, Item]]:
+    """Every item, and where it stands."""
+    for number, line in enumerate(_lines(file), start=1):
+        if not line.strip():
+            continue
+        where = f"{file} line {number}"
+        try:
+            item = json.loads(line)
+        except ValueError as error:
+            allowed = "JSON lines, one item a line"
+            raise UserError(f"{where} is not JSON", got=str(error), allowed=allowed) from error
+        if not isinstance(item, dict):
+            allowed = 'an object, {"query": ..., ...}'
+            raise UserError(f"{where} is not an item", got=line.strip()[:60], allowed=allowed)
+        yield where, item
+
+
+def _lines(path: Path) -> Iterator[str]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with disk_errors(path), opened(path, "rt", encoding="utf-8-sig") as file:
+            yield from file
+    except (EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged", got=str(error), do="fetch it again") from error
