@@ -29,8 +29,8 @@ from neutral_residues import NeutralResiduesConfig
 from neutral_residues.backbone import load_backbone, load_tokenizer
 from neutral_residues.demo.run import DEMO_DATA
 from neutral_residues.evaluation.inference import as_backbone, inference
-from neutral_residues.evaluation.tasks.minimal_pairs import pair_files, pairs_task
 from neutral_residues.evaluation.tasks.runner import TaskSettings, measure_tasks, plan_tasks
+from neutral_residues.evaluation.tasks.task_files import SHIPPED, file_task, task_files
 
 TASK = "blimp-en"
 
@@ -38,9 +38,9 @@ TASK = "blimp-en"
 def extended(backbone: str) -> nn.Module:
     """An extension whose residues are not zero, so that the models differ."""
     torch.manual_seed(0)
-    model: Any = get_peft_model(
-        load_backbone(backbone, dtype=torch.float32), NeutralResiduesConfig(budget=0.2)
-    )
+    # lm-eval alone fails where an output head is wrapped and shares its weights.
+    config = NeutralResiduesConfig(budget=0.2, head_rank=0)
+    model: Any = get_peft_model(load_backbone(backbone, dtype=torch.float32), config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -64,7 +64,7 @@ def plain(model: nn.Module, tokenizer: Any, settings: TaskSettings) -> tuple[flo
     from lm_eval.models.huggingface import HFLM
 
     def accuracy() -> float:
-        tasks = bridge.load_local(pairs_task(TASK, pair_files()[TASK]))
+        tasks = bridge.load_local(file_task(task_files(SHIPPED)[TASK], TASK))
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_rows)
         with contextlib.redirect_stderr(io.StringIO()):
             found: Any = evaluate(

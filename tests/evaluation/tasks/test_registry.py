@@ -121,6 +121,7 @@ def test_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
         ),
         ([f"file:{tmp_path}/none/x.jsonl"], {}, ["no such file", "check the path"]),
         ([one, two], {}, ["two different tasks are called mine_fr"]),
+        ([f"file:{tmp_path}/one"], {}, ["one is a folder", "--task-data"]),
         (["files"], {}, ["there are no task files", "--task-data"]),
         (["files-hu"], {"task_data": tmp_path / "one"}, ["no task files in that", "allowed: fr"]),
         (["mine_f"], {"task_data": tmp_path / "one"}, ["did you mean 'mine_fr'"]),

@@ -52,13 +52,13 @@ class Form:
             are_texts = isinstance(options, list) and all(map(_is_text, options))
             several = are_texts and len(options) > 1
             _require(several, where, self.options, item, "a list of two texts or more")
-            numbers = f"0 to {len(options) - 1}, the number of one of {self.options}"
+            numbers = f"0 to {len(options) - 1} ({self.options} count from 0)"
             _require(type(gold) is int and 0 <= gold < len(options), where, "gold", item, numbers)
 
 
 def _require(holds: bool, where: str, field: str, item: Mapping[str, Any], allowed: str) -> None:
     if not holds:
-        raise UserError(f"{where}: {field}", got=repr(item[field])[:60], allowed=allowed)
+        raise UserError(f"{where} has a wrong {field}", got=repr(item[field])[:60], allowed=allowed)
 
 
 def _is_text(value: object) -> bool:

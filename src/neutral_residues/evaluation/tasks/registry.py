@@ -242,6 +242,9 @@ def _task_of(file: Path, name: str, form: Form | None, _: Materials) -> LocalTas
 
 def _check_exists(file: Path) -> None:
     """An error that names the nearest file beside it, if there is none of that name."""
+    if file.is_dir():
+        do = "for all files of a folder use --task-data, or evaluation.task_data"
+        raise UserError(f"{file} is a folder", allowed=f"{AT}PATH of a file", do=do)
     if not file.is_file():
         beside = [path.name for path in file.parent.iterdir()] if file.parent.is_dir() else []
         hint = nearest(file.name, beside)
