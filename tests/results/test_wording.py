@@ -13,6 +13,7 @@ from neutral_residues.results.wording import change_in_words
         ((2.0, 1.0, 3.0), "higher", "better (+2.0 ± 1.0)"),
         ((2.0, 1.0, 3.0), "lower", "worse (+2.0 ± 1.0)"),
         ((-2.0, -3.0, -1.0), "lower", "better (−2.0 ± 1.0)"),
+        ((-3e4, -5e4, -1e4), "lower", "better (−3.0e+04 ± 2.0e+04)"),
     ],
 )
 def test_changes_in_words(change: tuple[float, float, float], direction: str, words: str) -> None:

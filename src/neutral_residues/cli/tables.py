@@ -12,7 +12,7 @@ from neutral_residues.evaluation.token_kinds import few_tokens_line
 from neutral_residues.results.record import Record
 from neutral_residues.results.set_result import WRONG, SetResult, wrong_share
 from neutral_residues.results.spliced import LATER
-from neutral_residues.results.wording import better_or_worse, factor_of, with_half_width
+from neutral_residues.results.wording import LARGE, better_or_worse, factor_of, with_half_width
 
 
 def print_summary(record: Record, output: Path, *, console: Console | None = None) -> None:
@@ -201,10 +201,13 @@ def tasks_table(record: Record) -> Table:
             *([str(task.num_fewshot)] if has_shots else []),
             *([f"{task.num_truncated:,}"] if has_cut else []),
             *(["-" if task.chance is None else f"{100 * task.chance:.2f}"] if has_chance else []),
-            f"{factor * task.backbone:.2f}",
-            f"{factor * task.extended:.2f}",
+            *(_score(factor * value) for value in (task.backbone, task.extended)),
             with_half_width(factor * task.difference, factor * task.low, factor * task.high),
             "no" if is_noise else better_or_worse(task.difference, task.direction),
         )
         named = task.name
     return table
+
+
+def _score(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < LARGE else f"{value:.1e}"

@@ -3,6 +3,9 @@
 from neutral_residues.results.record import TaskScore
 from neutral_residues.units import decimal
 
+LARGE = 10_000
+"""From here on a change is written with a power of ten."""
+
 
 def factor_of(task: TaskScore) -> int:
     """Shares are shown in %."""
@@ -23,5 +26,8 @@ def better_or_worse(difference: float, direction: str) -> str:
 
 
 def with_half_width(difference: float, low: float, high: float) -> str:
-    """For example "+2.0 ± 1.0"."""
-    return f"{decimal(difference, 1, signed=True)} ± {(high - low) / 2:.1f}"
+    """For example "+2.0 ± 1.0", or "+2.0e+05 ± 1.0e+05" where perplexities are that far off."""
+    half = (high - low) / 2
+    if max(abs(difference), half) >= LARGE:
+        return f"{difference:+.1e} ± {half:.1e}".replace("-", "−")
+    return f"{decimal(difference, 1, signed=True)} ± {half:.1f}"
