@@ -1,6 +1,8 @@
 """Runs with new tokens: learnt from the text, trained, measured, saved and loaded, by any method
 that can hold them."""
 
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from neutral_residues.evaluation.generate import generate_both
 from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.run import extend
 from neutral_residues.training.setup import Setup
-from tiny_run import NUM_NEW_TOKENS, vocabulary_values
+from tiny_run import NUM_NEW_TOKENS, UKRAINIAN_WORDS, vocabulary_values
 
 SIZE = NUM_NEW_TOKENS
 ABLE = ("neutral", "adapter", "finetune", "lora", "lora-embeddings", "disel", "ssu")
@@ -104,3 +106,27 @@ def test_new_tokens_start_as_the_run_file_says(tmp_path: Path) -> None:
 def test_methods_without_place_for_them(method: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"method {method} cannot learn new tokens; got 12"):
         extend(**vocabulary_values(tmp_path, method=method))
+
+
+@pytest.mark.slow
+def test_tasks_ask_each_model_in_its_own_tokens(tmp_path: Path) -> None:
+    items = [
+        {
+            "query": " ".join(UKRAINIAN_WORDS[i : i + 3]),
+            "choices": UKRAINIAN_WORDS[i + 3 : i + 5],
+            "gold": 0,
+        }
+        for i in range(4)
+    ]
+    file = tmp_path / "next-word_uk.jsonl"
+    file.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    evaluation = {"tasks": [f"file:{file}"]}
+    scores = {}
+    for name, vocabulary in (("plain", {}), ("run", {"size": SIZE})):
+        changes = {"evaluation": evaluation, "vocabulary": vocabulary, "output": tmp_path / name}
+        record = extend(**vocabulary_values(tmp_path, **changes))
+        scores[name] = {score.metric: score for score in record.tasks}
+    assert scores["run"].keys() == scores["plain"].keys()
+    for metric, score in scores["run"].items():
+        assert score.backbone == pytest.approx(scores["plain"][metric].backbone)
+        assert math.isfinite(score.extended)

@@ -105,6 +105,7 @@ def _planned_tasks(setup: Setup, progress: RunProgress) -> runner.TaskPlan:
         sets=setup.data.evaluate,
         folder=RunFolder(config.output).tasks,
         task_data=evaluation.task_data,
+        vocabulary=setup.vocabulary,
     )
     for line in plan.missing:
         progress.say(line)

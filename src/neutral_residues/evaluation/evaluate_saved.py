@@ -64,6 +64,7 @@ def plan_saved_tasks(
         sets=streams,
         folder=RunFolder(saved.folder).tasks,
         task_data=task_data,
+        vocabulary=saved.vocabulary,
     )
 
 

@@ -29,8 +29,10 @@ from torch import nn
 
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.evaluation.inference import as_backbone, inference
+from neutral_residues.evaluation.possible import possible_tokens
 from neutral_residues.evaluation.tasks.local_task import EXAMPLES, ITEMS, LocalTask
 from neutral_residues.tuner.routing import temporarily
+from neutral_residues.vocabulary.vocabulary import Vocabulary
 
 FEWSHOT_SEED = 1234
 """The default of lm-eval's command line, so that the prompts are the same."""
@@ -80,32 +82,47 @@ def load_local(task: LocalTask) -> dict[str, Any]:
 
 
 class PairedHFLM(HFLM):
-    """lm-eval's model for two models with one tokenizer: tokenises each text once, counts truncated
-    prompts, and calls `on_rows` in each forward pass with the number of sequences so far."""
+    """lm-eval's model for two models: tokenises each text once for each tokenizer, counts truncated
+    prompts, and calls `on_rows` in each forward pass with the number of sequences so far.
+
+    Args:
+        vocabulary: the extended model's own, if it has one; its answers are then asked for in
+            tokens that it can give, see `possible.py`.
+    """
 
     _model: Any
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, *, batch_rows: int, on_rows: Callable[[int], None]
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        batch_rows: int,
+        on_rows: Callable[[int], None],
+        vocabulary: Vocabulary | None = None,
     ) -> None:
-        # A copy, because lm-eval may give the tokenizer a padding token.
+        # Copies, because lm-eval may give the tokenizer a padding token.
         tokenizer = copy.deepcopy(tokenizer)
-        with inference(model), _as_tied(model):  # lm-eval leaves it in evaluation mode
+        with inference(model):  # lm-eval leaves it in evaluation mode
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_rows)
+        self._own_tokenizer = copy.deepcopy(vocabulary.base) if vocabulary else tokenizer
+        self._own_tokenizer.pad_token = tokenizer.pad_token
+        self._pieces = vocabulary.pieces if vocabulary else []
         self.num_truncated = 0
         self._num_rows = 0
         self._on_rows = on_rows
         self._tokens: dict[tuple[Any, ...], list[int]] = {}
 
     @contextlib.contextmanager
-    def using(self, model: nn.Module) -> Iterator[None]:
+    def using(self, model: nn.Module, *, is_backbone: bool = False) -> Iterator[None]:
         """Within the block, `model` answers; its truncated prompts are counted from 0."""
         self.num_truncated = 0
-        with temporarily([self], "_model", model):
+        tokenizer = self._own_tokenizer if is_backbone else self.tokenizer
+        with temporarily([self], "_model", model), temporarily([self], "tokenizer", tokenizer):
             yield
 
     def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
-        key = (string, *args, *sorted(kwargs.items()))
+        key = (id(self.tokenizer), string, *args, *sorted(kwargs.items()))
         if key not in self._tokens:
             self._tokens[key] = super().tok_encode(string, *args, **kwargs)
         return self._tokens[key]
@@ -124,10 +141,16 @@ class PairedHFLM(HFLM):
 
     def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> Any:
         """lm-eval fails on an answer that alone exceeds the context; we score its end."""
+        if self._pieces and self.tokenizer is not self._own_tokenizer:
+            requests = list(map(self._possible, requests))
         limit = self.max_length + 1  # the last token is predicted, not read
         lengths = [len(prompt) + len(answer) for _, prompt, answer in requests]
         self.num_truncated += sum(length > limit for length in lengths)
         return super()._loglikelihood_tokens(list(map(self._fitting, requests)), *args, **kwargs)
+
+    def _possible(self, request: TokenRequest) -> TokenRequest:
+        text, prompt, answer = request
+        return text, prompt, possible_tokens(self._model, prompt, answer, self._pieces)
 
     def _fitting(self, request: TokenRequest) -> TokenRequest:
         text, _, answer = request
@@ -148,17 +171,6 @@ class PairedHFLM(HFLM):
     def _count(self, rows: torch.Tensor) -> None:
         self._num_rows += len(rows)
         self._on_rows(self._num_rows)
-
-
-@contextlib.contextmanager
-def _as_tied(model: nn.Module) -> Iterator[None]:
-    """Within the block the model's weights are not tied again, which fails where an adapter wraps
-    the output head; they are since it was loaded."""
-    model.tie_weights = lambda: None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del model.tie_weights
 
 
 def build_requests(tasks: Tasks, *, num_fewshot: int | None, limit: int | None) -> int:
@@ -205,7 +217,7 @@ def answer_both(
     with inference(model, reference):
         with lm.using(model):
             extended = _answers(lm, tasks, limit)
-        with as_backbone(model, reference) as backbone, lm.using(backbone):
+        with as_backbone(model, reference) as backbone, lm.using(backbone, is_backbone=True):
             before = _answers(lm, tasks, limit)
     found = {name: list(zip(before[name], extended[name], strict=True)) for name in tasks}
     same = all(b["doc_hash"] == a["doc_hash"] for pairs in found.values() for b, a in pairs)

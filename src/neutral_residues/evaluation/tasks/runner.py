@@ -30,6 +30,7 @@ from neutral_residues.evaluation.tasks.local_task import LocalTask, Materials
 from neutral_residues.evaluation.tasks.paired_statistics import paired_means, paired_scores
 from neutral_residues.evaluation.tasks.registry import Task, find_tasks
 from neutral_residues.results.record import TaskScore
+from neutral_residues.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from neutral_residues.evaluation.tasks.lm_eval_bridge import Answers
@@ -65,8 +66,9 @@ class TaskPlan:
     local: Mapping[str, LocalTask]  # those of them that are made of items of ours, by name
     missing: tuple[str, ...]  # benchmarks of a suite that lm-eval lacks, a line for each suite
     settings: TaskSettings
-    tokenizer: PreTrainedTokenizerBase  # of both models
+    tokenizer: PreTrainedTokenizerBase  # of both models, or of the extended one
     folder: Path  # where finished tasks are stored
+    vocabulary: Vocabulary | None = None  # the extended model's own
 
 
 def plan_tasks(
@@ -77,6 +79,7 @@ def plan_tasks(
     sets: Sequence[TokenStream],
     folder: Path,
     task_data: Path | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> TaskPlan:
     """Find the tasks behind names and suites, and load their data once: what is missing must show
     before a long training, not after it.
@@ -89,6 +92,7 @@ def plan_tasks(
         sets: the evaluation sets that cloze tasks are made from.
         folder: where finished tasks are stored, and found again.
         task_data: folder with task files; without names, all of them.
+        vocabulary: the extended model's own, if it has one; `tokenizer` is then that.
 
     Raises:
         UserError: if lm-eval is not installed, a name is unknown, or a task has no data, no
@@ -114,7 +118,7 @@ def plan_tasks(
 
             with _quiet_lm_eval():
                 load_named(task.name)
-    return TaskPlan(tuple(tasks), local, tuple(missing), settings, tokenizer, folder)
+    return TaskPlan(tuple(tasks), local, tuple(missing), settings, tokenizer, folder, vocabulary)
 
 
 def measure_tasks(
@@ -185,6 +189,7 @@ def _measure(
             plan.tokenizer,
             batch_rows=plan.settings.batch_rows,
             on_rows=lambda done: on_progress(task.name, done, 2 * num_requests),
+            vocabulary=plan.vocabulary,
         )
         try:
             answers = bridge.answer_both(lm, parts, model, reference, limit)
