@@ -59,9 +59,10 @@ def exported(model: PeftModel, to: str, folder: Path) -> dict[str, Any]:
 
 
 def assert_exact(answer: dict[str, Any], tolerance: float = 1e-6) -> None:
-    """As a share of the largest logit; float32 keeps seven digits."""
+    """As a share of the largest logit; float32 keeps seven digits, of which a cache may cost more,
+    because sums of another length run through other kernels."""
     assert answer["outputs"] <= tolerance * answer["largest"], answer
-    assert answer["cache"] <= max(1e-5, 1e-6 * answer["largest"]), answer
+    assert answer["cache"] <= max(1e-5, 5e-6 * answer["largest"]), answer
 
 
 def assert_refused(model: PeftModel, to: str, folder: Path, reason: str) -> None:
