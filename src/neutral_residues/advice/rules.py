@@ -145,9 +145,8 @@ def _costly_target(config: RunConfig, texts: Sequence[TextFacts]) -> Iterator[st
         )
         yield (
             f"the target takes {cost:.2f} tokens per {unit}, the source {usual:.2f}:"
-            f" {cost / usual:.1f} times as many. The context holds less text, and time grows as"
-            " much. Where only bytes are left, frozen embeddings stop learning early (LAB,"
-            f" Ukrainian): the tokenizer's vocabulary is the limit, not the budget. {remedy}"
+            f" {cost / usual:.1f} times as many. The context holds less text, time grows as much,"
+            f" and the same text teaches less (LAB, Ukrainian). {remedy}"
         )
 
 

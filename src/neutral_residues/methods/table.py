@@ -249,6 +249,7 @@ METHODS: tuple[Method, ...] = (
         paper="Talla et al. 2025, arXiv 2410.02744",
         trains="adapters parallel to feed-forward blocks, each with a gate that reads its input",
         fixed={"residues.gate_reads": "layer", "residues.head_rank": 0},
+        new_tokens="none",
     ),
     replace(
         NEUTRAL,
@@ -259,6 +260,7 @@ METHODS: tuple[Method, ...] = (
         afterwards=(),
         fixed={"residues.block_gate": "elu"},
         recipe={"residues.gate_reads": "layer"},
+        new_tokens="none",
     ),
     replace(
         NEUTRAL,
@@ -273,6 +275,7 @@ METHODS: tuple[Method, ...] = (
             "residues.gate_reads": "layer",
             "residues.head_rank": 0,
         },
+        new_tokens="none",
     ),
     replace(
         NEUTRAL,
@@ -283,6 +286,7 @@ METHODS: tuple[Method, ...] = (
         afterwards=(),
         fixed={"residues.block_gate": "sigmoid", "residues.local_loss": "cross_entropy"},
         recipe={"residues.local_loss_weight": 0.02, "residues.gate_reads": "layer"},
+        new_tokens="none",
     ),
     ADAPTER,
     _scaled(
