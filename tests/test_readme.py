@@ -5,6 +5,7 @@ import io
 import math
 import re
 import statistics
+from statistics import fmean as mean
 
 import pytest
 import yaml
@@ -70,11 +71,13 @@ def test_the_number_of_families_is_that_of_the_contract_test() -> None:
 
 
 ROWS = {
-    "full fine-tuning": "finetune/lr0.004-p0.1",
+    "full fine-tuning": "finetune/lr0.006-p0.1",
     "LoRA on the same budget": "lora/b0.2-lr0.006-p0.1",
     "gate-less adapter": "adapter/b0.2-lr0.01-p0.1",
-    "weight averaging, 0.4": "wise-ft/share0.4-lr0.004-p0.1",
-    "**neutral residues**": "neutral/b0.2-lr0.005-p0.1",
+    "fine-tuning with KL to the backbone": "finetune-kl/lr0.006-p0.1",
+    "gate-less adapter with KL": "adapter-kl/b0.2-lr0.01-p0.1",
+    "the paper's neutral residues": "neutral-paper/b0.2-lr0.005-p0.1",
+    "**neutral residues**": "neutral/b0.2-lr0.01-p0.1",
 }
 
 
@@ -114,6 +117,7 @@ def test_the_claims_are_those_of_the_report() -> None:
     comparison = compare_with_neutral(section)
     assert comparison is not None
     assert comparison.better_on_both_sides == ()
+    assert comparison.reference.first.config["training"]["learning_rate"] == 1e-2
     forgets: dict[str, float] = {}
     for other in comparison.others:
         if other.forgetting is not None:
@@ -121,5 +125,27 @@ def test_the_claims_are_those_of_the_report() -> None:
             forgets[label] = min(forgets.get(label, math.inf), other.forgetting)
     for title, name in ROWS.items():
         label = name.split("/")[0]
-        expected = comparison.reference.forgetting.mean if label == "neutral" else forgets[label]
-        assert table_row(title)[-1] == f"{expected:+.1f} %"
+        expected = forgets.get(label)
+        if label == "neutral":
+            expected = comparison.reference.forgetting.mean
+        shown = "learns less" if expected is None else f"{expected:+.1f} %"
+        assert table_row(title)[-1] == shown
+
+
+def test_what_is_said_of_new_tokens_is_in_the_records() -> None:
+    found = {name: [] for name in ("neutral-4000", "finetune-4000", "neutral")}
+    for run in packed("vocabulary"):
+        if (label := run.record.label) in found:
+            found[label].append(run.record.sets)
+    after, tuned, plain = found.values()
+    text, uk = " ".join(README.split()), [sets["uk"] for sets in after]
+    without = mean(sets["uk"].extended_bits_per_byte for sets in plain)
+    reached = mean(it.extended_bits_per_byte for it in uk)
+    assert f"reaches {reached:.2f} bits per byte instead of {without:.2f}" in text
+    fine_tuned = mean(sets["uk"].extended_bits_per_byte for sets in tuned)
+    novels = mean(sets["en"].rise_percent for sets in tuned)
+    assert f"reaches {fine_tuned:.2f} and forgets {novels:.0f} % of English novels" in text
+    rises = (mean(s[name].rise_percent for s in after) for name in ("en", "en-pubmed", "en-wiki"))
+    assert f"neutral residues forget at most {max(rises):.1f} %" in text
+    share = mean(it.num_tokens / (it.backbone_tokens or 0) for it in uk)
+    assert f"takes {10.5 * share:.1f} tokens a word instead of 10.5" in text
