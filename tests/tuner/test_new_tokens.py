@@ -224,6 +224,7 @@ def test_in_other_families(family: str) -> None:
     with torch.no_grad():
         layer_of(model).readers()["default"].block_gate.bias.fill_(-1000)
     assert logits(model, ids)[..., V:].eq(-torch.inf).all()
+    assert model(input_ids=ids).logits[..., V:].eq(-torch.inf).all()  # with gradients, too
     backbone = build(family, FAMILIES[family]).eval()
     assert torch.equal(logits(model, token_ids())[..., :V], logits(backbone, token_ids()))
 

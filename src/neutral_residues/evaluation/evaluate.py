@@ -189,11 +189,9 @@ class _Scorer:
         with observe_residues(self.stats.layers, self.stats):
             extended_BKV = _last_logits(self.model, inputs_BT, keep)
         backbone_BKV = None
-        if not paired:
-            pass
-        elif self.reference is self.model:
+        if paired and self.reference is self.model:
             backbone_BKV = extended_BKV[..., : self.vocabulary]
-        elif self.backbone_nats is None:
+        elif paired and self.backbone_nats is None:
             with as_backbone(self.model, self.reference) as backbone:
                 backbone_BKV = self._backbone_logits(backbone, inputs_BT, keep)
         sums.add_residues(self.stats, scored_BT)

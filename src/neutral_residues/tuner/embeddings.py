@@ -193,8 +193,9 @@ class EmbeddingsLayer(ModuleBeside):
 
     def after_model(self, model: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
         """A forward hook of the whole model, where that caps logits: what was -inf is so again."""
-        if self._impossible is not None and not torch.is_grad_enabled():
-            outputs.logits[..., self.first_new_id :].masked_fill_(self._impossible, -torch.inf)
+        if self._impossible is not None:
+            impossible = F.pad(self._impossible, (self.first_new_id, 0))
+            outputs.logits = outputs.logits.masked_fill(impossible, -torch.inf)
         self._impossible = None
 
     def _read(self, embeddings_BTD: Tensor) -> None:

@@ -83,11 +83,9 @@ class NewTokens(nn.Module):
     def start_from(self, embeddings_ND: Tensor, head_rows_ND: Tensor) -> None:
         """Take the values nearest to these rows, by the truncated singular value decomposition of
         both beside each other, each scaled to a root mean square of 1."""
-        scales = [rows.float().square().mean().sqrt().clamp(min=1e-12) for rows in (
-            embeddings_ND, head_rows_ND)]  # fmt: skip
-        both = torch.cat(
-            [embeddings_ND.float() / scales[0], head_rows_ND.float() / scales[1]], dim=1
-        )
+        rows = [embeddings_ND.float(), head_rows_ND.float()]
+        scales = [of_one.square().mean().sqrt().clamp(min=1e-12) for of_one in rows]
+        both = torch.cat([it / scale for it, scale in zip(rows, scales, strict=True)], dim=1)
         rank, width = self.codes.embedding_dim, embeddings_ND.shape[1]
         left, values, right = torch.linalg.svd(both, full_matrices=False)
         found = min(rank, len(values))
