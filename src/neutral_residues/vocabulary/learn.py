@@ -75,8 +75,8 @@ class NewTokens:
 
     @property
     def recommended_size(self) -> int:
-        """Where the curve flattens: the next 1,000 merges, or as many as there are, save less than
-        2 % of the tokens, or less in proportion."""
+        """Where the curve of all that were learnt flattens: the next 1,000 merges, or as many as
+        there are, save less than 2 % of the tokens, or less in proportion."""
         after, most = self.num_tokens_after, len(self.tokens)
         for size in range(0, most, FLAT_STEP // 10):
             step = min(FLAT_STEP, most - size)
