@@ -90,12 +90,19 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     server.server_close()
 
 
-def neutral(hub: Hub, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def neutral(
+    hub: Hub, folder: Path, *arguments: str, **settings: str
+) -> subprocess.CompletedProcess[str]:
     """The Hub's address is read when its client is imported: a process of its own."""
     command = [sys.executable, "-m", "neutral_residues.cli.app", *arguments]
     online = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "hf")}
     return subprocess.run(
-        command, env=os.environ | online, cwd=folder, capture_output=True, text=True, timeout=300
+        command,
+        env=os.environ | online | settings,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -114,8 +121,9 @@ def test_a_run_extends_a_model_by_its_name_and_finds_it_again(hub: Hub, tmp_path
     assert config["base_model_name_or_path"] == NAME
     told = neutral(hub, tmp_path, "generate", "run", "le chat", "--max-new-tokens", "8")
     assert told.returncode == 0, told.stderr
-    hub.shutdown()  # what was fetched is enough without a network
-    again = neutral(hub, tmp_path, "evaluate", "run")
+    asked = len(hub.asked)  # what was fetched is enough without a network
+    again = neutral(hub, tmp_path, "evaluate", "run", HF_HUB_OFFLINE="1")
+    assert len(hub.asked) == asked
     assert again.returncode == 0, again.stderr
 
 
