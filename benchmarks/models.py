@@ -28,7 +28,7 @@ from neutral_residues.results.benchmark import Benchmark, Measured, write_benchm
 from neutral_residues.results.store import provenance
 from neutral_residues.tuner.beside import modules_beside
 from neutral_residues.tuner.blocks import find_layers
-from neutral_residues.tuner.embeddings import EmbeddingsLayer
+from neutral_residues.tuner.embeddings import embeddings_layer
 
 Bounds = Mapping[str, float | None]
 NO_BOUNDS: Bounds = {}
@@ -96,7 +96,7 @@ def open_some_gates(model: nn.Module, share: float) -> None:
         random = torch.randn(gate.weight.shape, generator=generator)
         gate.weight.copy_(random / gate.in_features**0.5)
         gate.bias.fill_(statistics.NormalDist().inv_cdf(min(max(share, 1e-9), 1 - 1e-9)))
-    for place in (it for it in modules_beside(model).values() if isinstance(it, EmbeddingsLayer)):
+    if (place := embeddings_layer(model)) is not None:
         weight = next(place.base_layer.parameters())
         ids_1T = torch.randint(len(weight), (1, 512), generator=generator)
         embeddings_1TD = place.base_layer(ids_1T.to(weight.device))

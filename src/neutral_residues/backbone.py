@@ -158,6 +158,11 @@ def empty_backbone(config: PretrainedConfig, *, trust_remote_code: bool = False)
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
+def first_new_id(config: PretrainedConfig) -> int:
+    """The id of an extension's first new token: the rows of the embeddings, padding included."""
+    return int(config.get_text_config().vocab_size)
+
+
 def context_length(config: PretrainedConfig) -> int | None:
     """How many tokens the model can read, where its configuration says so."""
     value: Any = getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from neutral_residues.backbone import load_config, load_tokenizer
+from neutral_residues.backbone import first_new_id, load_config, load_tokenizer
 from neutral_residues.cli.tables import new_table
 from neutral_residues.config.run import RunConfig
 from neutral_residues.units import human_bytes
@@ -36,9 +36,9 @@ def print_vocabulary(config: RunConfig, *, console: Console | None = None) -> Ex
     """
     console, stderr = console or Console(), Console(stderr=True)
     stderr.print(f"loading the tokenizer of {config.model} ...", highlight=False)
-    rows = load_config(config.model, **config.hub_options).get_text_config().vocab_size
+    first_id = first_new_id(load_config(config.model, **config.hub_options))
     tokenizer = load_tokenizer(config.model, **config.hub_options)
-    found = explore(config, tokenizer, first_id=rows, working=partial(_working, stderr))
+    found = explore(config, tokenizer, first_id=first_id, working=partial(_working, stderr))
     console.print(_curve_table(found, size_is_set=config.vocabulary.size > 0))
     console.print(_recommendation(found.new_tokens), highlight=False)
     examples = Text(", ".join(_examples(found.new_tokens, found.size)))

@@ -8,7 +8,7 @@ so it is repeated until none is left; every round replaces tokens, so it ends.
 
 Only the readers of the gates run for this, not the model.
 
-Suffixes: B windows, T inputs of a window, V of the backbone's vocabulary.
+Suffixes: B windows, T inputs of a window.
 """
 
 from collections.abc import Sequence

@@ -14,9 +14,8 @@ from transformers import PreTrainedModel
 
 from neutral_residues.config.choices import BlockGate
 from neutral_residues.errors import UserError, first_line
-from neutral_residues.tuner.beside import modules_beside
 from neutral_residues.tuner.blocks import find_blocks, find_embeddings, find_head, find_layers
-from neutral_residues.tuner.embeddings import BesideEmbeddings, EmbeddingsLayer
+from neutral_residues.tuner.embeddings import BesideEmbeddings, embeddings_layer
 from neutral_residues.tuner.gated_mlp import GatedMLP, as_gated_mlp
 from neutral_residues.tuner.head import GatedHead
 from neutral_residues.tuner.layer import residue_layers
@@ -161,8 +160,8 @@ def extract_parts(model: PeftModel) -> Parts:
 
 def _beside_embeddings(model: PeftModel) -> dict[str, BesideEmbeddings]:
     """What each extension has there, by its name."""
-    places = [it for it in modules_beside(model).values() if isinstance(it, EmbeddingsLayer)]
-    return {name: place.beside(name) for place in places for name in place.known_adapters()}
+    layer = embeddings_layer(model)
+    return {name: layer.beside(name) for name in layer.known_adapters()} if layer else {}
 
 
 def _merged(model: PeftModel) -> PreTrainedModel:

@@ -26,6 +26,7 @@ from neutral_residues.backbone import (
     computes_in_bf16,
     context_length,
     empty_backbone,
+    first_new_id,
     frozen_precision,
     load_backbone,
     load_config,
@@ -155,7 +156,7 @@ class Setup:
             return learned_vocabulary(
                 self.config,
                 self.backbone_tokenizer,
-                first_id=_num_rows(self.model_config),
+                first_id=first_new_id(self.model_config),
                 working=self._working,
             )
 
@@ -281,11 +282,6 @@ def _count_weights(config: RunConfig, method: Method, backbone: PretrainedConfig
     if method.new_tokens == "in tables" and config.vocabulary.size:
         widen_tables(model, config.vocabulary.size)
     return weights.with_model(method.attach(model, config)) if method.trains_any else weights
-
-
-def _num_rows(model_config: PretrainedConfig) -> int:
-    """Of the embeddings, padding included: the id of the first new token."""
-    return int(model_config.get_text_config().vocab_size)
 
 
 def _check_context(config: RunConfig, model_config: PretrainedConfig) -> None:

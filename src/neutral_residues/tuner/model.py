@@ -38,7 +38,7 @@ from neutral_residues.tuner.blocks import (
     undo_resizing,
 )
 from neutral_residues.tuner.config import PEFT_TYPE, NeutralResiduesConfig
-from neutral_residues.tuner.embeddings import BesideEmbeddings, EmbeddingsLayer
+from neutral_residues.tuner.embeddings import BesideEmbeddings, EmbeddingsLayer, embeddings_layer
 from neutral_residues.tuner.head import (
     LARGEST_SHARE,
     GatedHead,
@@ -256,9 +256,8 @@ class NeutralResiduesModel(BaseTuner):
                     layer.connect(place)
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
-        for place in modules_beside(self.model).values():
-            if isinstance(place, EmbeddingsLayer):
-                place.unwatch()
+        if (layer := embeddings_layer(self.model)) is not None:
+            layer.unwatch()
         return super()._unload_and_optionally_merge(*args, **kwargs)
 
     def _replace_module(

@@ -88,7 +88,7 @@ class Vocabulary:
         """Id of the first new token; the others follow without a gap."""
         return self.new_tokens.first_id
 
-    @property
+    @cached_property
     def pieces(self) -> list[list[int]]:
         """For each new token, the ids of the old tokens that it stands for."""
         return [list(token.pieces) for token in self.new_tokens.tokens]
