@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 
 from neutral_residues.config.run import Role
 from neutral_residues.data.token_stream import TokenStream
-from neutral_residues.data.tokenise import end_of_text_id, without_display
+from neutral_residues.data.tokenise import without_display
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.evaluate import evaluate
 from neutral_residues.evaluation.evaluate_saved import evaluation_streams, windows_for
@@ -89,7 +89,7 @@ def take_turns(first: str, second: str) -> str:
 
 
 def measure_document(saved: Saved, text: str, detect: Detector) -> Document:
-    ids = [*saved.tokenizer(text)["input_ids"], end_of_text_id(saved.tokenizer)]
+    ids = [*saved.tokenizer(text)["input_ids"], saved.end_of_text]
     ends, num_bytes = np.array([len(ids)]), len(text.encode())
     stream = TokenStream("document", "source", np.array(ids), ends, np.array([num_bytes]))
     windows = windows_for(saved, None, None)

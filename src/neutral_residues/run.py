@@ -217,6 +217,7 @@ class _Run:
                 seed=config.seed,
                 reference=reference,
                 backbone_tokenizer=self.setup.backbone_tokenizer,
+                end_of_text=self.setup.end_of_text,
             )
             for prompt in config.evaluation.prompts
         ]

@@ -226,6 +226,37 @@ def test_large_vocabularies_take_four_bytes(make, write_jsonl, last_id, dtype):
     assert (stream.tokens.dtype, stream.tokens.tolist()) == (dtype, [last_id, 1, 0, 1])
 
 
+@pytest.mark.parametrize(
+    ("eos_token", "others", "given", "expected"),
+    [
+        ("<eot>", [], None, "<eot>"),
+        ("<|im_end|>", ["<|endoftext|>"], None, "<|endoftext|>"),  # SmolLM2-Instruct, Qwen
+        ("<|endoftext|>", ["</s>"], None, "<|endoftext|>"),
+        (None, ["</s>"], None, "</s>"),
+        ("<|im_end|>", ["<|endoftext|>"], "<|im_end|>", "<|im_end|>"),
+        (None, [], "a", "a"),
+    ],
+)
+def test_documents_end_as_in_pretraining(
+    make, write_jsonl, eos_token, others, given, expected
+) -> None:
+    tokenizer = byte_tokenizer(eos_token, extra_special_tokens=others)
+    end = tokenizer.convert_tokens_to_ids(expected)
+    assert end_of_text_id(tokenizer, given) == end
+    stream, _ = make(write_jsonl(["bc", "d"]), tokenizer=tokenizer, end_of_text=given)
+    assert stream.tokens.tolist()[2::2] == [end, end]
+
+
+def test_another_end_of_text_is_another_cache(make, write_jsonl):
+    corpus = write_jsonl(DOCUMENTS)
+    first, _ = make(corpus)
+    assert make(corpus, end_of_text="<eot>")[0].folder == first.folder
+    other, _ = make(corpus, end_of_text="a")
+    assert other.folder != first.folder
+    with pytest.raises(UserError, match=r"data.end_of_text; got <end>.*one token"):
+        make(corpus, end_of_text="<end>")
+
+
 def test_what_a_user_can_get_wrong(make, write_jsonl, tmp_path):
     corpus = write_jsonl(DOCUMENTS)
     with pytest.raises(UserError, match="no end-of-text token"):

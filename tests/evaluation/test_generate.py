@@ -119,6 +119,26 @@ def test_stops_at_the_end_of_text_and_leaves_it_out(tokenizer: Any) -> None:
     assert generate_both(model, tokenizer, "w5", max_new_tokens=8).extended == ""
 
 
+@pytest.mark.parametrize("end", ["the model's second", "the tokenizer's", "a document's"])
+def test_stops_at_every_end_token(end: str) -> None:
+    model = extended()
+    written = most_probable(model, [5, 9], 4).split()
+    ends = {"eos_token": "w1", "extra_special_tokens": ["</s>"]}
+    if end == "the tokenizer's":
+        ends["eos_token"] = written[2]
+    words = {"<end>": 0} | {f"w{number}": number for number in range(1, VOCABULARY)}
+    if end == "a document's":
+        number = words.pop(written[2])
+        words["</s>"] = number
+    inner = Tokenizer(models.WordLevel(words, unk_token="w1"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    chat = PreTrainedTokenizerFast(tokenizer_object=inner, **ends)
+    if end == "the model's second":
+        model.generation_config.eos_token_id = [0, int(written[2][1:])]
+    sample = generate_both(model, chat, "w5 w9", max_new_tokens=4)
+    assert sample.extended.split() == written[: 3 if end == "the model's second" else 2]
+
+
 def test_no_warning_and_nothing_changed_whatever_the_model_suggests(
     tokenizer: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

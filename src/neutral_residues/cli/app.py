@@ -233,6 +233,7 @@ def generate(
         seed=seed,
         reference=saved.reference,
         backbone_tokenizer=saved.backbone_tokenizer,
+        end_of_text=saved.end_of_text,
     )
     width = max(30, console.width // 2 - 1)
     sides = {"backbone": sample.backbone, "with extension": sample.extended}

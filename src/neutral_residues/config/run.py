@@ -82,6 +82,9 @@ class DataSettings(Settings):
     rows, so that gates learn to close again after target text. All methods read the same rows."""
     block_tokens: int = Field(default=512, ge=2)
     """Tokens in a training row."""
+    end_of_text: str | None = Field(default=None, min_length=1)
+    """The token that ends each document, as in pretraining; null finds it: the tokenizer's own end
+    token, or the one behind it where that ends the turns of a chat ("<|im_end|>")."""
     workers: int = Field(default=2, ge=0)
     """Extra processes that load rows for a GPU, on a CPU none; the result does not depend on it."""
     cache: Path | None = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from neutral_residues.config.run import Corpus, Role
 from neutral_residues.data.documents import iter_documents
 from neutral_residues.data.token_stream import TokenStream
-from neutral_residues.data.tokenise import encoder, is_cached, tokenise
+from neutral_residues.data.tokenise import encoder, end_of_text_id, is_cached, tokenise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,16 +40,19 @@ def text_size(
     *,
     cache_dir: Path,
     held_out_share: float = 0.0,
+    end_of_text: str | None = None,
 ) -> tuple[TextSize, TextSize | None]:
     """Size of the training part and of the held-out part, as `tokenise` would make them."""
     share = held_out_share
-    if not is_cached(corpus, tokenizer, cache_dir=cache_dir, held_out_share=share):
+    how = {"cache_dir": cache_dir, "held_out_share": share, "end_of_text": end_of_text}
+    if not is_cached(corpus, tokenizer, **how):
         sample = _Sample(corpus)
         if sample.every > 1:
-            num_tokens = sum(map(len, encoder(tokenizer)(sample.texts)))
+            encode = encoder(tokenizer, end_of_text_id(tokenizer, end_of_text))
+            num_tokens = sum(map(len, encode(sample.texts)))
             whole = sample.scaled(num_tokens)
             return _part(whole, 1 - share), _part(whole, share) if share else None
-    train, held_out = tokenise(corpus, tokenizer, cache_dir=cache_dir, held_out_share=share)
+    train, held_out = tokenise(corpus, tokenizer, **how)
     return TextSize.of(train), TextSize.of(held_out) if held_out else None
 
 

@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 TRAIN, HELD_OUT = "train", "held_out"
 
+DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<EOS_TOKEN>", "<eos>", "</s>")
+"""Tokens that end documents in pretraining."""
+
 # Enough documents for all threads, few enough that their tokens stay in the processor's cache.
 BATCH_CHARACTERS = 2**18
 
@@ -61,6 +64,7 @@ def tokenise(
     cache_dir: Path,
     held_out_share: float = 0.0,
     seed: int = 0,
+    end_of_text: str | None = None,
     tokenising: Tokenising = without_display,
 ) -> tuple[TokenStream, TokenStream | None]:
     """The corpus as tokens, from the cache if it is there: the training stream, and the held-out
@@ -74,13 +78,15 @@ def tokenise(
         held_out_share: expected share of the documents that goes to the held-out stream instead of
             the training stream, in [0, 1). A document's side depends on its text and `seed` alone,
             so duplicates are on one side.
+        end_of_text: the token that ends a document; default: see `end_of_text_id`.
         tokenising: how progress is shown.
 
     Raises:
         UserError: what `iter_documents` raises; a tokenizer without end-of-text; a share out of
             range, or one that leaves a stream without documents; a full or read-only disk.
     """
-    cache = _Cache.of(corpus, tokenizer, cache_dir, held_out_share, seed)
+    end = end_of_text_id(tokenizer, end_of_text)
+    cache = _Cache.of(corpus, tokenizer, cache_dir, held_out_share, seed, end)
     streams = cache.open() or cache.make(tokenising)
     for side, stream in streams.items():
         if stream.num_documents == 0:
@@ -94,21 +100,52 @@ def tokenise(
 
 
 def is_cached(
-    corpus: Corpus, tokenizer: "PreTrainedTokenizerBase", *, cache_dir: Path, held_out_share: float
+    corpus: Corpus,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    cache_dir: Path,
+    held_out_share: float,
+    end_of_text: str | None = None,
 ) -> bool:
     """Whether `tokenise` would find the tokens in the cache."""
-    return _Cache.of(corpus, tokenizer, cache_dir, held_out_share, 0).open() is not None
+    end = end_of_text_id(tokenizer, end_of_text)
+    return _Cache.of(corpus, tokenizer, cache_dir, held_out_share, 0, end).open() is not None
 
 
 # ---- the tokenizer ----
 
 
-def end_of_text_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The id of the token that ends a document; a UserError if the tokenizer has none."""
-    if tokenizer.eos_token_id is None:
-        what, do = "the tokenizer has no end-of-text token", "set it in its tokenizer_config.json"
+def end_of_text_id(tokenizer: "PreTrainedTokenizerBase", given: str | None = None) -> int:
+    """The id of the token that ends a document.
+
+    That is not always `eos_token`: a chat model's ends a turn ("<|im_end|>", "<|eot_id|>"), and
+    the documents of its pretraining ended with another token, which its tokenizer still has.
+
+    Args:
+        given: this token, if not None. Otherwise the tokenizer's `eos_token` if it is one of
+            `DOCUMENT_ENDS`, else the first of these among its special tokens, else `eos_token`.
+
+    Raises:
+        UserError: if there is none, or `given` is not one token of this tokenizer.
+    """
+    if given is not None:
+        if given in (vocabulary := tokenizer.get_vocab()):
+            return vocabulary[given]
+        allowed, do = "one token of the model's tokenizer", "check its spelling, or remove it"
+        raise UserError("data.end_of_text", got=given, allowed=allowed, do=do)
+    if (found := find_end_of_text(tokenizer)) is None:
+        what, do = "the tokenizer has no end-of-text token", "set data.end_of_text"
         raise UserError(what, got="eos_token null", allowed="a tokenizer with eos_token", do=do)
-    return int(tokenizer.eos_token_id)
+    return found
+
+
+def find_end_of_text(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """As `end_of_text_id`, without a given token; None if there is none."""
+    special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
+    found = [special[text] for text in DOCUMENT_ENDS if text in special]
+    return (
+        found[0] if found and tokenizer.eos_token not in DOCUMENT_ENDS else tokenizer.eos_token_id
+    )
 
 
 def tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -142,9 +179,10 @@ def _token_dtype(tokenizer: "PreTrainedTokenizerBase") -> str:
     return "uint16" if vocabulary_size <= 2**16 else "uint32"
 
 
-def encoder(tokenizer: "PreTrainedTokenizerBase") -> Callable[[Sequence[str]], list[list[int]]]:
+def encoder(
+    tokenizer: "PreTrainedTokenizerBase", end_of_text: int
+) -> Callable[[Sequence[str]], list[list[int]]]:
     """Documents -> the tokens of each, with end-of-text."""
-    end_of_text = end_of_text_id(tokenizer)
     if not tokenizer.is_fast:
         # verbose=False: documents may be longer than the model's window.
         options = {"add_special_tokens": False, "verbose": False}
@@ -184,6 +222,7 @@ class _Cache:
     recipe: dict[str, Any]  # what decides its content
     corpus: Corpus
     tokenizer: "PreTrainedTokenizerBase"
+    end_of_text: int
 
     @classmethod
     def of(
@@ -193,10 +232,10 @@ class _Cache:
         cache_dir: Path,
         share: float,
         seed: int,
+        end_of_text: int,
     ) -> Self:
         if not 0 <= share < 1:
             raise UserError("held_out_share", got=share, allowed="0 <= share < 1")
-        end_of_text_id(tokenizer)
         recipe = {
             "format_version": FORMAT_VERSION,
             "content_key": content_key(corpus),
@@ -205,7 +244,11 @@ class _Cache:
             # Without a held-out part the seed changes nothing, and must not make a second cache.
             "seed": seed if share else None,
         }
-        return cls(cache_dir / f"tokens-{short_hash(recipe)}", recipe, corpus, tokenizer)
+        # Another one than the tokenizer's key knows of.
+        if end_of_text != tokenizer.eos_token_id:
+            recipe["end_of_text"] = end_of_text
+        folder = cache_dir / f"tokens-{short_hash(recipe)}"
+        return cls(folder, recipe, corpus, tokenizer, end_of_text)
 
     def open(self) -> dict[str, TokenStream] | None:
         """The streams in it, or None where it is not there or not whole."""
@@ -236,7 +279,7 @@ class _Cache:
     def _write(self, advance: Callable[[int], object]) -> None:
         share, seed = self.recipe["held_out_share"], self.recipe["seed"]
         sides = (TRAIN, HELD_OUT) if share else (TRAIN,)
-        dtype, encode = _token_dtype(self.tokenizer), encoder(self.tokenizer)
+        dtype, encode = _token_dtype(self.tokenizer), encoder(self.tokenizer, self.end_of_text)
         with whole_folder(self.folder) as partial:
             with ExitStack() as files:
                 writers = {side: StreamWriter(partial / side, dtype, files) for side in sides}

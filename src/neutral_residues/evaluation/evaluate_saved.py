@@ -7,7 +7,7 @@ from pathlib import Path
 from neutral_residues.config.run import Corpus, EvaluationSettings
 from neutral_residues.data.run_data import RunData
 from neutral_residues.data.token_stream import TokenStream
-from neutral_residues.data.tokenise import Tokenising, end_of_text_id, tokenise, tokenizer_key
+from neutral_residues.data.tokenise import Tokenising, tokenise, tokenizer_key
 from neutral_residues.evaluation.evaluate import OnProgress, evaluate
 from neutral_residues.evaluation.saved import Saved
 from neutral_residues.evaluation.spliced import measure_spliced
@@ -28,7 +28,12 @@ def evaluation_streams(
     that made the extension, if a run did."""
     tokenizer = saved.backbone_tokenizer if of_backbone else saved.tokenizer
     if corpora:
-        read = partial(tokenise, cache_dir=default_cache_folder(), tokenising=tokenising)
+        read = partial(
+            tokenise,
+            cache_dir=default_cache_folder(),
+            end_of_text=saved.end_of_text_token,
+            tokenising=tokenising,
+        )
         return [read(corpus, tokenizer)[0] for corpus in corpora]
     if saved.config is None:
         return []
@@ -42,7 +47,7 @@ def windows_for(saved: Saved, context: int | None, stride: int | None) -> Window
     if stride is None and run and context == run.context_tokens:
         stride = run.stride_tokens
     stride = max(1, context // 2) if stride is None else stride
-    return Windows(end_of_text_id(saved.tokenizer), context, stride)
+    return Windows(saved.end_of_text, context, stride)
 
 
 def plan_saved_tasks(

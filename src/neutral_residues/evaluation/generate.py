@@ -4,8 +4,9 @@
 
 Both models get the same prompt and the same seed, so with closed gates they write the same text.
 Greedy at temperature 0, sampled above it, and nothing else: the model's own generation settings
-(repetition penalty, top-k, ...) do not count, only its end tokens. The generation itself is
-Transformers'. The model and PyTorch's random numbers are left as they were.
+(repetition penalty, top-k, ...) do not count, only its end tokens. Those of a chat model end turns,
+so the token that ends a document stops it too. The generation itself is Transformers'. The model
+and PyTorch's random numbers are left as they were.
 """
 
 import math
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from neutral_residues.backbone import context_length
+from neutral_residues.data.tokenise import find_end_of_text
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.inference import as_backbone, inference
 from neutral_residues.results.record import Sample
@@ -34,6 +36,7 @@ def generate_both(
     seed: int = 0,
     reference: nn.Module | None = None,
     backbone_tokenizer: PreTrainedTokenizerBase | None = None,
+    end_of_text: int | None = None,
 ) -> Sample:
     """Continue `prompt` with the backbone and with the extended model; what each adds is returned
     without special tokens.
@@ -46,12 +49,14 @@ def generate_both(
         reference: the backbone, where switching the extension off does not give it (full
             fine-tuning).
         backbone_tokenizer: where the extended model has a vocabulary of its own.
+        end_of_text: the token that ends a document; default: see `end_of_text_id`.
 
     Raises:
         UserError: for an empty prompt, one that does not fit the model's context, or a setting out
             of range.
     """
-    settings = _settings(model, tokenizer, max_new_tokens, temperature, top_p)
+    ends = _end_tokens(model, tokenizer, end_of_text)
+    settings = _settings(ends, tokenizer.pad_token_id, max_new_tokens, temperature, top_p)
     tokenizers = backbone_tokenizer or tokenizer, tokenizer
     own_1T, prompt_1T = (
         check_prompt(model.config, it, prompt, max_new_tokens=max_new_tokens) for it in tokenizers
@@ -81,8 +86,17 @@ def check_prompt(
     return prompt_1T
 
 
+def _end_tokens(model: Any, tokenizer: Any, end_of_text: int | None) -> list[int]:
+    """Every token that ends a turn or a document."""
+    own = model.generation_config.eos_token_id  # a chat model may have several
+    if end_of_text is None:
+        end_of_text = find_end_of_text(tokenizer)
+    ends = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, end_of_text]
+    return list(dict.fromkeys(end for end in ends if end is not None))
+
+
 def _settings(
-    model: Any, tokenizer: Any, max_new_tokens: int, temperature: float, top_p: float
+    ends: list[int], pad: int | None, max_new_tokens: int, temperature: float, top_p: float
 ) -> GenerationConfig:
     if max_new_tokens < 1:
         raise UserError("max_new_tokens", got=max_new_tokens, allowed="1 or more")
@@ -93,17 +107,12 @@ def _settings(
     if temperature == 0 and top_p < 1:
         do = "set a temperature, or leave top_p at 1"
         raise UserError("top_p has no effect at temperature 0", got=top_p, do=do)
-    ends = model.generation_config.eos_token_id  # a chat model has several
-    ends = tokenizer.eos_token_id if ends is None else ends
-    pad = tokenizer.pad_token_id
-    if pad is None:
-        pad = ends[0] if isinstance(ends, list) else ends
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
-        eos_token_id=ends,
-        pad_token_id=pad,
+        eos_token_id=ends or None,
+        pad_token_id=ends[0] if pad is None and ends else pad,
         **sampling,
     )
 

@@ -16,6 +16,7 @@ from neutral_residues.backbone import (
     pick_device,
 )
 from neutral_residues.config.run import RunConfig, load_run
+from neutral_residues.data.tokenise import end_of_text_id
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.methods.wider_tables import widen_tables
 from neutral_residues.results.digest import check_digest
@@ -38,6 +39,16 @@ class Saved:
     weights: Path  # the folder that holds the extension
     backbone_name: str  # folder or Hub name
     device: torch.device  # where both models are
+
+    @property
+    def end_of_text(self) -> int:
+        """The id of the token that ends a document."""
+        return end_of_text_id(self.backbone_tokenizer, self.end_of_text_token)
+
+    @property
+    def end_of_text_token(self) -> str | None:
+        """This token where the run that made the extension names one."""
+        return self.config.data.end_of_text if self.config else None
 
 
 def load_saved(folder: Path, *, dtype: torch.dtype = torch.float32) -> Saved:

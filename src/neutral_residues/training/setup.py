@@ -100,7 +100,7 @@ class Setup:
         model_config = load_config(config.model, **config.hub_options)
         _check_context(config, model_config)
         tokenizer = load_tokenizer(config.model, **config.hub_options)
-        end_of_text = end_of_text_id(tokenizer)
+        end_of_text = end_of_text_id(tokenizer, config.data.end_of_text)
         for prompt in config.evaluation.prompts:
             check_prompt(model_config, tokenizer, prompt, max_new_tokens=SAMPLE_TOKENS)
         return cls(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from neutral_residues.config.run import DataSettings, RunConfig
-from neutral_residues.data.tokenise import batches, encoder
+from neutral_residues.data.tokenise import batches, encoder, end_of_text_id
 from neutral_residues.vocabulary.learn import NewTokens
 from neutral_residues.vocabulary.run_vocabulary import learned_tokens
 from neutral_residues.vocabulary.texts import (
@@ -64,7 +64,8 @@ def changed_documents(
 ) -> tuple[ChangedDocuments, ...]:
     """Tokenise every source corpus of a run with and without the new tokens and compare."""
     uses = {"train": data.train, "evaluate": data.evaluate, "validate": data.validate_on}
-    old, new = encoder(vocabulary.base), encoder(vocabulary.tokenizer)
+    end = end_of_text_id(vocabulary.base, data.end_of_text)
+    old, new = encoder(vocabulary.base, end), encoder(vocabulary.tokenizer, end)
     found = []
     for use, corpora in uses.items():
         for corpus in (corpus for corpus in corpora if corpus.role == "source"):
