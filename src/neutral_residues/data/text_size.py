@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from neutral_residues.config.run import Corpus, Role
 from neutral_residues.data.documents import iter_documents
@@ -44,7 +44,7 @@ def text_size(
 ) -> tuple[TextSize, TextSize | None]:
     """Size of the training part and of the held-out part, as `tokenise` would make them."""
     share = held_out_share
-    how = {"cache_dir": cache_dir, "held_out_share": share, "end_of_text": end_of_text}
+    how: dict[str, Any] = {"cache_dir": cache_dir, "held_out_share": share, "end_of_text": end_of_text}
     if not is_cached(corpus, tokenizer, **how):
         sample = _Sample(corpus)
         if sample.every > 1:

@@ -143,9 +143,8 @@ def find_end_of_text(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """As `end_of_text_id`, without a given token; None if there is none."""
     special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
     found = [special[text] for text in DOCUMENT_ENDS if text in special]
-    return (
-        found[0] if found and tokenizer.eos_token not in DOCUMENT_ENDS else tokenizer.eos_token_id
-    )
+    own = tokenizer.eos_token_id
+    return own if tokenizer.eos_token in DOCUMENT_ENDS or not found else found[0]
 
 
 def tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
