@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from command_line import Neutral
+from tiny_run import vocabulary_values, write_run
 
 
 def test_weights_texts_and_disk(trained: Path, neutral: Neutral) -> None:
@@ -20,3 +21,10 @@ def test_weights_texts_and_disk(trained: Path, neutral: Neutral) -> None:
     assert "about" not in printed.split("memory")[0]  # texts this small are counted
     code, printed = neutral("describe", trained / "run.yaml", "data.spliced_share=0.5")
     assert "25 % source, 50 % of its rows in turns" in printed
+
+
+def test_what_new_tokens_start_from(tmp_path: Path, neutral: Neutral) -> None:
+    values = vocabulary_values(tmp_path, vocabulary={"size": 12, "start": "distilled"})
+    code, printed = neutral("describe", write_run(tmp_path, values))
+    assert code == 0, printed
+    assert "distilled, from about 1,200 tokens" in printed

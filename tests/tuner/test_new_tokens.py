@@ -187,22 +187,6 @@ def test_log_gate_is_continued_without_a_jump() -> None:
     assert log_gate(Gate.of("relu", torch.tensor([-1.0])), trains=False).item() == -torch.inf
 
 
-def test_rows_start_from_the_mean_of_their_pieces() -> None:
-    model = with_tokens(new_tokens_rank=12)
-    head, pieces = model.get_output_embeddings(), [[3, 4], [5, 6, 7], *([i] for i in range(10, 20))]
-    layer = layer_of(model)
-    layer.start_tokens("default", pieces, head)
-    embedded = layer(torch.arange(V, V + N)[None])[0]
-    tokens = layer.tokens("default")
-    assert tokens is not None
-    for number, ids in enumerate(pieces):
-        mean = layer.base_layer(torch.tensor(ids)).mean(0)
-        torch.testing.assert_close(embedded[number], mean, atol=1e-5, rtol=1e-3)
-        row = tokens.codes.weight[number] @ tokens.out_of.weight
-        expected = head.weight[torch.tensor(ids)].mean(0)
-        torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-3)
-
-
 def test_a_small_rank_keeps_the_largest_directions() -> None:
     rows = torch.randn(30, 16, generator=torch.Generator().manual_seed(0))
     tokens = NewTokens(30, 4, embedding_width=16, hidden_width=16)

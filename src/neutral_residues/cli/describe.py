@@ -8,6 +8,7 @@ from neutral_residues.cli.tables import facts_table
 from neutral_residues.config.run import RunConfig
 from neutral_residues.data.run_data import text_sizes
 from neutral_residues.data.text_size import TextSize
+from neutral_residues.methods.token_distillation import TOKENS_PER_NEW_TOKEN
 from neutral_residues.training.cost import peak_memory_bytes, training_memory_bytes
 from neutral_residues.training.setup import Setup, ranks
 from neutral_residues.units import human_bytes
@@ -52,8 +53,11 @@ def print_description(config: RunConfig) -> None:
 def _new_tokens(setup: Setup) -> dict[str, str]:
     if setup.vocabulary is None:
         return {}
-    saved = f"neutral vocabulary shows what they save; keep: {setup.vocabulary.keep}"
-    return {"new tokens": f"{setup.vocabulary.size:,}; {saved}"}
+    size, settings = setup.vocabulary.size, setup.config.vocabulary
+    saved = f"neutral vocabulary shows what they save; keep: {settings.keep}"
+    tokens = f", from about {size * TOKENS_PER_NEW_TOKEN:,} tokens"
+    start = settings.start + (tokens if settings.start == "distilled" else "")
+    return {"new tokens": f"{size:,}; {saved}", "  start": start}
 
 
 def _memory_bytes(setup: Setup) -> int:

@@ -134,8 +134,10 @@ class VocabularySettings(Settings):
     """What protects source text. script: every new token holds a letter of a script that is not the
     source's, so no text without such letters changes. unseen: for a target in the source's script;
     no token that occurs in the source corpora of data.train."""
-    start: Literal["pieces", "random"] = "pieces"
-    """Weights of a new token at the start. pieces: the mean over the tokens that it replaces."""
+    start: Literal["pieces", "distilled", "random"] = "pieces"
+    """Weights of a new token at the start. pieces: the mean over the tokens that it replaces.
+    distilled: the same for the output; its embedding is trained before all else, until the backbone
+    reads the target text as it does in its own tokens."""
 
     @model_validator(mode="after")
     def _has_effect(self) -> Self:

@@ -2,13 +2,11 @@
 people extend a vocabulary by hand. The rows train; the new tokens get a share of the probabilities
 everywhere, so nothing keeps the source as it was."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from neutral_residues.tuner.embeddings import piece_means
+from neutral_residues.methods.token_starts import StartRows
 
 
 def widen_tables(model: PreTrainedModel, num_tokens: int) -> None:
@@ -18,10 +16,20 @@ def widen_tables(model: PreTrainedModel, num_tokens: int) -> None:
 
 
 @torch.no_grad()
-def start_rows(model: PreTrainedModel, pieces: Sequence[Sequence[int]]) -> None:
-    """Start each new row of wider tables from the mean of the rows of its pieces."""
-    for table in _tables(model):
-        table[-len(pieces) :] = piece_means(pieces, table.__getitem__).to(table)
+def start_rows(model: PreTrainedModel, rows: StartRows) -> None:
+    """Start the new rows of wider tables from these; a tied table from those of the embeddings."""
+    embeddings = model.get_input_embeddings()
+    for_tables = (rows.embeddings_ND / _scale(embeddings), rows.head_rows_ND)
+    for table, start_ND in zip(_tables(model), for_tables, strict=False):
+        table[-len(start_ND) :] = start_ND.to(table)
+
+
+def _scale(embeddings: nn.Module) -> float:
+    """What a table's rows are multiplied by where the embeddings module puts them out."""
+    weight = embeddings.weight
+    assert isinstance(weight, Tensor)
+    ids = torch.arange(min(256, len(weight)), device=weight.device)
+    return float(embeddings(ids).float().norm() / weight[ids].float().norm())
 
 
 def new_rows(model: PreTrainedModel, num_tokens: int) -> dict[str, list[int]]:

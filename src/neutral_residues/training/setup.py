@@ -43,10 +43,13 @@ from neutral_residues.evaluation.generate import check_prompt
 from neutral_residues.evaluation.possible import Pieces
 from neutral_residues.evaluation.windows import Windows
 from neutral_residues.methods.table import Method, find_method
+from neutral_residues.methods.token_starts import StartRows
 from neutral_residues.methods.wider_tables import start_rows, widen_tables
 from neutral_residues.training.cost import WeightCount
+from neutral_residues.training.start_rows import start_rows as found_start_rows
 from neutral_residues.tuner.blocks import count_backbone_weights
 from neutral_residues.tuner.embeddings import embeddings_layer
+from neutral_residues.tuner.new_tokens import NewTokens
 from neutral_residues.vocabulary.run_vocabulary import learned_vocabulary
 from neutral_residues.vocabulary.vocabulary import Vocabulary
 
@@ -223,8 +226,11 @@ class Setup:
     @property
     def holds_backbone(self) -> bool:
         """Whether the model to train is its backbone again, bit for bit, with its extension off."""
-        wider = self.config.vocabulary.size > 0 and self.method.new_tokens == "in tables"
-        return self.method.keeps_backbone and not wider
+        return self.method.keeps_backbone and not self._widens_tables
+
+    @property
+    def _widens_tables(self) -> bool:
+        return self.config.vocabulary.size > 0 and self.method.new_tokens == "in tables"
 
     def reference(self) -> PreTrainedModel | None:
         """The backbone, where the model to train does not hold it."""
@@ -234,25 +240,32 @@ class Setup:
         """The model to train, initialised from the run's seed."""
         set_seed(self.config.seed)
         backbone = self.backbone(frozen=self.method.keeps_backbone)
-        if self.vocabulary:
-            self._prepare_tables(backbone)
+        rows = self._start_rows(backbone)
+        if self._widens_tables:
+            widen_tables(backbone, self.config.vocabulary.size)
+            if rows is not None:
+                start_rows(backbone, rows)
         model = self.method.attach(backbone, self.config)
-        layer = embeddings_layer(model)
-        if layer is not None and self.vocabulary and self._starts_from_pieces:
-            layer.start_tokens(ADAPTER, self.pieces, backbone.get_output_embeddings())
+        if rows is not None and (tokens := _tokens_beside(model)):
+            tokens.start_from(*rows)
         if self.method.calibrate is not None:
             self.method.calibrate(model, self.source_rows())
         return model
 
-    @property
-    def _starts_from_pieces(self) -> bool:
-        return self.config.vocabulary.start == "pieces"
-
-    def _prepare_tables(self, backbone: PreTrainedModel) -> None:
-        if self.method.new_tokens == "in tables":
-            widen_tables(backbone, self.config.vocabulary.size)
-            if self._starts_from_pieces:
-                start_rows(backbone, self.pieces)
+    def _start_rows(self, backbone: PreTrainedModel) -> StartRows | None:
+        """Of new tokens; the main process fills the cache and the others read it."""
+        if self.vocabulary is None:
+            return None
+        target = [stream for stream in self.data.train if stream.role == "target"]
+        with ranks().main_process_first():
+            return found_start_rows(
+                self.config,
+                backbone,
+                self.pieces,
+                target,
+                bf16=self.bf16,
+                tokenising=self.tokenising,
+            )
 
     def source_rows(self, *, at_most: int = CALIBRATION_ROWS) -> Tensor:
         """(N, T) rows of the source corpora, evenly spread over all of them; the same in every
@@ -272,6 +285,11 @@ class Setup:
             stride_tokens=self.config.stride_tokens,
             batch_rows=self.config.evaluation.batch_rows,
         )
+
+
+def _tokens_beside(model: torch.nn.Module) -> NewTokens | None:
+    layer = embeddings_layer(model)
+    return layer.tokens(ADAPTER) if layer is not None else None
 
 
 def _count_weights(config: RunConfig, method: Method, backbone: PretrainedConfig) -> WeightCount:

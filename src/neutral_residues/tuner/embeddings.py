@@ -12,7 +12,6 @@ vocabulary.
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -165,16 +164,6 @@ class EmbeddingsLayer(ModuleBeside):
         with torch.inference_mode():
             self(input_ids.to(next(self.parameters()).device))
         return (self.gates[name].gate[..., 0] == 0).cpu()
-
-    @torch.no_grad()
-    def start_tokens(self, name: str, pieces: Sequence[Sequence[int]], head: nn.Module) -> None:
-        """Start each new token of that extension from the mean of the backbone's tokens for the
-        same text, at both ends."""
-        tokens, weight = self.tokens(name), head.weight
-        assert tokens is not None
-        assert isinstance(weight, Tensor)
-        mean = partial(piece_means, pieces)
-        tokens.start_from(mean(lambda ids: self.base_layer(ids)), mean(lambda ids: weight[ids]))
 
     def after_head(self, head: nn.Module, args: tuple[Any, ...], logits: Tensor) -> Tensor | None:
         """A forward hook of the output head: the logits of new tokens, behind the others."""

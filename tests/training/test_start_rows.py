@@ -1,0 +1,38 @@
+"""Start rows that take long are found once; what is damaged is found again."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+
+from neutral_residues.config.run import make_run
+from neutral_residues.training.setup import Setup
+from tiny_run import NUM_NEW_TOKENS, vocabulary_values
+
+
+def test_they_are_cached(tmp_path: Path) -> None:
+    said = []
+
+    def tokenising(what: str) -> AbstractContextManager[Callable[[int], object]]:
+        if what.startswith("distilling"):
+            said.append(what)
+        return nullcontext(lambda num_bytes: None)
+
+    vocabulary = {"size": NUM_NEW_TOKENS, "start": "distilled"}
+    values = vocabulary_values(tmp_path, vocabulary=vocabulary)
+
+    def embeddings(**changes: object) -> torch.Tensor:
+        setup = Setup.of(make_run(values | changes), tokenising=tokenising)
+        ids = torch.arange(260, 260 + NUM_NEW_TOKENS)[None]
+        return setup.model().get_input_embeddings()(ids).detach()
+
+    found = embeddings()
+    assert said == [f"distilling {NUM_NEW_TOKENS} new tokens"]
+    assert torch.equal(embeddings(), found)
+    embeddings(seed=1)
+    assert len(said) == 1
+    (file,) = (tmp_path / "cache").glob("distilled-*/rows.safetensors")
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\1")
+    assert torch.equal(embeddings(), found)
+    assert len(said) == 2
