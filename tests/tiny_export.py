@@ -16,7 +16,9 @@ from neutral_residues.export.parts import extract_parts
 from neutral_residues.export.reference import record_reference
 from neutral_residues.export.verify_child import compare_logits
 from neutral_residues.tuner.config import NeutralResiduesConfig
-from tiny_llama import perturb
+from neutral_residues.tuner.gates import extension_digest, observe_gates, set_thresholds
+from neutral_residues.tuner.thresholds import Thresholds
+from tiny_llama import perturb, token_ids
 
 SIGMOID = {"block_gate": "sigmoid", "gate_start": "half", "gate_reads": "layer"}
 MIXTURE = SIGMOID | {"head_rank": 0}
@@ -39,6 +41,17 @@ def extended(
                 parameter.add_(0.1 * torch.randn_like(parameter))
     settings = {"width": 8, "first_layer": 1, "gate_reads": "layer"} | settings
     return perturb(get_peft_model(model, NeutralResiduesConfig(**settings))).eval()
+
+
+def calibrated(model: PeftModel, form: Any = "cut", share: float = 0.3) -> PeftModel:
+    """With thresholds that leave each gate open on that share of some random tokens."""
+    with observe_gates(model) as seen, torch.no_grad():
+        model(input_ids=token_ids(8, 32))
+    values = {name: max(0.0, float(x.quantile(1 - share))) for name, x in seen.items()}
+    assert any(values.values())
+    thresholds = Thresholds(form, values, extension_digest(model), "Nothing gets worse.")
+    set_thresholds(model, thresholds)
+    return model
 
 
 def exported(model: PeftModel, to: str, folder: Path) -> dict[str, Any]:

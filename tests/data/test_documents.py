@@ -11,7 +11,12 @@ import zstandard
 
 from neutral_residues.config.run import Corpus
 from neutral_residues.data import documents as text
-from neutral_residues.data.documents import check_not_the_same, content_key, iter_documents
+from neutral_residues.data.documents import (
+    check_not_the_same,
+    content_key,
+    iter_documents,
+    iter_groups,
+)
 from neutral_residues.errors import UserError
 
 DOCUMENTS = ["Un été.\nDeux lignes.", "line separator \u2028 inside", "Привіт \N{GRINNING FACE}"]
@@ -206,3 +211,18 @@ def test_source_and_target_must_differ(write_jsonl, tmp_path):
         [source, source.model_copy(update={"role": "target", "name": "x", "field": "other"})]
     )
     check_not_the_same([source, source.model_copy(update={"name": "again"})])
+
+
+def test_groups_stand_beside_their_documents(corpus_of):
+    rows = [("one", "a"), (" ", "skipped"), ("two", "b"), (None, "skipped"), ("three", "a")]
+    lines = "".join(json.dumps({"text": text, "book": book}) + "\n" for text, book in rows)
+    corpus = corpus_of("a.jsonl", lines.encode())
+    assert list(iter_groups(corpus, "book")) == ["a", "b", "a"]
+    assert list(iter_groups(corpus.model_copy(update={"max_documents": 2}), "book")) == ["a", "b"]
+    with pytest.raises(UserError, match="no field 'site'"):
+        list(iter_groups(corpus, "site"))
+    with pytest.raises(UserError, match="no fields to group documents by"):
+        list(iter_groups(corpus_of("a.txt", b"one"), "book"))
+    empty = corpus_of("b.jsonl", lines.replace('"b"', '""').encode())
+    with pytest.raises(UserError, match="document 2 has nothing in field 'book'"):
+        list(iter_groups(empty, "book"))

@@ -13,8 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from families import FAMILIES
 from neutral_residues import NeutralResiduesConfig, UserError
 from neutral_residues.experimental.fused import FusedBlock, fuse
+from neutral_residues.tuner.gates import extension_digest, gates, set_thresholds
 from neutral_residues.tuner.layer import no_skipping
 from neutral_residues.tuner.routing import BACKBONE, per_request
+from neutral_residues.tuner.thresholds import Thresholds
 from tiny_llama import (
     extended_llama,
     logits,
@@ -178,3 +180,15 @@ def test_a_bfloat16_backbone_is_fused_in_bfloat16() -> None:
     assert {block.wide_in.dtype for block in blocks(fused)} == {torch.bfloat16}
     difference = (logits(fused).float() - expected).abs().max()
     assert difference < 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("reads", ["tokens", "layer"])
+def test_thresholds_are_fused_too(reads: str) -> None:
+    model = extended_llama(gate_reads=reads)
+    trained = outputs(model)
+    values = dict.fromkeys(gates(model), 1.0)
+    set_thresholds(model, Thresholds("cut", values, extension_digest(model)))
+    with no_skipping(model):
+        expected = outputs(model)
+    assert not torch.allclose(expected, trained, atol=1e-3)
+    assert_same(outputs(fuse(model)), expected)

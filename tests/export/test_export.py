@@ -11,7 +11,7 @@ from neutral_residues.export import export as module
 from neutral_residues.export.export import export_model
 from neutral_residues.export.verify import Difference
 from neutral_residues.tuner.config import NeutralResiduesConfig
-from tiny_export import MIXTURE, NEW_TOKENS, extended
+from tiny_export import MIXTURE, NEW_TOKENS, calibrated, extended
 from tiny_llama import extended_llama, logits, perturb, tiny_llama
 
 
@@ -75,3 +75,11 @@ def test_of_two_extensions_with_new_tokens_one_can_be_exported(
     card = (tmp_path / "out" / "README.md").read_text()
     assert "It has 12 tokens of its own, with the ids 64 to 75" in card
     assert "new_logits(h, g)" in card
+
+
+def test_the_card_says_what_is_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = Difference("residues", outputs=0.0, cache=0.0, largest=1.0, num_inactive=0)
+    monkeypatch.setattr(module, "compare", lambda *_, **__: exact)
+    for to in ("transformers", "safetensors"):
+        export_model(calibrated(extended()), tmp_path / to, to=to)
+        assert "It is calibrated. Nothing gets worse." in (tmp_path / to / "README.md").read_text()

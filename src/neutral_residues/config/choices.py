@@ -12,6 +12,7 @@ GateReads = Literal["layer", "tokens"]
 Placement = Literal["ffn", "attention"]
 LocalLoss = Literal["l1", "cross_entropy"]
 Keep = Literal["script", "unseen"]
+ThresholdForm = Literal["cut", "shift"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "block_gate": get_args(BlockGate),

@@ -65,6 +65,27 @@ def iter_documents(corpus: Corpus) -> Iterator[str]:
             raise UserError(f"no documents in {corpus.origin}", do="give a corpus with text in it")
 
 
+def iter_groups(corpus: Corpus, group_by: str) -> Iterator[str]:
+    """For each document of `iter_documents`, what its field or column `group_by` says: the book,
+    article or site that it comes from.
+
+    Raises:
+        UserError: as there, for a text file, which has no fields, and for an empty value.
+    """
+    with _naming(corpus):
+        if corpus.path is not None and _kind(corpus.path)[0] == ".txt":
+            what = f"{corpus.path} has no fields to group documents by"
+            raise UserError(what, got=group_by, do="give .jsonl or .parquet, or no group_by")
+        groups = _texts(corpus.model_copy(update={"field": group_by}))
+        pairs = zip(_texts(corpus), groups, strict=True)
+        found = (group for text, group in pairs if text and not text.isspace())
+        for number, group in enumerate(itertools.islice(found, corpus.max_documents), start=1):
+            if not group:
+                do = "fill it in, or leave group_by out"
+                raise UserError(f"document {number} has nothing in field {group_by!r}", do=do)
+            yield group
+
+
 def content_key(corpus: Corpus) -> str:
     """A short hash that is the same only if `iter_documents` gives the same documents.
 

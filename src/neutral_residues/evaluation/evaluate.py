@@ -178,7 +178,7 @@ class _Scorer:
 
     def _backbone_logits(self, backbone: nn.Module, inputs_BT: Tensor, keep: int) -> Tensor:
         """Without new tokens, which a backbone whose tables were made larger has too."""
-        return _last_logits(backbone, inputs_BT, keep)[..., : self.vocabulary]
+        return last_logits(backbone, inputs_BT, keep)[..., : self.vocabulary]
 
     def _add_batch(
         self, sums: Sums, stream: TokenStream, batch: Sequence[Window], *, paired: bool
@@ -187,7 +187,7 @@ class _Scorer:
         scored_BT, keep = _scored(batch, inputs_BT.shape[1])
         self.stats.start(*inputs_BT.shape)
         with observe_residues(self.stats.layers, self.stats):
-            extended_BKV = _last_logits(self.model, inputs_BT, keep)
+            extended_BKV = last_logits(self.model, inputs_BT, keep)
         backbone_BKV = None
         if paired and self.reference is self.model:
             backbone_BKV = extended_BKV[..., : self.vocabulary]
@@ -227,7 +227,7 @@ def _add_rows(
         )
 
 
-def _last_logits(model: Any, inputs_BT: Tensor, keep: int) -> Tensor:
+def last_logits(model: Any, inputs_BT: Tensor, keep: int) -> Tensor:
     """(B, K, V) logits of the last `keep` positions; a model that can is asked for no others."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     keeps = "logits_to_keep" in inspect.signature(inner.forward).parameters

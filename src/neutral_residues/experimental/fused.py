@@ -32,8 +32,9 @@ from neutral_residues.errors import UserError
 from neutral_residues.tuner.embeddings import EmbeddingsLayer
 from neutral_residues.tuner.gated_mlp import GatedMLP, as_gated_mlp
 from neutral_residues.tuner.layer import NeutralResiduesLayer, residue_layers
-from neutral_residues.tuner.neutral import GATES, GatedAdapter
+from neutral_residues.tuner.neutral import Gate, GatedAdapter
 from neutral_residues.tuner.routing import RoutableModule
+from neutral_residues.tuner.thresholds import Threshold
 
 
 class _Part(NamedTuple):
@@ -43,6 +44,7 @@ class _Part(NamedTuple):
     kind: BlockGate
     activation: nn.Module
     gate_is_given: bool
+    threshold: Threshold | None
 
 
 class FusedBlock(nn.Module, RoutableModule):
@@ -64,7 +66,8 @@ class FusedBlock(nn.Module, RoutableModule):
         self.activation = mlp.activation
         self._embeddings = (embeddings,)  # not a part of this module
         self.parts = [
-            _Part(name, a.kind, a.activation, a.gate_is_given) for name, a in adapters.items()
+            _Part(name, a.kind, a.activation, a.gate_is_given, a.threshold)
+            for name, a in adapters.items()
         ]
         inner, outer = [mlp.gate, mlp.up], [mlp.down]
         for adapter in adapters.values():
@@ -100,7 +103,7 @@ class FusedBlock(nn.Module, RoutableModule):
             if part.gate_is_given:
                 residue = residue * self._given_gate(part.name, hidden_states)
             elif part.kind != "none":
-                residue = residue * GATES[part.kind](rows.pop(0))
+                residue = residue * Gate.of(part.kind, rows.pop(0), part.threshold).gate
             if self.routing is not None:
                 tokens_N = self.routing.tokens(part.name, hidden_states)
                 residue = residue * x_ND.new_zeros(len(x_ND), 1).index_fill(0, tokens_N, 1.0)

@@ -3,6 +3,7 @@
 import copy as copying
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import torch
@@ -116,6 +117,11 @@ def _card(row: Format, parts: Parts, difference: Difference) -> str:
     template = Path(__file__).with_name("README.md.jinja").read_text(encoding="utf-8")
     card = jinja2.Template(template, trim_blocks=True, keep_trailing_newline=True)
     backbone = parts.backbone.name_or_path
-    facts = {"has_head": parts.has_head, "has_reader": parts.has_reader, "new_ids": parts.new_ids}
+    facts: dict[str, Any] = {
+        "has_head": parts.has_head,
+        "has_reader": parts.has_reader,
+        "new_ids": parts.new_ids,
+    }
+    facts["promises"] = parts.promises
     name = Path(backbone).name
     return card.render(row=row, backbone=backbone, name=name, difference=difference, **facts)

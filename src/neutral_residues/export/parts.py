@@ -22,6 +22,7 @@ from neutral_residues.tuner.layer import residue_layers
 from neutral_residues.tuner.neutral import GatedAdapter
 from neutral_residues.tuner.new_tokens import NewTokens
 from neutral_residues.tuner.reader import TokenReader
+from neutral_residues.tuner.thresholds import Thresholds
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Adapter:
     head: GatedHead | None = None  # its part at the output head
     reader: TokenReader | None = None  # its one gate, if that reads the text
     tokens: NewTokens | None = None  # those of its own, if it has any
+    thresholds: Thresholds | None = None  # on its gates, if it is calibrated
 
     @property
     def first(self) -> GatedAdapter:
@@ -85,6 +87,12 @@ class Parts:
     def has_reader(self) -> bool:
         """Whether the gate of an adapter reads the text."""
         return any(adapter.reader is not None for adapter in self.adapters)
+
+    @property
+    def promises(self) -> list[str]:
+        """What calibrated adapters promise."""
+        found = [adapter.thresholds for adapter in self.adapters]
+        return [it.promise for it in found if it is not None and it.promise]
 
     @property
     def new_ids(self) -> range:
@@ -154,7 +162,9 @@ def extract_parts(model: PeftModel) -> Parts:
         kind, activation, width = config.block_gate, config.activation, config.width
         beside = embeddings.get(name, BesideEmbeddings(None, None))
         parts = by_block, head, beside.reader, beside.tokens
-        adapters.append(Adapter(name, kind, activation, width, *parts))
+        saved = config.thresholds
+        thresholds = None if saved is None else Thresholds.of(saved)
+        adapters.append(Adapter(name, kind, activation, width, *parts, thresholds))
     return Parts(_untied(model.unload()), tuple(adapters))
 
 

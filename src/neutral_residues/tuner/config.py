@@ -3,6 +3,7 @@
 import enum
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from peft import PeftConfig
 
@@ -16,6 +17,7 @@ from neutral_residues.config.choices import (
 )
 from neutral_residues.errors import UserError
 from neutral_residues.tuner.blocks import activation_module
+from neutral_residues.tuner.thresholds import Thresholds
 
 
 class NeutralResiduesPeftType(str, enum.Enum):  # noqa: UP042 - PEFT looks types up by the hash of a str enum
@@ -61,6 +63,8 @@ class NeutralResiduesConfig(PeftConfig):
             `first_layer` on.
         layers_pattern: name of the list that holds the layers, where PEFT cannot tell.
         modules_to_save: other modules to train in full and save, for example ["lm_head"].
+        thresholds: on the gates of a finished extension, see `thresholds.py`; `neutral calibrate`
+            finds them. null leaves the gates as they were trained.
 
     Filled in when the extension is attached, saved, and checked when it is loaded:
     `num_new_weights`, `num_backbone_weights`, `backbone` (width, depth and vocabulary).
@@ -83,6 +87,7 @@ class NeutralResiduesConfig(PeftConfig):
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
     modules_to_save: list[str] | None = None
+    thresholds: dict[str, Any] | None = None
     num_new_weights: int | None = None
     num_backbone_weights: int | None = None
     backbone: dict[str, int] = field(default_factory=dict)
@@ -110,6 +115,14 @@ class NeutralResiduesConfig(PeftConfig):
         if self.activation is not None:
             activation_module(self.activation)
         self._check_layer_choice()
+        if self.thresholds is not None:
+            self.thresholds = Thresholds.of(self.thresholds).to_dict()
+            if self.block_gate != "relu":
+                what = "thresholds need a gate that can be exactly 0: block_gate relu"
+                raise UserError(what, got=self.block_gate, do="set thresholds to null")
+            if not self.from_checkpoint:
+                what = "thresholds belong to weights that were trained, and these are fresh"
+                raise UserError(what, do="set thresholds to None")
 
     @property
     def has_reader(self) -> bool:

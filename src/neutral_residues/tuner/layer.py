@@ -125,8 +125,7 @@ class NeutralResiduesLayer(ModuleBeside):
         self, extended: Tensor, hidden_states: Tensor, name: str, base_output: Tensor
     ) -> Tensor:
         """`extended` plus what adapter `name` adds to the tokens that it is computed for."""
-        gate = self._given_gate(hidden_states, name)
-        tokens_N = self._tokens_to_compute(hidden_states, name, gate)
+        tokens_N, gate = self._tokens_to_compute(hidden_states, name)
         if tokens_N is None:
             residue = self._residue(hidden_states, name, gate)
             if self.residue_hook is not None:
@@ -140,28 +139,26 @@ class NeutralResiduesLayer(ModuleBeside):
         return self._residue(x_ND, name, gate).added_to(extended, tokens_N)
 
     def _tokens_to_compute(
-        self, hidden_states: Tensor, name: str, gate: Gate | None
-    ) -> Tensor | None:
-        """Positions of the tokens to compute, in row-major order; None means all."""
-        tokens_N = None
+        self, hidden_states: Tensor, name: str
+    ) -> tuple[Tensor | None, Gate | None]:
+        """Positions of the tokens to compute, in row-major order, None means all; and the gates at
+        all tokens, where they are known already."""
+        tokens_N, gate = None, self._given_gate(hidden_states, name)
         if self.routing is not None:
             if self.residue_hook is not None:
                 what = "adapter_names cannot be used while residues are observed"
                 raise UserError(what, do="leave the other block")
             tokens_N = self.routing.tokens(name, hidden_states)
             if not len(tokens_N):
-                return tokens_N
+                return tokens_N, gate
         adapter = self.adapter(name)
         plain = not self.skipping or self.residue_hook is not None or torch.is_grad_enabled()
         if plain or not can_skip(adapter.kind, hidden_states):
-            return tokens_N
-        if gate is None:
-            assert adapter.block_gate is not None
-            logits = adapter.block_gate(hidden_states.to(adapter.block_gate.weight.dtype))
-        else:
-            logits = gate.logits
-        chosen = logits if tokens_N is None else _at(logits, tokens_N)
-        return active_token_indices(chosen, tokens_N)
+            return tokens_N, gate
+        gate = gate or adapter.gate_of(hidden_states.to(adapter.down.weight.dtype))
+        assert gate is not None
+        chosen = gate.logits if tokens_N is None else _at(gate.logits, tokens_N)
+        return active_token_indices(chosen, tokens_N), gate
 
 
 def residue_layers(model: nn.Module) -> dict[str, NeutralResiduesLayer]:

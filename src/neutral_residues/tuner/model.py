@@ -39,6 +39,7 @@ from neutral_residues.tuner.blocks import (
 )
 from neutral_residues.tuner.config import PEFT_TYPE, NeutralResiduesConfig
 from neutral_residues.tuner.embeddings import BesideEmbeddings, EmbeddingsLayer, embeddings_layer
+from neutral_residues.tuner.gates import apply_thresholds
 from neutral_residues.tuner.head import (
     LARGEST_SHARE,
     GatedHead,
@@ -57,6 +58,7 @@ from neutral_residues.tuner.neutral import (
 from neutral_residues.tuner.new_tokens import NewTokens, num_token_weights, usual_token_rank
 from neutral_residues.tuner.reader import TokenReader, num_reader_weights
 from neutral_residues.tuner.routing import check_length, per_request
+from neutral_residues.tuner.thresholds import Thresholds
 
 
 class NeutralResiduesModel(BaseTuner):
@@ -244,10 +246,13 @@ class NeutralResiduesModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             place.set_requires_grad(adapter_name, False)
 
-    def inject_adapter(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
         """PEFT's own; then every layer knows the embeddings whose gates it may need, and these the
         modules around them."""
-        super().inject_adapter(model, *args, **kwargs)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        apply_thresholds(model, adapter_name, self.peft_config[adapter_name].thresholds)
         for name, place in modules_beside(model).items():
             if isinstance(place, EmbeddingsLayer):
                 decoder = model.get_submodule(name.rpartition(".")[0])
@@ -295,6 +300,10 @@ class NeutralResiduesModel(BaseTuner):
         remap = super()._remap_adapter_state_dict_for_load
         remapped: dict[str, Tensor] = remap(model, config, adapter_name, state_dict)
         check_adapter_tensors(model, adapter_name, remapped)
+        assert isinstance(config, NeutralResiduesConfig)
+        if config.thresholds is not None:
+            own = [tensor for key, tensor in remapped.items() if f".{PREFIX}." in key]
+            Thresholds.of(config.thresholds).check_weights(own)
         return remapped
 
 

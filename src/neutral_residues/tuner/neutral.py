@@ -50,6 +50,7 @@ from torch.nn import functional as F
 
 from neutral_residues.config.choices import BlockGate, GateReads, GateStart, Init
 from neutral_residues.errors import UserError
+from neutral_residues.tuner.thresholds import Threshold
 
 PREFIX = "neutral_residues"
 """What a layer's adapters are called in it, and so in checkpoints."""
@@ -127,11 +128,13 @@ class Gate(NamedTuple):
     """g and the numbers that it is made of, one for each token."""
 
     gate: Tensor  # (..., 1) g
-    logits: Tensor  # (..., 1) w . x + b
+    logits: Tensor  # (..., 1) w . x + b; with a threshold, what that makes of them
 
     @classmethod
-    def of(cls, kind: BlockGate, logits: Tensor) -> "Gate":
-        """From its logits."""
+    def of(cls, kind: BlockGate, logits: Tensor, threshold: Threshold | None = None) -> "Gate":
+        """From the logits that were trained, under the threshold of a calibrated extension."""
+        if threshold is not None:
+            logits = threshold.applied_to(logits)
         return cls(GATES[kind](logits), logits)
 
 
@@ -145,10 +148,13 @@ class Gated(nn.Module):
         self.width_in = width_in
         self.kind, self.gate_start = gate.kind, gate.start
         self.gate_is_given = gate.is_given
+        self.threshold: Threshold | None = None
 
     def gate_of(self, x: Tensor) -> Gate | None:
         """(..., D) -> its own gate; None where it has none."""
-        return None if self.block_gate is None else Gate.of(self.kind, self.block_gate(x))
+        if self.block_gate is None:
+            return None
+        return Gate.of(self.kind, self.block_gate(x), self.threshold)
 
     def reset_gate(self, *, variance: float) -> None:
         """A gate that starts at random has weights of this variance; the others w = 0, b = 1."""

@@ -31,6 +31,7 @@ from transformers.cache_utils import DynamicLayer
 
 from neutral_residues.config.choices import BlockGate
 from neutral_residues.tuner.neutral import Gate
+from neutral_residues.tuner.thresholds import Threshold
 
 WINDOW, HIDDEN, CODE = 16, 32, 8
 
@@ -41,6 +42,7 @@ class TokenReader(nn.Module):
     def __init__(self, width_in: int, kind: BlockGate = "relu") -> None:
         super().__init__()
         self.kind = kind
+        self.threshold: Threshold | None = None
         self.rows = nn.Linear(width_in, HIDDEN)
         self.code = nn.Linear(HIDDEN, CODE)
         self.window = nn.Linear(CODE * WINDOW, HIDDEN)
@@ -80,7 +82,7 @@ class TokenReader(nn.Module):
             same_text_BTW = positions_BT[..., None] >= distances_W
             windows_BTCW = windows_BTCW * same_text_BTW[:, :, None].to(codes_BTC.device)
         hidden_BTH = F.silu(self.window(windows_BTCW.transpose(-1, -2).flatten(-2)))
-        return Gate.of(self.kind, self.block_gate(hidden_BTH))
+        return Gate.of(self.kind, self.block_gate(hidden_BTH), self.threshold)
 
 
 def num_reader_weights(width_in: int) -> int:

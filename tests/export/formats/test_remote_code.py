@@ -17,8 +17,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCac
 
 from neutral_residues.errors import UserError
 from neutral_residues.export.export import export_model
+from neutral_residues.export.reference import record_reference
 from neutral_residues.tuner.config import NeutralResiduesConfig
-from tiny_export import NEW_TOKENS, SIGMOID, assert_exact, exported, extended
+from tiny_export import NEW_TOKENS, SIGMOID, assert_exact, calibrated, exported, extended
 from tiny_llama import perturb, token_ids
 
 TOKENS = {"gate_reads": "tokens"}
@@ -325,3 +326,15 @@ def test_a_backbone_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="NeutralResiduesLlamaForCausalLM has code of its own"):
         export_model(twice, tmp_path / "twice", to="transformers")
     assert not (tmp_path / "twice").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "form"),
+    [({}, "cut"), ({}, "shift"), (TOKENS, "cut"), (TOKENS, "shift"), (NEW_TOKENS, "cut")],
+)
+def test_thresholds_come_along(tmp_path: Path, settings: dict[str, Any], form: str) -> None:
+    model = extended(**settings)
+    trained = record_reference(model).logits_BTV
+    calibrated(model, form)
+    assert not torch.allclose(record_reference(model).logits_BTV, trained, atol=1e-3)
+    assert_exact(exported(model, "transformers", tmp_path))

@@ -15,7 +15,7 @@ from neutral_residues.export.parts import extract_parts
 from neutral_residues.export.reference import record_reference
 from neutral_residues.export.verify_child import compare_residues
 from neutral_residues.tuner.blocks import activation_module
-from tiny_export import NEW_TOKENS, SIGMOID, assert_refused, extended
+from tiny_export import NEW_TOKENS, SIGMOID, assert_refused, calibrated, extended
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -105,3 +105,22 @@ def test_an_activation_without_a_formula_is_refused(tmp_path: Path) -> None:
 def test_two_blocks_of_one_layer_are_refused(tmp_path: Path) -> None:
     model = extended(first_layer=None, target_modules=["mlp", "self_attn"])
     assert_refused(model, "safetensors", tmp_path, "names blocks by their layer")
+
+
+@pytest.mark.parametrize("form", ["cut", "shift"])
+@pytest.mark.parametrize("reads", ["tokens", "layer"])
+def test_thresholds_come_along(tmp_path: Path, reads: str, form: str) -> None:
+    model = calibrated(extended(head_rank=6, gate_reads=reads), form)
+    reference = record_reference(model)
+    write_tensors(extract_parts(model), tmp_path, torch.float32)
+    answer = compare_residues(tmp_path, reference.of_residues())
+    assert answer["outputs"] < 1e-5 < 1e-2 < answer["largest"]
+    thresholds = json.loads((tmp_path / "neutral_residues.json").read_text())["thresholds"]
+    assert set(thresholds["values"]) == {"tokens": {"reader"}, "layer": {"1", "head"}}[reads]
+    assert thresholds["promise"] == "Nothing gets worse."
+    file = tmp_path / "neutral_residues.json"
+    text = json.loads(file.read_text())
+    text["thresholds"]["values"] = dict.fromkeys(thresholds["values"], 0.0)
+    file.write_text(json.dumps(text))
+    trained = compare_residues(tmp_path, reference.of_residues())
+    assert trained["outputs"] > 1e-2, "they have an effect"

@@ -143,7 +143,23 @@ def _settings(adapter: Adapter, backbone: PreTrainedModel) -> dict[str, Any]:
         "head_rank": adapter.head.down.out_features if adapter.head else 0,
         "reader": _reader_settings(adapter.reader) if adapter.reader else None,
         "new_tokens": _token_settings(adapter.tokens) if adapter.tokens else None,
+        "thresholds": _threshold_settings(adapter, backbone) if adapter.thresholds else None,
     }
+
+
+def _threshold_settings(adapter: Adapter, backbone: PreTrainedModel) -> dict[str, Any]:
+    """Of its gates, by block, "head", or "reader"."""
+    thresholds = adapter.thresholds
+    assert thresholds is not None
+    if adapter.reader is not None:
+        (value,) = thresholds.values.values()
+        values = {"reader": value}
+    else:
+        values = {
+            _inside(name, backbone) if name in adapter.by_block else "head": value
+            for name, value in thresholds.values.items()
+        }
+    return {"form": thresholds.form, "values": values}
 
 
 def _reader_settings(reader: TokenReader) -> dict[str, Any]:

@@ -44,6 +44,7 @@ ACTIVATIONS = {
     "sigmoid": "torch.sigmoid(z)",
     "tanh": "torch.tanh(z)",
 }
+THRESHOLDS = {"cut": "torch.where(s > t, s, s.clamp(max=0))", "shift": "s - t"}
 GATES = {
     "relu": "s.clamp(min=0)",
     "elu": "torch.where(s > 0, s, torch.exp(s) - 1)",
@@ -103,6 +104,7 @@ def _code(adapter: Adapter) -> str:
         width_in=adapter.width_in,
         activation=ACTIVATIONS[adapter.activation],
         gate=GATES[adapter.kind],
+        threshold_of_reader=_threshold(adapter, '"reader"'),
         own_gate=_own_gate(adapter, "x"),
         own_gate_of_head=_own_gate(adapter, "h"),
     )
@@ -115,7 +117,19 @@ def _own_gate(adapter: Adapter, x: str) -> str:
     if adapter.kind == "none":
         return "    g = 1\n"
     bias = ' + w["block_gate.bias"]' if adapter.has_bias else ""
-    return f'    s = {x} @ w["block_gate.weight"].T{bias}\n    g = {GATES[adapter.kind]}\n'
+    key = "str(layer)" if x == "x" else '"head"'
+    threshold = _threshold(adapter, key)
+    return (
+        f'    s = {x} @ w["block_gate.weight"].T{bias}\n{threshold}    g = {GATES[adapter.kind]}\n'
+    )
+
+
+def _threshold(adapter: Adapter, key: str) -> str:
+    """Lines of code that apply the threshold of a gate to its s, if there is one."""
+    if adapter.thresholds is None:
+        return ""
+    value = f'    t = DESCRIPTION["thresholds"]["values"][{key}]\n'
+    return f"{value}    s = {THRESHOLDS[adapter.thresholds.form]}\n"
 
 
 def _description(parts: Parts, adapter: Adapter) -> dict[str, Any]:
@@ -124,6 +138,7 @@ def _description(parts: Parts, adapter: Adapter) -> dict[str, Any]:
     return {
         "formula": "out(x) = block(x) + g(s) * down(act(gate(x)) * up(x))" + own.format("x"),
         "gate": {"kind": adapter.kind, "formula": GATES[adapter.kind]},
+        "thresholds": _threshold_description(parts, adapter),
         "activation": {"name": adapter.activation, "formula": ACTIVATIONS[adapter.activation]},
         "shapes": _shapes(adapter.first),
         "D": adapter.width_in,
@@ -133,6 +148,21 @@ def _description(parts: Parts, adapter: Adapter) -> dict[str, Any]:
         "reader": _reader_description(parts, adapter.reader),
         "new_tokens": _token_description(parts, adapter),
         "backbone": backbone | describe_backbone(parts.backbone),
+    }
+
+
+def _threshold_description(parts: Parts, adapter: Adapter) -> dict[str, Any] | None:
+    """Of gates by layer, "head" or "reader", and what they make of a gate's s."""
+    thresholds = adapter.thresholds
+    if thresholds is None:
+        return None
+    numbers = {block: str(number) for block, number in parts.layer_numbers(adapter).items()}
+    other = "reader" if adapter.reader is not None else "head"
+    return {
+        "form": thresholds.form,
+        "formula": f"s becomes {THRESHOLDS[thresholds.form]} before the gate",
+        "values": {numbers.get(name, other): t for name, t in thresholds.values.items()},
+        "promise": thresholds.promise,
     }
 
 

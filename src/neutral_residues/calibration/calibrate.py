@@ -1,0 +1,205 @@
+"""Thresholds for the gates of a finished extension, found without training, and what they promise.
+
+    dial        one number that moves the thresholds of all gates: `dial.py`, on tuning units
+    losses      what is promised, measured on the other units: `losses.py`
+    position    the last that keeps the promise with the stated confidence: `statistics.py`
+
+With several source texts the error is split between them, and the most silent of their positions
+keeps the promise for each.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neutral_residues.calibration.dial import Position, positions, turned_up
+from neutral_residues.calibration.losses import (
+    GateLogits,
+    open_shares,
+    thresholds_at,
+    worse_documents,
+)
+from neutral_residues.calibration.scores import document_scores
+from neutral_residues.calibration.units import Losses, Units
+from neutral_residues.config.choices import ThresholdForm
+from neutral_residues.errors import UserError
+from neutral_residues.evaluation.by_document import OnTokens, ignore
+from neutral_residues.evaluation.windows import Windows
+from neutral_residues.results.calibration import (
+    CalibratedSet,
+    Calibration,
+    Promise,
+    PromiseKind,
+    TargetCost,
+)
+from neutral_residues.tuner.gates import check_gates, extension_digest, under_thresholds
+from neutral_residues.tuner.thresholds import Thresholds
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be promised; a UserError for a number out of range."""
+
+    at_most: float = 0.01
+    """The share, above 0 and below 1."""
+    confidence: float | None = 0.95
+    """None: on average over calibrations."""
+    kind: PromiseKind = "tokens"
+    rise_percent: float = 1.0
+    """For documents: the rise in bits per byte that is too much."""
+    form: ThresholdForm = "cut"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.at_most < 1:
+            raise UserError("at_most", got=self.at_most, allowed="above 0 and below 1, as 0.01")
+        if self.confidence is not None and not 0 < self.confidence < 1:
+            allowed = "above 0 and below 1, as 0.95"
+            raise UserError("confidence", got=self.confidence, allowed=allowed)
+        if not 0 <= self.rise_percent < float("inf"):
+            raise UserError("rise", got=self.rise_percent, allowed="0 or more, in per cent")
+
+    def split(self, num_sets: int) -> float | None:
+        """The confidence that each of so many sets needs."""
+        return None if self.confidence is None else 1 - (1 - self.confidence) / num_sets
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where the dial may stand, and what was measured there."""
+
+    wanted: Wanted
+    position: Position
+    sets: tuple[CalibratedSet, ...]
+    weights: str
+    scores: dict[str, dict[int, list[float]]]
+
+    def thresholds(self, promise: str = "") -> Thresholds:
+        """For `set_thresholds`, with the sentence of the promise."""
+        return Thresholds(self.wanted.form, self.position.values, self.weights, promise)
+
+    def calibration(
+        self, costs: Sequence[TargetCost] = (), *, training_text_checked: bool
+    ) -> Calibration:
+        """The whole file."""
+        is_about_documents = self.wanted.kind == "documents"
+        promise = Promise(
+            kind=self.wanted.kind,
+            at_most=self.wanted.at_most,
+            confidence=self.wanted.confidence,
+            rise_percent=self.wanted.rise_percent if is_about_documents else None,
+            form=self.wanted.form,
+            dial=self.position.share,
+            sets=list(self.sets),
+            costs=list(costs),
+            training_text_checked=training_text_checked,
+        )
+        return Calibration(weights=self.weights, promise=promise, scores=self.scores)
+
+
+def calibrate(
+    model: Any,
+    texts: Sequence[Units],
+    windows: Windows,
+    wanted: Wanted = Wanted(),
+    *,
+    on_tokens: OnTokens = ignore,
+) -> Found:
+    """How far the dial can be turned up; the model stays as it is.
+
+    Args:
+        model: a PEFT model with one active extension.
+        texts: source text in units, on which nothing was trained.
+        windows: how the model reads a document.
+        on_tokens: told the number of tokens of each further batch.
+
+    Raises:
+        UserError: for gates that cannot be exactly 0, too few units, or a promise that no position
+            keeps.
+    """
+    check_gates(model)
+    confidence = wanted.split(len(texts))
+    for units in texts:
+        units.check_enough(wanted.at_most, confidence)
+    own = [_Text.of(model, units, windows, wanted, on_tokens) for units in texts]
+    dial = _dial([text.tuning_logits() for text in own], one_pass=own[0].logits.reads_text)
+    number = min(text.turned_up(dial, confidence) for text in own)
+    if number == 0:
+        raise _impossible(own, dial[0], wanted)
+    position = dial[number - 1]
+    with under_thresholds(model, thresholds_at(position, wanted.form)):
+        scores = {text.name: document_scores(text.logits.at(position), text.units) for text in own}
+    sets = tuple(text.measured(position, dial[-1]) for text in own)
+    return Found(wanted, position, sets, extension_digest(model), scores)
+
+
+def _dial(tuning: Sequence[dict[str, NDArray[np.float32]]], *, one_pass: bool) -> list[Position]:
+    together = {name: np.concatenate([it[name] for it in tuning]) for name in tuning[0]}
+    return positions(together, one_pass=one_pass)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """One source text and what is measured on it."""
+
+    units: Units
+    logits: GateLogits
+    losses_at: Callable[[Position], Losses]
+    wanted: Wanted
+
+    @classmethod
+    def of(
+        cls, model: Any, units: Units, windows: Windows, wanted: Wanted, on_tokens: OnTokens
+    ) -> "_Text":
+        logits = GateLogits(model, units, windows, wanted.form, on_tokens)
+        losses_at = open_shares(logits, units)
+        if wanted.kind == "documents":
+            losses_at = worse_documents(
+                model, units, windows, wanted.form, wanted.rise_percent, on_tokens
+            )
+        return cls(units, logits, losses_at, wanted)
+
+    @property
+    def name(self) -> str:
+        return self.units.stream.name
+
+    def tuning_logits(self) -> dict[str, NDArray[np.float32]]:
+        """What each gate says on the tuning units, as trained."""
+        chosen = self.units.tuning_tokens()
+        return {name: logits[chosen] for name, logits in self.logits.at(None).items()}
+
+    def turned_up(self, dial: Sequence[Position], confidence: float | None) -> int:
+        return turned_up(dial, self.losses_at, self.wanted.at_most, confidence)
+
+    def measured(self, position: Position, trained: Position) -> CalibratedSet:
+        """At the position that was found, on the units that are not for tuning."""
+        units = self.units
+        testing = ~units.tuning_tokens()
+        exact = [float((~self.logits.open_at(it))[testing].mean()) for it in (position, trained)]
+        losses = [float(self.losses_at(it).testing.mean()) for it in (position, trained)]
+        return CalibratedSet(
+            name=self.name,
+            key=units.stream.content_hash(),
+            group_by=units.group_by,
+            num_documents=units.stream.num_documents,
+            num_tuning_units=units.num_units - units.num_testing,
+            num_units=units.num_testing,
+            loss=losses[0],
+            trained_loss=losses[1],
+            exact_share=exact[0],
+            trained_exact_share=exact[1],
+        )
+
+
+def _impossible(texts: Sequence[_Text], silent: Position, wanted: Wanted) -> UserError:
+    """That even the most silent position does not keep the promise."""
+    losses = {text.name: text.losses_at(silent).testing for text in texts}
+    name, worst = max(losses.items(), key=lambda item: item[1].mean())
+    return UserError(
+        f"no threshold keeps that promise on {name}",
+        got=f"{100 * worst.mean():.2g} % at the most silent, over {len(worst)} units",
+        allowed=f"{100 * wanted.at_most:g} % or less, by a margin that the confidence asks for",
+        do="give more units, or promise less (--at-most, --confidence)",
+    )

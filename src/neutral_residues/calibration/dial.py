@@ -1,0 +1,104 @@
+"""One dial that moves the thresholds of all gates, and how far it can be turned up.
+
+At position s each gate's threshold is the (1 - s)-quantile of what it says on the tuning units, or
+0 if that is less: s is the share of their tokens on which one gate may open. From 0, the most
+silent, the dial goes up to the extension as it was trained.
+
+Suffix: N tokens of a stream.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neutral_residues.calibration.statistics import (
+    average_bound,
+    best_stake,
+    betting_p_value,
+    binomial_p_value,
+    num_certified,
+)
+from neutral_residues.calibration.units import Losses
+
+STEPS_PER_DOUBLING = {True: 8, False: 2}
+"""Positions between a share and its double, where all are measured in one pass, and where each
+takes a pass of its own."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Of the dial."""
+
+    share: float
+    values: Mapping[str, float]  # gate -> its threshold
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether no threshold does anything."""
+        return not any(self.values.values())
+
+
+def positions(tuning: Mapping[str, NDArray[np.float32]], *, one_pass: bool) -> list[Position]:
+    """From the most silent to that as trained; `tuning` is what each gate says on tuning units."""
+    num_tokens = len(next(iter(tuning.values())))
+    doublings = np.log2(num_tokens)
+    number = int(np.ceil(doublings * STEPS_PER_DOUBLING[one_pass]))
+    shares = [0.0, *np.geomspace(1 / num_tokens, 1.0, number + 1).tolist()]
+    found: list[Position] = []
+    sorted_logits = {name: np.sort(logits) for name, logits in tuning.items()}
+    for share in shares:
+        # Exactly floor(s N) tokens are above it.
+        rank = num_tokens - 1 - int(share * num_tokens + 1e-9)
+        values = {
+            name: max(0.0, float(logits[max(0, rank)])) for name, logits in sorted_logits.items()
+        }
+        if found and found[-1].is_trained:
+            break
+        if not found or dict(found[-1].values) != values:
+            found.append(Position(share, values))
+    if not found[-1].is_trained:
+        found.append(Position(1.0, dict.fromkeys(tuning, 0.0)))
+    return found
+
+
+def turned_up(
+    dial: Sequence[Position],
+    losses_at: Callable[[Position], Losses],
+    at_most: float,
+    confidence: float | None,
+) -> int:
+    """How many positions, from the most silent on, keep the promise; see `statistics.py`.
+
+    Args:
+        losses_at: what is measured at a position; it is asked from the most silent on, and no
+            further than needed.
+        confidence: None: on average.
+    """
+    if confidence is None:
+        return num_certified(_average_bounds(dial, losses_at), at_most)
+    return num_certified(_p_values(dial, losses_at, at_most), 1 - confidence)
+
+
+def _p_values(
+    dial: Sequence[Position], losses_at: Callable[[Position], Losses], at_most: float
+) -> Iterator[float]:
+    for position in dial:
+        losses = losses_at(position)
+        if losses.are_binary:
+            yield binomial_p_value(losses.testing, at_most)
+        else:
+            stake = best_stake(losses.tuning, at_most, len(losses.testing))
+            yield betting_p_value(losses.testing, at_most, stake)
+
+
+def _average_bounds(
+    dial: Sequence[Position], losses_at: Callable[[Position], Losses]
+) -> Iterator[float]:
+    """Of losses that rise along the dial: what does not is raised to the most before it."""
+    highest: NDArray[np.float64] | None = None
+    for position in dial:
+        losses = losses_at(position).testing
+        highest = losses if highest is None else np.maximum(highest, losses)
+        yield average_bound(highest)

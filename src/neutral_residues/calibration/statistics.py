@@ -1,0 +1,105 @@
+"""What a sample of units says of all others like them, with stated confidence. No torch.
+
+A unit is what is drawn independently, the source of documents; its loss is a number from 0 to 1, at
+each position of a dial. Positions are ordered from the most silent to that as trained.
+
+    p-value      of "the mean loss of all units is above `at_most`", one position at a time:
+                 exact binomial where losses can only be 0 or 1, else by betting
+    sequence     positions are tested from the most silent on, each at the full level, up to the
+                 first that fails: all before it hold together, with the stated confidence, whether
+                 losses rise along the dial or not
+    on average   without a confidence: conformal risk control, for losses that rise along the dial
+
+Betting: who starts with 1 and stakes the share v of it on each unit's loss being below `at_most`
+has, if it is not, 1/p or more with probability p at most. v is chosen on other units. With the
+largest stake and no loss at all it is the exact binomial tail, (1 - at_most)^n.
+
+Sources: Angelopoulos, Bates, Candes, Jordan and Lei, *Learn then Test*, arXiv 2110.01052 (sections
+2 and 3); Angelopoulos, Bates, Fisch, Lei and Schuster, *Conformal Risk Control*, arXiv 2208.02814
+(theorem 1); Waudby-Smith and Ramdas, *Estimating means of bounded random variables by betting*,
+arXiv 2010.09686 (section 4).
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Losses = NDArray[np.float64]
+"""(n,) one number from 0 to 1 for each unit."""
+
+STAKES = tuple(2.0 ** (-step / 2) for step in range(13))
+"""Shares of the largest stake among which the best is chosen: 1 down to 1/64."""
+TUNING_SHARE, MIN_TUNING = 0.1, 10
+"""Of all units, those that choose the dial's positions and the stake, and test nothing."""
+
+
+def binomial_p_value(losses: Losses, at_most: float) -> float:
+    """Of "the mean loss of all units is above `at_most`", for losses that can only be 0 or 1."""
+    from scipy.stats import binom
+
+    return float(binom.cdf(losses.sum(), len(losses), at_most))
+
+
+def betting_p_value(losses: Losses, at_most: float, stake: float) -> float:
+    """The same for any losses; `stake` is a share of the largest that is possible."""
+    return math.exp(-max(0.0, _log_wealth(losses, at_most, stake)))
+
+
+def _log_wealth(losses: Losses, at_most: float, stake: float) -> float:
+    """Of a bettor who staked that share of the largest possible stake, 1/(1 - at_most)."""
+    with np.errstate(divide="ignore"):
+        return float(np.log1p(stake / (1 - at_most) * (at_most - losses)).sum())
+
+
+def best_stake(tuning: Losses, at_most: float, num_units: int) -> float:
+    """The stake that would win most on so many units like those of `tuning`, and one more that has
+    a loss of 1/2: few tuning units cannot tell that none is so bad."""
+    repeats, rare = num_units / len(tuning), np.array([0.5])
+
+    def wealth(stake: float) -> float:
+        own = _log_wealth(tuning, at_most, stake)
+        return repeats * own + _log_wealth(rare, at_most, stake)
+
+    return max(STAKES, key=wealth)
+
+
+def num_certified(p_values: Iterable[float], level: float) -> int:
+    """How many positions hold together: all before the first whose p-value is above `level`."""
+    for number, value in enumerate(p_values):
+        if value > level:
+            return number
+        last = number
+    return last + 1
+
+
+def average_bound(losses: Losses) -> float:
+    """What the expected loss of the next unit is at most, if losses rise along the dial and this is
+    the last position at which this number is small enough."""
+    return float((losses.sum() + 1) / (len(losses) + 1))
+
+
+def units_needed(at_most: float, confidence: float | None) -> int:
+    """The fewest units that can keep that promise, if none of them has a loss; tuning ones are
+    counted. Without a confidence: on average."""
+    if confidence is None:
+        testing = math.ceil(1 / at_most - 1 - 1e-9)
+    else:
+        testing = math.ceil(math.log(1 - confidence) / math.log1p(-at_most) - 1e-9)
+    number = testing
+    while number - num_tuning(number) < testing:
+        number += 1
+    return number
+
+
+def num_tuning(num_units: int) -> int:
+    """Of so many units, those for tuning."""
+    return max(MIN_TUNING, round(TUNING_SHARE * num_units))
+
+
+def conformal_p_value(score: float, calibration: Sequence[float]) -> float:
+    """Of "this score was drawn as those of `calibration`, which are sorted", where a large one
+    speaks against it; 1/(n + 1) or more."""
+    above = len(calibration) - int(np.searchsorted(calibration, score, side="left"))
+    return (above + 1) / (len(calibration) + 1)

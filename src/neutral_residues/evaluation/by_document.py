@@ -1,0 +1,124 @@
+"""Each document read by itself: the nats of its tokens, and what the gates say at each of them.
+
+Unlike in `evaluate.py`, where the windows of a stream run on from one document to the next, no
+document is read after another: what is measured on one does not depend on which stand beside it.
+
+Suffixes: B windows, T inputs of a window, N all tokens of a stream, D its documents.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from neutral_residues.data.token_stream import TokenStream
+from neutral_residues.evaluation.evaluate import last_logits
+from neutral_residues.evaluation.inference import inference
+from neutral_residues.evaluation.windows import Window, Windows
+from neutral_residues.tuner.embeddings import EmbeddingsLayer, embeddings_layer
+from neutral_residues.tuner.gates import AnyGate, gates, observe_gates
+from neutral_residues.tuner.reader import TokenReader
+
+OnTokens = Callable[[int], object]
+"""Called after each batch with the number of tokens that were done since the last call."""
+
+
+def ignore(num_tokens: int) -> None:
+    """Shows no progress."""
+
+
+class Batch(NamedTuple):
+    """Windows of equal length, maybe of several documents."""
+
+    inputs_BT: Tensor
+    targets_BT: Tensor
+    places: list[tuple[int, int]]  # for each window the first and last (excluded) scored token, N
+
+    def scored(self, row: int, values_BT: Tensor) -> Tensor:
+        """Of a value for each input those of the tokens that window `row` scores, its last ones."""
+        first, last = self.places[row]
+        return values_BT[row, values_BT.shape[1] - (last - first) :]
+
+
+def document_batches(stream: TokenStream, windows: Windows) -> Iterator[Batch]:
+    """Windows over each document by itself that score each token once, long ones first."""
+    by_length: defaultdict[int, list[tuple[int, Window]]] = defaultdict(list)
+    for number in range(stream.num_documents):
+        for batch in windows.batches(len(stream.document(number))):
+            for window in batch:
+                by_length[window.end - window.start].append((number, window))
+    for _, found in sorted(by_length.items(), reverse=True):
+        for first in range(0, len(found), windows.batch_rows):
+            yield _batch(stream, windows, found[first : first + windows.batch_rows])
+
+
+def _batch(stream: TokenStream, windows: Windows, found: list[tuple[int, Window]]) -> Batch:
+    starts = np.concatenate([[0], stream.document_ends[:-1]])
+    rows = [windows.rows(stream.document(number), [window]) for number, window in found]
+    places = [(int(starts[n]) + w.scored_from, int(starts[n]) + w.end) for n, w in found]
+    inputs, targets = zip(*rows, strict=True)
+    return Batch(torch.cat(inputs), torch.cat(targets), places)
+
+
+def document_nats(
+    model: nn.Module, stream: TokenStream, windows: Windows, *, on_tokens: OnTokens = ignore
+) -> NDArray[np.float64]:
+    """(D,) nats of each document under the model as it is, without autocast."""
+    nats_N = np.zeros(stream.num_tokens)
+    with inference(model):
+        for batch in document_batches(stream, windows):
+            longest = max(last - first for first, last in batch.places)
+            logits_BKV = last_logits(model, batch.inputs_BT, longest)
+            for row, (first, last) in enumerate(batch.places):
+                targets_K = batch.scored(row, batch.targets_BT).to(logits_BKV.device)
+                logits_KV = logits_BKV[row, longest - (last - first) :].float()
+                losses_K = F.cross_entropy(logits_KV, targets_K, reduction="none")
+                nats_N[first:last] = losses_K.cpu().double().numpy()
+            on_tokens(sum(last - first for first, last in batch.places))
+    return per_document(stream, nats_N)
+
+
+def per_document(stream: TokenStream, values_N: NDArray[Any]) -> NDArray[np.float64]:
+    """(D,) the sum over the tokens of each document, its end-of-text token included."""
+    starts = np.concatenate([[0], stream.document_ends[:-1]])
+    return np.add.reduceat(values_N.astype(np.float64), starts)
+
+
+def gate_logits(
+    model: nn.Module,
+    stream: TokenStream,
+    windows: Windows,
+    *,
+    name: str = "default",
+    on_tokens: OnTokens = ignore,
+) -> dict[str, NDArray[np.float32]]:
+    """(N,) for each gate of extension `name`, what it says where each token is predicted: its
+    logit, before thresholds. One gate that reads the text needs no more than the embeddings."""
+    own = gates(model, name)
+    found_N = {key: np.zeros(stream.num_tokens, dtype=np.float32) for key in own}
+    reader = _only_reader(model, own)
+    device = next(model.parameters()).device
+    with inference(model), observe_gates(model, name) as seen:
+        for batch in document_batches(stream, windows):
+            inputs_BT = batch.inputs_BT.to(device)
+            if reader is not None:
+                reader(inputs_BT)
+            else:
+                model(input_ids=inputs_BT, use_cache=False)
+            for key, logits in seen.items():
+                logits_BT = logits.float().reshape(inputs_BT.shape).cpu()
+                for row, (first, last) in enumerate(batch.places):
+                    found_N[key][first:last] = batch.scored(row, logits_BT).numpy()
+            on_tokens(sum(last - first for first, last in batch.places))
+    return found_N
+
+
+def _only_reader(model: nn.Module, own: dict[str, AnyGate]) -> EmbeddingsLayer | None:
+    """What computes all gates, where one reads the text for all."""
+    reads = any(isinstance(gate, TokenReader) for gate in own.values())
+    return embeddings_layer(model) if reads else None

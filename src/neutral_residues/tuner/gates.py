@@ -1,0 +1,134 @@
+"""All gates of an extension by name: their thresholds, and what they say on a pass.
+
+    for name, gate in gates(model).items(): ...       of blocks, output head or embeddings
+    with under_thresholds(model, None): ...         the gates as they were trained
+    with observe_gates(model) as seen: model(...)     seen: their logits, before thresholds
+
+Suffixes: B rows, T tokens of a pass.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from neutral_residues.errors import UserError
+from neutral_residues.tuner.beside import ModuleBeside, modules_beside
+from neutral_residues.tuner.embeddings import BesideEmbeddings
+from neutral_residues.tuner.neutral import Gated
+from neutral_residues.tuner.reader import TokenReader
+from neutral_residues.tuner.thresholds import Thresholds, weights_digest
+
+AnyGate = Gated | TokenReader
+IN_PEFT = "base_model.model."
+"""Before the names of a backbone's modules, where PEFT's model is around it."""
+
+
+def gates(model: nn.Module, name: str = "default") -> dict[str, AnyGate]:
+    """What holds a gate of extension `name`, by the full name in the backbone of what it is beside;
+    with a gate that reads the text, the embeddings alone."""
+    found: dict[str, AnyGate] = {}
+    for key, place in modules_beside(model).items():
+        gate = _gate(place, name)
+        if gate is not None:
+            found[key.removeprefix(IN_PEFT)] = gate
+    return found
+
+
+def _gate(place: ModuleBeside, name: str) -> AnyGate | None:
+    if name not in place.known_adapters():
+        return None
+    module = place.neutral_residues[name]
+    if isinstance(module, BesideEmbeddings):
+        return module.reader
+    assert isinstance(module, Gated)
+    return None if module.block_gate is None else module
+
+
+def apply_thresholds(model: nn.Module, name: str, saved: dict[str, Any] | None) -> None:
+    """Put the thresholds of a configuration on the gates of that extension, or none."""
+    own = gates(model, name)
+    thresholds = None if saved is None else Thresholds.of(saved)
+    if thresholds is not None:
+        thresholds.check(gates=own)
+    for key, gate in own.items():
+        gate.threshold = None if thresholds is None else thresholds.at(key)
+
+
+def set_thresholds(
+    model: Any, thresholds: Thresholds | None, adapter_name: str = "default"
+) -> None:
+    """Give that extension these thresholds, as part of it: saved with it; None takes them away.
+
+    Raises:
+        UserError: if they are for other gates or other weights; for gates that are never 0.
+    """
+    if thresholds is not None:
+        check_gates(model, adapter_name)
+        thresholds.check_weights(extension_tensors(model, adapter_name))
+    saved = None if thresholds is None else thresholds.to_dict()
+    apply_thresholds(model, adapter_name, saved)
+    model.peft_config[adapter_name].thresholds = saved
+
+
+def check_gates(model: Any, name: str = "default") -> None:
+    """Raise a UserError unless that extension has gates that can be exactly 0."""
+    own = gates(model, name)
+    kinds = {gate.kind for gate in own.values()}
+    if not own:
+        what = "this extension has no gates, so none can be calibrated"
+        raise UserError(what, do="train one with a gate (method neutral, block_gate relu)")
+    if kinds != {"relu"}:
+        what = "calibration needs gates that can be exactly 0"
+        raise UserError(what, got=f"block_gate {', '.join(sorted(kinds))}", allowed="relu")
+
+
+@contextmanager
+def under_thresholds(
+    model: nn.Module, thresholds: Thresholds | None, name: str = "default"
+) -> Iterator[None]:
+    """Within the block that extension has these thresholds, or none, and then its own again."""
+    before = {id(gate): gate.threshold for gate in gates(model, name).values()}
+    try:
+        for key, gate in gates(model, name).items():
+            gate.threshold = None if thresholds is None else thresholds.at(key)
+        yield
+    finally:
+        for gate in gates(model, name).values():
+            gate.threshold = before[id(gate)]
+
+
+def extension_tensors(model: nn.Module, name: str = "default") -> list[Tensor]:
+    """The weights of that extension, as they are saved."""
+    places = modules_beside(model).values()
+    return [parameter for place in places for _, parameter in place.adapter_parameters(name)]
+
+
+def extension_digest(model: nn.Module, name: str = "default") -> str:
+    """Of its weights, see `weights_digest`."""
+    return weights_digest(extension_tensors(model, name))
+
+
+@contextmanager
+def observe_gates(model: nn.Module, name: str = "default") -> Iterator[dict[str, Tensor]]:
+    """Within the block the dictionary that it gives holds, after each pass, what every gate that
+    the pass computed said: its logits, as they were trained, in the shape that its input had.
+
+    An output head that computed only the last positions said something of these only.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def keep(key: str, module: nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:
+        seen[key] = logits.detach()
+
+    hooks = [
+        gate.block_gate.register_forward_hook(partial(keep, key))  # type: ignore[union-attr]
+        for key, gate in gates(model, name).items()
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,111 @@
+"""Thresholds on the gates of a finished extension, ours and not the paper's: how calibration closes
+gates without training (`neutral calibrate`).
+
+    cut     g(z) = z where z > t, else 0         an open gate keeps its size
+    shift   g(z) = relu(z - t)                   it loses t, so nothing jumps at t
+
+z: the gate's logit, as it was trained; t: its threshold, 0 or more, and with t = 0 both are the
+trained gate. A token whose gates are all closed by thresholds is the backbone's to the bit, and is
+skipped, as one whose gates the training closed.
+
+Thresholds are part of the extension: PEFT saves them with its configuration, and so they come back
+with the weights, from a folder or from the Hub. They hold for the weights that they were found on,
+and for no other: a digest says which, and other weights are refused.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple, Self, get_args
+
+import torch
+from torch import Tensor
+
+from neutral_residues.config.choices import ThresholdForm
+from neutral_residues.errors import UserError
+
+CALIBRATE_AGAIN = (
+    "set thresholds to null in its adapter_config.json, and run neutral calibrate again"
+)
+
+
+class Threshold(NamedTuple):
+    """Of one gate."""
+
+    value: float
+    form: ThresholdForm
+
+    def applied_to(self, logits: Tensor) -> Tensor:
+        """Logits whose relu is the gate; 0 or less where it is closed. NaN stays."""
+        shifted = logits - self.value
+        if self.form == "shift":
+            return shifted
+        return torch.where(logits <= self.value, shifted, logits)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Of all gates of one extension; a UserError if they cannot be."""
+
+    form: ThresholdForm
+    values: Mapping[str, float]
+    """Full name of a block, the output head or the embeddings in the backbone -> t of the gate
+    there."""
+    weights: str
+    """Digest of the weights that they belong to, see `weights_digest`."""
+    promise: str = ""
+    """What was promised, in one sentence."""
+    version: Literal[1] = field(default=1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.version != 1:
+            do = "load it with the neutral-residues that calibrated it"
+            raise UserError("thresholds: version", got=self.version, allowed="1", do=do)
+        if self.form not in get_args(ThresholdForm):
+            raise UserError("thresholds: form", got=self.form, allowed="cut, shift")
+        for name, value in self.values.items():
+            is_number = type(value) in (int, float) and 0 <= value < math.inf
+            if not is_number:
+                raise UserError(f"threshold of {name}", got=value, allowed="a number, 0 or more")
+
+    @classmethod
+    def of(cls, saved: Any) -> Self:
+        """From the form in which the configuration holds them."""
+        try:
+            return cls(**saved)
+        except (TypeError, AttributeError) as error:
+            do = "calibrate the extension again, or set thresholds to null in adapter_config.json"
+            raise UserError("the thresholds of this extension cannot be read", do=do) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the configuration holds them."""
+        return asdict(self) | {"values": dict(self.values)}
+
+    def at(self, name: str) -> Threshold:
+        """That of the gate there."""
+        return Threshold(self.values[name], self.form)
+
+    def check(self, *, gates: Iterable[str]) -> None:
+        """Raise a UserError unless they are for the gates of these names."""
+        different = sorted(set(gates) ^ set(self.values))
+        if different:
+            what = "these thresholds were made for another extension: gates"
+            raise UserError(what, got=", ".join(different), do=CALIBRATE_AGAIN)
+
+    def check_weights(self, tensors: Iterable[Tensor]) -> None:
+        """Raise a UserError unless these are the weights of the extension."""
+        if weights_digest(tensors) != self.weights:
+            what = "these thresholds were made for other weights: the extension was trained further"
+            raise UserError(f"{what}, or they come from another one", do=CALIBRATE_AGAIN)
+
+
+def weights_digest(tensors: Iterable[Tensor]) -> str:
+    """The same for the same tensors in any order, and for 16-bit ones in 32 bits."""
+    hashes = []
+    for tensor in tensors:
+        value = tensor.detach().to("cpu", torch.float32).contiguous()
+        digest = hashlib.sha256(str(tuple(value.shape)).encode())
+        digest.update(value.numpy().tobytes())
+        hashes.append(digest.hexdigest())
+    return hashlib.sha256(" ".join(sorted(hashes)).encode()).hexdigest()
