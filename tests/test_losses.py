@@ -105,6 +105,28 @@ def test_next_token_nats_looks_at_the_next_token() -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_next_token_nats_in_chunks_have_autograds_values_and_gradients(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neutral_residues.losses.LOGITS_PER_CHUNK", 3 * 11)
+    logits = (4 * torch.randn(2, 5, 11)).to(dtype)
+    logits[0, 2, 7] = -torch.inf  # a new token behind a gate that is shut
+    ids, weights = torch.randint(0, 7, (2, 5)), torch.rand(2, 4)
+    ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
+    nats = next_token_nats(ours, ids)
+    plain = torch.nn.functional.cross_entropy(
+        theirs[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+    ).view(2, 4)
+    (nats * weights).sum().backward()
+    (plain * weights).sum().backward()
+    assert torch.equal(nats, plain)
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    assert ours.grad.dtype == dtype
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
 def test_kl_is_zero_for_equal_probabilities() -> None:
     log_probs = torch.randn(2, 3, 8).log_softmax(-1)
     assert kl_nats(log_probs, log_probs).tolist() == [[0.0] * 3] * 2

@@ -180,11 +180,25 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def computes_in_bf16(training: TrainingSettings, device: torch.device) -> bool:
-    """bfloat16 as set; "auto" takes it on a GPU that supports it."""
-    if training.precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return training.precision == "bfloat16"
+SMALLEST_BF16_WIDTH = 512
+"""On CPUs, "auto" computes narrower backbones in float32: they are quick, and come out the same on
+every CPU (LAB.md, "a step with 49,152 logits, and bfloat16 on a CPU")."""
+
+
+def computes_in_bf16(training: TrainingSettings, device: torch.device, *, hidden_size: int) -> bool:
+    """bfloat16 as set; "auto" takes it on a GPU that has it, and on a CPU that multiplies in it
+    where the backbone is wide enough for a difference."""
+    if training.precision != "auto":
+        return training.precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and cpu_has_bf16() and hidden_size >= SMALLEST_BF16_WIDTH
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies matrices in bfloat16: AVX512-BF16 or AMX."""
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 class FrozenPrecision(NamedTuple):
@@ -194,10 +208,16 @@ class FrozenPrecision(NamedTuple):
     quantised: Quantised | None
 
 
-def frozen_precision(training: TrainingSettings, device: torch.device) -> FrozenPrecision:
-    """As the run file says; "auto" and quantised weights compute in the precision of training."""
-    held, bf16 = training.frozen_weights, computes_in_bf16(training, device)
+def frozen_precision(training: TrainingSettings, *, bf16: bool) -> FrozenPrecision:
+    """As the run file says; "auto" and quantised weights compute in the precision of training,
+    bfloat16 or not."""
+    held = training.frozen_weights
     if held in ("float32", "bfloat16"):
         bf16 = held == "bfloat16"
-    quantised = held if held == "int8" or held == "nf4" else None
-    return FrozenPrecision(torch.bfloat16 if bf16 else torch.float32, quantised)
+    return FrozenPrecision(torch.bfloat16 if bf16 else torch.float32, quantised(training))
+
+
+def quantised(training: TrainingSettings) -> Quantised | None:
+    """The frozen weights' kind of quantisation, if they are quantised."""
+    held = training.frozen_weights
+    return held if held == "int8" or held == "nf4" else None

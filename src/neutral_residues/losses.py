@@ -29,8 +29,11 @@ gate open by all that the residue aligns with, of D directions (LAB.md, "one loc
 backbone").
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from neutral_residues.config.choices import LocalLoss
@@ -39,14 +42,51 @@ from neutral_residues.errors import UserError
 from neutral_residues.tuner.layer import AnyResidue
 
 
+LOGITS_PER_CHUNK = 2**20
+"""So many logits at a time become probabilities: 4 MB of float32, which stay in a CPU's cache."""
+
+
 def next_token_nats(logits_BTV: Tensor, input_ids_BT: Tensor) -> Tensor:
-    """Nats of each token given those before, (B, T-1): entry t is for token t+1. In float32."""
+    """Nats of each token given those before, (B, T-1): entry t is for token t+1. In float32, and
+    without a copy of the logits in it."""
     # The targets are shifted, not the logits: a slice of those would be copied, and its gradient
     # padded, at full size.
     targets_BT = F.pad(input_ids_BT[:, 1:], (0, 1), value=IGNORE)
-    logits, targets = logits_BTV.float().flatten(0, 1), targets_BT.flatten()
-    nats = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
+    nats: Tensor = _TargetNats.apply(logits_BTV.flatten(0, 1), targets_BT.flatten())
     return nats.view(input_ids_BT.shape)[:, :-1]
+
+
+class _TargetNats(torch.autograd.Function):
+    """Cross entropy of each row, chunk by chunk. Autograd's own keeps two tensors of the logits'
+    size in float32, and makes a third in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+        ctx.save_for_backward(logits_NV, targets_N)
+        rows = _chunk_rows(logits_NV)
+        chunks = zip(logits_NV.split(rows), targets_N.split(rows), strict=True)
+        return torch.cat([_cross_entropy(logits, targets) for logits, targets in chunks])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_N: Tensor) -> tuple[Tensor, None]:
+        logits_NV, targets_N = ctx.saved_tensors
+        rows, d_logits_NV = _chunk_rows(logits_NV), torch.empty_like(logits_NV)
+        d_N1 = d_N.where(targets_N != IGNORE, 0)[:, None]
+        indices_N1 = targets_N.where(targets_N != IGNORE, 0)[:, None]
+        parts = (it.split(rows) for it in (logits_NV, d_logits_NV, d_N1, indices_N1))
+        for logits, d_logits, d, indices in zip(*parts, strict=True):
+            chunk = logits.softmax(-1, dtype=torch.float32).mul_(d).scatter_add_(1, indices, -d)
+            d_logits.copy_(chunk)
+        return d_logits_NV, None
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="none")
+
+
+def _chunk_rows(logits_NV: Tensor) -> int:
+    return max(1, LOGITS_PER_CHUNK // logits_NV.shape[1])
 
 
 def local_loss_sum(

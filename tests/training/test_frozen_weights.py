@@ -56,10 +56,9 @@ def test_a_backbone_in_fewer_bits_learns_and_is_measured_as_it_trained(
         iter(residue_layers(load_saved(tmp_path / "run").model).values())
     ).base_layer.gate_proj.weight
     assert weight.dtype == {"bfloat16": torch.float32, "int8": torch.int8, "nf4": torch.uint8}[held]
-    if held != "bfloat16":
-        again = evaluate_folder(tmp_path / "run", console=quiet())
-        assert again.sets["fr"].backbone_nats == pytest.approx(fr.backbone_nats, rel=1e-5)
-        assert again.sets["fr"].extended_nats == pytest.approx(fr.extended_nats, rel=1e-5)
+    again = evaluate_folder(tmp_path / "run", console=quiet())
+    assert again.sets["fr"].backbone_nats == pytest.approx(fr.backbone_nats, rel=1e-5)
+    assert again.sets["fr"].extended_nats == pytest.approx(fr.extended_nats, rel=1e-5)
 
 
 def test_lora_works_around_four_bits_too(tmp_path: Path) -> None:

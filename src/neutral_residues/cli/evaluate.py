@@ -43,7 +43,7 @@ def evaluate_folder(
     """
     console = console or Console()
     corpora = [_corpus(text) for text in sets]
-    saved = load_saved(folder)
+    saved = load_saved(folder, dtype=None)
     tokenising = RunProgress(console).tokenising
     streams = evaluation_streams(saved, corpora, tokenising)
     own = []

@@ -240,7 +240,8 @@ class TrainingSettings(Settings):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """bfloat16: autocast around float32 trained weights; auto takes it on a GPU that has it."""
+    """bfloat16: autocast around float32 trained weights; auto takes it on a GPU that has it, and on
+    a CPU with AVX512-BF16 or AMX for backbones at least 512 wide."""
     frozen_weights: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = "auto"
     """How weights that do not train are held; those that train are always float32. auto follows
     `precision`; int8 and nf4 (8 and 4 bits) need bitsandbytes, and backbone and extended model are

@@ -9,11 +9,14 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from neutral_residues.backbone import (
+    computes_in_bf16,
     frozen_precision,
     load_backbone,
+    load_config,
     load_tokenizer,
     on_device,
     pick_device,
+    quantised,
 )
 from neutral_residues.config.run import RunConfig, load_run
 from neutral_residues.data.tokenise import end_of_text_id
@@ -51,9 +54,15 @@ class Saved:
         return self.config.data.end_of_text if self.config else None
 
 
-def load_saved(folder: Path, *, dtype: torch.dtype = torch.float32) -> Saved:
+def load_saved(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Saved:
     """Load the output folder of a run, or an extension folder; a UserError if it is neither, is not
-    finished, is damaged, or belongs to another backbone."""
+    finished, is damaged, or belongs to another backbone.
+
+    Args:
+        folder: of the run or the extension.
+        dtype: of the weights that were not trained; None: what the run that made it measured with,
+            float32 for an extension folder.
+    """
     if not folder.is_dir():
         do = "give the output folder of a run, or an extension folder"
         raise UserError(f"no such folder: {folder}", do=do)
@@ -68,6 +77,7 @@ def load_saved(folder: Path, *, dtype: torch.dtype = torch.float32) -> Saved:
         do = f"finish it: neutral extend {run.config}"
         raise UserError(f"the run in {folder} has no extension yet", do=do)
     check_digest(weights)
+    dtype = dtype or _measured_dtype(config, device)
     name = _backbone_name(weights) if is_adapter else config.model  # type: ignore[union-attr]
     has_tokenizer = (weights / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(str(weights) if has_tokenizer else name)
@@ -83,12 +93,20 @@ def load_saved(folder: Path, *, dtype: torch.dtype = torch.float32) -> Saved:
             reference = _backbone(name, config, dtype, device)
         model: nn.Module = _load_adapter(weights, backbone)
     else:
-        model = on_device(load_backbone(str(weights), dtype=dtype), device)
+        model = on_device(load_backbone(str(weights), dtype=torch.float32), device)
         reference = _backbone(name, config, dtype, device)
     tokenizers = tokenizer, own_tokenizer
     return Saved(
         model.eval(), *tokenizers, vocabulary, reference, config, folder, weights, name, device
     )
+
+
+def _measured_dtype(config: RunConfig | None, device: torch.device) -> torch.dtype:
+    if config is None:
+        return torch.float32
+    width = load_config(config.model, **config.hub_options).get_text_config().hidden_size
+    bf16 = computes_in_bf16(config.training, device, hidden_size=width)
+    return frozen_precision(config.training, bf16=bf16).dtype
 
 
 def _has_own_tokens(extension: Path) -> bool:
@@ -127,7 +145,7 @@ def _backbone(
     name: str, config: RunConfig | None, dtype: torch.dtype, device: torch.device
 ) -> PreTrainedModel:
     """In `dtype`, but quantised as in training: another backbone would be measured otherwise."""
-    quantised = frozen_precision(config.training, device).quantised if config else None
+    kind = quantised(config.training) if config else None
     options = config.hub_options if config else {}
-    model = load_backbone(name, **options, dtype=dtype, quantised=quantised)
+    model = load_backbone(name, **options, dtype=dtype, quantised=kind)
     return on_device(model, device).eval()

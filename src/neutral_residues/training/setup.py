@@ -120,8 +120,7 @@ class Setup:
     @property
     def learning_rate(self) -> float:
         """Peak learning rate."""
-        width = self.model_config.get_text_config().hidden_size
-        return self.method.peak_learning_rate(self.config, hidden_size=width)
+        return self.method.peak_learning_rate(self.config, hidden_size=self.hidden_size)
 
     @property
     def local_loss_weight(self) -> float:
@@ -131,7 +130,13 @@ class Setup:
     @property
     def bf16(self) -> bool:
         """Whether training computes in bfloat16."""
-        return computes_in_bf16(self.config.training, self.device)
+        training = self.config.training
+        return computes_in_bf16(training, self.device, hidden_size=self.hidden_size)
+
+    @property
+    def hidden_size(self) -> int:
+        """The backbone's width."""
+        return int(self.model_config.get_text_config().hidden_size)
 
     @property
     def rows_per_step(self) -> int:
@@ -219,7 +224,7 @@ class Setup:
         float32 (autocast casts them)."""
         config, dtype, quantised = self.config, torch.float32, None
         if frozen:
-            dtype, quantised = frozen_precision(config.training, self.device)
+            dtype, quantised = frozen_precision(config.training, bf16=self.bf16)
         model = load_backbone(config.model, **config.hub_options, dtype=dtype, quantised=quantised)
         return on_device(model, self.device)
 
