@@ -41,7 +41,6 @@ from neutral_residues.data.labels import IGNORE, SOURCE, TARGET
 from neutral_residues.errors import UserError
 from neutral_residues.tuner.layer import AnyResidue
 
-
 LOGITS_PER_CHUNK = 2**20
 """So many logits at a time become probabilities: 4 MB of float32, which stay in a CPU's cache."""
 
