@@ -20,6 +20,7 @@ from torch import nn
 from neutral_residues.backbone import device_name
 from neutral_residues.config.run import RunConfig, make_run
 from neutral_residues.data.tokenise import tokenizer_key
+from neutral_residues.evaluation.chat import answer_both, read_prompts
 from neutral_residues.evaluation.evaluate import evaluate, evaluation_set
 from neutral_residues.evaluation.gate_maps import default_texts, gate_texts
 from neutral_residues.evaluation.generate import generate_both
@@ -177,6 +178,7 @@ class _Run:
             validation_sets=self._validation_sets(),
             curve=training.curve,
             samples=self._samples(model, reference),
+            chat=self._chat(model, reference),
             gates=self._gates(model),
             tasks=self._tasks(model, reference),
             cost=self._total(training.cost),
@@ -221,6 +223,21 @@ class _Run:
             )
             for prompt in config.evaluation.prompts
         ]
+
+    def _chat(self, model: nn.Module, reference: nn.Module | None) -> list[Sample]:
+        setup, evaluation = self.setup, self.setup.config.evaluation
+        if evaluation.chat is None:
+            return []
+        with MeasuringDisplay(self.progress.console) as display:
+            return answer_both(
+                model,
+                setup.tokenizer,
+                read_prompts(evaluation.chat),
+                max_new_tokens=evaluation.chat_tokens,
+                reference=reference,
+                backbone_tokenizer=setup.backbone_tokenizer,
+                on_progress=display.on_progress,
+            )
 
     def _gates(self, model: nn.Module) -> list[GateText]:
         setup, own = self.setup, self.setup.config.evaluation.gate_texts

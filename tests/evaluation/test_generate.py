@@ -84,6 +84,23 @@ def test_greedy_is_the_most_probable_token_of_each_side(
     assert sample.backbone != sample.extended
 
 
+TEMPLATE = "{{ 'w1 ' }}{% for m in messages %}{{ m['content'] }}{% endfor %}{{ ' w2' }}"
+
+
+def test_a_chat_prompt_goes_through_the_template_once(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="no chat template"):
+        generate_both(extended(), tokenizer, "w5", max_new_tokens=4, chat=True)
+    monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
+    answer = generate_both(extended(), tokenizer, "w5", max_new_tokens=4, chat=True)
+    plain = generate_both(extended(), tokenizer, "w1 w5 w2", max_new_tokens=4)
+    assert (answer.prompt, answer.backbone) == ("w5", plain.backbone)
+    assert answer.extended == plain.extended
+    with pytest.raises(UserError, match="the prompt is empty"):
+        generate_both(extended(), tokenizer, " ", max_new_tokens=4, chat=True)
+
+
 def test_both_sides_get_the_same_luck(tokenizer: Any) -> None:
     model = peft.get_peft_model(llama(), NeutralResiduesConfig(width=8))  # adds nothing yet
     samples = [

@@ -188,9 +188,13 @@ def evaluate(
         Path | None,
         _option("Folder with tasks of your own, such as mine_fr.jsonl; without --tasks, all."),
     ] = None,
+    chat: Annotated[
+        Path | None,
+        _option('Prompts for a chat model, JSON lines with a key "prompt": answers that stay.'),
+    ] = None,
     kl: Annotated[bool, _option("Also the KL divergence from the backbone.", "--kl")] = False,
     into_record: Annotated[
-        bool, _option("Put the tasks' scores into the finished run's own record.", "--into-record")
+        bool, _option("Put scores and answers into the finished run's own record.", "--into-record")
     ] = False,
 ) -> None:
     """Measure backbone and extended model on sets of text and on tasks; keeps finished tasks."""
@@ -200,7 +204,7 @@ def evaluate(
 
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     options: dict[str, Any] = {"tasks": names, "limit": limit, "task_data": task_data}
-    options["num_fewshot"] = num_fewshot
+    options |= {"num_fewshot": num_fewshot, "chat": chat}
     command.check_task_options(folder, **options, into_record=into_record)
     windows: dict[str, Any] = {"context": context, "stride": stride}
     record = command.evaluate_folder(folder, sets=sets or (), kl=kl, **windows, **options)
@@ -215,6 +219,9 @@ def generate(
     temperature: Annotated[float, _option("0 is greedy.")] = 0.0,
     top_p: Annotated[float, _option("Nucleus sampling, when temperature is above 0.")] = 1.0,
     seed: Annotated[int, _option("Seed of the sampling; the same for both.")] = 0,
+    chat: Annotated[
+        bool, _option("The prompt is the user's message in the chat template.", "--chat")
+    ] = False,
 ) -> None:
     """Complete a prompt with the backbone and with the extended model, side by side."""
     with _loading():
@@ -231,6 +238,7 @@ def generate(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
+        chat=chat,
         reference=saved.reference,
         backbone_tokenizer=saved.backbone_tokenizer,
         end_of_text=saved.end_of_text,

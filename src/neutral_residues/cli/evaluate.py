@@ -5,9 +5,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from neutral_residues.cli.tables import print_sets, tasks_table
-from neutral_residues.config.run import Corpus
+from neutral_residues.cli.tables import print_chat, print_sets, tasks_table
+from neutral_residues.config.run import Corpus, EvaluationSettings
 from neutral_residues.errors import UserError
+from neutral_residues.evaluation.chat import answer_both, check_prompts, read_prompts
 from neutral_residues.evaluation.evaluate_saved import (
     evaluate_saved,
     evaluation_streams,
@@ -17,7 +18,7 @@ from neutral_residues.evaluation.evaluate_saved import (
 from neutral_residues.evaluation.saved import Saved, load_saved
 from neutral_residues.evaluation.tasks.cache import weights_key
 from neutral_residues.evaluation.tasks.runner import TaskPlan, measure_tasks
-from neutral_residues.results.record import Record, TaskScore
+from neutral_residues.results.record import Record, Sample, TaskScore
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.results.store import read_record, write_record
 from neutral_residues.training.progress import MeasuringDisplay, RunProgress
@@ -34,6 +35,7 @@ def evaluate_folder(
     limit: int | None = None,
     num_fewshot: int | None = None,
     task_data: Path | None = None,
+    chat: Path | None = None,
     console: Console | None = None,
 ) -> Record:
     """Print backbone and extended model on every set and task.
@@ -49,13 +51,16 @@ def evaluate_folder(
     own = []
     if saved.vocabulary:
         own = evaluation_streams(saved, corpora, tokenising, of_backbone=True)
-    if not streams and not tasks and task_data is None:
+    if not streams and not tasks and task_data is None and chat is None:
         do = "add --set source:NAME=FILE and --set target:NAME=FILE"
         raise UserError("nothing to measure", do=do)
     windows = windows_for(saved, context, stride)
     plan = plan_saved_tasks(
         saved, tasks, streams, windows, limit=limit, num_fewshot=num_fewshot, task_data=task_data
     )
+    prompts = read_prompts(chat) if chat else []
+    longest = (saved.config.evaluation if saved.config else EvaluationSettings()).chat_tokens
+    check_prompts(prompts, saved.model.config, saved.tokenizer, max_new_tokens=longest)
     for line in plan.missing:
         console.print(line, highlight=False)
     with MeasuringDisplay(console) as display:
@@ -69,6 +74,10 @@ def evaluate_folder(
     if plan.tasks:
         record = record.model_copy(update={"tasks": _measure_tasks(saved, plan, console)})
         console.print(tasks_table(record))
+    if prompts:
+        answers = _answers(saved, prompts, longest, console)
+        record = record.model_copy(update={"chat": answers})
+        print_chat(record, console=console)
     return record
 
 
@@ -79,10 +88,13 @@ def check_task_options(
     limit: int | None,
     num_fewshot: int | None,
     task_data: Path | None,
+    chat: Path | None,
     into_record: bool,
 ) -> None:
     """Raise for options that would do nothing."""
-    given = {"--limit": limit, "--num-fewshot": num_fewshot, "--into-record": into_record or None}
+    given = {"--limit": limit, "--num-fewshot": num_fewshot}
+    if chat is None:
+        given["--into-record"] = into_record or None
     useless = [name for name, value in given.items() if value is not None]
     if useless and not tasks and task_data is None:
         do = "name tasks, for example --tasks quick"
@@ -97,7 +109,8 @@ def check_task_options(
 
 
 def save(record: Record, folder: Path, output: Path | None, *, into_record: bool) -> None:
-    """Write the record to `output`, and its tasks into the record of the run in `folder`."""
+    """Write the record to `output`, and its tasks and chat answers into the record of the run in
+    `folder`."""
     console = Console()
     if output is not None:
         write_record(output, record)
@@ -106,7 +119,8 @@ def save(record: Record, folder: Path, output: Path | None, *, into_record: bool
         path, new = RunFolder(folder).record, {task.name for task in record.tasks}
         own = read_record(path)
         tasks = [task for task in own.tasks if task.name not in new] + record.tasks
-        write_record(path, own.model_copy(update={"tasks": tasks}))
+        chat = record.chat or own.chat
+        write_record(path, own.model_copy(update={"tasks": tasks, "chat": chat}))
         num_tasks = len({task.name for task in tasks})
         console.print(f"record: {path} holds {num_tasks} tasks", highlight=False)
 
@@ -121,6 +135,21 @@ def _measure_tasks(saved: Saved, plan: TaskPlan, console: Console) -> list[TaskS
             reference=saved.reference,
             on_progress=display.on_progress,
             on_scores=display.on_scores,
+        )
+
+
+def _answers(
+    saved: Saved, prompts: Sequence[str], max_new_tokens: int, console: Console
+) -> list[Sample]:
+    with MeasuringDisplay(console) as display:
+        return answer_both(
+            saved.model,
+            saved.tokenizer,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            reference=saved.reference,
+            backbone_tokenizer=saved.backbone_tokenizer,
+            on_progress=display.on_progress,
         )
 
 

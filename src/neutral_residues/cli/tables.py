@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from neutral_residues.evaluation.token_kinds import few_tokens_line
-from neutral_residues.results.record import Record
+from neutral_residues.results.record import Record, Sample
 from neutral_residues.results.set_result import WRONG, SetResult, wrong_share
 from neutral_residues.results.spliced import LATER
 from neutral_residues.results.wording import LARGE, better_or_worse, factor_of, with_half_width
@@ -21,18 +21,35 @@ def print_summary(record: Record, output: Path, *, console: Console | None = Non
     print_sets(record, console=console)
     if record.tasks:
         console.print(tasks_table(record))
+    print_chat(record, console=console)
     cost = record.cost
     if cost.new_share is not None and cost.tokens and cost.seconds:
         weights = f"{cost.new_weights:,} new weights, {100 * cost.new_share:.2f} %"
         tokens = f"{cost.tokens:,} tokens in {cost.seconds:.0f} s"
         console.print(f"{weights} of {cost.backbone_weights:,}; {tokens}", highlight=False)
     for sample in record.samples:
-        console.print(Text(f"\n{sample.prompt}", style="bold"))
-        console.print(f"  backbone   {sample.backbone}", highlight=False, markup=False)
-        console.print(f"  extended   {sample.extended}", highlight=False, markup=False)
+        print_sample(sample, console=console)
     console.print(
         f"\nextension: {output / 'extension'}\nrecord:    {output / 'record.json'}", highlight=False
     )
+
+
+def print_chat(record: Record, *, console: Console) -> None:
+    """How many chat answers are the backbone's, and the first that is another."""
+    if not record.chat:
+        return
+    other = [sample for sample in record.chat if not sample.is_same]
+    same = f"{len(record.chat) - len(other)} of {len(record.chat)}"
+    console.print(f"chat: {same} answers are word for word the backbone's", highlight=False)
+    for sample in other[:1]:
+        print_sample(sample, console=console)
+
+
+def print_sample(sample: Sample, *, console: Console) -> None:
+    """A prompt and what both models add to it."""
+    console.print(Text(f"\n{sample.prompt}", style="bold"))
+    console.print(f"  backbone   {sample.backbone}", highlight=False, markup=False)
+    console.print(f"  extended   {sample.extended}", highlight=False, markup=False)
 
 
 def new_table(title: str, text: Iterable[str], numbers: Iterable[str]) -> Table:

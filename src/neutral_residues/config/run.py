@@ -284,6 +284,11 @@ class EvaluationSettings(Settings):
     """Continued by backbone and extension at the end, side by side."""
     temperature: float = Field(default=0.0, ge=0)
     """Of these continuations; 0 is greedy. Both draw with the run's seed."""
+    chat: Path | None = None
+    """JSON lines with a key "prompt": both models answer greedily through the chat template at the
+    end, and answers that are word for word the backbone's are counted; null: none."""
+    chat_tokens: int = Field(default=64, ge=1)
+    """Tokens of an answer, at most."""
     tasks: tuple[str, ...] = ()
     """Tasks and suites for backbone and extended model at the end: lm-eval's names, paper-fr,
     minimal-pairs-fr, cloze-SET, quick, file:PATH; see `evaluation/tasks/registry.py`."""

@@ -44,7 +44,11 @@ def text_size(
 ) -> tuple[TextSize, TextSize | None]:
     """Size of the training part and of the held-out part, as `tokenise` would make them."""
     share = held_out_share
-    how: dict[str, Any] = {"cache_dir": cache_dir, "held_out_share": share, "end_of_text": end_of_text}
+    how: dict[str, Any] = {
+        "cache_dir": cache_dir,
+        "held_out_share": share,
+        "end_of_text": end_of_text,
+    }
     if not is_cached(corpus, tokenizer, **how):
         sample = _Sample(corpus)
         if sample.every > 1:

@@ -34,6 +34,7 @@ def generate_both(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    chat: bool = False,
     reference: nn.Module | None = None,
     backbone_tokenizer: PreTrainedTokenizerBase | None = None,
     end_of_text: int | None = None,
@@ -46,20 +47,22 @@ def generate_both(
         temperature: 0 takes the most probable token each time; above 0 samples.
         top_p: sample only among the most probable tokens that have this probability together.
         seed: of the sampling, the same for both.
+        chat: give the prompt as the user's message in the tokenizer's chat template.
         reference: the backbone, where switching the extension off does not give it (full
             fine-tuning).
         backbone_tokenizer: where the extended model has a vocabulary of its own.
         end_of_text: the token that ends a document; default: see `end_of_text_id`.
 
     Raises:
-        UserError: for an empty prompt, one that does not fit the model's context, or a setting out
-            of range.
+        UserError: for an empty prompt, one that does not fit the model's context, a tokenizer
+            without a chat template, or a setting out of range.
     """
     ends = _end_tokens(model, tokenizer, end_of_text)
     settings = _settings(ends, tokenizer.pad_token_id, max_new_tokens, temperature, top_p)
     tokenizers = backbone_tokenizer or tokenizer, tokenizer
     own_1T, prompt_1T = (
-        check_prompt(model.config, it, prompt, max_new_tokens=max_new_tokens) for it in tokenizers
+        check_prompt(model.config, it, prompt, max_new_tokens=max_new_tokens, chat=chat)
+        for it in tokenizers
     )
     with inference(model, reference):
         with as_backbone(model, reference) as backbone:
@@ -69,12 +72,20 @@ def generate_both(
 
 
 def check_prompt(
-    config: PretrainedConfig, tokenizer: Any, prompt: str, *, max_new_tokens: int
+    config: PretrainedConfig,
+    tokenizer: Any,
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    chat: bool = False,
 ) -> Tensor:
     """The tokens of a prompt, (1, T); a UserError if it is empty, or does not fit the model's
     context with what is to be added."""
-    tokens = tokenizer(prompt, return_tensors="pt", truncation=False, verbose=False)
-    prompt_1T: Tensor = tokens["input_ids"].long()
+    if chat:
+        prompt_1T = _in_chat_template(tokenizer, prompt)
+    else:
+        tokens = tokenizer(prompt, return_tensors="pt", truncation=False, verbose=False)
+        prompt_1T = tokens["input_ids"].long()
     if not prompt.strip() or prompt_1T.shape[1] == 0:
         raise UserError("the prompt is empty", do="give some text to continue")
     limit = context_length(config)
@@ -93,6 +104,18 @@ def _end_tokens(model: Any, tokenizer: Any, end_of_text: int | None) -> list[int
         end_of_text = find_end_of_text(tokenizer)
     ends = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, end_of_text]
     return list(dict.fromkeys(end for end in ends if end is not None))
+
+
+def _in_chat_template(tokenizer: Any, prompt: str) -> Tensor:
+    if not tokenizer.chat_template:
+        what = f"the tokenizer of {tokenizer.name_or_path} has no chat template"
+        raise UserError(what, do="give plain prompts, or a chat model")
+    messages = [{"role": "user", "content": prompt}]
+    encoded = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    tokens_1T: Tensor = encoded["input_ids"]
+    return tokens_1T
 
 
 def _settings(

@@ -148,6 +148,13 @@ class Point:
         return self._mean("source", lambda result: 100 * (result.neutral_share or 0.0))
 
     @cached_property
+    def same_answers_percent(self) -> Spread | None:
+        """Chat answers that are word for word the backbone's, in %; None where not all have any."""
+        shares = [run.record.same_answers_share for run in self.runs]
+        known = [100 * share for share in shares if share is not None]
+        return Spread.over(known) if len(known) == len(shares) else None
+
+    @cached_property
     def wrong_gates_percent(self) -> Mapping[Role, Spread]:
         """Role -> (token, layer) gates that are open on source text, or closed on target text, in
         %; empty without block gates."""

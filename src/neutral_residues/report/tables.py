@@ -112,6 +112,7 @@ def points_table(section: Section) -> Table:
         *_sides(section, points),
         numbers("of fine-tuning's drop", drops, 0, "%", HIGHER),
         numbers("source tokens with all gates 0", neutral, 1, "%", HIGHER),
+        numbers("chat answers kept", [p.same_answers_percent for p in points], 0, "%", HIGHER),
         numbers("gates open on source", _wrong(points, "source"), 1, "%", LOWER),
         numbers("gates closed on target", _wrong(points, "target"), 1, "%", LOWER),
         *_single_sets(section),

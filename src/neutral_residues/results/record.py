@@ -28,6 +28,11 @@ class Sample(Part):
     extended: str
     """What the extended model adds to it, without the prompt."""
 
+    @property
+    def is_same(self) -> bool:
+        """Whether both add the same, word for word."""
+        return self.backbone == self.extended
+
 
 class TaskScore(Part):
     """Both models on the same items of one task by one metric, and how sure the difference is."""
@@ -176,6 +181,8 @@ class Record(Part):
     """Measurements during training: each point has "step" and any named numbers."""
     samples: list[Sample] = Field(default=[])
     """Continuations by both models."""
+    chat: list[Sample] = Field(default=[])
+    """Greedy answers of both models to chat prompts, through the chat template."""
     gates: list[GateText] = Field(default=[])
     """Gates over short texts; empty for a method without block gates."""
     tasks: list[TaskScore] = Field(default=[])
@@ -196,6 +203,11 @@ class Record(Part):
     def main_scores(self) -> list[TaskScore]:
         """One score for each task."""
         return list({task.name: task for task in reversed(self.tasks)}.values())[::-1]
+
+    @property
+    def same_answers_share(self) -> float | None:
+        """Of chat prompts, those that both models answer word for word alike; None without any."""
+        return statistics.fmean(sample.is_same for sample in self.chat) if self.chat else None
 
     @property
     def validation_bits(self) -> float | None:

@@ -39,6 +39,7 @@ from neutral_residues.data.mixture import Mixture, Noise
 from neutral_residues.data.run_data import RunData
 from neutral_residues.data.tokenise import Tokenising, end_of_text_id, without_display
 from neutral_residues.errors import UserError, first_line
+from neutral_residues.evaluation.chat import check_prompts, read_prompts
 from neutral_residues.evaluation.generate import check_prompt
 from neutral_residues.evaluation.possible import Pieces
 from neutral_residues.evaluation.windows import Windows
@@ -106,6 +107,9 @@ class Setup:
         end_of_text = end_of_text_id(tokenizer, config.data.end_of_text)
         for prompt in config.evaluation.prompts:
             check_prompt(model_config, tokenizer, prompt, max_new_tokens=SAMPLE_TOKENS)
+        if config.evaluation.chat:
+            prompts, longest = read_prompts(config.evaluation.chat), config.evaluation.chat_tokens
+            check_prompts(prompts, model_config, tokenizer, max_new_tokens=longest)
         return cls(
             config=config,
             method=method,
