@@ -45,7 +45,10 @@ def test_a_run_answers_as_both_models_do(
     assert f"{same} of 3 answers are word for word" in printed
     code, printed = neutral("report", tmp_path / "run")
     assert code == 0, printed
-    assert "chat answers kept" in (tmp_path / "run" / "report" / "summary.md").read_text()
+    assert (
+        "chat answers kept word for word"
+        in (tmp_path / "run" / "report" / "summary.md").read_text()
+    )
 
 
 def test_by_command_into_the_record(
@@ -59,7 +62,9 @@ def test_by_command_into_the_record(
     assert "3 answers are word for word" in printed
     answers = read_record(tmp_path / "run" / "record.json").chat
     assert [sample.prompt for sample in answers] == PROMPTS
-    code, printed = neutral("generate", tmp_path / "run", "le chat", "--chat")
+    code, printed = neutral(
+        "generate", tmp_path / "run", "le chat", "--chat", "--max-new-tokens", 5
+    )
     assert code == 0, printed
 
 

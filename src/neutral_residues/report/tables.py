@@ -112,7 +112,7 @@ def points_table(section: Section) -> Table:
         *_sides(section, points),
         numbers("of fine-tuning's drop", drops, 0, "%", HIGHER),
         numbers("source tokens with all gates 0", neutral, 1, "%", HIGHER),
-        numbers("chat answers kept", [p.same_answers_percent for p in points], 0, "%", HIGHER),
+        _same_answers(points),
         numbers("gates open on source", _wrong(points, "source"), 1, "%", LOWER),
         numbers("gates closed on target", _wrong(points, "target"), 1, "%", LOWER),
         *_single_sets(section),
@@ -128,8 +128,10 @@ def points_table(section: Section) -> Table:
 def summary_table(section: Section) -> Table:
     """The points that stand for their curve, in few columns."""
     rows = section.rows
-    columns = (_rates(rows), _seeds(rows), _new_weights(rows), *_sides(section, rows))
-    return Table(row_names(rows, section), columns)
+    columns = [_rates(rows), _seeds(rows), _new_weights(rows), *_sides(section, rows)]
+    if any(point.same_answers_percent for point in rows):
+        columns.append(_same_answers(rows))
+    return Table(row_names(rows, section), tuple(columns))
 
 
 def equal_learning_table(section: Section) -> Table | None:
@@ -205,6 +207,11 @@ def _sides(section: Section, points: Sequence[Point]) -> list[Column]:
         numbers(f"bits per byte, {name}", [p.bits for p in points], 4, BITS, LOWER),
         numbers(f"change, {name}", learning, 2, "%", LOWER, signed=True),
     ]
+
+
+def _same_answers(points: Sequence[Point]) -> Column:
+    kept = [point.same_answers_percent for point in points]
+    return numbers("chat answers kept word for word", kept, 0, "%", HIGHER)
 
 
 def _wrong(points: Sequence[Point], role: Role) -> list[Spread | None]:
