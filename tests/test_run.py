@@ -27,7 +27,7 @@ from neutral_residues.results.store import read_record
 from neutral_residues.run import extend
 from neutral_residues.training.progress import RunProgress
 from neutral_residues.training.trainer import ExtensionTrainer
-from tiny_run import TARGET_WORDS, make_text, run_values, write_run
+from tiny_run import TARGET_WORDS, chat_values, make_text, run_values, write_run
 
 
 @pytest.fixture(autouse=True)
@@ -116,12 +116,13 @@ class _Interrupt:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("method", ["neutral", "finetune", "ssu"])
+@pytest.mark.parametrize("method", ["neutral", "finetune", "ssu", "chats"])
 @pytest.mark.parametrize("how", ["stopped", "crashed"])
 def test_resume_is_bit_equal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, method: str
 ) -> None:
-    values = run_values(tmp_path) | {"method": method}
+    chats = method == "chats"
+    values = chat_values(tmp_path) if chats else run_values(tmp_path) | {"method": method}
     values["data"]["spliced_share"] = 0.5
     whole = extend(make_run(values | {"output": str(tmp_path / "whole")}))
     with monkeypatch.context() as patch:

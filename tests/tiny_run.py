@@ -29,6 +29,11 @@ TARGET_WORDS = [
 ]
 UKRAINIAN_WORDS = ["кіт", "сидів", "на", "килимі", "і", "бачив", "собаку", "біжи", "до", "моря"]
 NUM_NEW_TOKENS = 12
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] + '\n' + m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""That of Qwen and SmolLM2, but for their system prompts."""
 
 
 def byte_tokenizer(eos_token: str | None = "<eot>", **settings: Any) -> PreTrainedTokenizerFast:
@@ -92,6 +97,34 @@ def run_values(folder: Path, **training: Any) -> dict[str, Any]:
         | training,
         "evaluation": {"tokens_while_training": 400},
     }  # fmt: skip
+
+
+def chat_values(folder: Path, **training: Any) -> dict[str, Any]:
+    """Settings of a short run on chats of both languages, with a chat model as backbone."""
+    if not (folder / "backbone").exists():
+        make_backbone(folder / "backbone", vocab_size=264)
+        special = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+        tokenizer = byte_tokenizer("<|im_end|>", extra_special_tokens=special)
+        tokenizer.chat_template = CHAT_TEMPLATE
+        tokenizer.save_pretrained(folder / "backbone")
+        make_chats(folder / "en.jsonl", SOURCE_WORDS, seed=1)
+        make_chats(folder / "fr.jsonl", TARGET_WORDS, seed=2)
+    values = run_values(folder, **training)
+    for corpus in values["data"]["train"]:
+        corpus["chat"] = True
+    return values
+
+
+def make_chats(path: Path, words: list[str], *, chats: int = 60, seed: int = 0) -> Path:
+    generator = random.Random(seed)
+    lines = []
+    for _ in range(chats):
+        said = [" ".join(generator.choices(words, k=6)) for _ in range(2)]
+        pairs = zip(("user", "assistant"), said, strict=True)
+        chat = [{"role": role, "content": content} for role, content in pairs]
+        lines.append(json.dumps({"messages": chat}) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
 
 
 BUDGETS = {

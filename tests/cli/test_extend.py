@@ -3,6 +3,7 @@
 import errno
 import gzip
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 from transformers import BertConfig, BertForMaskedLM
 
 from command_line import Neutral, assert_one_line, changed
+from neutral_residues.config.run import load_run
 from neutral_residues.results.store import read_record
-from tiny_run import SOURCE_WORDS, make_backbone, make_text, run_values, write_run
+from tiny_run import SOURCE_WORDS, chat_values, make_backbone, make_text, run_values, write_run
 
 
 def test_a_new_run_is_warned_of_once_and_not_changed(tmp_path: Path, neutral: Neutral) -> None:
@@ -186,3 +188,32 @@ def test_no_space_left_keeps_the_last_checkpoint(
         assert_one_line(neutral("extend", run), "no space left")
     assert (tmp_path / "run" / "checkpoints" / "checkpoint-3" / "complete.json").is_file()
     assert neutral("extend", run)[0] == 0
+
+
+def test_chats_need_a_chat_model(tmp_path: Path, neutral: Neutral) -> None:
+    values = chat_values(tmp_path)
+    (tmp_path / "backbone" / "chat_template.jinja").unlink()
+    result = neutral("extend", write_run(tmp_path, values))
+    assert_one_line(result, "no chat template", "instruct model", "data.chat_template")
+    for template, part in (("no.jinja", "no such file"), ("bad.jinja", "cannot render")):
+        (tmp_path / "bad.jinja").write_text("{% for %}")
+        own = changed(values, "data.chat_template", str(tmp_path / template))
+        assert_one_line(neutral("extend", write_run(tmp_path, own)), part)
+    assert not (tmp_path / "run").exists()
+
+
+def test_starts_that_do_not_fit(tmp_path: Path, neutral: Neutral, finished: Path) -> None:
+    values = run_values(tmp_path) | {"start_from": str(finished), "output": str(tmp_path / "on")}
+    shutil.copytree(tmp_path / "backbone", tmp_path / "other")
+    values["model"] = load_run(finished / "run.yaml").model
+    for key, value, parts in (
+        ("start_from", str(tmp_path / "no"), ["start_from", "finished run"]),
+        ("start_from", str(tmp_path / "backbone"), ["whole model: set model to"]),
+        ("model", str(tmp_path / "other"), ["extends another model", "set model to it"]),
+        ("budget", 0.3, ["start_from: budget is another", "got 0.3; allowed: 0.2"]),
+        ("residues", {"head_rank": 0}, ["start_from: ", "is another"]),
+        ("method", "adapter", ["start_from: ", "is another"]),
+        ("method", "finetune", ["this method trains the model itself"]),
+    ):
+        file = write_run(tmp_path, changed(values, key, value))
+        assert_one_line(neutral("extend", file), *parts)

@@ -23,7 +23,7 @@ def measured(*documents: str) -> tuple[TokenSums, TokenStream]:
     values = np.concatenate(tokens)
     is_digit = (values >= ord("0")) & (values <= ord("9"))
     after = np.where(values == ord("x"), 3.0, np.where(is_digit, 0.5, 1.0))
-    sums.add(0, ids, after, np.ones(len(ids)))
+    sums.add(np.arange(len(ids)), ids, after, np.ones(len(ids)))
     return sums, TokenStream("en", "source", ids, ends, sizes)
 
 

@@ -1,6 +1,7 @@
 """Both sides of the trade-off: against values by hand, and against a loop that scores one token at
 a time."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -242,6 +243,23 @@ def test_nats_by_token_and_document_are_those_of_each_token_alone(
         assert by_type.sum() == pytest.approx(total, rel=1e-12)
         assert by_document.sum() == pytest.approx(total, rel=1e-12)
     assert sums.counts_V.tolist() == np.bincount(stream.tokens, minlength=VOCABULARY).tolist()
+
+
+@pytest.mark.parametrize(("context", "stride"), [(16, 16), (16, 5)])
+def test_of_chats_only_answers_are_scored(context: int, stride: int) -> None:
+    whole = text(20, 7, 30, 11)
+    predicted = np.random.default_rng(1).random(whole.num_tokens) < 0.3
+    chats = dataclasses.replace(whole, predicted=predicted)
+    model = extended()
+    found = score(model, chats, context_tokens=context, stride_tokens=stride, batch_rows=2)
+    nats = np.array(naive_nats(model, whole.tokens, context, stride))
+    assert found.num_tokens == predicted.sum()
+    assert found.extended_nats == pytest.approx(nats[predicted].sum(), rel=1e-5)
+    all_scored = dataclasses.replace(whole, predicted=np.ones_like(predicted))
+    settings = {"context_tokens": context, "stride_tokens": stride}
+    one, other = (score(model, it, **settings) for it in (whole, all_scored))
+    assert one.extended_nats == other.extended_nats
+    assert gates_zero(one) == gates_zero(other)
 
 
 # --- batches, chunks, models

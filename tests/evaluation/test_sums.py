@@ -16,6 +16,9 @@ EVEN = torch.tensor([0.5, 0.5]).log()
 SKEWED = torch.tensor([0.25, 0.75]).log()
 
 
+FIRST = np.arange(3)
+
+
 def sums(*, kl: bool = False, by_token: TokenSums | None = None) -> Sums:
     return Sums(by_token, 0.0 if kl else None, gates_zero=[0], squares=[0.0])
 
@@ -23,7 +26,7 @@ def sums(*, kl: bool = False, by_token: TokenSums | None = None) -> Sums:
 def test_nats_of_both_models_and_their_divergence() -> None:
     found = sums(kl=True)
     targets = torch.tensor([0, 1, 1])
-    found.add_nats(SKEWED.expand(3, 2) + 7.0, EVEN.expand(3, 2), targets, 0)  # a shift is nothing
+    found.add_nats(SKEWED.expand(3, 2) + 7.0, EVEN.expand(3, 2), targets, FIRST)  # no shift
     assert found.extended_nats == pytest.approx(math.log(4) + 2 * math.log(4 / 3), rel=1e-6)
     assert found.backbone_nats == pytest.approx(3 * math.log(2), rel=1e-6)
     divergence = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
@@ -32,14 +35,15 @@ def test_nats_of_both_models_and_their_divergence() -> None:
 
 def test_a_backbone_that_is_not_run_adds_nothing() -> None:
     found = sums()
-    found.add_nats(EVEN.expand(3, 2), None, torch.tensor([0, 1, 1]), 0)
+    found.add_nats(EVEN.expand(3, 2), None, torch.tensor([0, 1, 1]), FIRST)
     assert found.extended_nats == pytest.approx(3 * math.log(2), rel=1e-6)
     assert (found.backbone_nats, found.kl_nats) == (0.0, None)
 
 
 def test_nats_fall_to_tokens_and_documents() -> None:
     by_token = TokenSums.empty(3, np.array([2, 5]))
-    by_token.add(1, np.array([2, 0, 2]), np.array([1.0, 2.0, 4.0]), np.array([8.0, 16.0, 32.0]))
+    tokens = np.array([2, 0, 2])
+    by_token.add(FIRST + 1, tokens, np.array([1.0, 2.0, 4.0]), np.array([8.0, 16.0, 32.0]))
     assert by_token.counts_V.tolist() == [1, 0, 2]
     assert by_token.extended_V.tolist() == [2.0, 0.0, 5.0]
     assert by_token.backbone_V.tolist() == [16.0, 0.0, 40.0]

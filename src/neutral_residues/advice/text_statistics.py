@@ -100,16 +100,20 @@ def _facts(stream: TokenStream, use: Use, tokenizer: PreTrainedTokenizerBase) ->
     texts = [_text(document, tokenizer) for document in documents]
     tokens, chars = sum(map(len, documents)), max(1, sum(map(len, texts)))
     words = sum(len(text.split()) for text in texts)
+    num_bytes = sum(len(text.encode()) for text in texts)
+    whole = stream.num_bytes
+    if stream.predicted is not None:  # of chats only the answers' bytes were counted
+        whole = stream.num_tokens * num_bytes // tokens
     return TextFacts(
         name=stream.name,
         role=stream.role,
         use=use,
         num_documents=stream.num_documents,
         num_tokens=stream.num_tokens,
-        num_bytes=stream.num_bytes,
+        num_bytes=whole,
         tokens_per_char=tokens / chars,
         tokens_per_word=tokens / words if words >= chars * WORDS_PER_CHAR else None,
-        bytes_per_char=sum(len(text.encode()) for text in texts) / chars,
+        bytes_per_char=num_bytes / chars,
     )
 
 

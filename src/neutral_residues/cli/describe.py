@@ -75,7 +75,8 @@ def _source(config: RunConfig) -> str:
 
 def _in_turns(config: RunConfig, held_out: Sequence[TextSize]) -> dict[str, str]:
     """The text that switches between the first source and the first target set, if it is read."""
-    first = {size.role: size.name for size in reversed(held_out)}
+    texts = [size for size in held_out if size.num_predicted is None]
+    first = {size.role: size.name for size in reversed(texts)}
     if not config.evaluation.spliced_windows or len(first) < 2:
         return {}
     windows = f"up to {config.evaluation.spliced_windows} windows of {config.context_tokens} tokens"
@@ -83,6 +84,9 @@ def _in_turns(config: RunConfig, held_out: Sequence[TextSize]) -> dict[str, str]
 
 
 def _size(size: TextSize) -> str:
+    if size.num_predicted is not None:
+        chats = f"{size.num_documents:,} chats, {size.num_tokens:,} tokens"
+        return f"{chats}, of which {size.num_predicted:,} are predicted"
     about = "" if size.is_exact else "about "
     return (
         f"{about}{size.num_documents:,} documents, {about}{size.num_tokens:,} tokens, "

@@ -44,10 +44,20 @@ class Corpus(Settings):
     """Configuration of that dataset, for example "20231101.fr"."""
     split: str = "train"
     """Split of that dataset."""
+    chat: bool = False
+    """Rows are chats: `field`, then "messages" unless set, holds a list of {role, content}. The
+    tokenizer's chat template renders them, and only what the assistant says is predicted."""
     field: str = "text"
     """The JSON field or column that holds the text."""
     max_documents: int | None = Field(default=None, ge=1)
     """Read at most this many documents, from the beginning."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _field_of_chats(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("chat") is True and "field" not in values:
+            return values | {"field": "messages"}
+        return values
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -85,10 +95,18 @@ class DataSettings(Settings):
     end_of_text: str | None = Field(default=None, min_length=1)
     """The token that ends each document, as in pretraining; null finds it: the tokenizer's own end
     token, or the one behind it where that ends the turns of a chat ("<|im_end|>")."""
+    chat_template: Path | None = None
+    """File with a Jinja chat template for chats, saved with the extension; null takes that of the
+    model's tokenizer."""
     workers: int = Field(default=2, ge=0)
     """Extra processes that load rows for a GPU, on a CPU none; the result does not depend on it."""
     cache: Path | None = None
     """Folder for tokenised text; default: neutral-residues in the user's cache folder."""
+
+    @property
+    def corpora(self) -> tuple[Corpus, ...]:
+        """All of them, whatever they are for."""
+        return (*self.train, *self.evaluate, *self.validate_on)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
@@ -96,6 +114,12 @@ class DataSettings(Settings):
             names = [corpus.name for corpus in corpora]
             if len(set(names)) < len(names):
                 raise ValueError(f"corpus names must differ: {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _template_has_chats(self) -> Self:
+        if self.chat_template and not any(corpus.chat for corpus in self.corpora):
+            raise ValueError("chat_template has no effect without a corpus with chat: true")
         return self
 
     @model_validator(mode="after")
@@ -326,6 +350,9 @@ class RunConfig(Settings):
     """New weights as a share of the backbone's, embeddings counted; for methods that add some."""
     seed: int = Field(default=0, ge=0)
     """Seed of initialisation and order of rows; what is held out does not depend on it."""
+    start_from: Path | None = None
+    """An extension to go on training instead of a new one: the output folder of a finished run, or
+    an extension folder, of the same model, method and size."""
     output: Path
     """Folder for checkpoints, log, extension and record; resumed if it holds this same run."""
     data: DataSettings

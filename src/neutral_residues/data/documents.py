@@ -5,6 +5,9 @@
     .parquet    the text in one column
     dataset     what `datasets.load_dataset` streams, the text in one column
 
+In a corpus of chats the field holds a list of messages instead, {"role": ..., "content": ...}:
+`iter_chats` gives these, and `iter_documents` what was said.
+
 Promises: memory stays flat, whatever the size of the corpus. Bad input is one line that names the
 corpus and where it went wrong (file, line, column). Empty documents, documents of white space only
 and nulls are skipped; every other document is given as it is, except that in .txt files line ends
@@ -22,10 +25,11 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import starmap
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from neutral_residues.config.run import Corpus
 from neutral_residues.errors import UserError, first_line
@@ -42,6 +46,13 @@ MAX_DOCUMENT_BYTES = 16 * 2**20
 SURROGATES = re.compile("[\ud800-\udfff]")
 READ_BYTES = 2**20
 PARQUET_ROWS = 256
+T = TypeVar("T")
+ROLES = ("system", "user", "assistant")
+
+Chat = list[dict[str, str]]
+"""Messages, each with its role and content, as Transformers and TRL take them."""
+Value = tuple[Any, str]
+"""What a field or column holds, and where it stands."""
 
 
 def iter_documents(corpus: Corpus) -> Iterator[str]:
@@ -52,17 +63,40 @@ def iter_documents(corpus: Corpus) -> Iterator[str]:
             compression, a line that is not UTF-8 or not JSON, a missing field or column, a text
             that is not a string, an unknown dataset, no document at all.
     """
-    num_documents = 0
+    if corpus.chat:
+        yield from map(said, iter_chats(corpus))
+        return
     with _naming(corpus):
-        for text in _texts(corpus):
-            if not text or text.isspace():
-                continue
-            yield text
-            num_documents += 1
-            if num_documents == corpus.max_documents:
-                return
-        if num_documents == 0:
-            raise UserError(f"no documents in {corpus.origin}", do="give a corpus with text in it")
+        texts = (text for text in _texts(corpus) if text and not text.isspace())
+        yield from _counted(texts, corpus)
+
+
+def iter_chats(corpus: Corpus) -> Iterator[Chat]:
+    """The chats of a corpus with `chat: true`, as `iter_documents` gives documents; each has a
+    question, and something that the assistant says.
+
+    Raises:
+        UserError: as `iter_documents`, and for messages of another form.
+    """
+    with _naming(corpus), closing(_values(corpus)) as values:
+        yield from _counted(starmap(_checked_chat, values), corpus)
+
+
+def said(chat: Chat) -> str:
+    """What was said in a chat, by all, without its template."""
+    return "\n".join(message["content"] for message in chat)
+
+
+def _counted(documents: Iterator[T], corpus: Corpus) -> Iterator[T]:
+    """The first `corpus.max_documents`; a UserError if there is none at all."""
+    num_documents = 0
+    for document in documents:
+        yield document
+        num_documents += 1
+        if num_documents == corpus.max_documents:
+            return
+    if num_documents == 0:
+        raise UserError(f"no documents in {corpus.origin}", do="give a corpus with text in it")
 
 
 def iter_groups(corpus: Corpus, group_by: str) -> Iterator[str]:
@@ -149,16 +183,28 @@ def _naming(corpus: Corpus) -> Iterator[None]:
 
 
 def _texts(corpus: Corpus) -> Iterator[str]:
+    if corpus.path is not None and (kind := _kind(corpus.path))[0] == ".txt":
+        with _open(corpus.path, kind[1]) as file:
+            yield from _paragraphs(_lines(corpus.path, file))
+        return
+    with closing(_values(corpus)) as values:
+        yield from starmap(_checked_text, values)
+
+
+def _values(corpus: Corpus) -> Generator[Value, None, None]:
+    """The field or column of every row, whatever is in it."""
     if corpus.path is None:
-        yield from _dataset_texts(corpus)
+        yield from _dataset_values(corpus)
         return
     form, codec = _kind(corpus.path)
     if form == ".parquet":
-        yield from _parquet_texts(corpus.path, corpus.field)
-        return
-    with _open(corpus.path, codec) as file:
-        lines = _lines(corpus.path, file)
-        yield from _paragraphs(lines) if form == ".txt" else _json_texts(lines, corpus.field)
+        yield from _parquet_values(corpus.path, corpus.field)
+    elif form == ".txt":
+        what, allowed = f"{corpus.path} holds no chats", ".jsonl or .parquet"
+        raise UserError(what, allowed=allowed, do="convert it, or remove chat")
+    else:
+        with _open(corpus.path, codec) as file:
+            yield from _json_values(_lines(corpus.path, file), corpus.field)
 
 
 def _kind(path: Path) -> tuple[str, str | None]:
@@ -250,7 +296,7 @@ def _paragraphs(lines: Iterable[Line]) -> Iterator[str]:
     yield "".join(run).removesuffix("\n")
 
 
-def _json_texts(lines: Iterable[Line], field: str) -> Iterator[str]:
+def _json_values(lines: Iterable[Line], field: str) -> Iterator[Value]:
     for where, line in lines:
         if line.isspace():
             continue
@@ -265,7 +311,7 @@ def _json_texts(lines: Iterable[Line], field: str) -> Iterator[str]:
         if field not in row:
             got = f"fields {', '.join(row) or 'none'}"
             raise UserError(f"{where}: no field {field!r}", got=got, do="set field to one of them")
-        yield _checked_text(row[field], f"{where}, field {field!r}")
+        yield row[field], f"{where}, field {field!r}"
 
 
 def _checked_text(text: Any, where: str) -> str:
@@ -273,8 +319,9 @@ def _checked_text(text: Any, where: str) -> str:
     if text is None:
         return ""
     if not isinstance(text, str):
-        got = type(text).__name__
-        raise UserError(where, got=got, allowed="a string", do="set field to that of the text")
+        got, do = type(text).__name__, "set field to that of the text"
+        do = "for messages set chat: true" if isinstance(text, list) else do
+        raise UserError(where, got=got, allowed="a string", do=do)
     # JSON can spell half a character ("\ud83d"), which no encoding and no tokenizer takes.
     if SURROGATES.search(text):
         raise UserError(f"{where}: half of a surrogate pair", do=FIX_LINE)
@@ -282,10 +329,38 @@ def _checked_text(text: Any, where: str) -> str:
     return text
 
 
+def _checked_chat(messages: Any, where: str) -> Chat:
+    """A value of a chat's field or column."""
+    form = '{"role": ..., "content": ...}'
+    if not isinstance(messages, list) or not messages:
+        got = "an empty list" if messages == [] else type(messages).__name__
+        raise UserError(where, got=got, allowed=f"a list of {form}", do=FIX_LINE)
+    chat: Chat = []
+    for number, message in enumerate(messages, start=1):
+        which = f"{where}, message {number}"
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            got = ", ".join(message) if isinstance(message, dict) else type(message).__name__
+            raise UserError(which, got=got or "{}", allowed=form, do=FIX_LINE)
+        role = message["role"]
+        if role not in ROLES or (role == "system" and number > 1):
+            allowed = "system (only first), user or assistant"
+            raise UserError(f"{which}: role", got=role, allowed=allowed, do=FIX_LINE)
+        content = _checked_text(message["content"], f"{which}, content")
+        if not content.strip():
+            raise UserError(f"{which}: content is empty", do=FIX_LINE)
+        chat.append({"role": role, "content": content})
+    roles = [message["role"] for message in chat if message["role"] != "system"]
+    if roles[:1] != ["user"] or "assistant" not in roles:
+        got, allowed = ", ".join(roles) or "system alone", "first the user, later the assistant"
+        raise UserError(f"{where}: roles", got=got, allowed=allowed, do=FIX_LINE)
+    _check_size(len(said(chat)), where)
+    return chat
+
+
 # ---- tables ----
 
 
-def _parquet_texts(path: Path, field: str) -> Iterator[str]:
+def _parquet_values(path: Path, field: str) -> Iterator[Value]:
     from pyarrow import parquet
 
     # Without pre_buffer Arrow reads page by page, not a whole row group, maybe the whole file.
@@ -295,9 +370,9 @@ def _parquet_texts(path: Path, field: str) -> Iterator[str]:
     ):
         _check_column(field, file.schema_arrow.names, path)
         batches = file.iter_batches(PARQUET_ROWS, columns=[field])
-        texts = itertools.chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
-        for number, text in enumerate(texts, start=1):
-            yield _checked_text(text, f"{path}, row {number}, column {field!r}")
+        values = itertools.chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
+        for number, value in enumerate(values, start=1):
+            yield value, f"{path}, row {number}, column {field!r}"
 
 
 def _check_column(field: str, columns: Sequence[str], origin: object) -> None:
@@ -306,7 +381,7 @@ def _check_column(field: str, columns: Sequence[str], origin: object) -> None:
         raise UserError(f"{origin}: no column {field!r}", got=got, do="set field to one of them")
 
 
-def _dataset_texts(corpus: Corpus) -> Iterator[str]:
+def _dataset_values(corpus: Corpus) -> Iterator[Value]:
     import datasets
 
     name, subset, field = corpus.dataset, corpus.subset, corpus.field
@@ -323,7 +398,7 @@ def _dataset_texts(corpus: Corpus) -> Iterator[str]:
         if row is None:
             return
         _check_column(field, list(row), corpus.origin)
-        yield _checked_text(row[field], f"{corpus.origin}, row {number}, column {field!r}")
+        yield row[field], f"{corpus.origin}, row {number}, column {field!r}"
 
 
 @contextmanager

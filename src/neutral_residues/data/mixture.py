@@ -38,6 +38,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, TypedDict
 
@@ -62,7 +63,8 @@ class Row(TypedDict):
     input_ids: Tensor  # (T,) int64
     domain_labels: Tensor  # (T,) int64: SOURCE or TARGET
     corpus_ids: Tensor  # (T,) int64: index of the token's corpus among the streams of the mixture
-    predicted: Tensor  # (T,) bool: has a language-modelling loss; not so random tokens
+    # (T,) bool: has a language-modelling loss; not so random tokens, or the questions of a chat
+    predicted: Tensor
 
 
 @dataclass(frozen=True)
@@ -123,45 +125,64 @@ class Mixture(Dataset[Row]):
         sizes = [len(self.streams[i].blocks(self.block_tokens)) for i in ids]
         return _Pool(ids, list(accumulate(sizes)))
 
+    @cached_property
+    def predicted_share(self) -> float:
+        """Of all tokens, those that are predicted where no row is noised or spliced: 1 without
+        chats."""
+        shares = {"source": self.source_share, "target": 1 - self.source_share}
+        return float(sum(shares[role] * self._predicted_in(role) for role in self._pools))
+
+    def _predicted_in(self, role: Role) -> Fraction:
+        streams = [self.streams[i] for i in self._pools[role].corpus_ids]
+        predicted, tokens = (
+            sum(getattr(stream, name) for stream in streams)
+            for name in ("num_predicted", "num_tokens")
+        )
+        return Fraction(predicted, tokens)
+
     def __len__(self) -> int:
         return self.num_rows
 
     def __getitem__(self, index: int) -> Row:
         if not 0 <= index < self.num_rows:
             raise IndexError(f"row {index} of {self.num_rows}")
-        rows_3T, predicted_T = self._block(index), np.ones(self.block_tokens, dtype=bool)
         if (partner := self.spliced_with(index)) is not None:
-            rows_3T, predicted_T = self._spliced(index, partner)
-        elif self.is_noised(index):
-            rows_3T[2], predicted_T = self._with_noise(rows_3T[2], index), ~predicted_T
-        labels_T, corpus_ids_T, tokens_T = map(torch.from_numpy, rows_3T)
+            rows_4T = self._spliced(index, partner)
+        else:
+            rows_4T = self._block(index)
+            if self.is_noised(index):
+                rows_4T[2], rows_4T[3] = self._with_noise(rows_4T[2], index), False
+        labels_T, corpus_ids_T, tokens_T, predicted_T = map(torch.from_numpy, rows_4T)
         return {
             "input_ids": tokens_T,
             "domain_labels": labels_T,
             "corpus_ids": corpus_ids_T,
-            "predicted": torch.from_numpy(predicted_T),
+            "predicted": predicted_T.bool(),
         }
 
     def _block(self, index: int) -> NDArray[np.int64]:
-        """(3, T) labels, corpora and tokens of row `index`, before anything is changed in it."""
+        """(4, T) labels, corpora, tokens and what is predicted in row `index`, before anything is
+        changed in it."""
         role = self.role(index)
         pool = self._pools[role]
         epoch, step = divmod(self.rows_before(index, role), pool.num_blocks)
         order = _permutation(pool.num_blocks, (self.seed, epoch, LABELS[role] + 1))
         corpus_id, block = pool.find(int(order[step]))
-        rows_3T = np.empty((3, self.block_tokens), dtype=np.int64)
-        rows_3T[0], rows_3T[1] = LABELS[role], corpus_id
-        rows_3T[2] = self.streams[corpus_id].blocks(self.block_tokens)[block]
-        return rows_3T
+        rows_4T = np.empty((4, self.block_tokens), dtype=np.int64)
+        rows_4T[0], rows_4T[1] = LABELS[role], corpus_id
+        rows_4T[2] = self.streams[corpus_id].blocks(self.block_tokens)[block]
+        rows_4T[3] = self.streams[corpus_id].predicted_block(self.block_tokens, block)
+        return rows_4T
 
-    def _spliced(self, index: int, partner: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """(3, T) as `_block`, and (T,) which tokens are predicted."""
+    def _spliced(self, index: int, partner: int) -> NDArray[np.int64]:
+        """(4, T) as `_block`."""
         source, target = max(index, partner), min(index, partner)
         # Both rows draw the same segments.
         segments_T = segments(self.block_tokens, np.random.default_rng((self.seed, source)))
         into = splice if index == source else splice_rest
-        rows_3T = into(self._block(source), self._block(target), segments_T)
-        return rows_3T, ~starts(segments_T)
+        rows_4T = into(self._block(source), self._block(target), segments_T)
+        rows_4T[3] &= ~starts(segments_T)
+        return rows_4T
 
     def role(self, index: int) -> Role:
         """Whether row `index` is of source or target text."""

@@ -53,7 +53,7 @@ def text_sizes(settings: DataSettings, tokenizer: "PreTrainedTokenizerBase") -> 
 
 
 def _parts(settings: DataSettings, read: Callable[..., tuple[T, T | None]]) -> Parts[T]:
-    check_not_the_same([*settings.train, *settings.evaluate, *settings.validate_on])
+    check_not_the_same(settings.corpora)
     cache = settings.cache or default_cache_folder()
     read = partial(read, cache_dir=cache, end_of_text=settings.end_of_text)
 

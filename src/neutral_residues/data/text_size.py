@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SAMPLE_BYTES = 2**20
-"""A corpus of up to this size is tokenised, of a larger one a sample of at least half of it."""
+"""A corpus of up to this size is tokenised, of a larger one a sample of at least half of it; chats
+always are."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class TextSize:
     num_tokens: int
     num_bytes: int
     is_exact: bool  # counted, not estimated
+    num_predicted: int | None = None  # of the tokens, where these are chats
 
     @classmethod
     def of(cls, stream: TokenStream) -> "TextSize":
         """The exact size of tokenised text."""
         sizes = (stream.num_documents, stream.num_tokens, stream.num_bytes)
-        return cls(stream.name, stream.role, *sizes, is_exact=True)
+        predicted = None if stream.predicted is None else stream.num_predicted
+        return cls(stream.name, stream.role, *sizes, is_exact=True, num_predicted=predicted)
 
 
 def text_size(
@@ -49,7 +52,7 @@ def text_size(
         "held_out_share": share,
         "end_of_text": end_of_text,
     }
-    if not is_cached(corpus, tokenizer, **how):
+    if not corpus.chat and not is_cached(corpus, tokenizer, **how):
         sample = _Sample(corpus)
         if sample.every > 1:
             encode = encoder(tokenizer, end_of_text_id(tokenizer, end_of_text))

@@ -7,7 +7,8 @@ token. Its folder:
     document_ends.bin        (num_documents,) int64: where each document ends in tokens.bin,
                              end-of-text included
     document_bytes.bin       (num_documents,) int64: UTF-8 bytes of each document's text, for bits
-                             per byte
+                             per byte; of a chat: of what the assistant says
+    predicted.bin            (num_tokens,) bool, only of chats: what the assistant says
 
 Blocks of a fixed number of tokens are only a view (`TokenStream.blocks`), so runs with other block
 sizes share the files.
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKENS, ENDS, BYTES = "tokens.bin", "document_ends.bin", "document_bytes.bin"
+PREDICTED = "predicted.bin"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +48,16 @@ class TokenStream:
     document_ends: NDArray[np.int64]
     document_bytes: NDArray[np.int64]
     folder: Path | None = None  # where the arrays lie; None for a stream made in memory
+    predicted: NDArray[np.bool_] | None = None  # which tokens are; None: all
 
     @property
     def num_tokens(self) -> int:
         return len(self.tokens)
+
+    @property
+    def num_predicted(self) -> int:
+        """Tokens that are learnt and measured; in chats the others are only read."""
+        return self.num_tokens if self.predicted is None else int(self.predicted.sum())
 
     @property
     def num_bytes(self) -> int:
@@ -61,17 +69,20 @@ class TokenStream:
 
     def sizes(self) -> dict[str, int]:
         """Numbers that a damaged folder would not all have; reads no tokens."""
-        return {
+        sizes = {
             "num_tokens": self.num_tokens,
             "num_documents": self.num_documents,
             "num_bytes": self.num_bytes,
             "last_end": int(self.document_ends[-1]) if self.num_documents else 0,
         }
+        return sizes if self.predicted is None else sizes | {"last_predicted": len(self.predicted)}
 
     def content_hash(self) -> str:
         """The same for the same documents under the same tokenizer; reads the whole stream."""
         digest = hashlib.blake2b(self.tokens.astype(np.int64).tobytes(), digest_size=16)
         digest.update(self.document_ends.tobytes())
+        if self.predicted is not None:
+            digest.update(self.predicted.tobytes())
         return digest.hexdigest()
 
     def document(self, number: int) -> NDArray[Any]:
@@ -92,9 +103,11 @@ class TokenStream:
 
     def documents(self, number: int) -> "TokenStream":
         """The first so many documents."""
-        ends = self.document_ends[:number]
-        tokens = self.tokens[: int(ends[-1]) if len(ends) else 0]
-        return TokenStream(self.name, self.role, tokens, ends, self.document_bytes[:number])
+        ends, num_bytes = self.document_ends[:number], self.document_bytes[:number]
+        end = int(ends[-1]) if len(ends) else 0
+        predicted = None if self.predicted is None else self.predicted[:end]
+        first = (self.tokens[:end], ends, num_bytes)
+        return TokenStream(self.name, self.role, *first, predicted=predicted)
 
     def blocks(self, block_tokens: int) -> NDArray[Any]:
         """The stream as rows of `block_tokens` tokens: (num_blocks, block_tokens), a view; a
@@ -115,11 +128,17 @@ class TokenStream:
             raise UserError(what, got=got, allowed=allowed, do=do)
         return self.tokens[: num_blocks * block_tokens].reshape(num_blocks, block_tokens)
 
+    def predicted_block(self, block_tokens: int, number: int) -> NDArray[np.bool_]:
+        """(block_tokens,) which tokens of a block are predicted."""
+        if self.predicted is None:
+            return np.ones(block_tokens, dtype=bool)
+        return self.predicted[number * block_tokens : (number + 1) * block_tokens]
+
     def __reduce__(self) -> tuple[Any, ...]:
         if self.folder is not None:
             return open_stream, (self.folder, self.name, self.role, self.tokens.dtype.name)
         arrays = (self.tokens, self.document_ends, self.document_bytes)
-        return TokenStream, (self.name, self.role, *arrays)
+        return TokenStream, (self.name, self.role, *arrays, None, self.predicted)
 
 
 def open_stream(folder: Path, name: str, role: Role, dtype: str) -> TokenStream:
@@ -131,21 +150,30 @@ def open_stream(folder: Path, name: str, role: Role, dtype: str) -> TokenStream:
         return np.memmap(path, kind, mode="r") if path.stat().st_size else np.zeros(0, kind)
 
     ends, num_bytes = mapped(ENDS, "int64"), mapped(BYTES, "int64")
-    return TokenStream(name, role, mapped(TOKENS, dtype), ends, num_bytes, folder)
+    predicted = mapped(PREDICTED, "bool") if (folder / PREDICTED).is_file() else None
+    return TokenStream(name, role, mapped(TOKENS, dtype), ends, num_bytes, folder, predicted)
 
 
 class StreamWriter:
-    """Appends documents to the three files of a stream in a new folder; `files` closes them."""
+    """Appends documents to the files of a stream in a new folder; `files` closes them."""
 
-    def __init__(self, folder: Path, dtype: str, files: ExitStack) -> None:
+    def __init__(self, folder: Path, dtype: str, files: ExitStack, *, chats: bool = False) -> None:
         folder.mkdir()
         self.dtype, self.num_tokens = dtype, 0
         self._tokens, self._ends, self._bytes = (
             files.enter_context((folder / name).open("wb")) for name in (TOKENS, ENDS, BYTES)
         )
+        predicted = folder / PREDICTED
+        self._predicted = files.enter_context(predicted.open("wb")) if chats else None
 
-    def append(self, token_ids: Sequence[int], num_bytes: int) -> None:
-        """One document: its tokens, end-of-text included, and the UTF-8 bytes of its text."""
+    def append(
+        self, token_ids: Sequence[int], num_bytes: int, predicted: Sequence[bool] = ()
+    ) -> None:
+        """One document: its tokens, end-of-text included, and the UTF-8 bytes of its text; of a
+        chat, which tokens are predicted, and the bytes of their text."""
+        if self._predicted is not None:
+            assert len(predicted) == len(token_ids)
+            self._predicted.write(np.array(predicted, dtype=bool).tobytes())
         self.num_tokens += len(token_ids)
         self._tokens.write(np.array(token_ids, dtype=self.dtype).tobytes())
         self._ends.write(np.int64(self.num_tokens).tobytes())

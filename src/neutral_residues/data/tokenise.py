@@ -8,7 +8,7 @@ A cache folder:
 Promises: memory stays flat, whatever the size of the corpus. A cache is whole or not there: an
 interrupted run leaves none, a damaged one is made again, and of several processes that want the
 same one the first makes it while the others wait. Text is never truncated and no special token is
-added but end-of-text.
+added but end-of-text. Chats are tokenised in `chat.py`.
 
 The work is done by the threads of the `tokenizers` library, which are as many as the machine has
 cores (RAYON_NUM_THREADS) and off where TOKENIZERS_PARALLELISM is false; they do not change the
@@ -20,14 +20,21 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from neutral_residues.config.run import Corpus
-from neutral_residues.data.documents import content_key, iter_documents, short_hash
+from neutral_residues.data.chat import answer_bytes, chat_encoder, chat_template
+from neutral_residues.data.documents import (
+    content_key,
+    iter_chats,
+    iter_documents,
+    said,
+    short_hash,
+)
 from neutral_residues.data.token_stream import StreamWriter, TokenStream, open_stream
 from neutral_residues.errors import UserError
 from neutral_residues.files import locked, whole_folder
@@ -46,6 +53,10 @@ DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<EOS_TOKEN>", "<eos>", "</
 
 # Enough documents for all threads, few enough that their tokens stay in the processor's cache.
 BATCH_CHARACTERS = 2**18
+
+D = TypeVar("D", bound=Sized)
+Contents = tuple[list[int], int, Sequence[bool]]
+"""What `StreamWriter.append` takes."""
 
 Tokenising = Callable[[str], AbstractContextManager[Callable[[int], object]]]
 """Entered with what is done, "tokenising fr"; what it gives is told the bytes of text that were
@@ -82,8 +93,9 @@ def tokenise(
         tokenising: how progress is shown.
 
     Raises:
-        UserError: what `iter_documents` raises; a tokenizer without end-of-text; a share out of
-            range, or one that leaves a stream without documents; a full or read-only disk.
+        UserError: what `iter_documents` raises; a tokenizer without end-of-text, or, for chats,
+            without a chat template; a share out of range, or one that leaves a stream without
+            documents; a full or read-only disk.
     """
     end = end_of_text_id(tokenizer, end_of_text)
     cache = _Cache.of(corpus, tokenizer, cache_dir, held_out_share, seed, end)
@@ -196,13 +208,13 @@ def encoder(
     return encode
 
 
-def batches(documents: Iterable[str]) -> Iterator[list[str]]:
+def batches(documents: Iterable[D], size: Callable[[D], int] = len) -> Iterator[list[D]]:
     """Documents in lists of about BATCH_CHARACTERS."""
-    batch: list[str] = []
+    batch: list[D] = []
     num_characters = 0
     for document in documents:
         batch.append(document)
-        num_characters += len(document)
+        num_characters += size(document)
         if num_characters >= BATCH_CHARACTERS:
             yield batch
             batch, num_characters = [], 0
@@ -243,6 +255,8 @@ class _Cache:
             # Without a held-out part the seed changes nothing, and must not make a second cache.
             "seed": seed if share else None,
         }
+        if corpus.chat:
+            recipe["chat_template"] = chat_template(tokenizer)
         # Another one than the tokenizer's key knows of.
         if end_of_text != tokenizer.eos_token_id:
             recipe["end_of_text"] = end_of_text
@@ -278,19 +292,38 @@ class _Cache:
     def _write(self, advance: Callable[[int], object]) -> None:
         share, seed = self.recipe["held_out_share"], self.recipe["seed"]
         sides = (TRAIN, HELD_OUT) if share else (TRAIN,)
-        dtype, encode = _token_dtype(self.tokenizer), encoder(self.tokenizer, self.end_of_text)
+        dtype, chats = _token_dtype(self.tokenizer), self.corpus.chat
         with whole_folder(self.folder) as partial:
             with ExitStack() as files:
-                writers = {side: StreamWriter(partial / side, dtype, files) for side in sides}
-                for texts in batches(iter_documents(self.corpus)):
-                    documents = [text.encode() for text in texts]
-                    for document, token_ids in zip(documents, encode(texts), strict=True):
-                        side = HELD_OUT if share and is_held_out(document, share, seed) else TRAIN
-                        writers[side].append(token_ids, len(document))
-                    advance(sum(map(len, documents)))
+                writers = {
+                    side: StreamWriter(partial / side, dtype, files, chats=chats) for side in sides
+                }
+                for batch in self._chats() if chats else self._documents():
+                    for text, contents in batch:
+                        side = HELD_OUT if share and is_held_out(text, share, seed) else TRAIN
+                        writers[side].append(*contents)
+                    advance(sum(len(text) for text, _ in batch))
             sizes = {side: self._side(partial, side, dtype).sizes() for side in sides}
             meta = self.recipe | {"dtype": dtype, "streams": sizes}
             (partial / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+
+    def _documents(self) -> Iterator[list[tuple[bytes, Contents]]]:
+        """Batches of documents: text and tokens of each."""
+        encode = encoder(self.tokenizer, self.end_of_text)
+        for texts in batches(iter_documents(self.corpus)):
+            documents = [text.encode() for text in texts]
+            each = zip(documents, encode(texts), strict=True)
+            yield [(document, (ids, len(document), ())) for document, ids in each]
+
+    def _chats(self) -> Iterator[list[tuple[bytes, Contents]]]:
+        """The same of chats; the bytes are those of what the assistant says."""
+        encode = chat_encoder(self.tokenizer, self.end_of_text)
+        for chats in batches(iter_chats(self.corpus), size=lambda chat: len(said(chat))):
+            each = zip(chats, encode(chats), strict=True)
+            yield [
+                (said(chat).encode(), (ids, answer_bytes(chat), predicted))
+                for chat, (ids, predicted) in each
+            ]
 
     def _side(self, folder: Path, side: str, dtype: str) -> TokenStream:
         return open_stream(folder / side, self.corpus.name, self.corpus.role, dtype)

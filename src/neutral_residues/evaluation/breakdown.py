@@ -29,7 +29,7 @@ def breakdown(
     sums: TokenSums, stream: TokenStream, tokenizer: PreTrainedTokenizerBase
 ) -> Breakdown:
     """What each kind of token contributes, which tokens changed most, which documents got worst;
-    `sums` are of every token of `stream`."""
+    `sums` are of every predicted token of `stream`."""
     token_ids = np.flatnonzero(sums.counts_V)
     counts = sums.counts_V[token_ids]
     backbone, extended = sums.backbone_V[token_ids], sums.extended_V[token_ids]

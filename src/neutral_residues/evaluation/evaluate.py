@@ -7,9 +7,10 @@ For each batch of windows the extended model runs, then the backbone: from the s
 the extension switched off, or, for a fully fine-tuned model, from a separate `reference`. What
 comes out are sums (`SetResult`): nats, bytes, tokens.
 
-Promises: every token of a stream is scored exactly once, end-of-text tokens included; the first has
-the end-of-text token before it. All windows of a stream are equally long, so nothing is padded.
-Weights, training mode, what is trainable and which extension is active are left as they were.
+Promises: every token of a stream is scored exactly once, end-of-text tokens included, but of chats
+only what the assistant says; the first has the end-of-text token before it. All windows of a
+stream are equally long, so nothing is padded. Weights, training mode, what is trainable and which
+extension is active are left as they were.
 
 Suffixes: B windows, T inputs of a window, K its last positions (all that is scored), V vocabulary.
 """
@@ -111,8 +112,8 @@ def evaluation_set(stream: TokenStream, own: TokenStream | None = None) -> Evalu
         role=stream.role,
         key=(own or stream).content_hash(),
         num_bytes=stream.num_bytes,
-        num_tokens=stream.num_tokens,
-        backbone_tokens=own.num_tokens if own else None,
+        num_tokens=stream.num_predicted,
+        backbone_tokens=own.num_predicted if own else None,
         num_documents=stream.num_documents,
     )
 
@@ -161,7 +162,7 @@ class _Scorer:
             extended_nats=sums.extended_nats,
             kl_nats=sums.kl_nats,
             num_neutral_tokens=sums.num_neutral_tokens if self.stats.gated else None,
-            layers=sums.layer_results(self.stats, stream.num_tokens),
+            layers=sums.layer_results(self.stats, stream.num_predicted),
             breakdown=explained,
         )
 
@@ -171,7 +172,7 @@ class _Scorer:
         with as_backbone(self.model, self.reference) as backbone:
             for batch in self.windows.batches(own.num_tokens):
                 inputs_BT, targets_BT = self.windows.rows(own.tokens, batch)
-                scored_BT, keep = _scored(batch, inputs_BT.shape[1])
+                scored_BT, keep = _scored(own, batch)
                 logits_BKV = self._backbone_logits(backbone, inputs_BT, keep)
                 _add_rows(sums, logits_BKV, None, targets_BT, scored_BT, batch)
         return sums.extended_nats
@@ -184,7 +185,7 @@ class _Scorer:
         self, sums: Sums, stream: TokenStream, batch: Sequence[Window], *, paired: bool
     ) -> None:
         inputs_BT, targets_BT = self.windows.rows(stream.tokens, batch)
-        scored_BT, keep = _scored(batch, inputs_BT.shape[1])
+        scored_BT, keep = _scored(stream, batch)
         self.stats.start(*inputs_BT.shape)
         with observe_residues(self.stats.layers, self.stats):
             extended_BKV = last_logits(self.model, inputs_BT, keep)
@@ -203,11 +204,16 @@ def _if_other(own: TokenStream | None, stream: TokenStream) -> TokenStream | Non
     return None if own is None or np.array_equal(own.tokens, stream.tokens) else own
 
 
-def _scored(batch: Sequence[Window], num_inputs: int) -> tuple[Tensor, int]:
-    """(B, T) which targets of these windows are scored, and the most that one has."""
+def _scored(stream: TokenStream, batch: Sequence[Window]) -> tuple[Tensor, int]:
+    """(B, T) which targets of these windows are scored, and how many of the last positions hold
+    them in every window."""
     scored_from = torch.tensor([w.scored_from - w.start for w in batch])
+    num_inputs = batch[0].end - batch[0].start
     scored_BT = torch.arange(num_inputs) >= scored_from[:, None]
-    return scored_BT, int(scored_BT.sum(1).max())
+    if stream.predicted is not None:
+        rows = [stream.predicted[w.start : w.end] for w in batch]
+        scored_BT &= torch.from_numpy(np.stack(rows))
+    return scored_BT, num_inputs - int(scored_from.min())
 
 
 def _add_rows(
@@ -218,12 +224,18 @@ def _add_rows(
     scored_BT: Tensor,
     batch: Sequence[Window],
 ) -> None:
-    """Window by window, because its scored positions are its last ones: a slice, not a copy."""
-    for row, num_scored in enumerate(scored_BT.sum(1).tolist()):
-        backbone_KV = None if backbone_BKV is None else backbone_BKV[row, -num_scored:]
-        first = batch[row].end - num_scored
+    """Window by window, because its scored positions are its last ones: a slice, not a copy, but
+    of chats."""
+    for row, window in enumerate(batch):
+        num_last = window.end - window.scored_from
+        last_K = scored_BT[row, -num_last:]
+        keep = slice(None) if last_K.all() else last_K
+        positions_K = np.arange(window.scored_from, window.end)[last_K.numpy()]
         sums.add_nats(
-            extended_BKV[row, -num_scored:], backbone_KV, targets_BT[row, -num_scored:], first
+            extended_BKV[row, -num_last:][keep],
+            None if backbone_BKV is None else backbone_BKV[row, -num_last:][keep],
+            targets_BT[row, -num_last:][keep],
+            positions_K,
         )
 
 

@@ -63,7 +63,10 @@ def _cut(
     tokens = np.repeat(stream.tokens, lengths)
     tokens[np.repeat(chosen, lengths)] = np.concatenate([np.asarray(it) for it in replaced])
     ends = np.cumsum(lengths)[stream.document_ends - 1]
-    return replace(stream, tokens=tokens, document_ends=ends, folder=None)
+    predicted = stream.predicted
+    if predicted is not None:
+        predicted = np.repeat(predicted, lengths)
+    return replace(stream, tokens=tokens, document_ends=ends, folder=None, predicted=predicted)
 
 
 def possible_tokens(

@@ -84,6 +84,7 @@ def load_saved(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Sa
     own_tokenizer, vocabulary = tokenizer, None
     if (weights / VOCABULARY).is_file():
         own_tokenizer = load_tokenizer(name)
+        own_tokenizer.chat_template = tokenizer.chat_template  # maybe that of the run
         vocabulary = load_vocabulary(weights, own_tokenizer)
     reference = None
     if is_adapter:

@@ -43,12 +43,13 @@ def measure_spliced(
     reference: nn.Module | None = None,
 ) -> Spliced | None:
     """Measure the first source and the first target set in turns, with at most `num_windows`
-    windows of `context_tokens`; for `reference` see `evaluate`.
+    windows of `context_tokens`; for `reference` see `evaluate`. Chats are not measured so.
 
     Returns:
         None without a set of each role, or where a set or a window is too short.
     """
-    sets = [next((s for s in streams if s.role == role), None) for role in ROLES]
+    texts = [stream for stream in streams if stream.predicted is None]
+    sets = [next((s for s in texts if s.role == role), None) for role in ROLES]
     found = [stream for stream in sets if stream is not None]
     num_windows = min([num_windows, *(stream.num_tokens // context_tokens for stream in found)])
     if len(found) < len(ROLES) or num_windows == 0 or context_tokens < SPLICED_TOKENS:

@@ -83,10 +83,11 @@ class TokenSums:
         types, documents = (np.zeros((2, n)) for n in (vocabulary, len(ends_D)))
         return cls(ends_D, np.zeros(vocabulary, dtype=np.int64), *types, *documents)
 
-    def add(self, first: int, targets_K: Array, extended_K: Array, backbone_K: Array) -> None:
-        """Add the nats of K tokens in a row, from number `first` of the stream on."""
-        stream_K = np.arange(first, first + len(targets_K))
-        document_K = np.searchsorted(self.ends_D, stream_K, side="right")
+    def add(
+        self, positions_K: Array, targets_K: Array, extended_K: Array, backbone_K: Array
+    ) -> None:
+        """Add the nats of K tokens, `positions_K` in the stream."""
+        document_K = np.searchsorted(self.ends_D, positions_K, side="right")
         np.add.at(self.counts_V, targets_K, 1)
         for by_type, by_document, nats_K in (
             (self.extended_V, self.extended_D, extended_K),
@@ -121,17 +122,17 @@ class Sums:
         self.num_neutral_tokens += int(neutral_BT.sum())
 
     def add_nats(
-        self, extended_KV: Tensor, backbone_KV: Tensor | None, targets_K: Tensor, first: int
+        self, extended_KV: Tensor, backbone_KV: Tensor | None, targets_K: Tensor, positions_K: Array
     ) -> None:
-        """Add the nats of K targets in a row, from number `first` of the stream on, in chunks."""
+        """Add the nats of K targets, `positions_K` in the stream, in chunks."""
         rows_per_chunk = max(1, LOGITS_PER_CHUNK // extended_KV.shape[-1])
         for start in range(0, len(targets_K), rows_per_chunk):
             rows = slice(start, start + rows_per_chunk)
             backbone = None if backbone_KV is None else backbone_KV[rows]
-            self._add_chunk(extended_KV[rows], backbone, targets_K[rows], first + start)
+            self._add_chunk(extended_KV[rows], backbone, targets_K[rows], positions_K[rows])
 
     def _add_chunk(
-        self, extended_KV: Tensor, backbone_KV: Tensor | None, targets_K: Tensor, first: int
+        self, extended_KV: Tensor, backbone_KV: Tensor | None, targets_K: Tensor, positions_K: Array
     ) -> None:
         extended_KV = extended_KV.float().log_softmax(-1)
         extended_K = _nats(extended_KV, targets_K)
@@ -146,7 +147,8 @@ class Sums:
             same_KV = extended_KV[:, : backbone_KV.shape[-1]]
             self.kl_nats += float(_exact(kl_nats(same_KV, backbone_KV)).sum())
         if self.by_token is not None:
-            self.by_token.add(first, targets_K.numpy(), extended_K.numpy(), backbone_K.numpy())
+            nats = (extended_K.numpy(), backbone_K.numpy())
+            self.by_token.add(positions_K, targets_K.numpy(), *nats)
 
     def layer_results(self, stats: ResidueStats, num_tokens: int) -> list[LayerResult]:
         """The same by layer, divided by the tokens of the set."""

@@ -27,13 +27,17 @@ def quick_results(
     """The extended model on a part of the held-out text.
 
     Args:
-        backbone_nats: nats of each part under the backbone; None while `model` is its own backbone.
+        backbone_nats: nats of each part under the backbone; None before training, to measure them.
     """
+    reference = None
+    if backbone_nats is None:
+        # A new extension adds nothing yet, so one pass measures both sides.
+        reference = setup.reference() if setup.start else model
     return evaluate(
         model,
         setup.data.while_training,
         setup.windows,
-        reference=model if backbone_nats is None else None,
+        reference=reference,
         backbone_streams=setup.backbone_data.while_training,
         pieces=setup.pieces,
         backbone_nats=backbone_nats,
@@ -43,7 +47,8 @@ def quick_results(
 
 class MeasureAndShow(TrainerCallback):
     """Measures the extended model every `evaluate_every` steps, for the log and the display (step 0
-    is the backbone), and passes steps and logs on to the display.
+    is the backbone, or the extension that training starts from), and passes steps and logs on to
+    the display.
 
     Attributes:
         seconds: time that measuring took after step 0.
@@ -51,20 +56,20 @@ class MeasureAndShow(TrainerCallback):
 
     def __init__(self, setup: Setup, trainer: ExtensionTrainer, display: TrainingDisplay) -> None:
         self.setup, self.trainer, self.display = setup, trainer, display
-        # Nothing is trained yet, so this is the backbone, also where a checkpoint will be loaded.
-        self.backbone = quick_results(setup, trainer.model, None)
+        # Before the first step, also where a checkpoint will be loaded.
+        self.start = quick_results(setup, trainer.model, None)
         self.seconds = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0:
-            self._log(self.backbone)
-            self.display.measured(0, self.backbone)
+            self._log(self.start)
+            self.display.measured(0, self.start)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step, every = state.global_step, self.setup.config.training.evaluate_every
         if step % every == 0 or step == state.max_steps:
             start = time.monotonic()
-            backbone_nats = {name: found.backbone_nats for name, found in self.backbone.items()}
+            backbone_nats = {name: found.backbone_nats for name, found in self.start.items()}
             results = quick_results(self.setup, self.trainer.model, backbone_nats)
             self.seconds += time.monotonic() - start
             self._log(results)

@@ -34,7 +34,8 @@ from neutral_residues.backbone import (
     on_device,
     pick_device,
 )
-from neutral_residues.config.run import RunConfig, TrainingSettings
+from neutral_residues.config.run import DataSettings, RunConfig, TrainingSettings
+from neutral_residues.data.chat import chat_template
 from neutral_residues.data.mixture import Mixture, Noise
 from neutral_residues.data.run_data import RunData
 from neutral_residues.data.tokenise import Tokenising, end_of_text_id, without_display
@@ -43,10 +44,12 @@ from neutral_residues.evaluation.chat import check_prompts, read_prompts
 from neutral_residues.evaluation.generate import check_prompt
 from neutral_residues.evaluation.possible import Pieces
 from neutral_residues.evaluation.windows import Windows
+from neutral_residues.files import disk_errors
 from neutral_residues.methods.table import Method, find_method
 from neutral_residues.methods.token_starts import StartRows
 from neutral_residues.methods.wider_tables import start_rows, widen_tables
 from neutral_residues.training.cost import WeightCount
+from neutral_residues.training.start_from import Start
 from neutral_residues.training.start_rows import start_rows as found_start_rows
 from neutral_residues.tuner.blocks import count_backbone_weights
 from neutral_residues.tuner.embeddings import embeddings_layer
@@ -78,6 +81,7 @@ class Setup:
         backbone_tokenizer: the backbone's tokenizer.
         end_of_text: id of the token that ends a document.
         weights: counted on a model without data.
+        start: the extension that is trained on; None for a new one.
         device: where the model goes.
         tokenising: how progress is shown while texts are tokenised.
     """
@@ -88,6 +92,7 @@ class Setup:
     backbone_tokenizer: PreTrainedTokenizerBase
     end_of_text: int
     weights: WeightCount
+    start: Start | None
     device: torch.device
     tokenising: Tokenising = without_display
 
@@ -105,18 +110,21 @@ class Setup:
         _check_context(config, model_config)
         tokenizer = load_tokenizer(config.model, **config.hub_options)
         end_of_text = end_of_text_id(tokenizer, config.data.end_of_text)
+        _prepare_chats(tokenizer, config.data)
         for prompt in config.evaluation.prompts:
             check_prompt(model_config, tokenizer, prompt, max_new_tokens=SAMPLE_TOKENS)
         if config.evaluation.chat:
             prompts, longest = read_prompts(config.evaluation.chat), config.evaluation.chat_tokens
             check_prompts(prompts, model_config, tokenizer, max_new_tokens=longest)
+        start = Start.of(config)
         return cls(
             config=config,
             method=method,
             model_config=model_config,
             backbone_tokenizer=tokenizer,
             end_of_text=end_of_text,
-            weights=_count_weights(config, method, model_config),
+            weights=_count_weights(config, method, model_config, start),
+            start=start,
             device=pick_device(),
             tokenising=tokenising,
         )
@@ -164,6 +172,8 @@ class Setup:
         none."""
         if not self.config.vocabulary.size:
             return None
+        if self.start:
+            return self.start.vocabulary(self.backbone_tokenizer)
         with ranks().main_process_first():
             return learned_vocabulary(
                 self.config,
@@ -255,6 +265,9 @@ class Setup:
             if rows is not None:
                 start_rows(backbone, rows)
         model = self.method.attach(backbone, self.config)
+        if self.start:
+            self.start.load(model, ADAPTER)
+            return model
         if rows is not None and (tokens := _tokens_beside(model)):
             tokens.start_from(*rows)
         if self.method.calibrate is not None:
@@ -263,7 +276,7 @@ class Setup:
 
     def _start_rows(self, backbone: PreTrainedModel) -> StartRows | None:
         """Of new tokens; the main process fills the cache and the others read it."""
-        if self.vocabulary is None:
+        if self.vocabulary is None or self.start:
             return None
         target = [stream for stream in self.data.train if stream.role == "target"]
         with ranks().main_process_first():
@@ -301,14 +314,20 @@ def _tokens_beside(model: torch.nn.Module) -> NewTokens | None:
     return layer.tokens(ADAPTER) if layer is not None else None
 
 
-def _count_weights(config: RunConfig, method: Method, backbone: PretrainedConfig) -> WeightCount:
-    """Attaches the method to a model without data, so a budget that cannot be met raises here."""
+def _count_weights(
+    config: RunConfig, method: Method, backbone: PretrainedConfig, start: Start | None
+) -> WeightCount:
+    """Attaches the method to a model without data, so a budget that cannot be met raises here, and
+    a start of another size."""
     own = copy.deepcopy(backbone)  # wider tables change it
     model = empty_backbone(own, trust_remote_code=config.trust_remote_code)
     weights = WeightCount(count_backbone_weights(model))
     if method.new_tokens == "in tables" and config.vocabulary.size:
         widen_tables(model, config.vocabulary.size)
-    return weights.with_model(method.attach(model, config)) if method.trains_any else weights
+    extended = method.attach(model, config) if method.trains_any else model
+    if start:
+        start.check(extended, ADAPTER)
+    return weights.with_model(extended) if method.trains_any else weights
 
 
 def _check_context(config: RunConfig, model_config: PretrainedConfig) -> None:
@@ -321,6 +340,15 @@ def _check_context(config: RunConfig, model_config: PretrainedConfig) -> None:
         if longest is not None and tokens > longest:
             what = f"{key} is longer than the model's context"
             raise UserError(what, got=tokens, allowed=f"at most {longest}")
+
+
+def _prepare_chats(tokenizer: PreTrainedTokenizerBase, data: DataSettings) -> None:
+    """Give the tokenizer the run's chat template; a UserError for chats without one."""
+    if data.chat_template:
+        with disk_errors(data.chat_template):
+            tokenizer.chat_template = data.chat_template.read_text(encoding="utf-8")
+    if any(corpus.chat for corpus in data.corpora):
+        chat_template(tokenizer)
 
 
 def _check_trackers(training: TrainingSettings) -> None:

@@ -36,6 +36,7 @@ class DomainTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = True
         self.corpus_names = [stream.name for stream in setup.data.train]
+        self.predicted_share = setup.rows.predicted_share
         self.keep_checkpoints = setup.config.training.keep_checkpoints
         self.kl_weight = setup.config.training.kl_weight
         reference = setup.reference() if self.kl_weight > 0 else None
@@ -55,18 +56,19 @@ class DomainTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Nats per token and KL to the backbone, both divided by the tokens that one optimiser step
-        predicts on this rank."""
+        """Nats per predicted token and KL to the backbone per token of one optimiser step on this
+        rank."""
         input_ids = inputs["input_ids"]
         backbone = self._backbone_logits(input_ids) if self.kl_weight else None
         outputs = model(input_ids=input_ids, use_cache=False)
-        # What is not to be predicted stays in the divisor, so no other token weighs more.
+        # Noised tokens stay in the divisor, and what chats do not predict leaves it by its share in
+        # the whole run: so no token weighs more because of those around it.
         predicted_BT = inputs["predicted"][:, 1:]
         nats_BT = next_token_nats(outputs.logits, input_ids) * predicted_BT
         self._add_to_log(nats_BT.detach(), inputs["corpus_ids"][:, 1:], predicted_BT)
         args = self.args
         rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        total = nats_BT.sum()
+        total = nats_BT.sum() / self.predicted_share
         if backbone is not None:
             total = total + self.kl_weight * self._kl_sum(outputs.logits, backbone)
         loss = total / (rows_per_step * nats_BT.shape[1])

@@ -1,0 +1,88 @@
+"""A run that goes on training an extension instead of a new one (`start_from` in its run file)."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from peft import PeftConfig, PeftModel
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from neutral_residues.config.run import RunConfig
+from neutral_residues.errors import UserError
+from neutral_residues.results.digest import check_digest
+from neutral_residues.results.run_folder import RunFolder
+from neutral_residues.vocabulary.vocabulary import Vocabulary, load_vocabulary
+
+ELSEWHERE = {"base_model_name_or_path", "revision", "inference_mode", "peft_version"}
+"""What a saved configuration says of where it was made."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The extension that a run starts from."""
+
+    given: Path
+    weights: Path  # the folder that holds it
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Self | None:
+        """None where the run makes a new one; a UserError for what is no extension of this
+        backbone, is not finished, or is damaged."""
+        given = config.start_from
+        if given is None:
+            return None
+        run = RunFolder(given)
+        weights = run.extension if run.config.is_file() else given
+        if not (weights / "adapter_config.json").is_file():
+            allowed = "an extension folder, or the output folder of a finished run"
+            do = "finish that run, or check the path"
+            if (weights / "config.json").is_file():
+                do = f"it holds a whole model: set model to {weights}"
+            raise UserError("start_from", got=str(given), allowed=allowed, do=do)
+        check_digest(weights)
+        start = cls(given, weights)
+        made_from = start._settings.base_model_name_or_path
+        if made_from != config.model:
+            what = f"start_from: {given} extends another model"
+            raise UserError(what, got=config.model, allowed=str(made_from), do="set model to it")
+        return start
+
+    @cached_property
+    def _settings(self) -> PeftConfig:
+        try:
+            return PeftConfig.from_pretrained(str(self.weights))
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"cannot read {self.weights / 'adapter_config.json'}") from error
+
+    def check(self, model: nn.Module, adapter: str) -> None:
+        """A UserError unless the extension attached to `model` is of the same kind and size."""
+        if not isinstance(model, PeftModel):
+            what = "start_from goes on with an extension, and this method trains the model itself"
+            raise UserError(what, do="remove it, or set model to a trained model")
+        there, wanted = _comparable(self._settings), _comparable(model.peft_config[adapter])
+        for name in {**there, **wanted}:
+            if there.get(name) != wanted.get(name):
+                what = f"start_from: {name} is another in {self.given}"
+                got, allowed = str(wanted.get(name))[:80], str(there.get(name))[:80]
+                do = "give method, budget and their settings as that extension was made"
+                raise UserError(what, got=got, allowed=allowed, do=do)
+
+    def load(self, model: nn.Module, adapter: str) -> None:
+        """Give the attached extension the weights of this one."""
+        assert isinstance(model, PeftModel)
+        model.load_adapter(str(self.weights), adapter, is_trainable=True)
+
+    def vocabulary(self, base: PreTrainedTokenizerBase) -> Vocabulary | None:
+        """The new tokens that it has."""
+        return load_vocabulary(self.weights, base)
+
+
+def _comparable(config: PeftConfig) -> dict[str, Any]:
+    """Names that a model found are a set; a saved one is a list."""
+    return {
+        name: sorted(value) if isinstance(value, set | list | tuple) else value
+        for name, value in config.to_dict().items()
+        if name not in ELSEWHERE
+    }
