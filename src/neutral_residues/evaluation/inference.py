@@ -1,6 +1,6 @@
 """Running a model as it is, or as its backbone, and leaving it as it was."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,8 @@ from peft import PeftModel
 from torch import nn
 
 from neutral_residues.errors import UserError
+from neutral_residues.tuner.embeddings import embeddings_layer
+from neutral_residues.tuner.layer import residue_layers
 from neutral_residues.tuner.routing import temporarily
 
 
@@ -41,6 +43,19 @@ def as_backbone(model: nn.Module, reference: nn.Module | None = None) -> Iterato
         # loaded frozen.
         for parameter, trains in zip(model.parameters(), before, strict=True):
             parameter.requires_grad_(trains)
+
+
+def is_untouched(model: nn.Module, tokens: Sequence[int]) -> bool:
+    """Whether the model is its own backbone over a whole text, known without running it: each of
+    its gates reads the text and is exactly 0 there."""
+    layer = embeddings_layer(model)
+    if layer is None:
+        return False
+    readers = layer.readers()
+    active = {name for it in residue_layers(model).values() for name in it.active_names()}
+    if any(name not in readers or readers[name].kind != "relu" for name in active):
+        return False
+    return layer.are_shut(torch.tensor([list(tokens)]))
 
 
 @contextmanager

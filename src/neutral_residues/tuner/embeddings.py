@@ -161,9 +161,17 @@ class EmbeddingsLayer(ModuleBeside):
         """(B, T) whether, after each of these tokens, new ones have probability exactly 0; runs
         readers alone, and knows no padding. On the CPU."""
         (name,) = self.active_tokens()
+        return self._gates_alone(input_ids)[name].gate[..., 0].cpu() == 0
+
+    def are_shut(self, input_ids: Tensor) -> bool:
+        """Whether every gate that reads the text is exactly 0 on all of (B, T) tokens; as above."""
+        gates = self._gates_alone(input_ids).values()
+        return not any(bool(gate.gate.any()) for gate in gates)
+
+    def _gates_alone(self, input_ids: Tensor) -> dict[str, Gate]:
         with torch.inference_mode():
             self(input_ids.to(next(self.parameters()).device))
-        return (self.gates[name].gate[..., 0] == 0).cpu()
+        return self.gates
 
     def after_head(self, head: nn.Module, args: tuple[Any, ...], logits: Tensor) -> Tensor | None:
         """A forward hook of the output head: the logits of new tokens, behind the others."""

@@ -23,6 +23,7 @@ from neutral_residues.evaluation.tasks import runner
 from neutral_residues.evaluation.tasks.local_task import LocalTask
 from neutral_residues.evaluation.tasks.registry import Task
 from neutral_residues.evaluation.tasks.task_files import SHIPPED, file_task, task_files
+from neutral_residues.tuner.embeddings import embeddings_layer
 from tiny_run import END_OF_TEXT, make_backbone
 from tiny_tasks import LIMIT, Measured
 
@@ -86,6 +87,49 @@ def test_both_models_get_what_two_runs_of_lm_eval_give(
     with as_backbone(model):
         assert score.backbone == alone()
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trainable
+
+
+def test_the_backbone_is_not_asked_again_where_every_gate_is_shut(
+    measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = embeddings_layer(measured.model)
+    assert layer is not None
+    reader = layer.reader("default")
+    assert reader is not None
+    rows: list[int] = []
+    monkeypatch.setattr(
+        bridge.HFLM,
+        "_model_call",
+        lambda lm, inps, *args, ask=bridge.HFLM._model_call, **kwargs: (
+            rows.append(len(inps)) or ask(lm, inps, *args, **kwargs)
+        ),
+    )
+
+    def asked(model_key: str) -> int:
+        rows.clear()
+        scores.append(measured.scores("clams-fr", model_key=model_key)[0])
+        lines.append(measured.samples("clams-fr"))
+        return sum(rows)
+
+    scores: list[Any] = []
+    lines: list[Any] = []
+    texts = [pair[key] for pair in shipped("clams-fr").items[:LIMIT] for key in ("good", "bad")]
+    with torch.no_grad():
+        highest = []
+        for text in texts:
+            layer(torch.tensor([[END_OF_TEXT, *measured.tokenizer(text)["input_ids"][:-1]]]))
+            highest.append(layer.gates["default"].logits.max())
+        reader.block_gate.bias -= torch.stack(highest).median()  # shut over every second text
+    shared = asked("half shut")
+    with monkeypatch.context() as patch:
+        patch.setattr(bridge, "is_untouched", lambda *_: False)
+        assert asked("half shut, but all asked") == 2 * len(texts) > shared > len(texts)
+    assert scores[0] == scores[1]
+    assert lines[0] == lines[1]
+    with torch.no_grad():
+        reader.block_gate.bias -= 1e3
+    assert asked("all shut") == len(texts)
+    assert (scores[-1].difference, scores[-1].p_value) == (0, 1)
 
 
 def test_a_reference_is_the_backbone_where_one_is_given(measured: Measured) -> None:

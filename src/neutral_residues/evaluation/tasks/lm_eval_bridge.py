@@ -28,7 +28,7 @@ from lm_eval.tasks import TaskManager
 from torch import nn
 
 from neutral_residues.errors import UserError, first_line
-from neutral_residues.evaluation.inference import as_backbone, inference
+from neutral_residues.evaluation.inference import as_backbone, inference, is_untouched
 from neutral_residues.evaluation.possible import possible_tokens
 from neutral_residues.evaluation.tasks.local_task import EXAMPLES, ITEMS, LocalTask
 from neutral_residues.tuner.routing import temporarily
@@ -85,6 +85,9 @@ class PairedHFLM(HFLM):
     """lm-eval's model for two models: tokenises each text once for each tokenizer, counts truncated
     prompts, and calls `on_rows` in each forward pass with the number of sequences so far.
 
+    The extended model answers first. Over a text on which all of its gates are exactly 0 it is its
+    backbone, which is not asked again then.
+
     Args:
         vocabulary: the extended model's own, if it has one; its answers are then asked for in
             tokens that it can give, see `possible.py`.
@@ -112,13 +115,18 @@ class PairedHFLM(HFLM):
         self._num_rows = 0
         self._on_rows = on_rows
         self._tokens: dict[tuple[Any, ...], list[int]] = {}
+        self._untouched: dict[tuple[Any, ...], Any] = {}  # answers that are the backbone's too
+        self._is_backbone = False
 
     @contextlib.contextmanager
     def using(self, model: nn.Module, *, is_backbone: bool = False) -> Iterator[None]:
         """Within the block, `model` answers; its truncated prompts are counted from 0."""
         self.num_truncated = 0
         tokenizer = self._own_tokenizer if is_backbone else self.tokenizer
-        with temporarily([self], "_model", model), temporarily([self], "tokenizer", tokenizer):
+        now = {"_model": model, "tokenizer": tokenizer, "_is_backbone": is_backbone}
+        with contextlib.ExitStack() as stack:
+            for name, value in now.items():
+                stack.enter_context(temporarily([self], name, value))
             yield
 
     def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
@@ -141,12 +149,27 @@ class PairedHFLM(HFLM):
 
     def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> Any:
         """lm-eval fails on an answer that alone exceeds the context; we score its end."""
-        if self._pieces and self.tokenizer is not self._own_tokenizer:
+        if self._pieces and not self._is_backbone:
             requests = list(map(self._possible, requests))
         limit = self.max_length + 1  # the last token is predicted, not read
         lengths = [len(prompt) + len(answer) for _, prompt, answer in requests]
         self.num_truncated += sum(length > limit for length in lengths)
-        return super()._loglikelihood_tokens(list(map(self._fitting, requests)), *args, **kwargs)
+        requests = list(map(self._fitting, requests))
+        known = self._untouched if self._is_backbone else {}
+        asked = [request for request in requests if _key(request) not in known]
+        self._count(len(requests) - len(asked))
+        answers = super()._loglikelihood_tokens(asked, *args, **kwargs) if asked else []
+        found = dict(zip(map(_key, asked), answers, strict=True))
+        if not self._is_backbone:
+            self._untouched |= {_key(it): found[_key(it)] for it in asked if self._untouches(it)}
+        found |= known
+        return [found[_key(request)] for request in requests]
+
+    def _untouches(self, request: TokenRequest) -> bool:
+        """Whether the extended model reads nothing for it on which a gate opens."""
+        _, prompt, answer = request
+        read = [*prompt, *answer][:-1]
+        return 0 < len(read) <= self.max_length and is_untouched(self._model, read)
 
     def _possible(self, request: TokenRequest) -> TokenRequest:
         text, prompt, answer = request
@@ -161,16 +184,21 @@ class PairedHFLM(HFLM):
         return text, [last], scored
 
     def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        self._count(inps)
+        self._count(len(inps))
         return super()._model_call(inps, *args, **kwargs)
 
     def _model_generate(self, context: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        self._count(context)
+        self._count(len(context))
         return super()._model_generate(context, *args, **kwargs)
 
-    def _count(self, rows: torch.Tensor) -> None:
-        self._num_rows += len(rows)
+    def _count(self, num_rows: int) -> None:
+        self._num_rows += num_rows
         self._on_rows(self._num_rows)
+
+
+def _key(request: TokenRequest) -> tuple[Any, ...]:
+    _, prompt, answer = request
+    return tuple(prompt), tuple(answer)
 
 
 def build_requests(tasks: Tasks, *, num_fewshot: int | None, limit: int | None) -> int:
