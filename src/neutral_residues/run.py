@@ -68,6 +68,7 @@ def extend(
         return read_record(folder.record)
     setup.prepare()
     tasks = _planned_tasks(setup, progress)
+    progress.say(f"loading {setup.config.model} ...")
     model = setup.model()
     with ExitStack() as until_the_end:
         with ranks().main_process_first():

@@ -3,6 +3,7 @@
 Errors caused by user input are one line on standard error and exit code 2; Ctrl-C is 130.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,6 +44,12 @@ def _loading() -> Status:
     return Console(stderr=True).status("loading libraries ...")
 
 
+def _say(line: str) -> None:
+    """One line at once, before what takes seconds; from one process of several."""
+    if os.environ.get("RANK", "0") == "0":
+        Console(stderr=True).print(line, highlight=False, markup=False)
+
+
 RunFile = Annotated[Path, _argument("The run file (YAML).")]
 Overrides = Annotated[
     list[str] | None, _argument("Settings to change, for example training.steps=200.")
@@ -59,6 +66,7 @@ def extend(
     """Train an extension as the run file says; the same command resumes it."""
     with _loading():
         config = _load_run(run, overrides)
+        _say(f"{config.method} on {config.model}, to {config.output}")
         from neutral_residues.advice.text_statistics import text_warnings
         from neutral_residues.cli.tables import print_summary, print_warnings
         from neutral_residues.results.run_folder import RunFolder

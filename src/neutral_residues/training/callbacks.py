@@ -56,7 +56,8 @@ class MeasureAndShow(TrainerCallback):
 
     def __init__(self, setup: Setup, trainer: ExtensionTrainer, display: TrainingDisplay) -> None:
         self.setup, self.trainer, self.display = setup, trainer, display
-        # Before the first step, also where a checkpoint will be loaded.
+        display.doing("measuring the held-out text before the first step")
+        # Also where a checkpoint will be loaded.
         self.start = quick_results(setup, trainer.model, None)
         self.seconds = 0.0
 

@@ -88,6 +88,12 @@ class TrainingDisplay:
     def __exit__(self, *exception: object) -> None:
         self.live.stop()
 
+    def doing(self, what: str) -> None:
+        """What happens before the first step."""
+        self.losses = what
+        if not self.console.is_terminal:
+            self.console.print(f"{what} ...", highlight=False)
+
     def step(self, step: int) -> None:
         """A step is done."""
         self.progress.update(self.task, completed=step)
