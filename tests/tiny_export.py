@@ -43,13 +43,15 @@ def extended(
     return perturb(get_peft_model(model, NeutralResiduesConfig(**settings))).eval()
 
 
-def calibrated(model: PeftModel, form: Any = "cut", share: float = 0.3) -> PeftModel:
-    """With thresholds that leave each gate open on that share of some random tokens."""
+def calibrated(model: PeftModel, form: Any = "cut", share: float = 0.3, over: int = 1) -> PeftModel:
+    """With thresholds that leave each gate open on that share of some random tokens, or fewer."""
     with observe_gates(model) as seen, torch.no_grad():
         model(input_ids=token_ids(8, 32))
     values = {name: max(0.0, float(x.quantile(1 - share))) for name, x in seen.items()}
     assert any(values.values())
-    thresholds = Thresholds(form, values, extension_digest(model), "Nothing gets worse.")
+    if over > 1:  # a mean is far below the largest
+        values = {name: float(x.relu().mean()) for name, x in seen.items()}
+    thresholds = Thresholds(form, values, extension_digest(model), over, "Nothing gets worse.")
     set_thresholds(model, thresholds)
     return model
 

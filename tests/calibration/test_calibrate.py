@@ -14,6 +14,7 @@ from neutral_residues.calibration.losses import GateLogits, open_shares, worse_d
 from neutral_residues.calibration.units import Units
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.evaluation.windows import Windows
+from neutral_residues.tuner.embeddings import embeddings_layer
 from neutral_residues.tuner.gates import set_thresholds
 from tiny_llama import extended_llama, logits
 
@@ -52,9 +53,9 @@ def measured(found: Found, extended: PeftModel, stream: TokenStream) -> float:
     """Mean loss over the documents of a new text."""
     units = Units.of(stream)
     wanted = found.wanted
-    losses_at = open_shares(GateLogits(extended, units, WINDOWS, wanted.form), units)
+    losses_at = open_shares(GateLogits(extended, units, WINDOWS, found.how), units)
     if wanted.kind == "documents":
-        losses_at = worse_documents(extended, units, WINDOWS, wanted.form, wanted.rise_percent)
+        losses_at = worse_documents(extended, units, WINDOWS, found.how, wanted.rise_percent)
     losses = losses_at(found.position)
     return float(np.concatenate([losses.tuning, losses.testing]).mean())
 
@@ -142,3 +143,22 @@ def test_if_even_the_most_silent_position_is_too_loud(monkeypatch: pytest.Monkey
     monkeypatch.setattr(GateLogits, "open_at", lambda *_: np.ones(units.stream.num_tokens, bool))
     with pytest.raises(UserError, match=r"no threshold keeps that promise on en; got 1e\+02 %"):
         calibrate(extended, [units], WINDOWS, LOOSE)
+
+
+def test_what_is_measured_is_what_the_model_does() -> None:
+    """The share of open gates, counted by hand on the calibrated model, document by document."""
+    extended = model(gate_reads="tokens")
+    stream = text(40, seed=5)
+    found = calibrate(extended, [Units.of(text())], WINDOWS, replace(LOOSE, over=12))
+    units = Units.of(stream)
+    is_open = GateLogits(extended, units, WINDOWS, found.how).open_at(found.position)
+    set_thresholds(extended, found.thresholds())
+    layer, counted = embeddings_layer(extended), []
+    assert layer is not None
+    for number in range(40):
+        tokens = torch.tensor(stream.document(number).astype(np.int64))
+        with torch.no_grad():
+            extended(input_ids=torch.cat([torch.tensor([END_OF_TEXT]), tokens[:-1]])[None])
+        counted.append(layer.gates["default"].gate[0, :, 0] > 0)
+    assert torch.cat(counted).numpy().tolist() == is_open.tolist()
+    assert 0 < is_open.mean() < 0.2

@@ -10,10 +10,11 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import AutoModelForCausalLM
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from neutral_residues import NeutralResiduesConfig, UserError
+from neutral_residues.tuner.embeddings import embeddings_layer
 from neutral_residues.tuner.gates import (
     extension_digest,
     gates,
@@ -144,3 +145,81 @@ def test_the_digest_depends_on_values_alone() -> None:
     half = one.to(torch.bfloat16)
     assert weights_digest([half]) == weights_digest([half.float()]) != weights_digest([one])
     assert weights_digest([one]) != weights_digest([one.t()])
+
+
+OVER = 20
+
+
+def over_many(model: nn.Module, form: Any = "cut") -> Thresholds:
+    """At the mean of the gates on some text."""
+    reads = embeddings_layer(model) is not None
+    value = float(gate_of(model, token_ids(4, 50)).mean()) if reads else 1.0
+    return Thresholds(form, dict.fromkeys(gates(model), value), extension_digest(model), OVER)
+
+
+@torch.no_grad()
+def gate_of(model: nn.Module, ids: Tensor, **arguments: Any) -> Tensor:
+    """(B, T) the gate that reads the text, of a pass over these tokens."""
+    model(input_ids=ids, **arguments)
+    layer = embeddings_layer(model)
+    assert layer is not None
+    return layer.gates["default"].gate[..., 0]
+
+
+def reading() -> PeftModel:
+    """Gates up to about 1, open on half of the tokens."""
+    model = extended_llama(gate_reads="tokens")
+    with torch.no_grad():
+        for gate in gates(model).values():
+            gate.block_gate.weight.mul_(0.1)
+            gate.block_gate.bias.zero_()
+    return model
+
+
+@pytest.mark.parametrize("form", ["cut", "shift"])
+def test_the_mean_gate_by_hand(form: Any) -> None:
+    model, ids = reading(), token_ids(1, 50)
+    trained = gate_of(model, ids)[0]
+    set_thresholds(model, over_many(model, form))
+    (value,) = (gate.threshold.value for gate in gates(model).values())
+    means = [trained[max(0, t - OVER + 1) : t + 1].mean() for t in range(50)]
+    expected = torch.stack(
+        [
+            (min(gate, mean) - value if form == "shift" else gate) if mean > value else 0 * gate
+            for gate, mean in zip(trained, means, strict=True)
+        ]
+    ).clamp(min=0)
+    torch.testing.assert_close(gate_of(model, ids)[0], expected, atol=1e-6, rtol=1e-5)
+    assert 0 < (expected > 0).sum() < (trained > 0).sum()
+    with observe_gates(model) as seen:
+        gate_of(model, ids)
+    (logits,) = seen.values()
+    torch.testing.assert_close(logits[0, :, 0].relu(), trained, atol=1e-6, rtol=1e-5)
+
+
+def test_the_mean_gate_token_by_token_padded_and_packed() -> None:
+    model, ids = reading(), token_ids(2, 60)
+    set_thresholds(model, over_many(model))
+    whole = gate_of(model, ids)
+    for cut in (1, 10, 40):
+        cache = DynamicCache()
+        torch.testing.assert_close(
+            gate_of(model, ids[:, :cut], past_key_values=cache), whole[:, :cut]
+        )
+        for t in range(cut, 60):
+            found = gate_of(model, ids[:, t : t + 1], past_key_values=cache)
+            torch.testing.assert_close(found[:, 0], whole[:, t], atol=1e-5, rtol=1e-4)
+    padded = torch.cat([torch.full((2, 4), 9), ids], dim=1)
+    mask = torch.cat([torch.zeros(2, 4, dtype=torch.long), torch.ones_like(ids)], dim=1)
+    torch.testing.assert_close(gate_of(model, padded, attention_mask=mask)[:, 4:], whole)
+    packed = torch.cat([ids[:1], ids[1:]], dim=1)
+    positions = torch.arange(60).repeat(2)[None]
+    torch.testing.assert_close(
+        gate_of(model, packed, position_ids=positions), whole.flatten()[None], atol=1e-5, rtol=1e-4
+    )
+
+
+def test_gates_in_the_layers_take_no_mean() -> None:
+    model = extended_llama()
+    with pytest.raises(UserError, match="only a gate that reads the text"):
+        set_thresholds(model, over_many(model))

@@ -10,33 +10,26 @@ keeps the promise for each.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neutral_residues.calibration.dial import Position, positions, turned_up
-from neutral_residues.calibration.losses import (
-    GateLogits,
-    open_shares,
-    thresholds_at,
-    worse_documents,
-)
+from neutral_residues.calibration.losses import GateLogits, HowApplied, open_shares, worse_documents
 from neutral_residues.calibration.scores import document_scores
 from neutral_residues.calibration.units import Losses, Units
 from neutral_residues.config.choices import ThresholdForm
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.by_document import OnTokens, ignore
 from neutral_residues.evaluation.windows import Windows
-from neutral_residues.results.calibration import (
-    CalibratedSet,
-    Calibration,
-    Promise,
-    PromiseKind,
-    TargetCost,
-)
-from neutral_residues.tuner.gates import check_gates, extension_digest, under_thresholds
+from neutral_residues.results.calibration import Calibration
+from neutral_residues.results.promise import CalibratedSet, Promise, PromiseKind, TargetCost
+from neutral_residues.tuner.gates import check_gates, extension_digest, reads_text
 from neutral_residues.tuner.thresholds import Thresholds
+
+USUAL_OVER = 32
+"""Tokens of the mean that a threshold is compared with (LAB.md, "a promise with a number")."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +44,9 @@ class Wanted:
     rise_percent: float = 1.0
     """For documents: the rise in bits per byte that is too much."""
     form: ThresholdForm = "cut"
+    over: int | None = None
+    """Over how many tokens a gate that reads the text takes the mean that is compared with its
+    threshold; None: `USUAL_OVER`, and 1 for gates in the layers."""
 
     def __post_init__(self) -> None:
         if not 0 < self.at_most < 1:
@@ -58,12 +54,34 @@ class Wanted:
         if self.confidence is not None and not 0 < self.confidence < 1:
             allowed = "above 0 and below 1, as 0.95"
             raise UserError("confidence", got=self.confidence, allowed=allowed)
+        if self.over is not None and self.over < 1:
+            raise UserError("over", got=self.over, allowed="a number of tokens, 1 or more")
         if not 0 <= self.rise_percent < float("inf"):
             raise UserError("rise", got=self.rise_percent, allowed="0 or more, in per cent")
+
+    def how(self, model: Any) -> HowApplied:
+        """How thresholds are applied to that model; a UserError if they cannot be."""
+        usual = USUAL_OVER if reads_text(model) else 1
+        over = usual if self.over is None else self.over
+        if over > 1 and not reads_text(model):
+            what = "only a gate that reads the text can look at a mean over tokens"
+            raise UserError(what, got=f"over {over}", allowed="1 for gates in the layers")
+        return HowApplied(self.form, over)
 
     def split(self, num_sets: int) -> float | None:
         """The confidence that each of so many sets needs."""
         return None if self.confidence is None else 1 - (1 - self.confidence) / num_sets
+
+
+def wanted_of(**settings: Any) -> Wanted:
+    """From what a user wrote; a UserError for an unknown choice, or one without effect."""
+    for name, choices in {"kind": get_args(PromiseKind), "form": get_args(ThresholdForm)}.items():
+        if settings[name] not in choices:
+            option = "promise" if name == "kind" else name
+            raise UserError(f"--{option}", got=settings[name], allowed=", ".join(choices))
+    if settings["kind"] == "tokens" and settings["rise_percent"] != Wanted.rise_percent:
+        raise UserError("--rise goes with --promise documents", got=settings["rise_percent"])
+    return Wanted(**settings)
 
 
 @dataclass(frozen=True)
@@ -71,6 +89,7 @@ class Found:
     """Where the dial may stand, and what was measured there."""
 
     wanted: Wanted
+    how: HowApplied
     position: Position
     sets: tuple[CalibratedSet, ...]
     weights: str
@@ -78,7 +97,8 @@ class Found:
 
     def thresholds(self, promise: str = "") -> Thresholds:
         """For `set_thresholds`, with the sentence of the promise."""
-        return Thresholds(self.wanted.form, self.position.values, self.weights, promise)
+        form, over = self.how.form, self.how.over
+        return Thresholds(form, self.position.values, self.weights, over, promise)
 
     def calibration(
         self, costs: Sequence[TargetCost] = (), *, training_text_checked: bool
@@ -90,7 +110,8 @@ class Found:
             at_most=self.wanted.at_most,
             confidence=self.wanted.confidence,
             rise_percent=self.wanted.rise_percent if is_about_documents else None,
-            form=self.wanted.form,
+            form=self.how.form,
+            over=self.how.over,
             dial=self.position.share,
             sets=list(self.sets),
             costs=list(costs),
@@ -120,19 +141,18 @@ def calibrate(
             keeps.
     """
     check_gates(model)
-    confidence = wanted.split(len(texts))
+    confidence, how = wanted.split(len(texts)), wanted.how(model)
     for units in texts:
         units.check_enough(wanted.at_most, confidence)
-    own = [_Text.of(model, units, windows, wanted, on_tokens) for units in texts]
+    own = [_Text.of(model, units, windows, wanted, how, on_tokens) for units in texts]
     dial = _dial([text.tuning_logits() for text in own], one_pass=own[0].logits.reads_text)
     number = min(text.turned_up(dial, confidence) for text in own)
     if number == 0:
         raise _impossible(own, dial[0], wanted)
     position = dial[number - 1]
-    with under_thresholds(model, thresholds_at(position, wanted.form)):
-        scores = {text.name: document_scores(text.logits.at(position), text.units) for text in own}
+    scores = {text.name: document_scores(text.logits.at(position), text.units) for text in own}
     sets = tuple(text.measured(position, dial[-1]) for text in own)
-    return Found(wanted, position, sets, extension_digest(model), scores)
+    return Found(wanted, how, position, sets, extension_digest(model), scores)
 
 
 def _dial(tuning: Sequence[dict[str, NDArray[np.float32]]], *, one_pass: bool) -> list[Position]:
@@ -151,14 +171,18 @@ class _Text:
 
     @classmethod
     def of(
-        cls, model: Any, units: Units, windows: Windows, wanted: Wanted, on_tokens: OnTokens
+        cls,
+        model: Any,
+        units: Units,
+        windows: Windows,
+        wanted: Wanted,
+        how: HowApplied,
+        on_tokens: OnTokens,
     ) -> "_Text":
-        logits = GateLogits(model, units, windows, wanted.form, on_tokens)
+        logits = GateLogits(model, units, windows, how, on_tokens)
         losses_at = open_shares(logits, units)
         if wanted.kind == "documents":
-            losses_at = worse_documents(
-                model, units, windows, wanted.form, wanted.rise_percent, on_tokens
-            )
+            losses_at = worse_documents(model, units, windows, how, wanted.rise_percent, on_tokens)
         return cls(units, logits, losses_at, wanted)
 
     @property
@@ -166,9 +190,9 @@ class _Text:
         return self.units.stream.name
 
     def tuning_logits(self) -> dict[str, NDArray[np.float32]]:
-        """What each gate says on the tuning units, as trained."""
+        """What is compared with each threshold on the tuning units, of the gates as trained."""
         chosen = self.units.tuning_tokens()
-        return {name: logits[chosen] for name, logits in self.logits.at(None).items()}
+        return {name: logits[chosen] for name, logits in self.logits.compared_at(None).items()}
 
     def turned_up(self, dial: Sequence[Position], confidence: float | None) -> int:
         return turned_up(dial, self.losses_at, self.wanted.at_most, confidence)

@@ -5,6 +5,7 @@ Suffixes: N tokens of a stream, D documents.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +24,24 @@ from neutral_residues.evaluation.by_document import (
 )
 from neutral_residues.evaluation.inference import as_backbone
 from neutral_residues.evaluation.windows import Windows
-from neutral_residues.tuner.gates import gates, under_thresholds
-from neutral_residues.tuner.reader import TokenReader
+from neutral_residues.tuner.gates import reads_text, under_thresholds
 from neutral_residues.tuner.thresholds import Thresholds
 
 LogitsN = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class HowApplied:
+    """How thresholds are applied; see `tuner/thresholds.py`."""
+
+    form: ThresholdForm = "cut"
+    over: int = 1
+
+    def thresholds_at(self, position: Position | None) -> Thresholds | None:
+        """Of that position, to try them; None: none."""
+        if position is None:
+            return None
+        return Thresholds(self.form, position.values, weights="", over=self.over)
 
 
 class GateLogits:
@@ -39,20 +53,18 @@ class GateLogits:
         model: nn.Module,
         units: Units,
         windows: Windows,
-        form: ThresholdForm,
+        how: HowApplied,
         on_tokens: OnTokens = ignore,
     ) -> None:
         self._model, self._units, self._windows = model, units, windows
-        self._form: ThresholdForm = form
-        self._on_tokens = on_tokens
-        readers = [isinstance(gate, TokenReader) for gate in gates(model).values()]
-        self.reads_text = any(readers)
+        self._how, self._on_tokens = how, on_tokens
+        self.reads_text = reads_text(model)
         self._last: tuple[Position | None, LogitsN] | None = None
 
     def at(self, position: Position | None) -> LogitsN:
         """(N,) for each gate; None: as trained."""
         if self._last is None or not (self.reads_text or self._last[0] == position):
-            with under_thresholds(self._model, thresholds_at(position, self._form)):
+            with under_thresholds(self._model, self._how.thresholds_at(position)):
                 found = gate_logits(
                     self._model, self._units.stream, self._windows, on_tokens=self._on_tokens
                 )
@@ -61,16 +73,33 @@ class GateLogits:
 
     def open_at(self, position: Position) -> NDArray[np.bool_]:
         """(N,) where any gate is open."""
-        logits = self.at(position)
-        found = [logits[name] > value for name, value in position.values.items()]
-        return np.logical_or.reduce(found)
+        compared = self.compared_at(position)
+        return np.logical_or.reduce([compared[n] > value for n, value in position.values.items()])
+
+    def compared_at(self, position: Position | None) -> LogitsN:
+        """(N,) for each gate what is compared with its threshold: above it the gate is open."""
+        return {name: self._compared(logits_N) for name, logits_N in self.at(position).items()}
+
+    def _compared(self, logits_N: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._how.over == 1:
+            return logits_N
+        ends_D = self._units.stream.document_ends
+        means_N = mean_gates_of(logits_N, ends_D, self._how.over)
+        return np.where(logits_N > 0, means_N, logits_N)
 
 
-def thresholds_at(
-    position: Position | None, form: ThresholdForm, weights: str = ""
-) -> "Thresholds | None":
-    """Of that position; None: none."""
-    return None if position is None else Thresholds(form, position.values, weights)
+def mean_gates_of(
+    logits_N: NDArray[np.float32], ends_D: NDArray[np.int64], over: int
+) -> NDArray[np.float32]:
+    """(N,) the mean of relu over the last `over` tokens of each document, as many as there are; as
+    `reader.mean_gates` has it."""
+    numbers_N = np.arange(len(logits_N))
+    sums_N = np.cumsum(np.maximum(logits_N, 0), dtype=np.float64)
+    lengths_D = np.diff(ends_D, prepend=0)
+    starts_N = np.repeat(ends_D - lengths_D, lengths_D)
+    before_N = np.maximum(numbers_N - over, starts_N - 1)  # the last token that does not count
+    earlier_N = np.where(before_N < 0, 0.0, sums_N[before_N])
+    return ((sums_N - earlier_N) / (numbers_N - before_N)).astype(np.float32)
 
 
 def open_shares(found: GateLogits, units: Units) -> Callable[[Position], Losses]:
@@ -88,7 +117,7 @@ def worse_documents(
     model: nn.Module,
     units: Units,
     windows: Windows,
-    form: ThresholdForm,
+    how: HowApplied,
     rise_percent: float,
     on_tokens: OnTokens = ignore,
 ) -> Callable[[Position], Losses]:
@@ -99,7 +128,7 @@ def worse_documents(
     limit_D = limit_D * (1 + rise_percent / 100)
 
     def at(position: Position) -> Losses:
-        with under_thresholds(model, thresholds_at(position, form)):
+        with under_thresholds(model, how.thresholds_at(position)):
             nats_D = document_nats(model, units.stream, windows, on_tokens=on_tokens)
         if not np.isfinite(nats_D).all():  # a new token of its own, behind a shut gate
             what = f"{units.stream.name} has tokens that are impossible where a gate is shut"

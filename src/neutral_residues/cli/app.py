@@ -303,6 +303,60 @@ def export(
 
 
 @app.command()
+def calibrate(
+    folder: Folder,
+    on: Annotated[
+        list[str] | None,
+        _option("source:name=file, held-out text like what must not change; repeat for more."),
+    ] = None,
+    at_most: Annotated[str, _option("The share that is promised, as 1% or 0.01.")] = "1%",
+    confidence: Annotated[
+        str, _option("How sure; average: it holds on average over calibrations, with fewer units.")
+    ] = "95%",
+    promise: Annotated[
+        str, _option("tokens: on which a gate opens; documents: that get worse by over --rise.")
+    ] = "tokens",
+    rise: Annotated[float, _option("Per cent of bits per byte; with --promise documents.")] = 1.0,
+    group_by: Annotated[
+        str | None,
+        _option("Field with the source of a document (book, article, site): the unit that counts."),
+    ] = None,
+    cost_on: Annotated[
+        list[str] | None, _option("target:name=file to measure the cost on; default: the run's.")
+    ] = None,
+    form: Annotated[
+        str, _option("cut: an open gate keeps its size; shift: it loses the threshold.")
+    ] = "cut",
+    over: Annotated[
+        int | None,
+        _option("Tokens of the mean gate that the threshold is for; a gate that reads the text."),
+    ] = None,
+    context: Annotated[int | None, _option("Tokens in a window.")] = None,
+    stride: Annotated[int | None, _option("New tokens scored in each window.")] = None,
+    remove: Annotated[bool, _option("Take the thresholds away again.", "--remove")] = False,
+) -> None:
+    """Put thresholds on the gates of a finished extension that keep a promise about source text."""
+    with _loading():
+        _quiet()
+        from neutral_residues.calibration.calibrate import wanted_of
+        from neutral_residues.cli import calibrate as command
+
+    if remove:
+        command.remove(folder)
+        return
+    wanted = wanted_of(
+        at_most=command.share_of(at_most, "--at-most"),
+        confidence=command.confidence_of(confidence),
+        kind=promise,
+        rise_percent=rise,
+        form=form,
+        over=over,
+    )
+    texts: dict[str, Any] = {"on": on or (), "group_by": group_by, "cost_on": cost_on or ()}
+    command.calibrate_folder(folder, wanted, **texts, context=context, stride=stride)
+
+
+@app.command()
 def report(
     paths: Annotated[list[Path], _argument("Records, benchmarks, folders of runs or comparisons.")],
     output: Annotated[

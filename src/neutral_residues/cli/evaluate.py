@@ -44,7 +44,7 @@ def evaluate_folder(
         UserError: for whatever the user can correct, before anything is measured where possible.
     """
     console = console or Console()
-    corpora = [_corpus(text) for text in sets]
+    corpora = [corpus_of(text, "--set") for text in sets]
     saved = load_saved(folder, dtype=None)
     tokenising = RunProgress(console).tokenising
     streams = evaluation_streams(saved, corpora, tokenising)
@@ -153,10 +153,11 @@ def _answers(
         )
 
 
-def _corpus(text: str) -> Corpus:
+def corpus_of(text: str, option: str) -> Corpus:
+    """The text that an option such as --set names by "role:name=file"."""
     role, _, rest = text.partition(":")
     name, separator, path = rest.partition("=")
     if role not in ("source", "target") or not separator or not name or not path:
         allowed = "role:name=file, for example source:wiki=wiki.jsonl.gz"
-        raise UserError("--set", got=text, allowed=allowed)
+        raise UserError(option, got=text, allowed=allowed)
     return Corpus.model_validate({"name": name, "role": role, "path": path})

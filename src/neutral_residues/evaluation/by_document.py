@@ -8,6 +8,7 @@ Suffixes: B windows, T inputs of a window, N all tokens of a stream, D its docum
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,11 +99,15 @@ def gate_logits(
     on_tokens: OnTokens = ignore,
 ) -> dict[str, NDArray[np.float32]]:
     """(N,) for each gate of extension `name`, what it says where each token is predicted: its
-    logit, before thresholds. One gate that reads the text needs no more than the embeddings."""
+    logit, before thresholds. One gate that reads the text needs no more than the embeddings, and no
+    windows."""
     own = gates(model, name)
     found_N = {key: np.zeros(stream.num_tokens, dtype=np.float32) for key in own}
     reader = _only_reader(model, own)
     device = next(model.parameters()).device
+    if reader is not None:
+        longest = int(np.diff(stream.document_ends, prepend=0).max())
+        windows = replace(windows, context_tokens=longest, stride_tokens=longest)
     with inference(model), observe_gates(model, name) as seen:
         for batch in document_batches(stream, windows):
             inputs_BT = batch.inputs_BT.to(device)

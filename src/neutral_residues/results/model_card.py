@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from neutral_residues.files import write_text
+from neutral_residues.results.promise import Promise
 from neutral_residues.results.record import Record
 
 _LOAD_ADAPTER = """import neutral_residues  # registers the method with PEFT; must come first
@@ -19,6 +20,8 @@ from peft import AutoPeftModelForCausalLM
 model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
 with model.disable_adapter():
     ...  # the backbone, exactly as it was"""
+
+_PROMISE = "## Calibrated"
 
 _LOAD_PEFT = _LOAD_ADAPTER.split("\n", 1)[1]
 
@@ -73,7 +76,27 @@ def model_card(record: Record, loading: str, *, head_rank: int = 0) -> str:
         parts.append(_vocabulary(record, size))
     if head_rank:
         parts.append(f"A residue of rank {head_rank} on the output head is part of it.")
-    return "\n\n".join(parts) + "\n"
+    return with_promise("\n\n".join(parts) + "\n", record.promise)
+
+
+def with_promise(card: str, promise: Promise | None) -> str:
+    """The card with what thresholds promise as its last part, instead of another promise, or
+    without one."""
+    card = card.split(f"\n{_PROMISE}\n")[0]
+    if promise is None:
+        return card
+    facts = [
+        f"Tokens of {text.name} on which all gates are exactly 0, so that the extension is skipped:"
+        f" {100 * text.exact_share:.1f} % ({100 * text.trained_exact_share:.1f} % as trained)."
+        for text in promise.sets
+    ]
+    facts += [
+        f"Of what was learnt of {cost.name}, {cost.points:.1f} % is lost: {cost.trained:.4f} bits"
+        f" per byte as trained, {cost.calibrated:.4f} now."
+        for cost in promise.costs
+        if cost.points is not None
+    ]
+    return f"{card}\n{_PROMISE}\n\n{promise.sentence}\n\n{' '.join(facts)}\n"
 
 
 def _vocabulary(record: Record, size: int) -> str:

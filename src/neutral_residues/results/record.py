@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, AwareDatetime, Field, field_validator, model_validator
 
 from neutral_residues.results.base import Part
+from neutral_residues.results.promise import Promise
 from neutral_residues.results.set_result import EvaluationSet, LayerNumber, SetResult
 from neutral_residues.results.spliced import Spliced
 
@@ -187,6 +188,9 @@ class Record(Part):
     """Gates over short texts; empty for a method without block gates."""
     tasks: list[TaskScore] = Field(default=[])
     """Scores of tasks, each task once by a metric, its main one first."""
+    promise: Promise | None = None
+    """What its thresholds promise; null for an extension that is not calibrated, as when it was
+    measured above."""
     cost: Cost = Cost()
     """Time, memory and weights."""
     provenance: Provenance

@@ -203,7 +203,7 @@ class EmbeddingsLayer(ModuleBeside):
             if reader is None:
                 continue
             codes_BTC = reader.codes(embeddings_BTD)
-            before_BWC, first = self._before(name)
+            before_BWC, first = self._before(name, reader.num_before)
             real_BT = _real_tokens(self._mask, first, codes_BTC.shape[1])
             if real_BT is not None:
                 codes_BTC = codes_BTC * real_BT[..., None].to(codes_BTC.dtype)
@@ -214,14 +214,14 @@ class EmbeddingsLayer(ModuleBeside):
         if torch.is_grad_enabled():
             self._learning_gates = gates
 
-    def _before(self, name: str) -> tuple[Tensor | None, int]:
-        """The codes of the last tokens before this pass, from its cache, and how many there are in
-        all."""
+    def _before(self, name: str, number: int) -> tuple[Tensor | None, int]:
+        """The codes of the last so many tokens before this pass, from its cache, and how many there
+        are in all."""
         if self._cache is None:
             return None, 0
         stored = _stored(self._cache, name)
         if stored is not None and (length := stored.get_seq_length()):
-            return stored.last(), length
+            return stored.last(number), length
         if stored is None and self._cache.get_seq_length():
             what = f"past_key_values were computed without {name!r}, whose gate reads the text"
             raise UserError(what, do="compute them with the extension active")

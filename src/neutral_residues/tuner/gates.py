@@ -47,12 +47,20 @@ def _gate(place: ModuleBeside, name: str) -> AnyGate | None:
     return None if module.block_gate is None else module
 
 
+def reads_text(model: nn.Module, name: str = "default") -> bool:
+    """Whether that extension has one gate, which reads the text."""
+    return any(isinstance(gate, TokenReader) for gate in gates(model, name).values())
+
+
 def apply_thresholds(model: nn.Module, name: str, saved: dict[str, Any] | None) -> None:
     """Put the thresholds of a configuration on the gates of that extension, or none."""
     own = gates(model, name)
     thresholds = None if saved is None else Thresholds.of(saved)
     if thresholds is not None:
         thresholds.check(gates=own)
+        if thresholds.over > 1 and not reads_text(model, name):
+            what = "only a gate that reads the text can look at a mean over tokens"
+            raise UserError(what, got=f"over {thresholds.over}", allowed="1")
     for key, gate in own.items():
         gate.threshold = None if thresholds is None else thresholds.at(key)
 
@@ -120,12 +128,16 @@ def observe_gates(model: nn.Module, name: str = "default") -> Iterator[dict[str,
     """
     seen: dict[str, Tensor] = {}
 
+    own = gates(model, name)
+
     def keep(key: str, module: nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:
-        seen[key] = logits.detach()
+        gate, logits = own[key], logits.detach()
+        # A reader whose threshold takes a mean computes those of earlier tokens again.
+        seen[key] = logits[:, gate.over - 1 :] if isinstance(gate, TokenReader) else logits
 
     hooks = [
         gate.block_gate.register_forward_hook(partial(keep, key))  # type: ignore[union-attr]
-        for key, gate in gates(model, name).items()
+        for key, gate in own.items()
     ]
     try:
         yield seen

@@ -131,10 +131,17 @@ class Gate(NamedTuple):
     logits: Tensor  # (..., 1) w . x + b; with a threshold, what that makes of them
 
     @classmethod
-    def of(cls, kind: BlockGate, logits: Tensor, threshold: Threshold | None = None) -> "Gate":
-        """From the logits that were trained, under the threshold of a calibrated extension."""
+    def of(
+        cls,
+        kind: BlockGate,
+        logits: Tensor,
+        threshold: Threshold | None = None,
+        mean_gate: Tensor | None = None,
+    ) -> "Gate":
+        """From the logits that were trained, under the threshold of a calibrated extension; with
+        the mean gate that this may look at."""
         if threshold is not None:
-            logits = threshold.applied_to(logits)
+            logits = threshold.applied_to(logits, mean_gate)
         return cls(GATES[kind](logits), logits)
 
 

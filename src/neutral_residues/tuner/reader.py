@@ -72,17 +72,54 @@ class TokenReader(nn.Module):
     ) -> Gate:
         """The gates at T tokens, from their codes and those of the tokens before them, in the same
         text where positions within texts are known."""
+        num_tokens, num_more = codes_BTC.shape[1], self.over - 1
         if before_BWC is not None:
             codes_BTC = torch.cat([before_BWC.to(codes_BTC.dtype), codes_BTC], dim=1)
-        num_before = 0 if before_BWC is None else before_BWC.shape[1]
-        padded = F.pad(codes_BTC, (0, 0, WINDOW - 1 - num_before, 0))
-        windows_BTCW = padded.unfold(1, WINDOW, 1)
+        num_missing = WINDOW - 1 + num_more + num_tokens - codes_BTC.shape[1]
+        padded_BSC = F.pad(codes_BTC, (0, 0, num_missing, 0))
+        windows_BSCW = padded_BSC.unfold(1, WINDOW, 1)
         if positions_BT is not None:
-            distances_W = torch.arange(WINDOW - 1, -1, -1, device=positions_BT.device)
-            same_text_BTW = positions_BT[..., None] >= distances_W
-            windows_BTCW = windows_BTCW * same_text_BTW[:, :, None].to(codes_BTC.device)
-        hidden_BTH = F.silu(self.window(windows_BTCW.transpose(-1, -2).flatten(-2)))
-        return Gate.of(self.kind, self.block_gate(hidden_BTH), self.threshold)
+            if num_more:
+                earlier = torch.arange(-num_more, 0, device=positions_BT.device)
+                positions_BT = torch.cat([positions_BT[:, :1] + earlier, positions_BT], dim=1)
+            same_text_BSW = _in_same_text(positions_BT, WINDOW)
+            windows_BSCW = windows_BSCW * same_text_BSW[:, :, None].to(codes_BTC.device)
+        hidden_BSH = F.silu(self.window(windows_BSCW.transpose(-1, -2).flatten(-2)))
+        logits_BS1 = self.block_gate(hidden_BSH)
+        if not num_more:
+            return Gate.of(self.kind, logits_BS1, self.threshold)
+        is_text_BS = padded_BSC[:, WINDOW - 1 :].any(-1)  # codes are 0 before it, and for padding
+        mean_BT1 = mean_gates(logits_BS1, is_text_BS, positions_BT, self.over)
+        return Gate.of(self.kind, logits_BS1[:, num_more:], self.threshold, mean_BT1)
+
+    @property
+    def over(self) -> int:
+        """Over how many tokens its threshold, if it has one, takes the mean of gates."""
+        return 1 if self.threshold is None else self.threshold.over
+
+    @property
+    def num_before(self) -> int:
+        """How many tokens before a pass can matter to it."""
+        return WINDOW - 1 + self.over - 1
+
+
+def mean_gates(
+    logits_BS1: Tensor, is_text_BS: Tensor, positions_BS: Tensor | None, over: int
+) -> Tensor:
+    """(B, T, 1) the mean of the trained gates over the last `over` tokens, as many as there are in
+    the same text; S is T and the over - 1 tokens before them."""
+    counts_BTW = is_text_BS.unfold(1, over, 1)
+    if positions_BS is not None:
+        counts_BTW = counts_BTW & _in_same_text(positions_BS[:, over - 1 :], over)
+    gates_BTW = F.relu(logits_BS1[..., 0]).unfold(1, over, 1) * counts_BTW
+    return (gates_BTW.sum(-1) / counts_BTW.sum(-1).clamp(min=1))[..., None]
+
+
+def _in_same_text(positions_BT: Tensor, window: int) -> Tensor:
+    """(B, T, W) whether the last W tokens, the oldest first, are of the text that each token is
+    in, by its place there."""
+    distances_W = torch.arange(window - 1, -1, -1, device=positions_BT.device)
+    return positions_BT[..., None] >= distances_W
 
 
 def num_reader_weights(width_in: int) -> int:
@@ -105,7 +142,7 @@ class CodesLayer(DynamicLayer):
         codes_B1TC = codes_BTC.detach()[:, None]
         self.update(codes_B1TC, codes_B1TC[..., :0])
 
-    def last(self) -> Tensor:
-        """(B, W, C) of the last 15 tokens, or as many as there are."""
-        codes: Tensor = self.keys[:, 0, 1 - WINDOW :]
+    def last(self, number: int) -> Tensor:
+        """(B, W, C) of the last tokens, so many or as many as there are."""
+        codes: Tensor = self.keys[:, 0, -number:]
         return codes

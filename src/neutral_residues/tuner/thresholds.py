@@ -1,12 +1,15 @@
 """Thresholds on the gates of a finished extension, ours and not the paper's: how calibration closes
 gates without training (`neutral calibrate`).
 
-    cut     g(z) = z where z > t, else 0         an open gate keeps its size
-    shift   g(z) = relu(z - t)                   it loses t, so nothing jumps at t
+    cut     g = z where z > 0 and m > t, else 0      an open gate keeps its size
+    shift   g = relu(min(z, m) - t)                  it loses t, so nothing jumps at t
 
 z: the gate's logit, as it was trained; t: its threshold, 0 or more, and with t = 0 both are the
-trained gate. A token whose gates are all closed by thresholds is the backbone's to the bit, and is
-skipped, as one whose gates the training closed.
+trained gate; m = z, or, for a gate that reads the text, the mean of its gates relu(z) over the last
+tokens of the text. A trained gate is about 1 wherever it is open, on a word of another language
+within source text as on target text; what tells them apart is how long it stays so (LAB.md, "a
+promise with a number"). A token whose gates are all closed by thresholds is skipped, as one whose
+gates the training closed.
 
 Thresholds are part of the extension: PEFT saves them with its configuration, and so they come back
 with the weights, from a folder or from the Hub. They hold for the weights that they were found on,
@@ -33,15 +36,17 @@ CALIBRATE_AGAIN = (
 class Threshold(NamedTuple):
     """Of one gate."""
 
-    value: float
+    value: float  # t
     form: ThresholdForm
+    over: int = 1  # how many tokens m is a mean over
 
-    def applied_to(self, logits: Tensor) -> Tensor:
-        """Logits whose relu is the gate; 0 or less where it is closed. NaN stays."""
-        shifted = logits - self.value
+    def applied_to(self, logits: Tensor, mean_gate: Tensor | None = None) -> Tensor:
+        """Logits whose relu is the gate; 0 or less where it is closed. NaN stays. `mean_gate` is m,
+        where that is not z."""
+        m = logits if mean_gate is None else mean_gate
         if self.form == "shift":
-            return shifted
-        return torch.where(logits <= self.value, shifted, logits)
+            return torch.minimum(logits, m) - self.value
+        return torch.where(m <= self.value, torch.minimum(logits, m - self.value), logits)
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class Thresholds:
     there."""
     weights: str
     """Digest of the weights that they belong to, see `weights_digest`."""
+    over: int = 1
+    """How many tokens m is a mean over: 1 for gates in the layers."""
     promise: str = ""
     """What was promised, in one sentence."""
     version: Literal[1] = field(default=1, kw_only=True)
@@ -64,6 +71,9 @@ class Thresholds:
             raise UserError("thresholds: version", got=self.version, allowed="1", do=do)
         if self.form not in get_args(ThresholdForm):
             raise UserError("thresholds: form", got=self.form, allowed="cut, shift")
+        if type(self.over) is not int or self.over < 1:
+            allowed = "a whole number, 1 or more"
+            raise UserError("thresholds: over", got=self.over, allowed=allowed)
         for name, value in self.values.items():
             is_number = type(value) in (int, float) and 0 <= value < math.inf
             if not is_number:
@@ -84,7 +94,7 @@ class Thresholds:
 
     def at(self, name: str) -> Threshold:
         """That of the gate there."""
-        return Threshold(self.values[name], self.form)
+        return Threshold(self.values[name], self.form, self.over)
 
     def check(self, *, gates: Iterable[str]) -> None:
         """Raise a UserError unless they are for the gates of these names."""

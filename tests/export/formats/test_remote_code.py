@@ -329,12 +329,21 @@ def test_a_backbone_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "form"),
-    [({}, "cut"), ({}, "shift"), (TOKENS, "cut"), (TOKENS, "shift"), (NEW_TOKENS, "cut")],
+    ("settings", "form", "over"),
+    [
+        ({}, "cut", 1),
+        ({}, "shift", 1),
+        (TOKENS, "cut", 1),
+        (TOKENS, "cut", 6),
+        (TOKENS, "shift", 6),
+        (NEW_TOKENS, "cut", 6),
+    ],
 )
-def test_thresholds_come_along(tmp_path: Path, settings: dict[str, Any], form: str) -> None:
+def test_thresholds_come_along(
+    tmp_path: Path, settings: dict[str, Any], form: str, over: int
+) -> None:
     model = extended(**settings)
     trained = record_reference(model).logits_BTV
-    calibrated(model, form)
+    calibrated(model, form, over=over)
     assert not torch.allclose(record_reference(model).logits_BTV, trained, atol=1e-3)
     assert_exact(exported(model, "transformers", tmp_path))

@@ -108,9 +108,9 @@ def test_two_blocks_of_one_layer_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["cut", "shift"])
-@pytest.mark.parametrize("reads", ["tokens", "layer"])
-def test_thresholds_come_along(tmp_path: Path, reads: str, form: str) -> None:
-    model = calibrated(extended(head_rank=6, gate_reads=reads), form)
+@pytest.mark.parametrize(("reads", "over"), [("tokens", 1), ("tokens", 6), ("layer", 1)])
+def test_thresholds_come_along(tmp_path: Path, reads: str, over: int, form: str) -> None:
+    model = calibrated(extended(head_rank=6, gate_reads=reads), form, over=over)
     reference = record_reference(model)
     write_tensors(extract_parts(model), tmp_path, torch.float32)
     answer = compare_residues(tmp_path, reference.of_residues())

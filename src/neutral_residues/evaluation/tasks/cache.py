@@ -60,10 +60,15 @@ class TaskCache:
 
 
 def weights_key(folder: Path, backbone: str, revision: str | None = None) -> str:
-    """Identifies an extended model: hash of the weight files in `folder` and of the backbone's name
-    and revision."""
+    """Identifies an extended model: hash of the weight files in `folder`, of thresholds on its
+    gates, and of the backbone's name and revision."""
     digest = hashlib.sha256(f"{backbone}@{revision}".encode())
+    config = folder / "adapter_config.json"
     with disk_errors(folder):
+        if config.is_file():
+            thresholds = json.loads(config.read_text(encoding="utf-8")).get("thresholds")
+            if thresholds:
+                digest.update(json.dumps(thresholds, sort_keys=True).encode())
         for path in sorted(folder.glob("*.safetensors")):
             digest.update(path.name.encode())
             with path.open("rb") as file:

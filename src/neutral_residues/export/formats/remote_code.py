@@ -159,7 +159,7 @@ def _threshold_settings(adapter: Adapter, backbone: PreTrainedModel) -> dict[str
             _inside(name, backbone) if name in adapter.by_block else "head": value
             for name, value in thresholds.values.items()
         }
-    return {"form": thresholds.form, "values": values}
+    return {"form": thresholds.form, "values": values, "over": thresholds.over}
 
 
 def _reader_settings(reader: TokenReader) -> dict[str, Any]:

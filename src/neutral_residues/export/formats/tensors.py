@@ -44,7 +44,10 @@ ACTIVATIONS = {
     "sigmoid": "torch.sigmoid(z)",
     "tanh": "torch.tanh(z)",
 }
-THRESHOLDS = {"cut": "torch.where(s > t, s, s.clamp(max=0))", "shift": "s - t"}
+THRESHOLDS = {
+    "cut": "torch.where(m > t, s, s.clamp(max=0))",
+    "shift": "torch.minimum(s, m) - t",
+}
 GATES = {
     "relu": "s.clamp(min=0)",
     "elu": "torch.where(s > 0, s, torch.exp(s) - 1)",
@@ -129,7 +132,13 @@ def _threshold(adapter: Adapter, key: str) -> str:
     if adapter.thresholds is None:
         return ""
     value = f'    t = DESCRIPTION["thresholds"]["values"][{key}]\n'
-    return f"{value}    s = {THRESHOLDS[adapter.thresholds.form]}\n"
+    mean, over = "    m = s\n", adapter.thresholds.over
+    if over > 1:
+        mean = "    sums = s.clamp(min=0).cumsum(1)\n"
+        mean += f"    earlier = torch.nn.functional.pad(sums, (0, 0, {over}, 0))[:, : s.shape[1]]\n"
+        mean += f"    counts = torch.arange(1, s.shape[1] + 1).clamp(max={over})[:, None]\n"
+        mean += f"    m = (sums - earlier) / counts  # of the gates over the last {over} tokens\n"
+    return f"{value}{mean}    s = {THRESHOLDS[adapter.thresholds.form]}\n"
 
 
 def _description(parts: Parts, adapter: Adapter) -> dict[str, Any]:
@@ -160,7 +169,8 @@ def _threshold_description(parts: Parts, adapter: Adapter) -> dict[str, Any] | N
     other = "reader" if adapter.reader is not None else "head"
     return {
         "form": thresholds.form,
-        "formula": f"s becomes {THRESHOLDS[thresholds.form]} before the gate",
+        "formula": f"s becomes {THRESHOLDS[thresholds.form]} before the gate; m: the mean of"
+        f" max(s, 0) over the last {thresholds.over} tokens of the text",
         "values": {numbers.get(name, other): t for name, t in thresholds.values.items()},
         "promise": thresholds.promise,
     }

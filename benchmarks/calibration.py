@@ -1,0 +1,161 @@
+"""Does a promise hold? A source text's units, split many times: tuning, testing, later text.
+
+    python benchmarks/calibration.py RUN --on pubmed=pubmed.jsonl.gz --group-by source \\
+        --target fr=fr.jsonl.gz
+
+For each split half of the units are calibrated on, as `neutral calibrate` would, and the promise is
+held against the other half. Printed are the share of splits in which their mean loss is at most
+what was promised, and of these medians. For a gate that reads the text: it is read once.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neutral_residues.calibration.dial import Position, positions, turned_up
+from neutral_residues.calibration.losses import mean_gates_of
+from neutral_residues.calibration.statistics import num_tuning
+from neutral_residues.calibration.units import Losses, Units
+from neutral_residues.config.run import Corpus, Role
+from neutral_residues.data.documents import iter_groups
+from neutral_residues.data.tokenise import tokenise
+from neutral_residues.evaluation.by_document import gate_logits
+from neutral_residues.evaluation.evaluate_saved import windows_for
+from neutral_residues.evaluation.saved import Saved, load_saved
+from neutral_residues.files import default_cache_folder
+
+GATE = "gate"
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """What the gate says on a text, unit by unit, and what is compared with its threshold."""
+
+    by_unit: list[NDArray[np.float32]]  # sorted
+
+    @classmethod
+    def of(cls, logits: NDArray[np.float32], units: Units, over: int) -> "Text":
+        ends = units.stream.document_ends
+        compared = logits
+        if over > 1:
+            compared = np.where(logits > 0, mean_gates_of(logits, ends, over), logits)
+        unit_N = np.repeat(units.unit_D, np.diff(ends, prepend=0))
+        order = np.argsort(unit_N, kind="stable")
+        cuts = np.cumsum(np.bincount(unit_N))[:-1]
+        return cls([np.sort(part) for part in np.split(compared[order], cuts)])
+
+    def open_shares(self, threshold: float) -> NDArray[np.float64]:
+        """Of each unit's tokens."""
+        closed = [np.searchsorted(u, threshold, side="right") / len(u) for u in self.by_unit]
+        return 1 - np.array(closed)
+
+    def open_share(self, threshold: float) -> float:
+        """Of all tokens."""
+        sizes = np.array([len(unit) for unit in self.by_unit])
+        return float(np.average(self.open_shares(threshold), weights=sizes))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Of one split: where the dial stood, and the mean loss on later units."""
+
+    threshold: float
+    later: float
+
+
+def one_split(
+    text: Text, rng: np.random.Generator, at_most: float, confidence: float | None
+) -> Split | None:
+    """None if no position keeps the promise."""
+    order = rng.permutation(len(text.by_unit))
+    known, later = np.array_split(order, 2)
+    tuning, testing = np.split(known, [num_tuning(len(known))])
+    logits = np.concatenate([text.by_unit[unit] for unit in tuning])
+    dial = positions({GATE: logits}, one_pass=True)
+    measured: dict[float, NDArray[np.float64]] = {}
+
+    def losses_at(position: Position) -> Losses:
+        threshold = position.values[GATE]
+        measured[threshold] = text.open_shares(threshold)
+        return Losses(measured[threshold][tuning], measured[threshold][testing])
+
+    number = turned_up(dial, losses_at, at_most, confidence)
+    if number == 0:
+        return None
+    threshold = dial[number - 1].values[GATE]
+    return Split(threshold, float(measured[threshold][later].mean()))
+
+
+def read(
+    saved: Saved, text: str, role: Role, group_by: str | None
+) -> tuple[Units, NDArray[np.float32]]:
+    """Its units, and what the gate says at each token."""
+    name, _, path = text.partition("=")
+    corpus = Corpus(name=name, role=role, path=Path(path))
+    stream, _ = tokenise(corpus, saved.tokenizer, cache_dir=default_cache_folder())
+    groups = iter_groups(corpus, group_by) if group_by else None
+    (logits,) = gate_logits(saved.model, stream, windows_for(saved, None, None)).values()
+    return Units.of(stream, groups, group_by), logits
+
+
+def report(
+    over: int,
+    source: tuple[Units, NDArray[np.float32]],
+    targets: Mapping[str, tuple[Units, NDArray[np.float32]]],
+    options: argparse.Namespace,
+) -> str:
+    """One row of the table."""
+    units, logits = source
+    text = Text.of(logits, units, over)
+    rng = np.random.default_rng(0)
+    confidence = None if options.average else options.confidence
+    found = [one_split(text, rng, options.at_most, confidence) for _ in range(options.splits)]
+    splits = [split for split in found if split is not None]
+    if not splits:
+        return f"{over} | no split keeps the promise"
+    held = np.mean([split.later <= options.at_most for split in splits])
+    threshold = float(np.median([split.threshold for split in splits]))
+    later = np.array([split.later for split in splits])
+    cells = [
+        f"{len(splits)}",
+        f"{100 * held:.1f} %",
+        f"{100 * np.median(later):.2f} % (largest {100 * later.max():.2f} %)",
+        f"{threshold:.3f}",
+        f"{100 * (1 - text.open_share(0.0)):.1f} -> {100 * (1 - text.open_share(threshold)):.2f} %",
+    ]
+    for name, (target_units, target_logits) in targets.items():
+        target = Text.of(target_logits, target_units, over)
+        shares = [100 * target.open_share(value) for value in (0.0, threshold)]
+        cells.append(f"{name} {shares[0]:.1f} -> {shares[1]:.1f} %")
+    return f"{over} | " + " | ".join(cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--on", required=True, help="name=file")
+    parser.add_argument("--target", action="append", default=[], help="name=file")
+    parser.add_argument("--group-by")
+    parser.add_argument("--at-most", type=float, default=0.01)
+    parser.add_argument("--confidence", type=float, default=0.95)
+    parser.add_argument("--average", action="store_true", help="on average, no confidence")
+    parser.add_argument("--splits", type=int, default=200)
+    parser.add_argument("--over", type=int, nargs="+", default=[1, 8, 16, 32, 64])
+    options = parser.parse_args()
+    saved = load_saved(options.run)
+    source = read(saved, options.on, "source", options.group_by)
+    targets = {text.partition("=")[0]: read(saved, text, "target", None) for text in options.target}
+    print(
+        "tokens of the mean | splits with a promise | held | loss on later units, median"
+        " | threshold, median | all gates 0 on the text | open on targets"
+    )
+    for over in options.over:
+        print(report(over, source, targets, options), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""`neutral calibrate`: what thresholds promise, and what that costs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from neutral_residues.calibration.calibrate import Found, Wanted
+from neutral_residues.calibration.saved import calibrate_saved, remove_calibration, save_calibration
+from neutral_residues.cli.evaluate import corpus_of
+from neutral_residues.cli.tables import new_table, print_warnings
+from neutral_residues.errors import UserError
+from neutral_residues.evaluation.evaluate_saved import windows_for
+from neutral_residues.evaluation.saved import load_saved
+from neutral_residues.results.promise import Promise
+from neutral_residues.training.progress import RunProgress
+
+AVERAGE = "average"
+
+
+def calibrate_folder(
+    folder: Path,
+    wanted: Wanted,
+    *,
+    on: Sequence[str],
+    group_by: str | None = None,
+    cost_on: Sequence[str] = (),
+    context: int | None = None,
+    stride: int | None = None,
+    console: Console | None = None,
+) -> None:
+    """Calibrate a saved extension, and print what is promised and what it costs."""
+    console = console or Console()
+    corpora = [corpus_of(text, "--on") for text in on]
+    if not corpora:
+        do = "add --on source:NAME=FILE, text like what must not change"
+        raise UserError("nothing to calibrate on", do=do)
+    targets = [corpus_of(text, "--cost-on") for text in cost_on]
+    wrong = next((it.name for it in targets if it.role != "target"), None)
+    if wrong is not None:
+        raise UserError(f"--cost-on {wrong}", got="source text", allowed="target:NAME=FILE")
+    saved, unknown = load_saved(folder), list[str]()
+    windows = windows_for(saved, context, stride)
+    with console.status("measuring what the gates do") as status:
+        done = 0
+
+        def on_tokens(num_tokens: int) -> None:
+            nonlocal done
+            done += num_tokens
+            status.update(f"measuring what the gates do: {done:,} tokens read")
+
+        found, calibration = calibrate_saved(
+            saved,
+            corpora,
+            windows,
+            wanted,
+            tokenising=RunProgress(console).tokenising,
+            group_by=group_by,
+            cost_on=targets,
+            on_tokens=on_tokens,
+            on_unknown=unknown.append,
+        )
+    save_calibration(saved, found, calibration)
+    print_warnings(unknown, console=console)
+    print_promise(calibration.promise, found, console=console)
+    console.print(f"thresholds: part of the extension in {saved.weights}", highlight=False)
+
+
+def remove(folder: Path) -> None:
+    """Take the thresholds away, and say so."""
+    saved = load_saved(folder)
+    remove_calibration(saved)
+    Console().print(f"{saved.weights}: as it was trained", highlight=False)
+
+
+def print_promise(promise: Promise, found: Found, *, console: Console) -> None:
+    """The sentence, what was measured, and what it costs."""
+    console.print(f"\n[bold]{promise.sentence}[/bold]", highlight=False)
+    console.print(sets_table(promise))
+    if promise.costs:
+        console.print(costs_table(promise))
+    else:
+        print_warnings(["no target text, so no cost is known; see --cost-on"], console=console)
+    values = ", ".join(f"{value:.3g}" for value in found.position.values.values())
+    over = f", of the mean over {promise.over} tokens" if promise.over > 1 else ""
+    console.print(f"threshold ({promise.form}{over}): {values}", highlight=False)
+
+
+def sets_table(promise: Promise) -> Table:
+    """On each text, what the promise is about, and how often the extension is skipped."""
+    about = "tokens with an open gate"
+    if promise.kind == "documents":
+        about = f"documents worse by over {promise.rise_percent:g} %"
+    table = new_table("on the units that were tested", ["text"], ["units", about, "exact, skipped"])
+    for text in promise.sets:
+        loss = f"{100 * text.trained_loss:.2f} -> {100 * text.loss:.2f} %"
+        exact = f"{100 * text.trained_exact_share:.1f} -> {100 * text.exact_share:.1f} %"
+        table.add_row(text.name, f"{text.num_units:,}", loss, exact)
+    return table
+
+
+def costs_table(promise: Promise) -> Table:
+    """Of each target text bits per byte, and how much of what was learnt is lost."""
+    columns = ["backbone", "as trained", "calibrated", "of what was learnt, lost"]
+    table = new_table("bits per byte of target text", ["text"], columns)
+    for cost in promise.costs:
+        bits = (f"{value:.4f}" for value in (cost.backbone, cost.trained, cost.calibrated))
+        lost = "-" if cost.points is None else f"{cost.points:.1f} %"
+        table.add_row(cost.name, *bits, lost)
+    return table
+
+
+def share_of(text: str, option: str) -> float:
+    """ "1%" or "0.01" as a share; a UserError for anything else."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise UserError(option, got=text, allowed="a share, as 1% or 0.01") from error
+
+
+def confidence_of(text: str) -> float | None:
+    """As `share_of`, or None for "average"."""
+    return None if text == AVERAGE else share_of(text, "--confidence")

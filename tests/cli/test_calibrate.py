@@ -1,0 +1,121 @@
+"""`neutral calibrate`: a promise that is written wherever the extension is, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from command_line import Neutral, assert_one_line
+from neutral_residues import extend
+from neutral_residues.config.run import make_run
+from neutral_residues.evaluation.saved import load_saved
+from neutral_residues.evaluation.tasks.cache import weights_key
+from neutral_residues.results.calibration import read_calibration
+from neutral_residues.results.store import read_record
+from neutral_residues.tuner.gates import extension_digest, gates
+from tiny_run import SOURCE_WORDS, TARGET_WORDS, make_text, method_values
+
+LOOSE = ("--at-most", "30%", "--confidence", "0.8")
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    """Source text that was not trained on."""
+    return f"source:new={make_text(tmp_path / 'new.jsonl', SOURCE_WORDS, documents=30, seed=9)}"
+
+
+def config_of(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "extension" / "adapter_config.json").read_text())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of all files but the configuration."""
+    files = (path for path in folder.iterdir() if path.name != "adapter_config.json")
+    return {path.name: path.read_bytes() for path in files}
+
+
+def test_a_promise_and_its_end(finished: Path, text: str, neutral: Neutral) -> None:
+    before, plain = contents(finished / "extension"), config_of(finished)
+    key = weights_key(finished / "extension", "backbone")
+    code, printed = neutral("calibrate", finished, "--on", text, *LOOSE)
+    assert code == 0, printed
+    words = " ".join(printed.split())
+    assert "For text like new (20 documents), the gates open on at most 30 % of the tokens" in words
+    assert "with 80 % confidence; nothing is promised for other text." in words
+    assert "exact, skipped" in words
+    assert "of what was learnt" in words, "the run's own target text"
+
+    saved = load_saved(finished)
+    assert all(gate.threshold is not None for gate in gates(saved.model).values())
+    calibration = read_calibration(finished / "extension", weights=extension_digest(saved.model))
+    sentence = calibration.promise.sentence
+    assert config_of(finished)["thresholds"]["promise"] == sentence
+    assert sentence in (finished / "extension" / "README.md").read_text()
+    assert read_record(finished / "record.json").promise == calibration.promise
+    assert weights_key(finished / "extension", "backbone") != key, "tasks are measured again"
+    (result,) = calibration.promise.sets
+    assert (result.num_units, result.num_tuning_units) == (20, 10)
+    assert calibration.promise.training_text_checked
+
+    code, printed = neutral("calibrate", finished, "--on", text, *LOOSE, "--over", 1)
+    assert code == 0, printed
+    assert (finished / "extension" / "README.md").read_text().count("## Calibrated") == 1
+    code, printed = neutral("calibrate", finished, "--remove")
+    assert code == 0, printed
+    assert contents(finished / "extension") == before
+    assert config_of(finished) == plain
+    assert read_record(finished / "record.json").promise is None
+    assert_one_line(neutral("calibrate", finished, "--remove"), "is not calibrated")
+
+
+def test_an_extension_without_its_run(
+    finished: Path, text: str, tmp_path: Path, neutral: Neutral
+) -> None:
+    alone = Path(shutil.copytree(finished / "extension", tmp_path / "alone"))
+    code, printed = neutral("calibrate", alone, "--on", text, *LOOSE, "--confidence", "average")
+    assert code == 0, printed
+    words = " ".join(printed.split())
+    assert "warning: this is an extension without its run" in words
+    assert "if it was not trained on" in words
+    assert "no target text, so no cost is known" in words
+    weights = alone / "adapter_model.safetensors"
+    (alone / "digest.json").unlink()
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1  # trained further
+    weights.write_bytes(data)
+    assert_one_line(neutral("evaluate", alone, "--set", text), "other weights", "calibrate")
+
+
+def test_bad_text(
+    finished: Path, trained: Path, text: str, tmp_path: Path, neutral: Neutral
+) -> None:
+    french = f"target:fr={make_text(tmp_path / 'fr.jsonl', TARGET_WORDS, seed=5)}"
+    known = f"source:en={trained / 'en.jsonl'}"
+    for options, parts in {
+        (): ["nothing to calibrate on", "--on source:NAME=FILE"],
+        ("--on", french): ["fr is target text"],
+        ("--on", known, *LOOSE): ["en is text that the extension was trained on", "of its 40"],
+        ("--on", text): ["too few units", "got 30 documents", "332 or more"],
+        ("--on", text, "--group-by", "book", *LOOSE): ["no field 'book'"],
+        ("--on", text, "--at-most", "much"): ["--at-most", "a share, as 1% or 0.01"],
+        ("--on", text, "--at-most", "0"): ["at_most", "above 0"],
+        ("--on", text, "--confidence", "100%"): ["confidence", "below 1"],
+        ("--on", text, "--promise", "peace"): ["--promise", "tokens, documents"],
+        ("--on", text, "--form", "soft"): ["--form", "cut, shift"],
+        ("--on", text, "--rise", "2"): ["--rise goes with --promise documents"],
+        ("--on", text, "--over", "0"): ["over", "1 or more"],
+        ("--on", text, "--cost-on", text): ["--cost-on new", "target:NAME=FILE"],
+        ("--on", "new.jsonl"): ["--on", "role:name=file"],
+    }.items():
+        assert_one_line(neutral("calibrate", finished, *options), *parts)
+    assert config_of(finished)["thresholds"] is None
+
+
+@pytest.mark.slow
+def test_extensions_without_gates(text: str, tmp_path: Path, neutral: Neutral) -> None:
+    torch.set_num_threads(1)
+    for method, part in {"lora": "has no gates", "finetune": "not an extension"}.items():
+        extend(make_run(method_values(tmp_path, method, steps=2)))
+        assert_one_line(neutral("calibrate", tmp_path / method, "--on", text, *LOOSE), part)
