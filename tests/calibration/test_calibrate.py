@@ -9,44 +9,19 @@ import torch
 from peft import PeftModel
 
 from neutral_residues import UserError
-from neutral_residues.calibration.calibrate import Found, Wanted, calibrate
+from neutral_residues.calibration.calibrate import Found, calibrate
 from neutral_residues.calibration.losses import GateLogits, open_shares, worse_documents
 from neutral_residues.calibration.units import Units
 from neutral_residues.data.token_stream import TokenStream
-from neutral_residues.evaluation.windows import Windows
 from neutral_residues.tuner.embeddings import embeddings_layer
 from neutral_residues.tuner.gates import set_thresholds
-from tiny_llama import extended_llama, logits
-
-WINDOWS = Windows(0, context_tokens=16, stride_tokens=8, batch_rows=16)
-END_OF_TEXT = 0
-LOOSE = Wanted(at_most=0.2, confidence=0.9)
+from tiny_calibration import END_OF_TEXT, LOOSE, WINDOWS, model, text
+from tiny_llama import logits
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def text(num_documents: int = 120, seed: int = 0, name: str = "en") -> TokenStream:
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(10, 40, num_documents)
-    documents = [np.append(rng.integers(3, 64, length), END_OF_TEXT) for length in lengths]
-    ends = np.cumsum([len(document) for document in documents])
-    tokens = np.concatenate(documents).astype(np.uint16)
-    return TokenStream(name, "source", tokens, ends, lengths.astype(np.int64))
-
-
-def model(**settings: Any) -> PeftModel:
-    """Gates open on about half of the tokens."""
-    found = extended_llama(**settings)
-    with torch.no_grad():
-        for key, parameter in found.named_parameters():
-            if key.endswith("block_gate.bias"):
-                parameter.fill_(0.0)
-            if key.endswith("down.weight"):
-                parameter.mul_(0.2)
-    return found
 
 
 def measured(found: Found, extended: PeftModel, stream: TokenStream) -> float:

@@ -119,3 +119,24 @@ def test_extensions_without_gates(text: str, tmp_path: Path, neutral: Neutral) -
     for method, part in {"lora": "has no gates", "finetune": "not an extension"}.items():
         extend(make_run(method_values(tmp_path, method, steps=2)))
         assert_one_line(neutral("calibrate", tmp_path / method, "--on", text, *LOOSE), part)
+
+
+def test_a_monitor(finished: Path, text: str, tmp_path: Path, neutral: Neutral) -> None:
+    french = make_text(tmp_path / "fr.jsonl", TARGET_WORDS, documents=12, seed=5)
+    assert_one_line(neutral("monitor", finished, french), "no thresholds", "neutral calibrate")
+    code, printed = neutral("calibrate", finished, "--on", text, *LOOSE)
+    assert code == 0, printed
+    lines = tmp_path / "gates.jsonl"
+    code, printed = neutral("monitor", finished, french, "--output", lines)
+    assert code == 0, printed
+    words = " ".join(printed.split())
+    assert "nothing is promised for other text." in words
+    assert "12 documents" in words
+    found = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [text["document"] for text in found] == list(range(12))
+    assert all(0 <= text["open_share"] <= 1 and 0 < text["p_value"] <= 1 for text in found)
+    assert_one_line(neutral("monitor", finished, tmp_path / "none.jsonl"), "no such file")
+    (finished / "extension" / "calibration.json").write_text("{")
+    assert_one_line(neutral("monitor", finished, french), "not whole JSON")
+    (finished / "extension" / "calibration.json").unlink()
+    assert_one_line(neutral("monitor", finished, french), "is not calibrated")

@@ -357,6 +357,22 @@ def calibrate(
 
 
 @app.command()
+def monitor(
+    folder: Folder,
+    file: Annotated[Path, _argument("Text: .txt, .jsonl (also .gz, .zst), .parquet.")],
+    output: Annotated[
+        Path | None, _option("Where to write a line of JSON for each document.")
+    ] = None,
+) -> None:
+    """Hold text against a calibrated extension: gates that open, documents unlike its own."""
+    with _loading():
+        _quiet()
+        from neutral_residues.cli.monitor import monitor_file
+
+    monitor_file(folder, file, output)
+
+
+@app.command()
 def report(
     paths: Annotated[list[Path], _argument("Records, benchmarks, folders of runs or comparisons.")],
     output: Annotated[

@@ -19,6 +19,7 @@ from neutral_residues.report.formatting import share
 from neutral_residues.report.gate_heatmap import STEPS, heat_texts
 from neutral_residues.report.load import Collection
 from neutral_residues.report.plots import layers, plane, training
+from neutral_residues.report.promises import promises_table
 from neutral_residues.report.scatter import grammar, razor
 from neutral_residues.report.spliced import spliced_plots, spliced_table
 from neutral_residues.report.style import styles
@@ -99,7 +100,7 @@ def shown_section(section: Section) -> dict[str, Any]:
     """What the template shows of one section: each part under the name of its function."""
     tables = (points_table, equal_learning_table, tasks_table, worst_documents, cost_table)
     plots = (plane, task_plots, grammar, razor, training, change_plots, layers, heat_texts)
-    spliced = (spliced_table, spliced_plots)
+    spliced = (spliced_table, spliced_plots, promises_table)
     words = (verdict, task_sentences, few_tokens, samples)
     shown = {part.__name__: part(section) for part in (*tables, *plots, *spliced, *words)}
     origins = [_origin(point) for point in section.points]
