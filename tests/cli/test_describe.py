@@ -27,4 +27,4 @@ def test_what_new_tokens_start_from(tmp_path: Path, neutral: Neutral) -> None:
     values = vocabulary_values(tmp_path, vocabulary={"size": 12, "start": "distilled"})
     code, printed = neutral("describe", write_run(tmp_path, values))
     assert code == 0, printed
-    assert "distilled, from about 1,200 tokens" in printed
+    assert "distilled, from about 300 tokens" in printed

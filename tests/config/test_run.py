@@ -46,6 +46,10 @@ def test_an_override_that_cannot_be_read_is_one_line(tmp_path: Path, override: s
         ({"data": {"train": []}}, "data.train"),
         ({"vocabulary": {"keep": "unseen"}}, "keep has no effect with size 0; set size"),
         ({"vocabulary": {"start": "random"}}, "start has no effect with size 0"),
+        (
+            {"vocabulary": {"size": 9, "start": "distilled"}, "start_from": "there"},
+            "vocabulary.start: distilled has no effect with start_from",
+        ),
         ({"training": {"adam_betas": [0.9]}}, "training.adam_betas"),
         (
             {"residues": {"locl_loss": 1}},

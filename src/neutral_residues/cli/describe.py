@@ -53,11 +53,13 @@ def print_description(config: RunConfig) -> None:
 def _new_tokens(setup: Setup) -> dict[str, str]:
     if setup.vocabulary is None:
         return {}
-    size, settings = setup.vocabulary.size, setup.config.vocabulary
-    saved = f"neutral vocabulary shows what they save; keep: {settings.keep}"
-    tokens = f", from about {size * TOKENS_PER_NEW_TOKEN:,} tokens"
-    start = settings.start + (tokens if settings.start == "distilled" else "")
-    return {"new tokens": f"{size:,}; {saved}", "  start": start}
+    size, start = setup.vocabulary.size, setup.config.vocabulary.start
+    saved = f"neutral vocabulary shows what they save; keep: {setup.vocabulary.keep}"
+    facts = {"new tokens": f"{size:,}; {saved}"}
+    if setup.start is None:
+        reads = f", from about {size * TOKENS_PER_NEW_TOKEN:,} tokens"
+        facts["  start"] = start + (reads if start == "distilled" else "")
+    return facts
 
 
 def _memory_bytes(setup: Setup) -> int:

@@ -363,6 +363,15 @@ class RunConfig(Settings):
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
+    @model_validator(mode="after")
+    def _new_tokens_start_once(self) -> Self:
+        if self.start_from is not None and self.vocabulary.start != "pieces":
+            raise ValueError(
+                f"vocabulary.start: {self.vocabulary.start} has no effect with start_from, whose"
+                " new tokens are trained; remove it"
+            )
+        return self
+
     @property
     def hub_options(self) -> dict[str, Any]:
         """Keyword arguments for everything that is loaded under the name `model`."""

@@ -28,11 +28,11 @@ from neutral_residues.backbone import context_length
 from neutral_residues.errors import UserError
 from neutral_residues.tuner.blocks import find_embeddings
 
-SNIPPET_TOKENS = 64
+SNIPPET_TOKENS = 32
 """Tokens of a row of text, at most."""
-TOKENS_PER_NEW_TOKEN = 100
+SNIPPETS_PER_STEP = 8
+TOKENS_PER_NEW_TOKEN = 25
 """Tokens of text that are read for each new token."""
-SNIPPETS_PER_STEP = 16
 LEARNING_RATE = 0.02
 """Of Adam at the start, as a multiple of the embeddings' root mean square."""
 
