@@ -1,0 +1,110 @@
+"""Codes of new tokens composed over their pieces by a small network while they train; after
+grounded compositional outputs (GroC, Pappas, Mulcaire and Smith 2020, arXiv 2009.11523, section 3),
+which compose words over characters.
+
+    c_i = own_i + s V silu(sum_j p_j * (U x_j) / sqrt(n_i))       over the n_i pieces j of token i
+
+x_j is the backbone's embedding of a piece, p_j a weight for each place j, s the size of the codes.
+V starts at 0, so the codes are at first what they were. The codes feed both ends of the model
+(`tuner/new_tokens.py`), and so does the network. As opposed to GroC each token has a row of its own
+besides, since 4,000 are few. After training the sums become the rows: nothing else is saved.
+
+    compose(model, pieces)      before training
+    settle(model)               before saving
+
+Experimental: it gains, but was measured on one backbone with one seed (LAB.md, "what new tokens
+start from"). The network's weights come on top of the budget while it trains.
+
+Suffixes: N new tokens, K their rank, P pieces of all tokens one after another, U different ones, D
+width of the embeddings.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from neutral_residues.errors import UserError
+from neutral_residues.tuner.embeddings import embeddings_layer
+from neutral_residues.tuner.new_tokens import NewTokens
+
+PLACES = 16
+"""Places of a piece in its token that are told apart; all behind them count as the last."""
+
+
+class ComposedCodes(nn.Module):
+    """The network, as a parametrisation of the codes (N, K); see the head of this file.
+
+    Args:
+        codes_NK: the codes at the start.
+        pieces: for each new token the backbone's tokens of the same text.
+        embeddings: the backbone's.
+    """
+
+    def __init__(
+        self, codes_NK: Tensor, pieces: Sequence[Sequence[int]], embeddings: nn.Module
+    ) -> None:
+        super().__init__()
+        device, rank = codes_NK.device, codes_NK.shape[1]
+        ids_U = sorted({id for token in pieces for id in token})
+        number = {id: i for i, id in enumerate(ids_U)}
+        with torch.no_grad():
+            rows_UD = embeddings(torch.tensor(ids_U, device=device)).float()
+            self.size = float(codes_NK.square().mean().sqrt())
+        places = [min(j, PLACES - 1) for token in pieces for j in range(len(token))]
+        lengths_N = torch.tensor([len(token) for token in pieces], device=device)
+        constants = {
+            "rows_UD": rows_UD / rows_UD.square().mean().sqrt(),
+            "piece_P": torch.tensor([number[id] for token in pieces for id in token]),
+            "place_P": torch.tensor(places),
+            "token_P": torch.arange(len(pieces), device=device).repeat_interleave(lengths_N),
+            "shrink_N1": lengths_N[:, None].float().rsqrt(),
+        }
+        for name, tensor in constants.items():
+            self.register_buffer(name, tensor.to(device), persistent=False)
+        settings = {"bias": False, "device": device}
+        self.project = nn.Linear(rows_UD.shape[1], rank, **settings)
+        self.places = nn.Parameter(1 + 0.5 * torch.randn(PLACES, rank, device=device))
+        self.out = nn.Linear(rank, rank, **settings)
+        nn.init.normal_(self.project.weight, std=1 / math.sqrt(rows_UD.shape[1]))
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, own_NK: Tensor) -> Tensor:
+        """(N, K) a row of its own for each token -> its codes."""
+        with torch.autocast(own_NK.device.type, enabled=False):
+            in_place_PK = self.project(self.rows_UD)[self.piece_P] * self.places[self.place_P]
+            sums_NK = torch.zeros_like(own_NK).index_add(0, self.token_P, in_place_PK)
+            return own_NK + self.size * self.out(F.silu(sums_NK * self.shrink_N1))
+
+
+def compose(model: nn.Module, pieces: Sequence[Sequence[int]], name: str = "default") -> int:
+    """Compose the codes of extension `name` from now on, and return how many weights train for it.
+
+    Raises:
+        UserError: for an extension without new tokens, or with another number of them.
+    """
+    tokens, embeddings = _place(model, name)
+    if len(pieces) != tokens.num_tokens:
+        allowed = f"those of {tokens.num_tokens} new tokens"
+        raise UserError("pieces", got=len(pieces), allowed=allowed)
+    network = ComposedCodes(tokens.codes.weight, pieces, embeddings)
+    parametrize.register_parametrization(tokens.codes, "weight", network)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def settle(model: nn.Module, name: str = "default") -> None:
+    """Make the composed codes the rows of extension `name`, and drop the network."""
+    tokens, _ = _place(model, name)
+    parametrize.remove_parametrizations(tokens.codes, "weight", leave_parametrized=True)
+
+
+def _place(model: nn.Module, name: str) -> tuple[NewTokens, nn.Module]:
+    """The new tokens of that extension, and the backbone's embeddings."""
+    layer = embeddings_layer(model)
+    tokens = layer.tokens(name) if layer is not None and name in layer.known_adapters() else None
+    if layer is None or tokens is None:
+        raise UserError(f"extension {name!r} has no new tokens", do="set new_tokens")
+    return tokens, layer.base_layer
