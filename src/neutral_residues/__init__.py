@@ -11,6 +11,8 @@ from neutral_residues.errors import UserError
 from neutral_residues.registration import register_with_peft
 
 if TYPE_CHECKING:
+    from neutral_residues.calibration.monitor import GateMonitor
+    from neutral_residues.results.calibration import read_calibration
     from neutral_residues.results.record import Record
     from neutral_residues.run import extend
     from neutral_residues.training.local_loss import local_loss
@@ -30,6 +32,8 @@ _HOMES = {
     "NeutralResiduesTrainerMixin": "training.mixin",
     "local_loss": "training.local_loss",
     "extend": "run",
+    "GateMonitor": "calibration.monitor",
+    "read_calibration": "results.calibration",
     "Record": "results.record",
 }
 
@@ -41,6 +45,8 @@ __all__ = [  # noqa: RUF022 - in the order in which people meet them
     "residue_layers",
     "per_request",
     "extend",
+    "GateMonitor",
+    "read_calibration",
     "Record",
     "UserError",
 ]

@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
 from transformers import AutoConfig, Gemma3ForConditionalGeneration
 
 from families import DENSE, FAMILIES, WITHOUT_FFN, build, greedy
-from neutral_residues import NeutralResiduesConfig, UserError, residue_layers
+from neutral_residues import NeutralResiduesConfig, UserError, per_request, residue_layers
+from neutral_residues.tuner.gates import extension_digest, gates, set_thresholds
+from neutral_residues.tuner.routing import BACKBONE
+from neutral_residues.tuner.thresholds import Thresholds
 from tiny_llama import logits, perturb, token_ids
 
 # RWKV has no past_key_values: refused, see test_reader.py.
@@ -131,3 +135,33 @@ def test_residues_parallel_to_attention(family: str) -> None:
     with model.disable_adapter():
         assert torch.equal(logits(model), before)
     assert torch.equal(greedy(model, use_cache=True), greedy(model, use_cache=False))
+
+
+@torch.no_grad()
+def routed(model: nn.Module, names: list[str]) -> Tensor:
+    with per_request(model, names):
+        return logits(model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_off_is_the_backbone_that_was_never_extended(family: str) -> None:
+    """The switch is a guarantee: off for a request, or for all, is exact by construction."""
+    never = build(family, FAMILIES[family])
+    expected = logits(never)
+    reads = "layer" if family == "rwkv" else "tokens"
+    config = NeutralResiduesConfig(width=8, gate_reads=reads)
+    model = perturb(get_peft_model(copy.deepcopy(never), config)).eval()
+    off, on = [BACKBONE] * 2, ["default"] * 2
+    assert len(token_ids()) == 2
+    assert not torch.allclose(routed(model, on), expected, atol=1e-3), "on, it has an effect"
+    assert torch.equal(routed(model, off), expected)
+    mixed = routed(model, [BACKBONE, "default"])
+    torch.testing.assert_close(mixed[0], expected[0], atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(mixed[1], expected[1], atol=1e-3)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), expected)
+
+    thresholds = Thresholds("cut", dict.fromkeys(gates(model), 0.5), extension_digest(model))
+    set_thresholds(model, thresholds)
+    assert torch.equal(routed(model, off), expected), "calibrated, too"
+    assert torch.equal(logits(model.unload()), expected), "undone"

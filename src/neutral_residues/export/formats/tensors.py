@@ -44,10 +44,7 @@ ACTIVATIONS = {
     "sigmoid": "torch.sigmoid(z)",
     "tanh": "torch.tanh(z)",
 }
-THRESHOLDS = {
-    "cut": "torch.where(m > t, s, s.clamp(max=0))",
-    "shift": "torch.minimum(s, m) - t",
-}
+THRESHOLDS = {"cut": "torch.where(m > t, s, s.clamp(max=0))", "shift": "torch.minimum(s, m) - t"}
 GATES = {
     "relu": "s.clamp(min=0)",
     "elu": "torch.where(s > 0, s, torch.exp(s) - 1)",
