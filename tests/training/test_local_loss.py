@@ -1,10 +1,12 @@
 """The local loss in a loop of one's own: always against one big batch, written by hand in
 `distributed_worker.py`."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import CheckpointError, checkpoint
@@ -68,6 +70,15 @@ def checkpointed(model: nn.Module, use_reentrant: bool = False) -> nn.Module:
 def test_own_loop(checkpointing: bool) -> None:
     rows = mixed_rows(8)
     model = checkpointed(extended_llama()) if checkpointing else extended_llama()
+    with local_loss(model, as_batch(rows)[2]) as local:
+        (forward_loss(model, rows) + ALPHA * local.mean()).backward()
+    assert_same_gradients(gradients(model), expected_gradients(rows))
+
+
+def test_a_loaded_extension_trains_on_under_checkpointing(tmp_path: Path) -> None:
+    rows = mixed_rows(8)
+    extended_llama().save_pretrained(tmp_path)
+    model = checkpointed(PeftModel.from_pretrained(llama(), str(tmp_path), is_trainable=True))
     with local_loss(model, as_batch(rows)[2]) as local:
         (forward_loss(model, rows) + ALPHA * local.mean()).backward()
     assert_same_gradients(gradients(model), expected_gradients(rows))

@@ -56,7 +56,9 @@ class ModuleBeside(nn.Module, BaseTunerLayer, RoutableModule):
             return
         for key, parameter in self.adapter_parameters(name):
             # Weights on disk are on the meta device here; only their module's hook fetches them.
-            if not parameter.is_meta and not parameter.isfinite().all():
+            # Detached: recomputation under gradient checkpointing must save the same tensors, and
+            # does not look again.
+            if not parameter.is_meta and not parameter.detach().isfinite().all():
                 what = "adapter tensors were never loaded, or hold NaN"
                 fresh = "dataclasses.replace(config, num_new_weights=None)"
                 do = f"save the extension again; for fresh weights, {fresh}"
