@@ -373,6 +373,13 @@ def test_a_model_without_residues_is_refused(tmp_path: Path) -> None:
         train(tmp_path, mixed_rows(), model=llama())
 
 
+def test_a_calibrated_extension_is_refused(tmp_path: Path) -> None:
+    model = extended_llama()
+    model.peft_config["default"].thresholds = {"form": "cut"}
+    with pytest.raises(UserError, match="this extension is calibrated"):
+        train(tmp_path, mixed_rows(), model=model)
+
+
 # ---- Rows that do not fit ----
 
 

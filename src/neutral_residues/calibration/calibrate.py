@@ -145,7 +145,9 @@ def calibrate(
     for units in texts:
         units.check_enough(wanted.at_most, confidence)
     own = [_Text.of(model, units, windows, wanted, how, on_tokens) for units in texts]
-    dial = _dial([text.tuning_logits() for text in own], one_pass=own[0].logits.reads_text)
+    # Of a gate that reads the text one pass says when it opens at any position.
+    one_pass = wanted.kind == "tokens" and own[0].logits.reads_text
+    dial = _dial([text.tuning_logits() for text in own], one_pass=one_pass)
     number = min(text.turned_up(dial, confidence) for text in own)
     if number == 0:
         raise _impossible(own, dial[0], wanted)

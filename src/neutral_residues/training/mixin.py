@@ -100,6 +100,11 @@ class NeutralResiduesTrainerMixin(_Trainer):
             raise UserError("local_loss_weight", got=weight, allowed="0 or more")
         if not 0 < factor < math.inf:
             raise UserError("gate_learning_rate_factor", got=factor, allowed="above 0")
+        configs = getattr(self.model, "peft_config", {}).values()
+        if any(getattr(config, "thresholds", None) for config in configs):
+            what = "this extension is calibrated: its thresholds hold for its weights as they are"
+            do = "take them away first (neutral calibrate --remove), and calibrate again afterwards"
+            raise UserError(what, do=do)
         if not self._has_local_loss:
             return
         check_local_loss(residue_layers(self.model), self.local_loss)
