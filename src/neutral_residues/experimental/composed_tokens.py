@@ -21,6 +21,7 @@ width of the embeddings.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,12 @@ class ComposedCodes(nn.Module):
         embeddings: the backbone's.
     """
 
+    rows_UD: Tensor
+    piece_P: Tensor
+    place_P: Tensor
+    token_P: Tensor
+    shrink_N1: Tensor
+
     def __init__(
         self, codes_NK: Tensor, pieces: Sequence[Sequence[int]], embeddings: nn.Module
     ) -> None:
@@ -65,7 +72,7 @@ class ComposedCodes(nn.Module):
         }
         for name, tensor in constants.items():
             self.register_buffer(name, tensor.to(device), persistent=False)
-        settings = {"bias": False, "device": device}
+        settings: dict[str, Any] = {"bias": False, "device": device}
         self.project = nn.Linear(rows_UD.shape[1], rank, **settings)
         self.places = nn.Parameter(1 + 0.5 * torch.randn(PLACES, rank, device=device))
         self.out = nn.Linear(rank, rank, **settings)
