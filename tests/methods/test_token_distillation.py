@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from families import FAMILIES, build
 from neutral_residues.methods.token_distillation import (
     _Reader,
     distilled_embeddings,
@@ -60,6 +61,16 @@ def test_it_reads_more_like_the_pieces_and_changes_nothing_else() -> None:
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert not model.get_input_embeddings()._forward_hooks
     assert torch.equal(found_ND, distilled_embeddings(model, snippets(), PIECES, means_ND))
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "gpt2", "falcon_h1"])
+def test_other_families(family: str) -> None:
+    """Scaled embeddings, learnt positions, a state beside attention."""
+    model = build(family, FAMILIES[family]).eval()
+    means_ND = mean_of_pieces(model, PIECES).embeddings_ND
+    found_ND = distilled_embeddings(model, snippets(64), PIECES, means_ND)
+    text = snippets(16)
+    assert distance(model, found_ND, text) < distance(model, means_ND, text)
 
 
 def test_text_beyond_the_context_is_not_read() -> None:
