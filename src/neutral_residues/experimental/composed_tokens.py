@@ -12,8 +12,8 @@ besides, since 4,000 are few. After training the sums become the rows: nothing e
     compose(model, pieces)      before training
     settle(model)               before saving
 
-Experimental: it has not been shown to pay. Of three seeds on one backbone one gained, and two
-lost more (LAB.md, "what new tokens start from"). The network's weights come on top of the budget
+Experimental: it has not been shown to pay. Of three seeds on one backbone one gained, and two lost
+more (LAB.md, "what new tokens start from"). The network's weights come on top of the budget
 while it trains.
 
 Suffixes: N new tokens, K their rank, P pieces of all tokens one after another, U different ones, D
