@@ -31,7 +31,7 @@ def text(name: str, role: str, use: str = "train", **changes: Any) -> TextFacts:
         "role": role,
         "use": use,
         "num_documents": 10,
-        "num_tokens": 1_000_000,
+        "num_tokens": 1_000_000 if use == "train" else 10_000,
         "num_bytes": 4_000_000,
         "tokens_per_char": 0.25,
         "tokens_per_word": 1.5,
@@ -76,6 +76,16 @@ def test_new_tokens_are_suggested_once() -> None:
     assert "neutral vocabulary prints what they save" in said(costly)
     assert "It has 500 new tokens" in said(costly, vocabulary={"size": 500})
     assert "vocabulary" not in said(both())
+
+
+def test_measuring_that_takes_longer_than_training() -> None:
+    long = {"num_tokens": 300_000}
+    # Both models on both sets, half of each window read again, and three times 20,000 tokens.
+    passes = 2 * (2 * 600_000 + 3 * 2 * 20_000)
+    times = f"about {passes / (3 * NUM_TOKENS):.1f} times as long as training"
+    assert f"{times}; max_documents" in (line := said(both(long, long), training={"steps": 200}))
+    assert "evaluation.stride_tokens=512" in line
+    assert "measuring takes" not in said(both({"num_tokens": 30_000}, {"num_tokens": 30_000}))
 
 
 def test_a_target_that_the_backbone_knows() -> None:

@@ -21,6 +21,8 @@ FAR = 2.0
 held-out novels do 1.3 times, Wikipedia 4.6 and PubMed 6.6 times)."""
 EPOCHS = 4
 """Text read this often teaches nearly as much as new text (Muennighoff 2023, arXiv 2305.16264)."""
+LONG_MEASURING, MEASURED_TOKENS = 0.25, 2**20
+"""Warn if measuring costs more than this share of training, and reads more tokens than that."""
 
 Use = Literal["train", "evaluate", "validate"]
 
@@ -112,7 +114,30 @@ def warnings(
         for d in distances
         if d.bits > FAR * d.replay_bits
     ]
-    return [*found, *_read_too_often(config.data.source_share, texts, num_tokens)]
+    found += _read_too_often(config.data.source_share, texts, num_tokens)
+    return [*found, *_long_measuring(config, texts, num_tokens)]
+
+
+def _long_measuring(config: RunConfig, texts: Sequence[TextFacts], num_tokens: int) -> list[str]:
+    """In forward passes of a token: a training step takes about three for each of its tokens."""
+    training, at_most = config.training, config.evaluation.tokens_while_training
+    during = sum(min(text.num_tokens, at_most) for text in texts if text.use != "train")
+    times = 1 + math.ceil(training.steps / training.evaluate_every)
+    at_the_end = 2 * sum(text.num_tokens for text in texts if text.use == "evaluate")
+    overlap = config.context_tokens / config.stride_tokens
+    measured = overlap * (times * during + at_the_end)
+    share = measured / (3 * num_tokens)
+    if share < LONG_MEASURING or measured < MEASURED_TOKENS:
+        return []
+    ways = ["max_documents in data.evaluate"]
+    if overlap > 1:
+        ways.append(f"evaluation.stride_tokens={config.context_tokens}")
+    if times > 2:
+        ways.append("a larger training.evaluate_every")
+    return [
+        f"measuring takes about {share:.1f} times as long as training; {', or '.join(ways)}"
+        " shortens it"
+    ]
 
 
 def _read_too_often(share: float, texts: Sequence[TextFacts], num_tokens: int) -> Iterator[str]:
