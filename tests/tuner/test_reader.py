@@ -62,13 +62,15 @@ def test_the_formula() -> None:
     embeddings = model.get_base_model().model.embed_tokens.base_layer(ids)[0].detach()
     reader = reader_of(model).reader("default")
     expected = torch.stack([by_hand(reader, embeddings, t) for t in range(24)])
+    assert expected[0] > 0  # but one token tells no language
+    expected[0] = 0
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert 0 < (found > 0).sum() < 24
 
 
 def test_it_starts_open_and_its_weights_are_counted() -> None:
     model = get_peft_model(tiny_llama(), NeutralResiduesConfig(width=8, gate_reads="tokens"))
-    assert (gates(model, token_ids()) == 1).all()
+    assert (gates(model, token_ids())[:, 1:] == 1).all()
     reader = reader_of(model).reader("default")
     assert sum(p.numel() for p in reader.parameters()) == num_reader_weights(32)
     config = model.peft_config["default"]

@@ -135,10 +135,11 @@ def observe_gates(model: nn.Module, name: str = "default") -> Iterator[dict[str,
         # A reader whose threshold takes a mean computes those of earlier tokens again.
         seen[key] = logits[:, gate.over - 1 :] if isinstance(gate, TokenReader) else logits
 
-    hooks = [
-        gate.block_gate.register_forward_hook(partial(keep, key))  # type: ignore[union-attr]
-        for key, gate in own.items()
-    ]
+    hooks = []
+    for key, gate in own.items():
+        said = gate if isinstance(gate, TokenReader) else gate.block_gate
+        assert said is not None
+        hooks.append(said.register_forward_hook(partial(keep, key)))
     try:
         yield seen
     finally:

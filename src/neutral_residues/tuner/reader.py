@@ -4,6 +4,10 @@
     s_t = v . silu(c + sum_j C_j e_{t-j}) + b     j = 0 ... 15, e is 0 before the text's first token
     g_t = relu(s_t)                               the gate of every layer and of the head at token t
 
+At the first token of a text s is 0: one token tells no language, and every later token attends to
+that one more than to any other, so a gate that opens there changes them all (LAB.md, "the gate on a
+text's first token").
+
 A gate that reads its layer's input knows what the backbone knows of the language there, in the
 first layers little, and each layer decides for itself. This one decides once for each token, from
 the text alone: what it says does not depend on the adapters, on the layer, or on text more than 16
@@ -67,6 +71,15 @@ class TokenReader(nn.Module):
         codes: Tensor = self.code(F.silu(self.rows(rows_BTD)))
         return codes
 
+    def forward(self, windows_BSCW: Tensor) -> Tensor:
+        """s, (B, S, 1), from the codes of the last W tokens, which are 0 where there is no text."""
+        hidden_BSH = F.silu(self.window(windows_BSCW.transpose(-1, -2).flatten(-2)))
+        logits_BS1: Tensor = self.block_gate(hidden_BSH)
+        if self.kind != "relu":
+            return logits_BS1
+        is_first_BS1 = ~windows_BSCW[..., -2].any(-1, keepdim=True)
+        return logits_BS1.masked_fill(is_first_BS1, 0)
+
     def gates(
         self, codes_BTC: Tensor, before_BWC: Tensor | None, positions_BT: Tensor | None
     ) -> Gate:
@@ -84,8 +97,7 @@ class TokenReader(nn.Module):
                 positions_BT = torch.cat([positions_BT[:, :1] + earlier, positions_BT], dim=1)
             same_text_BSW = _in_same_text(positions_BT, WINDOW)
             windows_BSCW = windows_BSCW * same_text_BSW[:, :, None].to(codes_BTC.device)
-        hidden_BSH = F.silu(self.window(windows_BSCW.transpose(-1, -2).flatten(-2)))
-        logits_BS1 = self.block_gate(hidden_BSH)
+        logits_BS1 = self(windows_BSCW)
         if not num_more:
             return Gate.of(self.kind, logits_BS1, self.threshold)
         is_text_BS = padded_BSC[:, WINDOW - 1 :].any(-1)  # codes are 0 before it, and for padding

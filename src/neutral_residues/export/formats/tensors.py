@@ -22,7 +22,7 @@ from neutral_residues.export.parts import Adapter, Parts
 from neutral_residues.files import write_json, write_text
 from neutral_residues.tuner.blocks import describe_backbone
 from neutral_residues.tuner.head import GatedHead
-from neutral_residues.tuner.reader import WINDOW, TokenReader
+from neutral_residues.tuner.reader import WINDOW
 
 _LAYERS, _HEAD, _READER, _TOKENS = (
     (Path(__file__).parent / f"{name}.py.template").read_text(encoding="utf-8")
@@ -98,6 +98,9 @@ def _code(adapter: Adapter) -> str:
         template += _READER
         facts |= {"given": ", g: torch.Tensor", "gate_in_words": "gate(embeddings), see below"}
         facts |= {"embedding_width": str(reader.rows.in_features), "num_tokens": str(WINDOW)}
+        is_relu = adapter.kind == "relu"
+        facts["first_token"] = "    s[:, 0] = 0\n" if is_relu else ""
+        facts["first_token_words"] = "    s_0 = 0, at the first token\n" if is_relu else ""
         facts["log_gate"] = " + g.log()  # -inf where g is 0, also behind a soft cap"
     return Template(template).substitute(
         facts,
@@ -151,7 +154,7 @@ def _description(parts: Parts, adapter: Adapter) -> dict[str, Any]:
         "R": adapter.width,
         "layers": {str(number): block for block, number in parts.layer_numbers(adapter).items()},
         "head": _head_description(parts, adapter.head, own.format("h")),
-        "reader": _reader_description(parts, adapter.reader),
+        "reader": _reader_description(parts, adapter),
         "new_tokens": _token_description(parts, adapter),
         "backbone": backbone | describe_backbone(parts.backbone),
     }
@@ -189,12 +192,14 @@ def _head_description(parts: Parts, head: GatedHead | None, own: str) -> dict[st
     }
 
 
-def _reader_description(parts: Parts, reader: TokenReader | None) -> dict[str, Any] | None:
+def _reader_description(parts: Parts, adapter: Adapter) -> dict[str, Any] | None:
+    reader = adapter.reader
     if reader is None:
         return None
+    at_first = ", on which s is 0" if adapter.kind == "relu" else ""
     return {
         "formula": "s_t = block_gate(silu(window(e_{t-W+1} ... e_t))), e_t = code(silu(rows(r_t)))"
-        ", r_t: embedding of token t, divided by its RMS; e is 0 before the first token",
+        ", r_t: embedding of token t, divided by its RMS; e is 0 before the first token" + at_first,
         "module": parts.embeddings_name,
         "shapes": _shapes(reader),
         "W": WINDOW,
