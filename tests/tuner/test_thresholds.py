@@ -185,7 +185,7 @@ def test_the_mean_gate_by_hand(form: Any) -> None:
     means = [trained[max(0, t - OVER + 1) : t + 1].mean() for t in range(50)]
     expected = torch.stack(
         [
-            (min(gate, mean) - value if form == "shift" else gate) if mean > value else 0 * gate
+            (gate - value if form == "shift" else gate) if mean > value else 0 * gate
             for gate, mean in zip(trained, means, strict=True)
         ]
     ).clamp(min=0)

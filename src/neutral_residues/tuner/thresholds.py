@@ -2,7 +2,7 @@
 gates without training (`neutral calibrate`).
 
     cut     g = z where z > 0 and m > t, else 0      an open gate keeps its size
-    shift   g = relu(min(z, m) - t)                  it loses t, so nothing jumps at t
+    shift   g = relu(z - t) where m > t, else 0      it loses t
 
 z: the gate's logit, as it was trained; t: its threshold, 0 or more, and with t = 0 both are the
 trained gate; m = z, or, for a gate that reads the text, the mean of its gates relu(z) over the last
@@ -44,9 +44,8 @@ class Threshold(NamedTuple):
         """Logits whose relu is the gate; 0 or less where it is closed. NaN stays. `mean_gate` is m,
         where that is not z."""
         m = logits if mean_gate is None else mean_gate
-        if self.form == "shift":
-            return torch.minimum(logits, m) - self.value
-        return torch.where(m <= self.value, torch.minimum(logits, m - self.value), logits)
+        is_open = logits - self.value if self.form == "shift" else logits
+        return torch.where(m <= self.value, torch.minimum(logits, m - self.value), is_open)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,10 @@ ACTIVATIONS = {
     "sigmoid": "torch.sigmoid(z)",
     "tanh": "torch.tanh(z)",
 }
-THRESHOLDS = {"cut": "torch.where(m > t, s, s.clamp(max=0))", "shift": "torch.minimum(s, m) - t"}
+THRESHOLDS = {
+    "cut": "torch.where(m > t, s, s.clamp(max=0))",
+    "shift": "torch.where(m > t, s - t, s.clamp(max=0))",
+}
 GATES = {
     "relu": "s.clamp(min=0)",
     "elu": "torch.where(s > 0, s, torch.exp(s) - 1)",
