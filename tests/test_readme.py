@@ -132,6 +132,36 @@ def test_the_claims_are_those_of_the_report() -> None:
         assert table_row(title)[-1] == shown
 
 
+SMOLLM2 = {
+    "SmolLM2, full fine-tuning": "finetune",
+    "SmolLM2, LoRA on the same budget": "lora",
+    "**SmolLM2, neutral residues**": "neutral",
+}
+
+
+@pytest.mark.parametrize("title", SMOLLM2)
+def test_the_real_models_results_are_those_of_the_records(title: str) -> None:
+    (record,) = (f.record for f in packed("smollm2") if f.record.label == SMOLLM2[title])
+    assert record.cost.tokens == 256_000
+    cells, backbone = table_row(title), table_row("SmolLM2-135M-Instruct")
+    for number, name in enumerate(("en", "en-pubmed", "en-wiki", "fr")):
+        found = record.sets[name]
+        assert backbone[number] == f"{found.backbone_bits_per_byte:.3f}"
+        bits, change = f"{found.extended_bits_per_byte:.3f}", f"({found.rise_percent:+.1f} %)"
+        assert cells[number] == (bits if name == "fr" else f"{bits} {change}")
+    sources = [record.sets[name] for name in ("en", "en-pubmed", "en-wiki")]
+    assert cells[4] == f"{mean(it.kl_nats_per_token or 0 for it in sources):.3f}"
+    same = sum(sample.is_same for sample in record.chat)
+    assert cells[5] == f"{same} of {len(record.chat)}"
+
+
+def test_how_much_the_real_model_learns_is_in_the_records() -> None:
+    drops = {f.record.label: f.record.sets["fr"].rise_percent for f in packed("smollm2")}
+    of_tuning, of_lora = (100 * drops["neutral"] / drops[name] for name in ("finetune", "lora"))
+    said = f"learn {of_tuning:.0f} % of what fine-tuning does here, and {of_lora:.0f} % of LoRA"
+    assert said in " ".join(README.split())
+
+
 def test_what_is_said_of_new_tokens_is_in_the_records() -> None:
     found = {name: [] for name in ("neutral-4000", "finetune-4000", "neutral")}
     for run in packed("vocabulary"):

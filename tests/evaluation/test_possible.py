@@ -64,7 +64,10 @@ def test_what_is_impossible_is_cut_and_nothing_else() -> None:
 
 
 def test_open_and_gateless_models_need_no_cut_and_shut_ones_all() -> None:
-    assert possible_stream(model_with(bias=100.0), stream(), WINDOWS, PIECES).num_tokens == 60
+    # Not even an open gate is open on the first token of a text, the end-of-text token before it.
+    found = possible_stream(model_with(bias=100.0), stream(), WINDOWS, PIECES)
+    pieces = PIECES[int(stream().tokens[0]) - V]
+    assert found.tokens.tolist() == [*pieces, *stream().tokens[1:].tolist()]
     gateless = possible_stream(model_with("none"), stream(), WINDOWS, PIECES)
     assert gateless.num_tokens == 60
     shut = possible_stream(model_with(bias=-100.0), stream(), WINDOWS, PIECES)
