@@ -15,7 +15,7 @@ FOLDER = ROOT / "docs" / "notebooks"
 SHOWN = {
     "french": ["French           target", "extended:", "backbone:", "index.html"],
     "compare": ["finetune   new text", "neutral    new text", "index.html"],
-    "chat": ["nats per token", "step    12", "with extension"],
+    "chat": ["nats per token", "extension: runs/chat/extension", "with extension"],
     "serve": ["backbone", "extended", "served", "Il y avait dans la ville"],
 }
 """What is printed, among other things: a command that fails inside a notebook raises nothing."""
