@@ -237,6 +237,7 @@ class _Run:
                 max_new_tokens=evaluation.chat_tokens,
                 reference=reference,
                 backbone_tokenizer=setup.backbone_tokenizer,
+                end_of_text=setup.end_of_text,
                 on_progress=display.on_progress,
             )
 

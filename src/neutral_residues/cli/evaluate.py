@@ -149,6 +149,7 @@ def _answers(
             max_new_tokens=max_new_tokens,
             reference=saved.reference,
             backbone_tokenizer=saved.backbone_tokenizer,
+            end_of_text=saved.end_of_text,
             on_progress=display.on_progress,
         )
 

@@ -49,6 +49,7 @@ def answer_both(
     max_new_tokens: int,
     reference: nn.Module | None = None,
     backbone_tokenizer: PreTrainedTokenizerBase | None = None,
+    end_of_text: int | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Sample]:
     """The greedy answers of backbone and extended model to each prompt; see `generate_both`.
@@ -67,6 +68,7 @@ def answer_both(
                 chat=True,
                 reference=reference,
                 backbone_tokenizer=backbone_tokenizer,
+                end_of_text=end_of_text,
             )
         )
         if on_progress is not None:
