@@ -120,19 +120,18 @@ def warnings(
 
 def _long_measuring(config: RunConfig, texts: Sequence[TextFacts], num_tokens: int) -> list[str]:
     """In forward passes of a token: a training step takes about three for each of its tokens."""
-    training, at_most = config.training, config.evaluation.tokens_while_training
-    during = sum(min(text.num_tokens, at_most) for text in texts if text.use != "train")
-    times = 1 + math.ceil(training.steps / training.evaluate_every)
-    at_the_end = 2 * sum(text.num_tokens for text in texts if text.use == "evaluate")
+    validate, evaluate = (
+        [text.num_tokens for text in texts if text.use == use] for use in ("validate", "evaluate")
+    )
     overlap = config.context_tokens / config.stride_tokens
-    measured = overlap * (times * during + at_the_end)
+    measured = overlap * config.tokens_to_measure(validate or evaluate, evaluate)
     share = measured / (3 * num_tokens)
     if share < LONG_MEASURING or measured < MEASURED_TOKENS:
         return []
     ways = ["max_documents in data.evaluate"]
     if overlap > 1:
         ways.append(f"evaluation.stride_tokens={config.context_tokens}")
-    if times > 2:
+    if config.num_measurements > 2:
         ways.append("a larger training.evaluate_every")
     return [
         f"measuring takes about {share:.1f} times as long as training; {', or '.join(ways)}"

@@ -6,6 +6,8 @@ one. The fully resolved configuration is written next to the results before the 
 here.
 """
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -384,6 +386,18 @@ class RunConfig(Settings):
     @property
     def stride_tokens(self) -> int:
         return self.evaluation.stride_tokens or max(1, self.context_tokens // 2)
+
+    @property
+    def num_measurements(self) -> int:
+        """While training, the one before the first step included."""
+        return 1 + math.ceil(self.training.steps / self.training.evaluate_every)
+
+    def tokens_to_measure(self, while_training: Iterable[int], evaluate: Iterable[int]) -> int:
+        """Tokens that are scored in the whole run, from those of each set: the extended model on a
+        part of the former again and again, both models on all of the latter at the end."""
+        limit = self.evaluation.tokens_while_training
+        part = sum(min(num_tokens, limit) for num_tokens in while_training)
+        return self.num_measurements * part + 2 * sum(evaluate)
 
 
 def load_run(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:

@@ -7,7 +7,6 @@ loop. A process of its own has its own peak of memory, as the run will; if it is
 else is.
 """
 
-import math
 import os
 import subprocess
 import sys
@@ -50,12 +49,9 @@ class TrialResult(Part):
         training, step = config.training, self.cost.step_seconds
         if step is None or not self.measured_tokens:
             return None
-        limit = config.evaluation.tokens_while_training
-        during = sum(min(stream.num_tokens, limit) for stream in data.while_training)
-        at_the_end = 2 * sum(stream.num_tokens for stream in data.evaluate)
-        times = 1 + math.ceil(training.steps / training.evaluate_every)
+        sizes = ([s.num_tokens for s in part] for part in (data.while_training, data.evaluate))
         per_token = self.measuring_seconds / self.measured_tokens
-        measuring = per_token * (times * during + at_the_end)
+        measuring = per_token * config.tokens_to_measure(*sizes)
         return self.loading_seconds + training.steps * step + measuring
 
 
