@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neutral_residues.calibration.dial import Position, positions, turned_up
-from neutral_residues.calibration.losses import mean_gates_of
+from neutral_residues.calibration.losses import compared
 from neutral_residues.calibration.statistics import num_tuning
 from neutral_residues.calibration.units import Losses, Units
 from neutral_residues.config.run import Corpus, Role
@@ -40,13 +40,10 @@ class Text:
     @classmethod
     def of(cls, logits: NDArray[np.float32], units: Units, over: int) -> "Text":
         ends = units.stream.document_ends
-        compared = logits
-        if over > 1:
-            compared = np.where(logits > 0, mean_gates_of(logits, ends, over), logits)
         unit_N = np.repeat(units.unit_D, np.diff(ends, prepend=0))
         order = np.argsort(unit_N, kind="stable")
         cuts = np.cumsum(np.bincount(unit_N))[:-1]
-        return cls([np.sort(part) for part in np.split(compared[order], cuts)])
+        return cls([np.sort(part) for part in np.split(compared(logits, ends, over)[order], cuts)])
 
     def open_shares(self, threshold: float) -> NDArray[np.float64]:
         """Of each unit's tokens."""

@@ -78,14 +78,18 @@ class GateLogits:
 
     def compared_at(self, position: Position | None) -> LogitsN:
         """(N,) for each gate what is compared with its threshold: above it the gate is open."""
-        return {name: self._compared(logits_N) for name, logits_N in self.at(position).items()}
+        ends_D, over = self._units.stream.document_ends, self._how.over
+        return {name: compared(it, ends_D, over) for name, it in self.at(position).items()}
 
-    def _compared(self, logits_N: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self._how.over == 1:
-            return logits_N
-        ends_D = self._units.stream.document_ends
-        means_N = mean_gates_of(logits_N, ends_D, self._how.over)
-        return np.where(logits_N > 0, means_N, logits_N)
+
+def compared(
+    logits_N: NDArray[np.float32], ends_D: NDArray[np.int64], over: int
+) -> NDArray[np.float32]:
+    """(N,) what is compared with a gate's threshold: its logits, where they are above 0 the mean
+    of its gates over the last `over` tokens."""
+    if over == 1:
+        return logits_N
+    return np.where(logits_N > 0, mean_gates_of(logits_N, ends_D, over), logits_N)
 
 
 def mean_gates_of(
