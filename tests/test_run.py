@@ -150,7 +150,7 @@ def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(tmp_path: Path)
         [sys.executable, "-c", code, "extend", str(run)], stderr=subprocess.DEVNULL
     )
     checkpoints = tmp_path / "run" / "checkpoints"
-    while not list(checkpoints.glob("checkpoint-*/complete.json")):
+    while not list(checkpoints.glob("checkpoint-*/SHA256SUMS")):
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.02)
     process.kill()
@@ -239,7 +239,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimiser_step(
         UserError, match="step 5: the loss on fr is not finite; stopped before the optimiser step"
     ):
         extend(make_run(run_values(tmp_path)))
-    assert (tmp_path / "run" / "checkpoints" / "checkpoint-3" / "complete.json").is_file()
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-3" / "SHA256SUMS").is_file()
 
 
 def test_accumulation_equals_one_big_batch(tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ class UserError(ValueError):
         got: what was given; shown with `repr` unless it is a string.
         allowed: what would have been accepted.
         do: what the user should do next.
+
+    Attributes:
+        what: as given, in one line.
     """
 
     def __init__(
@@ -28,6 +31,7 @@ class UserError(ValueError):
         allowed: str | None = None,
         do: str | None = None,
     ) -> None:
+        self.what = " ".join(what.split())
         parts = [what]
         if got is not None:
             parts.append(f"got {got if isinstance(got, str) else repr(got)}")

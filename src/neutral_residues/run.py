@@ -20,6 +20,7 @@ from torch import nn
 from neutral_residues.backbone import device_name
 from neutral_residues.config.run import RunConfig, make_run
 from neutral_residues.data.tokenise import tokenizer_key
+from neutral_residues.digest import write_digests
 from neutral_residues.evaluation.chat import answer_both, read_prompts
 from neutral_residues.evaluation.evaluate import evaluate, evaluation_set
 from neutral_residues.evaluation.gate_maps import default_texts, gate_texts
@@ -28,7 +29,6 @@ from neutral_residues.evaluation.spliced import measure_spliced
 from neutral_residues.evaluation.tasks import runner
 from neutral_residues.evaluation.tasks.cache import weights_key
 from neutral_residues.files import whole_folder
-from neutral_residues.results.digest import write_digest
 from neutral_residues.results.model_card import write_card
 from neutral_residues.results.record import Cost, GateText, Record, Sample, TaskScore
 from neutral_residues.results.run_folder import RunFolder
@@ -134,7 +134,7 @@ class _Run:
                     self.setup.vocabulary.save(partial)
                 else:
                     self.setup.tokenizer.save_pretrained(partial)
-                write_digest(partial)
+                write_digests(partial)
             record = self._record(model, training)
             write_record(self.folder.record, record)
             write_card(self.folder.extension, record)

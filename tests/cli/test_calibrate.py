@@ -81,7 +81,7 @@ def test_an_extension_without_its_run(
     assert "if it was not trained on" in words
     assert "no target text, so no cost is known" in words
     weights = alone / "adapter_model.safetensors"
-    (alone / "digest.json").unlink()
+    (alone / "SHA256SUMS").unlink()
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1  # trained further
     weights.write_bytes(data)

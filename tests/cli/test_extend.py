@@ -186,7 +186,7 @@ def test_no_space_left_keeps_the_last_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr("peft.peft_model.safe_save_file", full_disk)
         assert_one_line(neutral("extend", run), "no space left")
-    assert (tmp_path / "run" / "checkpoints" / "checkpoint-3" / "complete.json").is_file()
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-3" / "SHA256SUMS").is_file()
     assert neutral("extend", run)[0] == 0
 
 

@@ -248,7 +248,7 @@ def test_a_real_cell_stopped_and_resumed_equals_a_run_of_its_own(tmp_path: Path)
     settings = {"training.save_every": 5, "training.evaluate_every": 40}
     config = comparison(tmp_path, methods=["neutral"], steps=40, set=settings)
     (cell,) = expand(config).trained
-    ctrl_c_after(cell.config.output / "checkpoints" / "checkpoint-5" / "complete.json")
+    ctrl_c_after(cell.config.output / "checkpoints" / "checkpoint-5" / "SHA256SUMS")
     with pytest.raises(KeyboardInterrupt):
         compare(config)
     assert not RunFolder(cell.config.output).is_finished

@@ -1,6 +1,5 @@
 """Corpora on disk as tokens: what is stored, what is held out; a cache is never half there."""
 
-import json
 import multiprocessing
 import os
 import random
@@ -14,6 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
+from damage import damages
 from neutral_residues.config.run import Corpus
 from neutral_residues.data import tokenise as module
 from neutral_residues.data.documents import iter_documents
@@ -133,18 +133,27 @@ def test_progress_is_told_every_byte_and_only_where_text_is_read(make, write_jso
 
 @pytest.mark.parametrize(
     "file",
-    ["meta.json", "train/tokens.bin", "train/document_ends.bin", "held_out/document_bytes.bin"],
+    [
+        "meta.json",
+        "train/tokens.bin",
+        "train/document_ends.bin",
+        "held_out/document_bytes.bin",
+        "SHA256SUMS",
+    ],
 )
-def test_damaged_cache_is_made_again(make, write_jsonl, file):
+def test_damaged_cache_is_made_again_and_says_so(make, write_jsonl, file, caplog):
     corpus = write_jsonl(DOCUMENTS)
     folder = make(corpus, held_out_share=0.3)[0].folder.parent
     whole = (folder / file).read_bytes()
-    for damage in (whole[:-8], whole[:-3], b"", None):
-        (folder / file).unlink()
-        if damage is not None:
-            (folder / file).write_bytes(damage)
+    for damage in damages(folder / file, flips=4):
+        caplog.clear()
         make(corpus, held_out_share=0.3)
-        assert (folder / file).read_bytes() == whole
+        assert (folder / file).read_bytes() == whole, damage
+        (line,) = caplog.messages
+        assert line.startswith(f"{folder} is damaged: ")
+    caplog.clear()
+    make(corpus, held_out_share=0.3)
+    assert not caplog.messages
 
 
 def test_interrupted_run_leaves_nothing(make, write_jsonl, monkeypatch, tmp_path):
@@ -284,5 +293,4 @@ def test_real_tokenizer_and_text(make, shared):
     ends = [0, *stream.document_ends]
     for i, document in enumerate(iter_documents(corpus)):
         assert tokenizer.decode(stream.tokens[ends[i] : ends[i + 1] - 1]) == document
-    meta = json.loads((stream.folder.parent / "meta.json").read_text())
-    assert meta["streams"]["train"]["num_documents"] == 188
+    assert stream.num_documents == 188

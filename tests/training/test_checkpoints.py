@@ -1,11 +1,14 @@
 """Only complete checkpoints count."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from damage import damages
 from neutral_residues.errors import UserError
 from neutral_residues.training.checkpoints import (
+    SUMS,
     complete_checkpoints,
     last_checkpoint,
     mark_complete,
@@ -22,19 +25,38 @@ def checkpoint(folder: Path, step: int, *, complete: bool = True) -> Path:
     return path
 
 
+def refuse(said: str) -> None:
+    pytest.fail(said)
+
+
 def test_the_newest_by_step_and_what_an_unfinished_save_left_is_removed(tmp_path: Path) -> None:
-    assert last_checkpoint(tmp_path) is None
+    assert last_checkpoint(tmp_path, on_damaged=refuse) is None
     old, newest = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
     leftover = checkpoint(tmp_path, 11, complete=False)
     assert complete_checkpoints(tmp_path) == [old, newest]
-    assert last_checkpoint(tmp_path) == newest
+    assert last_checkpoint(tmp_path, on_damaged=refuse) == newest
     assert not leftover.exists()
     assert saved_sums(newest) == {"loss": {"nats": [10]}}
 
 
-@pytest.mark.parametrize("left", [b"123", None])
-def test_a_file_cut_short_or_lost_is_named(tmp_path: Path, left: bytes | None) -> None:
-    file = checkpoint(tmp_path, 3) / "weights"
-    file.unlink() if left is None else file.write_bytes(left)
-    with pytest.raises(UserError, match=r"checkpoint-3 is damaged: weights; got . bytes; allowed"):
-        last_checkpoint(tmp_path)
+@pytest.mark.parametrize("name", ["weights", SUMS])
+def test_the_one_before_a_damaged_one(tmp_path: Path, name: str) -> None:
+    old, newest = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
+    kept = Path(shutil.copytree(newest, tmp_path / "kept"))
+    for _ in damages(newest / name):
+        said: list[str] = []
+        assert last_checkpoint(tmp_path, on_damaged=said.append) == old
+        (line,) = said
+        assert line.startswith(f"{newest} is damaged: {name} is ")
+        assert not newest.exists()
+        shutil.copytree(kept, newest)
+    assert last_checkpoint(tmp_path, on_damaged=refuse) == newest
+
+
+def test_only_damaged_ones_are_an_error_and_stay(tmp_path: Path) -> None:
+    for step in (9, 10):
+        (checkpoint(tmp_path, step) / "weights").unlink()
+    message = rf"checkpoint-10 is damaged: weights is missing; .* delete {tmp_path} to train"
+    with pytest.raises(UserError, match=message):
+        last_checkpoint(tmp_path, on_damaged=refuse)
+    assert len(complete_checkpoints(tmp_path)) == 2

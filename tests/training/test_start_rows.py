@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from damage import damages
 from neutral_residues.config.run import make_run
 from neutral_residues.training.setup import Setup
 from neutral_residues.training.start_rows import _work
@@ -35,9 +36,9 @@ def test_they_are_cached(tmp_path: Path) -> None:
     embeddings(seed=1)
     assert len(said) == 1
     (file,) = (tmp_path / "cache").glob("distilled-*/rows.safetensors")
-    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\1")
-    assert torch.equal(embeddings(), found)
-    assert len(said) == 2
+    for number, damage in enumerate(damages(file, flips=2)):
+        assert torch.equal(embeddings(), found), damage
+        assert len(said) == 2 + number
 
 
 def test_tokens_that_are_not_in_the_text_are_counted() -> None:

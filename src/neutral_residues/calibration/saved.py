@@ -20,6 +20,7 @@ from neutral_residues.data.documents import iter_groups
 from neutral_residues.data.run_data import RunData
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.data.tokenise import Tokenising
+from neutral_residues.digest import changing
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.by_document import OnTokens, ignore
 from neutral_residues.evaluation.evaluate import evaluate
@@ -168,8 +169,9 @@ def _targets(
 
 def save_calibration(saved: Saved, found: Found, calibration: Calibration) -> None:
     """Make the thresholds part of the saved extension, and write the promise wherever it stands."""
-    write_calibration(saved.weights, calibration)
-    _write_thresholds(saved.weights, found.thresholds(calibration.promise.sentence))
+    with changing(saved.weights):
+        write_calibration(saved.weights, calibration)
+        _write_thresholds(saved.weights, found.thresholds(calibration.promise.sentence))
     _write_promise(saved, calibration)
 
 
@@ -178,9 +180,10 @@ def remove_calibration(saved: Saved) -> None:
     file = saved.weights / FILE
     if not file.is_file():
         raise UserError(f"the extension in {saved.weights} is not calibrated", got=f"no {FILE}")
-    _write_thresholds(saved.weights, None)
-    with disk_errors(file):
-        file.unlink()
+    with changing(saved.weights):
+        _write_thresholds(saved.weights, None)
+        with disk_errors(file):
+            file.unlink()
     _write_promise(saved, None)
 
 

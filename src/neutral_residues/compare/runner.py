@@ -28,7 +28,8 @@ from neutral_residues.compare.grid import Cell, best_factors, expand
 from neutral_residues.config.base import to_yaml
 from neutral_residues.config.comparison import CELLS, COMPARISON, CompareConfig
 from neutral_residues.errors import UserError, exit_reason
-from neutral_residues.files import disk_errors, locked, write_json, write_text
+from neutral_residues.files import disk_errors, locked, write_text
+from neutral_residues.results.base import write_part
 from neutral_residues.results.record import Failure, Record
 from neutral_residues.results.run_folder import LOCK, RunFolder, check_free
 from neutral_residues.results.store import read_record
@@ -180,7 +181,7 @@ class _Runner:
             output = log.read_text(encoding="utf-8", errors="replace")
             result = exit_reason(process.returncode, output)
             failure = Failure(label=cell.config.label or cell.config.method, reason=result)
-            write_json(folder.failure, failure.model_dump(mode="json"))
+            write_part(folder.failure, failure)
         self._end(cell, result, seconds=time.monotonic() - start)
 
     def _start(self, plan: Path, log: Path, gpu: str | None) -> subprocess.Popen[bytes] | None:

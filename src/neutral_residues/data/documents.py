@@ -20,7 +20,6 @@ they are about, and .zst needs one more package there.
 """
 
 import functools
-import hashlib
 import io
 import itertools
 import json
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from neutral_residues.config.run import Corpus
+from neutral_residues.digest import file_digest, short_hash
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.files import as_user_error, disk_errors
 
@@ -161,16 +161,10 @@ def check_not_the_same(corpora: Sequence[Corpus]) -> None:
             raise UserError(what, got=got, allowed=allowed, do="change one of them")
 
 
-def short_hash(*parts: object) -> str:
-    """32 hexadecimal digits that depend on every part, which JSON can hold, and its position."""
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
-
-
 @functools.lru_cache(maxsize=64)
 def _file_digest(path: Path, size_bytes: int, changed_ns: int) -> str:
-    """Hash of the file's bytes; size and time of change tell the cache that it is another file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Size and time of change tell the cache that it is another file."""
+    return file_digest(path)
 
 
 @contextmanager

@@ -67,16 +67,6 @@ class TokenStream:
     def num_documents(self) -> int:
         return len(self.document_ends)
 
-    def sizes(self) -> dict[str, int]:
-        """Numbers that a damaged folder would not all have; reads no tokens."""
-        sizes = {
-            "num_tokens": self.num_tokens,
-            "num_documents": self.num_documents,
-            "num_bytes": self.num_bytes,
-            "last_end": int(self.document_ends[-1]) if self.num_documents else 0,
-        }
-        return sizes if self.predicted is None else sizes | {"last_predicted": len(self.predicted)}
-
     def content_hash(self) -> str:
         """The same for the same documents under the same tokenizer; reads the whole stream."""
         digest = hashlib.blake2b(self.tokens.astype(np.int64).tobytes(), digest_size=16)

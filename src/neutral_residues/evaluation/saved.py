@@ -20,9 +20,9 @@ from neutral_residues.backbone import (
 )
 from neutral_residues.config.run import RunConfig, load_run
 from neutral_residues.data.tokenise import end_of_text_id
+from neutral_residues.digest import check_digests
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.methods.wider_tables import widen_tables
-from neutral_residues.results.digest import check_digest
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.vocabulary.vocabulary import FILE as VOCABULARY
 from neutral_residues.vocabulary.vocabulary import Vocabulary, load_vocabulary
@@ -76,7 +76,7 @@ def load_saved(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Sa
     if not is_adapter and not (weights / "config.json").is_file():
         do = f"finish it: neutral extend {run.config}"
         raise UserError(f"the run in {folder} has no extension yet", do=do)
-    check_digest(weights)
+    check_digests(weights)
     dtype = dtype or _measured_dtype(config, device)
     name = _backbone_name(weights) if is_adapter else config.model  # type: ignore[union-attr]
     has_tokenizer = (weights / "tokenizer_config.json").is_file()

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from neutral_residues.digest import write_digests
 from neutral_residues.errors import UserError, first_line, nearest
 from neutral_residues.export.formats.table import Format, find_format
 from neutral_residues.export.parts import Parts, extract_parts
@@ -73,6 +74,7 @@ def export_model(
             )
             difference.check(rounded=dtype != "float32" and row.computes(parts))
             write_text(written / "README.md", _card(row, parts, difference))
+            write_digests(written)
     except SafetensorError as error:  # its own type for a full disk
         raise UserError(f"cannot write {folder}", got=first_line(error)) from error
     return difference

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from neutral_residues.config.run import RunConfig, load_run
+from neutral_residues.digest import check_digests
 from neutral_residues.errors import UserError
-from neutral_residues.results.digest import check_digest
 from neutral_residues.results.run_folder import RunFolder
 
 LINEAR_IN = ("lora_B", "down")
@@ -68,5 +68,5 @@ def _extension(config: RunConfig, method: str) -> Path:
         if got != needed:
             raise UserError(f"scaling.trained: {key} of {given}", got=got, allowed=needed)
     extension = RunFolder(given).extension
-    check_digest(extension)
+    check_digests(extension)
     return extension

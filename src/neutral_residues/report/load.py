@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from neutral_residues.config.base import checked
 from neutral_residues.config.comparison import CELLS, COMPARISON
 from neutral_residues.errors import UserError
 from neutral_residues.files import disk_errors
+from neutral_residues.results.base import part_in
 from neutral_residues.results.benchmark import Benchmark, is_benchmark, read_benchmark
 from neutral_residues.results.record import Failure, Record
 from neutral_residues.results.store import read_failure, read_record
@@ -99,7 +99,8 @@ def _packed(file: Path) -> Iterator[Found | Unfinished]:
         raise UserError(f"{file} is not a packed comparison", got=str(error)) from error
     for entry in entries:
         schema: type[Record | Failure] = Failure if entry["path"].endswith(FAILURE) else Record
-        yield _item(f"{file.name}/{entry['path']}", checked(schema, entry["content"], file=file))
+        read = part_in(schema, entry["content"], f"{entry['path']} in {file}", "record")
+        yield _item(f"{file.name}/{entry['path']}", read)
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -1,4 +1,10 @@
-"""Base of the files that a run leaves behind: strict fields, errors of one line. No torch."""
+"""Base of the files that a run leaves behind: strict fields, errors of one line. No torch.
+
+    write_part(path, part)               JSON, with a digest of its contents as the last key
+    read_part(Record, path, "record")    the same again, if it is as it was written
+
+A file without a digest is not checked: somebody edited it and deleted it.
+"""
 
 import json
 import math
@@ -8,8 +14,9 @@ from typing import Any, NoReturn, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
 
 from neutral_residues.config.base import checked
+from neutral_residues.digest import short_hash
 from neutral_residues.errors import UserError
-from neutral_residues.files import disk_errors
+from neutral_residues.files import disk_errors, write_json
 
 
 class Part(BaseModel):
@@ -54,10 +61,19 @@ def _is_close(one: object, other: object) -> bool:
 Schema = TypeVar("Schema", bound=Part)
 
 
+DIGEST = "digest"
+"""The key of a file's own digest."""
+
+
+def write_part(path: Path, part: Part) -> None:
+    """Write `part` as JSON with its digest, whole or not at all; a ValueError for NaN."""
+    values = part.model_dump(mode="json")
+    write_json(path, values | {DIGEST: short_hash(values)})
+
+
 def read_part(schema: type[Schema], path: Path | str, what: str) -> Schema:
     """The part in the JSON file at `path`; `what` is what messages call the file ("record"). A
-    UserError if there is no such file, it is not JSON (or was cut short), another file than
-    `schema` says by its `format` and `version`, or a field is wrong."""
+    UserError if there is no such file, it is not JSON (or was cut short), or as `part_in`."""
     with disk_errors(path):
         raw = Path(path).read_bytes()
     try:
@@ -65,6 +81,12 @@ def read_part(schema: type[Schema], path: Path | str, what: str) -> Schema:
     except ValueError as error:
         do = "if it was cut short while being copied, copy it again"
         raise UserError(f"{what} {path} is not whole JSON", got=str(error), do=do) from error
+    return part_in(schema, value, path, what)
+
+
+def part_in(schema: type[Schema], value: Any, path: Path | str, what: str) -> Schema:
+    """The part in what JSON held. A UserError that names `path` for another file than `schema` says
+    by its `format` and `version`, one that is not as it was written, or a wrong field."""
     # A file that says to be something else, before its fields are complained of.
     expected, version = (schema.model_fields[key].default for key in ("format", "version"))
     if not isinstance(value, dict) or value.get("format") != expected:
@@ -73,7 +95,11 @@ def read_part(schema: type[Schema], path: Path | str, what: str) -> Schema:
     if value.get("version") != version:
         got, do = repr(value.get("version")), "read it with the neutral-residues that wrote it"
         raise UserError(f"{what} {path}: version", got=got, allowed=str(version), do=do)
-    return checked(schema, value, file=path)
+    fields = {key: entry for key, entry in value.items() if key != DIGEST}
+    if DIGEST in value and value[DIGEST] != short_hash(fields):
+        do = "copy it again, or make it again; if it was edited on purpose, delete its digest"
+        raise UserError(f"{what} {path} is damaged: its {DIGEST} is of other contents", do=do)
+    return checked(schema, fields, file=path)
 
 
 def _refuse_constant(constant: str) -> NoReturn:

@@ -12,8 +12,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from neutral_residues.files import disk_errors, write_json
-from neutral_residues.results.base import Part, read_part
+from neutral_residues.files import disk_errors
+from neutral_residues.results.base import Part, read_part, write_part
 from neutral_residues.results.record import Provenance
 
 BENCHMARK_FORMAT: Literal["neutral-residues/benchmark"] = "neutral-residues/benchmark"
@@ -69,7 +69,7 @@ class Benchmark(Part):
 
 def write_benchmark(path: Path, benchmark: Benchmark) -> None:
     """Write it as JSON, whole or not at all."""
-    write_json(path, benchmark.model_dump(mode="json"))
+    write_part(path, benchmark)
 
 
 def is_benchmark(path: Path) -> bool:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from neutral_residues.errors import UserError
-from neutral_residues.files import write_json
-from neutral_residues.results.base import Part, read_part
+from neutral_residues.results.base import Part, read_part, write_part
 from neutral_residues.results.promise import Promise
 from neutral_residues.results.record import NOW, Created
 
@@ -37,7 +36,7 @@ class Calibration(Part):
 
 def write_calibration(folder: Path, calibration: Calibration) -> None:
     """Write it beside the weights."""
-    write_json(folder / FILE, calibration.model_dump(mode="json"))
+    write_part(folder / FILE, calibration)
 
 
 def read_calibration(folder: Path, *, weights: str | None = None) -> Calibration:

@@ -6,8 +6,8 @@ code.
     read_record(path).sets["wiki"].rise_percent
 
 A file is there in full or not at all; NaN and infinity are never written; an unknown field, a
-foreign file or another version is refused in one line. What a record holds is in `record.py`. A run
-that failed inside a comparison leaves a `Failure` instead. No torch.
+foreign file, another version or damage is refused in one line. What a record holds is in
+`record.py`. A run that failed inside a comparison leaves a `Failure` instead. No torch.
 """
 
 import platform
@@ -17,8 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from neutral_residues.errors import UserError
-from neutral_residues.files import write_json
-from neutral_residues.results.base import read_part
+from neutral_residues.results.base import read_part, write_part
 from neutral_residues.results.record import Failure, Provenance, Record
 
 PACKAGES = (
@@ -37,7 +36,7 @@ def write_record(path: Path | str, record: Record) -> None:
     """Write `record` to `path` as JSON, whole or not at all; a UserError if it holds a NaN, an
     infinity, or what JSON cannot hold, or the disk refuses."""
     try:
-        write_json(Path(path), record.model_dump(mode="json"))
+        write_part(Path(path), record)
     except UserError:
         raise
     except ValueError as error:

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from neutral_residues.config.run import RunConfig
+from neutral_residues.digest import check_digests
 from neutral_residues.errors import UserError
-from neutral_residues.results.digest import check_digest
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.vocabulary.vocabulary import Vocabulary, load_vocabulary
 
@@ -41,7 +41,7 @@ class Start:
             if (weights / "config.json").is_file():
                 do = f"it holds a whole model: set model to {weights}"
             raise UserError("start_from", got=str(given), allowed=allowed, do=do)
-        check_digest(weights)
+        check_digests(weights)
         start = cls(given, weights)
         made_from = start._settings.base_model_name_or_path
         if made_from != config.model:

@@ -6,17 +6,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch import uint8 as byte
 from transformers import PreTrainedModel
 
 from neutral_residues.config.run import RunConfig
-from neutral_residues.data.documents import short_hash
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.data.tokenise import Tokenising
-from neutral_residues.errors import UserError
+from neutral_residues.digest import check_digests, from_cache, short_hash, write_digests
 from neutral_residues.evaluation.possible import Pieces
 from neutral_residues.files import default_cache_folder, locked, whole_folder
 from neutral_residues.methods.token_distillation import (
@@ -25,9 +23,8 @@ from neutral_residues.methods.token_distillation import (
     num_snippets,
 )
 from neutral_residues.methods.token_starts import StartRows, mean_of_pieces
-from neutral_residues.results.digest import check_digest, write_digest
 
-VERSION = 1
+VERSION = 2
 """Changes when the same text gives other rows, so that an old cache is not read."""
 FILE = "rows.safetensors"
 
@@ -61,7 +58,7 @@ def start_rows(
     key = short_hash(VERSION, _weights_key(backbone), _array_key(snippets_RT), pieces, bf16)
     folder = (config.data.cache or default_cache_folder()) / f"distilled-{key}"
     with locked(folder.with_name(f".{folder.name}.lock"), on_wait=lambda: None):
-        embeddings_ND = _read(folder)
+        embeddings_ND = from_cache(folder, lambda: _read(folder))
         if embeddings_ND is None:
             bytes_per_token = sum(s.num_bytes for s in target) / sum(s.num_tokens for s in target)
             first_id = len(backbone.get_input_embeddings().weight)
@@ -96,18 +93,15 @@ def _work(snippets_RT: NDArray[np.int64], first_id: int, num_new_tokens: int) ->
     return f"distilling {num_new_tokens:,} new tokens{kept}"
 
 
-def _read(folder: Path) -> Tensor | None:
-    try:
-        check_digest(folder)
-        return load_file(folder / FILE)["embeddings"]
-    except (UserError, OSError, SafetensorError, KeyError):  # not there, or damaged
-        return None
+def _read(folder: Path) -> Tensor:
+    check_digests(folder, required=True)
+    return load_file(folder / FILE)["embeddings"]
 
 
 def _write(folder: Path, embeddings_ND: Tensor) -> None:
     with whole_folder(folder) as partial:
         save_file({"embeddings": embeddings_ND.contiguous()}, partial / FILE)
-        write_digest(partial)
+        write_digests(partial)
 
 
 def _weights_key(model: nn.Module) -> str:

@@ -13,7 +13,7 @@ from neutral_residues.training.callbacks import MeasureAndShow, StepClock, StopO
 from neutral_residues.training.checkpoints import last_checkpoint
 from neutral_residues.training.cost import peak_memory_bytes
 from neutral_residues.training.progress import RunProgress, TrainingDisplay
-from neutral_residues.training.setup import Setup
+from neutral_residues.training.setup import Setup, ranks
 from neutral_residues.training.trainer import ExtensionTrainer
 
 
@@ -37,10 +37,11 @@ def train(setup: Setup, model: nn.Module, *, checkpoints: Path, progress: RunPro
         checkpoints: folder to write checkpoints to, and to resume from.
 
     Raises:
-        UserError: for a damaged checkpoint, or a loss or gradient that is not finite.
+        UserError: where every checkpoint is damaged, or for a loss or gradient that is not finite.
         Stopped: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
-    checkpoint = last_checkpoint(checkpoints)
+    with ranks().main_process_first():
+        checkpoint = last_checkpoint(checkpoints, on_damaged=progress.say)
     if checkpoint is not None:
         progress.say(f"resuming from {checkpoint}")
     trainer = ExtensionTrainer(setup, model, checkpoints)

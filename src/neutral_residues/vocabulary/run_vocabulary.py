@@ -4,10 +4,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from neutral_residues.config.run import RunConfig, VocabularySettings
-from neutral_residues.data.documents import short_hash
 from neutral_residues.data.tokenise import tokenizer_key
+from neutral_residues.digest import from_cache, short_hash
 from neutral_residues.errors import UserError
 from neutral_residues.files import default_cache_folder, locked
+from neutral_residues.results.base import write_part
 from neutral_residues.vocabulary.keep import may_merge
 from neutral_residues.vocabulary.learn import NewTokens, learn
 from neutral_residues.vocabulary.spelling import Spelling
@@ -75,13 +76,14 @@ def learned_tokens(
     recipe = short_hash(VERSION, texts.key, key, settings.keep, first_id, most)
     path = (config.data.cache or default_cache_folder()) / f"vocabulary-{recipe}.json"
     with locked(path.with_name(f".{path.name}.lock"), on_wait=lambda: None):
-        try:
-            found = VocabularyFile.read(path).new_tokens
-        except UserError:  # not there, or damaged: it is made now
+        cached = from_cache(path, lambda: VocabularyFile.read(path))
+        if cached is not None:
+            found = cached.new_tokens
+        else:
             options: dict[str, Any] = {"size": most, "first_id": first_id, "working": working}
             found = _learned(texts, tokenizer, settings, **options)
             file = VocabularyFile(base_tokenizer=key, keep=settings.keep, new_tokens=found)
-            file.write(path)
+            write_part(path, file)
     if len(found.tokens) < settings.size:
         raise UserError(
             "vocabulary.size is more than the target text gives",

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from neutral_residues.config.choices import Keep
-from neutral_residues.data.documents import short_hash
 from neutral_residues.data.tokenise import tokenizer_key
 from neutral_residues.errors import UserError
-from neutral_residues.files import write_json
-from neutral_residues.results.base import Part, read_part
+from neutral_residues.results.base import Part, read_part, write_part
 from neutral_residues.vocabulary.learn import NewTokens
 from neutral_residues.vocabulary.tokenizer import extended_tokenizer
 
@@ -37,26 +35,11 @@ class VocabularyFile(Part):
     keep: Keep
     """What protects source text."""
     new_tokens: NewTokens
-    digest: str = ""
-    """Hash of all other fields."""
-
-    def with_digest(self) -> "VocabularyFile":
-        """The same with its digest."""
-        values = self.model_dump(mode="json", exclude={"digest"})
-        return self.model_copy(update={"digest": short_hash(values)})
-
-    def write(self, path: Path) -> None:
-        """Write it, whole or not at all."""
-        write_json(path, self.with_digest().model_dump(mode="json"))
 
     @classmethod
     def read(cls, path: Path) -> "VocabularyFile":
         """Read it; a UserError if there is none, or it is not as it was written."""
-        file = read_part(cls, path, "vocabulary")
-        if file.digest != file.with_digest().digest:
-            what, do = f"{path} is damaged", "save or fetch the extension again"
-            raise UserError(what, got="a digest of other contents", do=do)
-        return file
+        return read_part(cls, path, "vocabulary")
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +81,7 @@ class Vocabulary:
         self.tokenizer.save_pretrained(folder)
         key = tokenizer_key(self.base)
         file = VocabularyFile(base_tokenizer=key, keep=self.keep, new_tokens=self.new_tokens)
-        file.write(folder / FILE)
+        write_part(folder / FILE, file)
 
 
 def load_vocabulary(folder: Path, base: "PreTrainedTokenizerBase") -> Vocabulary | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from damage import damages
 from neutral_residues.evaluation.tasks.cache import TaskCache, weights_key
 from neutral_residues.results.record import TaskScore
 
@@ -38,12 +39,17 @@ def test_it_does_not_count_for_other_weights_or_items(written: TaskCache) -> Non
 
 
 @pytest.mark.parametrize("file", ["summary", "samples"])
-def test_it_does_not_count_where_a_file_is_damaged(written: TaskCache, file: str) -> None:
+def test_it_does_not_count_where_a_file_is_damaged(
+    written: TaskCache, file: str, caplog: pytest.LogCaptureFixture
+) -> None:
     path: Path = getattr(written, file)
-    path.write_text(path.read_text()[:-5])
-    assert written.read() is None
-    path.unlink()
-    assert written.read() is None
+    for damage in damages(path, flips=40):
+        caplog.clear()
+        assert written.read() is None, damage
+        is_new = not written.summary.exists()
+        (line,) = caplog.messages or (["it is made again"] if is_new else [""])
+        assert line.endswith("it is made again")
+    assert written.read() == [SCORE]
 
 
 def test_weights_have_a_name(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 Two files, each written atomically:
 
     NAME.jsonl     one line for each item: the item, both models' answers and scores
-    NAME.json      the scores for the record, what they were measured on, and the hash of the other
-                   file
+    NAME.json      the scores for the record, what they were measured on, and the digest of the
+                   other file
 
 The second is written last and counts only while the first is unchanged. No torch.
 """
@@ -14,10 +14,25 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from neutral_residues.files import disk_errors, write_json, write_text
+from neutral_residues.digest import file_digest, from_cache
+from neutral_residues.errors import UserError
+from neutral_residues.files import disk_errors, write_text
+from neutral_residues.results.base import Part, read_part, write_part
 from neutral_residues.results.record import TaskScore
+
+
+class CachedScores(Part):
+    """What is in NAME.json."""
+
+    format: Literal["neutral-residues/task-scores"] = "neutral-residues/task-scores"
+    version: Literal[1] = 1
+    identity: dict[str, Any]
+    """What the scores depend on: weights, items, settings."""
+    samples_digest: str
+    """Of NAME.jsonl, see `file_digest`."""
+    scores: list[TaskScore]
 
 
 @dataclass(frozen=True)
@@ -37,26 +52,25 @@ class TaskCache:
         return self.folder / f"{self.name}.jsonl"
 
     def read(self) -> list[TaskScore] | None:
-        """The scores, if both files are there, complete, and have this identity."""
-        try:
-            found = json.loads(self.summary.read_text(encoding="utf-8"))
-            digest = hashlib.sha256(self.samples.read_bytes()).hexdigest()
-            if (found["identity"], found["samples_sha256"]) != (self.identity, digest):
-                return None
-            return [TaskScore.model_validate(score) for score in found["scores"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        """The scores, if they are there, as they were written, and have this identity."""
+        found = from_cache(self.summary, self._checked)
+        return found.scores if found and found.identity == self.identity else None
+
+    def _checked(self) -> CachedScores:
+        found = read_part(CachedScores, self.summary, "task scores")
+        with disk_errors(self.samples):
+            digest = file_digest(self.samples)
+        if digest != found.samples_digest:
+            raise UserError(f"{self.samples} is damaged: it is not as it was written")
+        return found
 
     def write(self, scores: Sequence[TaskScore], lines: Iterable[str]) -> None:
         """The samples first: without the summary they do not count."""
-        text = "".join(f"{line}\n" for line in lines)
-        write_text(self.samples, text)
-        summary = {
-            "identity": self.identity,
-            "samples_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "scores": [score.model_dump(mode="json") for score in scores],
-        }
-        write_json(self.summary, summary)
+        write_text(self.samples, "".join(f"{line}\n" for line in lines))
+        summary = CachedScores(
+            identity=self.identity, samples_digest=file_digest(self.samples), scores=list(scores)
+        )
+        write_part(self.summary, summary)
 
 
 def weights_key(folder: Path, backbone: str, revision: str | None = None) -> str:
@@ -71,8 +85,7 @@ def weights_key(folder: Path, backbone: str, revision: str | None = None) -> str
                 digest.update(json.dumps(thresholds, sort_keys=True).encode())
         for path in sorted(folder.glob("*.safetensors")):
             digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(bytes.fromhex(file_digest(path)))
     return digest.hexdigest()
 
 
