@@ -195,18 +195,22 @@ def test_a_half_written_checkpoint_is_passed_over(
     assert extend(make_run(values)).curve[-1]["step"] == 8
 
 
-def test_a_checkpoint_cut_short_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     values = run_values(tmp_path)
+    whole = extend(make_run(values | {"output": str(tmp_path / "whole")}))
     with monkeypatch.context() as patch:
         _Interrupt(patch, step=5, error=None)
         with pytest.raises(Stopped):
             extend(make_run(values))
-    file = tmp_path / "run" / "checkpoints" / "checkpoint-5" / "adapter_model.safetensors"
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(
-        UserError, match=r"checkpoint-5 is damaged: adapter_model\.safetensors; got 100 bytes"
-    ):
-        extend(make_run(values))
+    newest = tmp_path / "run" / "checkpoints" / "checkpoint-5"
+    (newest / "optimizer.pt").write_bytes((newest / "optimizer.pt").read_bytes()[:100])
+    resumed = extend(make_run(values))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "optimizer.pt is not as it was saved; it is removed resuming from" in said
+    assert_same(weights(tmp_path / "run" / "extension"), weights(tmp_path / "whole" / "extension"))
+    assert losses(resumed) == losses(whole)
 
 
 def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_an_adapter_config_that_is_none(extension: Path, content: str) -> None:
 def test_damage_is_noticed(trained: Path, run: str, file: str) -> None:
     load_saved(trained / run)
     for _ in damages(trained / run / "extension" / file, flips=4):
-        with pytest.raises(UserError, match=rf"{run}.extension"):
+        with pytest.raises(UserError, match=rf"{run}.extension is damaged: {file} is "):
             load_saved(trained / run)
 
 

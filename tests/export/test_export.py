@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from neutral_residues.digest import check_digests
 from neutral_residues.errors import UserError
 from neutral_residues.export import export as module
 from neutral_residues.export.export import export_model
@@ -27,6 +28,8 @@ def test_the_live_model_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.Monke
     with model.disable_adapter():
         assert not torch.equal(logits(model), before)
     export_model(model, tmp_path / "copied", to="safetensors")
+    check_digests(tmp_path / "copied", required=True)
+    assert "model.safetensors" in (tmp_path / "copied" / "SHA256SUMS").read_text()
     export_model(model, tmp_path / "moved", to="safetensors", copy=False)
     copied, moved = (load_file(tmp_path / n / "model.safetensors") for n in ("copied", "moved"))
     assert copied.keys() == moved.keys()

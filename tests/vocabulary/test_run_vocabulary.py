@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from damage import damages
 from neutral_residues.config.run import make_run
 from neutral_residues.errors import UserError
 from neutral_residues.vocabulary import run_vocabulary as module
@@ -56,14 +57,15 @@ def test_tokens_are_learnt_once(config, demo, monkeypatch: pytest.MonkeyPatch) -
             learned_vocabulary(config(), demo, first_id=2050)
 
 
-def test_a_damaged_cache_is_made_again(config, demo, tmp_path) -> None:
+def test_a_damaged_cache_is_made_again_and_says_so(config, demo, tmp_path, caplog) -> None:
     first = learned_vocabulary(config(), demo, first_id=2048)
     (file,) = (tmp_path / "cache").glob("vocabulary-*.json")
     whole = file.read_bytes()
-    for damage in (whole[:-20], b"", whole.replace(b'"saved": 2', b'"saved": 3', 1)):
-        file.write_bytes(damage)
+    for damage in damages(file):
+        caplog.clear()
         assert learned_vocabulary(config(), demo, first_id=2048).new_tokens == first.new_tokens
-        assert file.read_bytes() == whole
+        assert file.read_bytes() == whole, damage
+        assert len(caplog.messages) == ("gone" not in damage)
 
 
 def test_held_out_documents_are_not_learnt_from(config, demo) -> None:

@@ -69,6 +69,7 @@ def load_saved(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Sa
     run = RunFolder(folder)
     config = load_run(run.config) if run.config.is_file() else None
     weights, device = run.extension if config else folder, pick_device()
+    check_digests(weights)
     is_adapter = (weights / "adapter_config.json").is_file()
     if config is None and not is_adapter:
         allowed = "a folder with adapter_config.json or run.yaml"
@@ -76,7 +77,6 @@ def load_saved(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Sa
     if not is_adapter and not (weights / "config.json").is_file():
         do = f"finish it: neutral extend {run.config}"
         raise UserError(f"the run in {folder} has no extension yet", do=do)
-    check_digests(weights)
     dtype = dtype or _measured_dtype(config, device)
     name = _backbone_name(weights) if is_adapter else config.model  # type: ignore[union-attr]
     has_tokenizer = (weights / "tokenizer_config.json").is_file()

@@ -35,13 +35,13 @@ class Start:
             return None
         run = RunFolder(given)
         weights = run.extension if run.config.is_file() else given
+        check_digests(weights)
         if not (weights / "adapter_config.json").is_file():
             allowed = "an extension folder, or the output folder of a finished run"
             do = "finish that run, or check the path"
             if (weights / "config.json").is_file():
                 do = f"it holds a whole model: set model to {weights}"
             raise UserError("start_from", got=str(given), allowed=allowed, do=do)
-        check_digests(weights)
         start = cls(given, weights)
         made_from = start._settings.base_model_name_or_path
         if made_from != config.model:
