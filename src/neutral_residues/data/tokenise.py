@@ -10,8 +10,8 @@ Promises: memory stays flat, whatever the size of the corpus. A cache is whole o
 interrupted run leaves none, a damaged one is made again, and of several processes that want the
 same one the first makes it while the others wait. Checking reads the whole cache once for each
 start: 10 billion tokens, 20 GB, take about 20 s of one core where the disk is as fast. Their text,
-by whose hash the cache is found, is as large or larger. Text is never truncated and no special token is
-added but end-of-text. Chats are tokenised in `chat.py`.
+by whose hash the cache is found, is as large or larger. Text is never truncated and no special
+token is added but end-of-text. Chats are tokenised in `chat.py`.
 
 The work is done by the threads of the `tokenizers` library, which are as many as the machine has
 cores (RAYON_NUM_THREADS) and off where TOKENIZERS_PARALLELISM is false; they do not change the
