@@ -7,6 +7,7 @@ it, flushed to disk, then renamed.
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ import filelock
 from neutral_residues.errors import UserError
 
 PARTIAL_SUFFIX = ".partial"
+MIN_FREE_BYTES = 2**20
+"""A disk with less is full."""
 
 
 def default_cache_folder() -> Path:
@@ -30,8 +33,26 @@ def disk_errors(path: Path | str) -> Iterator[None]:
     """Turn what a disk can refuse (no space, no permission) into one line that names the path."""
     try:
         yield
-    except OSError as error:
-        raise as_user_error(error, path) from error
+    except UserError:
+        raise
+    except Exception as error:
+        refused = _refused_by_disk(error, path)
+        if refused is None:
+            raise
+        raise as_user_error(refused, path) from error
+
+
+def _refused_by_disk(error: Exception, path: Path | str) -> OSError | None:
+    """What an operating system said: libraries in Rust pass its number on in their own errors,
+    and PyTorch says of a full disk no more than that a position in the file is unexpected."""
+    if isinstance(error, OSError):
+        return error
+    if number := re.search(r"\(os error (\d+)\)", str(error)):
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    here = next((p for p in (Path(path), *Path(path).parents) if p.exists()), None)
+    if isinstance(error, RuntimeError) and here and shutil.disk_usage(here).free < MIN_FREE_BYTES:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return None
 
 
 def as_user_error(error: OSError, path: Path | str) -> UserError:
@@ -94,11 +115,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     try:
-        yield partial
-    except BaseException as error:
+        with disk_errors(path):
+            yield partial
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise as_user_error(error, path) from error
         raise
     with disk_errors(path):
         for file in partial.rglob("*"):
