@@ -5,19 +5,22 @@
 
 For each split half of the units are calibrated on, as `neutral calibrate` would, and the promise is
 held against the other half. Printed are the share of splits in which their mean loss is at most
-what was promised, and of these medians. For a gate that reads the text: it is read once.
+what was promised, and of these medians. For a gate that reads the text: it is read once. Documents
+(`--promise documents`: at most such a share gets worse by over 1 %) are measured at the positions
+of the dial on all units, and a split takes the next more silent of them.
 """
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neutral_residues.calibration.dial import Position, positions, turned_up
-from neutral_residues.calibration.losses import compared
+from neutral_residues.calibration.losses import HowApplied, compared, worse_documents
 from neutral_residues.calibration.statistics import num_tuning
 from neutral_residues.calibration.units import Losses, Units
 from neutral_residues.config.run import Corpus, Role
@@ -27,6 +30,8 @@ from neutral_residues.evaluation.by_document import gate_logits
 from neutral_residues.evaluation.evaluate_saved import windows_for
 from neutral_residues.evaluation.saved import Saved, load_saved
 from neutral_residues.files import default_cache_folder
+from neutral_residues.results.promise import PromiseKind
+from neutral_residues.tuner.gates import gates
 
 GATE = "gate"
 
@@ -50,10 +55,36 @@ class Text:
         closed = [np.searchsorted(u, threshold, side="right") / len(u) for u in self.by_unit]
         return 1 - np.array(closed)
 
+    def losses(self, threshold: float) -> Losses:
+        """The same, with no unit for tuning."""
+        return Losses(np.empty(0), self.open_shares(threshold))
+
     def open_share(self, threshold: float) -> float:
         """Of all tokens."""
         sizes = np.array([len(unit) for unit in self.by_unit])
         return float(np.average(self.open_shares(threshold), weights=sizes))
+
+
+@dataclass(frozen=True, eq=False)
+class WorseDocuments:
+    """Of each unit's documents, the share that gets worse by over 1 %, at thresholds that rise."""
+
+    thresholds: list[float]
+    measured: list[Losses]
+
+    @classmethod
+    def of(cls, saved: Saved, text: Text, units: Units, over: int) -> "WorseDocuments":
+        dial = positions({GATE: np.concatenate(text.by_unit)}, one_pass=False)
+        (gate,) = gates(saved.model)
+        untuned = replace(units, is_tuning_U=np.zeros(units.num_units, dtype=bool))
+        how = HowApplied("cut", over)
+        at = worse_documents(saved.model, untuned, windows_for(saved, None, None), how, 1.0)
+        dial = [Position(it.share, {gate: it.values[GATE]}) for it in reversed(dial)]
+        return cls([it.values[gate] for it in dial], [at(it) for it in dial])
+
+    def losses(self, threshold: float) -> Losses:
+        """At that threshold or the next above it."""
+        return self.measured[int(np.searchsorted(self.thresholds, threshold))]
 
 
 @dataclass(frozen=True)
@@ -65,26 +96,28 @@ class Split:
 
 
 def one_split(
-    text: Text, rng: np.random.Generator, at_most: float, confidence: float | None
+    text: Text,
+    loss: Text | WorseDocuments,
+    rng: np.random.Generator,
+    at_most: float,
+    confidence: float | None,
 ) -> Split | None:
     """None if no position keeps the promise."""
     order = rng.permutation(len(text.by_unit))
     known, later = np.array_split(order, 2)
     tuning, testing = np.split(known, [num_tuning(len(known))])
     logits = np.concatenate([text.by_unit[unit] for unit in tuning])
-    dial = positions({GATE: logits}, one_pass=True)
-    measured: dict[float, NDArray[np.float64]] = {}
+    dial = positions({GATE: logits}, one_pass=loss is text)
 
     def losses_at(position: Position) -> Losses:
-        threshold = position.values[GATE]
-        measured[threshold] = text.open_shares(threshold)
-        return Losses(measured[threshold][tuning], measured[threshold][testing])
+        found = loss.losses(position.values[GATE])
+        return Losses(found.testing[tuning], found.testing[testing], found.are_binary)
 
     number = turned_up(dial, losses_at, at_most, confidence)
     if number == 0:
         return None
     threshold = dial[number - 1].values[GATE]
-    return Split(threshold, float(measured[threshold][later].mean()))
+    return Split(threshold, float(loss.losses(threshold).testing[later].mean()))
 
 
 def read(
@@ -100,6 +133,7 @@ def read(
 
 
 def report(
+    saved: Saved,
     over: int,
     source: tuple[Units, NDArray[np.float32]],
     targets: Mapping[str, tuple[Units, NDArray[np.float32]]],
@@ -108,9 +142,10 @@ def report(
     """One row of the table."""
     units, logits = source
     text = Text.of(logits, units, over)
+    loss = text if options.promise == "tokens" else WorseDocuments.of(saved, text, units, over)
     rng = np.random.default_rng(0)
     confidence = None if options.average else options.confidence
-    found = [one_split(text, rng, options.at_most, confidence) for _ in range(options.splits)]
+    found = [one_split(text, loss, rng, options.at_most, confidence) for _ in range(options.splits)]
     splits = [split for split in found if split is not None]
     if not splits:
         return f"{over} | no split keeps the promise"
@@ -137,6 +172,7 @@ def main() -> None:
     parser.add_argument("--on", required=True, help="name=file")
     parser.add_argument("--target", action="append", default=[], help="name=file")
     parser.add_argument("--group-by")
+    parser.add_argument("--promise", choices=get_args(PromiseKind), default="tokens")
     parser.add_argument("--at-most", type=float, default=0.01)
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--average", action="store_true", help="on average, no confidence")
@@ -151,7 +187,7 @@ def main() -> None:
         " | threshold, median | all gates 0 on the text | open on targets"
     )
     for over in options.over:
-        print(report(over, source, targets, options), flush=True)
+        print(report(saved, over, source, targets, options), flush=True)
 
 
 if __name__ == "__main__":

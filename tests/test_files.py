@@ -2,13 +2,23 @@
 
 import errno
 import os
+import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from neutral_residues.errors import UserError
-from neutral_residues.files import as_user_error, locked, whole_folder, write_json, write_text
+from neutral_residues.files import (
+    as_user_error,
+    disk_errors,
+    locked,
+    whole_folder,
+    write_json,
+    write_text,
+)
 
 
 def test_a_text_appears_whole_with_the_usual_permissions(tmp_path: Path) -> None:
@@ -25,6 +35,42 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_json(tmp_path / "a.json", {"value": float("nan")})
     assert (tmp_path / "a.json").read_text() == '{\n  "value": 1\n}\n'
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_that_writes(tmp_path: Path) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    (tmp_path / f".a.txt.{killed.pid}.partial").write_text("ha")
+    writing = tmp_path / f".a.txt.{os.getppid()}.partial"
+    writing.write_text("ha")
+    write_text(tmp_path / "a.txt", "half")
+    assert sorted(tmp_path.iterdir()) == [writing, tmp_path / "a.txt"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Error while serializing: I/O error: No space left on device (os error 28)",
+        "[enforce fail at inline_container.cc:672] . unexpected pos 34048 vs 33940",
+    ],
+)
+def test_a_full_disk_as_libraries_report_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    """Safetensors passes the number on; PyTorch's message is believed where the disk is full."""
+    full = shutil._ntuple_diskusage(100, 100, 0)  # type: ignore[attr-defined]
+
+    def save() -> None:
+        with disk_errors(tmp_path / "new" / "weights"):
+            raise RuntimeError(said)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: full)
+        with pytest.raises(UserError, match=r"no space left on the disk of .*weights; free some"):
+            save()
+    if "os error" not in said:
+        with pytest.raises(RuntimeError, match="unexpected pos"):
+            save()
 
 
 def test_a_folder_is_replaced_only_when_the_new_one_is_whole(tmp_path: Path) -> None:

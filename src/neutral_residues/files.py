@@ -5,6 +5,7 @@ it, flushed to disk, then renamed.
 """
 
 import errno
+import glob
 import json
 import os
 import re
@@ -73,6 +74,9 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"):
+            if not _is_alive(leftover.name.split(".")[-2]):
+                leftover.unlink(missing_ok=True)
         try:
             with partial.open("w", encoding="utf-8") as file:
                 file.write(text)
@@ -81,6 +85,17 @@ def write_text(path: Path, text: str) -> None:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _is_alive(pid: str) -> bool:
+    """Whether a process of that number runs on this machine."""
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:

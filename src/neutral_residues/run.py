@@ -64,6 +64,7 @@ def extend(
     folder = RunFolder(setup.config.output)
     folder.check(setup.config)
     if folder.is_finished:
+        folder.drop_checkpoints()  # those of a process that died before it could
         progress.say(f"{folder.path} is finished; nothing to do")
         return read_record(folder.record)
     setup.prepare()
@@ -136,8 +137,8 @@ class _Run:
                     self.setup.tokenizer.save_pretrained(partial)
                 write_digests(partial)
             record = self._record(model, training)
-            write_record(self.folder.record, record)
             write_card(self.folder.extension, record)
+            write_record(self.folder.record, record)
             self.folder.drop_checkpoints()
         ranks().wait_for_everyone()
 
