@@ -1,4 +1,4 @@
-"""Nothing is ever half there: not a file, not a folder, whatever goes wrong in between."""
+"""Nothing is ever half there, whatever goes wrong in between, and nothing endless is read."""
 
 import errno
 import os
@@ -7,14 +7,18 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from neutral_residues import files
 from neutral_residues.errors import UserError
 from neutral_residues.files import (
     as_user_error,
+    check_plain,
     disk_errors,
     locked,
+    read_whole,
     whole_folder,
     write_json,
     write_text,
@@ -123,3 +127,46 @@ def test_what_a_disk_refuses_is_one_line(number: int, words: str) -> None:
     assert isinstance(error, UserError)
     assert words in str(error)
     assert "\n" not in str(error)
+
+
+def test_only_files_of_a_disk_are_read_whole(tmp_path: Path, monkeypatch: Any) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (tmp_path / "large").write_bytes(b"x" * 11)
+    monkeypatch.setattr(files, "MOST_BYTES", 10)
+    wrong = {
+        "pipe": "is a pipe or a device",
+        "zero": "is a pipe or a device",
+        "circle": "no such file",
+        "none": "no such file",
+        ".": "is a folder",
+        "large": "is too large",
+    }
+    for name, message in wrong.items():
+        with pytest.raises(UserError, match=message):
+            read_whole(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"a": ["x\0"]}, "file holds a text with NUL; got 'x.x00'"),
+        ({"\ud800": 1}, "holds half a character"),
+        ([-(10**400)], "holds a number of too many digits; got about 2.1329"),
+    ],
+)
+def test_values_that_no_program_takes(value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_plain(value, "file", with_paths=True)
+
+
+def test_values_that_stand_for_many() -> None:
+    many: Any = ["lol"]
+    for _ in range(10):
+        many = [many] * 10
+    endless: Any = []
+    endless.append(endless)
+    for value in (many, endless):
+        with pytest.raises(UserError, match="holds too many values"):
+            check_plain(value, "file")

@@ -9,6 +9,9 @@ import difflib
 import signal
 from collections.abc import Iterable
 
+MOST_CHARACTERS = 1200
+"""Of a message: longer ones lose their middle."""
+
 
 class UserError(ValueError):
     """A one-line message: what, got, allowed, do.
@@ -39,7 +42,18 @@ class UserError(ValueError):
             parts.append(f"allowed: {allowed}")
         if do is not None:
             parts.append(do)
-        super().__init__(" ".join("; ".join(parts).split()))
+        super().__init__(_one_line("; ".join(parts)))
+
+
+def _one_line(text: str) -> str:
+    """`text` as a terminal shows it: files that were read may have put anything into it."""
+    line = " ".join(text.split())
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    if len(line) > MOST_CHARACTERS:
+        half = MOST_CHARACTERS // 2
+        line = f"{line[:half]} ... {line[-half:]}"
+    return line
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import filelock
 
@@ -22,6 +22,11 @@ from neutral_residues.errors import UserError
 PARTIAL_SUFFIX = ".partial"
 MIN_FREE_BYTES = 2**20
 """A disk with less is full."""
+MOST_BYTES = 64 * 2**20
+"""Of a file of settings or results: it is read as a whole."""
+MOST_VALUES = 2_000_000
+MOST_NUMBER = 10**30
+SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def default_cache_folder() -> Path:
@@ -67,6 +72,91 @@ def as_user_error(error: OSError, path: Path | str) -> UserError:
     if isinstance(error, FileNotFoundError):
         return UserError(f"no such file or folder: {path}", do="check the path")
     return UserError(f"cannot use {path}", got=error.strerror or str(error))
+
+
+def check_is_file(path: Path, allowed: str = "a file") -> None:
+    """Raise a UserError unless `path` is a file on a disk: a pipe may never end, nor a device."""
+    with disk_errors(path):
+        if path.is_dir():
+            raise UserError(f"{path} is a folder", allowed=allowed, do="give one file")
+        if not path.exists():
+            raise UserError(f"no such file: {path}", allowed=allowed, do="check the path")
+        if not path.is_file():
+            do = "copy what it gives into a file"
+            raise UserError(f"{path} is a pipe or a device", allowed=allowed, do=do)
+
+
+def check_holds_files(folder: Path) -> None:
+    """Raise a UserError if a folder that others will read holds a pipe, a device or a link to
+    nothing."""
+    with disk_errors(folder):
+        for path in sorted(folder.iterdir()):
+            if not path.is_dir():
+                check_is_file(path)
+
+
+def read_whole(path: Path) -> bytes:
+    """The bytes of a file of settings or results; a UserError if it is none, or far too large."""
+    check_is_file(path)
+    with disk_errors(path), path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        allowed = f"up to {MOST_BYTES:,} bytes"
+        raise UserError(f"{path} is too large to be what it should be", allowed=allowed)
+    return content
+
+
+def read_text(path: Path) -> str:
+    """The text of such a file; a UserError also if it is not UTF-8."""
+    try:
+        return read_whole(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        got = f"byte {error.start}"
+        raise UserError(f"{path} is not UTF-8", got=got, do="save it as UTF-8") from error
+
+
+def read_json(path: Path, what: str) -> Any:
+    """What the JSON file at `path` holds; `what` is what messages call it ("record"). A UserError
+    also for what only looks like JSON, as NaN does, and as of `check_plain`."""
+    content = read_whole(path)
+    return parse_json(content, f"{what} {path}")
+
+
+def parse_json(content: bytes, what: str) -> Any:
+    """The same of JSON that was read."""
+    try:
+        value = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        do = "if it was cut short while being copied, copy it again"
+        raise UserError(f"{what} is not whole JSON", got=str(error), do=do) from error
+    check_plain(value, what)
+    return value
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a JSON number")
+
+
+def check_plain(value: Any, what: str, *, with_paths: bool = False) -> None:
+    """Raise a UserError for values of JSON or YAML that no program takes, though the format can
+    spell them: half a character, very large numbers, aliases of YAML that stand for more than
+    `MOST_VALUES` values, and NUL in settings, whose texts may be paths (`with_paths`)."""
+    waiting, number = [value], 0
+    while waiting:
+        item, number = waiting.pop(), number + 1
+        if isinstance(item, dict):
+            waiting += [*item, *item.values()]
+        elif isinstance(item, list | tuple | set):
+            waiting += item
+        elif isinstance(item, str) and SURROGATES.search(item):
+            raise UserError(f"{what} holds half a character", got=repr(item)[:80])
+        elif isinstance(item, str) and with_paths and "\0" in item:
+            raise UserError(f"{what} holds a text with NUL", got=repr(item)[:80])
+        elif isinstance(item, int) and abs(item) >= MOST_NUMBER:
+            got = f"about 2^{item.bit_length()}"
+            raise UserError(f"{what} holds a number of too many digits", got=got)
+        if number + len(waiting) > MOST_VALUES:
+            raise UserError(f"{what} holds too many values", allowed=f"up to {MOST_VALUES:,}")
 
 
 def write_text(path: Path, text: str) -> None:

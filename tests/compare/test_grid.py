@@ -179,7 +179,7 @@ def test_a_method_of_ones_own_is_one_entry(tmp_path: Path, monkeypatch: pytest.M
         ({"methods": ["wise-ft"]}, "wise-ft scales runs of finetune.*add finetune"),
         ({"tune": True}, "tune has nothing to choose from"),
         ({"tune": True, "learning_rate_factors": [1, 2]}, "tune chooses by data.validate_on"),
-        ({"runs": ["none.yaml"]}, "no such file or folder: none.yaml"),
+        ({"runs": ["none.yaml"]}, "no such file: none.yaml"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, settings: dict[str, Any], line: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 from neutral_residues.config.base import to_yaml
 from neutral_residues.config.run import load_run, make_run
 from neutral_residues.errors import UserError, nearest
-from tiny_run import run_values
+from tiny_run import run_values, write_run
 
 
 def test_a_written_run_reads_back_the_same(tmp_path: Path) -> None:
@@ -100,3 +100,44 @@ def test_splicing_needs_rows_of_both_roles_that_hold_two_segments(
 def test_a_name_far_from_all_known_gets_the_list() -> None:
     assert nearest("zzz", ["steps", "seed"]) == "known: seed, steps"
     assert nearest("sted", ["steps", "seed"]) == "did you mean 'seed'?"
+
+
+BAD_YAML = {
+    "a 13th month": b"output: 2001-13-01",
+    "an int that is none": b"output: !!int x",
+    "a time that is none": b"output: !!timestamp x",
+    "more digits than Python reads": b"budget: " + b"9" * 5000,
+    "deeper than Python reads": b"data: " + b"[" * 5000 + b"]" * 5000,
+    "NUL": b'output: "a\\0b"',
+    "half a character": b'output: "\\ud800"',
+    "code": b"output: !!python/object/apply:os.mkdir [made]",
+    "a module": b"output: !!python/module:this",
+    "aliases of aliases": b"".join(
+        b"a%d: &a%d [%s]\n" % (i, i, b", ".join([b"*a%d" % (i - 1)] * 9 if i else [b"x"]))
+        for i in range(9)
+    ),
+    "not UTF-8": "output: é".encode("latin-1"),
+    "UTF-16": "output: out".encode("utf-16"),
+    "infinity": b"budget: .inf",
+    "a list": b"- a",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("case", BAD_YAML)
+def test_what_yaml_can_hold_and_a_run_file_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_bytes(BAD_YAML[case])
+    with pytest.raises(UserError) as caught:
+        load_run(tmp_path / "run.yaml")
+    assert str(caught.value).isprintable()
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_nothing(tmp_path: Path) -> None:
+    file = write_run(tmp_path, run_values(tmp_path))
+    config = load_run(file)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_run(file) == config

@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from neutral_residues.config.run import Corpus
-from neutral_residues.data import documents as text
+from neutral_residues.data import lines
 from neutral_residues.data.documents import (
     check_not_the_same,
     content_key,
@@ -169,7 +169,7 @@ def test_no_file_a_folder_and_no_permission_are_one_line(tmp_path, corpus_of, mo
 
 
 def test_a_document_that_would_fill_the_memory_is_refused(corpus_of, monkeypatch):
-    monkeypatch.setattr(text, "MAX_DOCUMENT_BYTES", 100)
+    monkeypatch.setattr(lines, "MOST_BYTES", 100)
     assert "line 2" in refused(corpus_of("a.jsonl", GOOD + b'{"text": "' + b"a" * 200))
     assert "empty line" in refused(corpus_of("a.txt", b"twelve bytes\n" * 20))
     assert len(list(iter_documents(corpus_of("b.txt", b"twelve bytes\n\n" * 20)))) == 20

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from neutral_residues.errors import UserError
+from neutral_residues.report import load
 from neutral_residues.report.load import collect
 from neutral_residues.results.record import Failure
 from neutral_residues.results.store import write_record
@@ -40,8 +41,30 @@ def test_a_packed_comparison(tmp_path: Path) -> None:
     (run,) = collect([file, packed]).unfinished
     assert (run.label, run.reason) == ("lora", "out of memory")
     file.write_bytes(packed.read_bytes()[:1000])
-    with pytest.raises(UserError, match="is not a packed comparison"):
+    with pytest.raises(UserError, match="is broken or cut short"):
         collect([file])
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "repeat"),
+    [
+        (b"{}", "line 1 is not of a packed comparison; got {}", 1),
+        (b'{"path": 1, "content": {}}', "is not of a packed comparison; got path, content", 1),
+        (b"[]", "line 1: not an object", 1),
+        (b"[" * 100_000, "line 1: not JSON", 1),
+        (b'{"path": "a/record.json", "content": 3}', "line 1: ", 1),
+        (b'{"path": "\\ud800", "content": 3}', "half a character", 1),
+        (bytes(2**25), "a document of over", 1),
+        (b" " * 999 + b"\n", "is too large to be", 40_000),
+    ],
+)
+def test_packs_that_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str, repeat: int
+) -> None:
+    monkeypatch.setattr(load, "MOST_PACKED_BYTES", 2**25)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(content, 1) * repeat)
+    with pytest.raises(UserError, match=message):
+        collect([tmp_path / "a.jsonl.gz"])
 
 
 def broken(folder: Path, what: str) -> Path:

@@ -84,7 +84,9 @@ def test_truncated_record_is_one_line(tmp_path: Path, share: float) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"pickle", b'{"format": NaN}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\x00", b"pickle", b'{"format": NaN}', b"[" * 100_000]
+)
 def test_no_json(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "r.json").write_bytes(content)
     with pytest.raises(UserError, match="not whole JSON"):
@@ -129,7 +131,7 @@ def test_wrong_fields_are_one_line_that_names_them(
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_record(tmp_path / "none.json")
-    with pytest.raises(UserError, match="cannot use"):
+    with pytest.raises(UserError, match="is a folder"):
         read_record(tmp_path)
 
 

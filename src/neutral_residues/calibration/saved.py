@@ -6,7 +6,6 @@ README.md             the promise in one sentence; so has the record of the run,
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,15 @@ from neutral_residues.evaluation.evaluate import evaluate
 from neutral_residues.evaluation.evaluate_saved import evaluation_streams
 from neutral_residues.evaluation.saved import Saved
 from neutral_residues.evaluation.windows import Windows
-from neutral_residues.files import disk_errors, write_json, write_text
+from neutral_residues.files import disk_errors, read_json, write_json, write_text
 from neutral_residues.results.calibration import FILE, Calibration, write_calibration
 from neutral_residues.results.model_card import with_promise
 from neutral_residues.results.promise import TargetCost
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.results.store import read_record, write_record
 from neutral_residues.tuner.gates import check_gates, under_thresholds
+from neutral_residues.tuner.saved_adapter import CONFIG
 from neutral_residues.tuner.thresholds import Thresholds
-
-CONFIG = "adapter_config.json"
 
 
 def calibrate_saved(
@@ -188,8 +186,7 @@ def remove_calibration(saved: Saved) -> None:
 
 
 def _write_thresholds(folder: Path, thresholds: Thresholds | None) -> None:
-    with disk_errors(folder / CONFIG):
-        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    values = read_json(folder / CONFIG, "adapter configuration")
     values["thresholds"] = None if thresholds is None else thresholds.to_dict()
     write_json(folder / CONFIG, values)
 

@@ -7,14 +7,17 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from neutral_residues.errors import UserError, nearest
-from neutral_residues.files import disk_errors
+from neutral_residues.errors import UserError, first_line, nearest
+from neutral_residues.files import check_plain, read_text
 
 
 class Settings(BaseModel):
-    """Base of all sections: unknown keys are errors, values never change after reading."""
+    """Base of all sections: unknown keys are errors, values never change after reading, numbers are
+    finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -27,22 +30,28 @@ def read_values(path: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
     Raises:
         UserError: if it cannot be read, is not UTF-8, YAML or a mapping, or an override is wrong.
     """
-    try:
-        with disk_errors(path):
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        got = f"byte {error.start}"
-        raise UserError(f"{path} is not UTF-8", got=got, do="save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        problem = str(getattr(error, "problem", error))
-        raise UserError(f"{path} is not YAML", got=line + problem, do="fix this line") from error
+    values = _read_yaml(read_text(path), str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}", got=type(values).__name__, allowed="a mapping of settings")
     for key, value in read_overrides(overrides).items():
         put(values, key, value)
     return values
+
+
+def _read_yaml(text: str, what: str) -> Any:
+    """Plain values and nothing else; a UserError that begins with `what`."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        problem = str(getattr(error, "problem", error))
+        raise UserError(f"{what} is not YAML", got=line + problem, do="fix this line") from error
+    except Exception as error:  # of a value that is none: a 13th month, !!int x, 5,000 brackets
+        got = first_line(error)
+        raise UserError(f"{what} holds a value that YAML cannot read", got=got) from error
+    check_plain(value, what, with_paths=True)
+    return value
 
 
 def read_overrides(overrides: tuple[str, ...]) -> dict[str, Any]:
@@ -54,11 +63,7 @@ def read_overrides(overrides: tuple[str, ...]) -> dict[str, Any]:
         if not separator or not key:
             allowed = "key=value, for example training.steps=200"
             raise UserError("override", got=override, allowed=allowed)
-        try:
-            found[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            what, allowed = f"override {key}", "a value as in YAML"
-            raise UserError(what, got=text, allowed=allowed, do="quote it if need be") from error
+        found[key] = _read_yaml(text, f"the value of override {key}")
     return found
 
 

@@ -64,7 +64,7 @@ def chat_encoder(
 def _by_marks(tokenizer: Any, chats: Sequence[Chat]) -> Iterator[TokenisedChat]:
     options = {"return_dict": True, "return_assistant_tokens_mask": True}
     for chat in chats:
-        found = _applied(tokenizer, chat, tokenizer_kwargs={"verbose": False}, **options)
+        found = apply_template(tokenizer, chat, tokenizer_kwargs={"verbose": False}, **options)
         yield TokenisedChat(found["input_ids"], [bool(it) for it in found["assistant_masks"]])
 
 
@@ -98,14 +98,13 @@ def _answers(tokenizer: Any, chat: Chat, text: str) -> Iterator[Span]:
 
 
 def _render(tokenizer: Any, chat: Chat, *, prompt: bool = False) -> str:
-    return str(_applied(tokenizer, chat, tokenize=False, add_generation_prompt=prompt))
+    return str(apply_template(tokenizer, chat, tokenize=False, add_generation_prompt=prompt))
 
 
-def _applied(tokenizer: Any, chat: Chat, **options: Any) -> Any:
-    from jinja2 import TemplateError
-
+def apply_template(tokenizer: Any, chat: Chat, **options: Any) -> Any:
+    """Transformers' `apply_chat_template`; a UserError for a chat that the template refuses."""
     try:
         return tokenizer.apply_chat_template(chat, **options)
-    except (TemplateError, TypeError, ValueError, KeyError) as error:
+    except Exception as error:  # of a template, which is a program in a sandbox
         what = f"the chat template cannot render {said(chat)[:40]!r}"
         raise UserError(what, got=first_line(error), do="change or remove this chat") from error

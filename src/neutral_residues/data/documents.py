@@ -20,31 +20,30 @@ they are about, and .zst needs one more package there.
 """
 
 import functools
-import io
 import itertools
-import json
-import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import starmap
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from neutral_residues.config.run import Corpus
+from neutral_residues.data.lines import (
+    FIX_LINE,
+    READ_BYTES,
+    Line,
+    broken_file,
+    check_size,
+    codec_of,
+    iter_lines,
+    iter_objects,
+)
 from neutral_residues.digest import file_digest, short_hash
 from neutral_residues.errors import UserError, first_line
-from neutral_residues.files import as_user_error, disk_errors
+from neutral_residues.files import SURROGATES, check_is_file, disk_errors
 
 FORMATS = (".txt", ".jsonl", ".parquet")
-CODECS = {".gz": "gzip", ".zst": "zstd"}
 ALLOWED_FILES = ".txt, .jsonl (both also as .gz or .zst), .parquet"
-FIX_LINE = "fix or remove this line"
-
-# A file without empty lines is one document to us, and a tokenizer needs a hundred times the memory
-# of its text. For comparison: the Bible has 4 MB.
-MAX_DOCUMENT_BYTES = 16 * 2**20
-SURROGATES = re.compile("[\ud800-\udfff]")
-READ_BYTES = 2**20
 PARQUET_ROWS = 256
 T = TypeVar("T")
 ROLES = ("system", "user", "assistant")
@@ -177,9 +176,8 @@ def _naming(corpus: Corpus) -> Iterator[None]:
 
 
 def _texts(corpus: Corpus) -> Iterator[str]:
-    if corpus.path is not None and (kind := _kind(corpus.path))[0] == ".txt":
-        with _open(corpus.path, kind[1]) as file:
-            yield from _paragraphs(_lines(corpus.path, file))
+    if corpus.path is not None and _kind(corpus.path)[0] == ".txt":
+        yield from _paragraphs(iter_lines(corpus.path))
         return
     with closing(_values(corpus)) as values:
         yield from starmap(_checked_text, values)
@@ -190,26 +188,20 @@ def _values(corpus: Corpus) -> Generator[Value, None, None]:
     if corpus.path is None:
         yield from _dataset_values(corpus)
         return
-    form, codec = _kind(corpus.path)
+    form, _ = _kind(corpus.path)
     if form == ".parquet":
         yield from _parquet_values(corpus.path, corpus.field)
     elif form == ".txt":
         what, allowed = f"{corpus.path} holds no chats", ".jsonl or .parquet"
         raise UserError(what, allowed=allowed, do="convert it, or remove chat")
     else:
-        with _open(corpus.path, codec) as file:
-            yield from _json_values(_lines(corpus.path, file), corpus.field)
+        yield from _json_values(iter_lines(corpus.path), corpus.field)
 
 
 def _kind(path: Path) -> tuple[str, str | None]:
     """Format (one of FORMATS) and codec of a file, after checking that it is a file at all."""
-    with disk_errors(path):
-        if path.is_dir():
-            raise UserError(f"{path} is a folder", allowed=ALLOWED_FILES, do="give one file")
-        if not path.exists():
-            raise UserError(f"no such file: {path}", allowed=ALLOWED_FILES, do="check the path")
-    suffixes = [suffix.lower() for suffix in path.suffixes] or [""]
-    codec = CODECS.get(suffixes[-1])
+    check_is_file(path, ALLOWED_FILES)
+    suffixes, codec = [suffix.lower() for suffix in path.suffixes] or [""], codec_of(path)
     form = "".join(suffixes[-2:-1]) if codec else suffixes[-1]
     if form not in FORMATS or (codec and form == ".parquet"):
         do = "convert or rename the file"
@@ -218,61 +210,6 @@ def _kind(path: Path) -> tuple[str, str | None]:
 
 
 # ---- files of lines ----
-
-Line = tuple[str, str]
-"""Where it stands, for messages, and its text with the line end."""
-
-
-@contextmanager
-def _open(path: Path, codec: str | None) -> Iterator[BinaryIO]:
-    """The file's unpacked bytes. Arrow takes both codecs, joined streams too, and notices a cut."""
-    import pyarrow
-
-    with _broken_file(path, f"a {codec} file"), path.open("rb") as packed:
-        if codec is None:
-            yield packed
-        else:
-            stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(packed), codec)
-            with io.BufferedReader(stream, READ_BYTES) as unpacked:
-                yield unpacked
-
-
-@contextmanager
-def _broken_file(path: Path, allowed: str) -> Iterator[None]:
-    """What Arrow says of a broken file, and the disk of any, as one line."""
-    import pyarrow
-
-    try:
-        yield
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise as_user_error(error, path) from error
-        do = "copy or download the file again"
-        what = f"{path} is broken or cut short"
-        raise UserError(what, got=first_line(error), allowed=allowed, do=do) from error
-
-
-def _lines(path: Path, file: BinaryIO) -> Iterator[Line]:
-    """Only "\\n" ends a line: JSON strings may hold the other separators of Unicode."""
-    number = 0
-    while line := file.readline(MAX_DOCUMENT_BYTES + 1):
-        number += 1
-        where = f"{path}, line {number}"
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        _check_size(len(line), where)
-        try:
-            yield where, line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            got = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
-            do = "convert the file to UTF-8"
-            raise UserError(f"{where}: not UTF-8", got=got, do=do) from error
-
-
-def _check_size(num_bytes: int, where: str) -> None:
-    if num_bytes > MAX_DOCUMENT_BYTES:
-        do = "split the text into documents (.txt: by an empty line; .jsonl: one object per line)"
-        raise UserError(f"{where}: a document of over {MAX_DOCUMENT_BYTES:,} bytes", do=do)
 
 
 def _paragraphs(lines: Iterable[Line]) -> Iterator[str]:
@@ -286,22 +223,12 @@ def _paragraphs(lines: Iterable[Line]) -> Iterator[str]:
             continue
         run.append(line.removesuffix("\r\n") + "\n" if line.endswith("\r\n") else line)
         run_bytes += len(line.encode())
-        _check_size(run_bytes, where)
+        check_size(run_bytes, where)
     yield "".join(run).removesuffix("\n")
 
 
 def _json_values(lines: Iterable[Line], field: str) -> Iterator[Value]:
-    for where, line in lines:
-        if line.isspace():
-            continue
-        try:
-            row = json.loads(line)
-        # ValueError also covers numbers that Python finds too long.
-        except (ValueError, RecursionError) as error:
-            what, got = f"{where}: not JSON", f"{error}: {line[:40]!r}"
-            raise UserError(what, got=got, allowed="one object per line", do=FIX_LINE) from error
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: not an object", got=type(row).__name__, do=FIX_LINE)
+    for where, row in iter_objects(lines):
         if field not in row:
             got = f"fields {', '.join(row) or 'none'}"
             raise UserError(f"{where}: no field {field!r}", got=got, do="set field to one of them")
@@ -319,7 +246,7 @@ def _checked_text(text: Any, where: str) -> str:
     # JSON can spell half a character ("\ud83d"), which no encoding and no tokenizer takes.
     if SURROGATES.search(text):
         raise UserError(f"{where}: half of a surrogate pair", do=FIX_LINE)
-    _check_size(len(text), where)
+    check_size(len(text), where)
     return text
 
 
@@ -347,7 +274,7 @@ def _checked_chat(messages: Any, where: str) -> Chat:
     if roles[:1] != ["user"] or "assistant" not in roles:
         got, allowed = ", ".join(roles) or "system alone", "first the user, later the assistant"
         raise UserError(f"{where}: roles", got=got, allowed=allowed, do=FIX_LINE)
-    _check_size(len(said(chat)), where)
+    check_size(len(said(chat)), where)
     return chat
 
 
@@ -359,7 +286,7 @@ def _parquet_values(path: Path, field: str) -> Iterator[Value]:
 
     # Without pre_buffer Arrow reads page by page, not a whole row group, maybe the whole file.
     with (
-        _broken_file(path, "a parquet file"),
+        broken_file(path, "a parquet file"),
         parquet.ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES) as file,
     ):
         _check_column(field, file.schema_arrow.names, path)

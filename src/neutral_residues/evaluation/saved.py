@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,9 +20,10 @@ from neutral_residues.backbone import (
 from neutral_residues.config.run import RunConfig, load_run
 from neutral_residues.data.tokenise import end_of_text_id
 from neutral_residues.digest import check_digests
-from neutral_residues.errors import UserError, first_line
+from neutral_residues.errors import UserError
 from neutral_residues.methods.wider_tables import widen_tables
 from neutral_residues.results.run_folder import RunFolder
+from neutral_residues.tuner.saved_adapter import CONFIG, adapter_config, load_adapter
 from neutral_residues.vocabulary.vocabulary import FILE as VOCABULARY
 from neutral_residues.vocabulary.vocabulary import Vocabulary, load_vocabulary
 
@@ -70,7 +70,7 @@ def load_saved(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Sa
     config = load_run(run.config) if run.config.is_file() else None
     weights, device = run.extension if config else folder, pick_device()
     check_digests(weights)
-    is_adapter = (weights / "adapter_config.json").is_file()
+    is_adapter = (weights / CONFIG).is_file()
     if config is None and not is_adapter:
         allowed = "a folder with adapter_config.json or run.yaml"
         raise UserError(f"{folder} is not an extension", allowed=allowed, do="check the path")
@@ -78,7 +78,11 @@ def load_saved(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Sa
         do = f"finish it: neutral extend {run.config}"
         raise UserError(f"the run in {folder} has no extension yet", do=do)
     dtype = dtype or _measured_dtype(config, device)
-    name = _backbone_name(weights) if is_adapter else config.model  # type: ignore[union-attr]
+    if is_adapter:
+        adapter = adapter_config(weights)
+        name, has_own_tokens = adapter.base_model_name_or_path, getattr(adapter, "new_tokens", 0)
+    else:
+        name, has_own_tokens = config.model, 0  # type: ignore[union-attr]
     has_tokenizer = (weights / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(str(weights) if has_tokenizer else name)
     own_tokenizer, vocabulary = tokenizer, None
@@ -89,10 +93,10 @@ def load_saved(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Sa
     reference = None
     if is_adapter:
         backbone = _backbone(name, config, dtype, device)
-        if vocabulary and not _has_own_tokens(weights):
+        if vocabulary and not has_own_tokens:
             widen_tables(backbone, vocabulary.size)
             reference = _backbone(name, config, dtype, device)
-        model: nn.Module = _load_adapter(weights, backbone)
+        model: nn.Module = load_adapter(backbone, weights)
     else:
         model = on_device(load_backbone(str(weights), dtype=torch.float32), device)
         reference = _backbone(name, config, dtype, device)
@@ -108,38 +112,6 @@ def _measured_dtype(config: RunConfig | None, device: torch.device) -> torch.dty
     width = load_config(config.model, **config.hub_options).get_text_config().hidden_size
     bf16 = computes_in_bf16(config.training, device, hidden_size=width)
     return frozen_precision(config.training, bf16=bf16).dtype
-
-
-def _has_own_tokens(extension: Path) -> bool:
-    config = PeftConfig.from_pretrained(str(extension))
-    return bool(getattr(config, "new_tokens", 0))
-
-
-def _backbone_name(extension: Path) -> str:
-    """The backbone that an adapter folder names."""
-    file = extension / "adapter_config.json"
-    try:
-        name = PeftConfig.from_pretrained(str(extension)).base_model_name_or_path
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"cannot read {file}", got=first_line(error)) from error
-    if not isinstance(name, str) or not name:
-        raise UserError(
-            f"base_model_name_or_path in {file}",
-            got=str(name),
-            allowed="a folder or a name on the Hub",
-            do="set it to the backbone that was extended",
-        )
-    return name
-
-
-def _load_adapter(extension: Path, backbone: nn.Module) -> nn.Module:
-    try:
-        return PeftModel.from_pretrained(backbone, str(extension))
-    except UserError:
-        raise
-    except Exception as error:  # safetensors and PEFT raise types of their own for damaged files
-        what, do = f"cannot load the adapter in {extension}", "save or fetch it again"
-        raise UserError(what, got=first_line(error), do=do) from error
 
 
 def _backbone(

@@ -11,7 +11,6 @@ adapter: their output is linear in one matrix of each layer, which is multiplied
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -20,6 +19,7 @@ from neutral_residues.config.run import RunConfig, load_run
 from neutral_residues.digest import check_digests
 from neutral_residues.errors import UserError
 from neutral_residues.results.run_folder import RunFolder
+from neutral_residues.tuner.saved_adapter import load_adapter
 
 LINEAR_IN = ("lora_B", "down")
 """Names of the modules that hold a matrix in which a LoRA update or an adapter is linear."""
@@ -47,7 +47,7 @@ def scale_finetuned(model: PreTrainedModel, config: RunConfig, *, made_from: str
 def scale_adapter(model: PreTrainedModel, config: RunConfig, *, made_from: str) -> nn.Module:
     """The backbone with the extension of a finished run, scaled; nothing trains. A UserError as in
     `_extension`."""
-    extended = PeftModel.from_pretrained(model, str(_extension(config, made_from)))
+    extended = load_adapter(model, _extension(config, made_from))
     for name, parameter in extended.named_parameters():
         parts = name.split(".")
         if "default" in parts and not set(LINEAR_IN).isdisjoint(parts):

@@ -6,22 +6,21 @@ A path is a record or a benchmark (JSON), the output folder of a run, or the fol
 repository are (`recipes/pack_records.py`). No numbers here.
 """
 
-import gzip
-import json
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from neutral_residues.config.comparison import CELLS, COMPARISON
+from neutral_residues.data.lines import iter_lines, iter_objects
 from neutral_residues.errors import UserError
-from neutral_residues.files import disk_errors
+from neutral_residues.files import check_plain, disk_errors
 from neutral_residues.results.base import part_in
 from neutral_residues.results.benchmark import Benchmark, is_benchmark, read_benchmark
 from neutral_residues.results.record import Failure, Record
 from neutral_residues.results.store import read_failure, read_record
 
 RECORD, FAILURE, RUN = "record.json", "failure.json", "run.yaml"
+MOST_PACKED_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -91,16 +90,15 @@ def _item(origin: str, read: Record | Failure) -> Found | Unfinished:
 
 def _packed(file: Path) -> Iterator[Found | Unfinished]:
     """A comparison in one file: a line for each record or failure, with its path."""
-    try:
-        with disk_errors(file):
-            lines = gzip.decompress(file.read_bytes()).decode("utf-8").splitlines()
-        entries = [json.loads(line) for line in lines]
-    except (EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{file} is not a packed comparison", got=str(error)) from error
-    for entry in entries:
-        schema: type[Record | Failure] = Failure if entry["path"].endswith(FAILURE) else Record
-        read = part_in(schema, entry["content"], f"{entry['path']} in {file}", "record")
-        yield _item(f"{file.name}/{entry['path']}", read)
+    for where, entry in iter_objects(iter_lines(file, at_most=MOST_PACKED_BYTES)):
+        check_plain(entry, where)
+        path = entry.get("path")
+        if not isinstance(path, str) or "content" not in entry:
+            what, got = f"{where} is not of a packed comparison", ", ".join(entry) or "{}"
+            raise UserError(what, got=got, allowed='{"path": ..., "content": ...}')
+        schema: type[Record | Failure] = Failure if path.endswith(FAILURE) else Record
+        read = part_in(schema, entry["content"], f"{path} in {file}", "record")
+        yield _item(f"{file.name}/{path}", read)
 
 
 def _files(path: Path) -> Iterator[Path]:

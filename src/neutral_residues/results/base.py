@@ -6,17 +6,16 @@
 A file without a digest is not checked: somebody edited it and deleted it.
 """
 
-import json
 import math
 from pathlib import Path
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
 
 from neutral_residues.config.base import checked
 from neutral_residues.digest import short_hash
 from neutral_residues.errors import UserError
-from neutral_residues.files import disk_errors, write_json
+from neutral_residues.files import read_json, write_json
 
 
 class Part(BaseModel):
@@ -74,14 +73,7 @@ def write_part(path: Path, part: Part) -> None:
 def read_part(schema: type[Schema], path: Path | str, what: str) -> Schema:
     """The part in the JSON file at `path`; `what` is what messages call the file ("record"). A
     UserError if there is no such file, it is not JSON (or was cut short), or as `part_in`."""
-    with disk_errors(path):
-        raw = Path(path).read_bytes()
-    try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
-    except ValueError as error:
-        do = "if it was cut short while being copied, copy it again"
-        raise UserError(f"{what} {path} is not whole JSON", got=str(error), do=do) from error
-    return part_in(schema, value, path, what)
+    return part_in(schema, read_json(Path(path), what), path, what)
 
 
 def part_in(schema: type[Schema], value: Any, path: Path | str, what: str) -> Schema:
@@ -100,7 +92,3 @@ def part_in(schema: type[Schema], value: Any, path: Path | str, what: str) -> Sc
         do = "copy it again, or make it again; if it was edited on purpose, delete its digest"
         raise UserError(f"{what} {path} is damaged: its {DIGEST} is of other contents", do=do)
     return checked(schema, fields, file=path)
-
-
-def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a JSON number")

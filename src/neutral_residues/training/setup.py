@@ -44,7 +44,7 @@ from neutral_residues.evaluation.chat import check_prompts, read_prompts
 from neutral_residues.evaluation.generate import check_prompt
 from neutral_residues.evaluation.possible import Pieces
 from neutral_residues.evaluation.windows import Windows
-from neutral_residues.files import disk_errors
+from neutral_residues.files import read_text
 from neutral_residues.methods.table import Method, find_method
 from neutral_residues.methods.token_starts import StartRows
 from neutral_residues.methods.wider_tables import start_rows, widen_tables
@@ -345,8 +345,7 @@ def _check_context(config: RunConfig, model_config: PretrainedConfig) -> None:
 def _prepare_chats(tokenizer: PreTrainedTokenizerBase, data: DataSettings) -> None:
     """Give the tokenizer the run's chat template; a UserError for chats without one."""
     if data.chat_template:
-        with disk_errors(data.chat_template):
-            tokenizer.chat_template = data.chat_template.read_text(encoding="utf-8")
+        tokenizer.chat_template = read_text(data.chat_template)
     if any(corpus.chat for corpus in data.corpora):
         chat_template(tokenizer)
 

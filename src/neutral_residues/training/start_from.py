@@ -13,6 +13,7 @@ from neutral_residues.config.run import RunConfig
 from neutral_residues.digest import check_digests
 from neutral_residues.errors import UserError
 from neutral_residues.results.run_folder import RunFolder
+from neutral_residues.tuner.saved_adapter import CONFIG, adapter_config
 from neutral_residues.vocabulary.vocabulary import Vocabulary, load_vocabulary
 
 ELSEWHERE = {"base_model_name_or_path", "revision", "inference_mode", "peft_version"}
@@ -36,7 +37,7 @@ class Start:
         run = RunFolder(given)
         weights = run.extension if run.config.is_file() else given
         check_digests(weights)
-        if not (weights / "adapter_config.json").is_file():
+        if not (weights / CONFIG).is_file():
             allowed = "an extension folder, or the output folder of a finished run"
             do = "finish that run, or check the path"
             if (weights / "config.json").is_file():
@@ -51,10 +52,7 @@ class Start:
 
     @cached_property
     def _settings(self) -> PeftConfig:
-        try:
-            return PeftConfig.from_pretrained(str(self.weights))
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"cannot read {self.weights / 'adapter_config.json'}") from error
+        return adapter_config(self.weights)
 
     def check(self, model: nn.Module, adapter: str) -> None:
         """A UserError unless the extension attached to `model` is of the same kind and size."""

@@ -88,7 +88,7 @@ def test_examples_beside_a_file(tmp_path: Path) -> None:
     assert (task.most_fewshot, task.config["fewshot_split"]) == (5, "examples")
     assert task.key != alone.key
     write(tmp_path / "x_en.examples.jsonl", PAIR, PAIR)
-    with pytest.raises(UserError, match=r"x_en.examples.jsonl line 1 has another form"):
+    with pytest.raises(UserError, match=r"x_en.examples.jsonl, line 1 has another form"):
         file_task(file, "x_en")
     pairs = file_task(write(tmp_path / "y_en.jsonl", PAIR, PAIR, PAIR), "y_en")
     assert pairs.most_fewshot == 0
@@ -100,11 +100,12 @@ def test_examples_beside_a_file(tmp_path: Path) -> None:
         (b"", "too few items in .*; got 0 items"),
         (json.dumps(CHOICE).encode(), "got 1 items"),
         (b'{"text": "a"}\n' * 2, "line 1 is not an item of a task; got text; allowed: query, ch"),
-        (json.dumps([CHOICE, CHOICE]).encode() + b"\n[]", "line 1 is not an item"),
-        (json.dumps([CHOICE], indent=1).encode(), "line 1 is not JSON; .*allowed: JSON lines"),
-        (json.dumps(CHOICE).encode() + b"\n{", "line 2 is not JSON"),
+        (json.dumps([CHOICE, CHOICE]).encode() + b"\n[]", "line 1: not an object; got list"),
+        (json.dumps([CHOICE], indent=1).encode(), "line 1: not JSON; .*allowed: one object per"),
+        (json.dumps(CHOICE).encode() + b"\n{", "line 2: not JSON"),
+        (b"[" * 100_000, "line 1: not JSON"),
         (json.dumps(CHOICE).encode() + b"\n" + json.dumps(PAIR).encode(), "line 2 has another fo"),
-        (b"\xff\xfe", "is damaged"),
+        (b"\xff\xfe", "line 1: not UTF-8"),
     ],
 )
 def test_bad_files(tmp_path: Path, content: bytes, message: str) -> None:
@@ -124,10 +125,17 @@ def test_bad_folders(tmp_path: Path) -> None:
     packed = gzip.compress(json.dumps(PAIR).encode() * 99)
     for wrong in (packed[:-20], packed[:30] + packed[40:]):
         (tmp_path / "mine.fr.jsonl.gz").write_bytes(wrong)
-        with pytest.raises(UserError, match="is damaged"):
+        with pytest.raises(UserError, match="is broken or cut short"):
             read_items(tmp_path / "mine.fr.jsonl.gz")
     with pytest.raises(UserError, match="is not a folder"):
         task_files(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no tasks in .*NAME_LANG.jsonl"):
         task_files(tmp_path / "empty")
+
+
+def test_a_small_file_that_unpacks_to_a_large_one(tmp_path: Path) -> None:
+    items = f"{json.dumps(CHOICE)}\n".encode() * 10_000
+    (tmp_path / "x_en.jsonl.gz").write_bytes(gzip.compress(items) * 200)
+    with pytest.raises(UserError, match="is too large to be what it should be"):
+        read_items(tmp_path / "x_en.jsonl.gz")

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from neutral_residues.digest import file_digest, from_cache
 from neutral_residues.errors import UserError
-from neutral_residues.files import disk_errors, write_text
+from neutral_residues.files import disk_errors, read_json, write_text
 from neutral_residues.results.base import Part, read_part, write_part
 from neutral_residues.results.record import TaskScore
 
@@ -80,7 +80,7 @@ def weights_key(folder: Path, backbone: str, revision: str | None = None) -> str
     config = folder / "adapter_config.json"
     with disk_errors(folder):
         if config.is_file():
-            thresholds = json.loads(config.read_text(encoding="utf-8")).get("thresholds")
+            thresholds = read_json(config, "adapter configuration").get("thresholds")
             if thresholds:
                 digest.update(json.dumps(thresholds, sort_keys=True).encode())
         for path in sorted(folder.glob("*.safetensors")):

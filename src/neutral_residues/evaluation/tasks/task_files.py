@@ -17,14 +17,11 @@ their order, so that a limit takes those that lm-eval takes; minimal pairs, whic
 construction, are shuffled with a fixed seed, so that it takes a fair sample.
 """
 
-import gzip
-import json
 import random
 import re
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
+from neutral_residues.data.lines import iter_lines, iter_objects
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.tasks.item_forms import FORMS, LETTERS, MINIMAL_PAIR, Form, form_of
 from neutral_residues.evaluation.tasks.local_task import (
@@ -40,6 +37,7 @@ SHIPPED = Path(__file__).parent / "data"
 FILE = re.compile(r"\w+[._][a-z]{2,3}\.jsonl(\.gz)?")
 LANGUAGE = re.compile(r"[-_]([a-z]{2,3})$")
 SEED = 0
+MOST_BYTES = 2**26
 
 
 def file_task(file: Path, name: str, *, form: Form | None = None) -> LocalTask:
@@ -66,7 +64,7 @@ def file_task(file: Path, name: str, *, form: Form | None = None) -> LocalTask:
 
 def read_items(file: Path, form: Form | None = None) -> tuple[Form, list[Item]]:
     """All items of a file and the form that they have; arguments and errors as of `file_task`."""
-    found = list(_parsed(file))
+    found = list(iter_objects(iter_lines(file, at_most=MOST_BYTES)))
     if len(found) < 2:
         got, do = f"{len(found)} items", "name another file"
         raise UserError(f"too few items in {file}", got=got, allowed="two or more", do=do)
@@ -122,29 +120,3 @@ def _form_at(where: str, item: Item) -> Form:
 def _kept(item: Item, form: Form) -> Item:
     """What the form needs, and whatever else is text; anything else could not be a column."""
     return {key: v for key, v in item.items() if key in form.fields or isinstance(v, str)}
-
-
-def _parsed(file: Path) -> Iterator[tuple[str, Item]]:
-    """Every item, and where it stands."""
-    for number, line in enumerate(_lines(file), start=1):
-        if not line.strip():
-            continue
-        where = f"{file} line {number}"
-        try:
-            item = json.loads(line)
-        except ValueError as error:
-            allowed = "JSON lines, one item a line"
-            raise UserError(f"{where} is not JSON", got=str(error), allowed=allowed) from error
-        if not isinstance(item, dict):
-            allowed = 'an object, {"query": ..., ...}'
-            raise UserError(f"{where} is not an item", got=line.strip()[:60], allowed=allowed)
-        yield where, item
-
-
-def _lines(path: Path) -> Iterator[str]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with disk_errors(path), opened(path, "rt", encoding="utf-8-sig") as file:
-            yield from file
-    except (EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged", got=str(error), do="fetch it again") from error

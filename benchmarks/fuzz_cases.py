@@ -1,0 +1,506 @@
+"""What is fuzzed: for each kind of input good files, damaged ones, and the command that reads them.
+
+A kind is two functions: `prepare` writes good files into a folder, which will be the working folder
+of the command, and `damage` changes some of them.
+"""
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+from mutations import (
+    as_json,
+    damaged_bytes,
+    damaged_gzip,
+    damaged_safetensors,
+    damaged_value,
+    other_text,
+    pickled_call,
+    strange_json,
+    strange_yaml,
+)
+from neutral_residues.config.base import to_yaml
+from neutral_residues.config.run import make_run
+from neutral_residues.demo.run import DEMO_DATA as DATA
+from neutral_residues.digest import DIGESTS, write_digests
+from neutral_residues.results.calibration import Calibration, write_calibration
+from neutral_residues.results.promise import CalibratedSet, Promise
+from neutral_residues.results.run_folder import RunFolder
+from neutral_residues.run import save_extension
+from neutral_residues.training.setup import Setup
+from neutral_residues.tuner.gates import extension_digest, gates, set_thresholds
+from neutral_residues.tuner.thresholds import Thresholds
+from neutral_residues.vocabulary.vocabulary import FILE as VOCABULARY
+from neutral_residues.vocabulary.vocabulary import VocabularyFile
+
+ROOT = Path(__file__).resolve().parents[1]
+ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+EXTENSIONS: dict[str, dict[str, Any]] = {
+    "neutral": {},
+    "neutral-paper": {"method": "neutral-paper"},
+    "lora": {"method": "lora"},
+    "vocabulary": {"vocabulary": {"size": 8, "keep": "unseen"}, "budget": 0.25},
+}
+PROMPT = "Il y avait"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One command, on input that is good or damaged."""
+
+    arguments: tuple[str, ...]  # of `neutral`
+    writes: tuple[str, ...] = ()  # folders that it may write into, besides the cache
+    original: Path | None = None  # an extension: what is loaded instead must give its logits
+
+
+class Materials:
+    """Good files, made when first asked for: the demo's backbone, texts, runs and extensions."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.backbone = DATA / "backbone"
+
+    @cached_property
+    def documents(self) -> dict[str, list[str]]:
+        """Language -> the beginnings of some documents."""
+        return {name: _beginnings(DATA / f"{name}.train.jsonl.gz") for name in ("fr", "en")}
+
+    @cached_property
+    def texts(self) -> dict[str, Path]:
+        """The same as files."""
+        return {name: write_lines(self.folder, name, it) for name, it in self.documents.items()}
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """A run file with every key."""
+        return yaml.safe_load(to_yaml(make_run(self.settings())))
+
+    def settings(self, **changes: Any) -> dict[str, Any]:
+        """What a short run file holds."""
+        train = [
+            {"name": name, "role": role, "path": str(self.texts[name])}
+            for name, role in (("fr", "target"), ("en", "source"))
+        ]
+        return {
+            "model": str(self.backbone),
+            "output": "out",
+            "data": {"train": train, "block_tokens": 32, "cache": "cache", "held_out_share": 0.2},
+            "training": {"steps": 4, "batch_rows": 2},
+            "evaluation": {"prompts": [PROMPT]},
+        } | changes
+
+    @cached_property
+    def extensions(self) -> dict[str, Path]:
+        """Method -> an extension folder, as a run leaves it."""
+        return {name: self._extension(name, it) for name, it in EXTENSIONS.items()}
+
+    def _extension(self, name: str, changes: dict[str, Any]) -> Path:
+        setup = Setup.of(make_run(self.settings(**changes)))
+        model, folder = setup.model().eval(), self.folder / name
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in (it for it in model.parameters() if it.requires_grad):
+                parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
+        save_extension(model, folder)
+        if setup.vocabulary:
+            setup.vocabulary.save(folder)
+        else:
+            setup.tokenizer.save_pretrained(folder)
+        write_digests(folder)
+        return folder
+
+    @cached_property
+    def calibrated(self) -> Path:
+        """An extension with a promise."""
+        from neutral_residues.evaluation.saved import load_saved
+
+        folder = Path(shutil.copytree(self.extensions["neutral"], self.folder / "calibrated"))
+        saved = load_saved(folder)
+        weights, values = extension_digest(saved.model), dict.fromkeys(gates(saved.model), 0.5)
+        set_thresholds(saved.model, Thresholds("cut", values, weights, over=4))
+        save_extension(saved.model, folder)
+        share: dict[str, Any] = dict.fromkeys(("loss", "trained_loss", "exact_share"), 0.01)
+        text = CalibratedSet(
+            name="en", key="k", group_by=None, num_documents=40, num_tuning_units=10, num_units=30,
+            trained_exact_share=0.9, **share,
+        )  # fmt: skip
+        promise = Promise(
+            kind="tokens", at_most=0.01, confidence=0.95, form="cut", over=4, dial=0.01,
+            sets=[text], training_text_checked=True,
+        )  # fmt: skip
+        scores = {"en": {16: [0.1, 0.2, 0.5], 64: [0.2, 0.3]}}
+        write_calibration(folder, Calibration(weights=weights, promise=promise, scores=scores))
+        return folder
+
+
+def _beginnings(file: Path) -> list[str]:
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        return [json.loads(line)["text"][:400] for line, _ in zip(lines, range(40), strict=False)]
+
+
+def write_lines(folder: Path, name: str, texts: list[str]) -> Path:
+    """Documents as JSON lines."""
+    file = folder / f"{name}.jsonl"
+    lines = [json.dumps({"text": text, "book": "a"}, ensure_ascii=False) for text in texts]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+def _strange_places(folder: Path) -> None:
+    """What paths in damaged files may point to, besides what every machine has."""
+    (folder / "folder").mkdir()
+    os.mkfifo(folder / "fifo")
+    (folder / "canary.py").write_text("open('canary', 'w')\nROW = C = None\n")
+
+
+# ---- run files and comparisons ----
+
+
+def _prepare_run(rng: random.Random, folder: Path, materials: Materials) -> Case:
+    _strange_places(folder)
+    (folder / "run.yaml").write_text(yaml.safe_dump(materials.run, sort_keys=False))
+    return Case(("describe", "run.yaml"), ("out", "cache"))
+
+
+def _damage_run(rng: random.Random, folder: Path, case: Case) -> Case:
+    file = folder / "run.yaml"
+    if rng.random() < 0.9:
+        return _damage_yaml(file, rng, case)
+    lines = strange_yaml(file.read_text(), rng).replace("\0", "").splitlines() or ["="]
+    override = rng.choice(lines).strip().replace(": ", "=", 1).encode("utf-8", "replace").decode()
+    return replace(case, arguments=(*case.arguments, override.lstrip("-")))
+
+
+def _prepare_comparison(rng: random.Random, folder: Path, materials: Materials) -> Case:
+    _strange_places(folder)
+    values = {
+        "runs": ["run.yaml"],
+        "output": "out",
+        "methods": ["finetune", {"method": "lora", "label": "L", "set": {"budget": 0.1}}],
+        "budgets": [0.2], "learning_rate_factors": [0.5, 1], "source_shares": [0.1],
+        "seeds": [0, 1], "set": {"training.steps": 2}, "jobs": 1, "keep_weights": False,
+    }  # fmt: skip
+    (folder / "run.yaml").write_text(yaml.safe_dump(materials.settings()))
+    (folder / "compare.yaml").write_text(yaml.safe_dump(values))
+    return Case(("compare", "compare.yaml", "--plan"), ("out", "cache"))
+
+
+def _damage_comparison(rng: random.Random, folder: Path, case: Case) -> Case:
+    return _damage_yaml(folder / rng.choice(("run.yaml", *["compare.yaml"] * 4)), rng, case)
+
+
+def _damage_yaml(file: Path, rng: random.Random, case: Case) -> Case:
+    text = file.read_text(encoding="utf-8")
+    values, change = yaml.safe_load(text), rng.randrange(8)
+    if change < 4:
+        data = yaml.dump(damaged_value(values, rng), sort_keys=False).encode("utf-8", "replace")
+    elif change < 6:
+        data = strange_yaml(text, rng).encode("utf-8", "replace")
+    else:
+        data = other_text(text, rng) if change == 6 else damaged_bytes(text.encode(), rng)
+    file.write_bytes(data)
+    return replace(case, writes=(*case.writes, *_named_folders(data)))
+
+
+def _named_folders(data: bytes) -> list[str]:
+    """Those that a run file says are to be written into."""
+    try:
+        values = yaml.safe_load(data)
+        found = [values.get("output"), values["data"].get("cache")]
+    except Exception:  # then it is no run file
+        return []
+    return [it for it in found if isinstance(it, str)]
+
+
+# ---- extensions ----
+
+GENERATE = ("generate", "extension", PROMPT, "--max-new-tokens", "4")
+
+
+def _prepare_adapter(rng: random.Random, folder: Path, materials: Materials) -> Case:
+    original = materials.extensions[rng.choice(tuple(EXTENSIONS))]
+    return _copied(original, folder, materials, rng)
+
+
+def _prepare_vocabulary(rng: random.Random, folder: Path, materials: Materials) -> Case:
+    return _copied(materials.extensions["vocabulary"], folder, materials, rng)
+
+
+def _copied(original: Path, folder: Path, materials: Materials, rng: random.Random) -> Case:
+    shutil.copytree(original, folder / "extension")
+    arguments: tuple[str, ...] = GENERATE
+    if rng.random() < 0.2:
+        text = f"target:fr={materials.texts['fr']}"
+        arguments = ("evaluate", "extension", "--set", text, "--context", "32")
+    return Case(arguments, original=original)
+
+
+def _damage_adapter(rng: random.Random, folder: Path, case: Case) -> Case:
+    extension = folder / "extension"
+    if rng.random() < 0.3:
+        (extension / DIGESTS).unlink()
+    change, weights = rng.randrange(10), extension / ADAPTER
+    if change < 5:
+        weights.write_bytes(damaged_safetensors(weights.read_bytes(), rng))
+    elif change < 8:
+        _damage_json(extension / CONFIG, rng)
+    elif change == 8:
+        files = [it for it in extension.iterdir() if it.suffix == ".json" and it.name != CONFIG]
+        _damage_json(rng.choice(sorted(files)), rng)
+    else:
+        _exchange_files(extension, weights, rng)
+    return case
+
+
+def _damage_json(file: Path, rng: random.Random) -> None:
+    text = file.read_text(encoding="utf-8")
+    change = rng.randrange(10)
+    if change < 7:
+        data = as_json(damaged_value(json.loads(text), rng)).encode("utf-8", "replace")
+    elif change == 7:
+        data = strange_json(text, rng).encode()
+    else:
+        data = damaged_bytes(text.encode(), rng) if change == 8 else other_text(text, rng)
+    file.write_bytes(data)
+
+
+def _exchange_files(extension: Path, weights: Path, rng: random.Random) -> None:
+    """A file that is missing, a folder, a pipe, a device, another one, or a pickle."""
+    file = rng.choice(sorted(extension.iterdir()))
+    change, content = rng.randrange(6), weights.read_bytes()
+    if change == 5:
+        weights.unlink()
+        (extension / "adapter_model.bin").write_bytes(pickled_call("canary"))
+        return
+    file.unlink()
+    if change == 1:
+        file.mkdir()
+    elif change == 2:
+        os.mkfifo(file)
+    elif change == 3:
+        file.symlink_to(rng.choice(("/dev/zero", "/dev/null", file.name, "/")))
+    elif change == 4:
+        file.write_bytes(content)
+
+
+def _damage_vocabulary(rng: random.Random, folder: Path, case: Case) -> Case:
+    file = folder / "extension" / VOCABULARY
+    _damage_json(file, rng)
+    if rng.random() < 0.5:  # by somebody who knows how its digest is made
+        with contextlib.suppress(ValueError):
+            write_part(file, VocabularyFile.model_validate(without))
+    return case
+
+
+def _prepare_calibration(rng: random.Random, folder: Path, materials: Materials) -> Case:
+    shutil.copytree(materials.calibrated, folder / "extension")
+    return Case(("monitor", "extension", str(materials.texts["en"])))
+
+
+def _damage_calibration(rng: random.Random, folder: Path, case: Case) -> Case:
+    extension = folder / "extension"
+    if rng.random() < 0.7:
+        _damage_json(extension / "calibration.json", rng)
+        return case
+    values = json.loads((extension / CONFIG).read_text())
+    damaged = damaged_value({"thresholds": values["thresholds"]}, rng)
+    (extension / CONFIG).write_bytes(as_json(values | damaged).encode("utf-8", "replace"))
+    return case
+
+
+# ---- records ----
+
+PACK = "pack.jsonl.gz"
+
+
+def _prepare_record(rng: random.Random, folder: Path, materials: Materials) -> Case:
+    docs, name = ROOT / "docs", "record.json"
+    change = rng.randrange(5)
+    if change == 0:
+        name = PACK
+        whole = gzip.decompress((docs / "comparisons" / "languages.jsonl.gz").read_bytes())
+        (folder / name).write_bytes(gzip.compress(b"".join(whole.splitlines(True)[:3]), mtime=0))
+    else:
+        sources = sorted(docs.glob("benchmarks/*.json" if change == 1 else "records/*.json"))
+        shutil.copy(rng.choice(sources), folder / name)
+    return Case(("report", name, "--output", "out"), ("out",))
+
+
+def _damage_record(rng: random.Random, folder: Path, case: Case) -> Case:
+    if not (pack := folder / PACK).is_file():
+        _damage_json(folder / "record.json", rng)
+    elif rng.random() < 0.5:
+        pack.write_bytes(damaged_gzip(pack.read_bytes(), rng))
+    else:
+        lines = gzip.decompress(pack.read_bytes()).splitlines()
+        number = rng.randrange(len(lines))
+        damaged = damaged_value({"": json.loads(lines[number])}, rng).get("", [])
+        lines[number] = as_json(damaged).encode("utf-8", "replace")
+        pack.write_bytes(gzip.compress(b"\n".join(lines), mtime=0))
+    return case
+
+
+# ---- texts ----
+
+
+def _prepare_corpus(rng: random.Random, folder: Path, materials: Materials) -> Case:
+    suffix = rng.choice((".txt", ".jsonl", ".jsonl.gz", ".txt.gz", ".jsonl.zst", ".parquet"))
+    rows = [{"text": text, "book": n} for n, text in enumerate(materials.documents["fr"])]
+    file = folder / f"fr{suffix}"
+    file.write_bytes(_corpus_bytes(suffix, rows))
+    values = materials.settings()
+    values["data"]["train"][0]["path"] = file.name
+    (folder / "run.yaml").write_text(yaml.safe_dump(values))
+    return Case(("describe", "run.yaml"), ("cache",))
+
+
+def _corpus_bytes(suffix: str, rows: list[Any]) -> bytes:
+    if suffix == ".parquet":
+        return _parquet_bytes([row["text"] for row in rows])
+    if suffix.startswith(".txt"):
+        text = "\n\n".join(str(row["text"]) for row in rows)
+    else:
+        text = "\n".join(map(as_json, rows))
+    return _packed(suffix, text.encode("utf-8", "surrogatepass"))
+
+
+def _parquet_bytes(column: list[Any], name: str = "text") -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.table({name: column}), file)
+    return file.getvalue()
+
+
+def _packed(suffix: str, data: bytes) -> bytes:
+    if suffix.endswith(".gz"):
+        return gzip.compress(data, mtime=0)
+    if suffix.endswith(".zst"):
+        import zstandard
+
+        return zstandard.compress(data)
+    return data
+
+
+def _unpacked(suffix: str, data: bytes) -> bytes:
+    if suffix.endswith(".gz"):
+        return gzip.decompress(data)
+    if suffix.endswith(".zst"):
+        import zstandard
+
+        return zstandard.decompress(data)
+    return data
+
+
+def _damage_corpus(rng: random.Random, folder: Path, case: Case) -> Case:
+    (file,) = folder.glob("fr.*")
+    suffix, data = file.name.removeprefix("fr"), file.read_bytes()
+    if suffix == ".parquet":
+        file.write_bytes(_damaged_parquet(data, rng))
+        return case
+    text, change = _unpacked(suffix, data), rng.randrange(4)
+    if change == 0:
+        lines = text.splitlines()
+        number = rng.randrange(len(lines))
+        if "json" in suffix:
+            damaged = damaged_value({"": json.loads(lines[number])}, rng).get("", [])
+            lines[number] = as_json(damaged).encode("utf-8", "replace")
+        else:
+            lines[number] *= 10_000
+        data = _packed(suffix, b"\n".join(lines))
+    elif change == 1:
+        data = _packed(suffix, other_text(text.decode(), rng))
+    elif change == 2:
+        data = _packed(suffix, damaged_bytes(text, rng))
+    else:
+        data = damaged_gzip(data, rng) if suffix.endswith(".gz") else damaged_bytes(data, rng)
+    file.write_bytes(data)
+    return case
+
+
+def _damaged_parquet(data: bytes, rng: random.Random) -> bytes:
+    columns: tuple[list[Any], ...] = (
+        [["a list"]] * 10,
+        [b"\xff not UTF-8"] * 10,
+        [None] * 10,
+        [1.5] * 10,
+        [{"a": 1}],
+        [],
+        ["x" * 2**20] * 2000,  # one string in the file
+        ["y" * 2**25],
+    )
+    if rng.random() < 0.7:
+        return damaged_bytes(data, rng)
+    return _parquet_bytes(rng.choice(columns), rng.choice(("text", "text", "t")))
+
+
+FORMS: tuple[dict[str, Any], ...] = (
+    {"query": "The cat sat on", "choices": ["the mat", "a cloud"], "gold": 0},
+    {"query": "", "choices": ["A cat sat.", "Sat a cat."], "gold": 0},
+    {"letter_query": "A. a\nB. b\nAnswer:", "query": "q", "choices": ["a", "b"], "gold": 1},
+    {"context_options": ["He", "She"], "continuation": "was there", "gold": 0},
+    {"context": "The cat sat on the", "continuation": "mat"},
+    {"good": "The cats sit.", "bad": "The cats sits.", "uid": "number"},
+)
+
+
+def _prepare_tasks(rng: random.Random, folder: Path, materials: Materials) -> Case:
+    shutil.copytree(materials.extensions["neutral"], folder / "extension")
+    file = folder / rng.choice(("mine_fr.jsonl", "mine_fr.jsonl.gz"))
+    form = rng.choice(FORMS)
+    file.write_bytes(_packed(file.suffix, "\n".join([as_json(form)] * 4).encode()))
+    where = f"{'letters-' if 'letter_query' in form else ''}file:{file.name}"
+    arguments = ("evaluate", "extension", "--tasks", where, "--limit", "2")
+    return Case(arguments, (str(RunFolder(Path("extension")).tasks),))
+
+
+def _damage_tasks(rng: random.Random, folder: Path, case: Case) -> Case:
+    (file,) = folder.glob("mine_fr.*")
+    data = file.read_bytes()
+    text, change = _unpacked(file.suffix, data).decode(), rng.randrange(6)
+    if change < 3:
+        lines = text.splitlines()
+        damaged = damaged_value({"": json.loads(lines[-1])}, rng).get("", [])
+        text = "\n".join([*lines[:-1], as_json(damaged)])
+        data = _packed(file.suffix, text.encode("utf-8", "replace"))
+    elif change == 3:
+        data = _packed(file.suffix, damaged_bytes(text.encode(), rng))
+    elif change == 4:
+        other = rng.choice((other_text(text, rng), strange_json(text, rng).encode()))
+        data = _packed(file.suffix, other)
+    else:
+        data = damaged_gzip(data, rng) if file.suffix == ".gz" else damaged_bytes(data, rng)
+    file.write_bytes(data)
+    return case
+
+
+class Kind(NamedTuple):
+    """One kind of input."""
+
+    prepare: Callable[[random.Random, Path, Materials], Case]
+    damage: Callable[[random.Random, Path, Case], Case]
+
+
+KINDS = {
+    "run-files": Kind(_prepare_run, _damage_run),
+    "comparisons": Kind(_prepare_comparison, _damage_comparison),
+    "adapters": Kind(_prepare_adapter, _damage_adapter),
+    "vocabularies": Kind(_prepare_vocabulary, _damage_vocabulary),
+    "calibrations": Kind(_prepare_calibration, _damage_calibration),
+    "records": Kind(_prepare_record, _damage_record),
+    "corpora": Kind(_prepare_corpus, _damage_corpus),
+    "tasks": Kind(_prepare_tasks, _damage_tasks),
+}

@@ -1,0 +1,63 @@
+"""Saved adapters of any method that PEFT knows, read as files that somebody else may have written.
+
+    config = adapter_config(folder)          checked: what it names and what its folder holds
+    model = load_adapter(backbone, folder)   the backbone with it
+
+Nothing in an adapter is code, and nothing of it is looked for elsewhere: PEFT would ask the Hub for
+weights that a folder lacks, and unpack a pickle. Its configuration is data: a size in it fills no
+memory before the weights are there that have it.
+"""
+
+import warnings
+from pathlib import Path
+
+from peft import PeftConfig, PeftModel
+from torch import nn
+
+from neutral_residues.errors import UserError, first_line
+from neutral_residues.files import check_holds_files, read_json
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def adapter_config(folder: Path) -> PeftConfig:
+    """The configuration of the adapter in `folder`.
+
+    Raises:
+        UserError: if the folder holds no weights, or what is no file, or the configuration is
+            damaged, names no backbone, or has settings that PEFT would ignore.
+    """
+    check_holds_files(folder)
+    file = folder / CONFIG
+    read_json(file, "adapter configuration")
+    if not (folder / WEIGHTS).is_file():
+        what, do = f"no {WEIGHTS} in {folder}", "save or fetch the extension again"
+        raise UserError(what, got="no weights, or old ones that are a pickle", do=do)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Unexpected keyword arguments")
+            config = PeftConfig.from_pretrained(str(folder))
+    except Exception as error:  # whatever wrong types lead to
+        raise UserError(f"cannot read {file}", got=first_line(error)) from error
+    name = config.base_model_name_or_path
+    if not isinstance(name, str) or not name:
+        raise UserError(
+            f"base_model_name_or_path in {file}",
+            got=str(name),
+            allowed="a folder or a name on the Hub",
+            do="set it to the backbone that was extended",
+        )
+    return config
+
+
+def load_adapter(backbone: nn.Module, folder: Path) -> PeftModel:
+    """The backbone with the adapter in `folder`; a UserError for one that is damaged, or was made
+    for another backbone."""
+    adapter_config(folder)
+    try:
+        return PeftModel.from_pretrained(backbone, str(folder), low_cpu_mem_usage=True)
+    except UserError:
+        raise
+    except Exception as error:  # safetensors and PEFT raise types of their own for damaged files
+        what, do = f"cannot load the adapter in {folder}", "save or fetch it again"
+        raise UserError(what, got=first_line(error), do=do) from error
