@@ -4,7 +4,6 @@ A kind is two functions: `prepare` writes good files into a folder, which will b
 of the command, and `damage` changes some of them.
 """
 
-import contextlib
 import gzip
 import io
 import json
@@ -43,7 +42,6 @@ from neutral_residues.training.setup import Setup
 from neutral_residues.tuner.gates import extension_digest, gates, set_thresholds
 from neutral_residues.tuner.thresholds import Thresholds
 from neutral_residues.vocabulary.vocabulary import FILE as VOCABULARY
-from neutral_residues.vocabulary.vocabulary import VocabularyFile
 
 ROOT = Path(__file__).resolve().parents[1]
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -107,7 +105,9 @@ class Materials:
         return {name: self._extension(name, it) for name, it in EXTENSIONS.items()}
 
     def _extension(self, name: str, changes: dict[str, Any]) -> Path:
-        setup = Setup.of(make_run(self.settings(**changes)))
+        settings = self.settings(**changes)
+        settings["data"]["cache"] = str(self.folder / "cache")
+        setup = Setup.of(make_run(settings))
         model, folder = setup.model().eval(), self.folder / name
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
@@ -131,6 +131,7 @@ class Materials:
         weights, values = extension_digest(saved.model), dict.fromkeys(gates(saved.model), 0.5)
         set_thresholds(saved.model, Thresholds("cut", values, weights, over=4))
         save_extension(saved.model, folder)
+        saved.tokenizer.save_pretrained(folder)
         share: dict[str, Any] = dict.fromkeys(("loss", "trained_loss", "exact_share"), 0.01)
         text = CalibratedSet(
             name="en", key="k", group_by=None, num_documents=40, num_tuning_units=10, num_units=30,
@@ -142,6 +143,7 @@ class Materials:
         )  # fmt: skip
         scores = {"en": {16: [0.1, 0.2, 0.5], 64: [0.2, 0.3]}}
         write_calibration(folder, Calibration(weights=weights, promise=promise, scores=scores))
+        write_digests(folder)
         return folder
 
 
@@ -249,8 +251,8 @@ def _copied(original: Path, folder: Path, materials: Materials, rng: random.Rand
 
 def _damage_adapter(rng: random.Random, folder: Path, case: Case) -> Case:
     extension = folder / "extension"
-    if rng.random() < 0.3:
-        (extension / DIGESTS).unlink()
+    if rng.random() < 0.5:
+        case = _without_digests(extension, case)
     change, weights = rng.randrange(10), extension / ADAPTER
     if change < 5:
         weights.write_bytes(damaged_safetensors(weights.read_bytes(), rng))
@@ -262,6 +264,19 @@ def _damage_adapter(rng: random.Random, folder: Path, case: Case) -> Case:
     else:
         _exchange_files(extension, weights, rng)
     return case
+
+
+def _without_digests(extension: Path, case: Case) -> Case:
+    """As other programs save an extension: then damage to its numbers cannot be seen."""
+    (extension / DIGESTS).unlink()
+    return replace(case, original=None)
+
+
+def _drop_digest(file: Path) -> None:
+    """By somebody who wants a file to be read."""
+    values = json.loads(file.read_text(encoding="utf-8"))
+    values.pop("digest", None)
+    file.write_text(json.dumps(values), encoding="utf-8")
 
 
 def _damage_json(file: Path, rng: random.Random) -> None:
@@ -297,11 +312,9 @@ def _exchange_files(extension: Path, weights: Path, rng: random.Random) -> None:
 
 def _damage_vocabulary(rng: random.Random, folder: Path, case: Case) -> Case:
     file = folder / "extension" / VOCABULARY
+    _drop_digest(file)
     _damage_json(file, rng)
-    if rng.random() < 0.5:  # by somebody who knows how its digest is made
-        with contextlib.suppress(ValueError):
-            write_part(file, VocabularyFile.model_validate(without))
-    return case
+    return _without_digests(folder / "extension", case)
 
 
 def _prepare_calibration(rng: random.Random, folder: Path, materials: Materials) -> Case:
@@ -311,7 +324,9 @@ def _prepare_calibration(rng: random.Random, folder: Path, materials: Materials)
 
 def _damage_calibration(rng: random.Random, folder: Path, case: Case) -> Case:
     extension = folder / "extension"
+    case = _without_digests(extension, case)
     if rng.random() < 0.7:
+        _drop_digest(extension / "calibration.json")
         _damage_json(extension / "calibration.json", rng)
         return case
     values = json.loads((extension / CONFIG).read_text())
@@ -340,13 +355,17 @@ def _prepare_record(rng: random.Random, folder: Path, materials: Materials) -> C
 
 def _damage_record(rng: random.Random, folder: Path, case: Case) -> Case:
     if not (pack := folder / PACK).is_file():
+        if rng.random() < 0.8:
+            _drop_digest(folder / "record.json")
         _damage_json(folder / "record.json", rng)
     elif rng.random() < 0.5:
         pack.write_bytes(damaged_gzip(pack.read_bytes(), rng))
     else:
         lines = gzip.decompress(pack.read_bytes()).splitlines()
         number = rng.randrange(len(lines))
-        damaged = damaged_value({"": json.loads(lines[number])}, rng).get("", [])
+        entry = json.loads(lines[number])
+        entry["content"].pop("digest", None)
+        damaged = damaged_value({"": entry}, rng).get("", [])
         lines[number] = as_json(damaged).encode("utf-8", "replace")
         pack.write_bytes(gzip.compress(b"\n".join(lines), mtime=0))
     return case

@@ -52,7 +52,7 @@ def test_a_packed_comparison(tmp_path: Path) -> None:
         (b'{"path": 1, "content": {}}', "is not of a packed comparison; got path, content", 1),
         (b"[]", "line 1: not an object", 1),
         (b"[" * 100_000, "line 1: not JSON", 1),
-        (b'{"path": "a/record.json", "content": 3}', "line 1: ", 1),
+        (b'{"path": "a/record.json", "content": 3}', "is not a record of", 1),
         (b'{"path": "\\ud800", "content": 3}', "half a character", 1),
         (bytes(2**25), "a document of over", 1),
         (b" " * 999 + b"\n", "is too large to be", 40_000),
