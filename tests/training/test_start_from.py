@@ -11,9 +11,9 @@ from neutral_residues.config.run import make_run
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.results.record import Record
-from neutral_residues.run import extend
+from neutral_residues.run import extend, save_extension
 from neutral_residues.training.setup import Setup
-from tiny_run import method_values, vocabulary_values
+from tiny_run import NUM_NEW_TOKENS, method_values, vocabulary_values
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +72,28 @@ def test_new_tokens_go_on_too(tmp_path: Path) -> None:
         next(it for it in reversed(first.curve) if "bits_per_byte/en" in it)["bits_per_byte/en"],
         rel=1e-5,
     )
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "message"),
+    [
+        ({"size": NUM_NEW_TOKENS, "keep": "unseen"}, "vocabulary.keep is another .* allowed: scr"),
+        ({"size": NUM_NEW_TOKENS - 1}, "vocabulary.size is another .* got 11; allowed: 12"),
+        ({}, "vocabulary.size is another .* got 0; allowed: 12"),
+    ],
+)
+def test_other_new_tokens_are_refused(
+    vocabulary: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    values = vocabulary_values(tmp_path)
+    setup = Setup.of(make_run(values))
+    weights = tmp_path / "extension"
+    save_extension(setup.model(), weights)
+    assert setup.vocabulary is not None
+    setup.vocabulary.save(weights)
+    assert Setup.of(make_run(further(values, weights))).vocabulary is not None
+    with pytest.raises(UserError, match=message):
+        Setup.of(make_run(further(values, weights, vocabulary=vocabulary)))
 
 
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:

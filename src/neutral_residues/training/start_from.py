@@ -9,12 +9,12 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from neutral_residues.config.run import RunConfig
+from neutral_residues.config.run import RunConfig, VocabularySettings
 from neutral_residues.digest import check_digests
 from neutral_residues.errors import UserError
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.tuner.saved_adapter import CONFIG, adapter_config
-from neutral_residues.vocabulary.vocabulary import Vocabulary, load_vocabulary
+from neutral_residues.vocabulary.vocabulary import FILE, Vocabulary, VocabularyFile, load_vocabulary
 
 ELSEWHERE = {"base_model_name_or_path", "revision", "inference_mode", "peft_version"}
 """What a saved configuration says of where it was made."""
@@ -48,7 +48,21 @@ class Start:
         if made_from != config.model:
             what = f"start_from: {given} extends another model"
             raise UserError(what, got=config.model, allowed=str(made_from), do="set model to it")
+        start._check_vocabulary(config.vocabulary)
         return start
+
+    def _check_vocabulary(self, wanted: VocabularySettings) -> None:
+        """A UserError unless the new tokens are those that the run file asks for."""
+        file = self.weights / FILE
+        there = {"size": 0, "keep": wanted.keep}
+        if file.is_file():
+            found = VocabularyFile.read(file)
+            there = {"size": len(found.new_tokens.tokens), "keep": found.keep}
+        for name, value in there.items():
+            if (got := getattr(wanted, name)) != value:
+                what = f"start_from: vocabulary.{name} is another in {self.given}"
+                do = "give vocabulary as that extension was made"
+                raise UserError(what, got=got, allowed=str(value), do=do)
 
     @cached_property
     def _settings(self) -> PeftConfig:
