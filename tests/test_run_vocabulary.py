@@ -56,9 +56,19 @@ def test_a_run_with_new_tokens(method: str, tmp_path: Path) -> None:
         evaluation_streams(saved, (), without_display, of_backbone=side) for side in (False, True)
     )
     windows = windows_for(saved, None, None)
-    again = evaluate_saved(saved, streams, windows, backbone_streams=own).sets["fr"]
-    assert again.extended_nats == pytest.approx(target.extended_nats, rel=1e-5)
-    assert again.backbone_nats == pytest.approx(target.backbone_nats, rel=1e-5)
+    again = evaluate_saved(saved, streams, windows, backbone_streams=own)
+    assert again.sets["fr"].extended_nats == pytest.approx(target.extended_nats, rel=1e-5)
+    assert again.sets["fr"].backbone_nats == pytest.approx(target.backbone_nats, rel=1e-5)
+    # After a switch, too, the backbone reads its own tokens.
+    switched, in_old = with_tokens.spliced, plain.spliced
+    assert switched is not None
+    assert in_old is not None
+    assert switched.target.backbone_nats == pytest.approx(in_old.target.backbone_nats, rel=1e-5)
+    assert switched.target.num_bytes == pytest.approx(in_old.target.num_bytes)
+    assert again.spliced is not None
+    assert again.spliced.target.extended_nats == pytest.approx(
+        switched.target.extended_nats, rel=1e-5
+    )
     sample = generate_both(
         saved.model,
         saved.tokenizer,

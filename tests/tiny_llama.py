@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from neutral_residues.tuner.config import NeutralResiduesConfig
+from neutral_residues.tuner.embeddings import embeddings_layer
 from neutral_residues.tuner.layer import NeutralResiduesLayer, observe_residues, residue_layers
 from neutral_residues.tuner.neutral import PREFIX
 
@@ -47,6 +48,23 @@ def extended_llama(seed: int = 1, adapter_name: str = "default", **settings: obj
     model = get_peft_model(tiny_llama(), config, adapter_name=adapter_name)
     perturb(model, seed)
     return model.eval()
+
+
+V, NUM_NEW_TOKENS = 64, 12
+"""The backbone's tokens, and those of an extension of its own."""
+
+
+def llama_with_tokens(**settings: Any) -> PeftModel:
+    """New tokens under gates that read the text, about half of them shut."""
+    common = {"gate_reads": "tokens", "new_tokens": NUM_NEW_TOKENS, "new_tokens_rank": 4}
+    model = extended_llama(**(common | settings))
+    layer = embeddings_layer(model)
+    assert layer is not None
+    with torch.no_grad():
+        for reader in layer.readers().values():
+            reader.block_gate.weight.mul_(0.1)
+            reader.block_gate.bias.zero_()
+    return model
 
 
 def token_ids(batch: int = 2, length: int = 12) -> Tensor:

@@ -193,16 +193,13 @@ class _Run:
         )
 
     def _spliced(self, model: nn.Module, reference: nn.Module | None) -> Spliced | None:
-        """Not with new tokens, which are impossible right after a switch: text would be cut
-        otherwise in turns than alone."""
-        if self.setup.vocabulary:
-            return None
         return measure_spliced(
             model,
             self.setup.data.evaluate,
             context_tokens=self.setup.windows.context_tokens,
             num_windows=self.setup.config.evaluation.spliced_windows,
             reference=reference,
+            pieces=self.setup.pieces,
         )
 
     def _validation_sets(self) -> dict[str, EvaluationSet]:

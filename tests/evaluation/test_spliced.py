@@ -1,6 +1,8 @@
 """Spliced text: against a loop over tokens, and gates counted by hand."""
 
 from collections import Counter, defaultdict
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from neutral_residues.evaluation.spliced import measure_spliced
 from neutral_residues.evaluation.sums import ResidueStats
 from neutral_residues.results.spliced import AfterSwitch, Spliced
 from neutral_residues.tuner.layer import observe_residues
-from tiny_llama import extended_llama, tiny_llama
+from tiny_llama import NUM_NEW_TOKENS, V, extended_llama, llama_with_tokens, tiny_llama
 
 T, WINDOWS = 48, 6
 
@@ -47,39 +49,82 @@ class _Rows:
         )
 
 
-@pytest.mark.parametrize("head_rank", [0, 4])
+MODELS = {
+    "layers": lambda: extended_llama(head_rank=0),
+    "layers and head": lambda: extended_llama(head_rank=4),
+    "new tokens": llama_with_tokens,
+}
+PIECES = [[32 + i, 50 - i, 40][: 2 + i % 2] for i in range(NUM_NEW_TOKENS)]
+
+
+def with_new_tokens(stream: TokenStream) -> TokenStream:
+    """Where it is target text, every third token."""
+    places = np.arange(stream.num_tokens)
+    is_new = (places % 3 == 0) & (stream.role == "target")
+    return replace(stream, tokens=np.where(is_new, V + places % NUM_NEW_TOKENS, stream.tokens))
+
+
+def held(row: torch.Tensor) -> list[list[int]]:
+    """Of each token in the extended model's row: the backbone's that it stands for."""
+    return [PIECES[token - V] if token >= V else [token] for token in row.tolist()]
+
+
+def at_first(row: torch.Tensor, logits: torch.Tensor) -> list[float]:
+    """Log probability of each token, then zeros for the others of the backbone's that it holds."""
+    found, scores = [0.0], logits.log_softmax(-1)
+    for t, pieces in enumerate(held(row)):
+        found += [float(scores[t - 1, row[t]])] * (t > 0) + [0.0] * (len(pieces) - 1)
+    return found
+
+
+@pytest.mark.parametrize("kind", MODELS)
 @torch.no_grad()
-def test_against_a_loop_over_tokens(head_rank: int) -> None:
-    model, backbone = extended_llama(head_rank=head_rank), tiny_llama()
+def test_against_a_loop_over_tokens(kind: str) -> None:
+    model, backbone = MODELS[kind](), tiny_llama()
+    pieces = PIECES if kind == "new tokens" else ()
+    texts = [with_new_tokens(s) if pieces else s for s in streams()]
     kept = _Rows(model)
-    found = measured(model)
-    windows = kept.rows[::2]  # extended, then backbone
-    assert len(windows) == WINDOWS
-    nats, since_closed, num_layers = Counter(), defaultdict(list), 2 + (head_rank > 0)
+    size = {"context_tokens": T, "num_windows": WINDOWS}
+    found = measure_spliced(model, texts, **size, pieces=pieces)
+    assert found is not None
+    extended, plain_rows = kept.rows[::2], kept.rows[1::2]
+    assert len(extended) == len(plain_rows) == WINDOWS
+    nats, since_closed, num_new = Counter(), defaultdict(list), 0
     stats = ResidueStats(residue_layers(model))
-    for rows in windows:
-        both, role, since, place = rows[2].tolist(), None, 0, {"source": 0, "target": 0}
-        stats.start(1, T)
+    for padded, plain in zip(extended, plain_rows, strict=True):
+        # The same text, to the last token of the backbone's; what is behind it is padding.
+        rows = []
+        for row, old in zip(padded, plain, strict=True):
+            ends = np.cumsum([len(it) for it in held(row)])
+            rows.append(row[: int(np.flatnonzero(ends == T)[0]) + 1])
+            assert [*chain(*held(rows[-1]))] == old.tolist()
+        stats.start(1, len(rows[2]))
         with observe_residues(stats.layers, stats):
-            spliced = model(input_ids=rows[2:]).logits.log_softmax(-1)[0]
+            spliced = at_first(rows[2], model(input_ids=rows[2][None]).logits[0])
         closed = sum(zero[0].int() for zero in stats.gate_zero_BT.values())
-        alone = dict(zip(place, model(input_ids=rows[:2]).logits.log_softmax(-1), strict=True))
-        plain = backbone(input_ids=rows[2:]).logits.log_softmax(-1)[0]
-        for t, token in enumerate(both):
-            before, role = role, "source" if token < 32 else "target"
-            if role != before:
-                since = int(t > 0)
-            elif since:  # 0 all through the first segment
-                since += 1
+        alone = [at_first(row, model(input_ids=row[None]).logits[0]) for row in rows[:2]]
+        of_backbone = backbone(input_ids=plain[2:]).logits.log_softmax(-1)[0]
+        role, since, t, place = None, 0, -1, [0, 0]
+        for number, tokens in enumerate(held(rows[2])):
+            for token in tokens:
+                t, before, role = t + 1, role, int(token >= 32)
+                if role != before:
+                    since = int(t > 0)
+                    assert t == 0 or len(tokens) == 1  # the first after a switch stands alone
+                elif since:  # 0 all through the first segment
+                    since += 1
+                if since > 1:
+                    nats[role, "tokens"] += 1
+                    nats[role, "spliced"] -= spliced[t]
+                    nats[role, "plain"] -= float(of_backbone[t - 1, token])
+                    nats[role, "alone"] -= alone[role][place[role]]
+                place[role] += 1
             if since:
-                since_closed[role].append((since, int(closed[t])))
-            if since > 1:
-                nats[role, "tokens"] += 1
-                nats[role, "spliced"] -= float(spliced[t - 1, token])
-                nats[role, "plain"] -= float(plain[t - 1, token])
-                nats[role, "alone"] -= float(alone[role][place[role] - 1, token])
-            place[role] += 1
-    for role, result in (("source", found.source), ("target", found.target)):
+                since_closed[role].append((since, int(closed[number])))
+            num_new += len(tokens) > 1
+    assert (num_new >= WINDOWS) == bool(pieces)
+    num_layers = len(stats.layers)
+    for role, result in enumerate((found.source, found.target)):
         assert result.num_tokens == nats[role, "tokens"] > 20
         assert result.extended_nats == pytest.approx(nats[role, "spliced"], rel=1e-4)
         assert result.backbone_nats == pytest.approx(nats[role, "plain"], rel=1e-4)

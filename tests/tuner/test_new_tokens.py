@@ -21,22 +21,11 @@ from neutral_residues.tuner.new_tokens import (
     usual_token_rank,
 )
 from neutral_residues.tuner.routing import BACKBONE, per_request
-from tiny_llama import extended_llama, perturb, saved, tiny_llama, token_ids
+from tiny_llama import NUM_NEW_TOKENS as N
+from tiny_llama import V, llama_with_tokens, perturb, saved, tiny_llama, token_ids
 
-V, N = 64, 12
 SOME_FAMILIES = ("gemma2", "gemma3_text", "gpt2", "llama", "qwen3_moe", "cohere")
 """Capped and scaled logits, scaled embeddings, tied and not, old and new."""
-
-
-def with_tokens(**settings: Any) -> PeftModel:
-    """About half of the gates are shut."""
-    settings = {"gate_reads": "tokens", "new_tokens": N, "new_tokens_rank": 4, **settings}
-    model = extended_llama(**settings)
-    with torch.no_grad():
-        for reader in layer_of(model).readers().values():
-            reader.block_gate.weight.mul_(0.1)
-            reader.block_gate.bias.zero_()
-    return model
 
 
 def layer_of(model: Any) -> EmbeddingsLayer:
@@ -62,7 +51,7 @@ def gates(model: Any) -> Tensor:
 
 
 def test_a_new_token_is_impossible_exactly_where_the_gate_is_shut() -> None:
-    model = with_tokens()
+    model = llama_with_tokens()
     found = logits(model)
     shut = gates(model) == 0
     assert found.shape == (2, 24, V + N)
@@ -73,7 +62,7 @@ def test_a_new_token_is_impossible_exactly_where_the_gate_is_shut() -> None:
 
 
 def test_shut_on_all_of_a_text_is_the_backbone_to_the_bit() -> None:
-    model = with_tokens()
+    model = llama_with_tokens()
     with torch.no_grad():
         layer_of(model).readers()["default"].block_gate.bias.fill_(-100)
     found, backbone = logits(model, token_ids()), logits(tiny_llama(), token_ids())
@@ -82,7 +71,7 @@ def test_shut_on_all_of_a_text_is_the_backbone_to_the_bit() -> None:
 
 
 def test_logits_and_embeddings_by_hand() -> None:
-    model = with_tokens()
+    model = llama_with_tokens()
     seen: dict[str, Tensor] = {}
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda module, args: seen.update(h=args[0]))
@@ -99,7 +88,7 @@ def test_logits_and_embeddings_by_hand() -> None:
 
 
 def test_switched_off_it_is_the_backbone_which_has_no_such_ids() -> None:
-    model = with_tokens()
+    model = llama_with_tokens()
     with model.disable_adapter():
         assert torch.equal(logits(model, token_ids()), logits(tiny_llama(), token_ids()))
         with pytest.raises(UserError, match="no active extension has this token; got 7"):
@@ -109,13 +98,13 @@ def test_switched_off_it_is_the_backbone_which_has_no_such_ids() -> None:
 
 
 def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
-    model = with_tokens()
+    model = llama_with_tokens()
     loaded = PeftModel.from_pretrained(tiny_llama(), str(saved(model, tmp_path))).eval()
     assert torch.equal(logits(loaded), logits(model))
 
 
 def test_one_extension_per_request_has_its_own_tokens() -> None:
-    model = with_tokens()
+    model = llama_with_tokens()
     other = {"width": 8, "gate_reads": "tokens", "new_tokens": 5, "new_tokens_rank": 4}
     model.add_adapter("other", NeutralResiduesConfig(**other))
     perturb(model, 3)
@@ -134,7 +123,7 @@ def test_one_extension_per_request_has_its_own_tokens() -> None:
 
 
 def test_two_at_once_would_share_ids() -> None:
-    model = with_tokens()
+    model = llama_with_tokens()
     other = {"width": 8, "gate_reads": "tokens", "new_tokens": 5, "new_tokens_rank": 4}
     model.add_adapter("other", NeutralResiduesConfig(**other))
     model.base_model.set_adapter(["default", "other"])
@@ -143,7 +132,7 @@ def test_two_at_once_would_share_ids() -> None:
 
 
 def test_generation_goes_token_by_token_as_in_one_pass() -> None:
-    model = with_tokens()
+    model = llama_with_tokens()
     start = mixed_ids()[:1, :6]
     settings = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0, "eos_token_id": None}
     cached = model.generate(input_ids=start, use_cache=True, **settings)
@@ -153,7 +142,7 @@ def test_generation_goes_token_by_token_as_in_one_pass() -> None:
 
 
 def test_the_loss_of_transformers_counts_all_logits() -> None:
-    model = with_tokens(block_gate="none").train()
+    model = llama_with_tokens(block_gate="none").train()
     ids = mixed_ids()
     outputs = model(input_ids=ids, labels=ids)
     flat = outputs.logits[:, :-1].reshape(-1, V + N)
@@ -165,7 +154,7 @@ def test_the_loss_of_transformers_counts_all_logits() -> None:
 
 
 def test_in_training_a_shut_gate_learns_that_a_new_token_follows() -> None:
-    model = with_tokens().train()
+    model = llama_with_tokens().train()
     with torch.no_grad():
         layer_of(model).readers()["default"].block_gate.bias.fill_(-1)
     ids = mixed_ids()

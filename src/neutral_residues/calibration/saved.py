@@ -137,7 +137,7 @@ def target_costs(
     options: dict[str, Any] = {
         "reference": saved.reference,
         "backbone_streams": own,
-        "pieces": saved.vocabulary.pieces if saved.vocabulary else (),
+        "pieces": saved.pieces,
     }
     with under_thresholds(saved.model, None):
         trained = evaluate(saved.model, streams, windows, **options)

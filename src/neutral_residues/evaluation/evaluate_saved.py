@@ -83,7 +83,7 @@ def evaluate_saved(
     on_progress: OnProgress | None = None,
 ) -> Record:
     """Measure backbone and extended model on every text, if there are any, and on the first two
-    in turns, if there are no new tokens; see `evaluate` and `measure_spliced`."""
+    in turns; see `evaluate` and `measure_spliced`."""
     results = {}
     if streams:
         results = evaluate(
@@ -92,7 +92,7 @@ def evaluate_saved(
             windows,
             reference=saved.reference,
             backbone_streams=backbone_streams,
-            pieces=saved.vocabulary.pieces if saved.vocabulary else (),
+            pieces=saved.pieces,
             kl=kl,
             tokenizer=saved.tokenizer,
             on_progress=on_progress,
@@ -101,15 +101,14 @@ def evaluate_saved(
     measured = {"context_tokens": windows.context_tokens, "stride_tokens": windows.stride_tokens}
     settings = run.model_dump(mode="json", include=keys) if run else {}
     key = tokenizer_key(saved.backbone_tokenizer)
-    spliced = None
-    if saved.vocabulary is None:
-        spliced = measure_spliced(
-            saved.model,
-            streams,
-            context_tokens=windows.context_tokens,
-            num_windows=(run.evaluation if run else EvaluationSettings()).spliced_windows,
-            reference=saved.reference,
-        )
+    spliced = measure_spliced(
+        saved.model,
+        streams,
+        context_tokens=windows.context_tokens,
+        num_windows=(run.evaluation if run else EvaluationSettings()).spliced_windows,
+        reference=saved.reference,
+        pieces=saved.pieces,
+    )
     return Record(
         kind="evaluate",
         method=run.method if run else "neutral",

@@ -36,7 +36,7 @@ def possible_stream(
     if layer is None or not layer.can_forbid_tokens:
         return stream
     while (impossible := _impossible(layer, stream, windows)).any():
-        stream = _cut(stream, impossible, layer.first_new_id, pieces)
+        stream = cut_tokens(stream, impossible, layer.first_new_id, pieces)
     return stream
 
 
@@ -52,10 +52,12 @@ def _impossible(layer: EmbeddingsLayer, stream: TokenStream, windows: Windows) -
     return found
 
 
-def _cut(
+def cut_tokens(
     stream: TokenStream, chosen: NDArray[np.bool_], first_new_id: int, pieces: Pieces
 ) -> TokenStream:
     """The stream with these new tokens cut into the backbone's."""
+    if not chosen.any():
+        return stream
     lengths = np.ones(stream.num_tokens, dtype=np.int64)
     numbers = stream.tokens[chosen].astype(np.int64) - first_new_id
     replaced = [pieces[number] for number in numbers.tolist()]

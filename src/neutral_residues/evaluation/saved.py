@@ -21,6 +21,7 @@ from neutral_residues.config.run import RunConfig, load_run
 from neutral_residues.data.tokenise import end_of_text_id
 from neutral_residues.digest import check_digests
 from neutral_residues.errors import UserError
+from neutral_residues.evaluation.possible import Pieces
 from neutral_residues.methods.wider_tables import widen_tables
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.tuner.saved_adapter import CONFIG, adapter_config, load_adapter
@@ -42,6 +43,11 @@ class Saved:
     weights: Path  # the folder that holds the extension
     backbone_name: str  # folder or Hub name
     device: torch.device  # where both models are
+
+    @property
+    def pieces(self) -> Pieces:
+        """For each new token the backbone's tokens of the same text."""
+        return self.vocabulary.pieces if self.vocabulary else ()
 
     @property
     def end_of_text(self) -> int:

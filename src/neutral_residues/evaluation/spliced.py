@@ -5,7 +5,12 @@ going on where it stopped; every other window begins with target text. Both mode
 and the two blocks alone: so a token's nats after a switch stand against those of the same token,
 after the same words of its own language, without the other language between them.
 
-Suffixes: T tokens of a window, L layers.
+Windows, segments and distances are counted in the backbone's tokens. New tokens stand for several
+of them, so an extended model reads the same text in fewer: a new token is cut into the backbone's
+where it would hold a switch or the first token after one, and where the gate makes it impossible
+(`possible.py`). Its nats then stand at the first of its tokens, its gates at the last.
+
+Suffixes: T tokens of a window, U of the extended model's, L layers.
 """
 
 from collections import Counter
@@ -17,11 +22,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from neutral_residues.config.run import SPLICED_TOKENS, Role
 from neutral_residues.data.splicing import segments, splice, starts
 from neutral_residues.data.token_stream import TokenStream
+from neutral_residues.evaluation.evaluate import vocabulary_size
 from neutral_residues.evaluation.inference import as_backbone, inference
+from neutral_residues.evaluation.possible import Pieces, cut_tokens, possible_tokens
 from neutral_residues.evaluation.sums import ResidueStats
 from neutral_residues.losses import next_token_nats
 from neutral_residues.results.spliced import AfterSwitch, GatesSinceSwitch, Spliced
@@ -41,67 +49,149 @@ def measure_spliced(
     context_tokens: int,
     num_windows: int,
     reference: nn.Module | None = None,
+    pieces: Pieces = (),
 ) -> Spliced | None:
     """Measure the first source and the first target set in turns, with at most `num_windows`
-    windows of `context_tokens`; for `reference` see `evaluate`. Chats are not measured so.
+    windows of `context_tokens` of the backbone's tokens; for `reference` and `pieces` see
+    `evaluate`. Chats are not measured so.
 
     Returns:
         None without a set of each role, or where a set or a window is too short.
     """
-    texts = [stream for stream in streams if stream.predicted is None]
-    sets = [next((s for s in texts if s.role == role), None) for role in ROLES]
-    found = [stream for stream in sets if stream is not None]
-    num_windows = min([num_windows, *(stream.num_tokens // context_tokens for stream in found)])
-    if len(found) < len(ROLES) or num_windows == 0 or context_tokens < SPLICED_TOKENS:
+    found = [s for s in streams if s.predicted is None]
+    sets = [next((s for s in found if s.role == role), None) for role in ROLES]
+    first_new_id = vocabulary_size(model) - len(pieces)
+    texts = [_Text.of(s, first_new_id, pieces) for s in sets if s is not None]
+    num_windows = min([num_windows, *(it.stream.num_tokens // context_tokens for it in texts)])
+    if len(texts) < len(ROLES) or num_windows == 0 or context_tokens < SPLICED_TOKENS:
         return None
     stats = ResidueStats(residue_layers(model))
     sums = [_Sums(), _Sums()]
     with inference(model, reference):
         for number in range(num_windows):
-            window = _Window.of(found, number, num_windows, context_tokens)
-            rows = torch.from_numpy(window.rows_3T).to(next(model.parameters()).device)
-            stats.start(*rows.shape)
+            window = _Window.of(texts, number, num_windows, context_tokens)
+            read = _Read.of(model, window, first_new_id, pieces)
+            stats.start(*read.rows_3U.shape)
             with observe_residues(stats.layers, stats):
-                nats_3T = {"extended": _nats(model, rows)}
+                nats_3T = {"extended": read.at_first(_nats(model, read.rows_3U))}
             with as_backbone(model, reference) as backbone:
-                nats_3T["backbone"] = _nats(backbone, rows)
+                nats_3T["backbone"] = _nats(backbone, torch.from_numpy(window.rows_3T))
             for role, of_role in enumerate(sums):
                 of_role.add_nats(window, role, nats_3T)
                 if stats.gated:
-                    closed_LT = torch.stack([zero[2].cpu() for zero in stats.gate_zero_BT.values()])
-                    of_role.add_gates(window, role, closed_LT.numpy())
+                    closed_LU = torch.stack([zero[2].cpu() for zero in stats.gate_zero_BT.values()])
+                    of_role.add_gates(window, role, read.last_U, closed_LU.numpy())
     if not all(of_role.num_tokens for of_role in sums):
         return None
-    source, target = (s.result(stream) for s, stream in zip(sums, found, strict=True))
+    source, target = (s.result(it.stream) for s, it in zip(sums, texts, strict=True))
     size = {"num_windows": num_windows, "context_tokens": context_tokens}
     return Spliced(**size, source=source, target=target)
 
 
 @dataclass(frozen=True)
-class _Window:
-    """One window and the texts that it is made of."""
+class _Text:
+    """A set in the backbone's tokens, and for each of these the extended model's token that holds
+    it."""
 
-    rows_3T: NDArray[np.int64]  # source block, target block, both in turns
+    stream: TokenStream
+    token: Array
+    number: Array  # of that token in its own stream
+    length: Array  # how many of the backbone's it holds
+
+    @classmethod
+    def of(cls, stream: TokenStream, first_new_id: int, pieces: Pieces) -> "_Text":
+        is_new, lengths = stream.tokens >= first_new_id, np.ones(stream.num_tokens, dtype=np.int64)
+        numbers = stream.tokens[is_new].astype(np.int64) - first_new_id
+        lengths[is_new] = [len(pieces[number]) for number in numbers.tolist()]
+        number = np.repeat(np.arange(stream.num_tokens), lengths)
+        cut = cut_tokens(stream, is_new, first_new_id, pieces)
+        return cls(cut, stream.tokens[number], number, lengths[number])
+
+    def block(self, start: int, num_tokens: int) -> Array:
+        """(4, T) so many of the backbone's tokens, then token, number and length of each."""
+        parts = (self.stream.tokens, self.token, self.number, self.length)
+        return np.stack([part[start : start + num_tokens].astype(np.int64) for part in parts])
+
+
+@dataclass(frozen=True)
+class _Window:
+    """One window and the texts that it is made of: three rows, source block, target block, both in
+    turns."""
+
+    blocks_43T: NDArray[np.int64]  # of each row as in `_Text.block`
+    part_3T: NDArray[np.int64]  # tokens with another number are not held by one new token
     role_T: NDArray[np.int64]  # of each token in the third row: 0 source, 1 target
     own_T: NDArray[np.int64]  # where each stands in its own block
     since_T: NDArray[np.int64]  # tokens since the switch, itself included; 0 before the first
 
+    @property
+    def rows_3T(self) -> NDArray[np.int64]:
+        """The backbone's tokens."""
+        return self.blocks_43T[0]
+
     @classmethod
     def of(
-        cls, streams: Sequence[TokenStream], number: int, num_windows: int, context_tokens: int
+        cls, texts: Sequence[_Text], number: int, num_windows: int, context_tokens: int
     ) -> "_Window":
-        blocks = [stream.blocks(context_tokens) for stream in streams]
-        texts = [b[number * len(b) // num_windows].astype(np.int64) for b in blocks]
+        numbers = [number * (it.stream.num_tokens // context_tokens) // num_windows for it in texts]
+        blocks = [
+            text.block(n * context_tokens, context_tokens)
+            for text, n in zip(texts, numbers, strict=True)
+        ]
         segments_T = segments(context_tokens, np.random.default_rng((0, number)))
         first, second = (0, 1) if number % 2 == 0 else (1, 0)
         place_T = np.arange(context_tokens)
         since_T = place_T - np.maximum.accumulate(np.where(starts(segments_T), place_T, 0)) + 1
-        return cls(
-            rows_3T=np.stack([*texts, splice(texts[first], texts[second], segments_T)]),
-            role_T=np.where(segments_T % 2 == 0, first, second),
-            own_T=splice(place_T, place_T, segments_T),
-            since_T=np.where(segments_T == 0, 0, since_T),
-        )
+        since_T = np.where(segments_T == 0, 0, since_T)
+        role_T = np.where(segments_T % 2 == 0, first, second)
+        own_T = splice(place_T, place_T, segments_T)
+        part_3T = np.full((3, context_tokens), -1)
+        part_3T[2] = 2 * segments_T + (since_T == 1)
+        part_3T[role_T, own_T] = part_3T[2]
+        spliced = splice(blocks[first], blocks[second], segments_T)
+        return cls(np.stack([*blocks, spliced], axis=1), part_3T, role_T, own_T, since_T)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The rows of a window in the extended model's tokens."""
+
+    rows_3U: torch.Tensor  # padded behind, where nothing is looked at
+    lengths: list[Array]  # of each row: how many of the backbone's tokens each token holds
+
+    @classmethod
+    def of(cls, model: nn.Module, window: _Window, first_new_id: int, pieces: Pieces) -> "_Read":
+        rows, lengths = [], []
+        for row in range(3):
+            found = _in_own_tokens(window.blocks_43T[:, row], window.part_3T[row])
+            found[1:] = possible_tokens(model, found[:1], found[1:], pieces)
+            rows.append(torch.tensor(found))
+            held = [1 if id < first_new_id else len(pieces[id - first_new_id]) for id in found]
+            lengths.append(np.array(held))
+        return cls(pad_sequence(rows, batch_first=True), lengths)
+
+    def at_first(self, values_3U: Array) -> Array:
+        """(3, T) the value of each token at the first of the backbone's that it holds, else 0."""
+        found_3T = np.zeros((3, self.lengths[0].sum()))
+        for row, lengths in enumerate(self.lengths):
+            found_3T[row, np.cumsum(lengths) - lengths] = values_3U[row, : len(lengths)]
+        return found_3T
+
+    @property
+    def last_U(self) -> Array:
+        """Of each token of the third row: the last of the backbone's that it holds."""
+        return np.cumsum(self.lengths[2]) - 1
+
+
+def _in_own_tokens(block_4T: Array, part_T: Array) -> list[int]:
+    """The extended model's tokens of a row; those that are not whole there are the backbone's."""
+    old_T, token_T, number_T, length_T = block_4T
+    ends = np.flatnonzero(np.diff(number_T) | np.diff(part_T)) + 1
+    found: list[int] = []
+    for place in np.split(np.arange(len(old_T)), ends):
+        is_whole = len(place) == length_T[place[0]]
+        found += token_T[place[:1]].tolist() if is_whole else old_T[place].tolist()
+    return found
 
 
 @dataclass
@@ -122,12 +212,14 @@ class _Sums:
             self.nats[f"{model}_nats"] += of_model[2, here_T].sum()
             self.nats[f"{model}_alone_nats"] += of_model[role, window.own_T[here_T]].sum()
 
-    def add_gates(self, window: _Window, role: int, closed_LT: Array) -> None:
-        """`closed_LT`: whether the gate of each layer is exactly 0 on reading each token."""
+    def add_gates(self, window: _Window, role: int, last_U: Array, closed_LU: Array) -> None:
+        """`closed_LU`: whether the gate of each layer is exactly 0 on reading each token, whose
+        last of the backbone's are `last_U`; any padding follows them."""
+        since_U, role_U = window.since_T[last_U], window.role_T[last_U]
         for since in SINCE:
             first, last = since[0], since[1] or len(window.since_T)
-            here_T = (first <= window.since_T) & (window.since_T <= last)
-            closed = closed_LT[:, here_T & (window.role_T == role)]
+            here_U = (first <= since_U) & (since_U <= last) & (role_U == role)
+            closed = closed_LU[:, : len(last_U)][:, here_U]
             self.num_gates[since] += closed.size
             self.num_closed[since] += int(closed.sum())
 
@@ -152,5 +244,6 @@ class _Sums:
 
 def _nats(model: nn.Module, rows: torch.Tensor) -> Array:
     """(3, T) nats of each token given those before in its row; 0 for the first, which has none."""
+    rows = rows.to(next(model.parameters()).device)
     nats = next_token_nats(model(input_ids=rows, use_cache=False).logits, rows)
     return np.pad(nats.double().cpu().numpy(), ((0, 0), (1, 0)))

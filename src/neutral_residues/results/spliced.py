@@ -38,7 +38,8 @@ class GatesSinceSwitch(PartWithRatios):
 
 class AfterSwitch(PartWithRatios):
     """Tokens of one language after a switch to it, but the first of each segment: that a switch
-    comes cannot be known. Where bytes are needed, a token has as many as in the whole set."""
+    comes cannot be known. They are the backbone's, also where the extended model reads the text in
+    new ones. Where bytes are needed, a token has as many as in the whole set."""
 
     name: str
     """The evaluation set that they are from."""
