@@ -380,6 +380,12 @@ def test_a_calibrated_extension_is_refused(tmp_path: Path) -> None:
         train(tmp_path, mixed_rows(), model=model)
 
 
+def test_label_smoothing_is_refused_where_new_tokens_can_be_impossible(tmp_path: Path) -> None:
+    model = extended_llama(new_tokens=4, new_tokens_rank=2)
+    with pytest.raises(UserError, match=r"label_smoothing_factor: .*got 0\.1"):
+        train(tmp_path, mixed_rows(), model=model, label_smoothing_factor=0.1)
+
+
 # ---- Rows that do not fit ----
 
 

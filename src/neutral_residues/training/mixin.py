@@ -31,6 +31,7 @@ from neutral_residues.training.collator import DomainLabelCollator
 from neutral_residues.training.device_sums import DeviceSums
 from neutral_residues.training.gate_rates import gate_rates
 from neutral_residues.training.local_loss import LocalLossTerm, check_local_loss, local_loss
+from neutral_residues.tuner.embeddings import embeddings_layer
 from neutral_residues.tuner.layer import residue_layers
 
 if TYPE_CHECKING:
@@ -105,6 +106,10 @@ class NeutralResiduesTrainerMixin(_Trainer):
             what = "this extension is calibrated: its thresholds hold for its weights as they are"
             do = "take them away first (neutral calibrate --remove), and calibrate again afterwards"
             raise UserError(what, do=do)
+        embeddings = embeddings_layer(self.model)
+        if self.args.label_smoothing_factor and embeddings and embeddings.can_forbid_tokens:
+            what = "label_smoothing_factor: where a gate is 0, new tokens have probability 0"
+            raise UserError(what, got=self.args.label_smoothing_factor, do="set it to 0")
         if not self._has_local_loss:
             return
         check_local_loss(residue_layers(self.model), self.local_loss)

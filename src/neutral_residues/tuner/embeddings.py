@@ -9,7 +9,6 @@ Suffixes: B rows, T tokens of this pass, W of a window, C 8 numbers of a code, N
 vocabulary.
 """
 
-import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -88,6 +87,11 @@ class EmbeddingsLayer(ModuleBeside):
         """Of all extensions whose gate reads the text, by name."""
         found = {name: self.reader(name) for name in self.known_adapters()}
         return {name: reader for name, reader in found.items() if reader is not None}
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether any extension has new tokens, active or not."""
+        return any(self.tokens(name) for name in self.known_adapters())
 
     @property
     def first_new_id(self) -> int:
@@ -188,12 +192,19 @@ class EmbeddingsLayer(ModuleBeside):
         self._impossible = behind.isinf()
         return torch.cat([logits, behind], dim=-1)
 
-    def after_model(self, model: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
+    def after_model(self, model: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
         """A forward hook of the whole model, where that caps logits: what was -inf is so again."""
-        if self._impossible is not None:
-            impossible = F.pad(self._impossible, (self.first_new_id, 0))
+        if self._impossible is None:
+            return None
+        impossible, self._impossible = F.pad(self._impossible, (self.first_new_id, 0)), None
+        if not isinstance(outputs, tuple):
             outputs.logits = outputs.logits.masked_fill(impossible, -torch.inf)
-        self._impossible = None
+            return None
+        # With return_dict=False, behind the loss where there is one.
+        shapes = [getattr(it, "shape", None) for it in outputs]
+        place = shapes.index(impossible.shape)
+        capped = outputs[place].masked_fill(impossible, -torch.inf)
+        return (*outputs[:place], capped, *outputs[place + 1 :])
 
     def _read(self, embeddings_BTD: Tensor) -> None:
         gates, self._codes = {}, {}
@@ -264,12 +275,11 @@ class EmbeddingsLayer(ModuleBeside):
             decoder.register_forward_hook(self.after_pass),
             model.register_forward_pre_hook(self.before_head, with_kwargs=True),
         ]
-        if head is None or not any(self.tokens(name) for name in self.known_adapters()):
+        if head is None or not self.has_tokens:
             return
         self._hooks.append(head.register_forward_hook(self.after_head))
         if getattr(text_config(model), "final_logit_softcapping", None):
             self._hooks.append(model.register_forward_hook(self.after_model))
-        model.loss_function = of_any_width(model.loss_function)
 
     def unwatch(self) -> None:
         """Take the hooks away."""
@@ -307,20 +317,6 @@ def piece_means(pieces: Sequence[Sequence[int]], rows_of: Callable[[Tensor], Ten
     sums = rows.new_zeros(len(pieces), rows.shape[1])
     sums.index_add_(0, torch.arange(len(pieces)).repeat_interleave(lengths), rows)
     return sums / lengths[:, None]
-
-
-def of_any_width(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A loss function of Transformers, whose models tell it the number of logits from their
-    configuration, and which believes them, told what there are."""
-    if getattr(loss, "is_of_any_width", False):
-        return loss
-
-    @functools.wraps(loss)
-    def told(logits: Tensor, labels: Tensor, vocab_size: int, *args: Any, **kwargs: Any) -> Tensor:
-        return loss(logits, labels, logits.shape[-1], *args, **kwargs)
-
-    told.is_of_any_width = True  # type: ignore[attr-defined]
-    return told
 
 
 def _stored(cache: Cache, name: str) -> CodesLayer | None:

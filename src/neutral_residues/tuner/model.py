@@ -48,6 +48,7 @@ from neutral_residues.tuner.head import (
     usual_rank,
 )
 from neutral_residues.tuner.layer import AnyAdapter, NeutralResiduesLayer, residue_layers
+from neutral_residues.tuner.logit_width import forget_width, tell_width
 from neutral_residues.tuner.neutral import (
     PREFIX,
     GateChoice,
@@ -257,12 +258,15 @@ class NeutralResiduesModel(BaseTuner):
             if isinstance(place, EmbeddingsLayer):
                 decoder = model.get_submodule(name.rpartition(".")[0])
                 place.watch(model, decoder, _output_head(model))
+                if place.has_tokens:
+                    tell_width(model)
                 for layer in residue_layers(model).values():
                     layer.connect(place)
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
         if (layer := embeddings_layer(self.model)) is not None:
             layer.unwatch()
+            forget_width(self.model)
         return super()._unload_and_optionally_merge(*args, **kwargs)
 
     def _replace_module(
