@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import GenerationConfig
 
 from neutral_residues.digest import check_digests
 from neutral_residues.errors import UserError
@@ -14,6 +15,7 @@ from neutral_residues.export.verify import Difference
 from neutral_residues.tuner.config import NeutralResiduesConfig
 from tiny_export import MIXTURE, NEW_TOKENS, calibrated, extended
 from tiny_llama import extended_llama, logits, perturb, tiny_llama
+from tiny_run import byte_tokenizer
 
 
 def test_the_live_model_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,11 +55,30 @@ def test_a_wrong_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert not list(tmp_path.glob("*out*"))
 
 
+def test_generation_ends_at_turns_and_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = Difference("logits", outputs=0.0, cache=0.0, largest=1.0, num_inactive=0)
+    monkeypatch.setattr(module, "compare", lambda *_, **__: exact)
+    model = extended()
+    own = model.generation_config.eos_token_id = [7, 8]
+    tokenizer = byte_tokenizer()
+    for name, given in (("default", None), ("given", 33)):
+        export_model(
+            model, tmp_path / name, to="transformers", tokenizer=tokenizer, end_of_text=given
+        )
+        saved = GenerationConfig.from_pretrained(tmp_path / name).eos_token_id
+        assert saved == [*own, tokenizer.eos_token_id] + ([] if given is None else [given])
+    assert model.generation_config.eos_token_id == own
+
+
 def test_what_is_not_an_extension_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a whole model, not an extension"):
         export_model(tiny_llama(), tmp_path / "out", to="dense")
     with pytest.raises(UserError, match="text has no effect without a tokenizer"):
         export_model(extended_llama(), tmp_path / "out", to="safetensors", text="Bonjour")
+    with pytest.raises(UserError, match="end_of_text has no effect without a tokenizer"):
+        export_model(extended_llama(), tmp_path / "out", to="safetensors", end_of_text=3)
 
 
 def test_of_two_extensions_with_new_tokens_one_can_be_exported(

@@ -294,7 +294,8 @@ def export(
     if not isinstance(saved.model, PeftModel):
         what = f"already a stock model in {RunFolder(folder).extension}"
         raise UserError(what, got=f"method {saved.config.method}" if saved.config else None)
-    files: dict[str, Any] = {"tokenizer": saved.tokenizer, "text": text, "copy": False}
+    files: dict[str, Any] = {"tokenizer": saved.tokenizer, "end_of_text": saved.end_of_text}
+    files |= {"text": text, "copy": False}
     with console.status(f"exporting to {to}, and comparing it in a fresh process"):
         difference = export_model(saved.model, output, to=to, dtype=dtype, **files)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())

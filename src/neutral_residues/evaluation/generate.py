@@ -58,7 +58,7 @@ def generate_both(
         UserError: for an empty prompt, one that does not fit the model's context, a tokenizer
             without a chat template, or a setting out of range.
     """
-    ends = _end_tokens(model, tokenizer, end_of_text)
+    ends = end_tokens(model, tokenizer, end_of_text)
     settings = _settings(ends, tokenizer.pad_token_id, max_new_tokens, temperature, top_p)
     tokenizers = backbone_tokenizer or tokenizer, tokenizer
     own_1T, prompt_1T = (
@@ -98,8 +98,8 @@ def check_prompt(
     return prompt_1T
 
 
-def _end_tokens(model: Any, tokenizer: Any, end_of_text: int | None) -> list[int]:
-    """Every token that ends a turn or a document."""
+def end_tokens(model: Any, tokenizer: Any, end_of_text: int | None) -> list[int]:
+    """Ids of every token that ends a turn or a document; `end_of_text` as in `generate_both`."""
     own = model.generation_config.eos_token_id  # a chat model may have several
     if end_of_text is None:
         end_of_text = find_end_of_text(tokenizer)

@@ -1,7 +1,6 @@
 """From a live extended model to a folder for other programs: complete and verified, or none."""
 
 import copy as copying
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from neutral_residues.digest import write_digests
 from neutral_residues.errors import UserError, first_line, nearest
+from neutral_residues.evaluation.generate import end_tokens
 from neutral_residues.export.formats.table import Format, find_format
 from neutral_residues.export.parts import Parts, extract_parts
 from neutral_residues.export.reference import record_reference
@@ -40,6 +40,7 @@ def export_model(
     dtype: str = "float32",
     tokenizer: PreTrainedTokenizerBase | None = None,
     text: str = "",
+    end_of_text: int | None = None,
     copy: bool = True,
 ) -> Difference:
     """Write the active adapters of `model`, with its backbone where the format has one, and measure
@@ -51,6 +52,8 @@ def export_model(
         dtype: of the stored weights.
         tokenizer: saved with the model; for an extension with new tokens the extended one.
         text: some text on which the gates are open, to compare on; random tokens are tried as well.
+        end_of_text: the token that ends a document, with which generation stops as well; default:
+            see `end_of_text_id`.
         copy: False saves the memory of a second model, and leaves `model` unusable.
 
     Raises:
@@ -59,9 +62,15 @@ def export_model(
     """
     folder, row = Path(folder), find_format(to)
     stored_type = check_target(folder, dtype=dtype)
-    text_ids = _text_ids(text, tokenizer)
+    if tokenizer is None and (text or end_of_text is not None):
+        what = f"{'text' if text else 'end_of_text'} has no effect without a tokenizer"
+        raise UserError(what, do="give both")
+    text_ids = list(tokenizer(text)["input_ids"]) if tokenizer and text else []
     model = _with_stored_weights(_checked(model), stored_type, copy=copy)
     reference, parts = record_reference(model, text_ids), extract_parts(model)
+    if tokenizer is not None:
+        ends = end_tokens(parts.backbone, tokenizer, end_of_text)
+        parts.backbone.generation_config.eos_token_id = ends or None
     row.check(parts)
     reference.check_any_active()
     try:
@@ -86,14 +95,6 @@ def _checked(model: nn.Module) -> PeftModel:
     if not all(parameter.is_floating_point() for parameter in model.parameters()):
         raise UserError("the backbone is quantised", do="load it in float32, and export that")
     return model
-
-
-def _text_ids(text: str, tokenizer: PreTrainedTokenizerBase | None) -> Sequence[int]:
-    if not text:
-        return ()
-    if tokenizer is None:
-        raise UserError("text has no effect without a tokenizer", do="give both")
-    return list(tokenizer(text)["input_ids"])
 
 
 @torch.no_grad()
