@@ -29,14 +29,10 @@ class TokenisedChat(NamedTuple):
 
 
 def chat_template(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The template that renders chats; a UserError if there is none, or the tokenizer cannot tell
-    where its tokens lie in a text."""
+    """The template that renders chats; a UserError if there is none."""
     if not tokenizer.chat_template:
-        do = "take the instruct model, or set data.chat_template"
-        raise UserError("the tokenizer has no chat template, which chats need", do=do)
-    if not tokenizer.is_fast:
-        what, got = "chats need a fast tokenizer", type(tokenizer).__name__
-        raise UserError(what, got=got, allowed="one of the tokenizers library")
+        what = f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template"
+        raise UserError(what, do="take the instruct model, or set data.chat_template")
     return tokenizer.get_chat_template()
 
 
@@ -49,7 +45,11 @@ def chat_encoder(
     tokenizer: "PreTrainedTokenizerBase", end_of_text: int
 ) -> Callable[[Sequence[Chat]], list[TokenisedChat]]:
     """Chats -> the tokens of each; a UserError for one that the template refuses, or renders so
-    that its answers cannot be told."""
+    that its answers cannot be told, and for a tokenizer that cannot tell where its tokens lie in a
+    text."""
+    if not tokenizer.is_fast:
+        what, got = "chats need a fast tokenizer", type(tokenizer).__name__
+        raise UserError(what, got=got, allowed="one of the tokenizers library")
     encode = _by_marks if MARKS.search(chat_template(tokenizer)) else _by_prompts
 
     def with_end(chat: TokenisedChat) -> TokenisedChat:

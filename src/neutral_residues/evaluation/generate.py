@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from neutral_residues.backbone import context_length
-from neutral_residues.data.chat import apply_template
+from neutral_residues.data.chat import apply_template, chat_template
 from neutral_residues.data.tokenise import find_end_of_text
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.inference import as_backbone, inference
@@ -108,11 +108,9 @@ def end_tokens(model: Any, tokenizer: Any, end_of_text: int | None) -> list[int]
 
 
 def _in_chat_template(tokenizer: Any, prompt: str) -> Tensor:
-    if not tokenizer.chat_template:
-        what = f"the tokenizer of {tokenizer.name_or_path} has no chat template"
-        raise UserError(what, do="give plain prompts, or a chat model")
+    options = {"chat_template": chat_template(tokenizer), "add_generation_prompt": True}
+    options |= {"return_tensors": "pt", "return_dict": True}
     messages = [{"role": "user", "content": prompt}]
-    options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
     encoded = apply_template(tokenizer, messages, **options)
     tokens_1T: Tensor = encoded["input_ids"]
     return tokens_1T
