@@ -151,9 +151,10 @@ def test_only_files_of_a_disk_are_read_whole(tmp_path: Path, monkeypatch: Any) -
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"a": ["x\0"]}, "file holds a text with NUL; got 'x.x00'"),
+        ({"a": ["x\0"]}, "file holds a text with NUL: 'x.x00'"),
         ({"\ud800": 1}, "holds half a character"),
-        ([-(10**400)], "holds a number of too many digits; got about 2.1329"),
+        ([float("-inf")], "file holds -inf"),
+        ([-(10**400)], "holds a number of too many digits: about 2.1329"),
     ],
 )
 def test_values_that_no_program_takes(value: Any, message: str) -> None:
@@ -167,6 +168,9 @@ def test_values_that_stand_for_many() -> None:
         many = [many] * 10
     endless: Any = []
     endless.append(endless)
-    for value in (many, endless):
+    deep: Any = 1
+    for _ in range(200):
+        deep = [deep]
+    for value in (many, endless, deep):
         with pytest.raises(UserError, match="holds too many values"):
             check_plain(value, "file")

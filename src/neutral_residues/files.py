@@ -7,6 +7,7 @@ it, flushed to disk, then renamed.
 import errno
 import glob
 import json
+import math
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ MIN_FREE_BYTES = 2**20
 MOST_BYTES = 64 * 2**20
 """Of a file of settings or results: it is read as a whole."""
 MOST_VALUES = 2_000_000
+DEEPEST = 100
 MOST_NUMBER = 10**30
 SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -139,24 +141,33 @@ def _refuse_constant(constant: str) -> NoReturn:
 
 def check_plain(value: Any, what: str, *, with_paths: bool = False) -> None:
     """Raise a UserError for values of JSON or YAML that no program takes, though the format can
-    spell them: half a character, very large numbers, aliases of YAML that stand for more than
-    `MOST_VALUES` values, and NUL in settings, whose texts may be paths (`with_paths`)."""
-    waiting, number = [value], 0
+    spell them: half a character, infinite or very large numbers, aliases of YAML that stand for
+    more than `MOST_VALUES` values, and NUL in settings, whose texts may be paths (`with_paths`)."""
+    waiting, number = [(value, 0)], 0
     while waiting:
-        item, number = waiting.pop(), number + 1
+        (item, depth), number = waiting.pop(), number + 1
+        inside: Any = ()
         if isinstance(item, dict):
-            waiting += [*item, *item.values()]
+            inside = (*item, *item.values())
         elif isinstance(item, list | tuple | set):
-            waiting += item
-        elif isinstance(item, str) and SURROGATES.search(item):
-            raise UserError(f"{what} holds half a character", got=repr(item)[:80])
-        elif isinstance(item, str) and with_paths and "\0" in item:
-            raise UserError(f"{what} holds a text with NUL", got=repr(item)[:80])
-        elif isinstance(item, int) and abs(item) >= MOST_NUMBER:
-            got = f"about 2^{item.bit_length()}"
-            raise UserError(f"{what} holds a number of too many digits", got=got)
-        if number + len(waiting) > MOST_VALUES:
-            raise UserError(f"{what} holds too many values", allowed=f"up to {MOST_VALUES:,}")
+            inside = item
+        elif problem := _unusable(item, with_paths):
+            raise UserError(f"{what} holds {problem}")
+        waiting += ((it, depth + 1) for it in inside)
+        if number + len(waiting) > MOST_VALUES or depth > DEEPEST:
+            allowed = f"up to {MOST_VALUES:,}, {DEEPEST} within each other"
+            raise UserError(f"{what} holds too many values", allowed=allowed)
+
+
+def _unusable(item: Any, with_paths: bool) -> str | None:
+    """Why no program takes that value, if none does."""
+    if isinstance(item, str):
+        if SURROGATES.search(item):
+            return f"half a character: {item[:80]!r}"
+        return f"a text with NUL: {item[:80]!r}" if with_paths and "\0" in item else None
+    if isinstance(item, int) and abs(item) >= MOST_NUMBER:
+        return f"a number of too many digits: about 2^{item.bit_length()}"
+    return f"{item}" if isinstance(item, float) and not math.isfinite(item) else None
 
 
 def write_text(path: Path, text: str) -> None:

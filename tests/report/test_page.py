@@ -2,14 +2,18 @@
 
 import json
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from neutral_residues.report.aggregate import sections
 from neutral_residues.report.load import collect
 from neutral_residues.report.page import render
+from neutral_residues.results.record import Record
 from neutral_residues.results.store import write_record
 from paths import RECORDS
 from synthetic import HOSTILE, make_comparison, make_record, score
@@ -86,6 +90,41 @@ def test_a_hostile_label_stays_text(tmp_path: Path) -> None:
     text = page_of(tmp_path)
     assert "alert('x')</script>" not in text
     assert "\\u003cscript\\u003e" in text  # in the data of a figure
+
+
+EVIL = f"{HOSTILE}<img src=https://evil.example/x onerror=alert(1)>](javascript:alert(2))"
+
+
+def texts(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place of a text in nested lists and dictionaries."""
+    for key in list(value) if isinstance(value, dict) else range(len(value)):
+        if isinstance(value[key], str):
+            yield value, key
+        elif isinstance(value[key], dict | list):
+            yield from texts(value[key])
+
+
+def test_no_text_of_a_record_is_more_than_text(tmp_path: Path) -> None:
+    record = make_comparison(tmp_path / "c") / "cells" / "fr" / "neutral" / "0.001-None-0"
+    value = json.loads((record / "record.json").read_text())
+    value.pop("digest", None)
+    value["sets"] = {f"{EVIL}{name}": found for name, found in value["sets"].items()}
+    changed: list[str] = []
+    for place, key in texts(value):
+        before, place[key] = place[key], f"{EVIL}{len(changed)}"
+        try:
+            Record.model_validate(value)
+            changed.append(str(key))
+        except ValidationError:  # one of a few words
+            place[key] = before
+    assert {"method", "label", "model", "text", "excerpt", "device", "git_commit"} <= {*changed}
+    (tmp_path / "record.json").write_text(json.dumps(value))
+    text = page_of(tmp_path / "record.json")
+    page = Page(text)
+    assert page.tags.count("script") - len(page.data) == 2
+    assert "img" not in page.tags
+    assert [a for a in page.addresses if not a.startswith("#") and a != "data:,"] == []
+    assert "evil.example" in text
 
 
 def test_what_the_page_says(text: str) -> None:

@@ -33,6 +33,9 @@ def test_a_run_is_called_by_its_label_or_its_method() -> None:
         ({"curve": [{"loss": 1.0}]}, 'needs "step"'),
         ({"sets": {"en": {"role": "other"}}}, "role"),
         ({"surprise": 1}, "Extra inputs"),
+        ({"config": {"scaling": 3}}, "scaling is int"),
+        ({"config": {"training": {"learning_rate": "high"}}}, r"training\.learning_rate is str"),
+        ({"config": {"seed": [1]}}, "seed is list"),
     ],
 )
 def test_what_a_record_refuses(values: dict[str, Any], message: str) -> None:

@@ -100,7 +100,7 @@ class Point:
     def share(self) -> float | None:
         """What a finished run has learnt is multiplied by it; None where nothing was scaled."""
         scaling = self.first.config.get("scaling") or {}
-        return scaling["share"] if scaling.get("trained") else None
+        return scaling.get("share") if scaling.get("trained") else None
 
     @property
     def axis(self) -> str:

@@ -95,7 +95,7 @@ def _whole_share(curve: Curve, section: Section) -> list[Point]:
     if curve.points[0].axis != SHARE:
         return []
     scaled = {run.record.config["scaling"]["trained"] for run in curve.points[0].runs}
-    outputs = [(p, {run.record.config["output"] for run in p.runs}) for p in section.points]
+    outputs = [(p, {run.record.config.get("output") for run in p.runs}) for p in section.points]
     return [p for p, theirs in outputs if scaled & theirs]
 
 

@@ -34,7 +34,7 @@ class Part(BaseModel):
 
 class PartWithRatios(Part):
     """A part that stores sums: its JSON also has its ratios (computed fields), and a file whose
-    ratios are not those of its sums is refused."""
+    ratios are not those of its sums, or cannot be computed from them, is refused."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -44,7 +44,12 @@ class PartWithRatios(Part):
         ratios = cls.model_computed_fields
         result = handler({key: entry for key, entry in value.items() if key not in ratios})
         for name in ratios:
-            found, stored = getattr(result, name), value.get(name)
+            try:
+                found, stored = getattr(result, name), value.get(name)
+            except ArithmeticError as error:
+                raise ValueError(f"{name} cannot be computed from the sums: {error}") from error
+            if isinstance(found, float) and not math.isfinite(found):
+                raise ValueError(f"{name} is {found} by the sums")
             if name in value and stored != found and not _is_close(stored, found):
                 raise ValueError(f"{name} is {stored!r}, but the sums give {found!r}")
         return result

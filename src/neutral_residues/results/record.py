@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, Field, field_validator, model_validator
 
+from neutral_residues.config.base import flat
 from neutral_residues.results.base import Part
 from neutral_residues.results.promise import Promise
 from neutral_residues.results.set_result import EvaluationSet, LayerNumber, SetResult
@@ -159,6 +160,20 @@ Point = dict[str, int | float]
 """Numbers measured at one step of training, by name."""
 
 
+NUMBER = (int, float)
+READ_SETTINGS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("label", "model", "revision", "output", "scaling.trained"), (str,)),
+    **dict.fromkeys(("seed", "training.steps", "data.block_tokens"), (int,)),
+    **dict.fromkeys(("context_tokens", "stride_tokens"), (int,)),
+    **dict.fromkeys(("evaluation.context_tokens", "evaluation.stride_tokens"), (int,)),
+    **dict.fromkeys(("budget", "data.source_share", "scaling.share"), NUMBER),
+    "training.learning_rate": NUMBER,
+    **dict.fromkeys(("scaling", "training", "data", "evaluation", "vocabulary"), ()),
+}
+"""Settings that a report reads, and what they are where they are not null; of sections, nothing but
+their keys."""
+
+
 class Record(Part):
     """One run, whole."""
 
@@ -231,6 +246,15 @@ class Record(Part):
         if any("step" not in point for point in curve):
             raise ValueError('every point of the curve needs "step"')
         return curve
+
+    @field_validator("config")
+    @classmethod
+    def _settings_have_their_types(cls, config: dict[str, Any]) -> dict[str, Any]:
+        for key, value in flat(config).items():
+            kinds = READ_SETTINGS.get(key)
+            if kinds is not None and value not in (None, {}) and type(value) not in kinds:
+                raise ValueError(f"{key} is {type(value).__name__}")
+        return config
 
     @field_validator("tasks")
     @classmethod

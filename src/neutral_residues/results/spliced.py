@@ -1,7 +1,9 @@
 """What was measured on text that switches between source and target language: sums, and the ratios
 that people read. No torch."""
 
-from pydantic import Field, computed_field
+from typing import Self
+
+from pydantic import Field, computed_field, model_validator
 
 from neutral_residues.results.base import Part, PartWithRatios
 from neutral_residues.results.set_result import bits_per_byte, rise_percent
@@ -110,6 +112,12 @@ class Spliced(Part):
     """Source text that follows target text."""
     target: AfterSwitch
     """Target text that follows source text."""
+
+    @model_validator(mode="after")
+    def _two_texts(self) -> Self:
+        if self.source.name == self.target.name:
+            raise ValueError("source and target are one text")
+        return self
 
     @property
     def directions(self) -> dict[str, AfterSwitch]:
