@@ -232,9 +232,10 @@ class Tally:
         return f"{fine}, {len(self.failures)} failed; {cost}"
 
 
-def fuzz(kind: str, count: int, seed: int, materials: Materials, keep: Path | None) -> Tally:
+def fuzz(
+    kind: str, count: int, seed: int, materials: Materials, keep: Path | None, tally: Tally
+) -> None:
     """Cases with the seeds from `seed` on; failures are printed as they are found."""
-    tally = Tally()
     for number in range(-1, count):
         with contextlib.ExitStack() as stack:
             name = stack.enter_context(tempfile.TemporaryDirectory(prefix="fuzz-"))
@@ -256,7 +257,6 @@ def fuzz(kind: str, count: int, seed: int, materials: Materials, keep: Path | No
         if found := list(outcome.problems(usual_bytes=tally.usual_bytes)):
             tally.failures.append(f"{kind} --seed {seed + number}: {'; '.join(found)}")
             print(f"  {tally.failures[-1]}", flush=True)
-    return tally
 
 
 def _warm(materials: Materials, kinds: list[str]) -> None:
@@ -294,16 +294,20 @@ def main() -> None:
     vars(plan)["run_trial"] = _no_trial
     space = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, space))  # not the machine's memory
-    with tempfile.TemporaryDirectory(prefix="fuzz-good-") as name:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is done is shown
+    tallies = {kind: Tally() for kind in arguments.kind}
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        tempfile.TemporaryDirectory(prefix="fuzz-good-") as name,
+    ):
         materials = Materials(Path(name))
         _warm(materials, arguments.kind)
-        tallies = {
-            kind: fuzz(kind, arguments.count, arguments.seed, materials, arguments.keep)
-            for kind in arguments.kind
-        }
+        for kind, tally in tallies.items():
+            fuzz(kind, arguments.count, arguments.seed, materials, arguments.keep, tally)
     for kind, tally in tallies.items():
         print(f"{kind:13} {tally.row}")
-    raise SystemExit(1 if any(tally.failures for tally in tallies.values()) else 0)
+    is_done = all(tally.codes.total() == arguments.count for tally in tallies.values())
+    raise SystemExit(1 if not is_done or any(tally.failures for tally in tallies.values()) else 0)
 
 
 if __name__ == "__main__":
