@@ -72,6 +72,27 @@ def test_damage_is_noticed(trained: Path, run: str, file: str) -> None:
             load_saved(trained / run)
 
 
+def test_an_extension_cannot_ask_for_code(
+    extension: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its backbone is a folder with code of its own, which would make a file."""
+    monkeypatch.chdir(tmp_path)
+    file = extension / "adapter_config.json"
+    values = json.loads(file.read_text())
+    backbone = Path(shutil.copytree(values["base_model_name_or_path"], tmp_path / "backbone"))
+    (backbone / "modeling.py").write_text("open('made', 'w').close()\n")
+    code = {"AutoConfig": "modeling.C", "AutoModelForCausalLM": "modeling.M"}
+    config = json.loads((backbone / "config.json").read_text())
+    changes = {"auto_map": code, "model_type": "none of Transformers'", "trust_remote_code": True}
+    (backbone / "config.json").write_text(json.dumps(config | changes))
+    named = {"base_model_name_or_path": str(backbone), "trust_remote_code": True}
+    for settings in (named, {"base_model_name_or_path": str(backbone)}):
+        file.write_text(json.dumps(values | settings))
+        with pytest.raises(UserError):
+            load_saved(extension)
+    assert not (tmp_path / "made").exists()
+
+
 def test_an_extension_saved_by_other_tools_loads(extension: Path) -> None:
     loaded = load_saved(extension)
     assert loaded.config is None
