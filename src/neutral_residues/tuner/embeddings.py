@@ -200,9 +200,8 @@ class EmbeddingsLayer(ModuleBeside):
         if not isinstance(outputs, tuple):
             outputs.logits = outputs.logits.masked_fill(impossible, -torch.inf)
             return None
-        # With return_dict=False, behind the loss where there is one.
-        shapes = [getattr(it, "shape", None) for it in outputs]
-        place = shapes.index(impossible.shape)
+        # With return_dict=False, behind the loss, one number, where there is one.
+        place = 0 if outputs[0].ndim else 1
         capped = outputs[place].masked_fill(impossible, -torch.inf)
         return (*outputs[:place], capped, *outputs[place + 1 :])
 

@@ -240,6 +240,27 @@ def test_new_tokens_keep_the_size_of_the_backbones_tables(tmp_path: Path) -> Non
         assert torch.equal(twice(ids).logits.isneginf(), twice.float()(ids).logits.isneginf())
 
 
+def test_code_that_asks_the_configuration_gets_all_logits(tmp_path: Path) -> None:
+    live, loaded = with_new_tokens(tmp_path, block_gate="none")
+    ids = mixed_ids()
+    settings = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None, "pad_token_id": 0}
+    found = loaded.generate(
+        input_ids=ids, output_scores=True, return_dict_in_generate=True, **settings
+    )
+    scores, expected = (
+        model.compute_transition_scores(found.sequences, found.scores, normalize_logits=True)
+        for model in (loaded, live)
+    )
+    assert (found.sequences[:, ids.shape[1] :] >= V).any()
+    assert torch.equal(scores, expected)
+    settings |= {"repetition_penalty": 1.05}
+    looked_up = loaded.generate(input_ids=ids[:1], prompt_lookup_num_tokens=4, **settings)
+    assert torch.equal(looked_up, loaded.generate(input_ids=ids[:1], **settings))
+    assert loaded.config.vocab_size == V
+    with pytest.raises(ValueError, match="would move the ids"):
+        loaded.resize_token_embeddings(V + N)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_the_loss_counts_new_tokens_and_opens_gates(tmp_path: Path, family: str) -> None:
     exported(extended(family, **NEW_TOKENS), "transformers", tmp_path)
@@ -258,6 +279,9 @@ def test_the_loss_counts_new_tokens_and_opens_gates(tmp_path: Path, family: str)
     with torch.no_grad():
         assert torch.equal(twin(ids).logits, loaded.eval()(ids).logits)
         assert twin(ids).logits[..., V:].isneginf().all()
+        for arguments in ({}, {"labels": ids}):
+            outputs = twin(ids, return_dict=False, **arguments)
+            assert torch.equal(outputs[len(arguments)], twin(ids).logits)
     assert twin.model.new_tokens.reader[0] is twin.model.token_readers[0]
 
 
