@@ -35,6 +35,10 @@ _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 T = TypeVar("T")
 
 
+class DamageError(UserError):
+    """A file is not as it was saved; unlike one that the disk does not let us read."""
+
+
 def short_hash(*parts: object) -> str:
     """32 hexadecimal digits that depend on every part, which JSON can hold, and its position."""
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
@@ -65,7 +69,8 @@ def _is_covered(path: Path) -> bool:
 
 
 def check_digests(folder: Path, *, required: bool = False, do: str | None = None) -> None:
-    """Raise a UserError that names the first file in `folder` that is not as it was saved.
+    """Raise a DamageError that names the first file in `folder` that is not as it was saved, and
+    another UserError where the disk does not let us read it.
 
     Args:
         required: whether a folder without digests is damaged too. Otherwise it is not checked:
@@ -79,7 +84,7 @@ def check_digests(folder: Path, *, required: bool = False, do: str | None = None
     with disk_errors(folder):
         wrong = _first_wrong(folder)
     if wrong is not None:
-        raise UserError(f"{folder} is damaged: {wrong}", do=do)
+        raise DamageError(f"{folder} is damaged: {wrong}", do=do)
 
 
 def _first_wrong(folder: Path) -> str | None:

@@ -1,11 +1,13 @@
 """Only complete checkpoints count."""
 
+import errno
 import shutil
 from pathlib import Path
 
 import pytest
 
 from damage import damages
+from neutral_residues import digest
 from neutral_residues.errors import UserError
 from neutral_residues.training.checkpoints import (
     SUMS,
@@ -60,3 +62,16 @@ def test_only_damaged_ones_are_an_error_and_stay(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         last_checkpoint(tmp_path, on_damaged=refuse)
     assert len(complete_checkpoints(tmp_path)) == 2
+
+
+def test_a_disk_that_fails_is_no_damaged_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    both = [checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)]
+    monkeypatch.setattr(digest, "file_digest", fail)
+    with pytest.raises(UserError, match=r"cannot use .*checkpoint-10; got Input/output error"):
+        last_checkpoint(tmp_path, on_damaged=refuse)
+    assert complete_checkpoints(tmp_path) == both

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from neutral_residues.digest import DIGESTS, check_digests, write_digests
-from neutral_residues.errors import UserError
+from neutral_residues.digest import DIGESTS, DamageError, check_digests, write_digests
 from neutral_residues.files import write_json
 
 SUMS = "sums.json"
@@ -42,17 +41,17 @@ def last_checkpoint(folder: Path, *, on_damaged: Callable[[str], object]) -> Pat
     damaged checkpoints that are newer, once `on_damaged` was told which.
 
     Raises:
-        UserError: if there are only damaged ones; they stay.
+        UserError: if there are only damaged ones, or the disk does not let us read one; they stay.
     """
     for leftover in folder.glob("checkpoint-*"):
         if not (leftover / DIGESTS).is_file():
             shutil.rmtree(leftover)
-    damaged: dict[Path, UserError] = {}
+    damaged: dict[Path, DamageError] = {}
     for checkpoint in reversed(complete_checkpoints(folder)):
         try:
             do = f"no other is left to resume from; delete {folder} to train from the first step"
             check_digests(checkpoint, required=True, do=do)
-        except UserError as error:
+        except DamageError as error:
             damaged[checkpoint] = error
             continue
         for newer, why in damaged.items():
