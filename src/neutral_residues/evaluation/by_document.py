@@ -21,9 +21,8 @@ from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.evaluation.evaluate import last_logits
 from neutral_residues.evaluation.inference import inference
 from neutral_residues.evaluation.windows import Window, Windows
-from neutral_residues.tuner.embeddings import EmbeddingsLayer, embeddings_layer
-from neutral_residues.tuner.gates import AnyGate, gates, observe_gates
-from neutral_residues.tuner.reader import TokenReader
+from neutral_residues.tuner.embeddings import embeddings_layer
+from neutral_residues.tuner.gates import gates, observe_gates, reads_text
 
 OnTokens = Callable[[int], object]
 """Called after each batch with the number of tokens that were done since the last call."""
@@ -103,7 +102,8 @@ def gate_logits(
     windows."""
     own = gates(model, name)
     found_N = {key: np.zeros(stream.num_tokens, dtype=np.float32) for key in own}
-    reader = _only_reader(model, own)
+    # What computes all gates, where one reads the text for all.
+    reader = embeddings_layer(model) if reads_text(model, name) else None
     device = next(model.parameters()).device
     if reader is not None:
         longest = int(np.diff(stream.document_ends, prepend=0).max())
@@ -121,9 +121,3 @@ def gate_logits(
                     found_N[key][first:last] = batch.scored(row, logits_BT).numpy()
             on_tokens(sum(last - first for first, last in batch.places))
     return found_N
-
-
-def _only_reader(model: nn.Module, own: dict[str, AnyGate]) -> EmbeddingsLayer | None:
-    """What computes all gates, where one reads the text for all."""
-    reads = any(isinstance(gate, TokenReader) for gate in own.values())
-    return embeddings_layer(model) if reads else None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from neutral_residues.errors import UserError
 from neutral_residues.tuner.beside import ModuleBeside, modules_beside
-from neutral_residues.tuner.embeddings import BesideEmbeddings
+from neutral_residues.tuner.embeddings import BesideEmbeddings, embeddings_layer
 from neutral_residues.tuner.neutral import Gated
 from neutral_residues.tuner.reader import TokenReader
 from neutral_residues.tuner.thresholds import Thresholds, weights_digest
@@ -49,7 +49,8 @@ def _gate(place: ModuleBeside, name: str) -> AnyGate | None:
 
 def reads_text(model: nn.Module, name: str = "default") -> bool:
     """Whether that extension has one gate, which reads the text."""
-    return any(isinstance(gate, TokenReader) for gate in gates(model, name).values())
+    layer = embeddings_layer(model)
+    return layer is not None and name in layer.readers()
 
 
 def apply_thresholds(model: nn.Module, name: str, saved: dict[str, Any] | None) -> None:
