@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import resource
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +11,7 @@ import pytest
 import zstandard
 
 from neutral_residues.config.run import Corpus
-from neutral_residues.data import lines
+from neutral_residues.data import documents, lines
 from neutral_residues.data.documents import (
     check_not_the_same,
     content_key,
@@ -173,6 +174,23 @@ def test_a_document_that_would_fill_the_memory_is_refused(corpus_of, monkeypatch
     assert "line 2" in refused(corpus_of("a.jsonl", GOOD + b'{"text": "' + b"a" * 200))
     assert "empty line" in refused(corpus_of("a.txt", b"twelve bytes\n" * 20))
     assert len(list(iter_documents(corpus_of("b.txt", b"twelve bytes\n\n" * 20)))) == 20
+
+
+def test_one_stored_text_in_many_rows_fills_no_memory(tmp_path):
+    text, file = "x" * 2**21, tmp_path / "a.parquet"
+    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 200, pa.int32()), pa.array([text]))
+    file.write_bytes(parquet_bytes(text=rows))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    values = documents._parquet_values(file, "text")
+    assert sum(len(value) for value, _ in values) == 200 * len(text)  # 400 MiB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # in KiB
+
+
+def test_a_huge_text_is_refused_before_it_is_unpacked(corpus_of):
+    data = parquet_bytes(text=["x" * (2**24 + 9)], id=[1])
+    assert len(data) < 2**22
+    assert "row group 1: a document of over" in refused(corpus_of("a.parquet", data))
+    assert "row group" in refused(corpus_of("b.parquet", parquet_bytes(text=[["x" * (2**24 + 9)]])))
 
 
 def test_content_key_follows_content_and_settings_only(tmp_path, corpus_of):

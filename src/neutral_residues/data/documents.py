@@ -44,7 +44,8 @@ from neutral_residues.files import SURROGATES, check_is_file, disk_errors
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 ALLOWED_FILES = ".txt, .jsonl (both also as .gz or .zst), .parquet"
-PARQUET_ROWS = 256
+PARQUET_ROWS = 16
+"""Read at once: a file may store a text once that stands in every row."""
 T = TypeVar("T")
 ROLES = ("system", "user", "assistant")
 
@@ -290,10 +291,21 @@ def _parquet_values(path: Path, field: str) -> Iterator[Value]:
         parquet.ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES) as file,
     ):
         _check_column(field, file.schema_arrow.names, path)
+        _check_mean_size(file.metadata, field, path)
         batches = file.iter_batches(PARQUET_ROWS, columns=[field])
-        values = itertools.chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
+        values = itertools.chain.from_iterable(batch.column(0) for batch in batches)
         for number, value in enumerate(values, start=1):
-            yield value, f"{path}, row {number}, column {field!r}"
+            yield value.as_py(), f"{path}, row {number}, column {field!r}"
+
+
+def _check_mean_size(metadata: Any, field: str, path: Path) -> None:
+    """Raise a UserError before a column is unpacked whose texts are too large on average."""
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = map(group.column, range(group.num_columns))
+        own = (it for it in columns if it.path_in_schema.partition(".")[0] == field)
+        size = sum(it.total_uncompressed_size for it in own)
+        check_size(size // max(1, group.num_rows), f"{path}, row group {number + 1}")
 
 
 def _check_column(field: str, columns: Sequence[str], origin: object) -> None:

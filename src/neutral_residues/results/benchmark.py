@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from neutral_residues.files import disk_errors
+from neutral_residues.files import check_is_file, disk_errors
 from neutral_residues.results.base import Part, read_part, write_part
 from neutral_residues.results.record import Provenance
 
@@ -74,6 +74,7 @@ def write_benchmark(path: Path, benchmark: Benchmark) -> None:
 
 def is_benchmark(path: Path) -> bool:
     """Whether the file says that it holds a benchmark."""
+    check_is_file(path)
     with disk_errors(path), path.open("rb") as file:
         return BENCHMARK_FORMAT.encode() in file.read(200)
 
