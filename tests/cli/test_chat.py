@@ -10,7 +10,7 @@ from command_line import Neutral, assert_one_line
 from neutral_residues.evaluation.generate import generate_both
 from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.results.store import read_record
-from tiny_run import byte_tokenizer, run_values, write_run
+from tiny_run import TARGET_WORDS, byte_tokenizer, chat_values, make_chats, run_values, write_run
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}?"
 PROMPTS = ["the cat", "le chat est", "a dog"]
@@ -82,3 +82,18 @@ def test_what_cannot_be_answered_is_refused_before_training(
     refused("longer than the model's context")
     values["evaluation"]["chat"] = str(tmp_path / "none.jsonl")
     refused("none.jsonl")
+
+
+def test_a_set_of_chats_is_told_by_its_messages(tmp_path: Path, neutral: Neutral) -> None:
+    values = chat_values(tmp_path, steps=2)
+    chats = make_chats(tmp_path / "test.jsonl", TARGET_WORDS, chats=5, seed=7)
+    corpus = {"name": "fr", "role": "target", "path": str(chats), "chat": True}
+    values["data"]["evaluate"] = [corpus]
+    del values["data"]["held_out_share"]
+    code, printed = neutral("extend", write_run(tmp_path, values))
+    assert code == 0, printed
+    output = ("--output", tmp_path / "again.json")
+    code, printed = neutral("evaluate", tmp_path / "run", "--set", f"target:fr={chats}", *output)
+    assert code == 0, printed
+    measured, again = (read_record(tmp_path / p) for p in ("run/record.json", "again.json"))
+    assert again.sets["fr"] == measured.sets["fr"]

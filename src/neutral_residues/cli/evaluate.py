@@ -7,6 +7,7 @@ from rich.console import Console
 
 from neutral_residues.cli.tables import print_chat, print_sets, tasks_table
 from neutral_residues.config.run import Corpus, EvaluationSettings
+from neutral_residues.data.documents import as_chats_if_it_holds_them
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.chat import answer_both, check_prompts, read_prompts
 from neutral_residues.evaluation.evaluate_saved import (
@@ -155,10 +156,11 @@ def _answers(
 
 
 def corpus_of(text: str, option: str) -> Corpus:
-    """The text that an option such as --set names by "role:name=file"."""
+    """The text, or the chats, that an option such as --set names by "role:name=file"."""
     role, _, rest = text.partition(":")
     name, separator, path = rest.partition("=")
     if role not in ("source", "target") or not separator or not name or not path:
         allowed = "role:name=file, for example source:wiki=wiki.jsonl.gz"
         raise UserError(option, got=text, allowed=allowed)
-    return Corpus.model_validate({"name": name, "role": role, "path": path})
+    corpus = Corpus.model_validate({"name": name, "role": role, "path": path})
+    return as_chats_if_it_holds_them(corpus)

@@ -22,7 +22,7 @@ they are about, and .zst needs one more package there.
 import functools
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from itertools import starmap
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,6 +80,19 @@ def iter_chats(corpus: Corpus) -> Iterator[Chat]:
     """
     with _naming(corpus), closing(_values(corpus)) as values:
         yield from _counted(starmap(_checked_chat, values), corpus)
+
+
+def as_chats_if_it_holds_them(corpus: Corpus) -> Corpus:
+    """The corpus, with `chat: true` where its first row has no text and has messages, which is how
+    TRL tells a conversational dataset."""
+    chats = Corpus.model_validate(corpus.model_dump(exclude_defaults=True) | {"chat": True})
+    try:
+        next(iter_documents(corpus))
+    except UserError:
+        with suppress(UserError):
+            next(iter_chats(chats))
+            return chats
+    return corpus
 
 
 def said(chat: Chat) -> str:
