@@ -50,6 +50,7 @@ import yaml
 
 import neutral_residues.run
 from neutral_residues.cli import app
+from neutral_residues.training.checkpoints import complete_checkpoints
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -188,7 +189,7 @@ def phase(folder: Path) -> str:
         return "finishing"
     if (run / "extension").exists():
         return "measuring"
-    if list(run.glob("checkpoints/checkpoint-*/complete.json")):
+    if complete_checkpoints(run / "checkpoints"):
         return "training, with a checkpoint"
     return "training, without a checkpoint" if (run / "run.yaml").exists() else "tokenising"
 
