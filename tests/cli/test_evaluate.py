@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from command_line import Neutral, assert_one_line, changed
+from neutral_residues.digest import DIGESTS
 from tiny_run import SOURCE_WORDS, make_backbone, make_text, run_values, write_run
 
 
@@ -111,8 +112,9 @@ def test_bad_saved_folders(tmp_path: Path, finished: Path, neutral: Neutral) -> 
     weights = finished / "extension" / "adapter_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    assert_one_line(neutral("evaluate", finished), "weights in", "damaged")
+    assert_one_line(neutral("evaluate", finished), "adapter_model.safetensors", "damaged")
     weights.write_bytes(whole)
+    (finished / "extension" / DIGESTS).unlink()
 
     config = finished / "extension" / "adapter_config.json"
     values = json.loads(config.read_text())
