@@ -17,6 +17,7 @@ Every failure is printed with the seed that makes it again (`--seed SEED --count
 
 import argparse
 import contextlib
+import faulthandler
 import io
 import os
 import random
@@ -146,6 +147,7 @@ def _act(folder: Path, case: Case, notes: int) -> int:
     tempfile.tempdir = None
     (folder / "tmp").mkdir(exist_ok=True)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    faulthandler.dump_traceback_later(SECONDS - 1)  # where it hangs, before it is ended
     sys.addaudithook(_Watch(folder, case, notes))
     code = _command(case)
     if code == 0 and case.original is not None:

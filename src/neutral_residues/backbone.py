@@ -69,7 +69,9 @@ def load_tokenizer(
     """The tokenizer that belongs to a model."""
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        return AutoTokenizer.from_pretrained(**_location(name), **options)
+        tokenizer = AutoTokenizer.from_pretrained(**_location(name), **options)
+        tokenizer.model_max_length = int(tokenizer.model_max_length)
+        return tokenizer
     except UserError:
         raise
     except Exception as error:  # tokenizers raises bare Exceptions for broken files

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from neutral_residues.errors import UserError
 from neutral_residues.tuner.saved_adapter import CONFIG, WEIGHTS, adapter_config, load_adapter
@@ -108,6 +109,15 @@ def test_settings_that_are_wrong_or_unknown(
 ) -> None:
     change(folder, **values)
     with pytest.raises(UserError, match=message):
+        load_adapter(tiny_llama(), folder)
+
+
+def test_tensors_of_another_type(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    save_file({name: it.bfloat16() for name, it in tensors.items()}, folder / WEIGHTS)
+    assert logits(load_adapter(tiny_llama(), folder)).isfinite().all()
+    save_file({name: it.view(torch.int32) for name, it in tensors.items()}, folder / WEIGHTS)
+    with pytest.raises(UserError, match=r"type of base_model.*; got I32; allowed: F64, F32"):
         load_adapter(tiny_llama(), folder)
 
 

@@ -12,12 +12,14 @@ import warnings
 from pathlib import Path
 
 from peft import PeftConfig, PeftModel
+from safetensors import safe_open
 from torch import nn
 
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.files import check_holds_files, read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+TYPES = ("F64", "F32", "BF16", "F16")
 
 
 def adapter_config(folder: Path) -> PeftConfig:
@@ -55,9 +57,21 @@ def load_adapter(backbone: nn.Module, folder: Path) -> PeftModel:
     for another backbone."""
     adapter_config(folder)
     try:
+        _check_types(folder / WEIGHTS)
         return PeftModel.from_pretrained(backbone, str(folder), low_cpu_mem_usage=True)
     except UserError:
         raise
     except Exception as error:  # safetensors and PEFT raise types of their own for damaged files
         what, do = f"cannot load the adapter in {folder}", "save or fetch it again"
         raise UserError(what, got=first_line(error), do=do) from error
+
+
+def _check_types(weights: Path) -> None:
+    """Raise a UserError unless all tensors are numbers that can be trained: others would be taken
+    as they are, and break the first pass."""
+    with safe_open(weights, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no dictionary
+            kind = file.get_slice(name).get_dtype()
+            if kind not in TYPES:
+                what, allowed = f"type of {name} in {weights}", ", ".join(TYPES)
+                raise UserError(what, got=kind, allowed=allowed, do="save or fetch it again")
