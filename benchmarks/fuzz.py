@@ -18,6 +18,7 @@ Every failure is printed with the seed that makes it again (`--seed SEED --count
 import argparse
 import contextlib
 import faulthandler
+import importlib
 import io
 import os
 import random
@@ -261,19 +262,38 @@ def fuzz(
             print(f"  {tally.failures[-1]}", flush=True)
 
 
-def _warm(materials: Materials, kinds: list[str]) -> None:
-    """Runs each command once in this process, so that forked ones find everything imported."""
-    for kind in kinds:
-        with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
-            folder, here = Path(name), os.getcwd()
-            case = KINDS[kind].prepare(random.Random(0), folder, materials)
-            os.chdir(folder)
-            os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-            try:
-                with contextlib.redirect_stdout(io.StringIO()):
-                    _command(case)
-            finally:
-                os.chdir(here)
+def _prepare(materials: Materials, kinds: list[str]) -> None:
+    """Makes the good files, and imports what the commands need. That runs them once, in a process
+    of its own: one in which PyTorch has computed cannot be forked safely."""
+    imported = materials.folder / "imported"
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for kind in kinds:
+                _run_once(kind, materials)
+            imported.write_text("\n".join(sys.modules))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    for name in imported.read_text().splitlines():
+        with contextlib.suppress(Exception):  # of modules that are made and not imported
+            importlib.import_module(name)
+
+
+def _run_once(kind: str, materials: Materials) -> None:
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
+        folder, here = Path(name), os.getcwd()
+        case = KINDS[kind].prepare(random.Random(0), folder, materials)
+        materials.make()
+        os.chdir(folder)
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                _command(case)
+        finally:
+            os.chdir(here)
 
 
 def _no_trial(*args: Any, **kwargs: Any) -> Any:
@@ -292,7 +312,6 @@ def main() -> None:
     if arguments.keep is not None and (arguments.count, len(arguments.kind)) != (1, 1):
         parser.error("--keep goes with one --kind and --count 1")
     sys.dont_write_bytecode = True
-    torch.set_num_threads(1)
     vars(plan)["run_trial"] = _no_trial
     space = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, space))  # not the machine's memory
@@ -303,7 +322,7 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="fuzz-good-") as name,
     ):
         materials = Materials(Path(name))
-        _warm(materials, arguments.kind)
+        _prepare(materials, arguments.kind)
         for kind, tally in tallies.items():
             fuzz(kind, arguments.count, arguments.seed, materials, arguments.keep, tally)
     for kind, tally in tallies.items():

@@ -104,11 +104,18 @@ class Materials:
         """Method -> an extension folder, as a run leaves it."""
         return {name: self._extension(name, it) for name, it in EXTENSIONS.items()}
 
+    def make(self) -> None:
+        """All of them now; a copy of this object in another process finds them in the folder."""
+        _ = self.texts, self.extensions, self.calibrated
+
     def _extension(self, name: str, changes: dict[str, Any]) -> Path:
+        folder = self.folder / name
+        if folder.is_dir():
+            return folder
         settings = self.settings(**changes)
         settings["data"]["cache"] = str(self.folder / "cache")
         setup = Setup.of(make_run(settings))
-        model, folder = setup.model().eval(), self.folder / name
+        model = setup.model().eval()
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in (it for it in model.parameters() if it.requires_grad):
@@ -126,6 +133,8 @@ class Materials:
         """An extension with a promise."""
         from neutral_residues.evaluation.saved import load_saved
 
+        if (self.folder / "calibrated").is_dir():
+            return self.folder / "calibrated"
         folder = Path(shutil.copytree(self.extensions["neutral"], self.folder / "calibrated"))
         saved = load_saved(folder)
         weights, values = extension_digest(saved.model), dict.fromkeys(gates(saved.model), 0.5)

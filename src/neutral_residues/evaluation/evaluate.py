@@ -24,10 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
+from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from neutral_residues.backbone import context_length
+from neutral_residues.config.base import one_line
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.breakdown import breakdown
@@ -156,15 +158,18 @@ class _Scorer:
         known, explained = self.backbone_nats, None
         if by_token and self.tokenizer:
             explained = breakdown(by_token, stream, self.tokenizer)
-        return SetResult(
-            **dict(evaluation_set(stream, own)),
-            backbone_nats=sums.backbone_nats if known is None else known[stream.name],
-            extended_nats=sums.extended_nats,
-            kl_nats=sums.kl_nats,
-            num_neutral_tokens=sums.num_neutral_tokens if self.stats.gated else None,
-            layers=sums.layer_results(self.stats, stream.num_predicted),
-            breakdown=explained,
-        )
+        try:
+            return SetResult(
+                **dict(evaluation_set(stream, own)),
+                backbone_nats=sums.backbone_nats if known is None else known[stream.name],
+                extended_nats=sums.extended_nats,
+                kl_nats=sums.kl_nats,
+                num_neutral_tokens=sums.num_neutral_tokens if self.stats.gated else None,
+                layers=sums.layer_results(self.stats, stream.num_predicted),
+                breakdown=explained,
+            )
+        except ValidationError as error:  # finite losses of weights that are far too large
+            raise one_line(error, SetResult, file=f"measured on {stream.name}") from error
 
     def _nats_of_backbone(self, own: TokenStream) -> float:
         """Of the same text in its own tokens."""
