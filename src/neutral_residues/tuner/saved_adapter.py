@@ -11,6 +11,7 @@ memory before the weights are there that have it.
 import warnings
 from pathlib import Path
 
+import torch
 from peft import PeftConfig, PeftModel
 from safetensors import safe_open
 from torch import nn
@@ -58,7 +59,10 @@ def load_adapter(backbone: nn.Module, folder: Path) -> PeftModel:
     adapter_config(folder)
     try:
         _check_types(folder / WEIGHTS)
-        return PeftModel.from_pretrained(backbone, str(folder), low_cpu_mem_usage=True)
+        # Nothing is allocated before tensors are there to fill it; beside weights in fewer bits
+        # PEFT would then leave the adapter in theirs.
+        is_float32 = next(backbone.parameters()).dtype == torch.float32
+        return PeftModel.from_pretrained(backbone, str(folder), low_cpu_mem_usage=is_float32)
     except UserError:
         raise
     except Exception as error:  # safetensors and PEFT raise types of their own for damaged files
