@@ -222,6 +222,14 @@ def locked(lock: Path, *, on_wait: Callable[[], None]) -> Iterator[None]:
         held.release()  # the file stays: to remove it would let two others in at once
 
 
+def flush_files(folder: Path) -> None:
+    """Have the disk hold every file in `folder`, subfolders included."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to fill that becomes `path` when the block ends well, and vanishes when it does not;
@@ -237,10 +245,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     with disk_errors(path):
-        for file in partial.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
+        flush_files(partial)
         if path.exists():
             shutil.rmtree(path)
         partial.replace(path)

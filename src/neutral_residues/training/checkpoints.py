@@ -1,14 +1,13 @@
 """A checkpoint counts once it is complete: the digests of its files are written last."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from neutral_residues.digest import DIGESTS, DamageError, check_digests, write_digests
-from neutral_residues.files import write_json
+from neutral_residues.files import flush_files, write_json
 
 SUMS = "sums.json"
 """What the log had added up since its last line."""
@@ -17,10 +16,7 @@ SUMS = "sums.json"
 def mark_complete(folder: Path, *, sums: dict[str, Any]) -> None:
     """Write `sums`, flush every file to disk, then write their digests."""
     write_json(folder / SUMS, sums)
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+    flush_files(folder)
     write_digests(folder)
 
 
