@@ -6,9 +6,10 @@ from typing import Any
 
 from neutral_residues.report.aggregate import Section, sections
 from neutral_residues.report.load import Found
+from neutral_residues.results.benchmark import Benchmark, Measured
 from neutral_residues.results.record import Failure, Record, TaskScore
 from neutral_residues.results.set_result import SetResult
-from neutral_residues.results.store import write_record
+from neutral_residues.results.store import provenance, write_record
 
 HOSTILE = "<script>alert('x')</script>"
 BACKBONE = {"en": 1.0, "wiki": 2.0, "fr": 4.0, "it": 5.0}
@@ -134,6 +135,20 @@ def make_record(
         "config": config,
     }
     return Record.model_validate(values | changes)
+
+
+def make_benchmark(value: float) -> Benchmark:
+    """A benchmark with one row, which measured `value`."""
+    row = Measured(group="decode", name="skip", against="backbone", ratio=1.1, value=value)
+    return Benchmark(
+        name="inference",
+        title="Running it",
+        command="python x.py",
+        threads=2,
+        rounds=3,
+        provenance=provenance(),
+        rows=[row],
+    )
 
 
 def score(name: str, change: float, half: float = 0.01, **changes: Any) -> TaskScore:

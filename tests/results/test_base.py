@@ -12,15 +12,13 @@ from neutral_residues.digest import short_hash
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.tasks.cache import CachedScores
 from neutral_residues.results.base import Part, read_part, write_part
-from neutral_residues.results.benchmark import Benchmark, Measured
 from neutral_residues.results.calibration import Calibration
 from neutral_residues.results.promise import Promise
 from neutral_residues.results.record import Failure
-from neutral_residues.results.store import provenance
 from neutral_residues.vocabulary.learn import NewToken, NewTokens
 from neutral_residues.vocabulary.vocabulary import VocabularyFile
 from paths import COMPARISONS, RECORDS, ROOT
-from synthetic import make_record
+from synthetic import make_benchmark, make_record
 
 PROMISE: dict[str, Any] = {
     "kind": "tokens",
@@ -39,15 +37,7 @@ TOKEN = NewToken("Ġдр", "Ġд", "р", " др", (5, 6, 7), 12)
 PARTS: list[Part] = [
     make_record(),
     Failure(label="LoRA", reason="no space left"),
-    Benchmark(
-        name="inference",
-        title="Running it",
-        command="python x.py",
-        threads=2,
-        rounds=3,
-        provenance=provenance(),
-        rows=[Measured(group="decode", name="skip", against="backbone", ratio=1.1, value=1e-5)],
-    ),
+    make_benchmark(1e-5),
     Calibration(weights="w", promise=Promise(**PROMISE), scores={"en": {16: [-0.5, 1e-7]}}),
     VocabularyFile(
         base_tokenizer="key",

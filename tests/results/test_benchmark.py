@@ -6,25 +6,11 @@ from pathlib import Path
 import pytest
 
 from neutral_residues.errors import UserError
-from neutral_residues.results.benchmark import (
-    Benchmark,
-    Measured,
-    is_benchmark,
-    read_benchmark,
-    write_benchmark,
-)
-from neutral_residues.results.store import provenance, write_record
-from synthetic import make_record
+from neutral_residues.results.benchmark import is_benchmark, read_benchmark, write_benchmark
+from neutral_residues.results.store import write_record
+from synthetic import make_benchmark, make_record
 
-BENCHMARK = Benchmark(
-    name="inference",
-    title="Running it",
-    command="python x.py",
-    threads=2,
-    rounds=3,
-    provenance=provenance(),
-    rows=[Measured(group="decode", name="skip", against="backbone", ratio=1.1, value=0.1)],
-)
+BENCHMARK = make_benchmark(0.1)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
