@@ -1,11 +1,11 @@
 """What a comparison would do: counted cells, and times from finished cells or a trial run."""
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from neutral_residues.cli.compare import print_plan
@@ -60,7 +60,7 @@ def test_cells_weights_and_disk_are_counted(
     measuring = evaluated * 2 * 2 * (2 * 37280)
     assert finetune.operations == pytest.approx(tokens * 6 * 37280 + measuring)
     # Four steps of two seconds in the cell that was tried; as its operations in any other.
-    assert trials == [{"num_steps": 8, "threads": max(1, (os.cpu_count() or 1) // 2)}]
+    assert trials == [{"num_steps": 8, "threads": max(1, torch.get_num_threads() // 2)}]
     assert finetune.seconds == pytest.approx(4 * 2.0)
     neutral = by_method["neutral"]
     assert neutral.seconds == pytest.approx(8.0 * neutral.operations / finetune.operations)

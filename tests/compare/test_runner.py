@@ -131,7 +131,7 @@ def test_cells_are_tuned_averaged_and_never_done_twice(tmp_path: Path, script: P
         assert (failure.label, failure.reason) == ("lora", "no rank fits")
     assert "failed: no rank fits" in printed.getvalue()
     assert len(started(script)) == 7
-    threads = str(max(1, (os.cpu_count() or 1) // 2))
+    threads = str(max(1, torch.get_num_threads() // 2))
     assert {cell["OMP_NUM_THREADS"] for cell in started(script)} == {threads}
 
     (script / "lora").unlink()
@@ -256,7 +256,7 @@ def test_a_real_cell_stopped_and_resumed_equals_a_run_of_its_own(tmp_path: Path)
     logs = (tmp_path / "out" / "logs").rglob("*.log")
     assert "resuming from" in "".join(path.read_text() for path in logs)
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     try:
         alone = extend(cell.config.model_copy(update={"output": tmp_path / "alone"}))
     finally:

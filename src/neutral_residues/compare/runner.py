@@ -86,9 +86,10 @@ def compare(config: CompareConfig, *, callback: CompareCallback | None = None) -
 
 
 def jobs_and_threads(config: CompareConfig) -> tuple[int, int]:
-    """How many cells run at a time, and with how many threads each."""
+    """How many cells run at a time, and with how many threads each: together PyTorch's number
+    (`OMP_NUM_THREADS`, or the cores that this process may use)."""
     jobs = config.jobs or max(1, torch.cuda.device_count())
-    return jobs, max(1, (os.cpu_count() or 1) // jobs)
+    return jobs, max(1, torch.get_num_threads() // jobs)
 
 
 def finished_records(cells: Sequence[Cell]) -> dict[str, Record]:

@@ -59,7 +59,7 @@ class CompareConfig(Settings):
     """Settings of all cells, by dotted key, for example {training.steps: 200}."""
     jobs: int | None = Field(default=None, ge=1)
     """Cells that run at a time; null: one for each GPU, or one on a machine without. They share the
-    threads of the CPU."""
+    CPU: `OMP_NUM_THREADS`, or all cores that the process may use."""
     keep_weights: bool = True
     """False removes each cell's weights when all is done; the records stay."""
 
