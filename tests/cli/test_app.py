@@ -31,6 +31,14 @@ def test_the_light_path_never_imports_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_kill_stops_it_in_order_where_ctrl_c_is_ignored() -> None:
+    code = "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)  # as below nohup\n"
+    code += "from neutral_residues.cli import app\n"
+    code += "app.app = lambda: os.kill(os.getpid(), signal.SIGTERM)\napp.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "stopped\n")
+
+
 def test_run_file_itself(tmp_path: Path, neutral: Neutral) -> None:
     assert_one_line(neutral("extend", tmp_path / "none.yaml"), "no such file")
     (tmp_path / "bad.yaml").write_text("model: [1,\n")

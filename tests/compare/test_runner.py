@@ -57,12 +57,12 @@ WRITES_A_CHECKPOINT = """
 def checkpoint(*_):
     (output / "checkpoint").write_text("whole")
     sys.exit(130)
-signal.signal(signal.SIGINT, checkpoint)
+signal.signal(signal.SIGTERM, checkpoint)
 (output / "ready").touch()
 time.sleep(60)
 """
 IGNORES_CTRL_C = """
-signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 (output / "ready").touch()
 time.sleep(60)
 """

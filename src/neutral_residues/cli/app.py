@@ -4,6 +4,7 @@ Errors caused by user input are one line on standard error and exit code 2; Ctrl
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -428,7 +429,8 @@ def _quiet() -> None:
 
 
 def main() -> None:
-    """Entry point: turns errors caused by user input into one line."""
+    """Entry point: turns errors caused by user input into one line, and SIGTERM into Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except UserError as error:

@@ -218,7 +218,7 @@ class _Runner:
     def _stop(self, pool: ThreadPoolExecutor) -> None:
         """Every running cell writes its checkpoint; a second Ctrl-C does not wait for it."""
         try:
-            self._signal_all(signal.SIGINT)
+            self._signal_all(signal.SIGTERM)  # SIGINT is ignored below nohup and &
             self.callback.on_stop()
             pool.shutdown(cancel_futures=True)
         except KeyboardInterrupt:
