@@ -24,7 +24,7 @@ PARTIAL_SUFFIX = ".partial"
 MIN_FREE_BYTES = 2**20
 """A disk with less is full."""
 MOST_BYTES = 64 * 2**20
-"""Of a file of settings or results: it is read as a whole."""
+"""Of a file that is read as a whole (settings, results, tasks, packed records), unpacked."""
 MOST_VALUES = 2_000_000
 DEEPEST = 100
 MOST_NUMBER = 10**30

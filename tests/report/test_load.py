@@ -61,7 +61,7 @@ def test_a_packed_comparison(tmp_path: Path) -> None:
 def test_packs_that_are_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str, repeat: int
 ) -> None:
-    monkeypatch.setattr(load, "MOST_PACKED_BYTES", 2**25)
+    monkeypatch.setattr(load, "MOST_BYTES", 2**25)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(content, 1) * repeat)
     with pytest.raises(UserError, match=message):
         collect([tmp_path / "a.jsonl.gz"])

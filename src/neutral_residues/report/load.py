@@ -13,14 +13,13 @@ from pathlib import Path
 from neutral_residues.config.comparison import CELLS, COMPARISON
 from neutral_residues.data.lines import iter_lines, iter_objects
 from neutral_residues.errors import UserError
-from neutral_residues.files import check_plain, disk_errors
+from neutral_residues.files import MOST_BYTES, check_plain, disk_errors
 from neutral_residues.results.base import part_in
 from neutral_residues.results.benchmark import Benchmark, is_benchmark, read_benchmark
 from neutral_residues.results.record import Failure, Record
 from neutral_residues.results.store import read_failure, read_record
 
 RECORD, FAILURE, RUN = "record.json", "failure.json", "run.yaml"
-MOST_PACKED_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def _item(origin: str, read: Record | Failure) -> Found | Unfinished:
 
 def _packed(file: Path) -> Iterator[Found | Unfinished]:
     """A comparison in one file: a line for each record or failure, with its path."""
-    for where, entry in iter_objects(iter_lines(file, at_most=MOST_PACKED_BYTES)):
+    for where, entry in iter_objects(iter_lines(file, at_most=MOST_BYTES)):
         check_plain(entry, where)
         path = entry.get("path")
         if not isinstance(path, str) or "content" not in entry:

@@ -31,13 +31,12 @@ from neutral_residues.evaluation.tasks.local_task import (
     LocalTask,
     task_config,
 )
-from neutral_residues.files import disk_errors
+from neutral_residues.files import MOST_BYTES, disk_errors
 
 SHIPPED = Path(__file__).parent / "data"
 FILE = re.compile(r"\w+[._][a-z]{2,3}\.jsonl(\.gz)?")
 LANGUAGE = re.compile(r"[-_]([a-z]{2,3})$")
 SEED = 0
-MOST_BYTES = 2**26
 
 
 def file_task(file: Path, name: str, *, form: Form | None = None) -> LocalTask:
