@@ -5,11 +5,13 @@ import json
 import os
 import pickle
 import resource
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from neutral_residues.errors import UserError
@@ -31,6 +33,21 @@ def change(folder: Path, **values: Any) -> None:
 
 def test_what_is_loaded_is_what_was_saved(folder: Path) -> None:
     assert torch.equal(logits(load_adapter(tiny_llama(), folder)), logits(extended_llama()))
+
+
+def test_warnings_are_of_what_was_loaded(folder: Path) -> None:
+    lora = get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj"]))
+    folder = saved(lora, folder.parent / "lora")
+    change(folder, base_model_name_or_path="backbone", ensure_weight_tying=True)
+    with pytest.warns(UserWarning, match="ensure_weight_tying"):
+        load_adapter(tiny_llama(), folder)
+    change(folder, r=3)
+    with (
+        warnings.catch_warnings(record=True) as said,
+        pytest.raises(UserError, match="cannot load"),
+    ):
+        load_adapter(tiny_llama(), folder)
+    assert not said
 
 
 class MakesFolder:

@@ -62,12 +62,16 @@ def load_adapter(backbone: nn.Module, folder: Path) -> PeftModel:
         # Nothing is allocated before tensors are there to fill it; beside weights in fewer bits
         # PEFT would then leave the adapter in theirs.
         is_float32 = next(backbone.parameters()).dtype == torch.float32
-        return PeftModel.from_pretrained(backbone, str(folder), low_cpu_mem_usage=is_float32)
+        with warnings.catch_warnings(record=True) as said:  # what fails, fails in one line
+            model = PeftModel.from_pretrained(backbone, str(folder), low_cpu_mem_usage=is_float32)
     except UserError:
         raise
     except Exception as error:  # safetensors and PEFT raise types of their own for damaged files
         what, do = f"cannot load the adapter in {folder}", "save or fetch it again"
         raise UserError(what, got=first_line(error), do=do) from error
+    for it in said:
+        warnings.warn_explicit(it.message, it.category, it.filename, it.lineno)
+    return model
 
 
 def _check_types(weights: Path) -> None:
