@@ -249,6 +249,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimiser_step(
 def test_accumulation_equals_one_big_batch(tmp_path: Path) -> None:
     for name, shape in {"big": (8, 1), "small": (2, 4)}.items():
         values = run_values(tmp_path, batch_rows=shape[0], accumulation=shape[1], steps=4)
+        values["training"]["learning_rate"] = 0.03
         extend(make_run(values | {"output": str(tmp_path / name)}))
     big, small = (weights(tmp_path / name / "extension") for name in ("big", "small"))
     for key, value in big.items():

@@ -31,6 +31,7 @@ def golden_run(folder: Path) -> dict[str, Any]:
     values = run_values(folder) | {"seed": 3}
     # In so few steps the usual weight closes the gate on all text, and nothing could change.
     values["residues"] = {"local_loss_weight": 0.02}
+    values["training"] |= {"learning_rate": 0.03}
     values["evaluation"] = values["evaluation"] | {"prompts": ["le "]}
     setup = Setup.of(make_run(values))
     rows = setup.rows

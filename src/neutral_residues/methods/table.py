@@ -195,7 +195,7 @@ NEUTRAL = Method(
     " on the source",
     size="adapter width",
     attach=_attach_residues,
-    learning_rate=5e-3,
+    learning_rate=1e-2,
     afterwards=("skip",),
     has_local_loss=True,
     uses=("residues",),
@@ -249,6 +249,7 @@ METHODS: tuple[Method, ...] = (
         paper="Talla et al. 2025, arXiv 2410.02744",
         trains="adapters parallel to feed-forward blocks, each with a gate that reads its input",
         fixed={"residues.gate_reads": "layer", "residues.head_rank": 0},
+        learning_rate=5e-3,
         new_tokens="none",
     ),
     replace(
@@ -260,6 +261,7 @@ METHODS: tuple[Method, ...] = (
         afterwards=(),
         fixed={"residues.block_gate": "elu"},
         recipe={"residues.gate_reads": "layer"},
+        learning_rate=5e-3,
         new_tokens="none",
     ),
     replace(
@@ -275,6 +277,7 @@ METHODS: tuple[Method, ...] = (
             "residues.gate_reads": "layer",
             "residues.head_rank": 0,
         },
+        learning_rate=5e-3,
         new_tokens="none",
     ),
     replace(
@@ -286,6 +289,7 @@ METHODS: tuple[Method, ...] = (
         afterwards=(),
         fixed={"residues.block_gate": "sigmoid", "residues.local_loss": "cross_entropy"},
         recipe={"residues.local_loss_weight": 0.02, "residues.gate_reads": "layer"},
+        learning_rate=5e-3,
         new_tokens="none",
     ),
     ADAPTER,
