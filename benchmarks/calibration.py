@@ -23,7 +23,7 @@ from neutral_residues.calibration.dial import Position, positions, turned_up
 from neutral_residues.calibration.losses import HowApplied, compared, worse_documents
 from neutral_residues.calibration.statistics import num_tuning
 from neutral_residues.calibration.units import Losses, Units
-from neutral_residues.config.run import Corpus, Role
+from neutral_residues.config.data import Corpus, Role
 from neutral_residues.data.documents import iter_groups
 from neutral_residues.data.tokenise import tokenise
 from neutral_residues.evaluation.by_document import gate_logits

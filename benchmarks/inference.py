@@ -33,7 +33,7 @@ from models import (
     timed,
 )
 from neutral_residues.backbone import load_backbone, pick_device
-from neutral_residues.config.run import Corpus
+from neutral_residues.config.data import Corpus
 from neutral_residues.data.documents import iter_documents
 from neutral_residues.demo.run import DEMO_DATA
 from neutral_residues.evaluation.saved import load_saved

@@ -82,7 +82,7 @@ def tokenise_ours(corpus_path: Path, model: Path, workers: int, cache: Path) -> 
     """Bytes of text and tokens of a corpus, tokenised by this package."""
     from transformers import AutoTokenizer
 
-    from neutral_residues.config.run import Corpus
+    from neutral_residues.config.data import Corpus
     from neutral_residues.data.tokenise import tokenise
 
     os.environ["RAYON_NUM_THREADS"] = str(workers)

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from neutral_residues.config.run import Role
+from neutral_residues.config.data import Role
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.data.tokenise import without_display
 from neutral_residues.errors import UserError

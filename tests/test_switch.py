@@ -6,7 +6,8 @@ from types import ModuleType
 import pytest
 
 from neutral_residues import extend
-from neutral_residues.config.run import Role, make_run
+from neutral_residues.config.data import Role
+from neutral_residues.config.run import make_run
 from neutral_residues.evaluation.saved import load_saved
 from paths import ROOT, load_script
 from tiny_run import method_values

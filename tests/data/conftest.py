@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from neutral_residues.config.run import Corpus
+from neutral_residues.config.data import Corpus
 from tiny_run import byte_tokenizer
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from neutral_residues.config.run import Corpus
+from neutral_residues.config.data import Corpus
 from neutral_residues.data.chat import chat_encoder
 from neutral_residues.data.documents import iter_chats, iter_documents
 from neutral_residues.data.mixture import Mixture

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from neutral_residues.config.run import Corpus
+from neutral_residues.config.data import Corpus
 from neutral_residues.data import documents, lines
 from neutral_residues.data.documents import (
     check_not_the_same,

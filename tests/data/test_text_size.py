@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from neutral_residues.config.run import Corpus
+from neutral_residues.config.data import Corpus
 from neutral_residues.data import text_size as module
 from neutral_residues.data.text_size import TextSize, text_size
 from neutral_residues.data.tokenise import tokenise

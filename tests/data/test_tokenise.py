@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from damage import damages
-from neutral_residues.config.run import Corpus
+from neutral_residues.config.data import Corpus
 from neutral_residues.data import tokenise as module
 from neutral_residues.data.documents import iter_documents
 from neutral_residues.data.tokenise import end_of_text_id, tokenise, tokenizer_key

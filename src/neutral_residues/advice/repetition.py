@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from neutral_residues.advice.rules import CorpusFacts, RepeatedLine
-from neutral_residues.config.run import Role
+from neutral_residues.config.data import Role
 
 LINE_CHARS, LINE_DOCUMENTS, NUM_LINES = 20, 3, 3
 

@@ -9,7 +9,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from neutral_residues.config.run import Role, RunConfig
+from neutral_residues.config.data import Role
+from neutral_residues.config.run import RunConfig
 from neutral_residues.results.base import Part
 
 COSTLY = 2.0

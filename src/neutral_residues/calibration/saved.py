@@ -14,7 +14,7 @@ from peft import PeftModel
 
 from neutral_residues.calibration.calibrate import Found, Wanted, calibrate
 from neutral_residues.calibration.units import Units
-from neutral_residues.config.run import Corpus
+from neutral_residues.config.data import Corpus
 from neutral_residues.data.documents import iter_groups
 from neutral_residues.data.run_data import RunData
 from neutral_residues.data.token_stream import TokenStream

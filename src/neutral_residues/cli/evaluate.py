@@ -6,7 +6,8 @@ from pathlib import Path
 from rich.console import Console
 
 from neutral_residues.cli.tables import print_chat, print_sets, tasks_table
-from neutral_residues.config.run import Corpus, EvaluationSettings
+from neutral_residues.config.data import Corpus
+from neutral_residues.config.run import EvaluationSettings
 from neutral_residues.data.documents import as_chats_if_it_holds_them
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.chat import answer_both, check_prompts, read_prompts

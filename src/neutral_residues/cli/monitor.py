@@ -8,7 +8,7 @@ from rich.text import Text
 
 from neutral_residues.calibration.monitor import TextGates, thresholds_of, unlike, watch
 from neutral_residues.cli.tables import new_table
-from neutral_residues.config.run import Corpus
+from neutral_residues.config.data import Corpus
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.evaluate_saved import evaluation_streams, windows_for

@@ -27,7 +27,7 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any, TypeVar
 
-from neutral_residues.config.run import Corpus
+from neutral_residues.config.data import Corpus
 from neutral_residues.data.lines import (
     FIX_LINE,
     READ_BYTES,

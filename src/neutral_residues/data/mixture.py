@@ -48,7 +48,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from neutral_residues.config.run import Role
+from neutral_residues.config.data import Role
 from neutral_residues.data.labels import SOURCE, TARGET
 from neutral_residues.data.splicing import segments, splice, splice_rest, starts
 from neutral_residues.data.token_stream import TokenStream

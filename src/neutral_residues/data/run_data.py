@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from neutral_residues.config.run import Corpus, DataSettings
+from neutral_residues.config.data import Corpus, DataSettings
 from neutral_residues.data.documents import check_not_the_same
 from neutral_residues.data.text_size import TextSize, text_size
 from neutral_residues.data.token_stream import TokenStream

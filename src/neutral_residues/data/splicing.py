@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neutral_residues.config.run import SPLICED_TOKENS
+from neutral_residues.config.data import SPLICED_TOKENS
 
 MIN_SEGMENT, MAX_SEGMENT = SPLICED_TOKENS // 2, 64
 """Tokens of a segment, the shortest and the longest."""

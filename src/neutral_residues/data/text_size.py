@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neutral_residues.config.run import Corpus, Role
+from neutral_residues.config.data import Corpus, Role
 from neutral_residues.data.documents import iter_documents
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.data.tokenise import encoder, end_of_text_id, is_cached, tokenise

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neutral_residues.config.run import Role
+from neutral_residues.config.data import Role
 from neutral_residues.errors import UserError
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from neutral_residues.config.run import Corpus
+from neutral_residues.config.data import Corpus
 from neutral_residues.data.chat import answer_bytes, chat_encoder, chat_template
 from neutral_residues.data.documents import content_key, iter_chats, iter_documents, said
 from neutral_residues.data.token_stream import StreamWriter, TokenStream, open_stream

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from neutral_residues.config.run import Corpus
+from neutral_residues.config.data import Corpus
 from neutral_residues.data.documents import iter_documents
 from neutral_residues.evaluation.generate import check_prompt, generate_both
 from neutral_residues.results.record import Sample

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from neutral_residues.config.run import Corpus, EvaluationSettings
+from neutral_residues.config.data import Corpus
+from neutral_residues.config.run import EvaluationSettings
 from neutral_residues.data.run_data import RunData
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.data.tokenise import Tokenising, tokenise, tokenizer_key

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from neutral_residues.config.run import SPLICED_TOKENS, Role
+from neutral_residues.config.data import SPLICED_TOKENS, Role
 from neutral_residues.data.splicing import segments, splice, starts
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.evaluation.evaluate import vocabulary_size

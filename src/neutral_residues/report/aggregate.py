@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
-from neutral_residues.config.run import Role
+from neutral_residues.config.data import Role
 from neutral_residues.errors import UserError
 from neutral_residues.report.comparable import check_alike, point_settings
 from neutral_residues.report.load import Found

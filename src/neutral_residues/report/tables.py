@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from neutral_residues.config.run import Role
+from neutral_residues.config.data import Role
 from neutral_residues.report.aggregate import Point, Section, Spread
 from neutral_residues.report.formatting import NONE, number, short
 from neutral_residues.report.load import Unfinished

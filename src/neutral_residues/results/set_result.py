@@ -21,7 +21,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, computed_field
 
-from neutral_residues.config.run import Role
+from neutral_residues.config.data import Role
 from neutral_residues.results.base import Part, PartWithRatios
 
 TokenKind = Literal[

@@ -34,7 +34,8 @@ from neutral_residues.backbone import (
     on_device,
     pick_device,
 )
-from neutral_residues.config.run import DataSettings, RunConfig, TrainingSettings
+from neutral_residues.config.data import DataSettings
+from neutral_residues.config.run import RunConfig, TrainingSettings
 from neutral_residues.data.chat import chat_template
 from neutral_residues.data.mixture import Mixture, Noise
 from neutral_residues.data.run_data import RunData

@@ -4,7 +4,8 @@ source documents that it changes."""
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from neutral_residues.config.run import DataSettings, RunConfig
+from neutral_residues.config.data import DataSettings
+from neutral_residues.config.run import RunConfig
 from neutral_residues.data.tokenise import batches, encoder, end_of_text_id
 from neutral_residues.vocabulary.learn import NewTokens
 from neutral_residues.vocabulary.run_vocabulary import learned_tokens

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from neutral_residues.config.run import Corpus, DataSettings, Role
+from neutral_residues.config.data import Corpus, DataSettings, Role
 from neutral_residues.data.documents import content_key, iter_documents
 from neutral_residues.data.tokenise import is_held_out
 from neutral_residues.errors import UserError

@@ -29,7 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from neutral_residues.config.run import Role
+from neutral_residues.config.data import Role
 from neutral_residues.errors import UserError, nearest
 from neutral_residues.evaluation.tasks.cloze import cloze_task
 from neutral_residues.evaluation.tasks.item_forms import LETTERS, Form

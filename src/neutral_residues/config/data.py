@@ -1,0 +1,132 @@
+"""The section `data` of a run file: which texts, for what, and in which shares. No torch here."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from neutral_residues.config.base import Settings
+
+Role = Literal["source", "target"]
+"""source: what the backbone knows. target: what it is to learn."""
+SPLICED_TOKENS = 16
+"""The shortest row that switches between source and target text; see `data/splicing.py`."""
+
+
+class Corpus(Settings):
+    """Documents of one kind, from local files or from a `datasets` name."""
+
+    name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
+    """Name of this corpus in every table, for example "fr"."""
+    role: Role
+    """source: like what the backbone knows; target: the new language or domain."""
+    path: Path | None = None
+    """.txt (documents separated by blank lines), .jsonl (both also as .gz or .zst), .parquet."""
+    dataset: str | None = None
+    """Instead of `path`: the name of a dataset that `datasets.load_dataset` knows."""
+    subset: str | None = None
+    """Configuration of that dataset, for example "20231101.fr"."""
+    split: str = "train"
+    """Split of that dataset."""
+    chat: bool = False
+    """Rows are chats: `field`, then "messages" unless set, holds a list of {role, content}. The
+    tokenizer's chat template renders them, and only what the assistant says is predicted."""
+    field: str = "text"
+    """The JSON field or column that holds the text."""
+    max_documents: int | None = Field(default=None, ge=1)
+    """Read at most this many documents, from the beginning."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _field_of_chats(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("chat") is True and "field" not in values:
+            return values | {"field": "messages"}
+        return values
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("give either path or dataset")
+        if self.subset is not None and self.dataset is None:
+            raise ValueError("subset goes with dataset")
+        return self
+
+    @property
+    def origin(self) -> str:
+        """The path or dataset name, for messages."""
+        dataset = f"{self.dataset}:{self.subset or 'default'}/{self.split}"
+        return dataset if self.path is None else str(self.path)
+
+
+class DataSettings(Settings):
+    """What the model reads, and in which shares."""
+
+    train: tuple[Corpus, ...] = Field(min_length=1)
+    """Training text; at least one target, and a source corpus unless source_share is 0."""
+    evaluate: tuple[Corpus, ...] = ()
+    """Held-out source and target text; empty: some documents of each training corpus."""
+    validate_on: tuple[Corpus, ...] = ()
+    """Other held-out text, measured while training and to choose settings; empty: `evaluate`."""
+    held_out_share: float = Field(default=0.02, gt=0, lt=1)
+    """Share of documents held out of each training corpus when `evaluate` is empty."""
+    source_share: float = Field(default=0.1, ge=0, le=1)
+    """Share of training rows that are source text (the paper's p); exact to within a row."""
+    spliced_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of source rows that are spliced: their text and that of a target row take turns in both
+    rows, so that gates learn to close again after target text. All methods read the same rows."""
+    block_tokens: int = Field(default=512, ge=2)
+    """Tokens in a training row."""
+    end_of_text: str | None = Field(default=None, min_length=1)
+    """The token that ends each document, as in pretraining; null finds it: the tokenizer's own end
+    token, or the one behind it where that ends the turns of a chat ("<|im_end|>")."""
+    chat_template: Path | None = None
+    """File with a Jinja chat template for chats, saved with the extension; null takes that of the
+    model's tokenizer."""
+    workers: int = Field(default=2, ge=0)
+    """Extra processes that load rows for a GPU, on a CPU none; the result does not depend on it."""
+    cache: Path | None = None
+    """Folder for tokenised text; default: neutral-residues in the user's cache folder."""
+
+    @property
+    def corpora(self) -> tuple[Corpus, ...]:
+        """All of them, whatever they are for."""
+        return (*self.train, *self.evaluate, *self.validate_on)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        for corpora in (self.train, self.evaluate, self.validate_on):
+            names = [corpus.name for corpus in corpora]
+            if len(set(names)) < len(names):
+                raise ValueError(f"corpus names must differ: {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _template_has_chats(self) -> Self:
+        if self.chat_template and not any(corpus.chat for corpus in self.corpora):
+            raise ValueError("chat_template has no effect without a corpus with chat: true")
+        return self
+
+    @model_validator(mode="after")
+    def _roles_fit_the_share(self) -> Self:
+        roles = {corpus.role for corpus in self.train}
+        if "target" not in roles and self.source_share < 1:
+            raise ValueError("train has no corpus with role: target, so there is nothing to learn")
+        if "source" not in roles and self.source_share > 0:
+            raise ValueError(
+                "train has no corpus with role: source; add it, or set source_share: 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _splicing_has_rows(self) -> Self:
+        if self.spliced_share and not 0 < self.source_share <= 0.5:
+            raise ValueError(
+                "spliced_share needs a target row for each source row: set source_share above 0"
+                f" and up to 0.5 (got {self.source_share:g}), or spliced_share: 0"
+            )
+        if self.spliced_share and self.block_tokens < SPLICED_TOKENS:
+            raise ValueError(
+                f"spliced_share needs block_tokens of {SPLICED_TOKENS} or more, two segments"
+                f" (got {self.block_tokens})"
+            )
+        return self
