@@ -19,7 +19,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from neutral_residues.config.run import TrainingSettings
+from neutral_residues.digest import known_digest, short_hash
 from neutral_residues.errors import UserError, first_line
+from neutral_residues.files import disk_errors
 
 Quantised = Literal["int8", "nf4"]
 CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "HeadModel")
@@ -61,6 +63,20 @@ def _check_causal(name: str, config: PretrainedConfig) -> None:
             got=f"model_type {config.model_type} ({', '.join(architectures or ['?'])})",
             allowed="a decoder such as Llama, Qwen, Gemma, Mistral, GPT-2",
         )
+
+
+def backbone_key(name: str, config: PretrainedConfig) -> str:
+    """What tells a model from every other: the digests of its files, or on the Hub its commit."""
+    path = Path(name)
+    if path.is_file():
+        files = [path]
+    elif path.is_dir():
+        patterns = ("config.json", "*.safetensors", "*.bin")
+        files = sorted(file for pattern in patterns for file in path.glob(pattern))
+    else:
+        return f"{name}@{getattr(config, '_commit_hash', None)}"
+    with disk_errors(path):
+        return short_hash([[file.name, known_digest(file)] for file in files])
 
 
 def load_tokenizer(

@@ -1,7 +1,7 @@
 """Digests: damage is found where a file is read. No torch.
 
     short_hash(value)                              of what JSON can hold
-    file_digest(path)                              of a file: SHA-256
+    file_digest(path), known_digest(path)          of a file: SHA-256
     write_digests(folder), check_digests(folder)   of all files in a folder, in `SHA256SUMS`
 
 `SHA256SUMS` is what `sha256sum -c SHA256SUMS` reads; its first line, a comment there, says the
@@ -12,6 +12,7 @@ Measured on 1 GB (LAB.md, "what checking files costs"): SHA-256 takes 0.9 s of a
 instructions, half of BLAKE2b.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -48,6 +49,17 @@ def file_digest(path: Path) -> str:
     """SHA-256 of the file's bytes, as `sha256sum` prints it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def known_digest(path: Path) -> str:
+    """The same, computed once while the file's size and time of change stay as they are."""
+    stat = path.stat()
+    return _known_digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _known_digest(path: Path, size_bytes: int, changed_ns: int) -> str:
+    return file_digest(path)
 
 
 # ---- folders ----

@@ -176,6 +176,7 @@ class _Run:
             kind="extend",
             method=setup.method.name,
             sets=results,
+            self_text=setup.self_text,
             spliced=self._spliced(model, reference),
             validation_sets=self._validation_sets(),
             curve=training.curve,

@@ -97,6 +97,51 @@ def test_splicing_needs_rows_of_both_roles_that_hold_two_segments(
         make_run(values)
 
 
+OWN = {"name": "own", "role": "source", "path": "self"}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"train": [OWN | {"role": "target"}]}, "path: self is for role: source"),
+        ({"train": [OWN | {"max_documents": 9}]}, "max_documents has no effect with path: self"),
+        ({"train": [OWN, OWN | {"name": "own2"}]}, "more than one corpus with path: self"),
+        ({"evaluate": [OWN]}, "path: self goes in train"),
+        ({"train": [OWN], "source_share": 0}, "path: self has no effect with source_share: 0"),
+        (
+            {"self_replay": {"seed": 1}},
+            "self_replay has no effect without a corpus with path: self",
+        ),
+        ({"train": [OWN], "self_replay": {"temperature": 0}}, "data.self_replay.temperature"),
+    ],
+)
+def test_what_the_backbone_writes_is_one_source_for_training(
+    tmp_path: Path, data: dict, message: str
+) -> None:
+    values = run_values(tmp_path)
+    target = values["data"]["train"][0]
+    make_run(values | {"data": values["data"] | {"train": [target, OWN]}})
+    if "train" in data:
+        data = data | {"train": [target, *data["train"]]}
+    with pytest.raises(UserError, match=message):
+        make_run(values | {"data": values["data"] | data})
+
+
+@pytest.mark.parametrize(
+    ("data", "tokens"),
+    [
+        ({"evaluate": [OWN | {"path": "en.txt"}]}, 512),  # a quarter of 8 steps of 8 rows of 32
+        ({}, 640),  # and a fifth of it held out
+        ({"self_replay": {"tokens": 9}}, 9),
+        ({"block_tokens": 10**6}, 1_000_000),
+    ],
+)
+def test_the_backbone_writes_what_training_reads(tmp_path: Path, data: dict, tokens: int) -> None:
+    values = run_values(tmp_path)
+    values["data"]["train"][1] = OWN
+    assert make_run(values | {"data": values["data"] | data}).self_tokens == tokens
+
+
 def test_a_name_far_from_all_known_gets_the_list() -> None:
     assert nearest("zzz", ["steps", "seed"]) == "known: seed, steps"
     assert nearest("sted", ["steps", "seed"]) == "did you mean 'seed'?"

@@ -25,6 +25,7 @@ from neutral_residues.evaluation.by_document import OnTokens, ignore
 from neutral_residues.evaluation.evaluate import evaluate
 from neutral_residues.evaluation.evaluate_saved import evaluation_streams
 from neutral_residues.evaluation.saved import Saved
+from neutral_residues.evaluation.self_replay import as_was_read
 from neutral_residues.evaluation.windows import Windows
 from neutral_residues.files import disk_errors, read_json, write_json, write_text
 from neutral_residues.results.calibration import FILE, Calibration, write_calibration
@@ -99,7 +100,8 @@ def _check_unseen(
         on_unknown("this is an extension without its run, so its training text is not known")
         return False
     try:
-        train = RunData.of(saved.config.data, saved.tokenizer, tokenising=tokenising).train
+        data = as_was_read(saved.config, saved.backbone_tokenizer).data
+        train = RunData.of(data, saved.tokenizer, tokenising=tokenising).train
     except UserError as error:
         on_unknown(f"the training text cannot be read: {error}")
         return False

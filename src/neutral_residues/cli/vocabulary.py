@@ -12,6 +12,8 @@ from rich.text import Text
 from neutral_residues.backbone import first_new_id, load_config, load_tokenizer
 from neutral_residues.cli.tables import new_table
 from neutral_residues.config.run import RunConfig
+from neutral_residues.evaluation.self_replay import SelfReplay
+from neutral_residues.training.progress import RunProgress
 from neutral_residues.units import human_bytes
 from neutral_residues.vocabulary.explore import ChangedDocuments, Exploration, explore
 from neutral_residues.vocabulary.learn import FLAT_SHARE, FLAT_STEP, NewTokens
@@ -36,8 +38,12 @@ def print_vocabulary(config: RunConfig, *, console: Console | None = None) -> Ex
     """
     console, stderr = console or Console(), Console(stderr=True)
     stderr.print(f"loading the tokenizer of {config.model} ...", highlight=False)
-    first_id = first_new_id(load_config(config.model, **config.hub_options))
+    model_config = load_config(config.model, **config.hub_options)
+    first_id = first_new_id(model_config)
     tokenizer = load_tokenizer(config.model, **config.hub_options)
+    if replay := SelfReplay.of(config, tokenizer, model_config):
+        replay.write(RunProgress(stderr).tokenising)
+        config = replay.as_file()
     found = explore(config, tokenizer, first_id=first_id, working=partial(_working, stderr))
     console.print(_curve_table(found, size_is_set=config.vocabulary.size > 0))
     console.print(_recommendation(found.new_tokens), highlight=False)

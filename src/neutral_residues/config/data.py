@@ -9,6 +9,8 @@ from neutral_residues.config.base import Settings
 
 Role = Literal["source", "target"]
 """source: what the backbone knows. target: what it is to learn."""
+SELF = Path("self")
+"""What `path` of a corpus is whose text the backbone writes."""
 SPLICED_TOKENS = 16
 """The shortest row that switches between source and target text; see `data/splicing.py`."""
 
@@ -21,7 +23,8 @@ class Corpus(Settings):
     role: Role
     """source: like what the backbone knows; target: the new language or domain."""
     path: Path | None = None
-    """.txt (documents separated by blank lines), .jsonl (both also as .gz or .zst), .parquet."""
+    """.txt (documents separated by blank lines), .jsonl (both also as .gz or .zst), .parquet. Or
+    the word self, for a source in `train`: the backbone writes the text, see `self_replay`."""
     dataset: str | None = None
     """Instead of `path`: the name of a dataset that `datasets.load_dataset` knows."""
     subset: str | None = None
@@ -51,11 +54,48 @@ class Corpus(Settings):
             raise ValueError("subset goes with dataset")
         return self
 
+    @model_validator(mode="after")
+    def _self_needs_nothing_else(self) -> Self:
+        if self.is_self:
+            idle = self.model_fields_set - {"name", "role", "path"}
+            changed = [n for n in idle if getattr(self, n) != type(self).model_fields[n].default]
+            if self.role != "source":
+                raise ValueError("path: self is for role: source, as the backbone writes that text")
+            if changed:
+                raise ValueError(f"{min(changed)} has no effect with path: self; see self_replay")
+        return self
+
+    @property
+    def is_self(self) -> bool:
+        """Whether the backbone writes this text."""
+        return self.path == SELF
+
     @property
     def origin(self) -> str:
         """The path or dataset name, for messages."""
         dataset = f"{self.dataset}:{self.subset or 'default'}/{self.split}"
         return dataset if self.path is None else str(self.path)
+
+
+class SelfReplaySettings(Settings):
+    """How the backbone writes source text, for a corpus with `path: self`. The text is kept in the
+    cache; of other lengths it has the same beginning."""
+
+    tokens: int | None = Field(default=None, ge=1)
+    """About how many; null: as many source tokens as one process trains on, up to 1,000,000."""
+    document_tokens: int = Field(default=256, ge=16)
+    """A document ends where the backbone ends it, or after this many tokens."""
+    prompts: Path | None = None
+    """Text file whose lines begin the documents, one after another and again from the first: words,
+    titles, questions. null: a document begins with nothing, as in pretraining."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of the sampling. At 1 the text is distributed as the backbone sees it; low ones repeat."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample only among the most probable tokens that have this probability together."""
+    batch_rows: int = Field(default=32, ge=1)
+    """Documents that are written at a time; the text depends on it."""
+    seed: int = Field(default=0, ge=0)
+    """Of the sampling; the run's own seed does not change the text."""
 
 
 class DataSettings(Settings):
@@ -74,6 +114,8 @@ class DataSettings(Settings):
     spliced_share: float = Field(default=0.0, ge=0, le=1)
     """Share of source rows that are spliced: their text and that of a target row take turns in both
     rows, so that gates learn to close again after target text. All methods read the same rows."""
+    self_replay: SelfReplaySettings = SelfReplaySettings()
+    """How the backbone writes the text of a corpus with `path: self`."""
     block_tokens: int = Field(default=512, ge=2)
     """Tokens in a training row."""
     end_of_text: str | None = Field(default=None, min_length=1)
@@ -91,6 +133,11 @@ class DataSettings(Settings):
     def corpora(self) -> tuple[Corpus, ...]:
         """All of them, whatever they are for."""
         return (*self.train, *self.evaluate, *self.validate_on)
+
+    @property
+    def self_corpus(self) -> Corpus | None:
+        """The corpus that the backbone writes."""
+        return next((corpus for corpus in self.train if corpus.is_self), None)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
@@ -113,8 +160,24 @@ class DataSettings(Settings):
             raise ValueError("train has no corpus with role: target, so there is nothing to learn")
         if "source" not in roles and self.source_share > 0:
             raise ValueError(
-                "train has no corpus with role: source; add it, or set source_share: 0"
+                "train has no corpus with role: source; add it (path: self has the backbone write"
+                " it), or set source_share: 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _self_is_one_training_corpus(self) -> Self:
+        own = sum(corpus.is_self for corpus in self.train)
+        if any(corpus.is_self for corpus in (*self.evaluate, *self.validate_on)):
+            raise ValueError(
+                "path: self goes in train; without evaluate, some of it is held out and measured"
+            )
+        if own > 1:
+            raise ValueError("train has more than one corpus with path: self")
+        if not own and self.self_replay != SelfReplaySettings():
+            raise ValueError("self_replay has no effect without a corpus with path: self in train")
+        if own and self.source_share == 0:
+            raise ValueError("path: self has no effect with source_share: 0; remove one of them")
         return self
 
     @model_validator(mode="after")

@@ -26,6 +26,9 @@ from neutral_residues.config.choices import (
 )
 from neutral_residues.config.data import DataSettings
 
+MOST_SELF_TOKENS = 1_000_000
+"""Tokens that a backbone writes itself, unless told otherwise; a longer run reads them again."""
+
 
 class VocabularySettings(Settings):
     """New tokens for the target language; those of the backbone keep their ids, and source text its
@@ -263,6 +266,17 @@ class RunConfig(Settings):
     @property
     def stride_tokens(self) -> int:
         return self.evaluation.stride_tokens or max(1, self.context_tokens // 2)
+
+    @property
+    def self_tokens(self) -> int:
+        """About how many tokens the backbone writes for a corpus with `path: self`."""
+        data, training = self.data, self.training
+        if data.self_replay.tokens is not None:
+            return data.self_replay.tokens
+        rows = training.steps * training.batch_rows * training.accumulation
+        held_out = 0.0 if data.evaluate else data.held_out_share
+        read = rows * data.block_tokens * data.source_share / (1 - held_out)
+        return min(math.ceil(read), MOST_SELF_TOKENS)
 
     @property
     def num_measurements(self) -> int:

@@ -19,7 +19,6 @@ Files are read here and not by `datasets`, which could: its errors do not say wh
 they are about, and .zst needs one more package there.
 """
 
-import functools
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -38,7 +37,7 @@ from neutral_residues.data.lines import (
     iter_lines,
     iter_objects,
 )
-from neutral_residues.digest import file_digest, short_hash
+from neutral_residues.digest import known_digest, short_hash
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.files import SURROGATES, check_is_file, disk_errors
 
@@ -152,8 +151,7 @@ def content_key(corpus: Corpus) -> str:
         else:
             kind = _kind(corpus.path)
             with disk_errors(corpus.path):
-                stat = corpus.path.stat()
-                digest = _file_digest(corpus.path.resolve(), stat.st_size, stat.st_mtime_ns)
+                digest = known_digest(corpus.path)
             identity = [*kind, digest]
     return short_hash(*identity, corpus.field, corpus.max_documents)
 
@@ -172,12 +170,6 @@ def check_not_the_same(corpora: Sequence[Corpus]) -> None:
             what, got = f"corpora {both} are the same text", f"{one.origin} and {other.origin}"
             allowed = "different text for source and target"
             raise UserError(what, got=got, allowed=allowed, do="change one of them")
-
-
-@functools.lru_cache(maxsize=64)
-def _file_digest(path: Path, size_bytes: int, changed_ns: int) -> str:
-    """Size and time of change tell the cache that it is another file."""
-    return file_digest(path)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.data.tokenise import Tokenising, tokenise, tokenizer_key
 from neutral_residues.evaluation.evaluate import OnProgress, evaluate
 from neutral_residues.evaluation.saved import Saved
+from neutral_residues.evaluation.self_replay import as_was_read
 from neutral_residues.evaluation.spliced import measure_spliced
 from neutral_residues.evaluation.tasks.runner import TaskPlan, TaskSettings, plan_tasks
 from neutral_residues.evaluation.windows import Windows
@@ -28,17 +29,17 @@ def evaluation_streams(
     """The given texts as tokens, in those of the backbone if asked; without any, those of the run
     that made the extension, if a run did."""
     tokenizer = saved.backbone_tokenizer if of_backbone else saved.tokenizer
-    if corpora:
-        read = partial(
-            tokenise,
-            cache_dir=default_cache_folder(),
-            end_of_text=saved.end_of_text_token,
-            tokenising=tokenising,
-        )
-        return [read(corpus, tokenizer)[0] for corpus in corpora]
-    if saved.config is None:
-        return []
-    return list(RunData.of(saved.config.data, tokenizer, tokenising=tokenising).evaluate)
+    cache = default_cache_folder()
+    if not corpora and saved.config:
+        data = saved.config.data
+        if not data.evaluate:  # a part of the training text
+            data = as_was_read(saved.config, saved.backbone_tokenizer).data
+            return list(RunData.of(data, tokenizer, tokenising=tokenising).evaluate)
+        corpora, cache = data.evaluate, data.cache or cache
+    read = partial(
+        tokenise, cache_dir=cache, end_of_text=saved.end_of_text_token, tokenising=tokenising
+    )
+    return [read(corpus, tokenizer)[0] for corpus in corpora]
 
 
 def windows_for(saved: Saved, context: int | None, stride: int | None) -> Windows:

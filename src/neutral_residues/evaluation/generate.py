@@ -59,7 +59,8 @@ def generate_both(
             without a chat template, or a setting out of range.
     """
     ends = end_tokens(model, tokenizer, end_of_text)
-    settings = _settings(ends, tokenizer.pad_token_id, max_new_tokens, temperature, top_p)
+    pad = tokenizer.pad_token_id
+    settings = generation_settings(ends, pad, max_new_tokens, temperature, top_p)
     tokenizers = backbone_tokenizer or tokenizer, tokenizer
     own_1T, prompt_1T = (
         check_prompt(model.config, it, prompt, max_new_tokens=max_new_tokens, chat=chat)
@@ -116,9 +117,11 @@ def _in_chat_template(tokenizer: Any, prompt: str) -> Tensor:
     return tokens_1T
 
 
-def _settings(
+def generation_settings(
     ends: list[int], pad: int | None, max_new_tokens: int, temperature: float, top_p: float
 ) -> GenerationConfig:
+    """What `generate_both` says, and nothing of the model's own settings; a UserError for one that
+    is out of range."""
     if max_new_tokens < 1:
         raise UserError("max_new_tokens", got=max_new_tokens, allowed="1 or more")
     if not (math.isfinite(temperature) and temperature >= 0):
@@ -142,20 +145,31 @@ def _continue(
     model: Any, tokenizer: Any, prompt_1T: Tensor, settings: GenerationConfig, seed: int
 ) -> str:
     """What `model` adds to the prompt."""
+    tokens_1T = continued(model, prompt_1T, torch.ones_like(prompt_1T), settings, seed)
+    # Both are decoded and the prompt cut off: a token's own text can depend on those before it.
+    both = (prompt_1T, tokens_1T)
+    given, whole = (tokenizer.decode(tokens[0], skip_special_tokens=True) for tokens in both)
+    return str(whole[len(given) :])
+
+
+def continued(
+    model: Any, prompts_BT: Tensor, mask_BT: Tensor, settings: GenerationConfig, seed: int
+) -> Tensor:
+    """Prompts with what `model` adds to them, (B, T + new); the same for the same seed.
+
+    Args:
+        mask_BT: 0 at padding, on the left, else 1.
+    """
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     device = next(model.parameters()).device
-    prompt_1T = prompt_1T.to(device)
     accelerators = [] if device.type == "cpu" else [device]
     # Transformers mixes the model's own settings into those that it is given.
     ours = temporarily([inner], "generation_config", settings)
     with torch.random.fork_rng(devices=accelerators, device_type=device.type), ours:
         torch.manual_seed(seed)
-        tokens_1T = inner.generate(
-            input_ids=prompt_1T,
-            attention_mask=torch.ones_like(prompt_1T),
+        tokens_BT: Tensor = inner.generate(
+            input_ids=prompts_BT.to(device),
+            attention_mask=mask_BT.to(device),
             generation_config=settings,
         )
-    # Both are decoded and the prompt cut off: a token's own text can depend on those before it.
-    both = (prompt_1T, tokens_1T)
-    given, whole = (tokenizer.decode(tokens[0], skip_special_tokens=True) for tokens in both)
-    return str(whole[len(given) :])
+    return tokens_BT

@@ -74,6 +74,10 @@ def model_card(record: Record, loading: str, *, head_rank: int = 0) -> str:
         )
     if size := (record.config.get("vocabulary") or {}).get("size"):
         parts.append(_vocabulary(record, size))
+    if record.self_text:
+        parts.append(
+            f"The source text in its training is no given text: {record.self_text.sentence}."
+        )
     if head_rank:
         parts.append(f"A residue of rank {head_rank} on the output head is part of it.")
     return with_promise("\n\n".join(parts) + "\n", record.promise)

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, AwareDatetime, Field, field_validator, mode
 from neutral_residues.config.base import flat
 from neutral_residues.results.base import Part
 from neutral_residues.results.promise import Promise
+from neutral_residues.results.self_text import SelfText
 from neutral_residues.results.set_result import EvaluationSet, LayerNumber, SetResult
 from neutral_residues.results.spliced import Spliced
 
@@ -189,6 +190,8 @@ class Record(Part):
     """Name in the table of methods, for example "neutral" or "lora"."""
     sets: dict[str, SetResult] = Field(default={})
     """Evaluation set -> what was measured on it at the end."""
+    self_text: SelfText | None = None
+    """What the backbone wrote itself as source text; null where it wrote none."""
     spliced: Spliced | None = None
     """A source and a target set in turns; null where that was not measured."""
     validation_sets: dict[str, EvaluationSet] = Field(default={})

@@ -1,7 +1,8 @@
 """A checked run: what training, describing, planning and advising all start from.
 
     Setup.of(config)     every check that needs neither the texts nor the weights, in seconds
-    setup.data           the texts as tokens, tokenised when first asked for
+    setup.data           the texts as tokens, tokenised when first asked for; of a corpus with
+                         `path: self` the backbone writes the text before
     setup.rows           the training rows in their order
     setup.backbone(...)  the weights
 
@@ -44,11 +45,13 @@ from neutral_residues.errors import UserError, first_line
 from neutral_residues.evaluation.chat import check_prompts, read_prompts
 from neutral_residues.evaluation.generate import check_prompt
 from neutral_residues.evaluation.possible import Pieces
+from neutral_residues.evaluation.self_replay import SelfReplay
 from neutral_residues.evaluation.windows import Windows
 from neutral_residues.files import read_text
 from neutral_residues.methods.table import Method, find_method
 from neutral_residues.methods.token_starts import StartRows
 from neutral_residues.methods.wider_tables import start_rows, widen_tables
+from neutral_residues.results.self_text import SelfText
 from neutral_residues.training.cost import WeightCount
 from neutral_residues.training.start_from import Start
 from neutral_residues.training.start_rows import start_rows as found_start_rows
@@ -83,6 +86,7 @@ class Setup:
         end_of_text: id of the token that ends a document.
         weights: counted on a model without data.
         start: the extension that is trained on; None for a new one.
+        self_replay: source text that the backbone writes itself; None where it writes none.
         device: where the model goes.
         tokenising: how progress is shown while texts are tokenised.
     """
@@ -94,6 +98,7 @@ class Setup:
     end_of_text: int
     weights: WeightCount
     start: Start | None
+    self_replay: SelfReplay | None
     device: torch.device
     tokenising: Tokenising = without_display
 
@@ -126,6 +131,7 @@ class Setup:
             end_of_text=end_of_text,
             weights=_count_weights(config, method, model_config, start),
             start=start,
+            self_replay=SelfReplay.of(config, tokenizer, model_config),
             device=pick_device(),
             tokenising=tokenising,
         )
@@ -175,9 +181,10 @@ class Setup:
             return None
         if self.start:
             return self.start.vocabulary(self.backbone_tokenizer)
+        reading = self.reading
         with ranks().main_process_first():
             return learned_vocabulary(
-                self.config,
+                reading,
                 self.backbone_tokenizer,
                 first_id=first_new_id(self.model_config),
                 working=self._working,
@@ -212,8 +219,23 @@ class Setup:
         return self._data(self.backbone_tokenizer)
 
     def _data(self, tokenizer: PreTrainedTokenizerBase) -> RunData:
+        data = self.reading.data
         with ranks().main_process_first():
-            return RunData.of(self.config.data, tokenizer, tokenising=self.tokenising)
+            return RunData.of(data, tokenizer, tokenising=self.tokenising)
+
+    @cached_property
+    def self_text(self) -> SelfText | None:
+        """What the backbone wrote itself, which it does when first asked for; None where nothing is
+        to be written."""
+        if self.self_replay is None:
+            return None
+        with ranks().main_process_first():
+            return self.self_replay.write(self.tokenising)
+
+    @property
+    def reading(self) -> RunConfig:
+        """The run, with a file in the place of what the backbone writes."""
+        return self.self_replay.as_file() if self.self_replay and self.self_text else self.config
 
     @cached_property
     def rows(self) -> Mixture:
