@@ -79,6 +79,10 @@ def calibrate_saved(
 
 
 def _check_kind(saved: Saved) -> None:
+    if saved.composition is not None:
+        what = "a composition has no gates of its own to calibrate"
+        do = "calibrate each extension, and compose them then"
+        raise UserError(what, got=", ".join(saved.composition.names), do=do)
     method = saved.config.method if saved.config else "?"
     if not isinstance(saved.model, PeftModel) or saved.reference is not None:
         what = "this is not an extension with gates, so none can be calibrated"

@@ -260,6 +260,33 @@ def generate(
 
 
 @app.command()
+def compose(
+    extensions: Annotated[
+        list[str],
+        _argument("Output folders of runs or extension folders, or name=folder; two or more."),
+    ],
+    how: Annotated[str, typer.Option(help="See above.", show_default=False)],
+    output: Annotated[Path, typer.Option(help="New folder to write.", show_default=False)],
+    over: Annotated[
+        int | None, _option("Tokens that route and inhibit look at; default: 32 and 1.")
+    ] = None,
+) -> None:
+    """Make one folder of several extensions of a backbone, which all other commands take.
+
+    \b
+    route     at a token the extension whose gate was the largest over the last tokens of the text
+    inhibit   the same, decided anew at every token
+    sum       all of them, each as far as its gate is open
+    average   one extension, with the mean of their weights; they must have started alike
+    """
+    with _loading():
+        _quiet()
+        from neutral_residues.cli.compose import compose_folders
+
+    compose_folders(extensions, output, how=how, over=over)
+
+
+@app.command()
 def export(
     folder: Folder,
     to: Annotated[str, typer.Option("--to", help="Format, see above.", show_default=False)],

@@ -1,4 +1,5 @@
-"""A saved extension and its backbone, loaded to be measured or to generate; any method."""
+"""A saved extension and its backbone, loaded to be measured or to generate; any method, and several
+extensions in one folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,10 @@ from neutral_residues.digest import check_digests
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.possible import Pieces
 from neutral_residues.methods.wider_tables import widen_tables
+from neutral_residues.results.composition import Composition, read_composition
 from neutral_residues.results.run_folder import RunFolder
-from neutral_residues.tuner.saved_adapter import CONFIG, adapter_config, load_adapter
+from neutral_residues.tuner.gates import only_strongest
+from neutral_residues.tuner.saved_adapter import CONFIG, adapter_config, load_adapters
 from neutral_residues.vocabulary.vocabulary import FILE as VOCABULARY
 from neutral_residues.vocabulary.vocabulary import Vocabulary, load_vocabulary
 
@@ -42,6 +45,7 @@ class Saved:
     folder: Path  # as it was given
     weights: Path  # the folder that holds the extension
     backbone_name: str  # folder or Hub name
+    composition: Composition | None  # how several extensions are used together
     device: torch.device  # where both models are
 
     @property
@@ -69,47 +73,80 @@ def load_saved(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Sa
         dtype: of the weights that were not trained; None: what the run that made it measured with,
             float32 for an extension folder.
     """
+    config, weights = _run_and_weights(folder)
+    composition, device = read_composition(weights), pick_device()
+    adapters = _adapters(weights, composition)
+    if config is None and not adapters:
+        allowed = "a folder with adapter_config.json or run.yaml"
+        raise UserError(f"{folder} is not an extension", allowed=allowed, do="check the path")
+    if not adapters and not (weights / "config.json").is_file():
+        do = f"finish it: neutral extend {RunFolder(folder).config}"
+        raise UserError(f"the run in {folder} has no extension yet", do=do)
+    dtype = dtype or _measured_dtype(config, device)
+    if adapters:
+        adapter = adapter_config(next(iter(adapters.values())))
+        name, has_own_tokens = adapter.base_model_name_or_path, getattr(adapter, "new_tokens", 0)
+    else:
+        name, has_own_tokens = config.model, 0  # type: ignore[union-attr]
+    tokenizer, own_tokenizer, vocabulary = _tokenizers(weights, name)
+    reference = None
+    if adapters:
+        backbone = _backbone(name, config, dtype, device)
+        if vocabulary and not has_own_tokens:
+            widen_tables(backbone, vocabulary.size)
+            reference = _backbone(name, config, dtype, device)
+        model: nn.Module = load_adapters(backbone, adapters)
+        if composition:
+            only_strongest(model, composition.over)
+    else:
+        model = on_device(load_backbone(str(weights), dtype=torch.float32), device)
+        reference = _backbone(name, config, dtype, device)
+    return Saved(
+        model.eval(),
+        tokenizer,
+        own_tokenizer,
+        vocabulary,
+        reference,
+        config,
+        folder,
+        weights,
+        name,
+        composition,
+        device,
+    )
+
+
+def _run_and_weights(folder: Path) -> tuple[RunConfig | None, Path]:
+    """The run whose output the folder is, if it is one, and the folder that holds the weights,
+    whose digests were checked."""
     if not folder.is_dir():
         do = "give the output folder of a run, or an extension folder"
         raise UserError(f"no such folder: {folder}", do=do)
     run = RunFolder(folder)
     config = load_run(run.config) if run.config.is_file() else None
-    weights, device = run.extension if config else folder, pick_device()
+    weights = run.extension if config else folder
     check_digests(weights)
-    is_adapter = (weights / CONFIG).is_file()
-    if config is None and not is_adapter:
-        allowed = "a folder with adapter_config.json or run.yaml"
-        raise UserError(f"{folder} is not an extension", allowed=allowed, do="check the path")
-    if not is_adapter and not (weights / "config.json").is_file():
-        do = f"finish it: neutral extend {run.config}"
-        raise UserError(f"the run in {folder} has no extension yet", do=do)
-    dtype = dtype or _measured_dtype(config, device)
-    if is_adapter:
-        adapter = adapter_config(weights)
-        name, has_own_tokens = adapter.base_model_name_or_path, getattr(adapter, "new_tokens", 0)
-    else:
-        name, has_own_tokens = config.model, 0  # type: ignore[union-attr]
+    return config, weights
+
+
+def _adapters(weights: Path, composition: Composition | None) -> dict[str, Path]:
+    """The folder of each adapter, by the name that it gets; empty for a whole model."""
+    if composition:
+        return {name: weights / name for name in composition.names}
+    return {"default": weights} if (weights / CONFIG).is_file() else {}
+
+
+def _tokenizers(
+    weights: Path, backbone_name: str
+) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase, Vocabulary | None]:
+    """Of the extended model, of its backbone, and what the first has beside the other."""
     has_tokenizer = (weights / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(str(weights) if has_tokenizer else name)
-    own_tokenizer, vocabulary = tokenizer, None
-    if (weights / VOCABULARY).is_file():
-        own_tokenizer = load_tokenizer(name)
-        own_tokenizer.chat_template = tokenizer.chat_template  # maybe that of the run
-        vocabulary = load_vocabulary(weights, own_tokenizer)
-    reference = None
-    if is_adapter:
-        backbone = _backbone(name, config, dtype, device)
-        if vocabulary and not has_own_tokens:
-            widen_tables(backbone, vocabulary.size)
-            reference = _backbone(name, config, dtype, device)
-        model: nn.Module = load_adapter(backbone, weights)
-    else:
-        model = on_device(load_backbone(str(weights), dtype=torch.float32), device)
-        reference = _backbone(name, config, dtype, device)
-    tokenizers = tokenizer, own_tokenizer
-    return Saved(
-        model.eval(), *tokenizers, vocabulary, reference, config, folder, weights, name, device
-    )
+    tokenizer = load_tokenizer(str(weights) if has_tokenizer else backbone_name)
+    if not (weights / VOCABULARY).is_file():
+        return tokenizer, tokenizer, None
+    own_tokenizer = load_tokenizer(backbone_name)
+    own_tokenizer.chat_template = tokenizer.chat_template  # maybe that of the run
+    return tokenizer, own_tokenizer, load_vocabulary(weights, own_tokenizer)
 
 
 def _measured_dtype(config: RunConfig | None, device: torch.device) -> torch.dtype:

@@ -73,6 +73,8 @@ class Parts:
     backbone: PreTrainedModel
     adapters: tuple[Adapter, ...]
     merged: bool = False  # updates were added to the backbone's matrices instead
+    # Of several adapters only the one with the strongest gate over so many tokens is on, if set.
+    strongest_over: int | None = None
 
     @property
     def model_type(self) -> str:
@@ -165,7 +167,9 @@ def extract_parts(model: PeftModel) -> Parts:
         saved = config.thresholds
         thresholds = None if saved is None else Thresholds.of(saved)
         adapters.append(Adapter(name, kind, activation, width, *parts, thresholds))
-    return Parts(_untied(model.unload()), tuple(adapters))
+    place = embeddings_layer(model)
+    over = place.strongest_over if place and len(adapters) > 1 else None
+    return Parts(_untied(model.unload()), tuple(adapters), strongest_over=over)
 
 
 def _beside_embeddings(model: PeftModel) -> dict[str, BesideEmbeddings]:

@@ -5,6 +5,7 @@ evaluation results. No torch, no network.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ from peft import AutoPeftModelForCausalLM
 model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
 with model.disable_adapter():
     ...  # the backbone, exactly as it was"""
+
+_LOAD_COMPOSITION = """from pathlib import Path
+
+from neutral_residues.evaluation.saved import load_saved
+
+model = load_saved(Path("path/to/this/folder")).model
+model.set_adapter("NAME")  # one of them by itself"""
 
 _PROMISE = "## Calibrated"
 
@@ -101,6 +109,32 @@ def with_promise(card: str, promise: Promise | None) -> str:
         if cost.points is not None
     ]
     return f"{card}\n{_PROMISE}\n\n{promise.sentence}\n\n{' '.join(facts)}\n"
+
+
+def composition_card(names: Sequence[str], backbone: str, over: int | None) -> str:
+    """The card of several extensions in one folder, used together as `Composition.over` says."""
+    how = "All are on, as their gates say, and what they add is summed."
+    if over is not None:
+        how = "At a token only the one is on whose gate was the largest over the last"
+        how = f"{how} {over} tokens of the text."
+    return _short_card(names, backbone, how, _LOAD_COMPOSITION)
+
+
+def average_card(names: Sequence[str], backbone: str) -> str:
+    """The card of the average of several extensions."""
+    return _short_card(names, backbone, "Its weights are the mean of theirs.", _LOAD_ADAPTER)
+
+
+def _short_card(names: Sequence[str], backbone: str, how: str, loading: str) -> str:
+    metadata = ModelCardData(
+        base_model=None if Path(backbone).is_dir() else backbone,
+        library_name="peft",
+        pipeline_tag="text-generation",
+        tags=["neutral-residues"],
+    )
+    title = f"{Path(backbone).name}, extended with {', '.join(names)}"
+    parts = [f"---\n{metadata.to_yaml()}\n---", f"# {title}", how, f"```python\n{loading}\n```"]
+    return "\n\n".join(parts) + "\n"
 
 
 def _vocabulary(record: Record, size: int) -> str:

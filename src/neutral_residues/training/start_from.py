@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from peft import PeftConfig, PeftModel
 from torch import nn
@@ -13,11 +13,8 @@ from neutral_residues.config.run import RunConfig, VocabularySettings
 from neutral_residues.digest import check_digests
 from neutral_residues.errors import UserError
 from neutral_residues.results.run_folder import RunFolder
-from neutral_residues.tuner.saved_adapter import CONFIG, adapter_config
+from neutral_residues.tuner.saved_adapter import CONFIG, adapter_config, comparable
 from neutral_residues.vocabulary.vocabulary import FILE, Vocabulary, VocabularyFile, load_vocabulary
-
-ELSEWHERE = {"base_model_name_or_path", "revision", "inference_mode", "peft_version"}
-"""What a saved configuration says of where it was made."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Start:
         if not isinstance(model, PeftModel):
             what = "start_from goes on with an extension, and this method trains the model itself"
             raise UserError(what, do="remove it, or set model to a trained model")
-        there, wanted = _comparable(self._settings), _comparable(model.peft_config[adapter])
+        there, wanted = comparable(self._settings), comparable(model.peft_config[adapter])
         for name in {**there, **wanted}:
             if there.get(name) != wanted.get(name):
                 what = f"start_from: {name} is another in {self.given}"
@@ -89,12 +86,3 @@ class Start:
     def vocabulary(self, base: PreTrainedTokenizerBase) -> Vocabulary | None:
         """The new tokens that it has."""
         return load_vocabulary(self.weights, base)
-
-
-def _comparable(config: PeftConfig) -> dict[str, Any]:
-    """Names that a model found are a set; a saved one is a list."""
-    return {
-        name: sorted(value) if isinstance(value, set | list | tuple) else value
-        for name, value in config.to_dict().items()
-        if name not in ELSEWHERE
-    }

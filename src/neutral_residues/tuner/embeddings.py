@@ -24,6 +24,7 @@ from neutral_residues.tuner.blocks import text_config
 from neutral_residues.tuner.neutral import Gate
 from neutral_residues.tuner.new_tokens import NewTokens
 from neutral_residues.tuner.reader import CodesLayer, TokenReader
+from neutral_residues.tuner.strongest import strongest
 
 
 class BesideEmbeddings(nn.Module):
@@ -45,6 +46,7 @@ class EmbeddingsLayer(ModuleBeside):
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
+        self.strongest_over: int | None = None  # see `strongest.py`; None: every gate counts
         self.gates: dict[str, Gate] = {}
         self._learning_gates: dict[str, Gate] = {}  # of the last pass with gradients
         self.logits_to_keep: Any = 0
@@ -205,21 +207,34 @@ class EmbeddingsLayer(ModuleBeside):
         capped = outputs[place].masked_fill(impossible, -torch.inf)
         return (*outputs[:place], capped, *outputs[place + 1 :])
 
+    @property
+    def num_more(self) -> int:
+        """Tokens before a pass whose gates it needs, to tell which extension's are the largest."""
+        return (self._over or 1) - 1
+
+    @property
+    def _over(self) -> int | None:
+        """Over how many tokens the strongest of several gates is to be found, if it is."""
+        readers = [name for name in self.active_names() if self.reader(name) is not None]
+        return self.strongest_over if len(readers) > 1 and self.routing is None else None
+
     def _read(self, embeddings_BTD: Tensor) -> None:
         gates, self._codes = {}, {}
+        positions_BT = _positions(self._positions, embeddings_BTD.shape[1])
         for name in self.active_names():
             self.check_loaded(name)
             reader = self.reader(name)
             if reader is None:
                 continue
             codes_BTC = reader.codes(embeddings_BTD)
-            before_BWC, first = self._before(name, reader.num_before)
+            before_BWC, first = self._before(name, reader.num_before + self.num_more)
             real_BT = _real_tokens(self._mask, first, codes_BTC.shape[1])
             if real_BT is not None:
                 codes_BTC = codes_BTC * real_BT[..., None].to(codes_BTC.dtype)
-            positions_BT = _positions(self._positions, codes_BTC.shape[1])
-            gates[name] = reader.gates(codes_BTC, before_BWC, positions_BT)
+            gates[name] = reader.gates(codes_BTC, before_BWC, positions_BT, self.num_more)
             self._codes[name] = codes_BTC
+        if self._over is not None:
+            gates = strongest(gates, positions_BT, self._over)
         self.gates = gates
         if torch.is_grad_enabled():
             self._learning_gates = gates

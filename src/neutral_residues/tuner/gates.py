@@ -3,6 +3,7 @@
     for name, gate in gates(model).items(): ...       of blocks, output head or embeddings
     with under_thresholds(model, None): ...         the gates as they were trained
     with observe_gates(model) as seen: model(...)     seen: their logits, before thresholds
+    only_strongest(model, over=32)                  of several extensions one at a time
 
 Suffixes: B rows, T tokens of a pass.
 """
@@ -94,6 +95,37 @@ def check_gates(model: Any, name: str = "default") -> None:
         raise UserError(what, got=f"block_gate {', '.join(sorted(kinds))}", allowed="relu")
 
 
+def only_strongest(model: nn.Module, over: int | None) -> None:
+    """Of the active extensions let only the one whose gate was the largest over the last so many
+    tokens keep it (see `strongest.py`); None lets all keep theirs.
+
+    Raises:
+        UserError: for a number below 1, or an extension whose gate does not read the text, or can
+            not be 0.
+    """
+    if over is not None and over < 1:
+        raise UserError("over", got=over, allowed="a number of tokens, 1 or more")
+    layer, names = embeddings_layer(model), known_extensions(model)
+    readers = layer.readers() if layer is not None else {}
+    for name in names if over is not None else []:
+        if name not in readers or readers[name].kind != "relu":
+            raise cannot_be_stilled(name)
+    if layer is not None:
+        layer.strongest_over = over
+
+
+def known_extensions(model: nn.Module) -> list[str]:
+    """The names of all extensions of a model, active or not."""
+    places = modules_beside(model).values()
+    return list(dict.fromkeys(name for place in places for name in place.known_adapters()))
+
+
+def cannot_be_stilled(name: str) -> UserError:
+    """For an extension that takes no part in `only_strongest`."""
+    what = f"extension {name}: only gates that read the text can tell whose text it is"
+    return UserError(what, allowed="gate_reads tokens, block_gate relu", do="add them up (sum)")
+
+
 @contextmanager
 def under_thresholds(
     model: nn.Module, thresholds: Thresholds | None, name: str = "default"
@@ -129,12 +161,15 @@ def observe_gates(model: nn.Module, name: str = "default") -> Iterator[dict[str,
     """
     seen: dict[str, Tensor] = {}
 
-    own = gates(model, name)
+    own, layer = gates(model, name), embeddings_layer(model)
 
     def keep(key: str, module: nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:
         gate, logits = own[key], logits.detach()
-        # A reader whose threshold takes a mean computes those of earlier tokens again.
-        seen[key] = logits[:, gate.over - 1 :] if isinstance(gate, TokenReader) else logits
+        if isinstance(gate, TokenReader):
+            # It computes those of earlier tokens again where their mean or sum is looked at.
+            assert layer is not None
+            logits = logits[:, gate.over - 1 + layer.num_more :]
+        seen[key] = logits
 
     hooks = []
     for key, gate in own.items():

@@ -70,15 +70,7 @@ class NeutralResiduesModel(BaseTuner):
     target_module_mapping: dict[str, str] = {}  # noqa: RUF012 - PEFT's attribute
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        # PEFT and Transformers find adapter weights by prefix and name, and a ModuleDict reserves
-        # its own attributes.
-        parts = {"gate", "up", "down", "block_gate", "activation", "weight", "bias"}
-        parts |= {"reader", "rows", "code", "window", "tokens", "codes", "into", "out_of"}
-        taken = adapter_name in parts or hasattr(nn.ModuleDict(), adapter_name)
-        if len(adapter_name) < 2 or adapter_name in PREFIX or "." in adapter_name or taken:
-            allowed = f"""two characters or more, no dot, not a part of {PREFIX!r} or of an adapter
-                ('gate'), not a word of PyTorch ('train')"""
-            raise UserError("adapter name", got=adapter_name, allowed=allowed)
+        check_adapter_name(adapter_name)
 
     def _prepare_adapter_config(
         self, peft_config: NeutralResiduesConfig, model_config: dict[str, Any]
@@ -337,6 +329,18 @@ def _embedding_width(embeddings: nn.Module) -> int:
     weight = embeddings.weight
     assert isinstance(weight, Tensor)
     return weight.shape[1]
+
+
+def check_adapter_name(name: str) -> None:
+    """Raise a UserError for a name that an extension cannot have: PEFT and Transformers find
+    adapter weights by prefix and name, and a ModuleDict reserves its own attributes."""
+    parts = {"gate", "up", "down", "block_gate", "activation", "weight", "bias"}
+    parts |= {"reader", "rows", "code", "window", "tokens", "codes", "into", "out_of"}
+    taken = name in parts or hasattr(nn.ModuleDict(), name)
+    if len(name) < 2 or name in PREFIX or "." in name or taken:
+        allowed = f"""two characters or more, no dot, not a part of {PREFIX!r} or of an adapter
+            ('gate'), not a word of PyTorch ('train')"""
+        raise UserError("adapter name", got=name, allowed=allowed)
 
 
 def check_adapter_tensors(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor]) -> None:

@@ -81,28 +81,31 @@ class TokenReader(nn.Module):
         return logits_BS1.masked_fill(is_first_BS1, 0)
 
     def gates(
-        self, codes_BTC: Tensor, before_BWC: Tensor | None, positions_BT: Tensor | None
+        self,
+        codes_BTC: Tensor,
+        before_BWC: Tensor | None,
+        positions_BT: Tensor | None,
+        num_more: int = 0,
     ) -> Gate:
-        """The gates at T tokens, from their codes and those of the tokens before them, in the same
-        text where positions within texts are known."""
-        num_tokens, num_more = codes_BTC.shape[1], self.over - 1
+        """The gates at T tokens and at `num_more` before them, from their codes and those of the
+        tokens before them, in the same text where positions within texts are known."""
+        num_earlier = self.over - 1 + num_more
+        num_tokens = num_earlier + codes_BTC.shape[1]
         if before_BWC is not None:
             codes_BTC = torch.cat([before_BWC.to(codes_BTC.dtype), codes_BTC], dim=1)
-        num_missing = WINDOW - 1 + num_more + num_tokens - codes_BTC.shape[1]
+        num_missing = WINDOW - 1 + num_tokens - codes_BTC.shape[1]
         padded_BSC = F.pad(codes_BTC, (0, 0, num_missing, 0))
         windows_BSCW = padded_BSC.unfold(1, WINDOW, 1)
         if positions_BT is not None:
-            if num_more:
-                earlier = torch.arange(-num_more, 0, device=positions_BT.device)
-                positions_BT = torch.cat([positions_BT[:, :1] + earlier, positions_BT], dim=1)
-            same_text_BSW = _in_same_text(positions_BT, WINDOW)
+            positions_BT = with_earlier(positions_BT, num_earlier)
+            same_text_BSW = in_same_text(positions_BT, WINDOW)
             windows_BSCW = windows_BSCW * same_text_BSW[:, :, None].to(codes_BTC.device)
         logits_BS1 = self(windows_BSCW)
-        if not num_more:
+        if self.over == 1:
             return Gate.of(self.kind, logits_BS1, self.threshold)
         is_text_BS = padded_BSC[:, WINDOW - 1 :].any(-1)  # codes are 0 before it, and for padding
-        mean_BT1 = mean_gates(logits_BS1, is_text_BS, positions_BT, self.over)
-        return Gate.of(self.kind, logits_BS1[:, num_more:], self.threshold, mean_BT1)
+        mean_BS1 = mean_gates(logits_BS1, is_text_BS, positions_BT, self.over)
+        return Gate.of(self.kind, logits_BS1[:, self.over - 1 :], self.threshold, mean_BS1)
 
     @property
     def over(self) -> int:
@@ -122,16 +125,24 @@ def mean_gates(
     the same text; S is T and the over - 1 tokens before them."""
     counts_BTW = is_text_BS.unfold(1, over, 1)
     if positions_BS is not None:
-        counts_BTW = counts_BTW & _in_same_text(positions_BS[:, over - 1 :], over)
+        counts_BTW = counts_BTW & in_same_text(positions_BS[:, over - 1 :], over)
     gates_BTW = F.relu(logits_BS1[..., 0]).unfold(1, over, 1) * counts_BTW
     return (gates_BTW.sum(-1) / counts_BTW.sum(-1).clamp(min=1))[..., None]
 
 
-def _in_same_text(positions_BT: Tensor, window: int) -> Tensor:
+def in_same_text(positions_BT: Tensor, window: int) -> Tensor:
     """(B, T, W) whether the last W tokens, the oldest first, are of the text that each token is
     in, by its place there."""
     distances_W = torch.arange(window - 1, -1, -1, device=positions_BT.device)
     return positions_BT[..., None] >= distances_W
+
+
+def with_earlier(positions_BT: Tensor, number: int) -> Tensor:
+    """The places of so many tokens before these as well, as if they were of the same text."""
+    if not number:
+        return positions_BT
+    earlier = torch.arange(-number, 0, device=positions_BT.device)
+    return torch.cat([positions_BT[:, :1] + earlier, positions_BT], dim=1)
 
 
 def num_reader_weights(width_in: int) -> int:

@@ -2,6 +2,7 @@
 
     config = adapter_config(folder)          checked: what it names and what its folder holds
     model = load_adapter(backbone, folder)   the backbone with it
+    model = load_adapters(backbone, {"french": folder, "german": another})   with several
 
 Nothing in an adapter is code, and nothing of it is looked for elsewhere: PEFT would ask the Hub for
 weights that a folder lacks, and unpack a pickle. Its configuration is data: a size in it fills no
@@ -9,18 +10,24 @@ memory before the weights are there that have it.
 """
 
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
 from safetensors import safe_open
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.files import check_holds_files, read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TYPES = ("F64", "F32", "BF16", "F16")
+ELSEWHERE = {"base_model_name_or_path", "revision", "inference_mode", "peft_version"}
+"""What a saved configuration says of where it was made."""
 
 
 def adapter_config(folder: Path) -> PeftConfig:
@@ -53,25 +60,66 @@ def adapter_config(folder: Path) -> PeftConfig:
     return config
 
 
+def comparable(config: PeftConfig) -> dict[str, Any]:
+    """The settings of an adapter, to be held against another's: without what says where it was
+    made, and with names that a model found, a set, as the list that is saved."""
+    return {
+        name: sorted(value) if isinstance(value, set | list | tuple) else value
+        for name, value in config.to_dict().items()
+        if name not in ELSEWHERE
+    }
+
+
 def load_adapter(backbone: nn.Module, folder: Path) -> PeftModel:
     """The backbone with the adapter in `folder`; a UserError for one that is damaged, or was made
     for another backbone."""
+    return load_adapters(backbone, {"default": folder})
+
+
+def load_adapters(backbone: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
+    """The backbone with several adapters by their names, all of them active; errors as above."""
+    model: Any = backbone
+    for name, folder in folders.items():
+        model = _with_adapter(model, folder, name)
+    if len(folders) > 1:
+        model.base_model.set_adapter(list(folders), inference_mode=True)
+    return model
+
+
+def _with_adapter(model: Any, folder: Path, name: str) -> PeftModel:
     adapter_config(folder)
-    try:
+    with _as_user_errors(folder):
         _check_types(folder / WEIGHTS)
         # Nothing is allocated before tensors are there to fill it; beside weights in fewer bits
         # PEFT would then leave the adapter in theirs.
-        is_float32 = next(backbone.parameters()).dtype == torch.float32
+        is_float32 = next(model.parameters()).dtype == torch.float32
+        options: dict[str, Any] = {"adapter_name": name, "low_cpu_mem_usage": is_float32}
+        if not isinstance(model, PeftModel):
+            return PeftModel.from_pretrained(model, str(folder), **options)
+        model.load_adapter(str(folder), **options)
+        return model
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of the adapter in `folder` by name; errors as of `load_adapter`."""
+    with _as_user_errors(folder):
+        _check_types(folder / WEIGHTS)
+        return load_file(folder / WEIGHTS)
+
+
+@contextmanager
+def _as_user_errors(folder: Path) -> Iterator[None]:
+    """Safetensors and PEFT raise types of their own for damaged files."""
+    try:
         with warnings.catch_warnings(record=True) as said:  # what fails, fails in one line
-            model = PeftModel.from_pretrained(backbone, str(folder), low_cpu_mem_usage=is_float32)
+            yield
     except UserError:
         raise
-    except Exception as error:  # safetensors and PEFT raise types of their own for damaged files
+    except Exception as error:
         what, do = f"cannot load the adapter in {folder}", "save or fetch it again"
         raise UserError(what, got=first_line(error), do=do) from error
     for it in said:
         warnings.warn_explicit(it.message, it.category, it.filename, it.lineno)
-    return model
 
 
 def _check_types(weights: Path) -> None:

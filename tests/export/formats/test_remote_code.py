@@ -19,7 +19,16 @@ from neutral_residues.errors import UserError
 from neutral_residues.export.export import export_model
 from neutral_residues.export.reference import record_reference
 from neutral_residues.tuner.config import NeutralResiduesConfig
-from tiny_export import NEW_TOKENS, SIGMOID, assert_exact, calibrated, exported, extended
+from neutral_residues.tuner.gates import only_strongest
+from tiny_export import (
+    NEW_TOKENS,
+    SIGMOID,
+    assert_exact,
+    assert_refused,
+    calibrated,
+    exported,
+    extended,
+)
 from tiny_llama import perturb, token_ids
 
 TOKENS = {"gate_reads": "tokens"}
@@ -371,3 +380,24 @@ def test_thresholds_come_along(
     calibrated(model, form, over=over)
     assert not torch.allclose(record_reference(model).logits_BTV, trained, atol=1e-3)
     assert_exact(exported(model, "transformers", tmp_path))
+
+
+@pytest.mark.parametrize("over", [1, 6])
+def test_only_the_strongest_extension_is_on(tmp_path: Path, over: int) -> None:
+    live = extended(**TOKENS)
+    for name in ("second", "third"):
+        live.add_adapter(name, NeutralResiduesConfig(width=4, gate_reads="tokens"))
+    live.base_model.set_adapter(["default", "second", "third"])
+    perturb(live)
+    both = record_reference(live).logits_BTV
+    only_strongest(live, over)
+    assert not torch.equal(record_reference(live).logits_BTV, both)
+    assert_refused(live, "safetensors", tmp_path, "only the one with the strongest gate is on")
+    assert_exact(exported(copy.deepcopy(live), "transformers", tmp_path))
+    loaded, ids = load(tmp_path), token_ids(2, 20)
+    settings = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0}
+    mask = torch.ones_like(ids)
+    found, expected = (
+        model.generate(input_ids=ids, attention_mask=mask, **settings) for model in (loaded, live)
+    )
+    assert torch.equal(found, expected)

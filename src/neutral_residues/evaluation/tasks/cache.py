@@ -20,6 +20,7 @@ from neutral_residues.digest import file_digest, from_cache
 from neutral_residues.errors import UserError
 from neutral_residues.files import disk_errors, read_json, write_text
 from neutral_residues.results.base import Part, read_part, write_part
+from neutral_residues.results.composition import FILE as COMPOSITION
 from neutral_residues.results.record import TaskScore
 
 
@@ -74,17 +75,17 @@ class TaskCache:
 
 
 def weights_key(folder: Path, backbone: str, revision: str | None = None) -> str:
-    """Identifies an extended model: hash of the weight files in `folder`, of thresholds on its
-    gates, and of the backbone's name and revision."""
+    """Identifies an extended model: hash of the weight files in `folder` and its subfolders, of
+    thresholds on its gates, of how several extensions are used together, and of the backbone's name
+    and revision."""
     digest = hashlib.sha256(f"{backbone}@{revision}".encode())
-    config = folder / "adapter_config.json"
     with disk_errors(folder):
-        if config.is_file():
+        for config in sorted(folder.rglob("adapter_config.json")):
             thresholds = read_json(config, "adapter configuration").get("thresholds")
             if thresholds:
                 digest.update(json.dumps(thresholds, sort_keys=True).encode())
-        for path in sorted(folder.glob("*.safetensors")):
-            digest.update(path.name.encode())
+        for path in sorted([*folder.rglob("*.safetensors"), *folder.glob(COMPOSITION)]):
+            digest.update(path.relative_to(folder).as_posix().encode())
             digest.update(bytes.fromhex(file_digest(path)))
     return digest.hexdigest()
 

@@ -72,6 +72,7 @@ def write_remote_code(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
     for key in ("model_type", "architectures"):
         values.pop(key, None)
     config = getattr(module, names["Config"]).from_dict(values)
+    config.strongest_over = parts.strongest_over
     config.residues = [_settings(adapter, backbone) for adapter in parts.adapters]
     config.auto_map = {
         "AutoConfig": f"{code.stem}.{names['Config']}",

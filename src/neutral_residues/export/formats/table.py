@@ -30,6 +30,7 @@ class Format:
     trust_remote_code: bool = False  # loading it runs code from the folder
     merges: bool = False  # low-rank updates can be merged into it
     has_new_tokens: bool = False  # it can hold tokens beside the backbone's
+    has_rule: bool = False  # it can hold several adapters of which one is on at a token
 
     def refusal(self, parts: Parts) -> str | None:
         """Why it cannot hold these parts, or None."""
@@ -37,6 +38,8 @@ class Format:
             return "its updates are added to the backbone's own matrices, so there is no adapter"
         if parts.new_ids and not self.has_new_tokens:
             return f"its {len(parts.new_ids)} new tokens are not rows of the backbone's tables"
+        if parts.strongest_over and not self.has_rule:
+            return "of its extensions only the one with the strongest gate is on"
         return self.cannot_hold(parts)
 
     def check(self, parts: Parts) -> None:
@@ -55,6 +58,7 @@ FORMATS: tuple[Format, ...] = (
         write_remote_code,
         trust_remote_code=True,
         has_new_tokens=True,
+        has_rule=True,
     ),
     Format(
         "qwen2_moe",

@@ -1,0 +1,1 @@
+"""Several extensions made into one folder: side by side, or their average."""

@@ -1,0 +1,193 @@
+"""Several extensions of one backbone made into one folder.
+
+    compose({"french": Path("runs/french"), "german": Path("runs/german")}, output, over=32)
+    average({"one": Path("runs/one"), "other": Path("runs/other")}, output)
+
+The first is a folder of adapters and says how they are used together (`results/composition.py`);
+the second is an extension like any other. Both are complete, or not there at all.
+"""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from neutral_residues.backbone import load_tokenizer
+from neutral_residues.config.run import RunConfig, load_run
+from neutral_residues.digest import check_digests, write_digests
+from neutral_residues.errors import UserError
+from neutral_residues.files import read_json, whole_folder, write_json, write_text
+from neutral_residues.results.base import write_part
+from neutral_residues.results.composition import FILE, NAME, Composition
+from neutral_residues.results.model_card import average_card, composition_card
+from neutral_residues.results.run_folder import RunFolder, check_free
+from neutral_residues.tuner.config import NeutralResiduesConfig
+from neutral_residues.tuner.gates import cannot_be_stilled
+from neutral_residues.tuner.model import check_adapter_name
+from neutral_residues.tuner.saved_adapter import (
+    CONFIG,
+    WEIGHTS,
+    adapter_config,
+    comparable,
+    read_weights,
+)
+
+SAME = "train them on the same backbone"
+
+
+@dataclass(frozen=True)
+class Extension:
+    """One that is to be composed."""
+
+    name: str
+    given: Path
+    weights: Path  # the folder that holds it
+    config: NeutralResiduesConfig
+    run: RunConfig | None  # that made it, if that is known
+
+    @classmethod
+    def of(cls, name: str, given: Path) -> "Extension":
+        """From the output folder of a run, or an extension folder; a UserError if it is neither,
+        is damaged, or cannot be composed."""
+        check_adapter_name(name)
+        if not re.fullmatch(NAME, name):
+            raise UserError("name of an extension", got=name, allowed="letters, digits, _ and -")
+        folder = RunFolder(given)
+        run = load_run(folder.config) if folder.config.is_file() else None
+        weights = folder.extension if run else given
+        check_digests(weights)
+        if not (weights / CONFIG).is_file():
+            allowed = "the output folder of a finished run, or an extension folder"
+            raise UserError(f"{given} holds no extension", allowed=allowed, do="check the path")
+        config = adapter_config(weights)
+        if not isinstance(config, NeutralResiduesConfig):
+            what, do = f"{given} is not an extension of neutral residues", "use PEFT for others"
+            raise UserError(what, got=str(getattr(config.peft_type, "value", "?")), do=do)
+        if config.new_tokens:
+            what = f"{given} has tokens of its own, and several extensions would share ids"
+            do = "load both with PEFT, and name each row's with adapter_names"
+            raise UserError(what, got=f"new_tokens {config.new_tokens}", do=do)
+        if config.modules_to_save:
+            what = f"{given} changes modules of the backbone, which the others would use too"
+            raise UserError(what, got=f"modules_to_save {', '.join(config.modules_to_save)}")
+        return cls(name, given, weights, config, run)
+
+    @property
+    def backbone_name(self) -> str:
+        """Folder or Hub name."""
+        return str(self.config.base_model_name_or_path)
+
+    @property
+    def backbone(self) -> dict[str, Any]:
+        """What must be the same for all."""
+        name, settings = self.backbone_name, self.config.backbone
+        here = str(Path(name).resolve()) if Path(name).is_dir() else name
+        return {"base_model_name_or_path": here, "revision": self.config.revision} | settings
+
+    @property
+    def start(self) -> str | None:
+        """What its weights were before training, where that is known."""
+        if self.run is None:
+            return None
+        return str(self.run.start_from) if self.run.start_from else f"seed {self.run.seed}"
+
+
+def compose(extensions: Mapping[str, Path], output: Path, *, over: int | None = None) -> None:
+    """Write a folder with these extensions by name, that `load_saved` loads with all of them on.
+
+    Args:
+        extensions: output folders of runs, or extension folders, of one backbone.
+        output: a folder that is empty or not there.
+        over: only the extension whose gate was the largest over so many tokens of the text is on
+            at a token (`tuner/strongest.py`); None: all are, and what they add is summed.
+
+    Raises:
+        UserError: for fewer than two, other backbones, tokens of their own, damaged folders, and
+            with `over` for gates that do not read the text.
+    """
+    found = _checked(extensions, output)
+    if over is not None and over < 1:
+        raise UserError("over", got=over, allowed="a number of tokens, 1 or more")
+    for it in found if over is not None else []:
+        if not it.config.has_reader or it.config.block_gate != "relu":
+            raise cannot_be_stilled(it.name)
+    with whole_folder(output) as partial:
+        for it in found:
+            (partial / it.name).mkdir()
+            for file in (CONFIG, WEIGHTS):
+                shutil.copyfile(it.weights / file, partial / it.name / file)
+        names = [it.name for it in found]
+        write_part(partial / FILE, Composition(names=names, over=over))
+        _finish(partial, found, composition_card(names, found[0].backbone_name, over))
+
+
+def average(extensions: Mapping[str, Path], output: Path) -> None:
+    """Write an extension whose weights are the mean of these, which started from the same ones.
+
+    Raises:
+        UserError: as `compose`; for unlike shapes or settings, and for other starts.
+    """
+    found = _checked(extensions, output)
+    _check_alike(found)
+    weights = _mean([read_weights(it.weights) for it in found], found)
+    settings = read_json(found[0].weights / CONFIG, "adapter configuration")
+    with whole_folder(output) as partial:
+        write_json(partial / CONFIG, settings | {"thresholds": None})
+        save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
+        card = average_card([it.name for it in found], found[0].backbone_name)
+        _finish(partial, found, card)
+
+
+def _checked(extensions: Mapping[str, Path], output: Path) -> list[Extension]:
+    if len(extensions) < 2:
+        got = ", ".join(extensions) or "none"
+        raise UserError("compose: too few extensions", got=got, allowed="two or more")
+    check_free(output)
+    found = [Extension.of(name, folder) for name, folder in extensions.items()]
+    for it in found[1:]:
+        for key, value in it.backbone.items():
+            if value != (expected := found[0].backbone.get(key)):
+                what = f"{it.given} extends another backbone than {found[0].given}: {key}"
+                raise UserError(what, got=str(value), allowed=str(expected), do=SAME)
+    return found
+
+
+def _check_alike(found: Sequence[Extension]) -> None:
+    first, *others = found
+    expected = comparable(first.config)
+    for it in others:
+        for key, value in comparable(it.config).items():
+            if value != expected.get(key) and key != "thresholds":
+                what = f"an average needs extensions of one shape: {key} of {it.given}"
+                raise UserError(what, got=str(value), allowed=str(expected.get(key)))
+        if None not in (it.start, first.start) and it.start != first.start:
+            what = f"an average needs the same start: {it.given} began with other weights"
+            do = "train both with one seed, or from one extension (start_from)"
+            raise UserError(what, got=it.start, allowed=first.start, do=do)
+
+
+def _mean(weights: list[dict[str, Tensor]], found: Sequence[Extension]) -> dict[str, Tensor]:
+    first = weights[0]
+    for tensors, it in zip(weights, found, strict=True):
+        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        if shapes != {key: tuple(tensor.shape) for key, tensor in first.items()}:
+            raise UserError(f"an average needs tensors of one shape; {it.given} has others")
+    return {
+        key: torch.stack([it[key].float() for it in weights]).mean(0).to(tensor.dtype)
+        for key, tensor in first.items()
+    }
+
+
+def _finish(folder: Path, found: Sequence[Extension], card: str) -> None:
+    """Tokenizer, card and digests."""
+    weights = found[0].weights
+    if (weights / "tokenizer_config.json").is_file():
+        load_tokenizer(str(weights)).save_pretrained(folder)
+    write_text(folder / "README.md", card)
+    write_digests(folder)
