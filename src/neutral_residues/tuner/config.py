@@ -48,8 +48,8 @@ class NeutralResiduesConfig(PeftConfig):
         new_tokens: number N of tokens of the extension's own, with the ids behind the backbone's
             (`new_tokens.py`), part of the budget; the tokenizer for them comes from
             `neutral vocabulary`, and the gate, if there is one, must read tokens.
-        new_tokens_rank: rank K of their rows; None means the width of the embeddings, or what half
-            of the new weights allows.
+        new_tokens_rank: rank K of their rows; None means the width of the embeddings, or what a
+            quarter of the new weights allows.
         gate_reads: "tokens" (one gate for all layers and the head, which reads the last 16 tokens,
             see `reader.py`) or "layer" (the paper: each layer has a gate, which reads that layer's
             input).

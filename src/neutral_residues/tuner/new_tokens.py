@@ -26,8 +26,9 @@ from torch.nn import functional as F
 from neutral_residues.errors import UserError
 from neutral_residues.tuner.neutral import Gate
 
-LARGEST_SHARE = 0.5
-"""Of the new weights, what new tokens take at most unless their rank is set."""
+LARGEST_SHARE = 0.25
+"""Of the new weights, what new tokens take at most unless their rank is set (LAB.md, "French,
+German and Hungarian with new tokens")."""
 RANK_MULTIPLE = 8
 SMALL_GATE = 0.1
 """While it trains, log g is continued below this gate by its tangent: so a gate that is shut where
@@ -121,7 +122,7 @@ def num_token_weights(
 def usual_token_rank(
     num_new_weights: float, num_tokens: int, *, embedding_width: int, hidden_width: int
 ) -> int:
-    """K, where it is not set: the embeddings' width, or what fits into half of all new weights; a
+    """K, where it is not set: the embeddings' width, or what fits into a quarter of the new weights; a
     UserError if nothing fits."""
     per_rank = num_tokens + embedding_width + hidden_width
     rank = min(embedding_width, int(LARGEST_SHARE * num_new_weights / per_rank))
