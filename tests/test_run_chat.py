@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from neutral_residues.config.run import make_run
-from neutral_residues.evaluation.generate import generate_both
 from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.run import extend
 from neutral_residues.training.setup import Setup
+from one_prompt import continue_one
 from tiny_run import chat_values
 
 
@@ -35,5 +35,5 @@ def test_a_run_on_chats_learns_answers_and_measures_them(tmp_path: Path) -> None
     assert logged[-1]["loss_nats/fr"] < logged[0]["loss_nats/fr"]
     saved = load_saved(tmp_path / "run")
     assert saved.tokenizer.chat_template
-    sample = generate_both(saved.model, saved.tokenizer, "le chat", max_new_tokens=4, chat=True)
+    sample = continue_one(saved.model, saved.tokenizer, "le chat", max_new_tokens=4, chat=True)
     assert sample.prompt == "le chat"

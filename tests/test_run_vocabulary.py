@@ -18,10 +18,10 @@ from neutral_residues.evaluation.evaluate_saved import (
     evaluation_streams,
     windows_for,
 )
-from neutral_residues.evaluation.generate import generate_both
 from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.run import extend
 from neutral_residues.training.setup import Setup
+from one_prompt import continue_one
 from tiny_run import NUM_NEW_TOKENS, UKRAINIAN_WORDS, vocabulary_values
 
 SIZE = NUM_NEW_TOKENS
@@ -69,7 +69,7 @@ def test_a_run_with_new_tokens(method: str, tmp_path: Path) -> None:
     assert again.spliced.target.extended_nats == pytest.approx(
         switched.target.extended_nats, rel=1e-5
     )
-    sample = generate_both(
+    sample = continue_one(
         saved.model,
         saved.tokenizer,
         "кіт",
@@ -82,7 +82,7 @@ def test_a_run_with_new_tokens(method: str, tmp_path: Path) -> None:
 
 def plain_sample(folder: Path) -> str:
     saved = load_saved(folder)
-    return generate_both(
+    return continue_one(
         saved.model, saved.tokenizer, "кіт", max_new_tokens=5, reference=saved.reference
     ).backbone
 

@@ -209,20 +209,19 @@ class _Run:
 
     def _samples(self, model: nn.Module, reference: nn.Module | None) -> list[Sample]:
         config = self.setup.config
-        return [
-            generate_both(
-                model,
-                self.setup.tokenizer,
-                prompt,
-                max_new_tokens=SAMPLE_TOKENS,
-                temperature=config.evaluation.temperature,
-                seed=config.seed,
-                reference=reference,
-                backbone_tokenizer=self.setup.backbone_tokenizer,
-                end_of_text=self.setup.end_of_text,
-            )
-            for prompt in config.evaluation.prompts
-        ]
+        if not config.evaluation.prompts:
+            return []
+        return generate_both(
+            model,
+            self.setup.tokenizer,
+            config.evaluation.prompts,
+            max_new_tokens=SAMPLE_TOKENS,
+            temperature=config.evaluation.temperature,
+            seed=config.seed,
+            reference=reference,
+            backbone_tokenizer=self.setup.backbone_tokenizer,
+            end_of_text=self.setup.end_of_text,
+        )
 
     def _chat(self, model: nn.Module, reference: nn.Module | None) -> list[Sample]:
         setup, evaluation = self.setup, self.setup.config.evaluation
@@ -234,6 +233,7 @@ class _Run:
                 setup.tokenizer,
                 read_prompts(evaluation.chat),
                 max_new_tokens=evaluation.chat_tokens,
+                batch_rows=evaluation.batch_rows,
                 reference=reference,
                 backbone_tokenizer=setup.backbone_tokenizer,
                 end_of_text=setup.end_of_text,

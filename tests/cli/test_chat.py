@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from command_line import Neutral, assert_one_line
-from neutral_residues.evaluation.generate import generate_both
 from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.results.store import read_record
+from one_prompt import continue_one
 from tiny_run import TARGET_WORDS, byte_tokenizer, chat_values, make_chats, run_values, write_run
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}?"
@@ -35,7 +35,7 @@ def test_a_run_answers_as_both_models_do(
     record = read_record(tmp_path / "run" / "record.json")
     saved = load_saved(tmp_path / "run")
     assert record.chat == [
-        generate_both(saved.model, saved.tokenizer, f"{prompt}?", max_new_tokens=6).model_copy(
+        continue_one(saved.model, saved.tokenizer, f"{prompt}?", max_new_tokens=6).model_copy(
             update={"prompt": prompt}
         )
         for prompt in PROMPTS

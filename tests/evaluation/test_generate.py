@@ -13,7 +13,7 @@ from torch import nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from neutral_residues import NeutralResiduesConfig, UserError, residue_layers
-from neutral_residues.evaluation.generate import generate_both
+from one_prompt import continue_one
 
 VOCABULARY = 64
 
@@ -77,7 +77,7 @@ def test_greedy_is_the_most_probable_token_of_each_side(
     tokenizer: Any, task_type: str | None
 ) -> None:
     model = extended(task_type=task_type)
-    sample = generate_both(model, tokenizer, "w5 w9 w12", max_new_tokens=8)
+    sample = continue_one(model, tokenizer, "w5 w9 w12", max_new_tokens=8)
     assert sample.prompt == "w5 w9 w12"
     assert sample.backbone == most_probable(llama(), [5, 9, 12], 8)
     assert sample.extended == most_probable(model, [5, 9, 12], 8)
@@ -91,20 +91,20 @@ def test_a_chat_prompt_goes_through_the_template_once(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match="no chat template"):
-        generate_both(extended(), tokenizer, "w5", max_new_tokens=4, chat=True)
+        continue_one(extended(), tokenizer, "w5", max_new_tokens=4, chat=True)
     monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
-    answer = generate_both(extended(), tokenizer, "w5", max_new_tokens=4, chat=True)
-    plain = generate_both(extended(), tokenizer, "w1 w5 w2", max_new_tokens=4)
+    answer = continue_one(extended(), tokenizer, "w5", max_new_tokens=4, chat=True)
+    plain = continue_one(extended(), tokenizer, "w1 w5 w2", max_new_tokens=4)
     assert (answer.prompt, answer.backbone) == ("w5", plain.backbone)
     assert answer.extended == plain.extended
     with pytest.raises(UserError, match="the prompt is empty"):
-        generate_both(extended(), tokenizer, " ", max_new_tokens=4, chat=True)
+        continue_one(extended(), tokenizer, " ", max_new_tokens=4, chat=True)
 
 
 def test_both_sides_get_the_same_luck(tokenizer: Any) -> None:
     model = peft.get_peft_model(llama(), NeutralResiduesConfig(width=8))  # adds nothing yet
     samples = [
-        generate_both(model, tokenizer, "w5 w9", max_new_tokens=12, temperature=1.0, seed=seed)
+        continue_one(model, tokenizer, "w5 w9", max_new_tokens=12, temperature=1.0, seed=seed)
         for seed in (1, 1, 2)
     ]
     assert all(sample.backbone == sample.extended for sample in samples)
@@ -113,17 +113,17 @@ def test_both_sides_get_the_same_luck(tokenizer: Any) -> None:
 
 def test_sampling_from_a_vanishing_share_is_greedy(tokenizer: Any) -> None:
     model = extended()
-    greedy = generate_both(model, tokenizer, "w5 w9", max_new_tokens=8)
+    greedy = continue_one(model, tokenizer, "w5 w9", max_new_tokens=8)
     for sampled in ({"top_p": 1e-6}, {"temperature": 1e-4}):
         settings = {"temperature": 1.0, "seed": 7} | sampled
-        assert generate_both(model, tokenizer, "w5 w9", max_new_tokens=8, **settings) == greedy
+        assert continue_one(model, tokenizer, "w5 w9", max_new_tokens=8, **settings) == greedy
 
 
 def test_fine_tuned_model_beside_its_reference(tokenizer: Any) -> None:
     tuned = llama(seed=4)
     with pytest.raises(UserError, match="no backbone"):
-        generate_both(tuned, tokenizer, "w5", max_new_tokens=4)
-    sample = generate_both(tuned, tokenizer, "w5", max_new_tokens=4, reference=llama())
+        continue_one(tuned, tokenizer, "w5", max_new_tokens=4)
+    sample = continue_one(tuned, tokenizer, "w5", max_new_tokens=4, reference=llama())
     assert sample.backbone == most_probable(llama(), [5], 4)
     assert sample.extended == most_probable(tuned, [5], 4)
 
@@ -133,7 +133,7 @@ def test_stops_at_the_end_of_text_and_leaves_it_out(tokenizer: Any) -> None:
     nn.init.zeros_(
         model.get_output_embeddings().weight
     )  # all alike, so the most probable is the first: end of text
-    assert generate_both(model, tokenizer, "w5", max_new_tokens=8).extended == ""
+    assert continue_one(model, tokenizer, "w5", max_new_tokens=8).extended == ""
 
 
 @pytest.mark.parametrize("end", ["the model's second", "the tokenizer's", "a document's"])
@@ -152,7 +152,7 @@ def test_stops_at_every_end_token(end: str) -> None:
     chat = PreTrainedTokenizerFast(tokenizer_object=inner, **ends)
     if end == "the model's second":
         model.generation_config.eos_token_id = [0, int(written[2][1:])]
-    sample = generate_both(model, chat, "w5 w9", max_new_tokens=4)
+    sample = continue_one(model, chat, "w5 w9", max_new_tokens=4)
     assert sample.extended.split() == written[: 3 if end == "the model's second" else 2]
 
 
@@ -160,7 +160,7 @@ def test_no_warning_and_nothing_changed_whatever_the_model_suggests(
     tokenizer: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = extended().train()
-    plain = generate_both(model, tokenizer, "w5 w9", max_new_tokens=8)
+    plain = continue_one(model, tokenizer, "w5 w9", max_new_tokens=8)
     inner = model.get_base_model()
     own = GenerationConfig(
         do_sample=True,
@@ -174,8 +174,8 @@ def test_no_warning_and_nothing_changed_whatever_the_model_suggests(
     inner.generation_config = own
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     random_before = torch.get_rng_state()
-    assert generate_both(model, tokenizer, "w5 w9", max_new_tokens=8) == plain
-    generate_both(model, tokenizer, "w5 w9", max_new_tokens=8, temperature=0.7, top_p=0.5)
+    assert continue_one(model, tokenizer, "w5 w9", max_new_tokens=8) == plain
+    continue_one(model, tokenizer, "w5 w9", max_new_tokens=8, temperature=0.7, top_p=0.5)
     assert caplog.records == []
     assert inner.generation_config is own
     assert torch.equal(torch.get_rng_state(), random_before)
@@ -186,17 +186,17 @@ def test_no_warning_and_nothing_changed_whatever_the_model_suggests(
 @pytest.mark.parametrize("prompt", ["", " \n"])
 def test_empty_prompt(tokenizer: Any, prompt: str) -> None:
     with pytest.raises(UserError, match="the prompt is empty"):
-        generate_both(extended(), tokenizer, prompt, max_new_tokens=4)
+        continue_one(extended(), tokenizer, prompt, max_new_tokens=4)
 
 
 def test_prompt_longer_than_the_context(tokenizer: Any) -> None:
     model = extended()
-    assert generate_both(model, tokenizer, "w5 " * 28, max_new_tokens=4).extended
+    assert continue_one(model, tokenizer, "w5 " * 28, max_new_tokens=4).extended
     for words, new in ((29, 4), (100, 1)):
         with pytest.raises(
             UserError, match=rf"context; got {words} \+ {new} tokens; allowed: up to 32"
         ):
-            generate_both(model, tokenizer, "w5 " * words, max_new_tokens=new)
+            continue_one(model, tokenizer, "w5 " * words, max_new_tokens=new)
 
 
 @pytest.mark.parametrize(
@@ -213,4 +213,4 @@ def test_prompt_longer_than_the_context(tokenizer: Any) -> None:
 )
 def test_settings_out_of_range(tokenizer: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        generate_both(extended(), tokenizer, "w5", **{"max_new_tokens": 4} | settings)
+        continue_one(extended(), tokenizer, "w5", **{"max_new_tokens": 4} | settings)

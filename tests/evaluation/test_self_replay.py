@@ -134,9 +134,9 @@ def test_documents_end_at_every_end_and_a_chat_model_begins_them_as_in_pretraini
     a, b = (vocabulary[letter] for letter in "ab")
     rows = [[a, end_of_turn, b], [a, a, end_of_text], [b, b, b], [end_of_text, a, a]]
 
-    def continued(model: Any, prompts_BT: torch.Tensor, *_: Any) -> torch.Tensor:
-        assert prompts_BT.tolist() == [[end_of_text]] * 4
-        return torch.tensor([[end_of_text, *row] for row in rows])
+    def continued(model: Any, prompts: list[list[int]], *_: Any) -> list[list[int]]:
+        assert prompts == [[end_of_text]] * 4
+        return [[end_of_text, *row] for row in rows]
 
     monkeypatch.setattr(self_replay, "continued", continued)
     assert texts(replay) == ["a", "aa", "bbb"]
@@ -163,7 +163,7 @@ def test_repeated_share_by_hand() -> None:
 def test_text_that_is_no_use_is_refused_after_the_first_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: list[int], message: str
 ) -> None:
-    rows = torch.tensor([[END_OF_TEXT, *tokens]] * 4)
+    rows = [[END_OF_TEXT, *tokens]] * 4
     monkeypatch.setattr(self_replay, "continued", lambda *_: rows)
     replay = replay_of(tmp_path, tokens=10_000)
     for _ in range(2):  # the second time from the batch that is kept

@@ -239,10 +239,10 @@ def generate(
         from neutral_residues.evaluation.saved import load_saved
 
     saved, console = load_saved(folder), Console()
-    sample = generate_both(
+    (sample,) = generate_both(
         saved.model,
         saved.tokenizer,
-        prompt,
+        [prompt],
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,

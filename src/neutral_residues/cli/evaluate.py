@@ -143,12 +143,14 @@ def _measure_tasks(saved: Saved, plan: TaskPlan, console: Console) -> list[TaskS
 def _answers(
     saved: Saved, prompts: Sequence[str], max_new_tokens: int, console: Console
 ) -> list[Sample]:
+    settings = saved.config.evaluation if saved.config else EvaluationSettings()
     with MeasuringDisplay(console) as display:
         return answer_both(
             saved.model,
             saved.tokenizer,
             prompts,
             max_new_tokens=max_new_tokens,
+            batch_rows=settings.batch_rows,
             reference=saved.reference,
             backbone_tokenizer=saved.backbone_tokenizer,
             end_of_text=saved.end_of_text,

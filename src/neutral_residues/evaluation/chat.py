@@ -47,6 +47,7 @@ def answer_both(
     prompts: Sequence[str],
     *,
     max_new_tokens: int,
+    batch_rows: int,
     reference: nn.Module | None = None,
     backbone_tokenizer: PreTrainedTokenizerBase | None = None,
     end_of_text: int | None = None,
@@ -55,22 +56,21 @@ def answer_both(
     """The greedy answers of backbone and extended model to each prompt; see `generate_both`.
 
     Args:
-        on_progress: called after each prompt with "chat", the prompts done and all of them.
+        batch_rows: prompts that are answered at a time.
+        on_progress: called after each batch with "chat", the prompts done and all of them.
     """
-    answers = []
-    for number, prompt in enumerate(prompts, start=1):
-        answers.append(
-            generate_both(
-                model,
-                tokenizer,
-                prompt,
-                max_new_tokens=max_new_tokens,
-                chat=True,
-                reference=reference,
-                backbone_tokenizer=backbone_tokenizer,
-                end_of_text=end_of_text,
-            )
+    answers: list[Sample] = []
+    for first in range(0, len(prompts), batch_rows):
+        answers += generate_both(
+            model,
+            tokenizer,
+            prompts[first : first + batch_rows],
+            max_new_tokens=max_new_tokens,
+            chat=True,
+            reference=reference,
+            backbone_tokenizer=backbone_tokenizer,
+            end_of_text=end_of_text,
         )
         if on_progress is not None:
-            on_progress("chat", number, len(prompts))
+            on_progress("chat", len(answers), len(prompts))
     return answers

@@ -1,8 +1,8 @@
-"""How the backbone and the extended model continue the same prompt, from one copy of the weights.
+"""How the backbone and the extended model continue the same prompts, from one copy of the weights.
 
-    generate_both(model, tokenizer, "Le chat", max_new_tokens=40)
+    generate_both(model, tokenizer, ["Le chat"], max_new_tokens=40)
 
-Both models get the same prompt and the same seed, so with closed gates they write the same text.
+Both models get the same batch and the same seed, so with closed gates they write the same text.
 Greedy at temperature 0, sampled above it, and nothing else: the model's own generation settings
 (repetition penalty, top-k, ...) do not count, only its end tokens. Those of a chat model end turns,
 so the token that ends a document stops it too. The generation itself is Transformers'. The model
@@ -10,6 +10,7 @@ and PyTorch's random numbers are left as they were.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from neutral_residues.tuner.routing import temporarily
 def generate_both(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
+    prompts: Sequence[str],
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -39,16 +40,16 @@ def generate_both(
     reference: nn.Module | None = None,
     backbone_tokenizer: PreTrainedTokenizerBase | None = None,
     end_of_text: int | None = None,
-) -> Sample:
-    """Continue `prompt` with the backbone and with the extended model; what each adds is returned
-    without special tokens.
+) -> list[Sample]:
+    """Continue each of `prompts`, as one batch, with the backbone and with the extended model; what
+    each adds is returned without special tokens.
 
     Args:
         model: the extended model: PEFT's, or one that `reference` is given for.
         temperature: 0 takes the most probable token each time; above 0 samples.
         top_p: sample only among the most probable tokens that have this probability together.
         seed: of the sampling, the same for both.
-        chat: give the prompt as the user's message in the tokenizer's chat template.
+        chat: give each prompt as the user's message in the tokenizer's chat template.
         reference: the backbone, where switching the extension off does not give it (full
             fine-tuning).
         backbone_tokenizer: where the extended model has a vocabulary of its own.
@@ -62,15 +63,19 @@ def generate_both(
     pad = tokenizer.pad_token_id
     settings = generation_settings(ends, pad, max_new_tokens, temperature, top_p)
     tokenizers = backbone_tokenizer or tokenizer, tokenizer
-    own_1T, prompt_1T = (
-        check_prompt(model.config, it, prompt, max_new_tokens=max_new_tokens, chat=chat)
+    own, extended = (
+        [
+            check_prompt(model.config, it, prompt, max_new_tokens=max_new_tokens, chat=chat)
+            for prompt in prompts
+        ]
         for it in tokenizers
     )
     with inference(model, reference):
         with as_backbone(model, reference) as backbone:
-            backbone_text = _continue(backbone, tokenizers[0], own_1T, settings, seed)
-        extended_text = _continue(model, tokenizer, prompt_1T, settings, seed)
-    return Sample(prompt=prompt, backbone=backbone_text, extended=extended_text)
+            by_backbone = _continue(backbone, tokenizers[0], own, settings, seed)
+        by_extended = _continue(model, tokenizer, extended, settings, seed)
+    texts = zip(prompts, by_backbone, by_extended, strict=True)
+    return [Sample(prompt=it, backbone=one, extended=other) for it, one, other in texts]
 
 
 def check_prompt(
@@ -80,23 +85,22 @@ def check_prompt(
     *,
     max_new_tokens: int,
     chat: bool = False,
-) -> Tensor:
-    """The tokens of a prompt, (1, T); a UserError if it is empty, or does not fit the model's
-    context with what is to be added."""
+) -> list[int]:
+    """The tokens of a prompt; a UserError if it is empty, or does not fit the model's context with
+    what is to be added."""
     if chat:
-        prompt_1T = _in_chat_template(tokenizer, prompt)
+        tokens = _in_chat_template(tokenizer, prompt)
     else:
-        tokens = tokenizer(prompt, return_tensors="pt", truncation=False, verbose=False)
-        prompt_1T = tokens["input_ids"].long()
-    if not prompt.strip() or prompt_1T.shape[1] == 0:
+        tokens = tokenizer(prompt, truncation=False, verbose=False)["input_ids"]
+    if not prompt.strip() or not tokens:
         raise UserError("the prompt is empty", do="give some text to continue")
     limit = context_length(config)
-    if limit is not None and prompt_1T.shape[1] + max_new_tokens > limit:
+    if limit is not None and len(tokens) + max_new_tokens > limit:
         what = "prompt and max_new_tokens together are longer than the model's context"
-        got = f"{prompt_1T.shape[1]} + {max_new_tokens} tokens"
+        got = f"{len(tokens)} + {max_new_tokens} tokens"
         do = "shorten the prompt or lower max_new_tokens"
         raise UserError(what, got=got, allowed=f"up to {limit}", do=do)
-    return prompt_1T
+    return list(tokens)
 
 
 def end_tokens(model: Any, tokenizer: Any, end_of_text: int | None) -> list[int]:
@@ -108,13 +112,12 @@ def end_tokens(model: Any, tokenizer: Any, end_of_text: int | None) -> list[int]
     return list(dict.fromkeys(end for end in ends if end is not None))
 
 
-def _in_chat_template(tokenizer: Any, prompt: str) -> Tensor:
+def _in_chat_template(tokenizer: Any, prompt: str) -> list[int]:
     options = {"chat_template": chat_template(tokenizer), "add_generation_prompt": True}
-    options |= {"return_tensors": "pt", "return_dict": True}
     messages = [{"role": "user", "content": prompt}]
-    encoded = apply_template(tokenizer, messages, **options)
-    tokens_1T: Tensor = encoded["input_ids"]
-    return tokens_1T
+    encoded = apply_template(tokenizer, messages, return_dict=True, **options)
+    tokens: list[int] = encoded["input_ids"]
+    return tokens
 
 
 def generation_settings(
@@ -142,34 +145,36 @@ def generation_settings(
 
 
 def _continue(
-    model: Any, tokenizer: Any, prompt_1T: Tensor, settings: GenerationConfig, seed: int
-) -> str:
-    """What `model` adds to the prompt."""
-    tokens_1T = continued(model, prompt_1T, torch.ones_like(prompt_1T), settings, seed)
-    # Both are decoded and the prompt cut off: a token's own text can depend on those before it.
-    both = (prompt_1T, tokens_1T)
-    given, whole = (tokenizer.decode(tokens[0], skip_special_tokens=True) for tokens in both)
-    return str(whole[len(given) :])
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], settings: GenerationConfig, seed: int
+) -> list[str]:
+    """What `model` adds to each prompt."""
+    texts = []
+    for prompt, tokens in zip(prompts, continued(model, prompts, settings, seed), strict=True):
+        # Both are decoded and the prompt cut off: a token's own text can depend on those before it.
+        given, whole = (tokenizer.decode(it, skip_special_tokens=True) for it in (prompt, tokens))
+        texts.append(str(whole[len(given) :]))
+    return texts
 
 
 def continued(
-    model: Any, prompts_BT: Tensor, mask_BT: Tensor, settings: GenerationConfig, seed: int
-) -> Tensor:
-    """Prompts with what `model` adds to them, (B, T + new); the same for the same seed.
-
-    Args:
-        mask_BT: 0 at padding, on the left, else 1.
-    """
+    model: Any, prompts: Sequence[list[int]], settings: GenerationConfig, seed: int
+) -> list[list[int]]:
+    """Each prompt and what `model` adds to it, with end or padding behind it where others in the
+    batch are longer; the same for the same batch and seed."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     device = next(model.parameters()).device
+    longest, fill = max(map(len, prompts)), settings.pad_token_id or 0
+    missing = [longest - len(prompt) for prompt in prompts]
+    rows = [[fill] * n + prompt for n, prompt in zip(missing, prompts, strict=True)]
+    mask = [[0] * n + [1] * len(prompt) for n, prompt in zip(missing, prompts, strict=True)]
     accelerators = [] if device.type == "cpu" else [device]
     # Transformers mixes the model's own settings into those that it is given.
     ours = temporarily([inner], "generation_config", settings)
     with torch.random.fork_rng(devices=accelerators, device_type=device.type), ours:
         torch.manual_seed(seed)
         tokens_BT: Tensor = inner.generate(
-            input_ids=prompts_BT.to(device),
-            attention_mask=mask_BT.to(device),
+            input_ids=torch.tensor(rows, device=device),
+            attention_mask=torch.tensor(mask, device=device),
             generation_config=settings,
         )
-    return tokens_BT
+    return [row[n:] for n, row in zip(missing, tokens_BT.tolist(), strict=True)]

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -196,21 +195,14 @@ class SelfReplay:
         sampling = generation_settings(
             ends, ends[0], settings.document_tokens, settings.temperature, settings.top_p
         )
-        longest = max(map(len, prompts))
-        padding = [longest - len(prompt) for prompt in prompts]
-        prompts_BT = torch.tensor(
-            [[ends[0]] * n + [*p] for n, p in zip(padding, prompts, strict=True)]
-        )
-        mask_BT = torch.tensor([[0] * n + [1] * (longest - n) for n in padding])
         seed = int(short_hash(settings.seed, number)[:12], 16)
         try:
-            tokens_BT = continued(model, prompts_BT, mask_BT, sampling, seed)
+            written = continued(model, [list(it) for it in prompts], sampling, seed)
         except KeyboardInterrupt:
             so_far_of = f"{so_far:,} of {self.config.self_tokens:,} tokens of source text"
             what = f"stopped with {so_far_of} written; the same command goes on"
             raise KeyboardInterrupt(what) from None
-        begins = [longest - len(prompt) + 1 for prompt in prompts]  # behind the first token
-        documents = [row[begin:] for row, begin in zip(tokens_BT.tolist(), begins, strict=True)]
+        documents = [tokens[1:] for tokens in written]  # behind the first token
         return self._batch(documents, [len(prompt) - 1 for prompt in prompts], set(ends))
 
     def _batch(

@@ -122,8 +122,8 @@ def num_token_weights(
 def usual_token_rank(
     num_new_weights: float, num_tokens: int, *, embedding_width: int, hidden_width: int
 ) -> int:
-    """K, where it is not set: the embeddings' width, or what fits into a quarter of the new weights; a
-    UserError if nothing fits."""
+    """K, where it is not set: the embeddings' width, or what fits a quarter of the new weights;
+    a UserError if nothing fits."""
     per_rank = num_tokens + embedding_width + hidden_width
     rank = min(embedding_width, int(LARGEST_SHARE * num_new_weights / per_rank))
     rank = rank // RANK_MULTIPLE * RANK_MULTIPLE if rank > RANK_MULTIPLE else rank
