@@ -15,7 +15,14 @@ from families import FAMILIES, build
 from neutral_residues import NeutralResiduesConfig, UserError, residue_layers
 from neutral_residues.tuner.embeddings import EmbeddingsLayer
 from neutral_residues.tuner.layer import observe_residues, trained_gates
-from neutral_residues.tuner.reader import CODE, HIDDEN, WINDOW, TokenReader, num_reader_weights
+from neutral_residues.tuner.reader import (
+    BEGINS_ANEW,
+    CODE,
+    HIDDEN,
+    WINDOW,
+    TokenReader,
+    num_reader_weights,
+)
 from neutral_residues.tuner.routing import per_request
 from tiny_llama import extended_llama, logits, perturb, saved, tiny_llama, token_ids
 
@@ -163,6 +170,20 @@ def test_of_texts_packed_into_a_row_each_is_read_alone() -> None:
     expected = torch.cat([gates(model, one), gates(model, other)], dim=1)
     torch.testing.assert_close(gates(model, packed, position_ids=positions), expected)
     assert not torch.allclose(gates(model, packed), expected)
+
+
+def test_while_it_trains_texts_begin_anew() -> None:
+    model, ids = reading(), token_ids(2, BEGINS_ANEW + 20)
+    parts = [gates(model, part) for part in ids.split(BEGINS_ANEW, dim=1)]
+    whole = gates(model, ids)
+    in_training = gates(model.train(), ids)
+    torch.testing.assert_close(in_training, torch.cat(parts, dim=1))
+    assert not torch.allclose(in_training, whole)
+    begins = torch.arange(ids.shape[1]) - 9
+    positions = torch.where(begins < 0, begins + 9, begins)[None]
+    packed = gates(model, ids, position_ids=positions)
+    assert torch.allclose(packed[:, :9], parts[0][:, :9]) and not packed[:, 9].any()
+    torch.testing.assert_close(packed[:, BEGINS_ANEW:], in_training[:, BEGINS_ANEW:])
 
 
 def test_embeddings_may_be_given_instead_of_tokens() -> None:

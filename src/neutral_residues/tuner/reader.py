@@ -19,6 +19,10 @@ tokens back (LAB.md, "what a gate could know, and gates that read the text").
     C_j, c   32 x 8, 32  neutral_residues.window         the last 16 tokens, the oldest first
     v, b     1 x 32, 1   neutral_residues.block_gate     v = 0 and b = 1 at the start: open
 
+While it trains, every text begins anew for it after 128 tokens. Rows of 512 tokens hold few
+beginnings, and a gate that had met few of them opened on those of chat prompts (LAB.md, "windows of
+512 tokens, and how texts begin").
+
 Where text is generated token by token, the codes e of earlier tokens are kept as one more layer of
 the key-value cache, so whatever reorders, cuts or repeats a cache does it to them too.
 
@@ -38,6 +42,7 @@ from neutral_residues.tuner.neutral import Gate
 from neutral_residues.tuner.thresholds import Threshold
 
 WINDOW, HIDDEN, CODE = 16, 32, 8
+BEGINS_ANEW = 128
 
 
 class TokenReader(nn.Module):
@@ -89,6 +94,11 @@ class TokenReader(nn.Module):
     ) -> Gate:
         """The gates at T tokens and at `num_more` before them, from their codes and those of the
         tokens before them, in the same text where positions within texts are known."""
+        if self.training and codes_BTC.shape[1] > BEGINS_ANEW:
+            places_T = torch.arange(codes_BTC.shape[1], device=codes_BTC.device) % BEGINS_ANEW
+            positions_BT = (
+                places_T[None] if positions_BT is None else positions_BT.minimum(places_T)
+            )
         num_earlier = self.over - 1 + num_more
         num_tokens = num_earlier + codes_BTC.shape[1]
         if before_BWC is not None:
