@@ -95,10 +95,8 @@ class TokenReader(nn.Module):
         """The gates at T tokens and at `num_more` before them, from their codes and those of the
         tokens before them, in the same text where positions within texts are known."""
         if self.training and codes_BTC.shape[1] > BEGINS_ANEW:
-            places_T = torch.arange(codes_BTC.shape[1], device=codes_BTC.device) % BEGINS_ANEW
-            positions_BT = (
-                places_T[None] if positions_BT is None else positions_BT.minimum(places_T)
-            )
+            begun_1T = torch.arange(codes_BTC.shape[1], device=codes_BTC.device)[None] % BEGINS_ANEW
+            positions_BT = begun_1T if positions_BT is None else positions_BT.minimum(begun_1T)
         num_earlier = self.over - 1 + num_more
         num_tokens = num_earlier + codes_BTC.shape[1]
         if before_BWC is not None:
