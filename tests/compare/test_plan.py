@@ -11,6 +11,7 @@ from rich.console import Console
 from neutral_residues.cli.compare import print_plan
 from neutral_residues.compare.grid import expand
 from neutral_residues.errors import UserError
+from neutral_residues.evaluation.self_replay import SelfReplay
 from neutral_residues.results.record import Cost, Record
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.results.store import provenance, write_record
@@ -99,3 +100,21 @@ def test_times_of_finished_cells_are_used(tmp_path: Path) -> None:
     (plan,) = print_plan(config, console=Console(file=io.StringIO())).cells
     assert plan.done
     assert plan.seconds == pytest.approx(12.5)
+
+
+def test_a_plan_waits_for_no_text_of_the_backbone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **settings: Any) -> Any:
+        raise UserError("nothing is to be run")
+
+    monkeypatch.setattr(TRIAL, fail)
+    monkeypatch.setattr(SelfReplay, "write", fail)
+    config = comparison(tmp_path, methods=["neutral"])
+    target = expand(config).trained[0].config.data.train[0].model_dump(mode="json")
+    own = {"name": "own", "role": "source", "path": "self"}
+    settings = {"data.train": [target, own], "data.self_replay.document_tokens": 40}
+    config = config.model_copy(update={"set": settings})
+    (plan,) = print_plan(config, console=Console(file=io.StringIO())).cells
+    assert plan.problem is None
+    assert plan.operations > 0

@@ -23,11 +23,10 @@ def print_description(config: RunConfig) -> None:
     with Console(stderr=True).status(f"loading the tokenizer of {config.model} ...") as status:
         setup = Setup.of(config)
         status.update("counting tokens ...")
-        replay = setup.self_replay
-        to_write = replay is not None and replay.read() is None
-        data = replay.without() if replay and to_write else setup.reading.data
-        train, held_out, _ = text_sizes(data, setup.tokenizer)
-        if not to_write and all(size.is_exact for size in (*train, *held_out)):
+        texts = setup.texts_at_hand
+        train, held_out, _ = text_sizes(texts, setup.tokenizer)
+        is_whole = len(texts.train) == len(config.data.train)
+        if is_whole and all(size.is_exact for size in (*train, *held_out)):
             setup.prepare()
     config, weights, training = setup.config, setup.weights, setup.config.training
     precision = "bfloat16" if setup.bf16 else "float32"
@@ -44,7 +43,7 @@ def print_description(config: RunConfig) -> None:
         "steps": f"{training.steps:,} of {setup.rows_per_step} rows",
         "training tokens": f"{setup.num_tokens:,}, {_source(config)}",
         **{f"  {s.name} ({s.role})": _size(s) for s in train},
-        **_self_text(setup, to_write=to_write),
+        **_self_text(setup, is_written=is_whole),
         **{f"  held out: {s.name} ({s.role})": _size(s) for s in held_out},
         **_in_turns(config, held_out),
         "memory while training": f"{memory}; neutral advise tries a few steps",
@@ -54,12 +53,12 @@ def print_description(config: RunConfig) -> None:
     Console().print(facts_table(f"{config.model} + {setup.method.title}", facts))
 
 
-def _self_text(setup: Setup, *, to_write: bool) -> dict[str, str]:
+def _self_text(setup: Setup, *, is_written: bool) -> dict[str, str]:
     """The source text that the backbone writes itself."""
     corpus, settings = setup.config.data.self_corpus, setup.config.data.self_replay
     if corpus is None:
         return {}
-    if not to_write and setup.self_text:
+    if is_written and setup.self_text:
         return {"    of which": setup.self_text.sentence}
     begin = f"the lines of {settings.prompts}" if settings.prompts else "nothing"
     how = f"temperature {settings.temperature:g}, top_p {settings.top_p:g}"

@@ -14,6 +14,7 @@ from statistics import median
 from neutral_residues.compare.grid import Cell, expand
 from neutral_residues.compare.runner import finished_records, jobs_and_threads
 from neutral_residues.config.comparison import CompareConfig
+from neutral_residues.data.run_data import RunData
 from neutral_residues.errors import UserError
 from neutral_residues.results.record import Record
 from neutral_residues.training.setup import Setup
@@ -110,10 +111,15 @@ def _operations(setup: Setup) -> float:
     config, weights = setup.config, setup.weights
     backbone, new = weights.num_backbone_weights, weights.num_new_weights
     windows = config.context_tokens / config.stride_tokens
-    measured = sum(stream.num_tokens for stream in setup.data.evaluate) * windows
+    measured = sum(stream.num_tokens for stream in _texts(setup).evaluate) * windows
     per_token = 4 * (backbone + new) + 2 * weights.num_trained_weights
     training = setup.num_tokens * per_token if setup.method.trains_any else 0
     return training + measured * 2 * (2 * backbone + new)
+
+
+def _texts(setup: Setup) -> RunData:
+    """As tokens, without what the backbone has still to write: that takes too long for a plan."""
+    return RunData.of(setup.texts_at_hand, setup.tokenizer)
 
 
 def _seconds_per_operation(
@@ -132,6 +138,6 @@ def _try_one(plans: Sequence[CellPlan], *, threads: int) -> float:
     """Seconds per operation, from a trial run of the first cell that trains."""
     p = next(p for p in plans if p.trained_weights)
     trial = run_trial(p.cell.config, num_steps=TRIAL_STEPS, threads=threads)
-    seconds = trial.run_seconds(p.cell.config, Setup.of(p.cell.config).data)
+    seconds = trial.run_seconds(p.cell.config, _texts(Setup.of(p.cell.config)))
     assert seconds is not None  # enough steps were tried
     return seconds / p.operations

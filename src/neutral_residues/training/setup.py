@@ -233,6 +233,12 @@ class Setup:
             return self.self_replay.write(self.tokenising)
 
     @property
+    def texts_at_hand(self) -> DataSettings:
+        """The texts of the run, but for what its backbone has still to write."""
+        replay = self.self_replay
+        return replay.without() if replay and not replay.read() else self.reading.data
+
+    @property
     def reading(self) -> RunConfig:
         """The run, with a file in the place of what the backbone writes."""
         return self.self_replay.as_file() if self.self_replay and self.self_text else self.config
