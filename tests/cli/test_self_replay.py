@@ -20,7 +20,7 @@ def test_a_run_on_the_backbones_own_text(
     run = write_run(tmp_path, values)
     code, printed = neutral("describe", run)
     assert code == 0, printed
-    assert "about 1,500 tokens, to be written by the backbone from nothing" in printed
+    assert "about 1,500 tokens, to be written by the backbone at temperature 1, top_p 1" in printed
     assert not list((tmp_path / "cache").glob("self-*"))
     code, printed = neutral("extend", run)
     assert code == 0, printed

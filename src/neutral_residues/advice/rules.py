@@ -195,7 +195,8 @@ def _not_measured(texts: Sequence[TextFacts]) -> Iterator[str]:
             yield f"no evaluation set has role: {role}, so {what} is not measured; {where}"
     if not any(text.use == "train" and text.role == "source" for text in texts):
         what = "no source text is replayed and nothing protects it"
-        yield f"no training corpus has role: source, so {what}"
+        do = "path: self has the backbone write some"
+        yield f"no training corpus has role: source, so {what}; {do}"
 
 
 def _repetition(corpus: CorpusFacts) -> Iterator[str]:

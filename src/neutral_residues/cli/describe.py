@@ -60,10 +60,10 @@ def _self_text(setup: Setup, *, is_written: bool) -> dict[str, str]:
         return {}
     if is_written and setup.self_text:
         return {"    of which": setup.self_text.sentence}
-    begin = f"the lines of {settings.prompts}" if settings.prompts else "nothing"
-    how = f"temperature {settings.temperature:g}, top_p {settings.top_p:g}"
-    what = f"about {setup.config.self_tokens:,} tokens, to be written by the backbone"
-    return {f"  {corpus.name} (source)": f"{what} from {begin} at {how}"}
+    prompts = f" from the lines of {settings.prompts}" if settings.prompts else ""
+    how = f"at temperature {settings.temperature:g}, top_p {settings.top_p:g}"
+    what = f"about {setup.config.self_tokens:,} tokens, to be written by the backbone{prompts}"
+    return {f"  {corpus.name} (source)": f"{what} {how}"}
 
 
 def _new_tokens(setup: Setup) -> dict[str, str]:

@@ -34,12 +34,13 @@ class SelfText(Part):
     @property
     def sentence(self) -> str:
         """How much there is of it, and how it was written, for people."""
-        temperature, top_p = (self.made_from.get(key) for key in ("temperature", "top_p"))
-        begin = "prompts" if self.made_from.get("prompts") else "nothing"
+        names = ("temperature", "top_p", "document_tokens")
+        temperature, top_p, longest = (self.made_from.get(name) for name in names)
+        prompts = " from prompts" if self.made_from.get("prompts") else ""
         return (
             f"{self.num_documents:,} documents, {self.num_tokens:,} tokens, written by the backbone"
-            f" from {begin} at temperature {temperature}, top_p {top_p};"
-            f" {100 * self.repeated_share:.1f} % repeated"
+            f"{prompts} at temperature {temperature}, top_p {top_p}; {self.num_cut:,} cut at"
+            f" {longest} tokens, {100 * self.repeated_share:.1f} % repeated"
         )
 
 
