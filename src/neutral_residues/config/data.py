@@ -127,8 +127,8 @@ class DataSettings(Settings):
     workers: int = Field(default=2, ge=0)
     """Extra processes that load rows for a GPU, on a CPU none; the result does not depend on it."""
     cache: Path | None = None
-    """Folder for tokenised text and what the backbone writes; default: neutral-residues in the user's
-    cache folder."""
+    """Folder for tokenised text and for what the backbone writes; default: neutral-residues in the
+    user's cache folder."""
 
     @property
     def corpora(self) -> tuple[Corpus, ...]:
