@@ -5,10 +5,9 @@ others.
     extension i keeps its gate at a token where m_i is the largest, and has 0 elsewhere
 
 A gate that was never taught to stay shut on another extension's text opens there, and residues that
-were trained apart do not add up (LAB.md, "several languages in one model, a
-first look"). N = 1 decides token by
-token, which is a coin tossed anew; over 32 tokens it is a detector of language. Where every gate
-was 0, every gate stays 0.
+were trained apart do not add up (LAB.md, "several languages in one model, a first look"). N = 1
+decides token by token, which is a coin tossed anew; over 32 tokens it is a detector of language.
+Where every gate was 0, every gate stays 0.
 
 Suffixes: B rows, T tokens of a pass, S of these and the N - 1 before them, E extensions.
 """
