@@ -2,7 +2,8 @@
 
     python benchmarks/several.py runs/several/french runs/several/german runs/several/ukrainian
 
-Arguments are output folders of finished runs of one backbone. A row for each extension by itself,
+Arguments are output folders of finished runs of one backbone, or of one run that trained several
+(`residues.per_target`). A row for each extension by itself,
 for their sum, and for the strongest one alone over so many tokens (`--over`); `--average` adds the
 average of their weights. A column for each evaluation set of the runs: bits per byte, and in
 brackets the change against the extension whose target it is, or against the backbone.
@@ -47,7 +48,8 @@ class Sets:
             for stream in data.evaluate:
                 self.streams.setdefault(stream.name, stream)
                 if stream.role == "target":
-                    self.owners[stream.name] = folder.name
+                    # A run of several names its extensions as their corpora.
+                    self.owners[stream.name] = stream.name if len(runs) == 1 else folder.name
         self.backbone_nats: dict[str, float] | None = None
         self.backbone: Bits = {}
 
@@ -85,8 +87,9 @@ def line(label: str, bits: Bits, sets: Sets, alone: dict[str, Bits]) -> str:
     cells = []
     for name, value in bits.items():
         owner = sets.owners.get(name)
-        before = sets.backbone[name] if owner is None else alone.get(owner, bits)[name]
-        cells.append(f"{value:.4f} ({100 * (value / before - 1):+.2f} %)")
+        before = sets.backbone if owner is None else alone.get(owner)
+        change = f"{100 * (value / before[name] - 1):+.2f} %" if before else "?"
+        cells.append(f"{value:.4f} ({change})")
     return f"| {label} | {' | '.join(cells)} |"
 
 
@@ -101,8 +104,10 @@ def main() -> None:
     folders = {folder.name: folder for folder in arguments.runs}
     with tempfile.TemporaryDirectory() as temporary:
         together, mean = Path(temporary) / "together", Path(temporary) / "average"
-        compose(folders, together)
-        saved = load_saved(together)
+        if len(folders) > 1:
+            compose(folders, together)
+        saved = load_saved(together if len(folders) > 1 else arguments.runs[0])
+        assert saved.composition is not None
         sets = Sets(arguments.runs, saved, arguments.max_tokens)
         print(f"| | {' | '.join(sets.streams)} |\n|{'---|' * (len(sets.streams) + 1)}")
         alone: dict[str, Bits] = {}
@@ -110,7 +115,7 @@ def main() -> None:
             if not alone:
                 backbone = (f"{sets.backbone[name]:.4f}" for name in sets.streams)
                 print(f"| backbone | {' | '.join(backbone)} |")
-            alone |= {label: bits} if label in folders else {}
+            alone |= {label: bits} if label in saved.composition.names else {}
             print(line(label, bits, sets, alone), flush=True)
         if arguments.average:
             average(folders, mean)

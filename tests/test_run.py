@@ -20,14 +20,18 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from neutral_residues.config.run import load_run, make_run
+from neutral_residues.data.tokenise import without_display
 from neutral_residues.errors import Stopped, UserError
+from neutral_residues.evaluation.evaluate import evaluate
+from neutral_residues.evaluation.evaluate_saved import evaluation_streams, windows_for
+from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.results.record import Record
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.results.store import read_record
 from neutral_residues.run import extend
 from neutral_residues.training.progress import RunProgress
 from neutral_residues.training.trainer import ExtensionTrainer
-from tiny_run import TARGET_WORDS, chat_values, make_text, run_values, write_run
+from tiny_run import TARGET_WORDS, chat_values, make_text, run_values, several_values, write_run
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +41,9 @@ def one_thread() -> None:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {
-        k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()
+        f"{file.relative_to(folder)}: {key}": value
+        for file in sorted(folder.rglob("*.safetensors"))
+        for key, value in load_file(file).items()
     }
 
 
@@ -116,13 +122,16 @@ class _Interrupt:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("method", ["neutral", "finetune", "ssu", "chats"])
+MADE = {"chats": chat_values, "several": several_values}
+
+
+@pytest.mark.parametrize("method", ["neutral", "finetune", "ssu", *MADE])
 @pytest.mark.parametrize("how", ["stopped", "crashed"])
 def test_resume_is_bit_equal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, method: str
 ) -> None:
-    chats = method == "chats"
-    values = chat_values(tmp_path) if chats else run_values(tmp_path) | {"method": method}
+    made = MADE.get(method, run_values)
+    values = made(tmp_path) | ({} if method in MADE else {"method": method})
     values["data"]["spliced_share"] = 0.5
     whole = extend(make_run(values | {"output": str(tmp_path / "whole")}))
     with monkeypatch.context() as patch:
@@ -296,6 +305,24 @@ def test_settings_without_effect_are_errors(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=line):
             extend(make_run(values | changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_each_target_trains_an_extension_of_its_own(tmp_path: Path) -> None:
+    record = extend(make_run(several_values(tmp_path, steps=30, learning_rate=0.02)))
+    saved = load_saved(tmp_path / "run")
+    assert saved.composition is not None
+    assert saved.composition.names == saved.model.active_adapters == ["fr", "uk"]
+    streams = evaluation_streams(saved, (), without_display)
+    found = {"together": evaluate(saved.model, streams, windows_for(saved, None, None))}
+    assert found["together"]["fr"].extended_nats == pytest.approx(record.sets["fr"].extended_nats)
+    for name in ("fr", "uk"):
+        saved.model.set_adapter(name)
+        found[name] = evaluate(saved.model, streams, windows_for(saved, None, None))
+    for own, other in (("fr", "uk"), ("uk", "fr")):
+        assert found[own][own].extended_nats < found[other][own].extended_nats
+        assert found["together"][own].extended_nats < found[other][own].extended_nats
+    card = (tmp_path / "run" / "extension" / "README.md").read_text()
+    assert "load_saved" in card
 
 
 def test_the_record_says_what_was_measured_and_what_it_took(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def set_gates(model: nn.Module, open_share: float) -> None:
     values: dict[int, Tensor] = {}
 
     class GateLogits:
-        def on_residue(self, layer: NeutralResiduesLayer, residue: Any, _: Tensor) -> None:
+        def on_residue(self, layer: NeutralResiduesLayer, residue: Any, *_: Any) -> None:
             values[id(layer)] = residue.gate_logits.detach().flatten()
 
     layers = residue_layers(model)

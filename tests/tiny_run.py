@@ -99,6 +99,14 @@ def run_values(folder: Path, **training: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def several_values(folder: Path, **training: Any) -> dict[str, Any]:
+    """Settings of a short run with two targets, each with an extension of its own."""
+    values = run_values(folder, **training)
+    uk = make_text(folder / "uk.jsonl", UKRAINIAN_WORDS, seed=4)
+    values["data"]["train"].append({"name": "uk", "role": "target", "path": str(uk)})
+    return values | {"residues": {"per_target": True}}
+
+
 def chat_values(folder: Path, **training: Any) -> dict[str, Any]:
     """Settings of a short run on chats of both languages, with a chat model as backbone."""
     if not (folder / "backbone").exists():

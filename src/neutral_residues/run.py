@@ -29,6 +29,7 @@ from neutral_residues.evaluation.spliced import measure_spliced
 from neutral_residues.evaluation.tasks import runner
 from neutral_residues.evaluation.tasks.cache import weights_key
 from neutral_residues.files import whole_folder
+from neutral_residues.results.composition import Composition, write_composition
 from neutral_residues.results.model_card import write_card
 from neutral_residues.results.record import Cost, GateText, Record, Sample, TaskScore
 from neutral_residues.results.run_folder import RunFolder
@@ -131,6 +132,8 @@ class _Run:
         if ranks().is_main_process:
             with whole_folder(self.folder.extension) as partial:
                 save_extension(model, partial)
+                if names := self.setup.config.extension_names:
+                    write_composition(partial, Composition(names=names, over=None))
                 if self.setup.vocabulary:
                     self.setup.vocabulary.save(partial)
                 else:

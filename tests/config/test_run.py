@@ -50,6 +50,7 @@ def test_an_override_that_cannot_be_read_is_one_line(tmp_path: Path, override: s
             {"vocabulary": {"size": 9, "start": "distilled"}, "start_from": "there"},
             "vocabulary.start: distilled has no effect with start_from",
         ),
+        ({"residues": {"per_target": True}}, "per_target needs two target corpora or more"),
         ({"training": {"adam_betas": [0.9]}}, "training.adam_betas"),
         (
             {"residues": {"locl_loss": 1}},

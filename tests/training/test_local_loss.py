@@ -15,6 +15,7 @@ from distributed_worker import (
     ALPHA,
     IGNORE,
     SOURCE,
+    TARGET,
     as_batch,
     big_batch_losses,
     extended_llama,
@@ -24,6 +25,7 @@ from distributed_worker import (
 )
 from neutral_residues import NeutralResiduesConfig, UserError, residue_layers
 from neutral_residues.training.local_loss import local_loss
+from neutral_residues.tuner.layer import observe_residues
 
 # Transformers 5.23 renames what TRL and our oldest Transformers call by its old name.
 pytestmark = pytest.mark.filterwarnings(
@@ -73,6 +75,28 @@ def test_own_loop(checkpointing: bool) -> None:
     with local_loss(model, as_batch(rows)[2]) as local:
         (forward_loss(model, rows) + ALPHA * local.mean()).backward()
     assert_same_gradients(gradients(model), expected_gradients(rows))
+
+
+def test_adapters_with_labels_of_their_own() -> None:
+    rows = mixed_rows(8)
+    model, (_, _, labels) = extended_llama(), as_batch(rows)
+    model.add_adapter("other", NeutralResiduesConfig(width=8))
+    model.base_model.set_adapter(["default", "other"])
+    own = {"default": labels, "other": labels.where(labels == IGNORE, SOURCE)}
+    found: dict[str, list[Tensor]] = {"default": [], "other": []}
+
+    class Sizes:
+        def on_residue(self, layer: Any, residue: Any, output: Tensor, name: str) -> None:
+            sizes = residue.relative_size(output).view(labels.shape)
+            found[name].append(sizes[own[name] == SOURCE].sum() / (own[name] == SOURCE).sum())
+
+    with observe_residues(residue_layers(model), Sizes()):
+        forward_loss(model, rows)
+    with local_loss(model, own) as local:
+        forward_loss(model, rows)
+    expected = sum(term for terms in found.values() for term in terms)
+    torch.testing.assert_close(local.mean(), expected)
+    assert local.num_gates[TARGET] < local.num_gates[SOURCE]
 
 
 def test_a_loaded_extension_trains_on_under_checkpointing(tmp_path: Path) -> None:

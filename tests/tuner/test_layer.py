@@ -20,7 +20,7 @@ def layer_deltas(model: PeftModel) -> list[Tensor]:
         def __init__(self) -> None:
             self.deltas: list[Tensor] = []
 
-        def on_residue(self, layer: NeutralResiduesLayer, residue: Residue, _: Tensor) -> None:
+        def on_residue(self, layer: NeutralResiduesLayer, residue: Residue, *_: object) -> None:
             self.deltas.append(residue.delta)
 
     deltas = Deltas()
@@ -89,7 +89,7 @@ def test_two_hooks_at_once_are_refused() -> None:
     layers = residue_layers(extended_llama())
 
     class Nobody:
-        def on_residue(self, layer: NeutralResiduesLayer, residue: Residue, _: Tensor) -> None: ...
+        def on_residue(self, layer: NeutralResiduesLayer, residue: Residue, *_: object) -> None: ...
 
     with observe_residues(layers, Nobody()):
         with pytest.raises(UserError, match="observed already"), observe_residues(layers, Nobody()):

@@ -91,7 +91,7 @@ def test_every_layer_and_the_head_have_the_same_gate() -> None:
     seen: list[Tensor] = []
 
     class Hook:
-        def on_residue(self, layer: Any, residue: Any, _: Any) -> None:
+        def on_residue(self, layer: Any, residue: Any, *_: Any) -> None:
             seen.append(residue.gate)
 
     model = reading()

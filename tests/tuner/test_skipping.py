@@ -95,7 +95,7 @@ def test_no_token_is_skipped_in_training_for_a_hook_or_compiled() -> None:
     assert computed == [24, 24, 24]
 
     class Hook:
-        def on_residue(self, layer: NeutralResiduesLayer, residue: Any, _: Any) -> None:
+        def on_residue(self, layer: NeutralResiduesLayer, residue: Any, *_: Any) -> None:
             assert residue.delta.shape[:2] == (2, 12)
 
     with computed_tokens(model) as computed, observe_residues(residue_layers(model), Hook()):

@@ -23,8 +23,7 @@ from neutral_residues.config.run import RunConfig, load_run
 from neutral_residues.digest import check_digests, write_digests
 from neutral_residues.errors import UserError
 from neutral_residues.files import read_json, whole_folder, write_json, write_text
-from neutral_residues.results.base import write_part
-from neutral_residues.results.composition import FILE, NAME, Composition
+from neutral_residues.results.composition import NAME, Composition, write_composition
 from neutral_residues.results.model_card import average_card, composition_card
 from neutral_residues.results.run_folder import RunFolder, check_free
 from neutral_residues.tuner.config import NeutralResiduesConfig
@@ -123,7 +122,7 @@ def compose(extensions: Mapping[str, Path], output: Path, *, over: int | None = 
             for file in (CONFIG, WEIGHTS):
                 shutil.copyfile(it.weights / file, partial / it.name / file)
         names = [it.name for it in found]
-        write_part(partial / FILE, Composition(names=names, over=over))
+        write_composition(partial, Composition(names=names, over=over))
         _finish(partial, found, composition_card(names, found[0].backbone_name, over))
 
 

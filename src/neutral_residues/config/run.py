@@ -87,6 +87,9 @@ class ResidueSettings(Settings):
     gate_learning_rate_factor: float = Field(default=2.0, gt=0)
     """Learning rate of the gates, as a multiple of the projections'; divided by the root mean
     square of what a gate reads, where that is below 1."""
+    per_target: bool = False
+    """Each target corpus trains an extension of its own, of this budget and named as the corpus;
+    text of the other targets is source text for it. At the end all are on."""
     source_noise: float = Field(default=0.5, ge=0, le=1)
     """Share of source rows, of those that are not spliced, that get random tokens, so that gates
     stay closed on unusual text."""
@@ -253,6 +256,24 @@ class RunConfig(Settings):
                 " new tokens are trained; remove it"
             )
         return self
+
+    @model_validator(mode="after")
+    def _targets_have_extensions(self) -> Self:
+        if not self.residues.per_target:
+            return self
+        if len(self.extension_names) < 2:
+            raise ValueError("residues.per_target needs two target corpora or more in data.train")
+        for key, is_set in (("vocabulary", self.vocabulary.size), ("start_from", self.start_from)):
+            if is_set:
+                raise ValueError(f"residues.per_target does not go with {key}; remove one of them")
+        return self
+
+    @property
+    def extension_names(self) -> list[str]:
+        """Of several extensions in one run; empty where it trains one."""
+        if not self.residues.per_target:
+            return []
+        return [corpus.name for corpus in self.data.train if corpus.role == "target"]
 
     @property
     def hub_options(self) -> dict[str, Any]:

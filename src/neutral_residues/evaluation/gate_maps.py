@@ -43,7 +43,7 @@ class _Gates:
         self.by_layer: dict[int, list[float]] = {}
 
     def on_residue(
-        self, layer: NeutralResiduesLayer, residue: AnyResidue, base_output: Tensor
+        self, layer: NeutralResiduesLayer, residue: AnyResidue, base_output: Tensor, name: str
     ) -> None:
         if residue.gate is not None:
             gates = residue.gate.float().flatten().tolist()

@@ -42,7 +42,7 @@ class ResidueStats:
         self._before: Any = None
 
     def on_residue(
-        self, layer: NeutralResiduesLayer, residue: AnyResidue, base_output: Tensor
+        self, layer: NeutralResiduesLayer, residue: AnyResidue, base_output: Tensor, name: str
     ) -> None:
         index = self._index[id(layer)]
         squares, gate = residue.mean_square(), residue.gate

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from peft import get_peft_model
 from torch import Tensor, nn
@@ -157,8 +157,18 @@ def _attach_residues(model: PreTrainedModel, config: RunConfig, **changes: Any) 
     names = {setting.name for setting in fields(NeutralResiduesConfig)}
     settings = config.residues.model_dump(mode="json", include=names) | changes
     settings |= {"budget": config.budget, "new_tokens": config.vocabulary.size}
-    peft_config = NeutralResiduesConfig(task_type="CAUSAL_LM", **settings)
-    return get_peft_model(model, peft_config)
+
+    def peft_config() -> NeutralResiduesConfig:
+        return NeutralResiduesConfig(task_type="CAUSAL_LM", **settings)
+
+    several = config.extension_names
+    if not several:
+        return get_peft_model(model, peft_config())
+    extended: Any = get_peft_model(model, peft_config(), adapter_name=several[0])
+    for name in several[1:]:
+        extended.add_adapter(name, peft_config())
+    extended.base_model.set_adapter(several)
+    return cast(nn.Module, extended)
 
 
 def _attach_lora(model: PreTrainedModel, config: RunConfig, **options: Any) -> nn.Module:

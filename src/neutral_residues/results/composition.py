@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from neutral_residues.results.base import Part, read_part
+from neutral_residues.results.base import Part, read_part, write_part
 
 FILE = "composition.json"
 NAME = r"[\w-]+"
@@ -27,6 +27,11 @@ class Composition(Part):
     over: int | None = Field(ge=1)
     """Only the extension whose gate was the largest over so many tokens of the text is on at a
     token; null: all are, as their gates say."""
+
+
+def write_composition(folder: Path, composition: Composition) -> None:
+    """Write it beside the extensions."""
+    write_part(folder / FILE, composition)
 
 
 def read_composition(folder: Path) -> Composition | None:

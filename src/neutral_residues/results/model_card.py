@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from neutral_residues.files import write_text
+from neutral_residues.results.composition import FILE as COMPOSITION
 from neutral_residues.results.promise import Promise
 from neutral_residues.results.record import Record
 
@@ -42,7 +43,8 @@ def write_card(folder: Path, record: Record) -> None:
     """Write `README.md` into the folder of an extension: an adapter or a whole model."""
     file = folder / "adapter_config.json"
     adapter = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    text = model_card(record, _loading(adapter), head_rank=(adapter or {}).get("head_rank") or 0)
+    loading = _LOAD_COMPOSITION if (folder / COMPOSITION).is_file() else _loading(adapter)
+    text = model_card(record, loading, head_rank=(adapter or {}).get("head_rank") or 0)
     write_text(folder / "README.md", text)
 
 

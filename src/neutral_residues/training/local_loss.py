@@ -17,6 +17,16 @@ from neutral_residues.tuner.layer import (
     residue_layers,
 )
 
+Labels = Tensor | Mapping[str, Tensor]
+"""(B, T) SOURCE, TARGET or IGNORE for each token of a batch; or, by an adapter's name, its own."""
+ALL = ""
+"""In the place of a name, for labels that all adapters have."""
+
+
+def by_adapter(labels: Labels) -> Mapping[str, Tensor]:
+    """The labels of each adapter; of `ALL` where they have the same."""
+    return {ALL: labels} if isinstance(labels, Tensor) else labels
+
 
 class LocalLossTerm:
     """Collects the local loss of every residue during one forward pass.
@@ -24,20 +34,20 @@ class LocalLossTerm:
     Attributes:
         open_gates: for SOURCE and TARGET, how many (token, layer) gates were not exactly 0: float32
             scalars.
-        num_gated: residues computed so far that have a block gate.
+        num_gates: for SOURCE and TARGET, how many gates there were.
     """
 
-    def __init__(self, domain_labels: Tensor, kind: LocalLoss, num_residues: int) -> None:
-        self.domain_labels = domain_labels
+    def __init__(self, domain_labels: Labels, kind: LocalLoss, num_residues: int) -> None:
+        self.labels = by_adapter(domain_labels)
         self.kind = kind
         self.num_residues = num_residues
         self.open_gates: dict[int, Tensor] = {}
-        self.num_gated = 0
-        self._terms: list[Tensor] = []
+        self.num_gates: dict[int, Tensor] = {}
+        self._terms: dict[str, list[Tensor]] = {key: [] for key in self.labels}
         self._recording = True
 
     def on_residue(
-        self, layer: NeutralResiduesLayer, residue: AnyResidue, base_output: Tensor
+        self, layer: NeutralResiduesLayer, residue: AnyResidue, base_output: Tensor, name: str
     ) -> None:
         """Add the sum of one residue over its tokens, in nats or as relative sizes.
 
@@ -46,46 +56,53 @@ class LocalLossTerm:
         """
         # Recomputation under gradient checkpointing runs this again and must save the same tensors,
         # so the term is computed every time and only kept the first.
-        term = local_loss_sum(residue, base_output, self.domain_labels, self.kind)
+        key = name if name in self.labels else ALL
+        term = local_loss_sum(residue, base_output, self.labels[key], self.kind)
         if not self._recording:
             return
-        if len(self._terms) < self.num_residues:
-            self._terms.append(term)
-            self._count_open(residue)
-        elif term.requires_grad == self._terms[0].requires_grad:
+        known = self._known
+        if len(known) < self.num_residues:
+            self._terms[key].append(term)
+            self._count_open(residue, self.labels[key])
+        elif term.requires_grad == known[0].requires_grad:
             # One without gradients after one with them only makes outputs (SFTTrainer does that).
             what = "the local loss is that of one forward pass, and the model ran twice"
             raise UserError(what, do="run it once")
 
-    def _count_open(self, residue: AnyResidue) -> None:
+    @property
+    def _known(self) -> list[Tensor]:
+        return [term for terms in self._terms.values() for term in terms]
+
+    def _count_open(self, residue: AnyResidue, domain_labels: Tensor) -> None:
         if residue.gate is None:
             return
-        self.num_gated += 1
         is_open = residue.gate.detach().squeeze(-1) != 0
-        labels = self.domain_labels.reshape(is_open.shape)
+        labels = domain_labels.reshape(is_open.shape)
         for domain in (SOURCE, TARGET):
-            count = (is_open & (labels == domain)).sum(dtype=torch.float32)
-            self.open_gates[domain] = self.open_gates.get(domain, 0) + count
+            here = labels == domain
+            for counts, what in ((self.open_gates, is_open & here), (self.num_gates, here)):
+                counts[domain] = counts.get(domain, 0) + what.sum(dtype=torch.float32)
 
-    def mean(self, num_tokens: Tensor | int | None = None) -> Tensor:
+    def mean(self, num_tokens: Tensor | int | Mapping[str, Tensor] | None = None) -> Tensor:
         """The local loss per counted token, of all residues together, in float32. Call it after the
         forward pass.
 
         Args:
-            num_tokens: what to divide by: counted tokens of the whole accumulated batch; default:
-                of this pass.
+            num_tokens: what to divide by: counted tokens of the whole accumulated batch, by name
+                where adapters have labels of their own; default: of this pass.
 
         Raises:
             UserError: if not every residue ran, or the term lost its gradient (reentrant gradient
                 checkpointing).
         """
         self._recording = False
-        if len(self._terms) != self.num_residues:
+        known = self._known
+        if len(known) != self.num_residues:
             raise UserError(
-                f"the local loss got {len(self._terms)} of {self.num_residues} residues",
+                f"the local loss got {len(known)} of {self.num_residues} residues",
                 do="run the forward pass inside the block, with the adapter enabled",
             )
-        if torch.is_grad_enabled() and not all(term.requires_grad for term in self._terms):
+        if torch.is_grad_enabled() and not all(term.requires_grad for term in known):
             raise UserError(
                 "the local loss has no gradient: reentrant gradient checkpointing drops it, or the"
                 " adapter is frozen",
@@ -93,15 +110,19 @@ class LocalLossTerm:
                 " is_trainable=True",
             )
         if num_tokens is None:
-            num_tokens = counted_tokens(self.domain_labels, self.kind)
-        # A batch without a counted token has a sum of 0: the divisor must not make it 0/0.
-        divisor = torch.as_tensor(num_tokens, device=self._terms[0].device).clamp(min=1)
-        return torch.stack(self._terms).sum() / divisor
+            num_tokens = {key: counted_tokens(it, self.kind) for key, it in self.labels.items()}
+        numbers = num_tokens if isinstance(num_tokens, Mapping) else {ALL: num_tokens}
+        means = []
+        for key, terms in self._terms.items():
+            # A batch without a counted token has a sum of 0: the divisor must not make it 0/0.
+            divisor = torch.as_tensor(numbers[key], device=terms[0].device).clamp(min=1)
+            means.append(torch.stack(terms).sum() / divisor)
+        return torch.stack(means).sum()
 
 
 @contextmanager
 def local_loss(
-    model: nn.Module, domain_labels: Tensor, kind: LocalLoss = "l1"
+    model: nn.Module, domain_labels: Labels, kind: LocalLoss = "l1"
 ) -> Iterator[LocalLossTerm]:
     """For a training loop of your own. One forward pass and its backward pass belong inside the
     block:
@@ -114,7 +135,8 @@ def local_loss(
     for the other loss.
 
     Args:
-        domain_labels: (B, T) SOURCE, TARGET or IGNORE for each token of the batch.
+        domain_labels: (B, T) SOURCE, TARGET or IGNORE for each token of the batch; of several
+            adapters that are trained together, each one's own by its name.
 
     Raises:
         UserError: if the model has no enabled neutral residues, the loss does not fit their gates,

@@ -17,6 +17,7 @@ would be lost raises.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +31,13 @@ from neutral_residues.losses import counted_tokens
 from neutral_residues.training.collator import DomainLabelCollator
 from neutral_residues.training.device_sums import DeviceSums
 from neutral_residues.training.gate_rates import gate_rates
-from neutral_residues.training.local_loss import LocalLossTerm, check_local_loss, local_loss
+from neutral_residues.training.local_loss import (
+    ALL,
+    LocalLossTerm,
+    by_adapter,
+    check_local_loss,
+    local_loss,
+)
 from neutral_residues.tuner.embeddings import embeddings_layer
 from neutral_residues.tuner.layer import residue_layers
 
@@ -91,7 +98,7 @@ class NeutralResiduesTrainerMixin(_Trainer):
         self.gate_learning_rate_factor = gate_learning_rate_factor
         self.data_collator: Any = DomainLabelCollator(self.data_collator)
         self._term: LocalLossTerm | None = None
-        self._counted: Tensor | None = None
+        self._counted: dict[str, Tensor] | None = None
         self._sums = DeviceSums()
         self._check_modes()
 
@@ -144,26 +151,37 @@ class NeutralResiduesTrainerMixin(_Trainer):
         """Also counts what the local loss is divided by, over accumulated batch and ranks."""
         samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._has_local_loss:
-            labels = [batch[DOMAIN_LABELS] for batch in samples if DOMAIN_LABELS in batch]
-            counted = sum(counted_tokens(labels_BT, self.local_loss) for labels_BT in labels)
-            counted = torch.as_tensor(counted, device=device)
-            self._counted = self.accelerator.gather(counted).sum()
+            labels = [self._labels(batch) for batch in samples if DOMAIN_LABELS in batch]
+            keys = labels[0] if labels else (ALL,)
+            self._counted = {key: self._count(labels, key, device) for key in keys}
         return samples, num_items
+
+    def _labels(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        """The labels of each adapter; see `by_adapter`."""
+        return by_adapter(batch[DOMAIN_LABELS])
+
+    def _count(
+        self, labels: Sequence[Mapping[str, Tensor]], key: str, device: torch.device
+    ) -> Tensor:
+        """Tokens of these batches that the local loss of an adapter counts, on all ranks."""
+        counted = sum(counted_tokens(it[key], self.local_loss) for it in labels)
+        return self.accelerator.gather(torch.as_tensor(counted, device=device)).sum()
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        labels = inputs.pop(DOMAIN_LABELS, None)
         if not self._has_local_loss:
+            inputs.pop(DOMAIN_LABELS, None)
             return super().training_step(model, inputs, num_items_in_batch)
-        if labels is None:
+        if inputs.get(DOMAIN_LABELS) is None:
             raise UserError(
                 f"rows have no {DOMAIN_LABELS}",
                 allowed=f"{SOURCE} (source) or {TARGET} (target) for each token or row",
                 do="add the column, and for SFTTrainer set dataset_kwargs={'skip_prepare_dataset':"
                 " True}",
             )
-        labels = labels.to(self.args.device)
+        labels = {key: it.to(self.args.device) for key, it in self._labels(inputs).items()}
+        del inputs[DOMAIN_LABELS]
         try:
             with local_loss(self.model, labels, self.local_loss) as self._term:
                 return super().training_step(model, inputs, num_items_in_batch)
@@ -211,8 +229,7 @@ class NeutralResiduesTrainerMixin(_Trainer):
         for domain, name in ((SOURCE, "source"), (TARGET, "target")):
             if domain in term.open_gates:
                 self._sums.add(f"open_{name}", term.open_gates[domain])
-                num_tokens = (term.domain_labels == domain).sum()
-                self._sums.add(f"gates_{name}", num_tokens * float(term.num_gated))
+                self._sums.add(f"gates_{name}", term.num_gates[domain])
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         sums = self._sums.flush(self.accelerator) if "loss" in logs else {}

@@ -8,6 +8,7 @@ on a CPU). It does not decide anything about data, methods or evaluation.
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from neutral_residues.data.labels import DOMAIN_LABELS
+from neutral_residues.data.labels import DOMAIN_LABELS, SOURCE, TARGET
 from neutral_residues.errors import UserError, first_line
 from neutral_residues.files import disk_errors
 from neutral_residues.losses import next_token_nats
@@ -158,6 +159,9 @@ class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
 
     def __init__(self, setup: Setup, model: nn.Module, output_dir: Path) -> None:
         self.setup, residues = setup, setup.config.residues
+        names = [stream.name for stream in setup.data.train]
+        # Extension -> the corpus that trains it; empty where one extension has all targets.
+        self.own_corpora = {name: names.index(name) for name in setup.config.extension_names}
         super().__init__(
             setup,
             model,
@@ -166,6 +170,25 @@ class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
             gate_learning_rate_factor=residues.gate_learning_rate_factor,
             local_loss_weight=setup.local_loss_weight,
         )
+
+    def _labels(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        """Where each target has an extension of its own, the others' tokens are source for it."""
+        labels_BT, corpus_ids_BT = batch[DOMAIN_LABELS], batch["corpus_ids"]
+        is_target_BT = labels_BT == TARGET
+        return {
+            name: labels_BT.masked_fill(is_target_BT & (corpus_ids_BT != number), SOURCE)
+            for name, number in self.own_corpora.items()
+        } or super()._labels(batch)
+
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        # Trainer would leave only the first of several extensions active.
+        if not self.own_corpora:
+            super()._load_from_checkpoint(checkpoint, model)
+            return
+        extended: Any = self.model
+        for name in self.own_corpora:
+            extended.load_adapter(str(Path(checkpoint) / name), name, is_trainable=True)
+        extended.base_model.set_adapter(list(self.own_corpora))
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)

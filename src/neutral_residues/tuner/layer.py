@@ -45,10 +45,10 @@ class ResidueHook(Protocol):
     """Called with every residue that a model computes (by the local loss, the evaluation)."""
 
     def on_residue(
-        self, layer: "NeutralResiduesLayer", residue: AnyResidue, base_output: Tensor
+        self, layer: "NeutralResiduesLayer", residue: AnyResidue, base_output: Tensor, name: str
     ) -> None:
         """`base_output` (..., D) is what the block of the backbone itself puts out; logits may hold
-        other residues already."""
+        other residues already. `name` is the adapter's."""
 
 
 class NeutralResiduesLayer(ModuleBeside):
@@ -129,7 +129,7 @@ class NeutralResiduesLayer(ModuleBeside):
         if tokens_N is None:
             residue = self._residue(hidden_states, name, gate)
             if self.residue_hook is not None:
-                self.residue_hook.on_residue(self, residue, base_output)
+                self.residue_hook.on_residue(self, residue, base_output, name)
             return residue.added_to(extended)
         if not len(tokens_N):
             return extended
