@@ -151,16 +151,16 @@ class NeutralResiduesTrainerMixin(_Trainer):
         """Also counts what the local loss is divided by, over accumulated batch and ranks."""
         samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._has_local_loss:
-            labels = [self._labels(batch) for batch in samples if DOMAIN_LABELS in batch]
+            labels = [self._adapter_labels(batch) for batch in samples if DOMAIN_LABELS in batch]
             keys = labels[0] if labels else (ALL,)
-            self._counted = {key: self._count(labels, key, device) for key in keys}
+            self._counted = {key: self._num_counted(labels, key, device) for key in keys}
         return samples, num_items
 
-    def _labels(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    def _adapter_labels(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
         """The labels of each adapter; see `by_adapter`."""
         return by_adapter(batch[DOMAIN_LABELS])
 
-    def _count(
+    def _num_counted(
         self, labels: Sequence[Mapping[str, Tensor]], key: str, device: torch.device
     ) -> Tensor:
         """Tokens of these batches that the local loss of an adapter counts, on all ranks."""
@@ -180,7 +180,7 @@ class NeutralResiduesTrainerMixin(_Trainer):
                 do="add the column, and for SFTTrainer set dataset_kwargs={'skip_prepare_dataset':"
                 " True}",
             )
-        labels = {key: it.to(self.args.device) for key, it in self._labels(inputs).items()}
+        labels = {key: it.to(self.args.device) for key, it in self._adapter_labels(inputs).items()}
         del inputs[DOMAIN_LABELS]
         try:
             with local_loss(self.model, labels, self.local_loss) as self._term:

@@ -171,14 +171,14 @@ class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
             local_loss_weight=setup.local_loss_weight,
         )
 
-    def _labels(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    def _adapter_labels(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
         """Where each target has an extension of its own, the others' tokens are source for it."""
         labels_BT, corpus_ids_BT = batch[DOMAIN_LABELS], batch["corpus_ids"]
         is_target_BT = labels_BT == TARGET
         return {
             name: labels_BT.masked_fill(is_target_BT & (corpus_ids_BT != number), SOURCE)
             for name, number in self.own_corpora.items()
-        } or super()._labels(batch)
+        } or super()._adapter_labels(batch)
 
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
         # Trainer would leave only the first of several extensions active.
