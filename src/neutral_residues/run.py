@@ -36,8 +36,9 @@ from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.results.set_result import EvaluationSet
 from neutral_residues.results.spliced import Spliced
 from neutral_residues.results.store import provenance, read_record, write_record
+from neutral_residues.training.checks import SAMPLE_TOKENS
 from neutral_residues.training.progress import MeasuringDisplay, RunProgress
-from neutral_residues.training.setup import SAMPLE_TOKENS, Setup, ranks
+from neutral_residues.training.setup import Setup, ranks
 from neutral_residues.training.train import Training, train
 
 

@@ -21,11 +21,9 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from transformers.integrations import get_reporting_integration_callbacks
 
 from neutral_residues.backbone import (
     computes_in_bf16,
-    context_length,
     empty_backbone,
     first_new_id,
     frozen_precision,
@@ -36,22 +34,23 @@ from neutral_residues.backbone import (
     pick_device,
 )
 from neutral_residues.config.data import DataSettings
-from neutral_residues.config.run import RunConfig, TrainingSettings
-from neutral_residues.data.chat import chat_template
+from neutral_residues.config.run import RunConfig
 from neutral_residues.data.mixture import Mixture, Noise
 from neutral_residues.data.run_data import RunData
 from neutral_residues.data.tokenise import Tokenising, end_of_text_id, without_display
-from neutral_residues.errors import UserError, first_line
-from neutral_residues.evaluation.chat import check_prompts, read_prompts
-from neutral_residues.evaluation.generate import check_prompt
 from neutral_residues.evaluation.possible import Pieces
 from neutral_residues.evaluation.self_replay import SelfReplay
 from neutral_residues.evaluation.windows import Windows
-from neutral_residues.files import read_text
 from neutral_residues.methods.table import Method, find_method
 from neutral_residues.methods.token_starts import StartRows
 from neutral_residues.methods.wider_tables import start_rows, widen_tables
 from neutral_residues.results.self_text import SelfText
+from neutral_residues.training.checks import (
+    check_context,
+    check_samples,
+    check_trackers,
+    prepare_chats,
+)
 from neutral_residues.training.cost import WeightCount
 from neutral_residues.training.start_from import Start
 from neutral_residues.training.start_rows import start_rows as found_start_rows
@@ -63,8 +62,6 @@ from neutral_residues.vocabulary.vocabulary import Vocabulary
 
 ADAPTER = "default"
 """PEFT's name for the extension of a run."""
-SAMPLE_TOKENS = 60
-"""Tokens added to each prompt at the end of a run."""
 CALIBRATION_ROWS = 500
 """Rows of source text that a method sees before training, where it asks for them."""
 
@@ -111,17 +108,13 @@ class Setup:
         """
         method = find_method(config.method)
         config = method.resolve(config)
-        _check_trackers(config.training)
+        check_trackers(config.training)
         model_config = load_config(config.model, **config.hub_options)
-        _check_context(config, model_config)
+        check_context(config, model_config)
         tokenizer = load_tokenizer(config.model, **config.hub_options)
         end_of_text = end_of_text_id(tokenizer, config.data.end_of_text)
-        _prepare_chats(tokenizer, config.data)
-        for prompt in config.evaluation.prompts:
-            check_prompt(model_config, tokenizer, prompt, max_new_tokens=SAMPLE_TOKENS)
-        if config.evaluation.chat:
-            prompts, longest = read_prompts(config.evaluation.chat), config.evaluation.chat_tokens
-            check_prompts(prompts, model_config, tokenizer, max_new_tokens=longest)
+        prepare_chats(tokenizer, config.data)
+        check_samples(config.evaluation, model_config, tokenizer)
         start = Start.of(config)
         return cls(
             config=config,
@@ -357,32 +350,3 @@ def _count_weights(
     if start:
         start.check(extended, ADAPTER)
     return weights.with_model(extended) if method.trains_any else weights
-
-
-def _check_context(config: RunConfig, model_config: PretrainedConfig) -> None:
-    longest = context_length(model_config)
-    settings = {
-        "data.block_tokens": config.data.block_tokens,
-        "evaluation.context_tokens": config.context_tokens,
-    }
-    for key, tokens in settings.items():
-        if longest is not None and tokens > longest:
-            what = f"{key} is longer than the model's context"
-            raise UserError(what, got=tokens, allowed=f"at most {longest}")
-
-
-def _prepare_chats(tokenizer: PreTrainedTokenizerBase, data: DataSettings) -> None:
-    """Give the tokenizer the run's chat template; a UserError for chats without one."""
-    if data.chat_template:
-        tokenizer.chat_template = read_text(data.chat_template)
-    if any(corpus.chat for corpus in data.corpora):
-        chat_template(tokenizer)
-
-
-def _check_trackers(training: TrainingSettings) -> None:
-    try:
-        for callback in get_reporting_integration_callbacks(list(training.report_to)):
-            callback()
-    except (ImportError, RuntimeError, ValueError) as error:
-        do = "install it, or remove it"
-        raise UserError("training.report_to", got=first_line(error), do=do) from error
