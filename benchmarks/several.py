@@ -35,11 +35,12 @@ Bits = dict[str, float]
 class Sets:
     """The evaluation sets of all runs, and the backbone's bits per byte once they are known."""
 
-    def __init__(self, runs: Sequence[Path], saved: Saved, max_tokens: int | None) -> None:
+    def __init__(
+        self, runs: Sequence[Path], saved: Saved, max_tokens: int | None, stride: int | None = None
+    ) -> None:
         configs = [load_run(RunFolder(folder).config) for folder in runs]
-        self.windows = Windows(
-            saved.end_of_text, configs[0].context_tokens, configs[0].stride_tokens
-        )
+        stride = stride or configs[0].stride_tokens
+        self.windows = Windows(saved.end_of_text, configs[0].context_tokens, stride)
         self.max_tokens = max_tokens
         self.streams: dict[str, TokenStream] = {}
         self.owners: dict[str, str] = {}  # set -> the extension whose target it is
@@ -99,6 +100,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--over", nargs="+", type=int, default=[1, 8, 32, 128])
     parser.add_argument("--average", action="store_true")
+    parser.add_argument("--stride", type=int, help="default: of the first run")
     parser.add_argument("--max-tokens", type=int, help="of each set; default: all")
     arguments = parser.parse_args()
     folders = {folder.name: folder for folder in arguments.runs}
@@ -108,7 +110,7 @@ def main() -> None:
             compose(folders, together)
         saved = load_saved(together if len(folders) > 1 else arguments.runs[0])
         assert saved.composition is not None
-        sets = Sets(arguments.runs, saved, arguments.max_tokens)
+        sets = Sets(arguments.runs, saved, arguments.max_tokens, arguments.stride)
         print(f"| | {' | '.join(sets.streams)} |\n|{'---|' * (len(sets.streams) + 1)}")
         alone: dict[str, Bits] = {}
         for label, bits in measured(sets, saved, arguments.over):
