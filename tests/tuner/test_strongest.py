@@ -54,7 +54,8 @@ def test_the_rule_by_hand(over: int) -> None:
     expected = torch.zeros_like(trained)
     for row in range(3):
         for t in range(40):
-            sums = trained[:, row, max(0, t - over + 1) : t + 1].sum(-1).tolist()
+            sums = trained[:, row, max(0, t - over + 1) : t + 1].sum(-1)
+            sums = [float(it) if trained[i, row, t] > 0 else -1 for i, it in enumerate(sums)]
             winner = sums.index(max(sums))
             expected[winner, row, t] = trained[winner, row, t]
     found = gates_EBT(together(over), ids)

@@ -274,7 +274,7 @@ def compose(
     """Make one folder of several extensions of a backbone, which all other commands take.
 
     \b
-    route     at a token the extension whose gate was the largest over the last tokens of the text
+    route     of several with open gates the one whose was the largest over the last tokens
     inhibit   the same, decided anew at every token
     sum       all of them, each as far as its gate is open
     average   one extension, with the mean of their weights; they must have started alike

@@ -25,8 +25,8 @@ class Composition(Part):
     names: list[Annotated[str, Field(pattern=f"^{NAME}$")]] = Field(min_length=2)
     """Of the extensions, and of the subfolders that hold them."""
     over: int | None = Field(ge=1)
-    """Only the extension whose gate was the largest over so many tokens of the text is on at a
-    token; null: all are, as their gates say."""
+    """Of the extensions whose gates are open at a token only the one is on whose gate was the
+    largest over so many tokens of the text; null: all are, as their gates say."""
 
 
 def write_composition(folder: Path, composition: Composition) -> None:

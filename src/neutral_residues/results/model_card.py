@@ -117,8 +117,8 @@ def composition_card(names: Sequence[str], backbone: str, over: int | None) -> s
     """The card of several extensions in one folder, used together as `Composition.over` says."""
     how = "All are on, as their gates say, and what they add is summed."
     if over is not None:
-        how = "At a token only the one is on whose gate was the largest over the last"
-        how = f"{how} {over} tokens of the text."
+        how = "Where several gates are open, only the one is on whose gate was the largest over"
+        how = f"{how} the last {over} tokens of the text."
     return _short_card(names, backbone, how, _LOAD_COMPOSITION)
 
 

@@ -96,8 +96,8 @@ def check_gates(model: Any, name: str = "default") -> None:
 
 
 def only_strongest(model: nn.Module, over: int | None) -> None:
-    """Of the active extensions let only the one whose gate was the largest over the last so many
-    tokens keep it (see `strongest.py`); None lets all keep theirs.
+    """Of the gates that are open at a token let only the one that was the largest over the last so
+    many tokens stay so (see `strongest.py`); None lets all stay.
 
     Raises:
         UserError: for a number below 1, or an extension whose gate does not read the text, or can

@@ -1,13 +1,13 @@
-"""Several extensions in one pass, ours and not the paper's: the one whose text it is stills the
-others.
+"""Several extensions in one pass, ours and not the paper's: where several gates are open, the one
+whose text it is stills the others.
 
     m_i = sum of g_i over the last N tokens of the text
-    extension i keeps its gate at a token where m_i is the largest, and has 0 elsewhere
+    of the extensions with g_i > 0 at a token, the one with the largest m_i keeps its gate there
 
 A gate that was never taught to stay shut on another extension's text opens there, and residues that
-were trained apart do not add up (LAB.md, "several languages in one model, a first look"). N = 1
-decides token by token, which is a coin tossed anew; over 32 tokens it is a detector of language.
-Where every gate was 0, every gate stays 0.
+were trained apart do not add up. N = 1 decides token by token, which is a coin tossed anew; over 32
+tokens it is a detector of language. An extension whose gate is shut stills nobody: so the next one
+is on as soon as the text has changed its language (LAB.md, "several extensions in one model").
 
 Suffixes: B rows, T tokens of a pass, S of these and the N - 1 before them, E extensions.
 """
@@ -23,7 +23,8 @@ def strongest(gates: dict[str, Gate], positions_BT: Tensor | None, over: int) ->
     """(B, S, 1) gates of all extensions by name -> (B, T, 1), 0 but for the strongest one's; ReLU
     gates, and `over` is N."""
     sums_EBT = torch.stack([_sums(gate.gate, positions_BT, over) for gate in gates.values()])
-    first_BT = sums_EBT.argmax(0)
+    now_EBT = torch.stack([gate.gate[:, over - 1 :, 0] for gate in gates.values()])
+    first_BT = sums_EBT.where(now_EBT > 0, -1).argmax(0)
     return {
         name: _only_where(first_BT == number, Gate(*(it[:, over - 1 :] for it in gate)))
         for number, (name, gate) in enumerate(gates.items())
