@@ -164,7 +164,7 @@ def test_what_has_no_average(
     refused("one shape: width of .*changed; got 4", changed(width=4), out, mean=True)
     again = Path(shutil.copytree(folders["ukrainian"], tmp_path / "again"))
     run = again / "run.yaml"
-    run.write_text(run.read_text().replace("seed: 0", "seed: 1"))
+    run.write_text(run.read_text().replace("\nseed: 0", "\nseed: 1"))
     unlike = folders | {"ukrainian": again}
     refused("began with other weights; got seed 1; allowed: seed 0", unlike, out, mean=True)
 
