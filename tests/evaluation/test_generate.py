@@ -13,6 +13,7 @@ from torch import nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from neutral_residues import NeutralResiduesConfig, UserError, residue_layers
+from neutral_residues.evaluation.generate import generate_both
 from one_prompt import continue_one
 
 VOCABULARY = 64
@@ -214,3 +215,12 @@ def test_prompt_longer_than_the_context(tokenizer: Any) -> None:
 def test_settings_out_of_range(tokenizer: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         continue_one(extended(), tokenizer, "w5", **{"max_new_tokens": 4} | settings)
+
+
+def test_of_a_batch_each_stops_where_it_would_alone(tokenizer: Any) -> None:
+    model, prompts = extended(), ["w5 w9 w12", "w7", "w3 w3"]
+    end = continue_one(model, tokenizer, "w7", max_new_tokens=8).extended.split()[2]
+    options: dict[str, Any] = {"max_new_tokens": 8, "end_of_text": int(end.removeprefix("w"))}
+    alone = [continue_one(model, tokenizer, prompt, **options) for prompt in prompts]
+    assert generate_both(model, tokenizer, prompts, **options) == alone
+    assert len({len(sample.extended.split()) for sample in alone}) > 1

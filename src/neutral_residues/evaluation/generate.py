@@ -159,8 +159,8 @@ def _continue(
 def continued(
     model: Any, prompts: Sequence[list[int]], settings: GenerationConfig, seed: int
 ) -> list[list[int]]:
-    """Each prompt and what `model` adds to it, with end or padding behind it where others in the
-    batch are longer; the same for the same batch and seed."""
+    """Each prompt and what `model` adds to it, up to and with an end token; the same for the same
+    batch and seed."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     device = next(model.parameters()).device
     longest, fill = max(map(len, prompts)), settings.pad_token_id or 0
@@ -177,4 +177,12 @@ def continued(
             attention_mask=torch.tensor(mask, device=device),
             generation_config=settings,
         )
-    return [row[n:] for n, row in zip(missing, tokens_BT.tolist(), strict=True)]
+    new = (row[longest:] for row in tokens_BT.tolist())
+    ends = set(settings.eos_token_id or ())
+    return [prompt + _up_to(ends, tokens) for prompt, tokens in zip(prompts, new, strict=True)]
+
+
+def _up_to(ends: set[int], tokens: list[int]) -> list[int]:
+    """The tokens with the first end; behind it is what makes rows equally long."""
+    end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[: end + 1]
