@@ -64,7 +64,9 @@ def test_gates_and_residues_at_the_scored_positions() -> None:
     (layer,) = layers.values()
     stats, found = ResidueStats(layers), sums()
     stats.start(1, 3)
-    stats.on_residue(layer, residue([0.0, 0.0, 0.5], [[9.0, 9.0], [0.0, 0.0], [3.0, 1.0]]), OUTPUT)
+    stats.on_residue(
+        layer, residue([0.0, 0.0, 0.5], [[9.0, 9.0], [0.0, 0.0], [3.0, 1.0]]), OUTPUT, "default"
+    )
     found.add_residues(stats, torch.tensor([[False, True, True]]))
     assert (found.num_neutral_tokens, found.gates_zero, found.squares) == (1, [1], [5.0])
     (one,) = found.layer_results(stats, num_tokens=2)
@@ -77,7 +79,7 @@ def test_without_a_gate_no_token_is_neutral() -> None:
     (layer,) = layers.values()
     stats, found = ResidueStats(layers), sums()
     stats.start(1, 2)
-    stats.on_residue(layer, residue(None, [[1.0, 1.0], [0.0, 0.0]]), OUTPUT)
+    stats.on_residue(layer, residue(None, [[1.0, 1.0], [0.0, 0.0]]), OUTPUT, "default")
     found.add_residues(stats, torch.tensor([[True, True]]))
     assert found.num_neutral_tokens == 0
     assert found.layer_results(stats, num_tokens=2)[0].gates_zero is None

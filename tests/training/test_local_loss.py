@@ -154,12 +154,14 @@ def test_two_adapters_add_up() -> None:
     rows, model = mixed_rows(8), extended_llama()
     model.add_adapter("another", NeutralResiduesConfig(width=4, layers_to_transform=[1]))
     model.base_model.set_adapter(["default", "another"])
-    with torch.no_grad(), local_loss(model, as_batch(rows)[2]) as local:
+    domains = as_batch(rows)[2]
+    with torch.no_grad(), local_loss(model, domains) as local:
         forward_loss(model, rows)
         mean = local.mean()
     # The new ones still add zero.
     assert mean.item() == pytest.approx(big_batch_losses(model, rows)[1].item(), rel=1e-5)
-    assert local.num_gated == 5
+    expected = {it: 5 * int((domains == it).sum()) for it in (SOURCE, TARGET)}
+    assert {it: int(number) for it, number in local.num_gates.items()} == expected
 
 
 def test_misuse_is_refused() -> None:
