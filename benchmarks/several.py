@@ -3,10 +3,10 @@
     python benchmarks/several.py runs/several/french runs/several/german runs/several/ukrainian
 
 Arguments are output folders of finished runs of one backbone, or of one run that trained several
-(`residues.per_target`). A row for each extension by itself,
-for their sum, and for the strongest one alone over so many tokens (`--over`); `--average` adds the
-average of their weights. A column for each evaluation set of the runs: bits per byte, and in
-brackets the change against the extension whose target it is, or against the backbone.
+(`residues.per_target`). A row for each extension by itself, for their sum, and for the strongest
+one alone over a number of tokens (`--over`); `--average` adds the average of their weights. A
+column for each evaluation set of the runs: bits per byte, and in brackets the change against the
+extension whose target it is, or against the backbone.
 """
 
 import argparse

@@ -7,7 +7,6 @@ from rich.console import Console
 
 from neutral_residues.cli.tables import print_chat, print_sets, tasks_table
 from neutral_residues.config.data import Corpus
-from neutral_residues.config.run import EvaluationSettings
 from neutral_residues.data.documents import as_chats_if_it_holds_them
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.chat import answer_both, check_prompts, read_prompts
@@ -61,7 +60,7 @@ def evaluate_folder(
         saved, tasks, streams, windows, limit=limit, num_fewshot=num_fewshot, task_data=task_data
     )
     prompts = read_prompts(chat) if chat else []
-    longest = (saved.config.evaluation if saved.config else EvaluationSettings()).chat_tokens
+    longest = saved.evaluation.chat_tokens
     check_prompts(prompts, saved.model.config, saved.tokenizer, max_new_tokens=longest)
     for line in plan.missing:
         console.print(line, highlight=False)
@@ -143,14 +142,13 @@ def _measure_tasks(saved: Saved, plan: TaskPlan, console: Console) -> list[TaskS
 def _answers(
     saved: Saved, prompts: Sequence[str], max_new_tokens: int, console: Console
 ) -> list[Sample]:
-    settings = saved.config.evaluation if saved.config else EvaluationSettings()
     with MeasuringDisplay(console) as display:
         return answer_both(
             saved.model,
             saved.tokenizer,
             prompts,
             max_new_tokens=max_new_tokens,
-            batch_rows=settings.batch_rows,
+            batch_rows=saved.evaluation.batch_rows,
             reference=saved.reference,
             backbone_tokenizer=saved.backbone_tokenizer,
             end_of_text=saved.end_of_text,

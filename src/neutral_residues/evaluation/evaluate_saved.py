@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 from neutral_residues.config.data import Corpus
-from neutral_residues.config.run import EvaluationSettings
 from neutral_residues.data.run_data import RunData
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.data.tokenise import Tokenising, tokenise, tokenizer_key
@@ -63,10 +62,11 @@ def plan_saved_tasks(
     task_data: Path | None = None,
 ) -> TaskPlan:
     """Tasks for a saved extension, checked before anything is measured."""
-    settings = saved.config.evaluation if saved.config else EvaluationSettings()
     return plan_tasks(
         names,
-        settings=TaskSettings(settings.batch_rows, windows.context_tokens, limit, num_fewshot),
+        settings=TaskSettings(
+            saved.evaluation.batch_rows, windows.context_tokens, limit, num_fewshot
+        ),
         tokenizer=saved.tokenizer,
         sets=streams,
         folder=RunFolder(saved.folder).tasks,
@@ -107,7 +107,7 @@ def evaluate_saved(
         saved.model,
         streams,
         context_tokens=windows.context_tokens,
-        num_windows=(run.evaluation if run else EvaluationSettings()).spliced_windows,
+        num_windows=saved.evaluation.spliced_windows,
         reference=saved.reference,
         pieces=saved.pieces,
     )

@@ -18,7 +18,7 @@ from neutral_residues.backbone import (
     pick_device,
     quantised,
 )
-from neutral_residues.config.run import RunConfig, load_run
+from neutral_residues.config.run import EvaluationSettings, RunConfig, load_run
 from neutral_residues.data.tokenise import end_of_text_id
 from neutral_residues.digest import check_digests
 from neutral_residues.errors import UserError
@@ -54,6 +54,11 @@ class Saved:
         return self.vocabulary.pieces if self.vocabulary else ()
 
     @property
+    def evaluation(self) -> EvaluationSettings:
+        """How the run that made it measured, or the defaults."""
+        return self.config.evaluation if self.config else EvaluationSettings()
+
+    @property
     def end_of_text(self) -> int:
         """The id of the token that ends a document."""
         return end_of_text_id(self.backbone_tokenizer, self.end_of_text_token)
@@ -82,7 +87,7 @@ def load_saved(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Sa
     if not adapters and not (weights / "config.json").is_file():
         do = f"finish it: neutral extend {RunFolder(folder).config}"
         raise UserError(f"the run in {folder} has no extension yet", do=do)
-    dtype = dtype or _measured_dtype(config, device)
+    dtype = dtype or measured_dtype(config, device)
     if adapters:
         adapter = adapter_config(next(iter(adapters.values())))
         name, has_own_tokens = adapter.base_model_name_or_path, getattr(adapter, "new_tokens", 0)
@@ -91,16 +96,16 @@ def load_saved(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Sa
     tokenizer, own_tokenizer, vocabulary = _tokenizers(weights, name)
     reference = None
     if adapters:
-        backbone = _backbone(name, config, dtype, device)
+        backbone = measured_backbone(name, config, dtype, device)
         if vocabulary and not has_own_tokens:
             widen_tables(backbone, vocabulary.size)
-            reference = _backbone(name, config, dtype, device)
+            reference = measured_backbone(name, config, dtype, device)
         model: nn.Module = load_adapters(backbone, adapters)
         if composition:
             only_strongest(model, composition.over)
     else:
         model = on_device(load_backbone(str(weights), dtype=torch.float32), device)
-        reference = _backbone(name, config, dtype, device)
+        reference = measured_backbone(name, config, dtype, device)
     return Saved(
         model.eval(),
         tokenizer,
@@ -149,7 +154,8 @@ def _tokenizers(
     return tokenizer, own_tokenizer, load_vocabulary(weights, own_tokenizer)
 
 
-def _measured_dtype(config: RunConfig | None, device: torch.device) -> torch.dtype:
+def measured_dtype(config: RunConfig | None, device: torch.device) -> torch.dtype:
+    """Of the weights that are not trained, where a run measures; float32 without one."""
     if config is None:
         return torch.float32
     width = load_config(config.model, **config.hub_options).get_text_config().hidden_size
@@ -157,7 +163,7 @@ def _measured_dtype(config: RunConfig | None, device: torch.device) -> torch.dty
     return frozen_precision(config.training, bf16=bf16).dtype
 
 
-def _backbone(
+def measured_backbone(
     name: str, config: RunConfig | None, dtype: torch.dtype, device: torch.device
 ) -> PreTrainedModel:
     """In `dtype`, but quantised as in training: another backbone would be measured otherwise."""

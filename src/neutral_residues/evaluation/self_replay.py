@@ -33,13 +33,9 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from neutral_residues.backbone import (
     backbone_key,
-    computes_in_bf16,
     context_length,
     device_name,
-    frozen_precision,
-    load_backbone,
     load_config,
-    on_device,
     pick_device,
     quantised,
 )
@@ -55,6 +51,7 @@ from neutral_residues.data.tokenise import (
 from neutral_residues.digest import check_digests, from_cache, short_hash, write_digests
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.generate import continued, end_tokens, generation_settings
+from neutral_residues.evaluation.saved import measured_backbone, measured_dtype
 from neutral_residues.files import default_cache_folder, locked, read_text, whole_folder, write_text
 from neutral_residues.results.base import read_part, write_part
 from neutral_residues.results.self_text import SelfText, SelfTextBatch
@@ -180,12 +177,9 @@ class SelfReplay:
 
     def _load(self) -> PreTrainedModel:
         """The backbone as it is measured."""
-        config, device = self.config, pick_device()
-        width = int(self.model_config.get_text_config().hidden_size)
-        bf16 = computes_in_bf16(config.training, device, hidden_size=width)
-        dtype, kind = frozen_precision(config.training, bf16=bf16)
-        model = load_backbone(config.model, **config.hub_options, dtype=dtype, quantised=kind)
-        return on_device(model, device).eval()
+        device = pick_device()
+        dtype = measured_dtype(self.config, device)
+        return measured_backbone(self.config.model, self.config, dtype, device)
 
     def _write_batch(self, model: PreTrainedModel, number: int, *, so_far: int) -> SelfTextBatch:
         settings, rows = self.settings, self.settings.batch_rows
