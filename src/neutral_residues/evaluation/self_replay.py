@@ -202,16 +202,17 @@ class SelfReplay:
     def _batch(
         self, documents: Sequence[list[int]], prompted: Sequence[int], ends: set[int]
     ) -> SelfTextBatch:
-        """Documents as texts, each up to the first end behind its prompt."""
+        """Documents as texts, without the end that the backbone gave them."""
         texts, num_tokens, num_cut = [], 0, 0
         for tokens, start in zip(documents, prompted, strict=True):
-            end = next((i for i in range(start, len(tokens)) if tokens[i] in ends), None)
-            text = str(self.tokenizer.decode(tokens[:end], skip_special_tokens=True))
-            if end == start or not text.strip():
+            is_cut = tokens[-1] not in ends
+            written = tokens if is_cut else tokens[:-1]
+            text = str(self.tokenizer.decode(written, skip_special_tokens=True))
+            if len(written) == start or not text.strip():
                 continue
             texts.append(text)
-            num_tokens += len(tokens[:end]) + 1
-            num_cut += end is None
+            num_tokens += len(written) + 1
+            num_cut += is_cut
         num_empty = len(documents) - len(texts)
         return SelfTextBatch(
             documents=texts, num_tokens=num_tokens, num_empty=num_empty, num_cut=num_cut
