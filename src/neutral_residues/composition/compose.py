@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from neutral_residues.backbone import load_tokenizer
-from neutral_residues.config.run import RunConfig, load_run
+from neutral_residues.config.run import RunConfig
 from neutral_residues.digest import check_digests, write_digests
 from neutral_residues.errors import UserError
 from neutral_residues.files import read_json, whole_folder, write_json, write_text
@@ -58,8 +58,7 @@ class Extension:
         if not re.fullmatch(NAME, name):
             raise UserError("name of an extension", got=name, allowed="letters, digits, _ and -")
         folder = RunFolder(given)
-        run = load_run(folder.config) if folder.config.is_file() else None
-        weights = folder.extension if run else given
+        run, weights = folder.read_config(), folder.weights
         check_digests(weights)
         if not (weights / CONFIG).is_file():
             allowed = "the output folder of a finished run, or an extension folder"

@@ -18,7 +18,7 @@ from neutral_residues.backbone import (
     pick_device,
     quantised,
 )
-from neutral_residues.config.run import EvaluationSettings, RunConfig, load_run
+from neutral_residues.config.run import EvaluationSettings, RunConfig
 from neutral_residues.data.tokenise import end_of_text_id
 from neutral_residues.digest import check_digests
 from neutral_residues.errors import UserError
@@ -128,10 +128,9 @@ def _run_and_weights(folder: Path) -> tuple[RunConfig | None, Path]:
         do = "give the output folder of a run, or an extension folder"
         raise UserError(f"no such folder: {folder}", do=do)
     run = RunFolder(folder)
-    config = load_run(run.config) if run.config.is_file() else None
-    weights = run.extension if config else folder
-    check_digests(weights)
-    return config, weights
+    config = run.read_config()
+    check_digests(run.weights)
+    return config, run.weights
 
 
 def _adapters(weights: Path, composition: Composition | None) -> dict[str, Path]:

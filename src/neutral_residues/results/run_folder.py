@@ -42,6 +42,16 @@ class RunFolder:
     def is_finished(self) -> bool:
         return self.record.is_file()
 
+    @property
+    def weights(self) -> Path:
+        """The folder with the weights: that of the run's extension, or this one where it is no
+        run's output but an extension itself."""
+        return self.extension if self.config.is_file() else self.path
+
+    def read_config(self) -> RunConfig | None:
+        """The run; None where it is no run's output."""
+        return load_run(self.config) if self.config.is_file() else None
+
     def check(self, config: RunConfig) -> None:
         """Raise a UserError if the folder holds another run or other files; nothing is written."""
         with disk_errors(self.path):

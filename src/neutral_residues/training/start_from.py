@@ -31,8 +31,7 @@ class Start:
         given = config.start_from
         if given is None:
             return None
-        run = RunFolder(given)
-        weights = run.extension if run.config.is_file() else given
+        weights = RunFolder(given).weights
         check_digests(weights)
         if not (weights / CONFIG).is_file():
             allowed = "an extension folder, or the output folder of a finished run"
