@@ -143,3 +143,15 @@ def test_text_that_is_read_too_often() -> None:
     few = both({"num_tokens": 15_000})
     assert "reads its target text 6.0 times" in said(few)
     assert "reads its source text 5.0 times" in said(both(source={"num_tokens": 2_000}))
+
+
+def test_a_small_corpus_with_a_large_share_is_read_too_often() -> None:
+    texts = [*both(), text("pairs", "target", num_tokens=4_500)]
+    assert "times" not in said(texts)
+    corpora = [
+        {"name": name, "role": role, "path": f"{name}.txt"} | ({"share": share} if share else {})
+        for name, role, share in (("fr", "target", [0.4, 0.8]), ("pairs", "target", [0.6, 0.2]),
+                                  ("en", "source", None))
+    ]  # fmt: skip
+    # 36,000 of the 90,000 target tokens.
+    assert "training reads corpus pairs 8.0 times" in said(texts, data={"train": corpora})

@@ -98,6 +98,35 @@ def test_splicing_needs_rows_of_both_roles_that_hold_two_segments(
         make_run(values)
 
 
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({"fr": 0.5, "de": 0.4}, r"the target corpora of train must sum to 1 \(got 0.9\)"),
+        ({"fr": [0.5, 0.2], "de": 0.5}, r"must sum to 1 \(got 0.7\)"),
+        ({"fr": 1}, "corpus de of train has no share, and another target corpus has"),
+        ({"fr": 1.5, "de": -0.5}, "share is from 0 to 1, or two such numbers"),
+        ({"fr": 1, "de": 0}, "not always 0"),
+        ({"fr": "half", "de": 0.5}, "data.train.0.share"),
+        ({"fr": [1, 0, 1], "de": 0.5}, "data.train.0.share"),
+        ({"held": 1}, "share has no effect outside train"),
+    ],
+)
+def test_shares_of_corpora_are_a_whole(tmp_path: Path, shares: dict, message: str) -> None:
+    values = run_values(tmp_path)
+    french, data = values["data"]["train"][0], values["data"]
+    german = french | {"name": "de", "path": "de.jsonl"}
+    data["train"].append(german)
+    data["evaluate"] = [french | {"name": "held"}]
+    french["share"], german["share"] = 0.1, [0.9, 0.9]
+    assert make_run(values).data.shares == {"fr": (0.1, 0.1), "de": (0.9, 0.9)}
+    for corpus in (*data["train"], *data["evaluate"]):
+        corpus.pop("share", None)
+        corpus |= {"share": shares[corpus["name"]]} if corpus["name"] in shares else {}
+    with pytest.raises(UserError, match=message) as caught:
+        make_run(values)
+    assert "\n" not in str(caught.value)
+
+
 OWN = {"name": "own", "role": "source", "path": "self"}
 
 

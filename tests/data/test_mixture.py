@@ -92,6 +92,39 @@ def test_rows_are_blocks_of_their_corpus_and_each_comes_once_an_epoch():
     assert all(sorted(seen[TARGET][i : i + 40]) == target for i in range(0, 440, 40))
 
 
+def test_corpora_with_shares_have_them_and_their_own_epochs() -> None:
+    shares = {"fr": (0.1, 0.1), "de": (0.9, 0.9)}
+    options = {"block_tokens": T, "source_share": 0.1, "seed": 0}
+    rows = Mixture(STREAMS, **options, num_rows=400, shares=shares)
+    seen: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    for i in range(400):
+        seen[int(rows[i]["corpus_ids"][0])].append(int(rows[i]["input_ids"][0]))
+        target = len(seen[1]) + len(seen[2])
+        assert abs(len(seen[1]) - target / 10) < 1, f"first {i + 1} rows"
+    assert len(seen[0]) == 40
+    assert sorted(seen[2][:10]) == sorted(seen[2][310:320]) == list(range(200, 210))
+    assert sorted(seen[1][:30]) == list(range(100, 130))
+    plain = mixture(0.1, 400)
+    source = [i for i in range(400) if rows.role(i) == "source"]
+    assert all(rows[i]["input_ids"].equal(plain[i]["input_ids"]) for i in source)
+    # The same block again is another order; another row of a longer run is the same row.
+    assert seen[2][:10] != seen[2][10:20]
+    longer = Mixture(STREAMS, **options, num_rows=4000, shares=shares)
+    assert same_rows([rows[i] for i in range(400)], [longer[i] for i in range(400)])
+
+
+def test_shares_that_change_begin_and_end_as_told() -> None:
+    shares = {"fr": (1.0, 0.0), "de": (0.0, 1.0)}
+    options = {"block_tokens": T, "source_share": 0.5, "seed": 0}
+    rows = Mixture(STREAMS, **options, num_rows=400, shares=shares)
+    corpora = [int(rows[i]["corpus_ids"][0]) for i in range(400) if rows.role(i) == "target"]
+    french = [sum(c == 1 for c in corpora[i : i + 50]) for i in range(0, 200, 50)]
+    # The mean of the share over each quarter is 7, 5, 3 and 1 eighths.
+    assert all(abs(n - 50 * k / 8) < 2 for n, k in zip(french, (7, 5, 3, 1), strict=True))
+    resumed = pickle.loads(pickle.dumps(rows))
+    assert same_rows([resumed[i] for i in range(200, 400)], [rows[i] for i in range(200, 400)])
+
+
 def test_order_follows_the_seed():
     def order(seed):
         return [

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from neutral_residues.config.run import make_run
+from neutral_residues.data.labels import TARGET
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.evaluate import evaluation_set
 from neutral_residues.training.cost import WeightCount
@@ -34,6 +35,19 @@ def test_what_a_method_trains_does_not_change_its_rows(tmp_path: Path) -> None:
     for one, other in zip(*rows, strict=True):
         assert one["corpus_ids"].equal(other["corpus_ids"])
         assert not one["predicted"].any() or one["input_ids"].equal(other["input_ids"])
+
+
+def test_rows_are_shared_out_as_the_run_file_says(tmp_path: Path) -> None:
+    values = run_values(tmp_path)
+    french = values["data"]["train"][0]
+    other = french | {"name": "again", "share": [0.0, 1.0]}
+    french["share"] = [1.0, 0.0]
+    values["data"]["train"].append(other)
+    rows = Setup.of(make_run(values)).rows
+    corpora = [int(row["corpus_ids"][0]) for row in rows if row["domain_labels"][0] == TARGET]
+    assert len(corpora) == 48
+    assert abs(corpora.count(0) - 24) < 1
+    assert corpora[:8].count(2) <= 1 < 7 <= corpora[-8:].count(2)
 
 
 @pytest.mark.parametrize("method", ["neutral", "finetune"])

@@ -4,12 +4,13 @@ Each threshold names the measurement or the paper behind it; "LAB" is LAB.md of 
 """
 
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from pydantic import Field
 
-from neutral_residues.config.data import Role
+from neutral_residues.config.data import DataSettings, Role
 from neutral_residues.config.run import RunConfig
 from neutral_residues.results.base import Part
 
@@ -115,7 +116,7 @@ def warnings(
         for d in distances
         if d.bits > FAR * d.replay_bits
     ]
-    found += _read_too_often(config.data.source_share, texts, num_tokens)
+    found += _read_too_often(config.data, texts, num_tokens)
     return [*found, *_long_measuring(config, texts, num_tokens)]
 
 
@@ -140,15 +141,25 @@ def _long_measuring(config: RunConfig, texts: Sequence[TextFacts], num_tokens: i
     ]
 
 
-def _read_too_often(share: float, texts: Sequence[TextFacts], num_tokens: int) -> Iterator[str]:
-    for role, part in (("target", 1 - share), ("source", share)):
-        there = sum(text.num_tokens for text in texts if text.use == "train" and text.role == role)
-        epochs = num_tokens * part / there if there else 0.0
-        if epochs > EPOCHS:
-            yield (
-                f"training reads its {role} text {epochs:.1f} times; beyond {EPOCHS} times reading"
-                " again teaches little (arXiv 2305.16264): give more text or fewer steps"
-            )
+def _read_too_often(
+    data: DataSettings, texts: Sequence[TextFacts], num_tokens: int
+) -> Iterator[str]:
+    for role, part in (("target", 1 - data.source_share), ("source", data.source_share)):
+        found = [text for text in texts if text.use == "train" and text.role == role]
+        # Corpora without shares are mixed by their size, so all are read equally often.
+        whole = [(f"its {role} text", sum(text.num_tokens for text in found), 1.0)]
+        own = [
+            (f"corpus {text.name}", text.num_tokens, statistics.fmean(data.shares[text.name]))
+            for text in found
+            if text.name in data.shares
+        ]
+        for what, there, share in own or whole:
+            epochs = num_tokens * part * share / there if there else 0.0
+            if epochs > EPOCHS:
+                yield (
+                    f"training reads {what} {epochs:.1f} times; beyond {EPOCHS} times reading"
+                    " again teaches little (arXiv 2305.16264): give more text or fewer steps"
+                )
 
 
 def _costly_target(config: RunConfig, texts: Sequence[TextFacts]) -> Iterator[str]:

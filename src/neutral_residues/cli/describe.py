@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from neutral_residues.cli.tables import facts_table
+from neutral_residues.config.data import DataSettings
 from neutral_residues.config.run import RunConfig
 from neutral_residues.data.run_data import text_sizes
 from neutral_residues.data.text_size import TextSize
@@ -42,7 +43,7 @@ def print_description(config: RunConfig) -> None:
         "learning rate": f"{setup.learning_rate:.2e}",
         "steps": f"{training.steps:,} of {setup.rows_per_step} rows",
         "training tokens": f"{setup.num_tokens:,}, {_source(config)}",
-        **{f"  {s.name} ({s.role})": _size(s) for s in train},
+        **{f"  {s.name} ({_part(s, config.data)})": _size(s) for s in train},
         **_self_text(setup, is_written=is_whole),
         **{f"  held out: {s.name} ({s.role})": _size(s) for s in held_out},
         **_in_turns(config, held_out),
@@ -89,6 +90,14 @@ def _source(config: RunConfig) -> str:
     share, spliced = config.data.source_share, config.data.spliced_share
     in_turns = f", {100 * spliced:g} % of its rows in turns with target text" if spliced else ""
     return f"{100 * share:g} % source{in_turns}"
+
+
+def _part(size: TextSize, data: DataSettings) -> str:
+    """What a training text is, and its share of such rows if it has one of its own."""
+    if (share := data.shares.get(size.name)) is None:
+        return size.role
+    percent = " to ".join(dict.fromkeys(f"{100 * it:g}" for it in share))
+    return f"{percent} % of {size.role} rows"
 
 
 def _in_turns(config: RunConfig, held_out: Sequence[TextSize]) -> dict[str, str]:

@@ -1,9 +1,10 @@
 """The section `data` of a run file: which texts, for what, and in which shares. No torch here."""
 
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from neutral_residues.config.base import Settings
 
@@ -11,8 +12,15 @@ Role = Literal["source", "target"]
 """source: what the backbone knows. target: what it is to learn."""
 SELF = Path("self")
 """What `path` of a corpus is whose text the backbone writes."""
+Shares = tuple[float, float]
+"""At the first and at the last row of a run."""
 SPLICED_TOKENS = 16
 """The shortest row that switches between source and target text; see `data/splicing.py`."""
+
+
+def exact(share: float) -> Fraction:
+    """Through its decimal form, as it was written: 0.1 is a tenth, so ten rows hold one of them."""
+    return Fraction(str(share))
 
 
 class Corpus(Settings):
@@ -38,6 +46,22 @@ class Corpus(Settings):
     """The JSON field or column that holds the text."""
     max_documents: int | None = Field(default=None, ge=1)
     """Read at most this many documents, from the beginning."""
+    share: Shares | None = None
+    """In `train`: its share of the rows of its role, exact to within a row; [0.8, 0.2] changes
+    evenly from the first to the last row of the run. Corpora of a role all have one, and these sum
+    to 1, or none has: then they are mixed by their size."""
+
+    @field_validator("share", mode="before")
+    @classmethod
+    def _constant_share(cls, value: Any) -> Any:
+        return (value, value) if isinstance(value, int | float) else value
+
+    @field_validator("share")
+    @classmethod
+    def _share_of_rows(cls, value: Shares | None) -> Shares | None:
+        if value and not (all(0 <= share <= 1 for share in value) and any(value)):
+            raise ValueError("share is from 0 to 1, or two such numbers, and not always 0")
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -57,7 +81,7 @@ class Corpus(Settings):
     @model_validator(mode="after")
     def _self_needs_nothing_else(self) -> Self:
         if self.is_self:
-            idle = self.model_fields_set - {"name", "role", "path"}
+            idle = self.model_fields_set - {"name", "role", "path", "share"}
             changed = [n for n in idle if getattr(self, n) != type(self).model_fields[n].default]
             if self.role != "source":
                 raise ValueError("path: self is for role: source, as the backbone writes that text")
@@ -136,6 +160,11 @@ class DataSettings(Settings):
         return (*self.train, *self.evaluate, *self.validate_on)
 
     @property
+    def shares(self) -> dict[str, Shares]:
+        """Of the training corpora that have one, by name."""
+        return {corpus.name: corpus.share for corpus in self.train if corpus.share}
+
+    @property
     def self_corpus(self) -> Corpus | None:
         """The corpus that the backbone writes."""
         return next((corpus for corpus in self.train if corpus.is_self), None)
@@ -164,6 +193,25 @@ class DataSettings(Settings):
                 "train has no corpus with role: source; add it (path: self has the backbone write"
                 " it), or set source_share: 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shares_are_a_whole(self) -> Self:
+        if any(corpus.share for corpus in (*self.evaluate, *self.validate_on)):
+            raise ValueError("share has no effect outside train; remove it")
+        for role in get_args(Role):
+            corpora = [corpus for corpus in self.train if corpus.role == role]
+            shares = [corpus.share for corpus in corpora if corpus.share]
+            without = [corpus.name for corpus in corpora if not corpus.share]
+            if shares and without:
+                raise ValueError(
+                    f"corpus {without[0]} of train has no share, and another {role} corpus has;"
+                    " give all of them one, or none"
+                )
+            for whole in (sum(map(exact, at)) for at in zip(*shares, strict=True)):
+                if whole != 1:
+                    got = f"got {float(whole):g}"
+                    raise ValueError(f"shares of the {role} corpora of train must sum to 1 ({got})")
         return self
 
     @model_validator(mode="after")

@@ -17,6 +17,10 @@ resuming at row i needs only the number i; and the number of loader workers cann
 permutations are NumPy's: each process keeps that of the current epoch, 8 bytes for each block
 (160 MB for 10 G tokens in blocks of 512). Another version of NumPy may give another order.
 
+Where corpora of a role have shares of their own, `allotment.py` says which of them a row is from,
+exact in the same way, and each has a permutation and epochs of its own. Shares that change during
+the run depend on its length too.
+
 Noise, ours and not the paper's (LAB.md, "what moved the curve, and what did not"): trained on clean
 source rows only, a gate learns "not this source text" and opens for any other text, English of
 another genre too. In a noised source row a random share of the tokens, from none to all, is
@@ -35,11 +39,12 @@ The order is already shuffled: read the rows with a sequential sampler.
 
 import functools
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any, TypedDict
 
 import numpy as np
@@ -48,7 +53,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from neutral_residues.config.data import Role
+from neutral_residues.config.data import Role, Shares, exact
+from neutral_residues.data.allotment import allotment
 from neutral_residues.data.labels import SOURCE, TARGET
 from neutral_residues.data.splicing import segments, splice, splice_rest, starts
 from neutral_residues.data.token_stream import TokenStream
@@ -81,6 +87,8 @@ class Mixture(Dataset[Row]):
 
     Args:
         streams: training streams of both roles. Those of a role with share 0 are not read.
+        shares: name of a stream -> its share of the rows of its role, first and last; none of a
+            role or all.
         source_share: p, the share of rows from source corpora, 0 <= p <= 1.
         seed: another seed, another order; 0 or above.
         noise: default: no row is noised.
@@ -100,6 +108,7 @@ class Mixture(Dataset[Row]):
         seed: int,
         noise: Noise | None = None,
         spliced_share: float = 0,
+        shares: Mapping[str, Shares] = MappingProxyType({}),
     ) -> None:
         if block_tokens < 1 or num_rows < 1:
             got = f"block_tokens {block_tokens}, num_rows {num_rows}"
@@ -110,10 +119,11 @@ class Mixture(Dataset[Row]):
         self.spliced_share = _exact("spliced_share", spliced_share)
         self.noise = noise
         self.noise_share = _exact("source_noise", noise.share if noise else 0)
-        shares = {"source": self.source_share, "target": 1 - self.source_share}
-        self._pools = {role: self._pool(role) for role in LABELS if shares[role] > 0}
+        self._role_shares = {"source": self.source_share, "target": 1 - self.source_share}
+        read = [role for role in LABELS if self._role_shares[role] > 0]
+        self._pools = {role: self._pools_of(role, shares) for role in read}
 
-    def _pool(self, role: Role) -> "_Pool":
+    def _pools_of(self, role: Role, shares: Mapping[str, Shares]) -> "list[_Pool]":
         ids = [i for i, stream in enumerate(self.streams) if stream.role == role]
         if not ids:
             what = f"source_share asks for rows of {role} text and there is none"
@@ -122,23 +132,30 @@ class Mixture(Dataset[Row]):
             allowed = "source_share 0 without source corpora, 1 without target corpora"
             do = f"add a {role} corpus or change source_share"
             raise UserError(what, got=got, allowed=allowed, do=do)
-        sizes = [len(self.streams[i].blocks(self.block_tokens)) for i in ids]
-        return _Pool(ids, list(accumulate(sizes)))
+        sizes = {i: len(self.streams[i].blocks(self.block_tokens)) for i in ids}
+        if not any(self.streams[i].name in shares for i in ids):
+            return [_Pool(ids, list(accumulate(sizes.values())))]
+        return [_Pool([i], [sizes[i]], shares[self.streams[i].name], (i + 1,)) for i in ids]
 
     @cached_property
     def predicted_share(self) -> float:
         """Of all tokens, those that are predicted where no row is noised or spliced: 1 without
         chats."""
-        shares = {"source": self.source_share, "target": 1 - self.source_share}
-        return float(sum(shares[role] * self._predicted_in(role) for role in self._pools))
+        return float(
+            sum(self._role_shares[role] * self._predicted_in(role) for role in self._pools)
+        )
 
     def _predicted_in(self, role: Role) -> Fraction:
-        streams = [self.streams[i] for i in self._pools[role].corpus_ids]
-        predicted, tokens = (
-            sum(getattr(stream, name) for stream in streams)
-            for name in ("num_predicted", "num_tokens")
-        )
-        return Fraction(predicted, tokens)
+        found = Fraction(0)
+        for pool in self._pools[role]:
+            streams = [self.streams[i] for i in pool.corpus_ids]
+            predicted, tokens = (
+                sum(getattr(stream, name) for stream in streams)
+                for name in ("num_predicted", "num_tokens")
+            )
+            share = Fraction(sum(map(exact, pool.share)), 2)  # its mean over the run
+            found += share * Fraction(predicted, tokens)
+        return found
 
     def __len__(self) -> int:
         return self.num_rows
@@ -164,15 +181,24 @@ class Mixture(Dataset[Row]):
         """(4, T) labels, corpora, tokens and what is predicted in row `index`, before anything is
         changed in it."""
         role = self.role(index)
-        pool = self._pools[role]
-        epoch, step = divmod(self.rows_before(index, role), pool.num_blocks)
-        order = _permutation(pool.num_blocks, (self.seed, epoch, LABELS[role] + 1))
+        pool, number = self._pool_of(role, self.rows_before(index, role))
+        epoch, step = divmod(number, pool.num_blocks)
+        order = _permutation(pool.num_blocks, (self.seed, epoch, LABELS[role] + 1, *pool.seed))
         corpus_id, block = pool.find(int(order[step]))
         rows_4T = np.empty((4, self.block_tokens), dtype=np.int64)
         rows_4T[0], rows_4T[1] = LABELS[role], corpus_id
         rows_4T[2] = self.streams[corpus_id].blocks(self.block_tokens)[block]
         rows_4T[3] = self.streams[corpus_id].predicted_block(self.block_tokens, block)
         return rows_4T
+
+    def _pool_of(self, role: Role, number: int) -> "tuple[_Pool, int]":
+        """Of the rows of a role the pool of this one, and how many rows before it are of it."""
+        pools = self._pools[role]
+        if len(pools) == 1:
+            return pools[0], number
+        rows = self.rows_before(self.num_rows, role)
+        which, before = allotment(tuple(pool.share for pool in pools), rows).find(number)
+        return pools[which], before
 
     def _spliced(self, index: int, partner: int) -> NDArray[np.int64]:
         """(4, T) as `_block`."""
@@ -222,10 +248,12 @@ class Mixture(Dataset[Row]):
 
 @dataclass(frozen=True)
 class _Pool:
-    """The blocks of all corpora of one role, numbered through."""
+    """The blocks of corpora that are mixed by their size, numbered through."""
 
     corpus_ids: list[int]
     ends: list[int]  # where the blocks of each corpus end
+    share: Shares = (1, 1)  # of the rows of its role, at the first and the last
+    seed: tuple[int, ...] = ()  # of its order, beside those of run, epoch and role
 
     @property
     def num_blocks(self) -> int:
@@ -237,18 +265,17 @@ class _Pool:
         return self.corpus_ids[i], block - (self.ends[i - 1] if i else 0)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=32)  # the current epoch of every corpus with a share
 def _permutation(size: int, seed: tuple[int, ...]) -> NDArray[np.int64]:
     # Zeros at the end of a seed do not count, so a row's noise or segments, seeded by two numbers,
-    # have numbers of their own as long as the last of three is not 0.
+    # have numbers of their own as long as the last of three or four is not 0.
     return np.random.default_rng(seed).permutation(size)
 
 
 def _exact(name: str, share: float) -> Fraction:
-    """Through its decimal form: 0.1 is a tenth, so ten rows hold exactly one source row."""
     if not 0 <= share <= 1:
         raise UserError(name, got=share, allowed="a share from 0 to 1")
-    return Fraction(str(share))
+    return exact(share)
 
 
 def _num_chosen(index: int, share: Fraction) -> int:

@@ -249,6 +249,7 @@ class Setup:
             seed=config.seed,
             noise=noise if self.local_loss_weight > 0 else None,
             spliced_share=config.data.spliced_share,
+            shares=config.data.shares,
         )
 
     def prepare(self) -> None:
