@@ -31,7 +31,15 @@ from neutral_residues.results.store import read_record
 from neutral_residues.run import extend
 from neutral_residues.training.progress import RunProgress
 from neutral_residues.training.trainer import ExtensionTrainer
-from tiny_run import TARGET_WORDS, chat_values, make_text, run_values, several_values, write_run
+from tiny_run import (
+    TARGET_WORDS,
+    beside_values,
+    chat_values,
+    make_text,
+    run_values,
+    several_values,
+    write_run,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +130,7 @@ class _Interrupt:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-MADE = {"chats": chat_values, "several": several_values}
+MADE = {"chats": chat_values, "several": several_values, "beside": beside_values}
 
 
 @pytest.mark.parametrize("method", ["neutral", "finetune", "ssu", *MADE])
@@ -323,6 +331,24 @@ def test_each_target_trains_an_extension_of_its_own(tmp_path: Path) -> None:
         assert found["together"][own].extended_nats < found[other][own].extended_nats
     card = (tmp_path / "run" / "extension" / "README.md").read_text()
     assert "load_saved" in card
+
+
+def test_an_extension_trains_beside_one_that_stays_as_it_is(tmp_path: Path) -> None:
+    values = beside_values(tmp_path, steps=30, learning_rate=0.02)
+    first = read_record(tmp_path / "first" / "record.json")
+    record = extend(make_run(values))
+    assert record.sets["uk"].rise_bits_per_byte < -0.5
+    start = record.curve[0]["bits_per_byte/fr"]
+    assert start == pytest.approx(first.sets["fr"].extended_bits_per_byte, rel=0.02)
+    folder = tmp_path / "run" / "extension"
+    assert_same(weights(folder / "first"), weights(tmp_path / "first" / "extension"))
+    saved = load_saved(tmp_path / "run")
+    assert saved.model.active_adapters == ["second", "first"]
+    streams = evaluation_streams(saved, (), without_display)
+    found = evaluate(saved.model, streams, windows_for(saved, None, None))
+    for name in ("uk", "fr", "en"):
+        assert found[name].extended_nats == pytest.approx(record.sets[name].extended_nats)
+        assert found[name].backbone_nats == pytest.approx(record.sets[name].backbone_nats)
 
 
 def test_the_record_says_what_was_measured_and_what_it_took(tmp_path: Path) -> None:

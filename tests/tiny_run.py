@@ -10,6 +10,10 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from neutral_residues.config.run import make_run
+from neutral_residues.run import extend
+from neutral_residues.training.progress import RunProgress
+
 END_OF_TEXT = 256
 SOURCE_WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "dog", "run", "to", "sea"]
 TARGET_WORDS = [
@@ -105,6 +109,17 @@ def several_values(folder: Path, **training: Any) -> dict[str, Any]:
     uk = make_text(folder / "uk.jsonl", UKRAINIAN_WORDS, seed=4)
     values["data"]["train"].append({"name": "uk", "role": "target", "path": str(uk)})
     return values | {"residues": {"per_target": True}}
+
+
+def beside_values(folder: Path, **training: Any) -> dict[str, Any]:
+    """Settings of a short run beside the extension of another, which the first call trains."""
+    values = run_values(folder, **training)
+    first = folder / "first"
+    if not first.exists():
+        extend(make_run(values | {"output": str(first)}), progress=RunProgress(quiet=True))
+    uk = make_text(folder / "uk.jsonl", UKRAINIAN_WORDS, seed=4)
+    values["data"]["train"].append({"name": "uk", "role": "target", "path": str(uk)})
+    return values | {"beside": {"first": str(first)}, "label": "second"}
 
 
 def chat_values(folder: Path, **training: Any) -> dict[str, Any]:

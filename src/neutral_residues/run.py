@@ -133,7 +133,8 @@ class _Run:
         if ranks().is_main_process:
             with whole_folder(self.folder.extension) as partial:
                 save_extension(model, partial)
-                if names := self.setup.config.extension_names:
+                config = self.setup.config
+                if names := [*config.extension_names, *config.beside]:
                     write_composition(partial, Composition(names=names, over=None))
                 if self.setup.vocabulary:
                     self.setup.vocabulary.save(partial)

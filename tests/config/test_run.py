@@ -51,6 +51,15 @@ def test_an_override_that_cannot_be_read_is_one_line(tmp_path: Path, override: s
             "vocabulary.start: distilled has no effect with start_from",
         ),
         ({"residues": {"per_target": True}}, "per_target needs two target corpora or more"),
+        (
+            {"beside": {"one": "there"}, "start_from": "there"},
+            "beside does not go with start_from; remove one of them",
+        ),
+        (
+            {"beside": {"one": "there"}, "vocabulary": {"size": 9}},
+            "beside does not go with vocabulary.size",
+        ),
+        ({"beside": {"run": "there"}}, "the new one is called run too; choose another label"),
         ({"training": {"adam_betas": [0.9]}}, "training.adam_betas"),
         (
             {"residues": {"locl_loss": 1}},

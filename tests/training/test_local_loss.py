@@ -164,6 +164,24 @@ def test_two_adapters_add_up() -> None:
     assert {it: int(number) for it, number in local.num_gates.items()} == expected
 
 
+def test_an_adapter_without_labels_has_no_local_loss() -> None:
+    rows, model = mixed_rows(8), extended_llama()
+    model.add_adapter("other", NeutralResiduesConfig(width=8))
+    model.base_model.set_adapter(["default", "other"])
+    labels = as_batch(rows)[2]
+    uncounted = torch.full_like(labels, IGNORE)
+    means, gates = [], []
+    for of in ({"default": labels}, {"default": labels, "other": uncounted}):
+        with local_loss(model, of) as local:
+            forward_loss(model, rows)
+        means.append(local.mean())
+        gates.append(local.num_gates)
+    torch.testing.assert_close(means[0], means[1])
+    assert gates[0] == gates[1]
+    with pytest.raises(UserError, match="switched off"):
+        local_loss(model, {"nobody": labels}).__enter__()
+
+
 def test_misuse_is_refused() -> None:
     rows, model = mixed_rows(8), extended_llama()
     domains = as_batch(rows)[2]

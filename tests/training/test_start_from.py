@@ -1,5 +1,7 @@
-"""A run that goes on from an extension begins with exactly its weights, or says why it cannot."""
+"""A run that goes on from an extension begins with exactly its weights, and one beside an extension
+leaves it as it is; or both say why they cannot."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.results.record import Record
 from neutral_residues.run import extend, save_extension
 from neutral_residues.training.setup import Setup
-from tiny_run import NUM_NEW_TOKENS, method_values, vocabulary_values
+from tiny_run import NUM_NEW_TOKENS, method_values, run_values, vocabulary_values
 
 
 @pytest.fixture(autouse=True)
@@ -103,3 +105,30 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     with pytest.raises(UserError, match="damaged"):
         Setup.of(make_run(further(values, tmp_path / "neutral")))
+
+
+def test_what_cannot_stand_beside_is_one_line(tmp_path: Path) -> None:
+    values = run_values(tmp_path, steps=1)
+    extend(make_run(method_values(tmp_path, "lora", steps=1)))
+    extend(make_run(vocabulary_values(tmp_path) | {"output": str(tmp_path / "tokens")}))
+    for beside, changes, message in (
+        ("lora", {}, "is not an extension of neutral residues"),
+        ("tokens", {}, "has tokens of its own"),
+        ("nowhere", {}, "holds no extension"),
+        ("lora", {"method": "lora"}, "beside has no effect on method lora"),
+        ("lora", {"label": "neutral"}, "adapter name; got neutral; allowed"),
+        ("lora", {"beside": {"gate": "lora"}}, "adapter name; got gate; allowed"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            Setup.of(make_run(values | {"beside": {"one": str(tmp_path / beside)}} | changes))
+        assert "\n" not in str(caught.value)
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    values = method_values(tmp_path, "neutral", steps=1)
+    extend(make_run(values))
+    copy = shutil.copytree(values["model"], tmp_path / "copy")
+    changes = {"model": str(copy), "output": str(tmp_path / "other")}
+    for key, given in (("start_from", values["output"]), ("beside", {"one": values["output"]})):
+        with pytest.raises(UserError, match=f"{key}: .* extends another model"):
+            Setup.of(make_run(values | changes | {key: given}))

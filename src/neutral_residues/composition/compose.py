@@ -7,93 +7,26 @@ The first is a folder of adapters and says how they are used together (`results/
 the second is an extension like any other. Both are complete, or not there at all.
 """
 
-import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from neutral_residues.backbone import load_tokenizer
-from neutral_residues.config.run import RunConfig
-from neutral_residues.digest import check_digests, write_digests
+from neutral_residues.digest import write_digests
 from neutral_residues.errors import UserError
 from neutral_residues.files import read_json, whole_folder, write_json, write_text
-from neutral_residues.results.composition import NAME, Composition, write_composition
+from neutral_residues.methods.saved_extension import Extension
+from neutral_residues.results.composition import Composition, write_composition
 from neutral_residues.results.model_card import average_card, composition_card
-from neutral_residues.results.run_folder import RunFolder, check_free
-from neutral_residues.tuner.config import NeutralResiduesConfig
+from neutral_residues.results.run_folder import check_free
 from neutral_residues.tuner.gates import cannot_be_stilled
-from neutral_residues.tuner.model import check_adapter_name
-from neutral_residues.tuner.saved_adapter import (
-    CONFIG,
-    WEIGHTS,
-    adapter_config,
-    comparable,
-    read_weights,
-)
+from neutral_residues.tuner.saved_adapter import CONFIG, WEIGHTS, comparable, read_weights
 
 SAME = "train them on the same backbone"
-
-
-@dataclass(frozen=True)
-class Extension:
-    """One that is to be composed."""
-
-    name: str
-    given: Path
-    weights: Path  # the folder that holds it
-    config: NeutralResiduesConfig
-    run: RunConfig | None  # that made it, if that is known
-
-    @classmethod
-    def of(cls, name: str, given: Path) -> "Extension":
-        """From the output folder of a run, or an extension folder; a UserError if it is neither,
-        is damaged, or cannot be composed."""
-        check_adapter_name(name)
-        if not re.fullmatch(NAME, name):
-            raise UserError("name of an extension", got=name, allowed="letters, digits, _ and -")
-        folder = RunFolder(given)
-        run, weights = folder.read_config(), folder.weights
-        check_digests(weights)
-        if not (weights / CONFIG).is_file():
-            allowed = "the output folder of a finished run, or an extension folder"
-            raise UserError(f"{given} holds no extension", allowed=allowed, do="check the path")
-        config = adapter_config(weights)
-        if not isinstance(config, NeutralResiduesConfig):
-            what, do = f"{given} is not an extension of neutral residues", "use PEFT for others"
-            raise UserError(what, got=str(getattr(config.peft_type, "value", "?")), do=do)
-        if config.new_tokens:
-            what = f"{given} has tokens of its own, and several extensions would share ids"
-            do = "load both with PEFT, and name each row's with adapter_names"
-            raise UserError(what, got=f"new_tokens {config.new_tokens}", do=do)
-        if config.modules_to_save:
-            what = f"{given} changes modules of the backbone, which the others would use too"
-            raise UserError(what, got=f"modules_to_save {', '.join(config.modules_to_save)}")
-        return cls(name, given, weights, config, run)
-
-    @property
-    def backbone_name(self) -> str:
-        """Folder or Hub name."""
-        return str(self.config.base_model_name_or_path)
-
-    @property
-    def backbone(self) -> dict[str, Any]:
-        """What must be the same for all."""
-        name, settings = self.backbone_name, self.config.backbone
-        here = str(Path(name).resolve()) if Path(name).is_dir() else name
-        return {"base_model_name_or_path": here, "revision": self.config.revision} | settings
-
-    @property
-    def start(self) -> str | None:
-        """What its weights were before training, where that is known."""
-        if self.run is None:
-            return None
-        return str(self.run.start_from) if self.run.start_from else f"seed {self.run.seed}"
 
 
 def compose(extensions: Mapping[str, Path], output: Path, *, over: int | None = None) -> None:

@@ -7,6 +7,7 @@ here.
 """
 
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -238,6 +239,10 @@ class RunConfig(Settings):
     start_from: Path | None = None
     """An extension to go on training instead of a new one: the output folder of a finished run, or
     an extension folder, of the same model, method and size."""
+    beside: dict[str, Path] = Field(default_factory=dict)
+    """Extensions that stay as they are, active beside the new one, by names that you choose: output
+    folders of finished runs, or extension folders, of the same model. What is saved holds all of
+    them, the new one by its label or else its output folder's name."""
     output: Path
     """Folder for checkpoints, log, extension and record; resumed if it holds this same run."""
     data: DataSettings
@@ -263,14 +268,30 @@ class RunConfig(Settings):
             return self
         if len(self.extension_names) < 2:
             raise ValueError("residues.per_target needs two target corpora or more in data.train")
-        for key, is_set in (("vocabulary", self.vocabulary.size), ("start_from", self.start_from)):
-            if is_set:
+        for key in ("vocabulary.size", "start_from", "beside"):
+            if self._sets(key):
                 raise ValueError(f"residues.per_target does not go with {key}; remove one of them")
         return self
 
+    @model_validator(mode="after")
+    def _stands_beside_another(self) -> Self:
+        if not self.beside:
+            return self
+        for key in ("vocabulary.size", "start_from"):
+            if self._sets(key):
+                raise ValueError(f"beside does not go with {key}; remove one of them")
+        if (name := self.extension_names[0]) in self.beside:
+            raise ValueError(f"beside: the new one is called {name} too; choose another label")
+        return self
+
+    def _sets(self, key: str) -> bool:
+        return bool(self.vocabulary.size if key == "vocabulary.size" else getattr(self, key))
+
     @property
     def extension_names(self) -> list[str]:
-        """Of several extensions in one run; empty where it trains one."""
+        """Of the extensions that it trains, where a folder will hold several; else empty."""
+        if self.beside:
+            return [re.sub(r"[^\w-]+", "-", self.label or self.output.resolve().name)]
         if not self.residues.per_target:
             return []
         return [corpus.name for corpus in self.data.train if corpus.role == "target"]

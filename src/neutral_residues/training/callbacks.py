@@ -32,7 +32,7 @@ def quick_results(
     reference = None
     if backbone_nats is None:
         # A new extension adds nothing yet, so one pass measures both sides.
-        reference = setup.reference() if setup.start else model
+        reference = model if setup.begins_as_backbone else setup.reference()
     return evaluate(
         model,
         setup.data.while_training,
@@ -46,9 +46,9 @@ def quick_results(
 
 
 class MeasureAndShow(TrainerCallback):
-    """Measures the extended model every `evaluate_every` steps, for the log and the display (step 0
-    is the backbone, or the extension that training starts from), and passes steps and logs on to
-    the display.
+    """Measures the extended model every `evaluate_every` steps, for the log and the display, and
+    passes steps and logs on to the display. Step 0 is the backbone, or the extension that training
+    starts from or stands beside.
 
     Attributes:
         seconds: time that measuring took after step 0.

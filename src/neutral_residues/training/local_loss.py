@@ -1,6 +1,6 @@
 """The local loss during one forward pass, for a training loop of your own."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -18,7 +18,8 @@ from neutral_residues.tuner.layer import (
 )
 
 Labels = Tensor | Mapping[str, Tensor]
-"""(B, T) SOURCE, TARGET or IGNORE for each token of a batch; or, by an adapter's name, its own."""
+"""(B, T) SOURCE, TARGET or IGNORE for each token of a batch; or, by an adapter's name, its own:
+those that are not named have no local loss."""
 ALL = ""
 """In the place of a name, for labels that all adapters have."""
 
@@ -57,6 +58,8 @@ class LocalLossTerm:
         # Recomputation under gradient checkpointing runs this again and must save the same tensors,
         # so the term is computed every time and only kept the first.
         key = name if name in self.labels else ALL
+        if key not in self.labels:
+            return
         term = local_loss_sum(residue, base_output, self.labels[key], self.kind)
         if not self._recording:
             return
@@ -136,20 +139,25 @@ def local_loss(
 
     Args:
         domain_labels: (B, T) SOURCE, TARGET or IGNORE for each token of the batch; of several
-            adapters that are trained together, each one's own by its name.
+            adapters that are trained together, each one's own by its name; those that are not
+            named have no local loss.
 
     Raises:
         UserError: if the model has no enabled neutral residues, the loss does not fit their gates,
             or another is open.
     """
     layers = residue_layers(model)
-    term = LocalLossTerm(domain_labels, kind, num_residues=check_local_loss(layers, kind))
+    num_residues = check_local_loss(layers, kind, by_adapter(domain_labels))
+    term = LocalLossTerm(domain_labels, kind, num_residues=num_residues)
     with observe_residues(layers, term):
         yield term
 
 
-def check_local_loss(layers: Mapping[str, NeutralResiduesLayer], kind: str) -> int:
-    """How many residues one forward pass computes.
+def check_local_loss(
+    layers: Mapping[str, NeutralResiduesLayer], kind: str, names: Collection[str] = (ALL,)
+) -> int:
+    """How many residues with a local loss one forward pass computes: of the adapters `names`, or of
+    all that are active.
 
     Raises:
         UserError: if there are none, or the loss does not fit their gates.
@@ -159,7 +167,12 @@ def check_local_loss(layers: Mapping[str, NeutralResiduesLayer], kind: str) -> i
             "the model has no neutral residues",
             do="attach them: get_peft_model(model, NeutralResiduesConfig())",
         )
-    gates = [layer.adapter(name).kind for layer in layers.values() for name in layer.active_names()]
+    gates = [
+        layer.adapter(name).kind
+        for layer in layers.values()
+        for name in layer.active_names()
+        if name in names or ALL in names
+    ]
     if not gates:
         what = "the neutral residues are all switched off"
         raise UserError(what, do="enable or activate an adapter")

@@ -18,6 +18,7 @@ would be lost raises.
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,15 +32,9 @@ from neutral_residues.losses import counted_tokens
 from neutral_residues.training.collator import DomainLabelCollator
 from neutral_residues.training.device_sums import DeviceSums
 from neutral_residues.training.gate_rates import gate_rates
-from neutral_residues.training.local_loss import (
-    ALL,
-    LocalLossTerm,
-    by_adapter,
-    check_local_loss,
-    local_loss,
-)
+from neutral_residues.training.local_loss import ALL, LocalLossTerm, check_local_loss, local_loss
 from neutral_residues.tuner.embeddings import embeddings_layer
-from neutral_residues.tuner.layer import residue_layers
+from neutral_residues.tuner.layer import residue_layers, trained_names
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -108,8 +103,8 @@ class NeutralResiduesTrainerMixin(_Trainer):
             raise UserError("local_loss_weight", got=weight, allowed="0 or more")
         if not 0 < factor < math.inf:
             raise UserError("gate_learning_rate_factor", got=factor, allowed="above 0")
-        configs = getattr(self.model, "peft_config", {}).values()
-        if any(getattr(config, "thresholds", None) for config in configs):
+        configs = getattr(self.model, "peft_config", {})
+        if any(getattr(configs.get(name), "thresholds", None) for name in self._trained_names):
             what = "this extension is calibrated: its thresholds hold for its weights as they are"
             do = "take them away first (neutral calibrate --remove), and calibrate again afterwards"
             raise UserError(what, do=do)
@@ -119,7 +114,7 @@ class NeutralResiduesTrainerMixin(_Trainer):
             raise UserError(what, got=self.args.label_smoothing_factor, do="set it to 0")
         if not self._has_local_loss:
             return
-        check_local_loss(residue_layers(self.model), self.local_loss)
+        check_local_loss(residue_layers(self.model), self.local_loss, self._trained_names or (ALL,))
         if self.args.n_gpu > 1:
             what = "the local loss does not work under DataParallel"
             raise UserError(what, do="start it with torchrun")
@@ -128,6 +123,11 @@ class NeutralResiduesTrainerMixin(_Trainer):
             # Tokens and their domain labels would be split differently.
             what = "the local loss does not work under context or sequence parallelism"
             raise UserError(what, do="switch it off")
+
+    @cached_property
+    def _trained_names(self) -> list[str]:
+        """Others are active beside them, and stay as they are."""
+        return trained_names(self.model)
 
     @property
     def _has_local_loss(self) -> bool:
@@ -158,7 +158,7 @@ class NeutralResiduesTrainerMixin(_Trainer):
 
     def _adapter_labels(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
         """The labels of each adapter; see `by_adapter`."""
-        return by_adapter(batch[DOMAIN_LABELS])
+        return dict.fromkeys(self._trained_names or (ALL,), batch[DOMAIN_LABELS])
 
     def _num_counted(
         self, labels: Sequence[Mapping[str, Tensor]], key: str, device: torch.device

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from neutral_residues.backbone import (
@@ -41,6 +42,7 @@ from neutral_residues.data.tokenise import Tokenising, end_of_text_id, without_d
 from neutral_residues.evaluation.possible import Pieces
 from neutral_residues.evaluation.self_replay import SelfReplay
 from neutral_residues.evaluation.windows import Windows
+from neutral_residues.methods.saved_extension import Extension
 from neutral_residues.methods.table import Method, find_method
 from neutral_residues.methods.token_starts import StartRows
 from neutral_residues.methods.wider_tables import start_rows, widen_tables
@@ -52,11 +54,12 @@ from neutral_residues.training.checks import (
     prepare_chats,
 )
 from neutral_residues.training.cost import WeightCount
-from neutral_residues.training.start_from import Start
+from neutral_residues.training.start_from import Start, extensions_beside
 from neutral_residues.training.start_rows import start_rows as found_start_rows
 from neutral_residues.tuner.blocks import count_backbone_weights
 from neutral_residues.tuner.embeddings import embeddings_layer
 from neutral_residues.tuner.new_tokens import NewTokens
+from neutral_residues.tuner.saved_adapter import add_adapter
 from neutral_residues.vocabulary.run_vocabulary import learned_vocabulary
 from neutral_residues.vocabulary.vocabulary import Vocabulary
 
@@ -83,6 +86,7 @@ class Setup:
         end_of_text: id of the token that ends a document.
         weights: counted on a model without data.
         start: the extension that is trained on; None for a new one.
+        beside: extensions that stay as they are, active beside the new one.
         self_replay: source text that the backbone writes itself; None where it writes none.
         device: where the model goes.
         tokenising: how progress is shown while texts are tokenised.
@@ -95,6 +99,7 @@ class Setup:
     end_of_text: int
     weights: WeightCount
     start: Start | None
+    beside: list[Extension]
     self_replay: SelfReplay | None
     device: torch.device
     tokenising: Tokenising = without_display
@@ -115,7 +120,7 @@ class Setup:
         end_of_text = end_of_text_id(tokenizer, config.data.end_of_text)
         prepare_chats(tokenizer, config.data)
         check_samples(config.evaluation, model_config, tokenizer)
-        start = Start.of(config)
+        start, beside = Start.of(config), extensions_beside(config, method)
         return cls(
             config=config,
             method=method,
@@ -124,6 +129,7 @@ class Setup:
             end_of_text=end_of_text,
             weights=_count_weights(config, method, model_config, start),
             start=start,
+            beside=beside,
             self_replay=SelfReplay.of(config, tokenizer, model_config),
             device=pick_device(),
             tokenising=tokenising,
@@ -288,6 +294,10 @@ class Setup:
             if rows is not None:
                 start_rows(backbone, rows)
         model = self.method.attach(backbone, self.config)
+        for it in self.beside:
+            add_adapter(model, it.weights, it.name)
+        if self.beside:
+            self.activate(model)
         if self.start:
             self.start.load(model, ADAPTER)
             return model
@@ -296,6 +306,17 @@ class Setup:
         if self.method.calibrate is not None:
             self.method.calibrate(model, self.source_rows())
         return model
+
+    @property
+    def begins_as_backbone(self) -> bool:
+        """Whether the model to train adds nothing before the first step."""
+        return not (self.start or self.beside)
+
+    def activate(self, model: nn.Module) -> None:
+        """All extensions of a model that has several, and those train that are to."""
+        extended: Any = model
+        extended.base_model.set_adapter([*self.config.extension_names, *self.config.beside])
+        extended.set_requires_grad(list(self.config.beside), requires_grad=False)
 
     def _start_rows(self, backbone: PreTrainedModel) -> StartRows | None:
         """Of new tokens; the main process fills the cache and the others read it."""

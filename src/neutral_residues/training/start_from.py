@@ -1,4 +1,5 @@
-"""A run that goes on training an extension instead of a new one (`start_from` in its run file)."""
+"""A run that goes on training an extension (`start_from` in its run file), or trains a new one
+beside it (`beside`)."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from neutral_residues.config.run import RunConfig, VocabularySettings
 from neutral_residues.digest import check_digests
 from neutral_residues.errors import UserError
+from neutral_residues.methods.saved_extension import Extension
+from neutral_residues.methods.table import Method
 from neutral_residues.results.run_folder import RunFolder
+from neutral_residues.tuner.model import check_adapter_name
 from neutral_residues.tuner.saved_adapter import CONFIG, adapter_config, comparable
 from neutral_residues.vocabulary.vocabulary import FILE, Vocabulary, VocabularyFile, load_vocabulary
 
@@ -40,10 +44,8 @@ class Start:
                 do = f"it holds a whole model: set model to {weights}"
             raise UserError("start_from", got=str(given), allowed=allowed, do=do)
         start = cls(given, weights)
-        made_from = start._settings.base_model_name_or_path
-        if made_from != config.model:
-            what = f"start_from: {given} extends another model"
-            raise UserError(what, got=config.model, allowed=str(made_from), do="set model to it")
+        made_from = str(start._settings.base_model_name_or_path)
+        _check_model("start_from", given, config.model, made_from)
         start._check_vocabulary(config.vocabulary)
         return start
 
@@ -85,3 +87,22 @@ class Start:
     def vocabulary(self, base: PreTrainedTokenizerBase) -> Vocabulary | None:
         """The new tokens that it has."""
         return load_vocabulary(self.weights, base)
+
+
+def extensions_beside(config: RunConfig, method: Method) -> list[Extension]:
+    """Those that are active beside the new one; a UserError for what cannot be."""
+    if config.beside and "residues" not in method.uses:
+        what = f"beside has no effect on method {method.name}, which adds no residues"
+        raise UserError(what, do="remove it, or choose method: neutral")
+    for name in config.extension_names:
+        check_adapter_name(name)
+    found = [Extension.of(name, given) for name, given in config.beside.items()]
+    for it in found:
+        _check_model("beside", it.given, config.model, it.backbone_name)
+    return found
+
+
+def _check_model(key: str, given: Path, model: str, made_from: str) -> None:
+    if made_from != model:
+        what = f"{key}: {given} extends another model"
+        raise UserError(what, got=model, allowed=made_from, do="set model to it")

@@ -161,7 +161,8 @@ class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
         self.setup, residues = setup, setup.config.residues
         names = [stream.name for stream in setup.data.train]
         # Extension -> the corpus that trains it; empty where one extension has all targets.
-        self.own_corpora = {name: names.index(name) for name in setup.config.extension_names}
+        own = setup.config.extension_names if residues.per_target else []
+        self.own_corpora = {name: names.index(name) for name in own}
         super().__init__(
             setup,
             model,
@@ -182,13 +183,13 @@ class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
 
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
         # Trainer would leave only the first of several extensions active.
-        if not self.own_corpora:
+        if not (trained := self.setup.config.extension_names):
             super()._load_from_checkpoint(checkpoint, model)
             return
         extended: Any = self.model
-        for name in self.own_corpora:
+        for name in trained:
             extended.load_adapter(str(Path(checkpoint) / name), name, is_trainable=True)
-        extended.base_model.set_adapter(list(self.own_corpora))
+        self.setup.activate(extended)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)

@@ -177,6 +177,17 @@ def trained_gates(model: nn.Module) -> list[nn.Module]:
     return [it for it in gates if it is not None and next(it.parameters()).requires_grad]
 
 
+def trained_names(model: nn.Module) -> list[str]:
+    """The active adapters with residues that train."""
+    found = {
+        name: None
+        for layer in residue_layers(model).values()
+        for name in layer.active_names()
+        if any(weight.requires_grad for weight in layer.adapter(name).parameters())
+    }
+    return list(found)
+
+
 @contextmanager
 def observe_residues(layers: dict[str, NeutralResiduesLayer], hook: ResidueHook) -> Iterator[None]:
     """Within the block, `hook` is called with every residue that these layers compute; a UserError

@@ -80,13 +80,14 @@ def load_adapters(backbone: nn.Module, folders: Mapping[str, Path]) -> PeftModel
     """The backbone with several adapters by their names, all of them active; errors as above."""
     model: Any = backbone
     for name, folder in folders.items():
-        model = _with_adapter(model, folder, name)
+        model = add_adapter(model, folder, name)
     if len(folders) > 1:
         model.base_model.set_adapter(list(folders), inference_mode=True)
     return model
 
 
-def _with_adapter(model: Any, folder: Path, name: str) -> PeftModel:
+def add_adapter(model: Any, folder: Path, name: str) -> PeftModel:
+    """The model, which may have others, with the adapter in `folder`; errors as above."""
     adapter_config(folder)
     with _as_user_errors(folder):
         _check_types(folder / WEIGHTS)
