@@ -33,6 +33,18 @@ def test_the_ways(trained: Path, tmp_path: Path, neutral: Neutral) -> None:
     assert (tmp_path / "average" / "adapter_config.json").is_file()
 
 
+def test_a_folder_of_several_is_composed_anew(
+    trained: Path, tmp_path: Path, neutral: Neutral
+) -> None:
+    run, both, new = trained / "run", tmp_path / "both", tmp_path / "new"
+    neutral("compose", run, f"other={run}", "--how", "sum", "--output", both)
+    code, printed = neutral("compose", both, f"third={run}", "--how", "route", "--output", new)
+    assert (code, printed) == (0, f"{new}: route of run, other, third\n")
+    (both / "other" / "adapter_config.json").write_text("{}")
+    damaged = neutral("compose", both, "--how", "sum", "--output", tmp_path / "damaged")
+    assert_one_line(damaged, "is damaged")
+
+
 def test_what_is_refused(trained: Path, tmp_path: Path, neutral: Neutral) -> None:
     run, out = trained / "run", tmp_path / "out"
     assert_one_line(neutral("compose", run, run, "--how", "sum", "--output", out), "have one name")

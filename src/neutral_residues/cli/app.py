@@ -263,7 +263,9 @@ def generate(
 def compose(
     extensions: Annotated[
         list[str],
-        _argument("Output folders of runs or extension folders, or name=folder; two or more."),
+        _argument(
+            "Output folders of runs or extension folders, or name=folder; or a folder of several."
+        ),
     ],
     how: Annotated[str, typer.Option(help="See above.", show_default=False)],
     output: Annotated[Path, typer.Option(help="New folder to write.", show_default=False)],
