@@ -116,6 +116,9 @@ class _Watch:
     def _forbidden(self, event: str, arguments: tuple[Any, ...]) -> str | None:
         if event in WRITES or (event == "open" and _is_for_writing(*arguments)):
             path = arguments[1] if event in ("os.rename", "shutil.move") else arguments[0]
+            if event in ("os.remove", "os.rmdir") and arguments[1] != -1:
+                # By its name in an open folder, as `shutil.rmtree` does.
+                path = Path(os.readlink(f"/proc/self/fd/{arguments[1]}"), os.fsdecode(path))
             if isinstance(path, str | bytes | os.PathLike) and not self._may_write(path):
                 return f"writes {os.fsdecode(path)!r} ({event})"
         if event in PROGRAMS and Path(str(arguments[0])).name not in ALLOWED_PROGRAMS:

@@ -475,6 +475,55 @@ def _damaged_parquet(data: bytes, rng: random.Random) -> bytes:
     return _parquet_bytes(rng.choice(columns), rng.choice(("text", "text", "t")))
 
 
+def _prepare_pairs(rng: random.Random, folder: Path, materials: Materials) -> Case:
+    sides = [[" ".join(it.split()) for it in materials.documents[name]] for name in ("en", "fr")]
+    pairs = list(zip(*sides, strict=True))
+    suffix = rng.choice((".tsv", ".tsv.gz", ".jsonl", ".fr", ".fr.gz", ".fr.zst"))
+    file = folder / f"pairs{suffix}"
+    pair: dict[str, Any] = {"prompt": 1, "field": 2}
+    if suffix == ".jsonl":
+        lines = [as_json({"prompt": a, "completion": b}) for a, b in pairs]
+        pair = {"prompt": "prompt", "field": "completion"}
+    elif suffix.startswith(".tsv"):
+        lines = [f"{a}\t{b}" for a, b in pairs]
+    else:
+        lines = sides[1]
+        (folder / "pairs.en").write_text("\n".join(sides[0]), encoding="utf-8")
+        pair = {"prompt_path": "pairs.en"}
+    file.write_bytes(_packed(file.suffix, "\n".join(lines).encode()))
+    values = materials.settings()
+    values["data"]["train"][0] |= {"path": file.name, **pair}
+    (folder / "run.yaml").write_text(yaml.safe_dump(values))
+    return Case(("describe", "run.yaml"), ("cache",))
+
+
+def _damage_pairs(rng: random.Random, folder: Path, case: Case) -> Case:
+    file = rng.choice(sorted(folder.glob("pairs*")))
+    data = file.read_bytes()
+    text, change = _unpacked(file.suffix, data), rng.randrange(5)
+    if change < 2:
+        text = _damaged_lines(text.split(b"\n"), rng)
+    elif change == 2:
+        text = other_text(text.decode(), rng)
+    elif change == 3:
+        text = damaged_bytes(text, rng)
+    data = _packed(file.suffix, text)
+    file.write_bytes(damaged_bytes(data, rng) if change == 4 else data)
+    return case
+
+
+def _damaged_lines(lines: list[bytes], rng: random.Random) -> bytes:
+    """One too many, too few or empty, and sides that are empty, strange or of another column."""
+    number, change = rng.randrange(len(lines)), rng.randrange(6)
+    line = lines[number]
+    if change < 3:
+        lines[number : number + 1] = ([], [line, line], [b""])[change]
+    else:
+        side, tab, other = line.partition(b"\t")
+        lines[number] = (tab + other, side + tab + b"\0" * 9, line + b"\t" + side)[change - 3]
+    return b"\n".join(lines)
+
+
 FORMS: tuple[dict[str, Any], ...] = (
     {"query": "The cat sat on", "choices": ["the mat", "a cloud"], "gold": 0},
     {"query": "", "choices": ["A cat sat.", "Sat a cat."], "gold": 0},
@@ -530,5 +579,6 @@ KINDS = {
     "calibrations": Kind(_prepare_calibration, _damage_calibration),
     "records": Kind(_prepare_record, _damage_record),
     "corpora": Kind(_prepare_corpus, _damage_corpus),
+    "pairs": Kind(_prepare_pairs, _damage_pairs),
     "tasks": Kind(_prepare_tasks, _damage_tasks),
 }

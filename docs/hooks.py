@@ -127,6 +127,8 @@ def shown(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, tuple):
         return f"[{', '.join(shown(part) for part in value)}]"
+    if isinstance(value, str) and "\n" in value:
+        return json.dumps(value)
     return str(value) if value != {} else "{}"
 
 

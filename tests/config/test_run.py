@@ -1,8 +1,10 @@
 """The run file: what it refuses and how it says so, and that it reads back what it wrote."""
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from neutral_residues.config.base import to_yaml
 from neutral_residues.config.run import load_run, make_run
@@ -134,6 +136,39 @@ def test_shares_of_corpora_are_a_whole(tmp_path: Path, shares: dict, message: st
     with pytest.raises(UserError, match=message) as caught:
         make_run(values)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"template": "{prompt}{completion}"}, "template has no effect without prompt"),
+        ({"completion_only_loss": False}, "completion_only_loss has no effect without prompt"),
+        ({"prompt": "en", "prompt_path": "a.en"}, "give either prompt or prompt_path"),
+        ({"prompt": "en", "chat": True}, "chat and prompt do not go together"),
+        ({"prompt": "text"}, "prompt and field are the same"),
+        ({"prompt": 1, "field": 1}, "prompt and field are the same"),
+        ({"prompt_path": "a.en", "field": 2}, "field has no effect with prompt_path"),
+        ({"prompt_path": "a.en", "path": None, "dataset": "a"}, "prompt_path goes with path"),
+        ({"prompt": 1, "template": "{completion}{prompt}"}, "{completion} once after it"),
+        ({"prompt": 1, "template": "{prompt}"}, "template needs {prompt} once, and"),
+        ({"prompt": 1, "template": "{prompt}{prompt}{completion}"}, "template needs {prompt} once"),
+        ({"prompt": True}, "data.train.0.prompt"),
+    ],
+)
+def test_pairs_have_two_sides(tmp_path: Path, changes: dict, message: str) -> None:
+    values = run_values(tmp_path)
+    values["data"]["train"][0] |= changes
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        make_run(values)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_resolved_run_with_pairs_is_read_back(tmp_path: Path) -> None:
+    values = run_values(tmp_path)
+    values["data"]["train"][0] |= {"prompt_path": "a.en", "share": 1}
+    config = make_run(values)
+    assert make_run(yaml.safe_load(to_yaml(config))) == config
+    assert config.data.train[0].kind == "pairs"
 
 
 OWN = {"name": "own", "role": "source", "path": "self"}

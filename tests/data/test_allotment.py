@@ -51,3 +51,9 @@ def test_shares_that_stay_do_not_depend_on_the_length_of_the_run() -> None:
         assert before == counts[corpus]
         counts[corpus] += 1
     assert counts == [25, 120, 55]
+
+
+def test_shares_of_many_digits() -> None:
+    shares = tuple((it, it) for it in (0.00012345678901234567, 0.00087654321098765433, 0.999))
+    rows = allotment(shares, 2000)
+    assert [sum(rows.find(row)[0] == c for row in range(2000)) for c in range(3)] == [0, 2, 1998]

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from neutral_residues.config.data import Corpus
-from neutral_residues.data import documents, lines
+from neutral_residues.data import lines, rows
 from neutral_residues.data.documents import (
     check_not_the_same,
     content_key,
@@ -178,11 +178,11 @@ def test_a_document_that_would_fill_the_memory_is_refused(corpus_of, monkeypatch
 
 def test_one_stored_text_in_many_rows_fills_no_memory(tmp_path):
     text, file = "x" * 2**21, tmp_path / "a.parquet"
-    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 200, pa.int32()), pa.array([text]))
-    file.write_bytes(parquet_bytes(text=rows))
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 200, pa.int32()), pa.array([text]))
+    file.write_bytes(parquet_bytes(text=column))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    values = documents._parquet_values(file, "text")
-    assert sum(len(value) for value, _ in values) == 200 * len(text)  # 400 MiB
+    values = rows._parquet_rows(file, ["text"])
+    assert sum(len(text) for ((text, _),) in values) == 200 * len(text)  # 400 MiB
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # in KiB
 
 

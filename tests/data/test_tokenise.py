@@ -15,7 +15,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from damage import damages
 from neutral_residues.config.data import Corpus
-from neutral_residues.data import tokenise as module
+from neutral_residues.data import encode as module
 from neutral_residues.data.documents import iter_documents
 from neutral_residues.data.tokenise import end_of_text_id, tokenise, tokenizer_key
 from neutral_residues.errors import UserError

@@ -40,6 +40,7 @@ def test_types_and_limits_are_words() -> None:
     assert "| `budget` | number > 0 | `0.2` |" in page
     assert "| `data.train[].role` | `source` or `target` | **required** |" in page
     assert "| `training.adam_betas` | list of number | `[0.9, 0.95]` |" in page
+    assert '| `data.train[].template` | text | `"{prompt}\\n{completion}"` |' in page
     assert "| `residues.layers_to_transform` | list of integer or null | `null` |" in page
 
 

@@ -112,8 +112,8 @@ def _in_turns(config: RunConfig, held_out: Sequence[TextSize]) -> dict[str, str]
 
 def _size(size: TextSize) -> str:
     if size.num_predicted is not None:
-        chats = f"{size.num_documents:,} chats, {size.num_tokens:,} tokens"
-        return f"{chats}, of which {size.num_predicted:,} are predicted"
+        whole = f"{size.num_documents:,} documents, {size.num_tokens:,} tokens"
+        return f"{whole}, of which {size.num_predicted:,} are predicted"
     about = "" if size.is_exact else "about "
     return (
         f"{about}{size.num_documents:,} documents, {about}{size.num_tokens:,} tokens, "

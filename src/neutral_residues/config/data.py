@@ -14,6 +14,8 @@ SELF = Path("self")
 """What `path` of a corpus is whose text the backbone writes."""
 Shares = tuple[float, float]
 """At the first and at the last row of a run."""
+Kind = Literal["documents", "chats", "pairs"]
+PAIR_TEMPLATE = "{prompt}\n{completion}"
 SPLICED_TOKENS = 16
 """The shortest row that switches between source and target text; see `data/splicing.py`."""
 
@@ -31,8 +33,9 @@ class Corpus(Settings):
     role: Role
     """source: like what the backbone knows; target: the new language or domain."""
     path: Path | None = None
-    """.txt (documents separated by blank lines), .jsonl (both also as .gz or .zst), .parquet. Or
-    the word self, for a source in `train`: the backbone writes the text, see `self_replay`."""
+    """.txt (documents separated by blank lines), .jsonl, .tsv (these also as .gz or .zst),
+    .parquet. Or the word self, for a source in `train`: the backbone writes the text, see
+    `self_replay`."""
     dataset: str | None = None
     """Instead of `path`: the name of a dataset that `datasets.load_dataset` knows."""
     subset: str | None = None
@@ -43,13 +46,24 @@ class Corpus(Settings):
     """Rows are chats: `field`, then "messages" unless set, holds a list of {role, content}. The
     tokenizer's chat template renders them, and only what the assistant says is predicted."""
     field: str = "text"
-    """The JSON field or column that holds the text."""
+    """The JSON field or column that holds the text; translation.fr is one within another. Columns
+    of a .tsv have the names in its first line, or are counted: 2 is the second."""
+    prompt: str | None = None
+    """Rows are pairs: the field or column with what is read before the text in `field`, which is
+    predicted. A sentence and its translation, or TRL's prompt and completion."""
+    prompt_path: Path | None = None
+    """Instead of `prompt`: a file with a prompt in each line, for the same line of the file at
+    `path`; both plain text with any suffix, also .gz or .zst."""
+    template: str = PAIR_TEMPLATE
+    """How a pair is written, with {prompt} and {completion} where they stand."""
+    completion_only_loss: bool = True
+    """Of a pair the completion and what follows it is predicted, not the prompt; false: all."""
     max_documents: int | None = Field(default=None, ge=1)
     """Read at most this many documents, from the beginning."""
     share: Shares | None = None
-    """In `train`: its share of the rows of its role, exact to within a row; [0.8, 0.2] changes
-    evenly from the first to the last row of the run. Corpora of a role all have one, and these sum
-    to 1, or none has: then they are mixed by their size."""
+    """In `train`: its share of the rows of its role, exact to within a row: 0.3, or [0.8, 0.2],
+    which changes evenly from the first to the last row of the run. Corpora of a role all have one,
+    and these sum to 1, or none has: then they are mixed by their size."""
 
     @field_validator("share", mode="before")
     @classmethod
@@ -61,6 +75,21 @@ class Corpus(Settings):
     def _share_of_rows(cls, value: Shares | None) -> Shares | None:
         if value and not (all(0 <= share <= 1 for share in value) and any(value)):
             raise ValueError("share is from 0 to 1, or two such numbers, and not always 0")
+        return value
+
+    @field_validator("field", "prompt", mode="before")
+    @classmethod
+    def _number_of_column(cls, value: Any) -> Any:
+        return str(value) if type(value) is int else value
+
+    @field_validator("template")
+    @classmethod
+    def _both_sides_once(cls, value: str) -> str:
+        before, prompt, rest = value.partition("{prompt}")
+        between, completion, after = rest.partition("{completion}")
+        others = before + between + after
+        if not (prompt and completion) or "{prompt}" in others or "{completion}" in others:
+            raise ValueError("template needs {prompt} once, and {completion} once after it")
         return value
 
     @model_validator(mode="before")
@@ -79,6 +108,25 @@ class Corpus(Settings):
         return self
 
     @model_validator(mode="after")
+    def _pairs_have_two_sides(self) -> Self:
+        default = {name: field.default for name, field in type(self).model_fields.items()}
+        if self.kind != "pairs":
+            for name in ("template", "completion_only_loss"):
+                if getattr(self, name) != default[name]:
+                    raise ValueError(f"{name} has no effect without prompt or prompt_path")
+        if self.prompt is not None and self.prompt_path is not None:
+            raise ValueError("give either prompt or prompt_path")
+        if self.chat and (self.prompt or self.prompt_path):
+            raise ValueError("chat and prompt do not go together; remove one of them")
+        if self.prompt == self.field:
+            raise ValueError("prompt and field are the same; set field to that of the completion")
+        if self.prompt_path is not None and self.path is None:
+            raise ValueError("prompt_path goes with path")
+        if self.prompt_path is not None and self.field != default["field"]:
+            raise ValueError("field has no effect with prompt_path, whose lines are prompts")
+        return self
+
+    @model_validator(mode="after")
     def _self_needs_nothing_else(self) -> Self:
         if self.is_self:
             idle = self.model_fields_set - {"name", "role", "path", "share"}
@@ -88,6 +136,13 @@ class Corpus(Settings):
             if changed:
                 raise ValueError(f"{min(changed)} has no effect with path: self; see self_replay")
         return self
+
+    @property
+    def kind(self) -> Kind:
+        """What it holds: plain text, or text of which a part is predicted."""
+        if self.chat:
+            return "chats"
+        return "documents" if self.prompt is None and self.prompt_path is None else "pairs"
 
     @property
     def is_self(self) -> bool:

@@ -15,6 +15,7 @@ microseconds a row. All of it is integers.
 
 import functools
 import math
+import sys
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,8 +69,10 @@ def _earliest_first(
 ) -> list[int]:
     """The corpora of `length` rows; `unit` is one row, as `due` counts them."""
 
+    within = range(min(period, sys.maxsize - 1) + 1)
+
     def deadline(corpus: int, number: int) -> int:
-        return bisect_left(range(period + 1), number * unit, key=due[corpus])
+        return bisect_left(within, number * unit, key=due[corpus])
 
     given = [0] * len(due)
     deadlines = [deadline(corpus, 1) for corpus in range(len(due))]

@@ -1,31 +1,30 @@
 """Chats -> tokens, and which of these are predicted: what the assistant says.
 
-The tokenizer's chat template renders a chat, and the text is tokenised as a whole, so the tokens
-are those that the model meets in use. What the assistant says is what the template marks as such
-({% generation %}), or, in one without marks, what follows the generation prompt: the answer and the
-token that ends the turn. Everything else, the questions and the template's own words, is read and
-not predicted, nor is the end-of-text token behind a chat.
+The tokenizer's chat template renders a chat. What the assistant says is what the template marks
+as such ({% generation %}), or, in one without marks, what follows the generation prompt: the answer
+and the token that ends the turn. Everything else, the questions and the template's own words, is
+read and not predicted, nor is the end-of-text token behind a chat.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from neutral_residues.data.documents import Chat, said
+from neutral_residues.data.spans import (
+    Encoder,
+    PredictedTokens,
+    Span,
+    check_is_fast,
+    encode_spans,
+    with_end,
+)
 from neutral_residues.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-Span = tuple[int, int]
-
-
-class TokenisedChat(NamedTuple):
-    """One chat, end-of-text included."""
-
-    token_ids: list[int]
-    predicted: list[bool]  # for each token
 
 
 def chat_template(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -41,47 +40,31 @@ def answer_bytes(chat: Chat) -> int:
     return sum(len(m["content"].encode()) for m in chat if m["role"] == "assistant")
 
 
-def chat_encoder(
-    tokenizer: "PreTrainedTokenizerBase", end_of_text: int
-) -> Callable[[Sequence[Chat]], list[TokenisedChat]]:
+def chat_encoder(tokenizer: "PreTrainedTokenizerBase", end_of_text: int) -> Encoder[Chat]:
     """Chats -> the tokens of each; a UserError for one that the template refuses, or renders so
     that its answers cannot be told, and for a tokenizer that cannot tell where its tokens lie in a
     text."""
-    if not tokenizer.is_fast:
-        what, got = "chats need a fast tokenizer", type(tokenizer).__name__
-        raise UserError(what, got=got, allowed="one of the tokenizers library")
+    check_is_fast(tokenizer, "chats")
     encode = _by_marks if MARKS.search(chat_template(tokenizer)) else _by_prompts
-
-    def with_end(chat: TokenisedChat) -> TokenisedChat:
-        # Some templates end with it.
-        if chat.token_ids[-1] == end_of_text:
-            return chat
-        return TokenisedChat([*chat.token_ids, end_of_text], [*chat.predicted, False])
-
-    return lambda chats: [with_end(chat) for chat in encode(tokenizer, chats)]
+    # Some templates end with it.
+    return lambda chats: [
+        with_end(chat, end_of_text, predicted=False) for chat in encode(tokenizer, chats)
+    ]
 
 
-def _by_marks(tokenizer: Any, chats: Sequence[Chat]) -> Iterator[TokenisedChat]:
+def _by_marks(tokenizer: Any, chats: Sequence[Chat]) -> Iterator[PredictedTokens]:
     options = {"return_dict": True, "return_assistant_tokens_mask": True}
     for chat in chats:
         found = apply_template(tokenizer, chat, tokenizer_kwargs={"verbose": False}, **options)
-        yield TokenisedChat(found["input_ids"], [bool(it) for it in found["assistant_masks"]])
+        yield PredictedTokens(found["input_ids"], [bool(it) for it in found["assistant_masks"]])
 
 
-def _by_prompts(tokenizer: Any, chats: Sequence[Chat]) -> Iterator[TokenisedChat]:
-    texts, spans = [], []
-    for chat in chats:
-        texts.append(_render(tokenizer, chat))
-        spans.append(list(_answers(tokenizer, chat, texts[-1])))
-    options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
-    found = tokenizer(texts, **options)
-    each = zip(found["input_ids"], found["offset_mapping"], spans, strict=True)
-    for token_ids, offsets, answers in each:
-        # A token's place may be given without the white space in it, and then be empty.
-        predicted = [
-            any(end > first and start < last for first, last in answers) for start, end in offsets
-        ]
-        yield TokenisedChat(token_ids, predicted)
+def _by_prompts(tokenizer: Any, chats: Sequence[Chat]) -> list[PredictedTokens]:
+    texts = [_render(tokenizer, chat) for chat in chats]
+    answers = [
+        list(_answers(tokenizer, chat, text)) for chat, text in zip(chats, texts, strict=True)
+    ]
+    return encode_spans(tokenizer, texts, answers)
 
 
 def _answers(tokenizer: Any, chat: Chat, text: str) -> Iterator[Span]:

@@ -1,12 +1,10 @@
 """The documents of a corpus, one after another, whatever they are stored in.
 
-    .txt        documents separated by one or more empty lines   also .gz, .zst
-    .jsonl      one JSON object per line, the text in one field  also .gz, .zst
-    .parquet    the text in one column
-    dataset     what `datasets.load_dataset` streams, the text in one column
-
-In a corpus of chats the field holds a list of messages instead, {"role": ..., "content": ...}:
-`iter_chats` gives these, and `iter_documents` what was said.
+In .txt files (also .gz, .zst) documents are separated by one or more empty lines; everything else
+has rows, and the text is in one of their fields (`rows.py`). In a corpus of chats that field holds
+a list of messages, {"role": ..., "content": ...}; in one of pairs there is a prompt besides, in
+another field or in the same line of another file. `iter_chats` and `iter_pairs` give these, and
+`iter_documents` their texts.
 
 Promises: memory stays flat, whatever the size of the corpus. Bad input is one line that names the
 corpus and where it went wrong (file, line, column). Empty documents, documents of white space only
@@ -14,44 +12,47 @@ and nulls are skipped; every other document is given as it is, except that in .t
 become "\\n" and a byte-order mark is dropped.
 
 Does not: clean, filter, shuffle or deduplicate.
-
-Files are read here and not by `datasets`, which could: its errors do not say which line of a file
-they are about, and .zst needs one more package there.
 """
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from itertools import starmap
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from neutral_residues.config.data import Corpus
-from neutral_residues.data.lines import (
-    FIX_LINE,
-    READ_BYTES,
-    Line,
-    broken_file,
-    check_size,
-    codec_of,
-    iter_lines,
-    iter_objects,
+from neutral_residues.data.lines import FIX_LINE, Line, check_size, codec_of, iter_lines
+from neutral_residues.data.rows import (
+    ALLOWED_FILES,
+    Value,
+    dataset_errors,
+    iter_line_pairs,
+    iter_rows,
+    kind_of,
 )
 from neutral_residues.digest import known_digest, short_hash
-from neutral_residues.errors import UserError, first_line
+from neutral_residues.errors import UserError
 from neutral_residues.files import SURROGATES, check_is_file, disk_errors
 
-FORMATS = (".txt", ".jsonl", ".parquet")
-ALLOWED_FILES = ".txt, .jsonl (both also as .gz or .zst), .parquet"
-PARQUET_ROWS = 16
-"""Read at once: a file may store a text once that stands in every row."""
 T = TypeVar("T")
 ROLES = ("system", "user", "assistant")
 
 Chat = list[dict[str, str]]
 """Messages, each with its role and content, as Transformers and TRL take them."""
-Value = tuple[Any, str]
-"""What a field or column holds, and where it stands."""
+
+
+class Pair(NamedTuple):
+    """A text, and what follows from it, as TRL names them; of a translation both sides."""
+
+    prompt: str
+    completion: str
+
+    @property
+    def texts(self) -> str:
+        """Both, one after the other; the same for the two directions of a translation, so that
+        these are held out together."""
+        return "\n".join(sorted(self))
 
 
 def iter_documents(corpus: Corpus) -> Iterator[str]:
@@ -62,8 +63,11 @@ def iter_documents(corpus: Corpus) -> Iterator[str]:
             compression, a line that is not UTF-8 or not JSON, a missing field or column, a text
             that is not a string, an unknown dataset, no document at all.
     """
-    if corpus.chat:
+    if corpus.kind == "chats":
         yield from map(said, iter_chats(corpus))
+        return
+    if corpus.kind == "pairs":
+        yield from (pair.texts for pair in iter_pairs(corpus))
         return
     with _naming(corpus):
         texts = (text for text in _texts(corpus) if text and not text.isspace())
@@ -77,8 +81,24 @@ def iter_chats(corpus: Corpus) -> Iterator[Chat]:
     Raises:
         UserError: as `iter_documents`, and for messages of another form.
     """
-    with _naming(corpus), closing(_values(corpus)) as values:
-        yield from _counted(starmap(_checked_chat, values), corpus)
+    with _naming(corpus), closing(iter_rows(corpus, [corpus.field])) as rows:
+        yield from _counted((_checked_chat(*value) for (value,) in rows), corpus)
+
+
+def iter_pairs(corpus: Corpus) -> Iterator[Pair]:
+    """The pairs of a corpus with `prompt` or `prompt_path`, as `iter_documents` gives documents.
+
+    Raises:
+        UserError: as `iter_documents`; for a pair of which only one side has text, and for files
+            with different numbers of lines.
+    """
+    if corpus.prompt_path is not None and corpus.path is not None:
+        found = iter_line_pairs(corpus.prompt_path, corpus.path)
+    else:
+        assert corpus.prompt is not None
+        found = iter_rows(corpus, [corpus.prompt, corpus.field])
+    with _naming(corpus), closing(found) as rows:
+        yield from _counted(filter(None, starmap(_checked_pair, rows)), corpus)
 
 
 def as_chats_if_it_holds_them(corpus: Corpus) -> Corpus:
@@ -119,7 +139,10 @@ def iter_groups(corpus: Corpus, group_by: str) -> Iterator[str]:
         UserError: as there, for a text file, which has no fields, and for an empty value.
     """
     with _naming(corpus):
-        if corpus.path is not None and _kind(corpus.path)[0] == ".txt":
+        lines = corpus.path is not None and (
+            corpus.prompt_path or kind_of(corpus.path)[0] == ".txt"
+        )
+        if lines:
             what = f"{corpus.path} has no fields to group documents by"
             raise UserError(what, got=group_by, do="give .jsonl or .parquet, or no group_by")
         groups = _texts(corpus.model_copy(update={"field": group_by}))
@@ -144,16 +167,24 @@ def content_key(corpus: Corpus) -> str:
         if corpus.path is None:
             import datasets
 
-            with _dataset_errors(corpus):
+            with dataset_errors(corpus):
                 builder = datasets.load_dataset_builder(corpus.dataset, corpus.subset)
             version = str(builder.info.version)
             identity = [corpus.dataset, builder.config_id, version, builder.hash, corpus.split]
+        elif corpus.prompt_path is None:
+            identity = [*kind_of(corpus.path), _digest(corpus.path)]
         else:
-            kind = _kind(corpus.path)
-            with disk_errors(corpus.path):
-                digest = known_digest(corpus.path)
-            identity = [*kind, digest]
+            paths = (corpus.prompt_path, corpus.path)
+            identity = [[codec_of(path), _digest(path)] for path in paths]
+    if corpus.prompt is not None:
+        identity.append(["prompt", corpus.prompt])
     return short_hash(*identity, corpus.field, corpus.max_documents)
+
+
+def _digest(path: Path) -> str:
+    check_is_file(path, ALLOWED_FILES)
+    with disk_errors(path):
+        return known_digest(path)
 
 
 def check_not_the_same(corpora: Sequence[Corpus]) -> None:
@@ -182,40 +213,11 @@ def _naming(corpus: Corpus) -> Iterator[None]:
 
 
 def _texts(corpus: Corpus) -> Iterator[str]:
-    if corpus.path is not None and _kind(corpus.path)[0] == ".txt":
+    if corpus.path is not None and kind_of(corpus.path)[0] == ".txt":
         yield from _paragraphs(iter_lines(corpus.path))
         return
-    with closing(_values(corpus)) as values:
-        yield from starmap(_checked_text, values)
-
-
-def _values(corpus: Corpus) -> Generator[Value, None, None]:
-    """The field or column of every row, whatever is in it."""
-    if corpus.path is None:
-        yield from _dataset_values(corpus)
-        return
-    form, _ = _kind(corpus.path)
-    if form == ".parquet":
-        yield from _parquet_values(corpus.path, corpus.field)
-    elif form == ".txt":
-        what, allowed = f"{corpus.path} holds no chats", ".jsonl or .parquet"
-        raise UserError(what, allowed=allowed, do="convert it, or remove chat")
-    else:
-        yield from _json_values(iter_lines(corpus.path), corpus.field)
-
-
-def _kind(path: Path) -> tuple[str, str | None]:
-    """Format (one of FORMATS) and codec of a file, after checking that it is a file at all."""
-    check_is_file(path, ALLOWED_FILES)
-    suffixes, codec = [suffix.lower() for suffix in path.suffixes] or [""], codec_of(path)
-    form = "".join(suffixes[-2:-1]) if codec else suffixes[-1]
-    if form not in FORMATS or (codec and form == ".parquet"):
-        do = "convert or rename the file"
-        raise UserError("unknown kind of file", got=path.name, allowed=ALLOWED_FILES, do=do)
-    return form, codec
-
-
-# ---- files of lines ----
+    with closing(iter_rows(corpus, [corpus.field])) as rows:
+        yield from (_checked_text(*value) for (value,) in rows)
 
 
 def _paragraphs(lines: Iterable[Line]) -> Iterator[str]:
@@ -233,14 +235,6 @@ def _paragraphs(lines: Iterable[Line]) -> Iterator[str]:
     yield "".join(run).removesuffix("\n")
 
 
-def _json_values(lines: Iterable[Line], field: str) -> Iterator[Value]:
-    for where, row in iter_objects(lines):
-        if field not in row:
-            got = f"fields {', '.join(row) or 'none'}"
-            raise UserError(f"{where}: no field {field!r}", got=got, do="set field to one of them")
-        yield row[field], f"{where}, field {field!r}"
-
-
 def _checked_text(text: Any, where: str) -> str:
     """A value of the text's field or column; a null counts as an empty document."""
     if text is None:
@@ -254,6 +248,17 @@ def _checked_text(text: Any, where: str) -> str:
         raise UserError(f"{where}: half of a surrogate pair", do=FIX_LINE)
     check_size(len(text), where)
     return text
+
+
+def _checked_pair(prompt: Value, completion: Value) -> Pair | None:
+    """The values of both fields, or None where both are empty."""
+    pair = Pair(_checked_text(*prompt), _checked_text(*completion))
+    sides = zip(pair, (prompt, completion), strict=True)
+    empty = [where for text, (_, where) in sides if not text or text.isspace()]
+    if len(empty) == 1:
+        what, do = f"{empty[0]}: empty, and the other side of the pair is not", FIX_LINE
+        raise UserError(what, do=do)
+    return None if empty else pair
 
 
 def _checked_chat(messages: Any, where: str) -> Chat:
@@ -282,69 +287,3 @@ def _checked_chat(messages: Any, where: str) -> Chat:
         raise UserError(f"{where}: roles", got=got, allowed=allowed, do=FIX_LINE)
     check_size(len(said(chat)), where)
     return chat
-
-
-# ---- tables ----
-
-
-def _parquet_values(path: Path, field: str) -> Iterator[Value]:
-    from pyarrow import parquet
-
-    # Without pre_buffer Arrow reads page by page, not a whole row group, maybe the whole file.
-    with (
-        broken_file(path, "a parquet file"),
-        parquet.ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES) as file,
-    ):
-        _check_column(field, file.schema_arrow.names, path)
-        _check_mean_size(file.metadata, field, path)
-        batches = file.iter_batches(PARQUET_ROWS, columns=[field])
-        values = itertools.chain.from_iterable(batch.column(0) for batch in batches)
-        for number, value in enumerate(values, start=1):
-            yield value.as_py(), f"{path}, row {number}, column {field!r}"
-
-
-def _check_mean_size(metadata: Any, field: str, path: Path) -> None:
-    """Raise a UserError before a column is unpacked whose texts are too large on average."""
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        columns = map(group.column, range(group.num_columns))
-        own = (it for it in columns if it.path_in_schema.partition(".")[0] == field)
-        size = sum(it.total_uncompressed_size for it in own)
-        check_size(size // max(1, group.num_rows), f"{path}, row group {number + 1}")
-
-
-def _check_column(field: str, columns: Sequence[str], origin: object) -> None:
-    if field not in columns:
-        got = f"columns {', '.join(columns)}"
-        raise UserError(f"{origin}: no column {field!r}", got=got, do="set field to one of them")
-
-
-def _dataset_values(corpus: Corpus) -> Iterator[Value]:
-    import datasets
-
-    name, subset, field = corpus.dataset, corpus.subset, corpus.field
-    with _dataset_errors(corpus):
-        table = datasets.load_dataset(name, subset, split=corpus.split, streaming=True)
-    # The columns are not always known; where they are, others (images!) need not be read.
-    if table.column_names is not None:
-        _check_column(field, table.column_names, corpus.origin)
-        table = table.select_columns([field])
-    rows = enumerate(table, start=1)
-    while True:
-        with _dataset_errors(corpus):
-            number, row = next(rows, (0, None))
-        if row is None:
-            return
-        _check_column(field, list(row), corpus.origin)
-        yield row[field], f"{corpus.origin}, row {number}, column {field!r}"
-
-
-@contextmanager
-def _dataset_errors(corpus: Corpus) -> Iterator[None]:
-    """`datasets` fails in many ways (name, split, network) with as many types; here it is one."""
-    try:
-        yield
-    except Exception as error:
-        what = f"cannot read dataset {corpus.origin}"
-        do = "check dataset, subset and split, and that the Hub can be reached (or give a path)"
-        raise UserError(what, got=first_line(error), do=do) from error

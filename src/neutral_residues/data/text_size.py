@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from neutral_residues.config.data import Corpus, Role
 from neutral_residues.data.documents import iter_documents
+from neutral_residues.data.encode import encoder
 from neutral_residues.data.token_stream import TokenStream
-from neutral_residues.data.tokenise import encoder, end_of_text_id, is_cached, tokenise
+from neutral_residues.data.tokenise import end_of_text_id, is_cached, tokenise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SAMPLE_BYTES = 2**20
 """A corpus of up to this size is tokenised, of a larger one a sample of at least half of it; chats
-always are."""
+and pairs always are."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def text_size(
         "held_out_share": share,
         "end_of_text": end_of_text,
     }
-    if not corpus.chat and not is_cached(corpus, tokenizer, **how):
+    if corpus.kind == "documents" and not is_cached(corpus, tokenizer, **how):
         sample = _Sample(corpus)
         if sample.every > 1:
             encode = encoder(tokenizer, end_of_text_id(tokenizer, end_of_text))

@@ -7,8 +7,8 @@ token. Its folder:
     document_ends.bin        (num_documents,) int64: where each document ends in tokens.bin,
                              end-of-text included
     document_bytes.bin       (num_documents,) int64: UTF-8 bytes of each document's text, for bits
-                             per byte; of a chat: of what the assistant says
-    predicted.bin            (num_tokens,) bool, only of chats: what the assistant says
+                             per byte; of a chat or pair: of what is predicted
+    predicted.bin            (num_tokens,) bool, only of chats and pairs: which tokens are predicted
 
 Blocks of a fixed number of tokens are only a view (`TokenStream.blocks`), so runs with other block
 sizes share the files.
@@ -56,7 +56,7 @@ class TokenStream:
 
     @property
     def num_predicted(self) -> int:
-        """Tokens that are learnt and measured; in chats the others are only read."""
+        """Tokens that are learnt and measured; in chats and pairs the others are only read."""
         return self.num_tokens if self.predicted is None else int(self.predicted.sum())
 
     @property
@@ -145,22 +145,25 @@ def open_stream(folder: Path, name: str, role: Role, dtype: str) -> TokenStream:
 
 
 class StreamWriter:
-    """Appends documents to the files of a stream in a new folder; `files` closes them."""
+    """Appends documents to the files of a stream in a new folder; `files` closes them. `in_parts`:
+    only some of their tokens are predicted."""
 
-    def __init__(self, folder: Path, dtype: str, files: ExitStack, *, chats: bool = False) -> None:
+    def __init__(
+        self, folder: Path, dtype: str, files: ExitStack, *, in_parts: bool = False
+    ) -> None:
         folder.mkdir()
         self.dtype, self.num_tokens = dtype, 0
         self._tokens, self._ends, self._bytes = (
             files.enter_context((folder / name).open("wb")) for name in (TOKENS, ENDS, BYTES)
         )
         predicted = folder / PREDICTED
-        self._predicted = files.enter_context(predicted.open("wb")) if chats else None
+        self._predicted = files.enter_context(predicted.open("wb")) if in_parts else None
 
     def append(
         self, token_ids: Sequence[int], num_bytes: int, predicted: Sequence[bool] = ()
     ) -> None:
-        """One document: its tokens, end-of-text included, and the UTF-8 bytes of its text; of a
-        chat, which tokens are predicted, and the bytes of their text."""
+        """One document: its tokens, end-of-text included, and the UTF-8 bytes of its text; where it
+        is predicted in parts, which tokens are, and the bytes of their text."""
         if self._predicted is not None:
             assert len(predicted) == len(token_ids)
             self._predicted.write(np.array(predicted, dtype=bool).tobytes())

@@ -11,34 +11,29 @@ interrupted run leaves none, a damaged one is made again, and of several process
 same one the first makes it while the others wait. Checking reads the whole cache once for each
 start: 10 billion tokens, 20 GB, take about 20 s of one core where the disk is as fast. Their text,
 by whose hash the cache is found, is as large or larger. Text is never truncated and no special
-token is added but end-of-text. Chats are tokenised in `chat.py`.
-
-The work is done by the threads of the `tokenizers` library, which are as many as the machine has
-cores (RAYON_NUM_THREADS) and off where TOKENIZERS_PARALLELISM is false; they do not change the
-result. Processes, `datasets.map` among them, were measured and gained nothing (LAB.md, "tokenise
-and pack").
+token is added but end-of-text. Chats are tokenised in `chat.py`, pairs in `pairs.py`.
 """
 
 import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from neutral_residues.config.data import Corpus
-from neutral_residues.data.chat import answer_bytes, chat_encoder, chat_template
-from neutral_residues.data.documents import content_key, iter_chats, iter_documents, said
+from neutral_residues.data.chat import chat_template
+from neutral_residues.data.documents import content_key
+from neutral_residues.data.encode import encoded, plain_backend
 from neutral_residues.data.token_stream import StreamWriter, TokenStream, open_stream
 from neutral_residues.digest import DIGESTS, check_digests, from_cache, short_hash, write_digests
 from neutral_residues.errors import UserError
 from neutral_residues.files import locked, whole_folder, write_json
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -48,13 +43,6 @@ TRAIN, HELD_OUT = "train", "held_out"
 
 DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<EOS_TOKEN>", "<eos>", "</s>")
 """Tokens that end documents in pretraining."""
-
-# Enough documents for all threads, few enough that their tokens stay in the processor's cache.
-BATCH_CHARACTERS = 2**18
-
-D = TypeVar("D", bound=Sized)
-Contents = tuple[list[int], int, Sequence[bool]]
-"""What `StreamWriter.append` takes."""
 
 Tokenising = Callable[[str], AbstractContextManager[Callable[[int], object]]]
 """Entered with what is done, "tokenising fr"; what it gives is told the bytes of text that were
@@ -165,17 +153,6 @@ def tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
     return short_hash(content, split, tokenizer.eos_token_id)
 
 
-def plain_backend(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer":
-    """A copy of the tokenizer of the `tokenizers` library in it, without truncation and padding
-    left from earlier calls, which would change tokens."""
-    from tokenizers import Tokenizer
-
-    plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    plain.no_truncation()
-    plain.no_padding()
-    return plain
-
-
 def _saved_files(tokenizer: "PreTrainedTokenizerBase") -> list[list[str]]:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -187,38 +164,6 @@ def _token_dtype(tokenizer: "PreTrainedTokenizerBase") -> str:
     # Vocabularies have gaps: the largest id counts, not the number of entries.
     vocabulary_size = max(len(tokenizer), max(tokenizer.get_vocab().values(), default=0) + 1)
     return "uint16" if vocabulary_size <= 2**16 else "uint32"
-
-
-def encoder(
-    tokenizer: "PreTrainedTokenizerBase", end_of_text: int
-) -> Callable[[Sequence[str]], list[list[int]]]:
-    """Documents -> the tokens of each, with end-of-text."""
-    if not tokenizer.is_fast:
-        # verbose=False: documents may be longer than the model's window.
-        options = {"add_special_tokens": False, "verbose": False}
-        return lambda texts: [[*tokenizer.encode(t, **options), end_of_text] for t in texts]
-    plain = plain_backend(tokenizer)
-    plain.encode_special_tokens = getattr(tokenizer, "split_special_tokens", False)
-
-    def encode(texts: Sequence[str]) -> list[list[int]]:
-        encodings = plain.encode_batch_fast(texts, add_special_tokens=False)
-        return [[*encoding.ids, end_of_text] for encoding in encodings]
-
-    return encode
-
-
-def batches(documents: Iterable[D], size: Callable[[D], int] = len) -> Iterator[list[D]]:
-    """Documents in lists of about BATCH_CHARACTERS."""
-    batch: list[D] = []
-    num_characters = 0
-    for document in documents:
-        batch.append(document)
-        num_characters += size(document)
-        if num_characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, num_characters = [], 0
-    if batch:
-        yield batch
 
 
 # ---- the cache ----
@@ -254,8 +199,10 @@ class _Cache:
             # Without a held-out part the seed changes nothing, and must not make a second cache.
             "seed": seed if share else None,
         }
-        if corpus.chat:
+        if corpus.kind == "chats":
             recipe["chat_template"] = chat_template(tokenizer)
+        if corpus.kind == "pairs":
+            recipe["pairs"] = [corpus.template, corpus.completion_only_loss]
         # Another one than the tokenizer's key knows of.
         if end_of_text != tokenizer.eos_token_id:
             recipe["end_of_text"] = end_of_text
@@ -291,37 +238,20 @@ class _Cache:
     def _write(self, advance: Callable[[int], object]) -> None:
         share, seed = self.recipe["held_out_share"], self.recipe["seed"]
         sides = (TRAIN, HELD_OUT) if share else (TRAIN,)
-        dtype, chats = _token_dtype(self.tokenizer), self.corpus.chat
+        dtype, in_parts = _token_dtype(self.tokenizer), self.corpus.kind != "documents"
         with whole_folder(self.folder) as partial:
             with ExitStack() as files:
                 writers = {
-                    side: StreamWriter(partial / side, dtype, files, chats=chats) for side in sides
+                    side: StreamWriter(partial / side, dtype, files, in_parts=in_parts)
+                    for side in sides
                 }
-                for batch in self._chats() if chats else self._documents():
-                    for text, contents in batch:
-                        side = HELD_OUT if share and is_held_out(text, share, seed) else TRAIN
-                        writers[side].append(*contents)
-                    advance(sum(len(text) for text, _ in batch))
+                for batch in encoded(self.corpus, self.tokenizer, self.end_of_text):
+                    for document in batch:
+                        is_out = share and is_held_out(document.text, share, seed)
+                        writers[HELD_OUT if is_out else TRAIN].append(*document[1:])
+                    advance(sum(len(document.text) for document in batch))
             write_json(partial / "meta.json", self.recipe | {"dtype": dtype, "streams": sides})
             write_digests(partial)
-
-    def _documents(self) -> Iterator[list[tuple[bytes, Contents]]]:
-        """Batches of documents: text and tokens of each."""
-        encode = encoder(self.tokenizer, self.end_of_text)
-        for texts in batches(iter_documents(self.corpus)):
-            documents = [text.encode() for text in texts]
-            each = zip(documents, encode(texts), strict=True)
-            yield [(document, (ids, len(document), ())) for document, ids in each]
-
-    def _chats(self) -> Iterator[list[tuple[bytes, Contents]]]:
-        """The same of chats; the bytes are those of what the assistant says."""
-        encode = chat_encoder(self.tokenizer, self.end_of_text)
-        for chats in batches(iter_chats(self.corpus), size=lambda chat: len(said(chat))):
-            each = zip(chats, encode(chats), strict=True)
-            yield [
-                (said(chat).encode(), (ids, answer_bytes(chat), predicted))
-                for chat, (ids, predicted) in each
-            ]
 
     def _side(self, folder: Path, side: str, dtype: str) -> TokenStream:
         return open_stream(folder / side, self.corpus.name, self.corpus.role, dtype)

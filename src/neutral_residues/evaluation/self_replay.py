@@ -41,9 +41,9 @@ from neutral_residues.backbone import (
 )
 from neutral_residues.config.data import DataSettings, SelfReplaySettings
 from neutral_residues.config.run import RunConfig
+from neutral_residues.data.encode import encoder
 from neutral_residues.data.tokenise import (
     Tokenising,
-    encoder,
     end_of_text_id,
     tokenizer_key,
     without_display,

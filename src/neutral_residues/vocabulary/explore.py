@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from neutral_residues.config.data import DataSettings
 from neutral_residues.config.run import RunConfig
-from neutral_residues.data.tokenise import batches, encoder, end_of_text_id
+from neutral_residues.data.encode import batches, encoder
+from neutral_residues.data.tokenise import end_of_text_id
 from neutral_residues.vocabulary.learn import NewTokens
 from neutral_residues.vocabulary.run_vocabulary import learned_tokens
 from neutral_residues.vocabulary.texts import (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from neutral_residues.data.tokenise import plain_backend
+from neutral_residues.data.encode import plain_backend
 from neutral_residues.errors import UserError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from neutral_residues.data.tokenise import batches, plain_backend
+from neutral_residues.data.encode import batches, plain_backend
 from neutral_residues.vocabulary.spelling import Spelling
 
 if TYPE_CHECKING:
