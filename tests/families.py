@@ -55,6 +55,14 @@ DEEPSEEK = PLAIN | {
     "num_key_value_heads": 4,
 }
 MAMBA_2 = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 4, "mamba_n_groups": 1}
+MAMBA = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "state_size": 4,
+    "num_hidden_layers": 2,
+    "time_step_rank": 4,
+    **_IDS,
+}
 LINEAR_ATTENTION = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_num_value_heads": 2,
@@ -224,6 +232,15 @@ GROUPS: dict[str, dict[str, dict[str, object]]] = {
             "context_length": 64,
             **_IDS,
         },
+        "kimi_linear": DEEPSEEK
+        | {
+            "layer_types": ["linear_attention", "full_attention"],
+            "q_lora_rank": None,
+            "head_dim": 8,
+            "num_experts": 4,
+            "linear_head_dim": 8,
+            "linear_num_heads": 4,
+        },
         "jamba": NO_HEAD_DIM
         | {
             "attn_layer_period": 2,
@@ -235,6 +252,54 @@ GROUPS: dict[str, dict[str, dict[str, object]]] = {
             "mamba_d_state": 4,
             "mamba_dt_rank": 4,
             "use_mamba_kernels": False,
+        },
+    },
+    "a mixer alone: beside it, or only beside those that are feed-forward": {
+        "mamba": MAMBA,
+        "falcon_mamba": MAMBA,
+        "mamba2": {
+            "vocab_size": VOCAB_SIZE,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_heads": 4,
+            "head_dim": 16,
+            "state_size": 4,
+            "n_groups": 1,
+            "chunk_size": 8,
+            **_IDS,
+        },
+        "nemotron_h": NO_HEAD_DIM
+        | {
+            "layer_types": ["linear_attention", "mlp", "full_attention", "moe"],
+            "head_dim": 8,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 16,
+            "ssm_state_size": 4,
+            "n_groups": 1,
+            "chunk_size": 8,
+            "n_routed_experts": 4,
+            "moe_intermediate_size": 16,
+            "moe_shared_expert_intermediate_size": 16,
+        },
+        "zamba": NO_HEAD_DIM
+        | {
+            "num_hidden_layers": 3,
+            "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+            "num_key_value_heads": 4,
+            "mamba_d_state": 4,
+            "mamba_dt_rank": 4,
+        },
+        "zamba2": NO_HEAD_DIM
+        | {
+            "num_hidden_layers": 3,
+            "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+            "num_key_value_heads": 4,
+            "mamba_d_state": 4,
+            "mamba_ngroups": 1,
+            "n_mamba_heads": 4,
+            "num_mem_blocks": 1,
+            "chunk_size": 8,
+            "adapter_rank": 4,
         },
     },
 }
@@ -266,16 +331,18 @@ WITHOUT_FFN: dict[str, dict[str, object]] = {
         **_IDS,
     },
     "biogpt": PLAIN,
-    # One mixer in each block, which is state-space, attention or feed-forward in turn.
-    "nemotron_h": NO_HEAD_DIM,
-    "mamba": {
-        "vocab_size": VOCAB_SIZE,
-        "hidden_size": 32,
-        "state_size": 4,
-        "num_hidden_layers": 2,
-        "time_step_rank": 4,
-        **_IDS,
-    },
+}
+
+
+# Its cache, of a class of its own, holds no codes; and with it Transformers cannot train it.
+XLSTM: dict[str, object] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,  # what it rounds its widths to
+    "num_hidden_layers": 2,
+    "num_heads": 4,
+    "qk_dim_factor": 1.0,
+    "chunk_size": 8,
+    **_IDS,
 }
 
 

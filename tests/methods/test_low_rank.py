@@ -7,7 +7,12 @@ from transformers import PreTrainedModel
 
 from families import DENSE, FAMILIES, build, on_nearest_budget
 from neutral_residues import UserError
-from neutral_residues.methods.low_rank import attach_lora, attach_osf, embedding_weights
+from neutral_residues.methods.low_rank import (
+    attach_lora,
+    attach_osf,
+    embedding_weights,
+    linear_modules,
+)
 from tiny_llama import logits
 
 
@@ -61,3 +66,13 @@ def test_osf_refuses_layers_it_would_pass_over() -> None:
         UserError, match=r"osf works on nn\.Linear layers only; got transformer\.h\.0\.attn\.c_attn"
     ):
         attach_osf(build("gpt2", FAMILIES["gpt2"]), budget=0.2)
+
+
+def test_layers_without_a_feed_forward_block_have_linear_layers_too() -> None:
+    model = build("nemotron_h", FAMILIES["nemotron_h"])
+
+    def layers(*, only_ffn: bool) -> set[str]:
+        return {name.split(".")[2] for name in linear_modules(model, only_ffn=only_ffn)}
+
+    assert layers(only_ffn=True) == {"1", "3"}
+    assert layers(only_ffn=False) == {"0", "1", "2", "3"}

@@ -13,15 +13,17 @@ from transformers import AutoConfig, Gemma3ForConditionalGeneration
 from families import DENSE, FAMILIES, WITHOUT_FFN, build, greedy
 from neutral_residues import NeutralResiduesConfig, UserError, per_request, residue_layers
 from neutral_residues.tuner.gates import extension_digest, gates, set_thresholds
+from neutral_residues.tuner.layer import layer_numbers
 from neutral_residues.tuner.routing import BACKBONE
 from neutral_residues.tuner.thresholds import Thresholds
 from tiny_llama import logits, perturb, token_ids
 
-# RWKV has no past_key_values: refused, see test_reader.py.
-CASES = [*((f, "layer") for f in FAMILIES), *((f, "tokens") for f in FAMILIES if f != "rwkv")]
+FFN_LAYERS = {"nemotron_h": [1, 3]}
+"""Where not every layer has a feed-forward block: the numbers of those that have one."""
 
 
-@pytest.mark.parametrize(("family", "gate_reads"), CASES)
+@pytest.mark.parametrize("gate_reads", ["layer", "tokens"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_contract(family: str, gate_reads: str, tmp_path: Path) -> None:
     backbone = build(family, FAMILIES[family])
     untouched = copy.deepcopy(backbone)
@@ -29,9 +31,10 @@ def test_contract(family: str, gate_reads: str, tmp_path: Path) -> None:
 
     config = NeutralResiduesConfig(width=8, gate_reads=gate_reads)
     model = get_peft_model(backbone, config).eval()
-    *blocks, head = residue_layers(model).values()
-    assert len(blocks) == backbone.config.num_hidden_layers
-    assert head.is_head
+    layers = residue_layers(model)
+    *_, head = layers.values()
+    every_layer = range(backbone.config.num_hidden_layers)
+    assert layer_numbers(layers) == (*FFN_LAYERS.get(family, every_layer), "head")
     assert torch.equal(logits(model), expected), "identity at the start"
 
     perturb(head)
@@ -72,20 +75,9 @@ def assert_every_adapter_weight_learns(model: PeftModel) -> None:
 def test_a_model_without_a_feed_forward_module_is_refused(family: str) -> None:
     backbone = build(family, WITHOUT_FFN[family])
     with pytest.raises(
-        UserError, match=r"no feed-forward module.*children .*(fc1|mixer).*set target_modules"
+        UserError, match=r"no feed-forward module.*children .*fc1.*set target_modules"
     ):
         get_peft_model(backbone, NeutralResiduesConfig(width=8))
-
-
-def test_mamba_takes_residues_parallel_to_its_mixers_when_told() -> None:
-    backbone = build("mamba", WITHOUT_FFN["mamba"])
-    expected = logits(backbone)
-    config = NeutralResiduesConfig(width=8, target_modules=["mixer"], gate_reads="layer")
-    model = get_peft_model(backbone, config).eval()
-    assert torch.equal(logits(model), expected)
-    perturb(model)
-    assert not torch.allclose(logits(model), expected, atol=1e-3)
-    assert_every_adapter_weight_learns(model)
 
 
 @pytest.mark.parametrize(
@@ -148,8 +140,7 @@ def test_off_is_the_backbone_that_was_never_extended(family: str) -> None:
     """The switch is a guarantee: off for a request, or for all, is exact by construction."""
     never = build(family, FAMILIES[family])
     expected = logits(never)
-    reads = "layer" if family == "rwkv" else "tokens"
-    config = NeutralResiduesConfig(width=8, gate_reads=reads)
+    config = NeutralResiduesConfig(width=8, gate_reads="tokens")
     model = perturb(get_peft_model(copy.deepcopy(never), config)).eval()
     off, on = [BACKBONE] * 2, ["default"] * 2
     assert len(token_ids()) == 2

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache, StaticCache
 
-from families import FAMILIES, build
+from families import FAMILIES, GPT, XLSTM, build
 from neutral_residues import NeutralResiduesConfig, UserError, residue_layers
+from neutral_residues.tuner.blocks import CACHE_NAMES
 from neutral_residues.tuner.embeddings import EmbeddingsLayer
 from neutral_residues.tuner.layer import observe_residues, trained_gates
 from neutral_residues.tuner.reader import (
@@ -28,8 +29,11 @@ from tiny_llama import extended_llama, logits, perturb, saved, tiny_llama, token
 
 
 def reading(**settings: Any) -> PeftModel:
+    return half_open(extended_llama(gate_reads="tokens", **settings))
+
+
+def half_open(model: PeftModel) -> PeftModel:
     """Open on about half of the tokens, with gates up to about 1."""
-    model = extended_llama(gate_reads="tokens", **settings)
     with torch.no_grad():
         for reader in reader_of(model).readers().values():
             reader.block_gate.weight.mul_(0.1)
@@ -148,6 +152,56 @@ def test_generation_does_not_depend_on_the_cache(settings: dict[str, Any]) -> No
         input_ids=ids, attention_mask=mask, do_sample=False, **settings, **GENERATE
     )
     assert torch.equal(found, plain)
+
+
+RECURRENT = ("mamba", "mamba2", "rwkv", "nemotron_h", "zamba", "falcon_h1", "qwen3_next")
+
+
+def reading_family(family: str) -> PeftModel:
+    backbone = build(family, FAMILIES[family])
+    config = NeutralResiduesConfig(width=8, gate_reads="tokens")
+    return half_open(perturb(get_peft_model(backbone, config)).eval())
+
+
+@torch.no_grad()
+def left_behind(model: nn.Module, ids: Tensor, **given: Any) -> tuple[Tensor, dict[str, Any]]:
+    """Logits, and what further tokens are to be given along with."""
+    outputs = model(input_ids=ids, use_cache=True, **given)
+    return outputs.logits, {name: outputs[name] for name in CACHE_NAMES if name in outputs}
+
+
+@pytest.mark.parametrize("family", RECURRENT)
+def test_what_was_read_is_kept_beside_recurrent_states(family: str) -> None:
+    # Transformers' RWKV takes single tokens of one row only.
+    model, ids = reading_family(family), token_ids(1 if family == "rwkv" else 2, 30)
+    whole, expected = gates(model, ids, use_cache=False), logits_of(model, ids, use_cache=False)
+    _, kept = left_behind(model, ids[:, :20])
+    for t in range(20, 30):
+        found, kept = left_behind(model, ids[:, t : t + 1], **kept)
+        gate = reader_of(model).gates["default"].gate[..., 0]
+        torch.testing.assert_close(gate, whole[:, t : t + 1])
+        torch.testing.assert_close(found[:, 0], expected[:, t], atol=1e-5, rtol=1e-4)
+    assert 0 < (whole[:, 20:] > 0).sum() < whole[:, 20:].numel()
+
+    with model.disable_adapter():
+        _, kept = left_behind(model, ids)
+    with pytest.raises(UserError, match="were computed without 'default'"):
+        left_behind(model, ids[:, :1], **kept)
+
+
+@pytest.mark.parametrize("family", ["mamba", "nemotron_h"])
+def test_recurrent_models_in_batches_and_with_beams(family: str) -> None:
+    model, ids = reading_family(family), token_ids(1, 20)
+    padded = torch.cat([torch.full((1, 6), 9), ids], dim=1)
+    mask = torch.cat([torch.zeros(1, 6, dtype=torch.long), torch.ones_like(ids)], dim=1)
+    torch.testing.assert_close(gates(model, padded, attention_mask=mask)[:, 6:], gates(model, ids))
+    settings: dict[str, Any] = {"do_sample": False, "num_beams": 3, **GENERATE}
+    whole = torch.ones_like(ids)
+    plain = model.generate(input_ids=ids, attention_mask=whole, use_cache=False, **settings)
+    alone = model.generate(input_ids=ids, attention_mask=whole, **settings)
+    together = model.generate(input_ids=padded, attention_mask=mask, **settings)
+    assert torch.equal(alone, plain)
+    assert torch.equal(together[:, 6:], plain)
 
 
 @pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}])
@@ -286,7 +340,10 @@ def test_what_cannot_be_is_refused() -> None:
         NeutralResiduesConfig(gate_reads="text")  # type: ignore[arg-type]
     config = NeutralResiduesConfig(width=8, gate_reads="tokens")
     with pytest.raises(UserError, match=r"gate_reads tokens needs.*set gate_reads to layer"):
-        get_peft_model(build("rwkv", FAMILIES["rwkv"]), config)
+        get_peft_model(build("openai-gpt", GPT), config)
+    config = NeutralResiduesConfig(width=8, gate_reads="tokens")
+    with pytest.raises(UserError, match=r"cannot keep what it has read; got xLSTMCache"):
+        logits(get_peft_model(build("xlstm", XLSTM), config))
     model, ids, cache = reading(), token_ids(), DynamicCache()
     with torch.no_grad(), model.disable_adapter():
         model(input_ids=ids, past_key_values=cache)

@@ -18,7 +18,7 @@ from neutral_residues.errors import UserError, first_line
 from neutral_residues.methods.budget import units_for_budget
 from neutral_residues.methods.disel import DiselConfig
 from neutral_residues.methods.wider_tables import new_rows, num_row_weights
-from neutral_residues.tuner.blocks import find_blocks
+from neutral_residues.tuner.blocks import find_blocks, find_layers
 
 KNOWN_EMBEDDINGS = tuple(EMBEDDING_LAYER_NAMES)
 """Endings of the names by which PEFT tells that embeddings are tied to the head."""
@@ -131,12 +131,12 @@ def _attached(model: PreTrainedModel, config: PeftConfig) -> nn.Module:
 def linear_modules(model: nn.Module, *, only_ffn: bool) -> dict[str, tuple[int, int]]:
     """Full name -> (inputs, outputs) of the linear layers inside the decoder's layers; a UserError
     if there are none."""
-    ffns = tuple(f"{name}." for name in find_blocks(model, "ffn"))
-    layers = tuple(f"{name.rsplit('.', 2)[0]}." for name in ffns)
+    scope = find_blocks(model, "ffn") if only_ffn else find_layers(model)
+    inside = tuple(f"{name}." for name in scope)
     shapes = {
         name: shape
         for name, module in model.named_modules()
-        if name.startswith(ffns if only_ffn else layers) and (shape := _shape(module))
+        if name.startswith(inside) and (shape := _shape(module))
     }
     if not shapes:
         what = f"no linear layers found in {type(model).__name__}"

@@ -4,10 +4,14 @@ name, and its width, depth, vocabulary and activation.
 Promise: every module named here takes the hidden states as its first argument and returns them in
 the same width. A model in which no such module is found is refused with the children that were
 found. The vision or audio part of a multimodal model is left alone: only the decoder is searched.
+
+Recurrent models have layers of one mixer and no feed-forward block (Mamba): the mixer stands for
+it. Where the mixers of some layers are feed-forward blocks (Nemotron-H), only those count.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -23,6 +27,11 @@ FFN_NAMES = ("mlp", "feed_forward", "ffn", "mlp_block", "block_sparse_moe", "sha
 PREFERRED_OF_TWO = "shared_mlp"
 
 ATTENTION_NAMES = ("self_attn", "self_attention", "attention", "attn", "linear_attn")
+MIXER_NAMES = ("mixer", "mamba")
+
+CACHE_NAMES = ("past_key_values", "cache_params", "state")
+"""Arguments of decoders and their parts: what passes over earlier tokens left behind."""
+
 BLOCK_NAMES: dict[Placement, tuple[str, ...]] = {"ffn": FFN_NAMES, "attention": ATTENTION_NAMES}
 BLOCK_TITLES: dict[Placement, str] = {"ffn": "feed-forward", "attention": "attention"}
 
@@ -49,10 +58,15 @@ def find_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 def find_blocks(model: nn.Module, placement: Placement) -> dict[str, nn.Module]:
     """The feed-forward or the attention module of every layer of the decoder: full name -> module,
-    in layer order; a UserError if a layer has none."""
+    in layer order; a UserError if a layer has none. For the former, where every layer has one mixer
+    instead: those mixers that are feed-forward, or all if none is."""
+    layers = find_layers(model)
+    children = {name: _block_name(it, BLOCK_NAMES[placement]) for name, it in layers.items()}
+    if placement == "ffn" and not any(children.values()) and (mixers := _mixers(layers)):
+        return {n: mixer for n, mixer in mixers.items() if not cache_argument(mixer)} or mixers
     found = {}
-    for layer_name, layer in find_layers(model).items():
-        child = _block_name(layer, BLOCK_NAMES[placement])
+    for layer_name, child in children.items():
+        layer = layers[layer_name]
         if child is None:
             title, names = BLOCK_TITLES[placement], ", ".join(BLOCK_NAMES[placement])
             what = f"no {title} module in {layer_name} ({type(layer).__name__})"
@@ -75,8 +89,8 @@ def find_head(model: nn.Module) -> tuple[str, nn.Linear] | None:
 
 
 def find_embeddings(model: nn.Module) -> tuple[str, nn.Module] | None:
-    """Full name of the input embeddings, and the decoder that they are a child of, if that takes
-    `past_key_values`; else None."""
+    """Full name of the input embeddings, and the decoder that they are a child of, if that takes a
+    cache; else None."""
     get_embeddings: Callable[[], nn.Module] | None = getattr(model, "get_input_embeddings", None)
     embeddings = get_embeddings() if get_embeddings else None
     embeddings = getattr(embeddings, "base_layer", embeddings)
@@ -85,15 +99,15 @@ def find_embeddings(model: nn.Module) -> tuple[str, nn.Module] | None:
         return None
     name = names[0].removesuffix(".base_layer")
     decoder = model.get_submodule(name.rpartition(".")[0])
-    takes_cache = "past_key_values" in inspect.signature(decoder.forward).parameters
-    return (name, decoder) if takes_cache else None
+    return (name, decoder) if cache_argument(decoder) else None
 
 
 def _decoder_layers(decoder: nn.Module) -> dict[str, nn.Module]:
     modules = dict(decoder.named_modules())
     layers = {n: m for n, m in modules.items() if n and isinstance(m, GradientCheckpointingLayer)}
     if layers:
-        return layers
+        inner = {n for n in layers if any(n.startswith(f"{other}.") for other in layers)}
+        return {name: layer for name, layer in layers.items() if name not in inner}
     lists = {n: m for n, m in modules.items() if isinstance(m, nn.ModuleList) and len(m)}
     if not lists:
         return {}
@@ -106,6 +120,30 @@ def _block_name(layer: nn.Module, known: tuple[str, ...]) -> str | None:
     if len(names) > 1 and PREFERRED_OF_TWO in names:
         return PREFERRED_OF_TWO
     return names[0] if len(names) == 1 else None
+
+
+def _mixers(layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The one mixer of every layer, at any depth (Zamba has layers that hold another one): full
+    name -> module; empty if not every layer has one."""
+    found = {
+        layer_name: [name for name, _ in layer.named_modules() if _last(name) in MIXER_NAMES]
+        for layer_name, layer in layers.items()
+    }
+    if any(len(names) != 1 for names in found.values()):
+        return {}
+    return {f"{n}.{name}": layers[n].get_submodule(name) for n, (name,) in found.items()}
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def cache_argument(module: Any) -> str | None:
+    """The argument in which a module is given what was kept of earlier tokens, if its outputs
+    depend on them; also of one that adapters are beside."""
+    forward = getattr(module, "base_layer", module).forward
+    arguments = inspect.signature(forward).parameters
+    return next((name for name in CACHE_NAMES if name in arguments), None)
 
 
 def _names(module: nn.Module) -> str:

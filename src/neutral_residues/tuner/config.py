@@ -59,8 +59,8 @@ class NeutralResiduesConfig(PeftConfig):
             context to close its gate.
         target_modules: names of the feed-forward modules; None finds them.
         exclude_modules: names to leave out.
-        layers_to_transform: numbers of the layers that get an adapter; None means all from
-            `first_layer` on.
+        layers_to_transform: numbers of the layers that get an adapter, of those that have a block
+            for it; None means all from `first_layer` on.
         layers_pattern: name of the list that holds the layers, where PEFT cannot tell.
         modules_to_save: other modules to train in full and save, for example ["lm_head"].
         thresholds: on the gates of a finished extension, see `thresholds.py`; `neutral calibrate`

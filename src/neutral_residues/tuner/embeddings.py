@@ -10,20 +10,20 @@ vocabulary.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.cache_utils import Cache
 
 from neutral_residues.errors import UserError
 from neutral_residues.tuner.beside import ModuleBeside
 from neutral_residues.tuner.blocks import text_config
+from neutral_residues.tuner.kept_codes import StateWithCodes, cache_in, codes_before, keep_codes
 from neutral_residues.tuner.neutral import Gate
 from neutral_residues.tuner.new_tokens import NewTokens
-from neutral_residues.tuner.reader import CodesLayer, TokenReader
+from neutral_residues.tuner.reader import TokenReader
 from neutral_residues.tuner.strongest import strongest
 
 
@@ -51,7 +51,7 @@ class EmbeddingsLayer(ModuleBeside):
         self._learning_gates: dict[str, Gate] = {}  # of the last pass with gradients
         self.logits_to_keep: Any = 0
         self._codes: dict[str, Tensor] = {}
-        self._cache: Cache | None = None
+        self._cache: Any = None
         self._mask: Any = None
         self._positions: Any = None
         self._hooks: list[Any] = []
@@ -227,7 +227,8 @@ class EmbeddingsLayer(ModuleBeside):
             if reader is None:
                 continue
             codes_BTC = reader.codes(embeddings_BTD)
-            before_BWC, first = self._before(name, reader.num_before + self.num_more)
+            number = reader.num_before + self.num_more
+            before_BWC, first = codes_before(self._cache, name, number)
             real_BT = _real_tokens(self._mask, first, codes_BTC.shape[1])
             if real_BT is not None:
                 codes_BTC = codes_BTC * real_BT[..., None].to(codes_BTC.dtype)
@@ -239,40 +240,22 @@ class EmbeddingsLayer(ModuleBeside):
         if torch.is_grad_enabled():
             self._learning_gates = gates
 
-    def _before(self, name: str, number: int) -> tuple[Tensor | None, int]:
-        """The codes of the last so many tokens before this pass, from its cache, and how many there
-        are in all."""
-        if self._cache is None:
-            return None, 0
-        stored = _stored(self._cache, name)
-        if stored is not None and (length := stored.get_seq_length()):
-            return stored.last(number), length
-        if stored is None and self._cache.get_seq_length():
-            what = f"past_key_values were computed without {name!r}, whose gate reads the text"
-            raise UserError(what, do="compute them with the extension active")
-        return None, 0
-
     def before_pass(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """A forward pre-hook of the decoder: what the gates depend on besides embeddings."""
         given = dict(zip(self._argument_names, args, strict=False)) | kwargs
-        cache = given.get("past_key_values")
-        self._cache = cache if isinstance(cache, Cache) else None
+        self._cache = cache_in(given)
         self._mask, self._positions = given.get("attention_mask"), given.get("position_ids")
         if given.get("inputs_embeds") is not None:
             self._read(given["inputs_embeds"])
 
     def after_pass(self, decoder: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
-        """A forward hook of the decoder: keeps the codes where the pass kept keys and values."""
-        cache = getattr(outputs, "past_key_values", None) or self._cache
-        if isinstance(cache, Cache):
-            for name, codes_BTC in self._codes.items():
-                stored = _stored(cache, name)
-                if stored is None:
-                    stored = CodesLayer(name)
-                    cache.layers.append(stored)
-                stored.append(codes_BTC)
+        """A forward hook of the decoder: keeps the codes with what the pass itself kept."""
+        left = cache_in(outputs) if isinstance(outputs, Mapping) else None
+        kept = keep_codes(self._cache if left is None else left, self._codes)
+        if isinstance(kept, StateWithCodes) and left is not None:
+            outputs.state = kept
         self._codes, self._cache, self._mask, self._positions = {}, None, None, None
 
     def before_head(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -333,11 +316,6 @@ def piece_means(pieces: Sequence[Sequence[int]], rows_of: Callable[[Tensor], Ten
     return sums / lengths[:, None]
 
 
-def _stored(cache: Cache, name: str) -> CodesLayer | None:
-    layers = (layer for layer in cache.layers if isinstance(layer, CodesLayer))
-    return next((layer for layer in layers if layer.name == name), None)
-
-
 def _positions(position_ids: Any, num_tokens: int) -> Tensor | None:
     """(B, T) or (1, T) each token's place in its text, which starts again at 0 where a row packs
     several; None where they are not given in that form."""
@@ -346,14 +324,15 @@ def _positions(position_ids: Any, num_tokens: int) -> Tensor | None:
 
 
 def _real_tokens(mask: Any, first: int, num_tokens: int) -> Tensor | None:
-    """(B, T) which tokens of a pass are not padding, from its attention mask: (B, tokens so far),
-    or, as generation with a static cache makes it, (B, 1, T, places) or several of these by kind;
-    None where nothing says so."""
+    """(B, T) which tokens of a pass are not padding, from its attention mask: (B, tokens so far) or
+    (B, T), or, as generation with a static cache makes it, (B, 1, T, places) or several of these by
+    kind; None where nothing says so."""
     if isinstance(mask, dict):
         mask = mask.get("full_attention")
     if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
         return None
-    if mask.ndim == 4:  # what the last token may attend to
-        mask = mask[:, 0, -1]
-        mask = mask if mask.dtype == torch.bool else mask >= 0
+    if mask.ndim == 2:
+        return mask[:, -num_tokens:]
+    mask = mask[:, 0, -1]  # what the last token may attend to
+    mask = mask if mask.dtype == torch.bool else mask >= 0
     return mask[:, first : first + num_tokens]

@@ -23,8 +23,8 @@ While it trains, every text begins anew for it after 128 tokens. Rows of 512 tok
 beginnings, and a gate that had met few of them opened on those of chat prompts (LAB.md, "windows of
 512 tokens, and how texts begin").
 
-Where text is generated token by token, the codes e of earlier tokens are kept as one more layer of
-the key-value cache, so whatever reorders, cuts or repeats a cache does it to them too.
+Where text is generated token by token, the codes e of earlier tokens are kept with what the
+backbone keeps of them (`kept_codes.py`).
 
 Suffixes: B rows, T tokens of this pass, W of a window, C 8 numbers of a code.
 """
@@ -35,7 +35,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.cache_utils import DynamicLayer
 
 from neutral_residues.config.choices import BlockGate
 from neutral_residues.tuner.neutral import Gate
@@ -157,23 +156,3 @@ def num_reader_weights(width_in: int) -> int:
     """Of one `TokenReader`."""
     per_token = (width_in + 1) * HIDDEN + (HIDDEN + 1) * CODE
     return per_token + (CODE * WINDOW + 1) * HIDDEN + HIDDEN + 1
-
-
-class CodesLayer(DynamicLayer):
-    """The codes of one extension, as a layer of a key-value cache."""
-
-    is_compileable = True  # so that what the other layers are decides
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-
-    def append(self, codes_BTC: Tensor) -> None:
-        """Keep the codes of further tokens."""
-        codes_B1TC = codes_BTC.detach()[:, None]
-        self.update(codes_B1TC, codes_B1TC[..., :0])
-
-    def last(self, number: int) -> Tensor:
-        """(B, W, C) of the last tokens, so many or as many as there are."""
-        codes: Tensor = self.keys[:, 0, -number:]
-        return codes

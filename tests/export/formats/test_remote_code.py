@@ -65,6 +65,10 @@ TOKENS = {"gate_reads": "tokens"}
         ("bloom", TOKENS),
         ("gpt_oss", TOKENS),
         ("qwen3_next", TOKENS),
+        ("mamba", TOKENS),
+        ("mamba2", {}),
+        ("nemotron_h", TOKENS | {"first_layer": 0}),
+        ("zamba2", TOKENS),
         ("llama", NEW_TOKENS),
         ("llama", NEW_TOKENS | {"block_gate": "none"}),
         ("llama", NEW_TOKENS | {"block_gate": "sigmoid", "head_rank": 0}),
@@ -349,6 +353,11 @@ def test_the_server_script_names_what_the_code_defines(tmp_path: Path) -> None:
     script = (tmp_path / "serve.py").read_text()
     compile(script, "serve.py", "exec")
     assert "from modeling_neutral_residues import NeutralResiduesLlamaForCausalLM" in script
+
+
+def test_a_state_without_a_place_for_what_was_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the state of RwkvForCausalLM has no place"):
+        export_model(extended("rwkv", **TOKENS), tmp_path / "refused", to="transformers")
 
 
 def test_a_backbone_with_code_of_its_own_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ Of the rules of vLLM's Transformers backend these hold: stock blocks and adapter
 modules, no forward is a closure, and the projection inside the activation comes first. Three parts
 break others. The residue on the output head is outside the decoder, and that backend brings a head
 of its own. A gate that reads the text needs hooks around the decoder's forward pass and a layer of
-the key-value cache for its codes, as the live model does (`tuner/reader.py`), and that backend has
+the cache for its codes, as the live model does (`tuner/reader.py`), and that backend has
 neither. New tokens (`tuner/new_tokens.py`) need hooks on embeddings and head. So a folder with one
 of these says that it is not compatible (`is_backend_compatible`), and is refused there instead of
 losing it; vLLM itself was never run.
@@ -35,6 +35,7 @@ from transformers import PreTrainedModel
 from neutral_residues.export.formats.saving import save_model
 from neutral_residues.export.parts import Adapter, Parts
 from neutral_residues.files import write_text
+from neutral_residues.tuner.blocks import cache_argument
 from neutral_residues.tuner.neutral import GatedAdapter
 from neutral_residues.tuner.new_tokens import SMALL_GATE, NewTokens
 from neutral_residues.tuner.reader import CODE, HIDDEN, WINDOW, TokenReader
@@ -58,6 +59,8 @@ def remote_code_refusal(parts: Parts) -> str | None:
             return f"an adapter is parallel to {block}, outside the decoder {prefix!r}"
     if parts.needs_embeddings and not parts.embeddings_name.startswith(f"{prefix}."):
         return f"a gate or new tokens need {parts.embeddings_name}, outside the decoder {prefix!r}"
+    if parts.has_reader and _cache_argument(parts) == "state":
+        return f"a gate reads the text, and the state of {kind} has no place for what it has read"
     return None
 
 
@@ -84,6 +87,12 @@ def write_remote_code(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
     save_model(head, config, _weights(parts), folder, dtype=dtype, like=backbone)
 
 
+def _cache_argument(parts: Parts) -> str | None:
+    """Of the decoder around the embeddings."""
+    decoder = parts.embeddings_name.rpartition(".")[0]
+    return cache_argument(parts.backbone.get_submodule(decoder))
+
+
 def _class_names(backbone: PreTrainedModel) -> dict[str, str]:
     kinds = {"Config": backbone.config, "Decoder": backbone.base_model, "Head": backbone}
     return {role: f"{CLASS_PREFIX}{type(kind).__name__}" for role, kind in kinds.items()}
@@ -107,6 +116,7 @@ def _code(parts: Parts) -> str:
         block=min(blocks),
         head_name=parts.head_name if parts.has_head else "",
         embeddings_name=_inside(parts.embeddings_name, backbone) if parts.needs_embeddings else "",
+        cache=_cache_argument(parts) if parts.needs_embeddings else "",
         small_gate=SMALL_GATE,
     )
 
