@@ -30,11 +30,13 @@ from mutations import (
     strange_json,
     strange_yaml,
 )
+from neutral_residues.composition.compose import compose
 from neutral_residues.config.base import to_yaml
 from neutral_residues.config.run import make_run
 from neutral_residues.demo.run import DEMO_DATA as DATA
 from neutral_residues.digest import DIGESTS, write_digests
 from neutral_residues.results.calibration import Calibration, write_calibration
+from neutral_residues.results.composition import FILE as COMPOSITION
 from neutral_residues.results.promise import CalibratedSet, Promise
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.run import save_extension
@@ -51,6 +53,7 @@ EXTENSIONS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora"},
     "vocabulary": {"vocabulary": {"size": 8, "keep": "unseen"}, "budget": 0.25},
 }
+TOGETHER = ("one", "other")
 PROMPT = "Il y avait"
 
 
@@ -106,7 +109,7 @@ class Materials:
 
     def make(self) -> None:
         """All of them now; a copy of this object in another process finds them in the folder."""
-        _ = self.texts, self.extensions, self.calibrated
+        _ = self.texts, self.extensions, self.calibrated, self.composition
 
     def _extension(self, name: str, changes: dict[str, Any]) -> Path:
         folder = self.folder / name
@@ -126,6 +129,14 @@ class Materials:
         else:
             setup.tokenizer.save_pretrained(folder)
         write_digests(folder)
+        return folder
+
+    @cached_property
+    def composition(self) -> Path:
+        """Two extensions in one folder."""
+        folder = self.folder / "composition"
+        if not folder.is_dir():
+            compose(dict.fromkeys(TOGETHER, self.extensions["neutral"]), folder, over=4)
         return folder
 
     @cached_property
@@ -342,6 +353,38 @@ def _damage_calibration(rng: random.Random, folder: Path, case: Case) -> Case:
     damaged = damaged_value({"thresholds": values["thresholds"]}, rng)
     (extension / CONFIG).write_bytes(as_json(values | damaged).encode("utf-8", "replace"))
     return case
+
+
+def _prepare_composition(rng: random.Random, folder: Path, materials: Materials) -> Case:
+    return _copied(materials.composition, folder, materials, rng)
+
+
+def _damage_composition(rng: random.Random, folder: Path, case: Case) -> Case:
+    extension = folder / "extension"
+    file, one = extension / COMPOSITION, extension / rng.choice(TOGETHER)
+    case, change = _without_digests(extension, case), rng.randrange(8)
+    if change < 4:
+        if rng.random() < 0.8:
+            _drop_digest(file)
+        _damage_json(file, rng)
+    elif change == 4:
+        shutil.rmtree(one)
+    elif change == 5:
+        _exchange_files(one, one / ADAPTER, rng)
+    elif change == 6:
+        _damage_json(one / CONFIG, rng)
+    else:
+        _for_another_backbone(one / CONFIG, rng)
+    return case
+
+
+def _for_another_backbone(file: Path, rng: random.Random) -> None:
+    values = json.loads(file.read_text())
+    if rng.random() < 0.5:
+        values["base_model_name_or_path"] = rng.choice(("folder", "somebody/else", "/"))
+    else:
+        values["backbone"][rng.choice(sorted(values["backbone"]))] *= 2
+    file.write_text(json.dumps(values))
 
 
 # ---- records ----
@@ -576,6 +619,7 @@ KINDS = {
     "comparisons": Kind(_prepare_comparison, _damage_comparison),
     "adapters": Kind(_prepare_adapter, _damage_adapter),
     "vocabularies": Kind(_prepare_vocabulary, _damage_vocabulary),
+    "compositions": Kind(_prepare_composition, _damage_composition),
     "calibrations": Kind(_prepare_calibration, _damage_calibration),
     "records": Kind(_prepare_record, _damage_record),
     "corpora": Kind(_prepare_corpus, _damage_corpus),

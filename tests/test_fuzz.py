@@ -24,7 +24,7 @@ def test_damaged_input_is_one_line(tmp_path: Path) -> None:
     here.mkdir()
     done = run(str(SCRIPT), "--count", "12", "--seed", "0", folder=here)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 9  # one for each kind, and none for failures
+    assert len(done.stdout.splitlines()) == 10  # one for each kind, and none for failures
     assert list(here.iterdir()) == []
 
 

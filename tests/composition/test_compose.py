@@ -190,3 +190,18 @@ def test_a_composition_that_somebody_edited(
     write_json(both / "composition.json", values | changes)
     with pytest.raises(UserError, match=r"composition"):
         load_saved(both)
+
+
+def test_a_composition_with_an_adapter_of_another_backbone(
+    folders: Folders, tmp_path: Path
+) -> None:
+    both = tmp_path / "both"
+    compose(folders, both)
+    (both / "SHA256SUMS").unlink()
+    file = both / "ukrainian" / "adapter_config.json"
+    values = read_json(file, "adapter configuration")
+    write_json(file, values | {"base_model_name_or_path": "somebody/else"})
+    with pytest.raises(
+        UserError, match=r"ukrainian extends another backbone than .*french; got som"
+    ):
+        load_saved(both)

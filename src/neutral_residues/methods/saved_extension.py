@@ -12,7 +12,7 @@ from neutral_residues.results.composition import NAME
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.tuner.config import NeutralResiduesConfig
 from neutral_residues.tuner.model import check_adapter_name
-from neutral_residues.tuner.saved_adapter import CONFIG, adapter_config
+from neutral_residues.tuner.saved_adapter import CONFIG, adapter_config, backbone_place
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,8 @@ class Extension:
     @property
     def backbone(self) -> dict[str, Any]:
         """What must be the same for all."""
-        name, settings = self.backbone_name, self.config.backbone
-        here = str(Path(name).resolve()) if Path(name).is_dir() else name
-        return {"base_model_name_or_path": here, "revision": self.config.revision} | settings
+        place, revision = backbone_place(self.config), self.config.revision
+        return {"base_model_name_or_path": place, "revision": revision} | self.config.backbone
 
     @property
     def start(self) -> str | None:

@@ -9,6 +9,7 @@ weights that a folder lacks, and unpack a pickle. Its configuration is data: a s
 memory before the weights are there that have it.
 """
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -60,6 +61,12 @@ def adapter_config(folder: Path) -> PeftConfig:
     return config
 
 
+def backbone_place(config: PeftConfig) -> str:
+    """The backbone's name on the Hub, or its folder: the same however that was written."""
+    name = str(config.base_model_name_or_path)
+    return os.path.realpath(name) if os.path.isdir(name) else name
+
+
 def comparable(config: PeftConfig) -> dict[str, Any]:
     """The settings of an adapter, to be held against another's: without what says where it was
     made, and with names that a model found, a set, as the list that is saved."""
@@ -77,13 +84,25 @@ def load_adapter(backbone: nn.Module, folder: Path) -> PeftModel:
 
 
 def load_adapters(backbone: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
-    """The backbone with several adapters by their names, all of them active; errors as above."""
+    """The backbone with several adapters by their names, all of them active; errors as above, and
+    where they are not all for one backbone."""
     model: Any = backbone
+    _check_one_backbone(list(folders.values()))
     for name, folder in folders.items():
         model = add_adapter(model, folder, name)
     if len(folders) > 1:
         model.base_model.set_adapter(list(folders), inference_mode=True)
     return model
+
+
+def _check_one_backbone(folders: list[Path]) -> None:
+    """Sizes, which loading compares, do not tell one backbone from another."""
+    first, *others = ((folder, backbone_place(adapter_config(folder))) for folder in folders)
+    for folder, place in others:
+        if place != first[1]:
+            what = f"{folder} extends another backbone than {first[0]}"
+            do = "compose extensions of one backbone"
+            raise UserError(what, got=place, allowed=first[1], do=do)
 
 
 def add_adapter(model: Any, folder: Path, name: str) -> PeftModel:
