@@ -189,6 +189,13 @@ def test_what_was_read_is_kept_beside_recurrent_states(family: str) -> None:
         left_behind(model, ids[:, :1], **kept)
 
 
+def test_rows_that_rwkv_mixes_up_are_refused() -> None:
+    model, ids = reading_family("rwkv"), token_ids(2, 8)
+    _, kept = left_behind(model, ids[:, :7])
+    with pytest.raises(UserError, match="got 4; allowed: the 2 read; give one row at a time"):
+        left_behind(model, ids[:, 7:], **kept)
+
+
 @pytest.mark.parametrize("family", ["mamba", "nemotron_h"])
 def test_recurrent_models_in_batches_and_with_beams(family: str) -> None:
     model, ids = reading_family(family), token_ids(1, 20)

@@ -299,6 +299,9 @@ class EmbeddingsLayer(ModuleBeside):
             keep = self.logits_to_keep
             kept = slice(-keep, None) if isinstance(keep, int) else keep
             gate = Gate(gate.gate[:, kept], gate.logits[:, kept])
+        if gate.logits.numel() != shape.numel():  # RWKV of Transformers mixes up rows
+            what, allowed = "tokens in a block of the backbone", f"the {gate.logits.numel()} read"
+            raise UserError(what, got=shape.numel(), allowed=allowed, do="give one row at a time")
         return Gate(*(it.to(hidden_states.device).reshape(*shape, 1) for it in gate))
 
 
