@@ -12,8 +12,10 @@ from neutral_residues.evaluation.by_document import (
     gate_logits,
     per_document,
 )
+from neutral_residues.evaluation.inference import as_backbone
 from neutral_residues.evaluation.windows import Windows
-from neutral_residues.tuner.gates import observe_gates
+from neutral_residues.tuner.gates import observe_gates, under_thresholds
+from neutral_residues.tuner.thresholds import Thresholds
 from tiny_llama import extended_llama
 
 LENGTHS = [5, 20, 1, 16, 33]
@@ -51,6 +53,27 @@ def test_a_document_is_read_alone(reads: str) -> None:
             found = logits[name][end - LENGTHS[number] : end]
             np.testing.assert_allclose(found, values.flatten().numpy(), atol=1e-5)
     assert set(logits) == set(seen)
+
+
+@pytest.mark.parametrize(("reads", "share_read"), [("tokens", 0.6), ("layer", 1.0)])
+def test_a_document_on_which_no_gate_opens_is_not_read_again(reads: str, share_read: float) -> None:
+    model, text = extended_llama(gate_reads=reads), stream()
+    with as_backbone(model) as backbone:
+        backbone_D = document_nats(backbone, text, WINDOWS)
+    logits = gate_logits(model, text, WINDOWS)
+    # Above it is one token.
+    values = {name: float(np.sort(it)[-2]) for name, it in logits.items()}
+    rows: list[int] = []
+    model.register_forward_hook(lambda *call: rows.append(len(call[2].logits)))
+    with under_thresholds(model, Thresholds("cut", values, weights="")):
+        expected_D = document_nats(model, text, WINDOWS)
+        num_all, tokens = sum(rows), []
+        rows.clear()
+        nats_D = document_nats(model, text, WINDOWS, backbone_D=backbone_D, on_tokens=tokens.append)
+    np.testing.assert_allclose(nats_D, expected_D, rtol=1e-6)
+    assert sum(tokens) == text.num_tokens
+    assert sum(rows) <= share_read * num_all
+    assert (nats_D != backbone_D).any()
 
 
 def test_by_the_whole_stream_a_document_alone_is_the_same() -> None:

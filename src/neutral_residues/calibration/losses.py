@@ -128,12 +128,14 @@ def worse_documents(
     """Of each unit's documents, the share that gets worse by more than `rise_percent` % in bits per
     byte; a UserError where one has a new token that is impossible."""
     with as_backbone(model) as backbone:
-        limit_D = document_nats(backbone, units.stream, windows, on_tokens=on_tokens)
-    limit_D = limit_D * (1 + rise_percent / 100)
+        backbone_D = document_nats(backbone, units.stream, windows, on_tokens=on_tokens)
+    limit_D = backbone_D * (1 + rise_percent / 100)
 
     def at(position: Position) -> Losses:
         with under_thresholds(model, how.thresholds_at(position)):
-            nats_D = document_nats(model, units.stream, windows, on_tokens=on_tokens)
+            nats_D = document_nats(
+                model, units.stream, windows, backbone_D=backbone_D, on_tokens=on_tokens
+            )
         if not np.isfinite(nats_D).all():  # a new token of its own, behind a shut gate
             what = f"{units.stream.name} has tokens that are impossible where a gate is shut"
             raise UserError(what, do="promise tokens (--promise tokens)")

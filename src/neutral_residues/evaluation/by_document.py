@@ -7,7 +7,7 @@ Suffixes: B windows, T inputs of a window, N all tokens of a stream, D its docum
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.evaluation.evaluate import last_logits
-from neutral_residues.evaluation.inference import inference
+from neutral_residues.evaluation.inference import inference, is_untouched
 from neutral_residues.evaluation.windows import Window, Windows
 from neutral_residues.tuner.embeddings import embeddings_layer
 from neutral_residues.tuner.gates import gates, observe_gates, reads_text
@@ -45,10 +45,13 @@ class Batch(NamedTuple):
         return values_BT[row, values_BT.shape[1] - (last - first) :]
 
 
-def document_batches(stream: TokenStream, windows: Windows) -> Iterator[Batch]:
-    """Windows over each document by itself that score each token once, long ones first."""
+def document_batches(
+    stream: TokenStream, windows: Windows, numbers: Iterable[int] | None = None
+) -> Iterator[Batch]:
+    """Windows over each document by itself, of all or of these, that score each token once; long
+    ones first."""
     by_length: defaultdict[int, list[tuple[int, Window]]] = defaultdict(list)
-    for number in range(stream.num_documents):
+    for number in range(stream.num_documents) if numbers is None else numbers:
         for batch in windows.batches(len(stream.document(number))):
             for window in batch:
                 by_length[window.end - window.start].append((number, window))
@@ -66,12 +69,27 @@ def _batch(stream: TokenStream, windows: Windows, found: list[tuple[int, Window]
 
 
 def document_nats(
-    model: nn.Module, stream: TokenStream, windows: Windows, *, on_tokens: OnTokens = ignore
+    model: nn.Module,
+    stream: TokenStream,
+    windows: Windows,
+    *,
+    backbone_D: NDArray[np.float64] | None = None,
+    on_tokens: OnTokens = ignore,
 ) -> NDArray[np.float64]:
-    """(D,) nats of each document under the model as it is, without autocast."""
+    """(D,) nats of each document under the model as it is, without autocast.
+
+    Args:
+        backbone_D: the same under its backbone, where that is known: a document on which no gate
+            opens is not read again.
+    """
     nats_N = np.zeros(stream.num_tokens)
     with inference(model):
-        for batch in document_batches(stream, windows):
+        is_known_D = np.zeros(stream.num_documents, dtype=bool)
+        if backbone_D is not None:
+            documents = map(stream.document, range(stream.num_documents))
+            is_known_D[:] = [_is_untouched(model, it, windows) for it in documents]
+            on_tokens(int(np.diff(stream.document_ends, prepend=0)[is_known_D].sum()))
+        for batch in document_batches(stream, windows, np.flatnonzero(~is_known_D).tolist()):
             longest = max(last - first for first, last in batch.places)
             logits_BKV = last_logits(model, batch.inputs_BT, longest)
             for row, (first, last) in enumerate(batch.places):
@@ -80,7 +98,14 @@ def document_nats(
                 losses_K = F.cross_entropy(logits_KV, targets_K, reduction="none")
                 nats_N[first:last] = losses_K.cpu().double().numpy()
             on_tokens(sum(last - first for first, last in batch.places))
-    return per_document(stream, nats_N)
+    nats_D = per_document(stream, nats_N)
+    return nats_D if backbone_D is None else np.where(is_known_D, backbone_D, nats_D)
+
+
+def _is_untouched(model: nn.Module, tokens: NDArray[Any], windows: Windows) -> bool:
+    """Whether no gate opens in any window of a document."""
+    batches = windows.batches(len(tokens))
+    return all(is_untouched(model, windows.rows(tokens, batch)[0]) for batch in batches)
 
 
 def per_document(stream: TokenStream, values_N: NDArray[Any]) -> NDArray[np.float64]:

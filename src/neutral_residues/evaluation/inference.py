@@ -1,12 +1,12 @@
 """Running a model as it is, or as its backbone, and leaving it as it was."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 
 from neutral_residues.errors import UserError
 from neutral_residues.tuner.embeddings import embeddings_layer
@@ -45,8 +45,8 @@ def as_backbone(model: nn.Module, reference: nn.Module | None = None) -> Iterato
             parameter.requires_grad_(trains)
 
 
-def is_untouched(model: nn.Module, tokens: Sequence[int]) -> bool:
-    """Whether the model is its own backbone over a whole text, known without running it: each of
+def is_untouched(model: nn.Module, input_ids: Tensor) -> bool:
+    """Whether the model is its own backbone over (B, T) tokens, known without running it: each of
     its gates reads the text and is exactly 0 there."""
     layer = embeddings_layer(model)
     if layer is None:
@@ -55,7 +55,7 @@ def is_untouched(model: nn.Module, tokens: Sequence[int]) -> bool:
     active = {name for it in residue_layers(model).values() for name in it.active_names()}
     if any(name not in readers or readers[name].kind != "relu" for name in active):
         return False
-    return layer.are_shut(torch.tensor([list(tokens)]))
+    return layer.are_shut(input_ids)
 
 
 @contextmanager

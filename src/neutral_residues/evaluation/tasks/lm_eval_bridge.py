@@ -169,7 +169,7 @@ class PairedHFLM(HFLM):
         """Whether the extended model reads nothing for it on which a gate opens."""
         _, prompt, answer = request
         read = [*prompt, *answer][:-1]
-        return 0 < len(read) <= self.max_length and is_untouched(self._model, read)
+        return 0 < len(read) <= self.max_length and is_untouched(self._model, torch.tensor([read]))
 
     def _possible(self, request: TokenRequest) -> TokenRequest:
         text, prompt, answer = request
