@@ -38,6 +38,8 @@ def test_everything_in_one_go(tmp_path: Path) -> None:
     assert [step for step, _ in advice.trial.target_bits] == [0, 4, 8]
     start, reached = advice.trial.target_bits[0][1], advice.trial.target_bits[-1][1]
     assert reached < start
+    assert advice.trial.drop_share == pytest.approx(1 - reached / start)
+    assert advice.best_use.of_time == "training"
     assert advice.trial.peak_memory_bytes > 2**27
     assert advice.trial.run_seconds > 32 * advice.trial.step_seconds
     assert {(t.name, t.use) for t in advice.texts} == {
@@ -48,6 +50,7 @@ def test_everything_in_one_go(tmp_path: Path) -> None:
     )
     for part in ("Texts under the backbone", "at its peak", "bits per byte within these steps"):
         assert part in text
+    assert "best use of the time: training as planned; the steps tried changed" in text
 
 
 def test_a_method_that_trains_nothing_is_not_tried(tmp_path: Path) -> None:
@@ -57,6 +60,7 @@ def test_a_method_that_trains_nothing_is_not_tried(tmp_path: Path) -> None:
     }
     advice, text = printed(values, trial_steps=20)
     assert advice.trial is None
+    assert advice.best_use is None
     assert "wise-ft trains nothing" in text
 
 

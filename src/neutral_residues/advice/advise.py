@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 
+from neutral_residues.advice.best_use import BestUse, best_use
 from neutral_residues.advice.rules import CorpusFacts, DistanceFacts, TextFacts, warnings
 from neutral_residues.advice.text_statistics import (
     corpus_facts,
@@ -41,6 +42,14 @@ class TrialFacts(Part):
     target_bits: list[tuple[int, float]]
     """(step, bits per byte), mean over the target sets that are measured during training."""
 
+    @property
+    def drop_share(self) -> float | None:
+        """Share of the target's bits per byte that these steps took away; None where it was not
+        measured twice."""
+        if len(self.target_bits) < 2:
+            return None
+        return 1 - self.target_bits[-1][1] / self.target_bits[0][1]
+
 
 class Advice(Part):
     """Everything that was found."""
@@ -54,6 +63,8 @@ class Advice(Part):
     """Every source set."""
     trial: TrialFacts | None = None
     """None where no step was tried."""
+    best_use: BestUse | None
+    """What the time is best spent on; None for a method that trains nothing."""
     warnings: list[str]
     """What to look at before spending anything."""
 
@@ -87,6 +98,7 @@ def advise(
         corpora=corpora,
         distances=far,
         trial=trial,
+        best_use=_best_use(setup, texts, trial),
         warnings=warnings(setup.config, texts, corpora, far, num_tokens=setup.num_tokens),
     )
 
@@ -106,6 +118,14 @@ def _with_bits(setup: Setup, texts: list[TextFacts]) -> list[TextFacts]:
     if setup.device.type == "cuda":
         torch.cuda.empty_cache()  # the trial's process needs it
     return found
+
+
+def _best_use(setup: Setup, texts: list[TextFacts], trial: TrialFacts | None) -> BestUse | None:
+    if not setup.method.trains_any:
+        return None
+    drop = trial.drop_share if trial else None
+    is_protected = max(setup.local_loss_weight, setup.config.training.kl_weight) > 0
+    return best_use(setup.config, texts, trial_drop=drop, is_protected=is_protected)
 
 
 def _trial(setup: Setup, num_steps: int) -> TrialFacts:

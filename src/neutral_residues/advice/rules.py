@@ -6,7 +6,7 @@ Each threshold names the measurement or the paper behind it; "LAB" is LAB.md of 
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
@@ -163,16 +163,8 @@ def _read_too_often(
 
 
 def _costly_target(config: RunConfig, texts: Sequence[TextFacts]) -> Iterator[str]:
-    target, source = _of_role(texts, "target"), _of_role(texts, "source")
-    if not (target and source):
-        return
-    by_word = all(text.tokens_per_word is not None for text in (*target, *source))
-    unit = "word" if by_word else "character"
-    cost, usual = (
-        _mean([text.tokens_per_word if by_word else text.tokens_per_char for text in side])
-        for side in (target, source)
-    )
-    if cost / usual > COSTLY:
+    cost = token_cost(texts)
+    if cost is not None and cost.times > COSTLY:
         size = config.vocabulary.size
         remedy = (
             f"It has {size:,} new tokens (vocabulary.size); more may help"
@@ -180,21 +172,54 @@ def _costly_target(config: RunConfig, texts: Sequence[TextFacts]) -> Iterator[st
             else "New tokens (vocabulary.size) lift it: neutral vocabulary prints what they save"
         )
         yield (
-            f"the target takes {cost:.2f} tokens per {unit}, the source {usual:.2f}:"
-            f" {cost / usual:.1f} times as many. The context holds less text, time grows as much,"
-            f" and the same text teaches less (LAB, Ukrainian). {remedy}"
+            f"the target takes {cost.target:.2f} tokens per {cost.unit}, the source"
+            f" {cost.source:.2f}: {cost.times:.1f} times as many. The context holds less text, time"
+            f" grows as much, and the same text teaches less (LAB, Ukrainian). {remedy}"
         )
 
 
 def _known_target(texts: Sequence[TextFacts]) -> Iterator[str]:
-    """Compared per character: scripts differ in bytes."""
+    bits = bits_of_sides(texts)
+    if bits is not None and bits.target <= bits.source:
+        yield (
+            f"the backbone already knows the target: {bits.target:.2f} bits per character, no"
+            f" more than on source text ({bits.source:.2f}). Expect little to learn"
+        )
+
+
+class Sides(NamedTuple):
+    """A mean over target texts, and over source texts."""
+
+    target: float
+    source: float
+    unit: str
+
+    @property
+    def times(self) -> float:
+        """How many times the source's the target's is."""
+        return self.target / self.source
+
+
+def token_cost(texts: Sequence[TextFacts]) -> Sides | None:
+    """Tokens per word, or per character where spaces do not separate words; None without texts of
+    both sides."""
+    target, source = _of_role(texts, "target"), _of_role(texts, "source")
+    if not (target and source):
+        return None
+    by_word = all(text.tokens_per_word is not None for text in (*target, *source))
+    of_target, of_source = (
+        _mean([text.tokens_per_word if by_word else text.tokens_per_char for text in side])
+        for side in (target, source)
+    )
+    return Sides(of_target, of_source, unit="word" if by_word else "character")
+
+
+def bits_of_sides(texts: Sequence[TextFacts]) -> Sides | None:
+    """Bits of the backbone per character, as scripts differ in bytes; None where it was not run on
+    both sides."""
     sides = [[t.bits_per_char for t in _of_role(texts, role)] for role in ("target", "source")]
     target, source = ([bits for bits in side if bits is not None] for side in sides)
-    if target and source and _mean(target) <= _mean(source):
-        yield (
-            f"the backbone already knows the target: {_mean(target):.2f} bits per character, no"
-            f" more than on source text ({_mean(source):.2f}). Expect little to learn"
-        )
+    return Sides(_mean(target), _mean(source), unit="character") if target and source else None
 
 
 def _not_measured(texts: Sequence[TextFacts]) -> Iterator[str]:

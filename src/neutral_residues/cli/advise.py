@@ -37,6 +37,8 @@ def advise_run(
     elif not setup.method.trains_any:
         console.print(f"{config.method} trains nothing, so there is no step to try")
     print_warnings(advice.warnings, console=console)
+    if advice.best_use is not None:
+        console.print(advice.best_use.line, highlight=False)
     if output is not None:
         write_json(output, advice.model_dump(mode="json"))
         console.print(f"\nadvice: {output}", highlight=False)
