@@ -59,7 +59,7 @@ def kind_of(path: Path) -> tuple[str, str | None]:
 
 def iter_rows(corpus: Corpus, fields: Sequence[str]) -> Generator[Row, None, None]:
     """What these fields hold in every row, whatever that is; a UserError on reaching what cannot be
-    read, and for a file without rows."""
+    read, and for a .txt file, which has no rows."""
     if corpus.path is None:
         yield from _dataset_rows(corpus, fields)
         return
