@@ -61,6 +61,7 @@ def test_an_override_that_cannot_be_read_is_one_line(tmp_path: Path, override: s
             {"beside": {"one": "there"}, "vocabulary": {"size": 9}},
             "beside does not go with vocabulary.size",
         ),
+        ({"beside": "there"}, "beside: give a name for each folder: {french: there}"),
         ({"beside": {"run": "there"}}, "the new one is called run too; choose another label"),
         ({"training": {"adam_betas": [0.9]}}, "training.adam_betas"),
         (

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from neutral_residues.config.base import Settings, checked, read_values
 from neutral_residues.config.choices import (
@@ -252,6 +252,13 @@ class RunConfig(Settings):
     scaling: ScalingSettings = ScalingSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+
+    @field_validator("beside", mode="before")
+    @classmethod
+    def _folders_by_name(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ValueError(f"give a name for each folder: {{french: {value}}}")
+        return value
 
     @model_validator(mode="after")
     def _new_tokens_start_once(self) -> Self:
