@@ -159,11 +159,18 @@ def test_how_much_the_real_model_learns_is_in_the_records() -> None:
 
 
 def test_what_is_said_of_new_tokens_is_in_the_records() -> None:
-    found = {name: [] for name in ("neutral-4000", "finetune-4000", "neutral")}
+    found = {
+        "neutral-4000/b0.2-lr0.01": [],
+        "finetune-4000/lr0.0015": [],
+        "lora-4000/b0.2-lr0.003": [],
+        "neutral/b0.2-lr0.01": [],
+    }
     for run in packed("vocabulary"):
-        if (label := run.record.label) in found and "uk" in run.record.sets:
-            found[label].append(run.record.sets)
-    after, tuned, plain = found.values()
+        for name, sets in found.items():
+            if f"ukrainian/{name}-" in run.origin:
+                sets.append(run.record.sets)
+    after, tuned, low_rank, plain = found.values()
+    assert (len(after), len(tuned)) == (3, 3)
     text, uk = " ".join(README.split()), [sets["uk"] for sets in after]
     without = mean(sets["uk"].extended_bits_per_byte for sets in plain)
     reached = mean(it.extended_bits_per_byte for it in uk)
@@ -171,6 +178,9 @@ def test_what_is_said_of_new_tokens_is_in_the_records() -> None:
     fine_tuned = mean(sets["uk"].extended_bits_per_byte for sets in tuned)
     novels = mean(sets["en"].rise_percent for sets in tuned)
     assert f"reaches {fine_tuned:.2f} and forgets {novels:.0f} % of English novels" in text
+    of_lora = mean(sets["uk"].extended_bits_per_byte for sets in low_rank)
+    its_novels = mean(sets["en"].rise_percent for sets in low_rank)
+    assert f"LoRA {of_lora:.2f} and {its_novels:.1f} %;" in text
     rises = (mean(s[name].rise_percent for s in after) for name in ("en", "en-pubmed", "en-wiki"))
     assert f"neutral residues forget at most {max(rises):.1f} %" in text
     share = mean(it.num_tokens / (it.backbone_tokens or 0) for it in uk)
