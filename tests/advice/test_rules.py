@@ -41,6 +41,18 @@ def test_new_tokens_are_suggested_once() -> None:
     assert "vocabulary" not in said(both())
 
 
+def test_a_chat_model_without_chats() -> None:
+    def of(**changes: Any) -> str:
+        found = {"num_tokens": NUM_TOKENS, "is_chat_model": True}
+        return "\n".join(warnings(config(**changes), both(), [], [], **found))
+
+    assert "gates can open on the chat template" in of()
+    corpora = config().model_dump(mode="json")["data"]["train"]
+    corpora[1] |= {"chat": True, "field": "messages"}
+    assert of(data={"train": corpora}) == ""
+    assert "chat" not in said(both())
+
+
 def test_measuring_that_takes_longer_than_training() -> None:
     long = {"num_tokens": 300_000}
     # Both models on both sets, half of each window read again, and three times 20,000 tokens.

@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 
 from neutral_residues.advice.best_use import BestUse, best_use
-from neutral_residues.advice.rules import CorpusFacts, DistanceFacts, TextFacts, warnings
+from neutral_residues.advice.rules import CorpusFacts, DistanceFacts, TextFacts
 from neutral_residues.advice.text_statistics import (
+    all_warnings,
     corpus_facts,
     distances,
     sample_stream,
@@ -99,7 +100,7 @@ def advise(
         distances=far,
         trial=trial,
         best_use=_best_use(setup, texts, trial),
-        warnings=warnings(setup.config, texts, corpora, far, num_tokens=setup.num_tokens),
+        warnings=all_warnings(setup, texts, corpora, far),
     )
 
 

@@ -102,11 +102,13 @@ def warnings(
     distances: Sequence[DistanceFacts],
     *,
     num_tokens: int,
+    is_chat_model: bool = False,
 ) -> list[str]:
     """What to look at before anything is spent, one sentence each.
 
     Args:
         num_tokens: tokens that the whole training reads.
+        is_chat_model: whether the backbone's tokenizer has a chat template.
     """
     found = [*_not_measured(texts), *_costly_target(config, texts), *_known_target(texts)]
     found += [line for corpus in corpora for line in _repetition(corpus)]
@@ -117,7 +119,18 @@ def warnings(
         if d.bits > FAR * d.replay_bits
     ]
     found += _read_too_often(config.data, texts, num_tokens)
+    found += _no_chats(config.data) if is_chat_model else []
     return [*found, *_long_measuring(config, texts, num_tokens)]
+
+
+def _no_chats(data: DataSettings) -> list[str]:
+    """LAB, "German for SmolLM2-135M": gates that had met no chat opened on the template."""
+    if any(corpus.chat and corpus.role == "source" for corpus in data.train):
+        return []
+    return [
+        "the backbone answers chats, and no source corpus of data.train has chat: true: gates can"
+        " open on the chat template. Some chats with a share of their own teach them not to"
+    ]
 
 
 def _long_measuring(config: RunConfig, texts: Sequence[TextFacts], num_tokens: int) -> list[str]:

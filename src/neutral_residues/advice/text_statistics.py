@@ -36,7 +36,24 @@ def text_warnings(setup: Setup) -> list[str]:
     """Warnings from the texts alone; no model is run."""
     data, tokenizer = setup.data, setup.tokenizer
     texts, corpora = text_facts(data, tokenizer), corpus_facts(data, tokenizer)
-    return warnings(setup.config, texts, corpora, distances(data), num_tokens=setup.num_tokens)
+    return all_warnings(setup, texts, corpora, distances(data))
+
+
+def all_warnings(
+    setup: Setup,
+    texts: Sequence[TextFacts],
+    corpora: Sequence[CorpusFacts],
+    far: Sequence[DistanceFacts],
+) -> list[str]:
+    """Warnings from what was found about a run's texts."""
+    return warnings(
+        setup.config,
+        texts,
+        corpora,
+        far,
+        num_tokens=setup.num_tokens,
+        is_chat_model=bool(setup.backbone_tokenizer.chat_template),
+    )
 
 
 def text_facts(data: RunData, tokenizer: PreTrainedTokenizerBase) -> list[TextFacts]:
