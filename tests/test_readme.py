@@ -13,6 +13,7 @@ import yaml
 from families import FAMILIES
 from neutral_residues.config.run import make_run
 from neutral_residues.report.load import Found, collect
+from neutral_residues.results.record import Record
 from paths import DEMO_BACKBONE, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -135,9 +136,14 @@ def test_the_claims_are_those_of_the_report() -> None:
 SMOLLM2 = {"SmolLM2, full fine-tuning": "finetune", "**SmolLM2, neutral residues**": "neutral"}
 
 
+def real_models(language: str, label: str) -> list[Record]:
+    start = f"cells/smollm2-{language}/{label}/"
+    return [found.record for found in packed("smollm2") if start in found.origin]
+
+
 @pytest.mark.parametrize("title", SMOLLM2)
 def test_the_real_models_results_are_those_of_the_records(title: str) -> None:
-    (record,) = (f.record for f in packed("smollm2") if f.record.label == SMOLLM2[title])
+    (record,) = real_models("fr", SMOLLM2[title])
     assert record.cost.tokens == 256_000
     cells, backbone = table_row(title), table_row("SmolLM2-135M-Instruct")
     for number, name in enumerate(("en", "en-pubmed", "en-wiki", "fr")):
@@ -152,10 +158,24 @@ def test_the_real_models_results_are_those_of_the_records(title: str) -> None:
 
 
 def test_how_much_the_real_model_learns_is_in_the_records() -> None:
-    drops = {f.record.label: f.record.sets["fr"].rise_percent for f in packed("smollm2")}
-    of_tuning, of_lora = (100 * drops["neutral"] / drops[name] for name in ("finetune", "lora"))
+    (ours,), (tuned,), (low_rank,) = (
+        [it.sets["fr"].rise_percent for it in real_models("fr", label)]
+        for label in ("neutral", "finetune", "lora")
+    )
+    of_tuning, of_lora = 100 * ours / tuned, 100 * ours / low_rank
     said = f"learn {of_tuning:.0f} % of what fine-tuning does here, and {of_lora:.0f} % of LoRA"
     assert said in " ".join(README.split())
+
+
+def test_what_is_said_of_german_on_the_real_model_is_in_the_records() -> None:
+    (record,) = real_models("de", "neutral")
+    german, text = record.sets["de"], " ".join(README.split())
+    backbone, extended = german.backbone_bits_per_byte, german.extended_bits_per_byte
+    assert f"German ({backbone:.3f} to {extended:.3f})" in text
+    source = [record.sets[name] for name in ("en", "en-pubmed", "en-wiki")]
+    assert max(round(abs(it.rise_percent), 1) for it in source) <= 0.1
+    same = sum(sample.is_same for sample in record.chat)
+    assert f"only {same} of {len(record.chat)} chat answers" in text
 
 
 def test_what_is_said_of_new_tokens_is_in_the_records() -> None:
