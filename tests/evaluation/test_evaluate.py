@@ -291,6 +291,18 @@ def test_chunks_of_logits_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     same(score(model, stream), whole)
 
 
+def test_windows_are_fewer_where_their_logits_would_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, stream = extended(), text(50, 31)
+    whole, rows = score(model, stream), []
+    limit = "neutral_residues.evaluation.windows.LOGITS_PER_BATCH"
+    monkeypatch.setattr(limit, 3 * 16 * VOCABULARY)
+    model.get_input_embeddings().register_forward_hook(lambda *a: rows.append(len(a[2])))
+    same(score(model, stream), whole)
+    assert max(rows) == 3
+
+
 def test_kl_equals_its_definition() -> None:
     model, stream = extended(), text(16)
     inputs = torch.tensor([[END, *stream.tokens[:-1].tolist()]])

@@ -36,6 +36,15 @@ def test_rows_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
+    ("context", "vocabulary", "rows"), [(128, 4096, 16), (512, 49152, 5), (2048, 128_256, 1)]
+)
+def test_the_logits_of_a_batch_fit_into_memory(context: int, vocabulary: int, rows: int) -> None:
+    windows = Windows(0, context, context, batch_rows=16).for_vocabulary(vocabulary)
+    assert windows.batch_rows == rows
+    assert rows == 1 or rows * context * vocabulary <= 2**27
+
+
+@pytest.mark.parametrize(
     ("numbers", "message"),
     [
         ((0, 1, 1), "context_tokens; got 0"),

@@ -180,7 +180,7 @@ class EvaluationSettings(Settings):
     stride_tokens: int | None = Field(default=None, ge=1)
     """New tokens scored in each window; null takes half of the context."""
     batch_rows: int = Field(default=16, ge=1)
-    """Windows per forward pass."""
+    """Windows per forward pass; fewer where their logits would take more than half a GiB."""
     tokens_while_training: int = Field(default=20_000, ge=1)
     """About how many tokens of each set are measured while training; at the end all are."""
     kl: bool = False

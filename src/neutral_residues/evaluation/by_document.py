@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neutral_residues.data.token_stream import TokenStream
-from neutral_residues.evaluation.evaluate import last_logits
+from neutral_residues.evaluation.evaluate import last_logits, vocabulary_size
 from neutral_residues.evaluation.inference import inference, is_untouched
 from neutral_residues.evaluation.windows import Window, Windows
 from neutral_residues.tuner.embeddings import embeddings_layer
@@ -83,6 +83,7 @@ def document_nats(
             opens is not read again.
     """
     nats_N = np.zeros(stream.num_tokens)
+    windows = windows.for_vocabulary(vocabulary_size(model))
     with inference(model):
         is_known_D = np.zeros(stream.num_documents, dtype=bool)
         if backbone_D is not None:

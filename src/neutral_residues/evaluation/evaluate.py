@@ -92,7 +92,7 @@ def evaluate(
     scorer = _Scorer(
         model,
         reference,
-        windows,
+        windows.for_vocabulary(vocabulary_size(model)),
         vocabulary_size(model) - len(pieces),
         own,
         pieces,

@@ -8,7 +8,7 @@ Suffixes: B windows, T inputs of a window.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neutral_residues.errors import UserError
+
+# Of one model in one forward pass: half a GiB in float32.
+LOGITS_PER_BATCH = 2**27
 
 
 class Window(NamedTuple):
@@ -44,6 +47,12 @@ class Windows:
         if not 1 <= self.stride_tokens <= self.context_tokens:
             allowed = f"1 to context_tokens ({self.context_tokens})"
             raise UserError("stride_tokens", got=self.stride_tokens, allowed=allowed)
+
+    def for_vocabulary(self, size: int) -> "Windows":
+        """The same with fewer rows where the logits of a batch would be too many for memory: 16
+        windows of 2,048 tokens and a vocabulary of 128,256 are 16 GiB in float32."""
+        rows = LOGITS_PER_BATCH // (self.context_tokens * size)
+        return replace(self, batch_rows=max(1, min(self.batch_rows, rows)))
 
     def batches(self, num_tokens: int) -> Iterator[list[Window]]:
         """Windows that score each of `num_tokens` tokens once, in order; all are equally long."""

@@ -114,7 +114,7 @@ class NeutralResiduesTrainerMixin(_Trainer):
             raise UserError(what, got=self.args.label_smoothing_factor, do="set it to 0")
         if not self._has_local_loss:
             return
-        check_local_loss(residue_layers(self.model), self.local_loss, self._trained_names or (ALL,))
+        check_local_loss(residue_layers(self.model), self.local_loss, self._trained_names)
         if self.args.n_gpu > 1:
             what = "the local loss does not work under DataParallel"
             raise UserError(what, do="start it with torchrun")
@@ -127,7 +127,7 @@ class NeutralResiduesTrainerMixin(_Trainer):
     @cached_property
     def _trained_names(self) -> list[str]:
         """Others are active beside them, and stay as they are."""
-        return trained_names(self.model)
+        return trained_names(self.model) or [ALL]
 
     @property
     def _has_local_loss(self) -> bool:
@@ -157,8 +157,8 @@ class NeutralResiduesTrainerMixin(_Trainer):
         return samples, num_items
 
     def _adapter_labels(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
-        """The labels of each adapter; see `by_adapter`."""
-        return dict.fromkeys(self._trained_names or (ALL,), batch[DOMAIN_LABELS])
+        """The labels of each adapter that has a local loss, by its name."""
+        return dict.fromkeys(self._trained_names, batch[DOMAIN_LABELS])
 
     def _num_counted(
         self, labels: Sequence[Mapping[str, Tensor]], key: str, device: torch.device
