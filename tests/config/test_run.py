@@ -1,5 +1,6 @@
 """The run file: what it refuses and how it says so, and that it reads back what it wrote."""
 
+import math
 import re
 from pathlib import Path
 
@@ -215,6 +216,14 @@ def test_the_backbone_writes_what_training_reads(tmp_path: Path, data: dict, tok
     values = run_values(tmp_path)
     values["data"]["train"][1] = OWN
     assert make_run(values | {"data": values["data"] | data}).self_tokens == tokens
+
+
+def test_of_several_source_corpora_the_backbone_writes_its_share(tmp_path: Path) -> None:
+    values = run_values(tmp_path)
+    target, source = values["data"]["train"]
+    train = [target, source | {"share": [0.5, 0.7]}, OWN | {"share": [0.5, 0.3]}]
+    data = values["data"] | {"evaluate": [OWN | {"path": "en.txt"}], "train": train}
+    assert make_run(values | {"data": data}).self_tokens == math.ceil(0.4 * 512)
 
 
 def test_a_name_far_from_all_known_gets_the_list() -> None:

@@ -324,7 +324,9 @@ class RunConfig(Settings):
             return data.self_replay.tokens
         rows = training.steps * training.batch_rows * training.accumulation
         held_out = 0.0 if data.evaluate else data.held_out_share
-        read = rows * data.block_tokens * data.source_share / (1 - held_out)
+        shares = data.self_corpus.share if data.self_corpus else None
+        of_source = sum(shares) / 2 if shares else 1.0  # it changes evenly, if at all
+        read = rows * data.block_tokens * data.source_share * of_source / (1 - held_out)
         return min(math.ceil(read), MOST_SELF_TOKENS)
 
     @property
