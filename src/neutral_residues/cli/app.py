@@ -10,12 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.columns import Columns
 from rich.console import Console
-from rich.panel import Panel
 from rich.status import Status
-from rich.table import Table
-from rich.text import Text
 
 from neutral_residues.errors import Stopped, UserError
 
@@ -120,25 +116,9 @@ def compare(
 def methods() -> None:
     """List the methods: what trains, what a budget means, and what can be done afterwards."""
     _quiet()
-    from neutral_residues.methods.table import METHODS, RECIPE_WIDTH
+    from neutral_residues.cli.methods import print_methods
 
-    table = Table(show_header=False, box=None, padding=(0, 2, 1, 0))
-    table.add_column(style="bold", no_wrap=True)
-    for row in METHODS:
-        facts = [row.size_in_words]
-        facts += [f"learning rate {row.learning_rate:g}"] if row.learning_rate is not None else []
-        facts += [f"afterwards: {', '.join(row.afterwards)}"] if row.afterwards else []
-        details = f"[dim]{'; '.join(facts)}\n{row.paper}[/dim]"
-        table.add_row(row.name, f"{row.title}: {row.trains}\n{details}")
-    console = Console()
-    console.print(table)
-    console.print(
-        f"Learning rates are for a backbone of width {RECIPE_WIDTH} and shrink as 1/width.\nmerge:"
-        " folds into the backbone's matrices. skip: tokens whose gate is 0 need no extra work."
-        " stock: what is saved, or exported (neutral-sigmoid with residues.head_rank: 0), is a"
-        " model that Transformers knows.",
-        highlight=False,
-    )
+    print_methods()
 
 
 @app.command()
@@ -235,28 +215,10 @@ def generate(
     """Complete a prompt with the backbone and with the extended model, side by side."""
     with _loading():
         _quiet()
-        from neutral_residues.evaluation.generate import generate_both
-        from neutral_residues.evaluation.saved import load_saved
+        from neutral_residues.cli.generate import print_both
 
-    saved, console = load_saved(folder), Console()
-    (sample,) = generate_both(
-        saved.model,
-        saved.tokenizer,
-        [prompt],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        chat=chat,
-        reference=saved.reference,
-        backbone_tokenizer=saved.backbone_tokenizer,
-        end_of_text=saved.end_of_text,
-    )
-    width = max(30, console.width // 2 - 1)
-    sides = {"backbone": sample.backbone, "with extension": sample.extended}
-    panels = [Panel(Text(text), title=title, width=width) for title, text in sides.items()]
-    console.print(Text(prompt, style="bold"))
-    console.print(Columns(panels, padding=(0, 1)))
+    settings: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seed": seed}
+    print_both(folder, prompt, max_new_tokens=max_new_tokens, chat=chat, **settings)
 
 
 @app.command()
@@ -310,27 +272,9 @@ def export(
     """
     with _loading():
         _quiet()
-        from peft import PeftModel
+        from neutral_residues.cli.export import export_folder
 
-        from neutral_residues.evaluation.saved import load_saved
-        from neutral_residues.export.export import check_target, export_model
-        from neutral_residues.export.formats.table import find_format
-        from neutral_residues.results.run_folder import RunFolder
-        from neutral_residues.units import human_bytes
-
-    row, console = find_format(to), Console()
-    check_target(output, dtype=dtype)
-    saved = load_saved(folder)
-    if not isinstance(saved.model, PeftModel):
-        what = f"already a stock model in {RunFolder(folder).extension}"
-        raise UserError(what, got=f"method {saved.config.method}" if saved.config else None)
-    files: dict[str, Any] = {"tokenizer": saved.tokenizer, "end_of_text": saved.end_of_text}
-    files |= {"text": text, "copy": False}
-    with console.status(f"exporting to {to}, and comparing it in a fresh process"):
-        difference = export_model(saved.model, output, to=to, dtype=dtype, **files)
-    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
-    console.print(f"{output}: {row.title}, {human_bytes(size)}", highlight=False)
-    console.print(f"against the live model: {difference.describe()}", highlight=False)
+    export_folder(folder, output, to=to, dtype=dtype, text=text)
 
 
 @app.command()
@@ -442,7 +386,6 @@ def _load_run(run: Path, overrides: list[str] | None) -> "RunConfig":
 def _quiet() -> None:
     """Turn off the libraries' progress bars and warnings: they would cover our own display."""
     import logging
-    import os
     import warnings
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -1,0 +1,42 @@
+"""`neutral export`: an extension in a form that other programs load."""
+
+from pathlib import Path
+
+from peft import PeftModel
+from rich.console import Console
+
+from neutral_residues.errors import UserError
+from neutral_residues.evaluation.saved import load_saved
+from neutral_residues.export.export import check_target, export_model
+from neutral_residues.export.formats.table import find_format
+from neutral_residues.results.run_folder import RunFolder
+from neutral_residues.units import human_bytes
+
+
+def export_folder(folder: Path, output: Path, *, to: str, dtype: str, text: str) -> None:
+    """Write the folder, and print how large it is and how far from the live model.
+
+    Raises:
+        UserError: for an unknown format, a folder that exists, a method that saves a stock model,
+            and as `export_model`.
+    """
+    row, console = find_format(to), Console()
+    check_target(output, dtype=dtype)
+    saved = load_saved(folder)
+    if not isinstance(saved.model, PeftModel):
+        what = f"already a stock model in {RunFolder(folder).extension}"
+        raise UserError(what, got=f"method {saved.config.method}" if saved.config else None)
+    with console.status(f"exporting to {to}, and comparing it in a fresh process"):
+        difference = export_model(
+            saved.model,
+            output,
+            to=to,
+            dtype=dtype,
+            text=text,
+            tokenizer=saved.tokenizer,
+            end_of_text=saved.end_of_text,
+            copy=False,
+        )
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    console.print(f"{output}: {row.title}, {human_bytes(size)}", highlight=False)
+    console.print(f"against the live model: {difference.describe()}", highlight=False)

@@ -1,0 +1,31 @@
+"""`neutral generate`: a prompt completed by the backbone and by the extended model."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.columns import Columns
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from neutral_residues.evaluation.generate import generate_both
+from neutral_residues.evaluation.saved import load_saved
+
+
+def print_both(folder: Path, prompt: str, **settings: Any) -> None:
+    """Print both completions side by side; `settings` are those of `generate_both`."""
+    saved, console = load_saved(folder), Console()
+    (sample,) = generate_both(
+        saved.model,
+        saved.tokenizer,
+        [prompt],
+        reference=saved.reference,
+        backbone_tokenizer=saved.backbone_tokenizer,
+        end_of_text=saved.end_of_text,
+        **settings,
+    )
+    width = max(30, console.width // 2 - 1)
+    sides = {"backbone": sample.backbone, "with extension": sample.extended}
+    panels = [Panel(Text(text), title=title, width=width) for title, text in sides.items()]
+    console.print(Text(prompt, style="bold"))
+    console.print(Columns(panels, padding=(0, 1)))
