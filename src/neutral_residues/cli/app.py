@@ -1,4 +1,4 @@
-"""The command line `neutral`. What a command needs is imported inside it, so `--help` is instant.
+"""The command line `neutral`. Each command imports what it needs itself, so `--help` is instant.
 
 Errors caused by user input are one line on standard error and exit code 2; Ctrl-C is 130.
 """
@@ -37,12 +37,12 @@ def _option(text: str, *names: str) -> Any:
 
 
 def _loading() -> Status:
-    """Says so on a terminal while a command imports what it needs, which takes seconds."""
+    """Shows "loading libraries ..." on a terminal while a command imports; that takes seconds."""
     return Console(stderr=True).status("loading libraries ...")
 
 
-def _say(line: str) -> None:
-    """One line at once, before what takes seconds; from one process of several."""
+def _announce(line: str) -> None:
+    """Print one line before imports that take seconds; under torchrun on the main process only."""
     if os.environ.get("RANK", "0") == "0":
         Console(stderr=True).print(line, highlight=False, markup=False)
 
@@ -58,12 +58,12 @@ Folder = Annotated[Path, _argument("Output folder of a run, or an extension fold
 def extend(
     run: RunFile,
     overrides: Overrides = None,
-    advice: Annotated[bool, _option("First check the texts of a new run; seconds.")] = True,
+    advice: Annotated[bool, _option("Check the texts of a new run first; takes seconds.")] = True,
 ) -> None:
     """Train an extension as the run file says; the same command resumes it."""
     with _loading():
         config = _load_run(run, overrides)
-        _say(f"{config.method} on {config.model}, to {config.output}")
+        _announce(f"{config.method} on {config.model}, to {config.output}")
         from neutral_residues.advice.text_statistics import text_warnings
         from neutral_residues.cli.tables import print_summary, print_warnings
         from neutral_residues.results.run_folder import RunFolder
@@ -91,7 +91,9 @@ def compare(
         list[str] | None,
         _argument("Settings to change, for example seeds=[0,1] or set.training.steps=200."),
     ] = None,
-    plan: Annotated[bool, _option("Print cells, time and disk; run none.", "--plan")] = False,
+    plan: Annotated[
+        bool, _option("Print the runs, their time and disk space; start none.", "--plan")
+    ] = False,
 ) -> None:
     """Run every method on the same budget, rows and evaluation; the same command resumes it."""
     with _loading():
@@ -134,7 +136,7 @@ def describe(run: RunFile, overrides: Overrides = None) -> None:
 def advise(
     run: RunFile,
     overrides: Overrides = None,
-    trial_steps: Annotated[int, _option("Real steps to try; 0 tries none.")] = 20,
+    trial_steps: Annotated[int, _option("Training steps to try; 0: none.")] = 20,
     output: Annotated[Path | None, _option("Where to write the advice (JSON).")] = None,
 ) -> None:
     """Estimate a run's cost and flag problems of its texts before training."""
@@ -147,7 +149,7 @@ def advise(
 
 @app.command()
 def vocabulary(run: RunFile, overrides: Overrides = None) -> None:
-    """Print what new tokens for the target would save, and that source text keeps its own."""
+    """Print how many tokens new ones for the target save, and which source documents change."""
     with _loading():
         config = _load_run(run, overrides)
         from neutral_residues.cli.vocabulary import print_vocabulary
@@ -171,15 +173,18 @@ def evaluate(
             " file:mine_fr.jsonl, ..."
         ),
     ] = None,
-    limit: Annotated[int | None, _option("Items of each task, at most.")] = None,
+    limit: Annotated[int | None, _option("At most this many items of each task.")] = None,
     num_fewshot: Annotated[int | None, _option("Solved examples before each item.")] = None,
     task_data: Annotated[
         Path | None,
-        _option("Folder with tasks of your own, such as mine_fr.jsonl; without --tasks, all."),
+        _option(
+            "Folder with tasks of your own, such as mine_fr.jsonl; all of them unless --tasks"
+            " names some."
+        ),
     ] = None,
     chat: Annotated[
         Path | None,
-        _option('Prompts for a chat model, JSON lines with a key "prompt": answers that stay.'),
+        _option('Chat prompts (JSON lines with a key "prompt"); counts unchanged answers.'),
     ] = None,
     kl: Annotated[bool, _option("Also the KL divergence from the backbone.", "--kl")] = False,
     into_record: Annotated[
@@ -229,19 +234,19 @@ def compose(
             "Output folders of runs or extension folders, or name=folder; or a folder of several."
         ),
     ],
-    how: Annotated[str, typer.Option(help="See above.", show_default=False)],
+    how: Annotated[str, typer.Option(help="One of the above.", show_default=False)],
     output: Annotated[Path, typer.Option(help="New folder to write.", show_default=False)],
     over: Annotated[
-        int | None, _option("Tokens that route and inhibit look at; default: 32 and 1.")
+        int | None, _option("Tokens over which gates are compared; default: 32, for inhibit 1.")
     ] = None,
 ) -> None:
-    """Make one folder of several extensions of a backbone, which all other commands take.
+    """Combine several extensions of one backbone into a folder that the other commands take.
 
     \b
-    route     of several with open gates the one whose was the largest over the last tokens
-    inhibit   the same, decided anew at every token
+    route     at each token the one whose gate was the largest over the last tokens
+    inhibit   at each token the one whose gate is the largest there
     sum       all of them, each as far as its gate is open
-    average   one extension, with the mean of their weights; they must have started alike
+    average   one extension with the mean of their weights, if all started alike
     """
     with _loading():
         _quiet()
@@ -253,22 +258,24 @@ def compose(
 @app.command()
 def export(
     folder: Folder,
-    to: Annotated[str, typer.Option("--to", help="Format, see above.", show_default=False)],
+    to: Annotated[str, typer.Option("--to", help="One of the above.", show_default=False)],
     output: Annotated[Path, typer.Option(help="New folder to write.", show_default=False)],
-    dtype: Annotated[str, _option("Of what is stored: float32, bfloat16, float16.")] = "float32",
+    dtype: Annotated[
+        str, _option("Type of the stored weights: float32, bfloat16, float16.")
+    ] = "float32",
     text: Annotated[
-        str, _option("Target text to compare on, where random tokens open no gate.")
+        str, _option("Target text for the check; needed where random tokens open no gate.")
     ] = "",
 ) -> None:
     """Write an extension in a form that other programs load, and check it against the live model.
 
     \b
     transformers   any extension, as a model folder with its own code
-    qwen2_moe      a sigmoid gate (gate_start: half), nothing on the output head (head_rank: 0),
-                   on Llama, Mistral, Qwen2, Gemma: stock
-    qwen3_next     the same on Qwen3: stock
-    dense          a gate-less adapter, or LoRA and its family: the backbone's own architecture
-    safetensors    the adapter alone, with the formula
+    qwen2_moe      a stock model: neutral-sigmoid with head_rank: 0,
+                   on Llama, Mistral, Ministral, Qwen2 or Gemma
+    qwen3_next     the same on Qwen3
+    dense          the backbone's own architecture: a gate-less adapter, or LoRA
+    safetensors    the adapter alone, with its formula
     """
     with _loading():
         _quiet()
@@ -282,19 +289,24 @@ def calibrate(
     folder: Folder,
     on: Annotated[
         list[str] | None,
-        _option("source:name=file, held-out text like what must not change; repeat for more."),
+        _option("source:name=file, held-out text like what must not change; can be repeated."),
     ] = None,
-    at_most: Annotated[str, _option("The share that is promised, as 1% or 0.01.")] = "1%",
+    at_most: Annotated[str, _option("The bound, as 1% or 0.01.")] = "1%",
     confidence: Annotated[
-        str, _option("How sure; average: it holds on average over calibrations, with fewer units.")
+        str,
+        _option("As 95% or 0.95; or average: on average over calibrations, which needs less text."),
     ] = "95%",
     promise: Annotated[
-        str, _option("tokens: on which a gate opens; documents: that get worse by over --rise.")
+        str,
+        _option(
+            "What is bounded: tokens on which a gate opens, or documents that get worse by more"
+            " than --rise."
+        ),
     ] = "tokens",
-    rise: Annotated[float, _option("Per cent of bits per byte; with --promise documents.")] = 1.0,
+    rise: Annotated[float, _option("For documents: per cent of bits per byte.")] = 1.0,
     group_by: Annotated[
         str | None,
-        _option("Field with the source of a document (book, article, site): the unit that counts."),
+        _option("Field that names a document's source (book, article, site), the unit counted."),
     ] = None,
     cost_on: Annotated[
         list[str] | None, _option("target:name=file to measure the cost on; default: the run's.")
@@ -304,13 +316,19 @@ def calibrate(
     ] = "cut",
     over: Annotated[
         int | None,
-        _option("Tokens of the mean gate that the threshold is for; a gate that reads the text."),
+        _option(
+            "Compare the mean gate over this many tokens with the threshold; default: 32 for a"
+            " gate that reads the text, else 1."
+        ),
     ] = None,
     context: Annotated[int | None, _option("Tokens in a window.")] = None,
     stride: Annotated[int | None, _option("New tokens scored in each window.")] = None,
-    remove: Annotated[bool, _option("Take the thresholds away again.", "--remove")] = False,
+    remove: Annotated[bool, _option("Remove the thresholds again.", "--remove")] = False,
 ) -> None:
-    """Put thresholds on the gates of a finished extension that keep a promise about source text."""
+    """Set thresholds on a finished extension's gates that bound how often they open on source text.
+
+    The bound comes with stated confidence; nothing is trained.
+    """
     with _loading():
         _quiet()
         from neutral_residues.calibration.calibrate import wanted_of
@@ -334,12 +352,12 @@ def calibrate(
 @app.command()
 def monitor(
     folder: Folder,
-    file: Annotated[Path, _argument("Text: .txt, .jsonl (also .gz, .zst), .parquet.")],
+    file: Annotated[Path, _argument("Text: .txt, .jsonl, .tsv (also .gz, .zst) or .parquet.")],
     output: Annotated[
         Path | None, _option("Where to write a line of JSON for each document.")
     ] = None,
 ) -> None:
-    """Hold text against a calibrated extension: gates that open, documents unlike its own."""
+    """Check new text against a calibration: how often gates open, which documents are unlike it."""
     with _loading():
         _quiet()
         from neutral_residues.cli.monitor import monitor_file
@@ -351,10 +369,11 @@ def monitor(
 def report(
     paths: Annotated[list[Path], _argument("Records, benchmarks, folders of runs or comparisons.")],
     output: Annotated[
-        Path | None, _option("Folder; default: report in the one given folder, else runs/report.")
+        Path | None,
+        _option("Output folder; default: report/ in the folder given, else runs/report."),
     ] = None,
 ) -> None:
-    """Write one page: what was learnt, forgotten and paid; needs no network and no torch."""
+    """Write one page about runs: learning, forgetting, cost; needs no network and no torch."""
     from neutral_residues.report.build import write_report
 
     written, console = write_report(paths, output), Console()
@@ -384,7 +403,7 @@ def _load_run(run: Path, overrides: list[str] | None) -> "RunConfig":
 
 
 def _quiet() -> None:
-    """Turn off the libraries' progress bars and warnings: they would cover our own display."""
+    """Turn off the libraries' progress bars and warnings, which would cover our own display."""
     import logging
     import warnings
 
