@@ -118,7 +118,7 @@ def test_a_run_extends_a_model_by_its_name_and_finds_it_again(hub: Hub, tmp_path
     assert trained.returncode == 0, trained.stderr
     assert f"{NAME}/resolve/{COMMIT}/model.safetensors" in hub.asked
     config = json.loads((tmp_path / "run/extension/adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == NAME
+    assert (config["base_model_name_or_path"], config["revision"]) == (NAME, "main")
     told = neutral(hub, tmp_path, "generate", "run", "le chat", "--max-new-tokens", "8")
     assert told.returncode == 0, told.stderr
     asked = len(hub.asked)  # what was fetched is enough without a network

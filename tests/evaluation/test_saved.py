@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from damage import damages
+from neutral_residues.backbone import load_backbone
 from neutral_residues.config.run import make_run
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.saved import load_saved
@@ -97,3 +98,23 @@ def test_an_extension_saved_by_other_tools_loads(extension: Path) -> None:
     loaded = load_saved(extension)
     assert loaded.config is None
     assert loaded.reference is None
+
+
+def test_the_backbone_is_of_the_revision_that_was_extended(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backbone is a folder, which takes any revision."""
+    values = run_values(trained, steps=1) | {"revision": "v2", "output": str(tmp_path / "run")}
+    extend(make_run(values), progress=RunProgress(quiet=True))
+    extension = tmp_path / "run" / "extension"
+    assert json.loads((extension / "adapter_config.json").read_text())["revision"] == "v2"
+    asked = []
+
+    def loaded(name: str, *, revision: str | None = None, **options: Any) -> Any:
+        asked.append(revision)
+        return load_backbone(name, revision=revision, **options)
+
+    monkeypatch.setattr("neutral_residues.evaluation.saved.load_backbone", loaded)
+    assert load_saved(extension).revision == "v2"
+    assert load_saved(tmp_path / "run").revision == "v2"
+    assert asked == ["v2", "v2"]

@@ -40,6 +40,7 @@ def test_the_hub_lists_backbone_and_extended_model(tmp_path: Path) -> None:
     ("adapter", "library", "line"),
     [
         ("NEUTRAL_RESIDUES", "peft", "import neutral_residues"),
+        ("DISEL", "peft", "import neutral_residues"),
         ("LORA", "peft", "from peft import"),
         (None, "transformers", "from transformers import"),
     ],

@@ -132,3 +132,6 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     for key, given in (("start_from", values["output"]), ("beside", {"one": values["output"]})):
         with pytest.raises(UserError, match=f"{key}: .* extends another model"):
             Setup.of(make_run(values | changes | {key: given}))
+        revised = changes | {"model": values["model"], "revision": "v2"}
+        with pytest.raises(UserError, match=f"{key}: .* another revision of the model; got v2"):
+            Setup.of(make_run(values | revised | {key: given}))

@@ -127,12 +127,11 @@ def save(record: Record, folder: Path, output: Path | None, *, into_record: bool
 
 
 def _measure_tasks(saved: Saved, plan: TaskPlan, console: Console) -> list[TaskScore]:
-    revision = saved.config.revision if saved.config else None
     with MeasuringDisplay(console) as display:
         return measure_tasks(
             saved.model,
             plan,
-            model_key=weights_key(saved.weights, saved.backbone_name, revision),
+            model_key=weights_key(saved.weights, saved.backbone_name, saved.revision),
             reference=saved.reference,
             on_progress=display.on_progress,
             on_scores=display.on_scores,

@@ -45,6 +45,7 @@ class Saved:
     folder: Path  # as it was given
     weights: Path  # the folder that holds the extension
     backbone_name: str  # folder or Hub name
+    revision: str | None  # of the backbone on the Hub: branch, tag or commit
     composition: Composition | None  # how several extensions are used together
     device: torch.device  # where both models are
 
@@ -91,21 +92,23 @@ def load_saved(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Sa
     if adapters:
         adapter = adapter_config(next(iter(adapters.values())))
         name, has_own_tokens = adapter.base_model_name_or_path, getattr(adapter, "new_tokens", 0)
+        revision = config.revision if config else adapter.revision
     else:
         name, has_own_tokens = config.model, 0  # type: ignore[union-attr]
-    tokenizer, own_tokenizer, vocabulary = _tokenizers(weights, name)
+        revision = config.revision  # type: ignore[union-attr]
+    tokenizer, own_tokenizer, vocabulary = _tokenizers(weights, name, revision)
     reference = None
     if adapters:
-        backbone = measured_backbone(name, config, dtype, device)
+        backbone = measured_backbone(name, config, dtype, device, revision=revision)
         if vocabulary and not has_own_tokens:
             widen_tables(backbone, vocabulary.size)
-            reference = measured_backbone(name, config, dtype, device)
+            reference = measured_backbone(name, config, dtype, device, revision=revision)
         model: nn.Module = load_adapters(backbone, adapters)
         if composition:
             only_strongest(model, composition.over)
     else:
         model = on_device(load_backbone(str(weights), dtype=torch.float32), device)
-        reference = measured_backbone(name, config, dtype, device)
+        reference = measured_backbone(name, config, dtype, device, revision=revision)
     return Saved(
         model.eval(),
         tokenizer,
@@ -116,6 +119,7 @@ def load_saved(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Sa
         folder,
         weights,
         name,
+        revision,
         composition,
         device,
     )
@@ -141,14 +145,15 @@ def _adapters(weights: Path, composition: Composition | None) -> dict[str, Path]
 
 
 def _tokenizers(
-    weights: Path, backbone_name: str
+    weights: Path, backbone_name: str, revision: str | None
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase, Vocabulary | None]:
-    """Of the extended model, of its backbone, and what the first has beside the other."""
+    """The extended model's tokenizer, its backbone's, and the new tokens of the former."""
     has_tokenizer = (weights / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(str(weights) if has_tokenizer else backbone_name)
+    own = (str(weights), None) if has_tokenizer else (backbone_name, revision)
+    tokenizer = load_tokenizer(own[0], revision=own[1])
     if not (weights / VOCABULARY).is_file():
         return tokenizer, tokenizer, None
-    own_tokenizer = load_tokenizer(backbone_name)
+    own_tokenizer = load_tokenizer(backbone_name, revision=revision)
     own_tokenizer.chat_template = tokenizer.chat_template  # maybe that of the run
     return tokenizer, own_tokenizer, load_vocabulary(weights, own_tokenizer)
 
@@ -163,10 +168,16 @@ def measured_dtype(config: RunConfig | None, device: torch.device) -> torch.dtyp
 
 
 def measured_backbone(
-    name: str, config: RunConfig | None, dtype: torch.dtype, device: torch.device
+    name: str,
+    config: RunConfig | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    revision: str | None = None,
 ) -> PreTrainedModel:
-    """In `dtype`, but quantised as in training: another backbone would be measured otherwise."""
+    """In `dtype`, but quantised as in training: another backbone would be measured otherwise.
+    `revision` counts without a run."""
     kind = quantised(config.training) if config else None
-    options = config.hub_options if config else {}
+    options = config.hub_options if config else {"revision": revision}
     model = load_backbone(name, **options, dtype=dtype, quantised=kind)
     return on_device(model, device).eval()

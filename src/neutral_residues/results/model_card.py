@@ -33,6 +33,8 @@ model.set_adapter("NAME")  # one of them by itself"""
 _PROMISE = "## Calibrated"
 
 _LOAD_PEFT = _LOAD_ADAPTER.split("\n", 1)[1]
+_OURS = ("NEUTRAL_RESIDUES", "DISEL")
+"""Types of adapter that PEFT knows once this package is imported."""
 
 _LOAD_WHOLE = """from transformers import AutoModelForCausalLM
 
@@ -52,7 +54,7 @@ def _loading(adapter: dict[str, Any] | None) -> str:
     """The lines that load an adapter with that configuration, or a whole model."""
     if adapter is None:
         return _LOAD_WHOLE
-    return _LOAD_ADAPTER if adapter["peft_type"] == "NEUTRAL_RESIDUES" else _LOAD_PEFT
+    return _LOAD_ADAPTER if adapter["peft_type"] in _OURS else _LOAD_PEFT
 
 
 def model_card(record: Record, loading: str, *, head_rank: int = 0) -> str:

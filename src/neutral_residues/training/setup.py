@@ -294,6 +294,8 @@ class Setup:
             if rows is not None:
                 start_rows(backbone, rows)
         model = self.method.attach(backbone, self.config)
+        for adapter in getattr(model, "peft_config", {}).values():
+            adapter.revision = self.config.revision
         for it in self.beside:
             add_adapter(model, it.weights, it.name)
         if self.beside:

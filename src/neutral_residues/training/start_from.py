@@ -44,8 +44,7 @@ class Start:
                 do = f"it holds a whole model: set model to {weights}"
             raise UserError("start_from", got=str(given), allowed=allowed, do=do)
         start = cls(given, weights)
-        made_from = str(start._settings.base_model_name_or_path)
-        _check_model("start_from", given, config.model, made_from)
+        _check_model("start_from", given, config, start._settings)
         start._check_vocabulary(config.vocabulary)
         return start
 
@@ -98,11 +97,15 @@ def extensions_beside(config: RunConfig, method: Method) -> list[Extension]:
         check_adapter_name(name)
     found = [Extension.of(name, given) for name, given in config.beside.items()]
     for it in found:
-        _check_model("beside", it.given, config.model, it.backbone_name)
+        _check_model("beside", it.given, config, it.config)
     return found
 
 
-def _check_model(key: str, given: Path, model: str, made_from: str) -> None:
-    if made_from != model:
+def _check_model(key: str, given: Path, config: RunConfig, adapter: PeftConfig) -> None:
+    if (made_from := str(adapter.base_model_name_or_path)) != config.model:
         what = f"{key}: {given} extends another model"
-        raise UserError(what, got=model, allowed=made_from, do="set model to it")
+        raise UserError(what, got=config.model, allowed=made_from, do="set model to it")
+    if adapter.revision != config.revision:
+        what = f"{key}: {given} extends another revision of the model"
+        do = "set revision to it"
+        raise UserError(what, got=config.revision, allowed=str(adapter.revision or "null"), do=do)
