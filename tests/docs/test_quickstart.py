@@ -1,9 +1,12 @@
 """The examples of docs/quickstart.md and docs/methods.md run, on the demo's backbone."""
 
+import gzip
+import json
 import re
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,12 +32,16 @@ def test_the_script_trains_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyP
     script, loop = examples("quickstart.md", "python")
     script = script.replace("HuggingFaceTB/SmolLM2-135M", str(DEMO_BACKBONE))
     script = script.replace("max_steps=1000", "max_steps=2, use_cpu=True, report_to=[]")
-    ids = list(range(5, 25))
-    rows = [{"input_ids": ids, "labels": ids, "domain_labels": role} for role in (0, 1)] * 8
-    names = {"rows": rows}
+    for name in ("french", "english"):
+        lines = [json.dumps({"text": f"{name} words"})] * 8 + [json.dumps({"text": "more " * 9})]
+        (tmp_path / f"{name}.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    names: dict[str, Any] = {}
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     exec(compile(script, "quickstart.md", "exec"), names)
     assert (tmp_path / "my-extension" / "adapter_model.safetensors").is_file()
+    assert set(names["trainer"].train_dataset["domain_labels"]) == {0, 1}
 
+    ids = list(range(5, 25))
     batch = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([ids])}
     names |= {"batch": batch, "domain_labels": torch.ones(1, len(ids), dtype=torch.long)}
     exec(compile(loop, "quickstart.md", "exec"), names)
