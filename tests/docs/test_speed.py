@@ -1,9 +1,9 @@
-"""The numbers of docs/speed.md are those of the stored benchmarks, and its example runs."""
+"""The numbers of docs/speed.md are those of the stored benchmarks."""
 
 import re
 
 from neutral_residues.results.benchmark import read_benchmark
-from paths import DEMO_BACKBONE, ROOT
+from paths import ROOT
 
 PAGE = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
 WHO_RUNS = {"plain PEFT path": "plain", "skipping": "skip"}
@@ -41,23 +41,3 @@ def test_time_and_memory_of_training() -> None:
         what, size = title.split(", ")
         measured = ratios("training-en3m" if size == "3 M weights" else "training-100m")
         assert cells == [measured[what, WHO_TRAINS[name]] for name in header[1:]], title
-
-
-def test_each_request_of_a_batch_gets_its_own_extension() -> None:
-    from peft import get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from neutral_residues import NeutralResiduesConfig
-
-    tokenizer = AutoTokenizer.from_pretrained(DEMO_BACKBONE)
-    backbone = AutoModelForCausalLM.from_pretrained(DEMO_BACKBONE)
-    model = get_peft_model(backbone, NeutralResiduesConfig(width=8), adapter_name="french")
-    model.add_adapter("german", NeutralResiduesConfig(width=8))
-    model.base_model.set_adapter(["french", "german"])
-    prompts = tokenizer(["The cat", "The dog", "The man"], return_tensors="pt")
-    prompts = {name: prompts[name] for name in ("input_ids", "attention_mask")}
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    exec(
-        compile(example, "speed.md", "exec"),
-        {"model": model.eval(), "prompts": prompts | {"max_new_tokens": 2}},
-    )
