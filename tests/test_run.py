@@ -290,6 +290,11 @@ def test_tensorboard_gets_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert b"bits_per_byte/en" in events
 
 
+def test_a_run_and_settings_do_not_go_together(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a run or the keys of a run file, not both; got training"):
+        extend(make_run(run_values(tmp_path)), training={"steps": 1})
+
+
 def test_settings_without_effect_are_errors(tmp_path: Path) -> None:
     values = run_values(tmp_path)
     for changes, line in (

@@ -1,6 +1,6 @@
 """From a run file to an extension, with backbone and extended model measured.
 
-    check -> tokenise -> claim the output folder -> train -> save -> evaluate -> record
+    check -> tokenise -> reserve the output folder -> train -> save -> evaluate -> record
 
 Nothing is written to the output folder before everything that can be checked is checked. After an
 interruption anywhere, the same call resumes from the last complete checkpoint. Under torchrun every
@@ -21,6 +21,7 @@ from neutral_residues.backbone import device_name
 from neutral_residues.config.run import RunConfig, make_run
 from neutral_residues.data.tokenise import tokenizer_key
 from neutral_residues.digest import write_digests
+from neutral_residues.errors import UserError
 from neutral_residues.evaluation.chat import answer_both, read_prompts
 from neutral_residues.evaluation.evaluate import evaluate, evaluation_set
 from neutral_residues.evaluation.gate_maps import default_texts, gate_texts
@@ -45,20 +46,25 @@ from neutral_residues.training.train import Training, train
 def extend(
     run: RunConfig | Setup | None = None, *, progress: RunProgress | None = None, **settings: Any
 ) -> Record:
-    """Extend a model as a run file says.
+    """Extend a model as a run file says: train, save, and measure backbone and extended model.
+
+    The same call resumes an interrupted run, and returns the record of a finished one.
 
     Args:
-        run: a configuration or a setup that was made before; or give the keys of a run file as
-            `settings`, nested as in the YAML file.
-        progress: where progress goes; default: standard error.
+        run: a checked configuration or setup; or give the keys of a run file as `settings`.
+        progress: where progress is printed; default: standard error.
+        settings: keys of a run file, nested as in the YAML file: `training={"steps": 200}`.
 
     Returns:
-        The record, which is also written to the output folder.
+        The record, which is also written to the output folder as `record.json`.
 
     Raises:
         UserError: for whatever the user can correct, before anything is written where possible.
         Stopped: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
+    if run is not None and settings:
+        what = "extend takes a run or the keys of a run file, not both"
+        raise UserError(what, got=", ".join(settings), do="give one of them")
     started = time.monotonic()
     run = make_run(settings) if run is None else run
     setup = run if isinstance(run, Setup) else Setup.of(run)

@@ -1,4 +1,4 @@
-"""Later text held against a calibration: how often gates open on it, and how unlike it is.
+"""Checks new text against a calibration: how often gates open on it, and how unlike it is.
 
     with GateMonitor(model, calibration) as monitor:     around generation, in serving code
         model.generate(**inputs)
@@ -6,8 +6,8 @@
 
     watch(model, stream, windows, calibration)           over the documents of a file
 
-A p-value near 0 says that a text is unlike what was calibrated on, so that nothing is promised for
-it; see `scores.py`. It is not shown for a text of fewer than 16 tokens.
+A p-value near 0 means that a text is unlike the calibration's, so that nothing is promised for it;
+see `scores.py`. Texts of fewer than 16 tokens have none.
 
 Suffixes: B rows, T tokens of a pass.
 """
@@ -38,17 +38,17 @@ from neutral_residues.tuner.thresholds import Thresholds
 
 @dataclass(frozen=True)
 class TextGates:
-    """What the gates did on one text."""
+    """What the gates did on one text; shares are from 0 to 1."""
 
     num_tokens: int
     open_share: float
-    """Of its tokens, those on which any gate was open."""
+    """Share of its tokens on which any gate was open."""
     p_value: float | None
-    """Of "like what was calibrated on"; None for a text that is too short."""
+    """Conformal p-value of "like the calibration's text"; None for fewer than 16 tokens."""
 
 
 def thresholds_of(model: Any, name: str = "default") -> Thresholds:
-    """Those of a calibrated extension; a UserError if it has none."""
+    """The thresholds of a calibrated extension; a UserError if it has none."""
     saved = model.peft_config[name].thresholds
     if saved is None:
         do = "calibrate it (neutral calibrate)"
@@ -74,13 +74,18 @@ def watch(
 
 
 class GateMonitor:
-    """Watches every pass of a model within a `with` block, row by row: a prompt and what is
-    generated after it are one text. Rows must stay in their place, so not with beams.
+    """Observes the gates in every forward pass of a model inside a `with` block, row by row: a
+    prompt and the tokens generated after it are one text. Rows must keep their order, so beam
+    search does not work.
 
     Args:
-        model: a PEFT model, or one with adapters of Transformers, whose extension is calibrated.
-        calibration: its `calibration.json`, see `read_calibration`.
-        name: of the extension.
+        model: a PEFT model, or one with Transformers' own adapters, with a calibrated extension.
+        calibration: from `read_calibration`.
+        name: the extension's adapter name.
+
+    Raises:
+        UserError: if the extension is not calibrated; in a pass, if the number of rows changed
+            without a `reset`.
     """
 
     def __init__(self, model: Any, calibration: Calibration, name: str = "default") -> None:
@@ -93,12 +98,12 @@ class GateMonitor:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all rows: what comes next are other texts."""
+        """Forget all rows; call it before new texts."""
         self._largest: list[list[float]] = []
         self._open: list[int] = []
 
     def rows(self) -> list[TextGates]:
-        """Of each row since the last reset."""
+        """What the gates did on each row since the last reset."""
         return [
             TextGates(
                 num_tokens=len(largest),
@@ -140,8 +145,8 @@ class GateMonitor:
         self._add(logits.amax(0).cpu(), is_open_BT.cpu(), real_BT.cpu())
 
     def _open_gates(self, logits: dict[str, Tensor]) -> Tensor:
-        """(B, T) whether any gate was open. A head that computed the last tokens alone is not
-        looked at."""
+        """(B, T) whether any gate was open. An output head that computed only the last tokens is
+        not looked at."""
         layer = embeddings_layer(self._inner)
         if layer is not None and self._name in layer.gates:
             return layer.gates[self._name].gate[..., 0] > 0
@@ -169,6 +174,6 @@ class GateMonitor:
 
 
 def unlike(found: Sequence[TextGates], level: float) -> list[int]:
-    """Numbers of the texts whose p-value is `level` or less, the most unlike first."""
+    """Indices of the texts whose p-value is at most `level`, the most unlike first."""
     values = [(text.p_value, n) for n, text in enumerate(found) if text.p_value is not None]
     return [number for value, number in sorted(values) if value <= level]

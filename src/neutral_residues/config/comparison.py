@@ -26,7 +26,7 @@ class MethodEntry(Settings):
     """One method of a comparison."""
 
     method: str
-    """A row of the table of methods, or "module:NAME" for one of your own."""
+    """A method that `neutral methods` lists, or "module:NAME" for one of your own."""
     label: str | None = Field(default=None, min_length=1, pattern=r"^\w[\w.+-]*$")
     """Name in tables; null takes the method's name."""
     set: dict[str, Any] = Field(default_factory=dict)
@@ -34,11 +34,11 @@ class MethodEntry(Settings):
 
 
 class CompareConfig(Settings):
-    """A comparison, whole: every combination of what is listed is one cell."""
+    """A comparison: every combination of what is listed is one cell, that is, one run."""
 
     runs: tuple[Path, ...] = Field(min_length=1)
-    """Run files; each gives model, data and training. Their `method` and `output` do not count, and
-    a section that belongs to some methods only (residues, lora) counts for those."""
+    """Run files, for model, data and training. Their `method` and `output` are ignored, and a
+    section for some methods only (residues, lora) applies to those."""
     output: Path
     """Folder of the comparison."""
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
@@ -53,15 +53,14 @@ class CompareConfig(Settings):
     """Seeds of initialisation and order of rows."""
     tune: bool = False
     """Try all learning rates with the first seed only; the other seeds get the one with the fewest
-    bits per byte on the target sets of `data.validate_on`. The evaluation sets do not take
-    part in the choice."""
+    bits per byte on the target sets of `data.validate_on`, never on the evaluation sets."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Settings of all cells, by dotted key, for example {training.steps: 200}."""
     jobs: int | None = Field(default=None, ge=1)
     """Cells that run at a time; null: one for each GPU, or one on a machine without. They share the
-    CPU: `OMP_NUM_THREADS`, or all cores that the process may use."""
+    CPU: `OMP_NUM_THREADS` threads, or all cores that the process may use."""
     keep_weights: bool = True
-    """False removes each cell's weights when all is done; the records stay."""
+    """False deletes each cell's weights when all are done; the records stay."""
 
     @field_validator("methods", mode="before")
     @classmethod

@@ -34,36 +34,36 @@ class Corpus(Settings):
     """source: like what the backbone knows; target: the new language or domain."""
     path: Path | None = None
     """.txt (documents separated by blank lines), .jsonl, .tsv (these also as .gz or .zst),
-    .parquet. Or the word self, for a source in `train`: the backbone writes the text, see
+    .parquet. Or the word self in a source corpus of `train`: the backbone writes the text, see
     `self_replay`."""
     dataset: str | None = None
-    """Instead of `path`: the name of a dataset that `datasets.load_dataset` knows."""
+    """Instead of `path`: the name of a dataset for `datasets.load_dataset`."""
     subset: str | None = None
     """Configuration of that dataset, for example "20231101.fr"."""
     split: str = "train"
     """Split of that dataset."""
     chat: bool = False
-    """Rows are chats: `field`, then "messages" unless set, holds a list of {role, content}. The
-    tokenizer's chat template renders them, and only what the assistant says is predicted."""
+    """Rows are chats: `field` (here "messages" by default) holds a list of {role, content}. The
+    tokenizer's chat template renders them, and only the assistant's messages are predicted."""
     field: str = "text"
-    """The JSON field or column that holds the text; translation.fr is one within another. Columns
-    of a .tsv have the names in its first line, or are counted: 2 is the second."""
+    """The JSON field or column that holds the text; translation.fr is a field within another.
+    Columns of a .tsv are named by its first line, or counted: 2 is the second."""
     prompt: str | None = None
-    """Rows are pairs: the field or column with what is read before the text in `field`, which is
-    predicted. A sentence and its translation, or TRL's prompt and completion."""
+    """Rows are pairs: the field or column that is read before the text in `field`, which is
+    predicted. For example a sentence and its translation, or TRL's prompt and completion."""
     prompt_path: Path | None = None
-    """Instead of `prompt`: a file with a prompt in each line, for the same line of the file at
-    `path`; both plain text with any suffix, also .gz or .zst."""
+    """Instead of `prompt`: a file whose lines are the prompts for the same lines of `path`; both
+    plain text with any suffix, also .gz or .zst."""
     template: str = PAIR_TEMPLATE
-    """How a pair is written, with {prompt} and {completion} where they stand."""
+    """How a pair is written: a text with {prompt} and {completion}."""
     completion_only_loss: bool = True
-    """Of a pair the completion and what follows it is predicted, not the prompt; false: all."""
+    """Predict only the completion of a pair and what follows it; false: the prompt too."""
     max_documents: int | None = Field(default=None, ge=1)
     """Read at most this many documents, from the beginning."""
     share: Shares | None = None
-    """In `train`: its share of the rows of its role, exact to within a row: 0.3, or [0.8, 0.2],
-    which changes evenly from the first to the last row of the run. Corpora of a role all have one,
-    and these sum to 1, or none has: then they are mixed by their size."""
+    """In `train`: share of the rows of this role, exact to within a row: 0.3, or [0.8, 0.2], which
+    changes linearly from the first to the last row of the run. Either all corpora of a role have
+    one, and they sum to 1, or none has; then they are mixed by their size."""
 
     @field_validator("share", mode="before")
     @classmethod
@@ -157,24 +157,24 @@ class Corpus(Settings):
 
 
 class SelfReplaySettings(Settings):
-    """How the backbone writes source text, for a corpus with `path: self`. The text is kept in the
-    cache; of other lengths it has the same beginning."""
+    """How the backbone writes source text, for a corpus with `path: self`. The text is cached; a
+    longer one begins with the shorter one."""
 
     tokens: int | None = Field(default=None, ge=1)
-    """About how many; null: as many source tokens as one process trains on, up to 1,000,000."""
+    """About how many to write; null: the source tokens of one process, up to 1,000,000."""
     document_tokens: int = Field(default=256, ge=16)
     """A document ends where the backbone ends it, or after this many tokens."""
     prompts: Path | None = None
-    """Text file whose lines begin the documents, one after another and again from the first: words,
-    titles, questions. null: a document begins with nothing, as in pretraining."""
+    """Text file whose lines begin the documents, in turn: words, titles, questions. null: documents
+    begin without a prompt, as in pretraining."""
     temperature: float = Field(default=1.0, gt=0)
-    """Of the sampling. At 1 the text is distributed as the backbone sees it; low ones repeat."""
+    """Sampling temperature. 1 is the backbone's own distribution; at low ones text repeats."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Sample only among the most probable tokens that have this probability together."""
+    """Nucleus sampling: only among the most probable tokens that sum to this probability."""
     batch_rows: int = Field(default=32, ge=1)
-    """Documents that are written at a time; the text depends on it."""
+    """Documents written at a time; the text depends on it."""
     seed: int = Field(default=0, ge=0)
-    """Of the sampling; the run's own seed does not change the text."""
+    """Seed of the sampling; the run's own seed does not change the text."""
 
 
 class DataSettings(Settings):
@@ -185,29 +185,29 @@ class DataSettings(Settings):
     evaluate: tuple[Corpus, ...] = ()
     """Held-out source and target text; empty: some documents of each training corpus."""
     validate_on: tuple[Corpus, ...] = ()
-    """Other held-out text, measured while training and to choose settings; empty: `evaluate`."""
+    """Other held-out text, measured during training, to choose settings by; empty: `evaluate`."""
     held_out_share: float = Field(default=0.02, gt=0, lt=1)
     """Share of documents held out of each training corpus when `evaluate` is empty."""
     source_share: float = Field(default=0.1, ge=0, le=1)
     """Share of training rows that are source text (the paper's p); exact to within a row."""
     spliced_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of source rows that are spliced: their text and that of a target row take turns in both
+    """Share of source rows that are spliced with a target row: the two texts alternate in both
     rows, so that gates learn to close again after target text. All methods read the same rows."""
     self_replay: SelfReplaySettings = SelfReplaySettings()
     """How the backbone writes the text of a corpus with `path: self`."""
     block_tokens: int = Field(default=512, ge=2)
     """Tokens in a training row."""
     end_of_text: str | None = Field(default=None, min_length=1)
-    """The token that ends each document, as in pretraining; null finds it: the tokenizer's own end
-    token, or the one behind it where that ends the turns of a chat ("<|im_end|>")."""
+    """The token that ends each document, as in pretraining; null: the tokenizer's `eos_token`, or
+    its end-of-document token where `eos_token` ends the turns of a chat ("<|im_end|>")."""
     chat_template: Path | None = None
     """File with a Jinja chat template for chats, saved with the extension; null takes that of the
     model's tokenizer."""
     workers: int = Field(default=2, ge=0)
-    """Extra processes that load rows for a GPU, on a CPU none; the result does not depend on it."""
+    """Processes that load rows for a GPU (none on a CPU); the result does not depend on it."""
     cache: Path | None = None
-    """Folder for tokenised text and for what the backbone writes; default: neutral-residues in the
-    user's cache folder."""
+    """Folder for tokenised text, learnt tokens and text that the backbone writes; null:
+    neutral-residues in the user's cache folder."""
 
     @property
     def corpora(self) -> tuple[Corpus, ...]:

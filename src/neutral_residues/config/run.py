@@ -36,15 +36,15 @@ class VocabularySettings(Settings):
     tokens."""
 
     size: int = Field(default=0, ge=0)
-    """New tokens; 0: none. `neutral vocabulary` prints what each size saves."""
+    """Number of new tokens; `neutral vocabulary` prints what each size saves."""
     keep: Keep = "script"
-    """What protects source text. script: every new token holds a letter of a script that is not the
-    source's, so no text without such letters changes. unseen: for a target in the source's script;
-    no token that occurs in the source corpora of data.train."""
+    """What protects source text. script: every new token contains a letter of a script that the
+    source does not have, so no text without such letters changes. unseen, for a target in the
+    source's script: no new token occurs in the source corpora of data.train."""
     start: Literal["pieces", "distilled", "random"] = "pieces"
-    """Weights of a new token at the start. pieces: the mean over the tokens that it replaces.
-    distilled: the same for the output; its embedding is trained before all else, until the backbone
-    reads the target text as it does in its own tokens."""
+    """Initial weights of a new token. pieces: the mean over the tokens that it replaces. distilled:
+    the same for the output; its embedding is trained first, until the backbone reads the target
+    text as it does in its own tokens. random: at random."""
 
     @model_validator(mode="after")
     def _has_effect(self) -> Self:
@@ -69,7 +69,8 @@ class ResidueSettings(Settings):
     activation: str | None = None
     """Activation inside the adapter, by its Transformers name; null takes the backbone's own."""
     init: Init = "usual"
-    """Variance of the inner projections: usual 2/D, paper 1/(D L)."""
+    """Initial variance of the inner projections: usual 2/D, paper 1/(D L), for width D and L
+    adapters."""
     gate_start: GateStart = "open"
     """open: every gate starts at 1 on every token; random: half of all tokens start with a closed
     gate, and the gate has no bias; half: a sigmoid gate without bias that starts at 1/2 on every
@@ -78,22 +79,22 @@ class ResidueSettings(Settings):
     """tokens: one gate for all layers and the head, which reads the last 16 tokens; layer (the
     paper): each layer has a gate that reads its input."""
     layers_to_transform: tuple[int, ...] | None = None
-    """Numbers of the layers that get an adapter; null means all, but not the first of four or more
+    """Layers that get an adapter, counted from 0; null means all, but not the first of four or more
     where gates read layers."""
     local_loss: LocalLoss = "l1"
     """l1: size of the gated output on source tokens, relative to the block's own; cross_entropy:
-    sigmoid gate as classifier."""
+    the sigmoid gate as a classifier of source and target."""
     local_loss_weight: float = Field(default=0.06, ge=0)
-    """alpha, the dial between learning and forgetting."""
+    """Weight of the local loss, alpha: a larger one forgets less, and learns less."""
     gate_learning_rate_factor: float = Field(default=2.0, gt=0)
     """Learning rate of the gates, as a multiple of the projections'; divided by the root mean
     square of what a gate reads, where that is below 1."""
     per_target: bool = False
-    """Each target corpus trains an extension of its own, of this budget and named as the corpus;
-    text of the other targets is source text for it. At the end all are on."""
+    """Train one extension for each target corpus, of this budget and named after the corpus; text
+    of the other targets is source text for it. The result has all of them on."""
     source_noise: float = Field(default=0.5, ge=0, le=1)
-    """Share of source rows, of those that are not spliced, that get random tokens, so that gates
-    stay closed on unusual text."""
+    """Share of the source rows (without spliced ones) in which tokens are replaced at random, so
+    that gates stay closed on unusual text."""
 
     @model_validator(mode="after")
     def _choices_go_together(self) -> Self:
@@ -120,7 +121,7 @@ class ScalingSettings(Settings):
     `lora-scaled` and `adapter-scaled`."""
 
     share: float = Field(default=0.5, ge=0, le=1)
-    """What was learnt is multiplied by this; 0 is the backbone, 1 the trained model."""
+    """Factor on what was learnt; 0 is the backbone, 1 the trained model."""
     trained: Path | None = None
     """Output folder of that finished run; `neutral compare` fills it in."""
 
@@ -141,8 +142,8 @@ class TrainingSettings(Settings):
     final_learning_rate_share: float = Field(default=0.1, ge=0, le=1)
     """The cosine ends at this share of the peak."""
     kl_weight: float = Field(default=0.0, ge=0)
-    """Weight of KL(backbone || model) per source token beside the language-modelling loss: any
-    method is pulled toward the backbone on the source rows that it trains on."""
+    """Weight of KL(backbone || model) per source token, added to the language-modelling loss: pulls
+    any method toward the backbone on source rows."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay."""
     adam_betas: tuple[float, float] = (0.9, 0.95)
@@ -153,7 +154,7 @@ class TrainingSettings(Settings):
     """bfloat16: autocast around float32 trained weights; auto takes it on a GPU that has it, and on
     a CPU with AVX512-BF16 or AMX for backbones at least 512 wide."""
     frozen_weights: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = "auto"
-    """How weights that do not train are held; those that train are always float32. auto follows
+    """How weights that do not train are stored; trained ones are always float32. auto follows
     `precision`; int8 and nf4 (8 and 4 bits) need bitsandbytes, and backbone and extended model are
     then both measured on the quantised weights."""
     compile: bool = False
@@ -182,23 +183,23 @@ class EvaluationSettings(Settings):
     batch_rows: int = Field(default=16, ge=1)
     """Windows per forward pass; fewer where their logits would take more than half a GiB."""
     tokens_while_training: int = Field(default=20_000, ge=1)
-    """About how many tokens of each set are measured while training; at the end all are."""
+    """About how many tokens of each set are measured during training; at the end all are."""
     kl: bool = False
-    """Measure the KL divergence from the backbone too, on every token at the end."""
+    """Also measure the KL divergence from the backbone, on every token at the end."""
     spliced_windows: int = Field(default=64, ge=0)
-    """Windows in which the first source and the first target set take turns, measured at the end;
+    """Windows in which the first source and the first target set alternate, measured at the end;
     0: none."""
     gate_texts: tuple[str, ...] = ()
-    """Texts for the gate heat map, after beginnings of a source and a target set and a mixture."""
+    """Texts for the gate heat map, besides beginnings of a source and target set and a mixture."""
     prompts: tuple[str, ...] = ()
-    """Continued by backbone and extension at the end, side by side."""
+    """Prompts that backbone and extended model continue at the end, side by side."""
     temperature: float = Field(default=0.0, ge=0)
-    """Of these continuations; 0 is greedy. Both draw with the run's seed."""
+    """Sampling temperature of these continuations; 0 is greedy. Both use the run's seed."""
     chat: Path | None = None
-    """JSON lines with a key "prompt": both models answer greedily through the chat template at the
-    end, and answers that are word for word the backbone's are counted; null: none."""
+    """JSON lines with a key "prompt": at the end both models answer greedily through the chat
+    template, and answers equal to the backbone's word for word are counted; null: none."""
     chat_tokens: int = Field(default=64, ge=1)
-    """Tokens of an answer, at most."""
+    """At most this many tokens per answer."""
     tasks: tuple[str, ...] = ()
     """Tasks and suites for backbone and extended model at the end: lm-eval's names, paper-fr,
     minimal-pairs-fr, cloze-SET, quick, file:PATH; see `evaluation/tasks/registry.py`."""
@@ -209,7 +210,7 @@ class EvaluationSettings(Settings):
     which is none for files. Tasks that say 0 keep it."""
     task_data: Path | None = None
     """Folder with tasks of your own (NAME_LANG.jsonl.gz, or NAME.LANG.jsonl.gz for minimal pairs),
-    which go before others of these names; without `tasks`, all of them are measured."""
+    which take precedence over others of these names; without `tasks`, all of them are measured."""
 
     @model_validator(mode="after")
     def _stride_within_context(self) -> Self:
@@ -219,7 +220,7 @@ class EvaluationSettings(Settings):
 
 
 class RunConfig(Settings):
-    """One run, whole."""
+    """Everything that one run needs."""
 
     model: str = Field(min_length=1)
     """The backbone: a folder, a GGUF file (package gguf), or a name on the Hub."""
@@ -228,7 +229,7 @@ class RunConfig(Settings):
     trust_remote_code: bool = False
     """Allow the model's own code from the Hub to run."""
     method: str = "neutral"
-    """A row of the table that `neutral methods` prints (neutral, adapter, lora, finetune, ...), or
+    """A method that `neutral methods` lists (neutral, adapter, lora, finetune, ...), or
     "module:NAME" for one of your own."""
     label: str | None = Field(default=None, min_length=1, pattern=r"^\w[\w.+-]*$")
     """Name of this run in tables; null takes the method's name."""
@@ -237,12 +238,12 @@ class RunConfig(Settings):
     seed: int = Field(default=0, ge=0)
     """Seed of initialisation and order of rows; what is held out does not depend on it."""
     start_from: Path | None = None
-    """An extension to go on training instead of a new one: the output folder of a finished run, or
-    an extension folder, of the same model, method and size."""
+    """Continue training this extension instead of a new one: the output folder of a finished run,
+    or an extension folder, of the same model, method and size."""
     beside: dict[str, Path] = Field(default_factory=dict)
-    """Extensions that stay as they are, active beside the new one, by names that you choose: output
-    folders of finished runs, or extension folders, of the same model. What is saved holds all of
-    them, the new one by its label or else its output folder's name."""
+    """Extensions that stay active and unchanged beside the new one: a name of your choice -> output
+    folder of a finished run, or extension folder, of the same model. All of them are saved, the new
+    one under its label or else its output folder's name."""
     output: Path
     """Folder for checkpoints, log, extension and record; resumed if it holds this same run."""
     data: DataSettings

@@ -1,8 +1,8 @@
-"""`calibration.json`, beside the weights of a calibrated extension: what was promised, on which
-text, at which cost, and what later text is compared with. No torch.
+"""`calibration.json`, next to the weights of a calibrated extension: what was promised, on which
+text, at which cost, and what new text is compared with. No torch.
 
-The thresholds themselves are in `adapter_config.json`, so they come wherever the weights do; here
-is what they are for. Both name the weights that they belong to.
+The thresholds themselves are in `adapter_config.json`, so they are always loaded with the weights.
+Both files name the weights that they belong to.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ FILE = "calibration.json"
 
 
 class Calibration(Part):
-    """The whole file."""
+    """The contents of `calibration.json`."""
 
     format: Literal["neutral-residues/calibration"] = "neutral-residues/calibration"
     """Says that the file is ours."""
@@ -30,17 +30,20 @@ class Calibration(Part):
     promise: Promise
     """What was promised."""
     scores: dict[str, dict[int, list[float]]]
-    """Set -> number of tokens -> for a document of each unit that has so many, sorted: the mean
-    over its first tokens of the largest gate logit. Text that is unlike these scores higher."""
+    """Set -> number of tokens n -> sorted scores, one document of each unit with n tokens: the mean
+    over its first n tokens of the largest gate logit. Unlike text scores higher."""
 
 
 def write_calibration(folder: Path, calibration: Calibration) -> None:
-    """Write it beside the weights."""
+    """Write it next to the weights."""
     write_part(folder / FILE, calibration)
 
 
 def read_calibration(folder: Path, *, weights: str | None = None) -> Calibration:
-    """That of the extension in `folder`.
+    """Read the calibration of the extension in `folder`.
+
+    Args:
+        weights: digest of the weights that it must belong to; None: not checked.
 
     Raises:
         UserError: if there is none, it cannot be read, or it belongs to other weights.

@@ -18,14 +18,14 @@ from neutral_residues.tuner.layer import (
 )
 
 Labels = Tensor | Mapping[str, Tensor]
-"""(B, T) SOURCE, TARGET or IGNORE for each token of a batch; or, by an adapter's name, its own:
-those that are not named have no local loss."""
+"""(B, T) SOURCE (1), TARGET (0) or IGNORE (-100) for each token of a batch; or such labels for each
+adapter by name. Adapters that are not named have no local loss."""
 ALL = ""
-"""In the place of a name, for labels that all adapters have."""
+"""Stands for the name where all adapters have the same labels."""
 
 
 def by_adapter(labels: Labels) -> Mapping[str, Tensor]:
-    """The labels of each adapter; of `ALL` where they have the same."""
+    """The labels of each adapter; under `ALL` where all have the same."""
     return {ALL: labels} if isinstance(labels, Tensor) else labels
 
 
@@ -69,8 +69,8 @@ class LocalLossTerm:
             self._count_open(residue, self.labels[key])
         elif term.requires_grad == known[0].requires_grad:
             # One without gradients after one with them only makes outputs (SFTTrainer does that).
-            what = "the local loss is that of one forward pass, and the model ran twice"
-            raise UserError(what, do="run it once")
+            what = "the model ran twice inside one local_loss block"
+            raise UserError(what, do="run one forward pass in each block")
 
     @property
     def _known(self) -> list[Tensor]:
@@ -127,24 +127,27 @@ class LocalLossTerm:
 def local_loss(
     model: nn.Module, domain_labels: Labels, kind: LocalLoss = "l1"
 ) -> Iterator[LocalLossTerm]:
-    """For a training loop of your own. One forward pass and its backward pass belong inside the
-    block:
+    """The local loss in a training loop of your own. Run one forward pass and its backward pass
+    inside the block:
 
         with local_loss(model, domain_labels) as local:
             loss = model(**batch).loss + 0.06 * local.mean()
             loss.backward()
 
-    When you accumulate gradients, give `mean` the `counted_tokens` of all the batches of a step, as
-    for the other loss.
+    With gradient accumulation give `mean` the `losses.counted_tokens` of all batches of a step.
 
     Args:
-        domain_labels: (B, T) SOURCE, TARGET or IGNORE for each token of the batch; of several
-            adapters that are trained together, each one's own by its name; those that are not
-            named have no local loss.
+        model: with neutral residues, in PEFT's wrapper or not.
+        domain_labels: (B, T) 1 (source), 0 (target) or -100 (padding) for each token of the batch;
+            where several adapters train, a dictionary from name to such labels if they differ.
+        kind: "l1", or "cross_entropy" for sigmoid gates.
+
+    Yields:
+        The term; `mean()` is the loss per counted token (source tokens for "l1"), a float32 scalar.
 
     Raises:
         UserError: if the model has no enabled neutral residues, the loss does not fit their gates,
-            or another is open.
+            or another `local_loss` block is open.
     """
     layers = residue_layers(model)
     num_residues = check_local_loss(layers, kind, by_adapter(domain_labels))
@@ -156,8 +159,8 @@ def local_loss(
 def check_local_loss(
     layers: Mapping[str, NeutralResiduesLayer], kind: str, names: Collection[str] = (ALL,)
 ) -> int:
-    """How many residues with a local loss one forward pass computes: of the adapters `names`, or of
-    all that are active.
+    """Number of residues with a local loss in one forward pass: those of the adapters `names`, or
+    of all active ones.
 
     Raises:
         UserError: if there are none, or the loss does not fit their gates.

@@ -1,19 +1,16 @@
-"""The local loss in your training: a mixin for Transformers' `Trainer`. For a loop of your own
-there is `local_loss.py`.
-
-Three lines in a script:
+"""The local loss as a mixin for Transformers' `Trainer`; for other loops see `local_loss.py`.
 
     from neutral_residues import NeutralResiduesTrainerMixin
     class MyTrainer(NeutralResiduesTrainerMixin, Trainer): pass          # or SFTTrainer
     MyTrainer(model, args, train_dataset=rows_with_domain_labels, local_loss_weight=0.06).train()
 
 Each row carries `domain_labels` with its `input_ids`: 1 (source), 0 (target) or -100 for each
-token, or one number for the row. TRL's `SFTTrainer` computes with the output head's weight itself,
-so there a residue on the head (`head_rank` other than 0) is refused.
+token, or one number for the row. TRL's `SFTTrainer` computes logits from the output head's weight,
+so it refuses a residue on the head (`head_rank` other than 0).
 
-Promise: the term is exact under gradient accumulation, padding, packing, (non-reentrant) gradient
-checkpointing and several ranks: it equals what one big batch gives. A mode in which its gradient
-would be lost raises.
+Promise: with gradient accumulation, padding, packing, (non-reentrant) gradient checkpointing and
+several ranks the term equals that of one big batch. A mode in which its gradient would be lost is
+an error.
 """
 
 import math
@@ -57,17 +54,21 @@ def split_param_group(
 
 
 class NeutralResiduesTrainerMixin(_Trainer):
-    """Adds alpha x local loss: put it before `Trainer` or TRL's `SFTTrainer` among the bases.
+    """Adds alpha x local loss to the loss of `Trainer` or TRL's `SFTTrainer`; put it first among
+    the bases. Logs `local_loss`, `open_gates_source` and `open_gates_target` (shares of the gates
+    that are not exactly 0).
 
     Args:
-        local_loss_weight: alpha.
-        local_loss: "l1" or "cross_entropy".
+        local_loss_weight: alpha, 0 or more; 0 trains without a local loss.
+        local_loss: "l1", or "cross_entropy" for sigmoid gates.
         gate_learning_rate_factor: learning rate of the gates, as a multiple of the rest's; more
-            where what they read is small (`gate_rates.py`). They are one row against the
-            projections' many, and close sooner and more sharply with it (LAB.md, "what moved the
+            where their input is small (`gate_rates.py`). Gates have one row against the many of
+            the projections, and close sooner and more sharply with it (LAB.md, "what moved the
             curve, and what did not").
 
-    Logs `local_loss`, `open_gates_source` and `open_gates_target` (shares of gates not exactly 0).
+    Raises:
+        UserError: for a value out of range, or a mode of training that the local loss does not
+            work with; in training, for rows without `domain_labels`.
     """
 
     _signature_columns: Any
@@ -126,7 +127,7 @@ class NeutralResiduesTrainerMixin(_Trainer):
 
     @cached_property
     def _trained_names(self) -> list[str]:
-        """Others are active beside them, and stay as they are."""
+        """Active adapters that are frozen are left out."""
         return trained_names(self.model) or [ALL]
 
     @property
@@ -139,7 +140,8 @@ class NeutralResiduesTrainerMixin(_Trainer):
             self._signature_columns = [*self._signature_columns, DOMAIN_LABELS]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Trainer's own, with the block gates in groups of their own; yours stays as it is."""
+        """Trainer's own, with the gates in separate parameter groups; an optimizer that was passed
+        in is not changed."""
         given = self.optimizer is not None
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         for gate, rate in [] if given else gate_rates(self.model):

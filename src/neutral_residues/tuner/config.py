@@ -1,4 +1,4 @@
-"""What a user sets: the PEFT configuration of neutral residues, checked when it is made."""
+"""The PEFT configuration of neutral residues, checked when it is made."""
 
 import enum
 import math
@@ -45,29 +45,31 @@ class NeutralResiduesConfig(PeftConfig):
         gate_start: "open" (w = 0, b = 1: every token starts with g = 1), "random" (no b), or
             "half" (w = 0, no b: g = 1/2), which only a sigmoid gate can; a gate that reads tokens
             starts open.
-        new_tokens: number N of tokens of the extension's own, with the ids behind the backbone's
-            (`new_tokens.py`), part of the budget; the tokenizer for them comes from
-            `neutral vocabulary`, and the gate, if there is one, must read tokens.
-        new_tokens_rank: rank K of their rows; None means the width of the embeddings, or what a
+        new_tokens: number N of the extension's own tokens, with ids after the backbone's
+            (`new_tokens.py`), part of the budget. `neutral extend` with `vocabulary.size` makes
+            them together with their tokenizer. The gate, if there is one, must read tokens.
+        new_tokens_rank: rank K of their table; None means the width of the embeddings, or what a
             quarter of the new weights allows.
         gate_reads: "tokens" (one gate for all layers and the head, which reads the last 16 tokens,
-            see `reader.py`) or "layer" (the paper: each layer has a gate, which reads that layer's
+            see `reader.py`) or "layer" (the paper: each layer has a gate that reads the layer's
             input).
         placement: "ffn" (the paper) or "attention": the block that the adapter runs parallel to.
-        first_layer: the first layer that gets an adapter. None means 0, and 1 where gates read
-            layers in a model of four or more, because the first layer knows too little of a token's
-            context to close its gate.
+        first_layer: the first layer that gets an adapter. None means 0, or 1 where gates read
+            layers in a model of four or more: in the first layer a gate sees too little of the
+            context to close.
         target_modules: names of the feed-forward modules; None finds them.
         exclude_modules: names to leave out.
-        layers_to_transform: numbers of the layers that get an adapter, of those that have a block
-            for it; None means all from `first_layer` on.
+        layers_to_transform: layers that get an adapter, counted from 0 among those that have a
+            block for it; None means all from `first_layer` on.
         layers_pattern: name of the list that holds the layers, where PEFT cannot tell.
         modules_to_save: other modules to train in full and save, for example ["lm_head"].
-        thresholds: on the gates of a finished extension, see `thresholds.py`; `neutral calibrate`
-            finds them. null leaves the gates as they were trained.
+        thresholds: on the gates of a finished extension, see `thresholds.py`; set by
+            `neutral calibrate`. None leaves the gates as they were trained.
+        num_new_weights, num_backbone_weights, backbone: filled in when the extension is attached,
+            saved with it, and checked when it is loaded (`backbone`: width, depth, vocabulary).
 
-    Filled in when the extension is attached, saved, and checked when it is loaded:
-    `num_new_weights`, `num_backbone_weights`, `backbone` (width, depth and vocabulary).
+    Raises:
+        UserError: for a value that does not exist, or a setting without effect.
     """
 
     budget: float = 0.20
@@ -95,11 +97,11 @@ class NeutralResiduesConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE
-        # Not a field, so never saved. Only a config that was attached once knows this number: its
-        # weights are on disk.
+        # Not a field, so never saved. Only a config that was attached before has this number, so
+        # its weights are on disk.
         self.from_checkpoint = self.num_new_weights is not None
-        # Nor these: names in the model at hand of the output head, "" without a residue on it, and
-        # of the embeddings, "" with nothing beside them.
+        # Not fields either: the module names of output head and embeddings in this model; "" where
+        # the extension has nothing there.
         self.head = self.embeddings = ""
         names = ("block_gate", "init", "gate_start", "gate_reads", "placement")
         check_choices(**{name: getattr(self, name) for name in names})
@@ -121,7 +123,7 @@ class NeutralResiduesConfig(PeftConfig):
                 what = "thresholds need a gate that can be exactly 0: block_gate relu"
                 raise UserError(what, got=self.block_gate, do="set thresholds to null")
             if not self.from_checkpoint:
-                what = "thresholds belong to weights that were trained, and these are fresh"
+                what = "thresholds belong to trained weights, and these are new"
                 raise UserError(what, do="set thresholds to None")
 
     @property
@@ -131,7 +133,7 @@ class NeutralResiduesConfig(PeftConfig):
 
     @property
     def has_embeddings(self) -> bool:
-        """Whether anything stands beside the embeddings: a reader or new tokens."""
+        """Whether the extension has a module beside the embeddings: a reader or new tokens."""
         return self.has_reader or self.new_tokens > 0
 
     def _check_new_tokens(self) -> None:
@@ -142,12 +144,12 @@ class NeutralResiduesConfig(PeftConfig):
             self.block_gate in ("relu", "sigmoid") and self.gate_reads == "tokens"
         )
         if self.new_tokens and not fits:
-            what = "new_tokens need one gate for the whole extension, of relu or sigmoid, or none"
+            what = "new_tokens need one relu or sigmoid gate for the whole extension, or no gate"
             got = f"gate_reads {self.gate_reads}, block_gate {self.block_gate}"
             raise UserError(what, got=got, do="set gate_reads to tokens")
 
     def _check_layer_choice(self) -> None:
-        """Settings without effect, which PEFT would silently ignore."""
+        """Refuses settings without effect, which PEFT would silently ignore."""
         numbered = self.layers_to_transform is not None
         if isinstance(self.target_modules, str) and numbered:
             raise UserError(
@@ -164,8 +166,8 @@ class NeutralResiduesConfig(PeftConfig):
             raise UserError(what, do="set one of them")
 
     def choose_layers(self, blocks: list[str]) -> list[str]:
-        """Of the blocks of all layers, those that get an adapter; a UserError if that is none, or a
-        layer does not exist."""
+        """Those of the blocks of all layers that get an adapter; a UserError if there are none, or
+        a layer does not exist."""
         if self.layers_to_transform is None:
             if self.first_layer is None:
                 is_own = self.block_gate != "none" and self.gate_reads == "layer"

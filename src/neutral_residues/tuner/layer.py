@@ -162,7 +162,8 @@ class NeutralResiduesLayer(ModuleBeside):
 
 
 def residue_layers(model: nn.Module) -> dict[str, NeutralResiduesLayer]:
-    """The extended blocks of `model` by module name, in layer order; empty if there are none."""
+    """The modules of `model` that have residues, the output head among them, by module name in
+    layer order; empty if there are none."""
     return {n: m for n, m in model.named_modules() if isinstance(m, NeutralResiduesLayer)}
 
 

@@ -4,10 +4,10 @@
     from neutral_residues import NeutralResiduesConfig
     model = get_peft_model(model, NeutralResiduesConfig(budget=0.20))
 
-PEFT's verbs all work (`save_pretrained`, `from_pretrained`, `disable_adapter`, `add_adapter`,
-`set_adapter`, `unload`, `modules_to_save`), and Transformers' own adapter methods too. Two things
-differ, and both say so: a gated residue cannot be merged, and a checkpoint that lacks a tensor or
-does not fit is an error. PEFT has no plugin entry point, so `neutral_residues` must be imported
+All of PEFT's methods work (`save_pretrained`, `from_pretrained`, `disable_adapter`, `add_adapter`,
+`set_adapter`, `unload`, `modules_to_save`), and so do Transformers' own adapter methods. Two things
+differ, both with an error message: a gated residue cannot be merged, and a checkpoint must have all
+tensors in the right shapes. PEFT has no plugin entry point, so `neutral_residues` must be imported
 before a saved extension is loaded.
 
 What a forward pass computes is in `layer.py`.
@@ -63,7 +63,7 @@ from neutral_residues.tuner.thresholds import Thresholds
 
 
 class NeutralResiduesModel(BaseTuner):
-    """PEFT's tuner for `NeutralResiduesConfig`. Users meet it through `get_peft_model`."""
+    """PEFT's tuner for `NeutralResiduesConfig`; `get_peft_model` creates it."""
 
     prefix = PREFIX
     tuner_layer_cls = ModuleBeside

@@ -1,7 +1,7 @@
-"""Which adapter each row of a batch gets (PEFT's `adapter_names`), for every layer of a model.
+"""Which adapter each row of a batch uses (PEFT's `adapter_names`), for every layer of a model.
 
-Promise: a row gets exactly what its own adapter adds, and a row that asks for none gets the
-backbone, whatever is active.
+Promise: to a row exactly its own adapter's residue is added, and a row without an adapter gets the
+backbone's output, whatever is active.
 
 Suffixes: N chosen tokens, of all tokens of the batch in row-major order.
 """
@@ -63,8 +63,8 @@ class RoutableModule(ABC):
 def per_request(
     model: nn.Module, names: Sequence[str], *, rows_per_name: int | None = 1
 ) -> Iterator[None]:
-    """Within the block each row of a batch gets the adapter that `names` says for it, whatever is
-    active.
+    """Inside the block each row of a batch uses the adapter that `names` gives for it, whatever
+    adapters are active.
 
         with per_request(model, ["french", "__base__", "german"]):
             model.generate(**three_prompts)
@@ -72,9 +72,10 @@ def per_request(
     A PeftModel takes the same list as its argument `adapter_names`.
 
     Args:
-        names: for each row the name of an adapter, or `BACKBONE` for none.
+        model: a PEFT model or one with Transformers' own adapters, in evaluation mode.
+        names: the name of an adapter for each row, or "__base__" for none.
         rows_per_name: how many rows share a name: the number of beams, or of returned sequences;
-            None takes any.
+            None allows any number.
 
     Raises:
         UserError: for a name that is not loaded; in training mode; in the forward pass, for a wrong
@@ -91,7 +92,7 @@ def per_request(
 
 @contextmanager
 def temporarily(modules: Sequence[object], attribute: str, value: object) -> Iterator[None]:
-    """Within the block all `modules` have that value of the attribute, and then their own again."""
+    """Inside the block all `modules` have that value of the attribute, then their own again."""
     before = [getattr(module, attribute) for module in modules]
     for module in modules:
         setattr(module, attribute, value)
