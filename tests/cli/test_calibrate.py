@@ -60,6 +60,10 @@ def test_a_promise_and_its_end(finished: Path, text: str, neutral: Neutral) -> N
     assert (result.num_units, result.num_tuning_units) == (20, 10)
     assert calibration.promise.training_text_checked
 
+    measured = finished / "measured.json"
+    code, printed = neutral("evaluate", finished, "--output", measured)
+    assert code == 0, printed
+    assert read_record(measured).promise == calibration.promise
     code, printed = neutral("calibrate", finished, "--on", text, *LOOSE, "--over", 1)
     assert code == 0, printed
     assert (finished / "extension" / "README.md").read_text().count("## Calibrated") == 1

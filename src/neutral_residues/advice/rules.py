@@ -129,8 +129,8 @@ def _no_chats(data: DataSettings) -> list[str]:
         return []
     return [
         "the backbone answers chats, and no source corpus of data.train has chat: true: gates can"
-        " open on the chat template. Give some with a share of their own, and see how many answers"
-        " stay (evaluation.chat)"
+        " open on the chat template. Give some with a share of their own, or calibrate the"
+        " extension (neutral calibrate), and see how many answers stay (evaluation.chat)"
     ]
 
 

@@ -116,6 +116,7 @@ def evaluate_saved(
         method=run.method if run else "neutral",
         sets=results,
         spliced=spliced,
+        promise=saved.promise,
         provenance=provenance(device=saved.device.type, tokenizer_key=key),
         config=settings | {"extension": str(saved.folder)} | measured,
     )

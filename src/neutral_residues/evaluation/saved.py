@@ -24,7 +24,10 @@ from neutral_residues.digest import check_digests
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.possible import Pieces
 from neutral_residues.methods.wider_tables import widen_tables
+from neutral_residues.results.calibration import FILE as CALIBRATION
+from neutral_residues.results.calibration import read_calibration
 from neutral_residues.results.composition import Composition, read_composition
+from neutral_residues.results.promise import Promise
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.tuner.gates import only_strongest
 from neutral_residues.tuner.saved_adapter import CONFIG, adapter_config, load_adapters
@@ -58,6 +61,12 @@ class Saved:
     def evaluation(self) -> EvaluationSettings:
         """How the run that made it measured, or the defaults."""
         return self.config.evaluation if self.config else EvaluationSettings()
+
+    @property
+    def promise(self) -> Promise | None:
+        """What the thresholds of a calibrated extension promise."""
+        is_calibrated = (self.weights / CALIBRATION).is_file()
+        return read_calibration(self.weights).promise if is_calibrated else None
 
     @property
     def end_of_text(self) -> int:
