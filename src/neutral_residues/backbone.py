@@ -45,7 +45,7 @@ def load_config(
         raise
     except Exception as error:  # gguf raises types of its own for a file cut short
         what = f"cannot load the model {name}"
-        do = "give a folder with config.json, or a name on the Hub while the network is there"
+        do = "give a folder with config.json, or a name on the Hub that can be reached"
         raise UserError(what, got=first_line(error), do=do) from error
     _check_causal(name, config)
     return config

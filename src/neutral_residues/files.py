@@ -1,4 +1,4 @@
-"""Writing so that nothing is ever half there.
+"""Writes files and folders completely or not at all.
 
 A file or folder appears under its final name only when it is complete: it is written next to
 it, flushed to disk, then renamed.
@@ -84,7 +84,7 @@ def check_is_file(path: Path, allowed: str = "a file") -> None:
         if not path.exists():
             raise UserError(f"no such file: {path}", allowed=allowed, do="check the path")
         if not path.is_file():
-            do = "copy what it gives into a file"
+            do = "copy its output into a file"
             raise UserError(f"{path} is a pipe or a device", allowed=allowed, do=do)
 
 
@@ -104,7 +104,7 @@ def read_whole(path: Path) -> bytes:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         allowed = f"up to {MOST_BYTES:,} bytes"
-        raise UserError(f"{path} is too large to be what it should be", allowed=allowed)
+        raise UserError(f"{path} is too large for a file of its kind", allowed=allowed)
     return content
 
 

@@ -87,7 +87,7 @@ def test_replay_of_another_genre() -> None:
         for bits in (0.09, 0.2)
     )
     assert said(both(), distances=[near]) == ""
-    assert "replay is far from wiki: 0.20 bits, and 0.05 from itself" in said(
+    assert "the source training text is far from wiki: 0.20 bits, and 0.05 within itself" in said(
         both(), distances=[far]
     )
     assert far.way_to_target == pytest.approx(1 / 3)

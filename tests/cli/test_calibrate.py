@@ -45,8 +45,8 @@ def test_a_promise_and_its_end(finished: Path, text: str, neutral: Neutral) -> N
     words = " ".join(printed.split())
     assert "For text like new (20 documents), the gates open on at most 30 % of the tokens" in words
     assert "with 80 % confidence; nothing is promised for other text." in words
-    assert "exact, skipped" in words
-    assert "of what was learnt" in words, "the run's own target text"
+    assert "extension skipped" in words
+    assert "share of learning lost" in words, "the run's own target text"
 
     saved = load_saved(finished)
     assert all(gate.threshold is not None for gate in gates(saved.model).values())
@@ -84,7 +84,7 @@ def test_an_extension_without_its_run(
     words = " ".join(printed.split())
     assert "warning: this is an extension without its run" in words
     assert "if it was not trained on" in words
-    assert "no target text, so no cost is known" in words
+    assert "the cost is unknown without target text" in words
     weights = alone / "adapter_model.safetensors"
     (alone / "SHA256SUMS").unlink()
     data = bytearray(weights.read_bytes())

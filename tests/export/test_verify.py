@@ -97,7 +97,7 @@ def test_where_new_tokens_are_impossible_is_said() -> None:
     equal = partial(Difference, "logits", outputs=0.0, cache=0.0, largest=1.0, num_inactive=0)
     line = "new tokens are impossible after the same 3 of 64 tokens"
     assert line in equal(impossible=(3, 64)).describe()
-    assert "no gate was shut, so -inf is not compared" in equal(impossible=(0, 64)).describe()
+    assert "no gate was closed, so -inf is not compared" in equal(impossible=(0, 64)).describe()
 
 
 def test_a_comparison_of_zeros_alone_proves_nothing() -> None:

@@ -55,7 +55,7 @@ def test_a_packed_comparison(tmp_path: Path) -> None:
         (b'{"path": "a/record.json", "content": 3}', "is not a record of", 1),
         (b'{"path": "\\ud800", "content": 3}', "half a character", 1),
         (bytes(2**25), "a document of over", 1),
-        (b" " * 999 + b"\n", "is too large to be", 40_000),
+        (b" " * 999 + b"\n", "is too large for", 40_000),
     ],
 )
 def test_packs_that_are_none(

@@ -63,5 +63,5 @@ def test_the_card() -> None:
     assert promised == model_card(make_record(promise=PROMISE), "load")
     assert f"## Calibrated\n\n{PROMISE.sentence}\n" in promised
     assert "99.6 % (94.0 % as trained)" in promised
-    assert "Of what was learnt of fr, 1.5 % is lost" in promised
+    assert "1.5 % of what was learnt on fr is lost" in promised
     assert with_promise(promised, None) == card

@@ -30,7 +30,7 @@ forgot 5.7 % of novels with it and 29 % with a tenth, and learnt 9 % less)."""
 Use = Literal["nothing", "vocabulary", "replay", "training"]
 
 TITLES: dict[Use, str] = {
-    "nothing": "nothing, the backbone as it is",
+    "nothing": "nothing: use the backbone as it is",
     "vocabulary": "new tokens first (vocabulary.size)",
     "replay": "a larger data.source_share first, or a method with gates",
     "training": "training as planned",

@@ -113,8 +113,9 @@ def warnings(
     found = [*_not_measured(texts), *_costly_target(config, texts), *_known_target(texts)]
     found += [line for corpus in corpora for line in _repetition(corpus)]
     found += [
-        f"replay is far from {d.set}: {d.bits:.2f} bits, and {d.replay_bits:.2f} from itself."
-        f" Forgetting there can be larger; source text like {d.set} in data.train would protect it"
+        f"the source training text is far from {d.set}: {d.bits:.2f} bits, and {d.replay_bits:.2f}"
+        f" within itself. Forgetting there can be larger; source text like {d.set} in data.train"
+        " would protect it"
         for d in distances
         if d.bits > FAR * d.replay_bits
     ]

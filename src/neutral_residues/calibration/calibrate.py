@@ -4,7 +4,7 @@
     losses      what is promised, measured on the other units: `losses.py`
     position    the last that keeps the promise with the stated confidence: `statistics.py`
 
-With several source texts the error is split between them, and the most silent of their positions
+With several source texts the error is split between them, and the strictest of their positions
 keeps the promise for each.
 """
 
@@ -219,13 +219,13 @@ class _Text:
         )
 
 
-def _impossible(texts: Sequence[_Text], silent: Position, wanted: Wanted) -> UserError:
-    """That even the most silent position does not keep the promise."""
-    losses = {text.name: text.losses_at(silent).testing for text in texts}
+def _impossible(texts: Sequence[_Text], strictest: Position, wanted: Wanted) -> UserError:
+    """The error where even the strictest position does not keep the promise."""
+    losses = {text.name: text.losses_at(strictest).testing for text in texts}
     name, worst = max(losses.items(), key=lambda item: item[1].mean())
     return UserError(
         f"no threshold keeps that promise on {name}",
-        got=f"{100 * worst.mean():.2g} % at the most silent, over {len(worst)} units",
+        got=f"{100 * worst.mean():.2g} % at the strictest position, over {len(worst)} units",
         allowed=f"{100 * wanted.at_most:g} % or less, by a margin that the confidence asks for",
         do="give more units, or promise less (--at-most, --confidence)",
     )

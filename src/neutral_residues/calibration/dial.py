@@ -1,8 +1,8 @@
 """One dial that moves the thresholds of all gates, and how far it can be turned up.
 
-At position s each gate's threshold is the (1 - s)-quantile of what it says on the tuning units, or
-0 if that is less: s is the share of their tokens on which one gate may open. From 0, the most
-silent, the dial goes up to the extension as it was trained.
+At position s each gate's threshold is the (1 - s)-quantile of its logits on the tuning units, or 0
+if that is less: s is the share of their tokens on which one gate may open. From 0, the strictest,
+the dial goes up to the extension as it was trained.
 
 Suffix: N tokens of a stream.
 """
@@ -41,7 +41,7 @@ class Position:
 
 
 def positions(tuning: Mapping[str, NDArray[np.float32]], *, one_pass: bool) -> list[Position]:
-    """From the most silent to that as trained; `tuning` is what each gate says on tuning units."""
+    """From the strictest to the trained one; `tuning` holds each gate's logits on tuning units."""
     num_tokens = len(next(iter(tuning.values())))
     doublings = np.log2(num_tokens)
     number = int(np.ceil(doublings * STEPS_PER_DOUBLING[one_pass]))
@@ -69,10 +69,10 @@ def turned_up(
     at_most: float,
     confidence: float | None,
 ) -> int:
-    """How many positions, from the most silent on, keep the promise; see `statistics.py`.
+    """How many positions, from the strictest on, keep the promise; see `statistics.py`.
 
     Args:
-        losses_at: what is measured at a position; it is asked from the most silent on, and no
+        losses_at: what is measured at a position; called from the strictest on, and no
             further than needed.
         confidence: None: on average.
     """

@@ -136,8 +136,8 @@ def worse_documents(
             nats_D = document_nats(
                 model, units.stream, windows, backbone_D=backbone_D, on_tokens=on_tokens
             )
-        if not np.isfinite(nats_D).all():  # a new token of its own, behind a shut gate
-            what = f"{units.stream.name} has tokens that are impossible where a gate is shut"
+        if not np.isfinite(nats_D).all():  # a new token of its own, behind a closed gate
+            what = f"{units.stream.name} has tokens that are impossible where a gate is closed"
             raise UserError(what, do="promise tokens (--promise tokens)")
         return units.shares(nats_D > limit_D)
 

@@ -85,7 +85,7 @@ def _check_kind(saved: Saved) -> None:
         raise UserError(what, got=", ".join(saved.composition.names), do=do)
     method = saved.config.method if saved.config else "?"
     if not isinstance(saved.model, PeftModel) or saved.reference is not None:
-        what = "this is not an extension with gates, so none can be calibrated"
+        what = "only an extension with gates can be calibrated"
         raise UserError(what, got=f"method {method}", do="train one with method neutral")
     check_gates(saved.model)
 

@@ -1,11 +1,12 @@
 """What a sample of units says of all others like them, with stated confidence. No torch.
 
 A unit is what is drawn independently, the source of documents; its loss is a number from 0 to 1, at
-each position of a dial. Positions are ordered from the most silent to that as trained.
+each position of a dial. Positions are ordered from the strictest (gates least open) to the trained
+one.
 
     p-value      of "the mean loss of all units is above `at_most`", one position at a time:
                  exact binomial where losses can only be 0 or 1, else by betting
-    sequence     positions are tested from the most silent on, each at the full level, up to the
+    sequence     positions are tested from the strictest on, each at the full level, up to the
                  first that fails: all before it hold together, with the stated confidence, whether
                  losses rise along the dial or not
     on average   without a confidence: conformal risk control, for losses that rise along the dial
@@ -100,6 +101,6 @@ def num_tuning(num_units: int) -> int:
 
 def conformal_p_value(score: float, calibration: Sequence[float]) -> float:
     """Of "this score was drawn as those of `calibration`, which are sorted", where a large one
-    speaks against it; 1/(n + 1) or more."""
+    is evidence against it; 1/(n + 1) or more."""
     above = len(calibration) - int(np.searchsorted(calibration, score, side="left"))
     return (above + 1) / (len(calibration) + 1)

@@ -68,8 +68,8 @@ def _texts_table(texts: list[TextFacts]) -> Table:
 
 
 def _distance_table(found: list[DistanceFacts]) -> Table:
-    title = "How far replay is (0: like itself, 1: as far as the target)"
-    numbers = ["distance", "divergence [bits]", "replay to itself", "replay to target"]
+    title = "Distance from the source training text (0: none, 1: as far as the target)"
+    numbers = ["distance", "divergence [bits]", "within the text", "to the target"]
     table = new_table(title, ["source set"], numbers)
     for d in found:
         bits = [_number(value, 3) for value in (d.bits, d.replay_bits, d.target_bits)]

@@ -81,7 +81,7 @@ def print_promise(promise: Promise, found: Found, *, console: Console) -> None:
     if promise.costs:
         console.print(costs_table(promise))
     else:
-        print_warnings(["no target text, so no cost is known; see --cost-on"], console=console)
+        print_warnings(["the cost is unknown without target text; add --cost-on"], console=console)
     values = ", ".join(f"{value:.3g}" for value in found.position.values.values())
     over = f", of the mean over {promise.over} tokens" if promise.over > 1 else ""
     console.print(f"threshold ({promise.form}{over}): {values}", highlight=False)
@@ -92,7 +92,8 @@ def sets_table(promise: Promise) -> Table:
     about = "tokens with an open gate"
     if promise.kind == "documents":
         about = f"documents worse by over {promise.rise_percent:g} %"
-    table = new_table("on the units that were tested", ["text"], ["units", about, "exact, skipped"])
+    numbers = ["units", about, "extension skipped"]
+    table = new_table("on the units that were tested", ["text"], numbers)
     for text in promise.sets:
         loss = f"{100 * text.trained_loss:.2f} -> {100 * text.loss:.2f} %"
         exact = f"{100 * text.trained_exact_share:.1f} -> {100 * text.exact_share:.1f} %"
@@ -102,7 +103,7 @@ def sets_table(promise: Promise) -> Table:
 
 def costs_table(promise: Promise) -> Table:
     """Of each target text bits per byte, and how much of what was learnt is lost."""
-    columns = ["backbone", "as trained", "calibrated", "of what was learnt, lost"]
+    columns = ["backbone", "as trained", "calibrated", "share of learning lost"]
     table = new_table("bits per byte of target text", ["text"], columns)
     for cost in promise.costs:
         bits = (f"{value:.4f}" for value in (cost.backbone, cost.trained, cost.calibrated))

@@ -23,7 +23,7 @@ from neutral_residues.methods.saved_extension import Extension
 from neutral_residues.results.composition import Composition, write_composition
 from neutral_residues.results.model_card import average_card, composition_card
 from neutral_residues.results.run_folder import check_free
-from neutral_residues.tuner.gates import cannot_be_stilled
+from neutral_residues.tuner.gates import cannot_compete
 from neutral_residues.tuner.saved_adapter import CONFIG, WEIGHTS, comparable, read_weights
 
 SAME = "train them on the same backbone"
@@ -48,7 +48,7 @@ def compose(extensions: Mapping[str, Path], output: Path, *, over: int | None = 
         raise UserError("over", got=over, allowed="a number of tokens, 1 or more")
     for it in found if over is not None else []:
         if not it.config.has_reader or it.config.block_gate != "relu":
-            raise cannot_be_stilled(it.name)
+            raise cannot_compete(it.name)
     with whole_folder(output) as partial:
         for it in found:
             (partial / it.name).mkdir()

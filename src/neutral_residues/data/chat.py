@@ -68,7 +68,7 @@ def _by_prompts(tokenizer: Any, chats: Sequence[Chat]) -> list[PredictedTokens]:
 
 
 def _answers(tokenizer: Any, chat: Chat, text: str) -> Iterator[Span]:
-    """Where in `text`, the rendered chat, the assistant speaks."""
+    """Where the assistant's messages are in `text`, the rendered chat."""
     for number, message in enumerate(chat):
         if message["role"] == "assistant":
             before = _render(tokenizer, chat[:number], prompt=True)

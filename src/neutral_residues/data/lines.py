@@ -42,7 +42,7 @@ def iter_lines(path: Path, *, at_most: int | None = None) -> Iterator[Line]:
             number, num_bytes = number + 1, num_bytes + len(line)
             if at_most is not None and num_bytes > at_most:
                 allowed = f"up to {at_most:,} bytes, unpacked"
-                raise UserError(f"{path} is too large to be what it should be", allowed=allowed)
+                raise UserError(f"{path} is too large for a file of its kind", allowed=allowed)
             where = f"{path}, line {number}"
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")

@@ -3,7 +3,7 @@
 Where its gate is exactly 0 such a model gives a new token probability 0: after English it goes on
 in Ukrainian with the backbone's tokens, sees that it is Ukrainian, and takes new ones from there.
 So text is scored in the tokens that the model can give: a new token that is impossible where it
-stands is cut into the backbone's tokens for the same text. That can shut or open gates behind it,
+stands is cut into the backbone's tokens for the same text. That can close or open later gates,
 so it is repeated until none is left; every round replaces tokens, so it ends.
 
 Only the readers of the gates run for this, not the model.

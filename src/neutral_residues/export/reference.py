@@ -4,7 +4,7 @@ A gate that is trained to close on source text is closed on most random tokens t
 with zero output proves nothing about an export. So rows of the user's text, if there is one, and of
 random tokens are tried until every layer's residue is not 0 on one of the rows that are kept; and
 where the extension has new tokens, until these stand behind open gates and, if a gate can be
-exactly 0, behind shut ones. Layers that stay inactive all the same are counted, and the count is
+exactly 0, behind closed ones. Layers that stay inactive all the same are counted, and the count is
 shown; if all do, nothing can be compared, and that is an error.
 """
 

@@ -72,7 +72,7 @@ class Difference:
         if self.impossible is not None:
             number, of = self.impossible
             where = f"new tokens are impossible after the same {number} of {of} tokens"
-            parts.append(where if number else "no gate was shut, so -inf is not compared")
+            parts.append(where if number else "no gate was closed, so -inf is not compared")
         if (closed := self.num_inactive) > 0:
             where = f"in {closed} layers (the output head is one)"
             parts.append(f"{where} every gate was closed, so these are not compared")

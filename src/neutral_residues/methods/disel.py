@@ -1,4 +1,4 @@
-"""DISeL: LoRA with a gate for each rank and token, which starts nearly shut.
+"""DISeL: LoRA with a gate for each rank and token, which starts nearly closed.
 
 *DISeL: Dynamic Input-Sensitive LoRA*, arXiv 2605.19028; here on PEFT's LoRA, after the formulas:
 

@@ -339,7 +339,7 @@ METHODS: tuple[Method, ...] = (
         name="disel",
         title="DISeL",
         paper="arXiv 2605.19028",
-        trains="as lora, with a sigmoid gate for each rank and token that starts nearly shut",
+        trains="as lora, with a sigmoid gate for each rank and token that starts nearly closed",
         attach=partial(_attach_lora, gated=True),
         afterwards=(),
         uses=(*LORA.uses, "lora.gate_learning_rate_factor"),

@@ -24,7 +24,7 @@ def promises_table(section: Section) -> Table | None:
         Column("what is promised", tuple(sentences), is_text=True),
         _from_to("what it is about", [(100 * t.trained_loss, 100 * t.loss) for t in texts]),
         _from_to("tokens with all gates 0", [_exact(text) for text in texts]),
-        numbers("of what was learnt, lost", costs, 1, "%", "lower is better"),
+        numbers("share of learning lost", costs, 1, "%", "lower is better"),
     )
     return Table(rows, columns, first="run and text")
 

@@ -58,8 +58,8 @@ def _loading(adapter: dict[str, Any] | None) -> str:
 
 
 def model_card(record: Record, loading: str, *, head_rank: int = 0) -> str:
-    """The card's text; `loading` are the lines of Python that load the extension, `head_rank` that
-    of its residue on the output head."""
+    """The card's text; `loading` are the lines of Python that load the extension, `head_rank` is
+    the rank of its residue on the output head."""
     model = str(record.config["model"])
     title = f"{Path(model).name}, extended ({record.label})"
     metadata = ModelCardData(
@@ -87,17 +87,14 @@ def model_card(record: Record, loading: str, *, head_rank: int = 0) -> str:
     if size := (record.config.get("vocabulary") or {}).get("size"):
         parts.append(_vocabulary(record, size))
     if record.self_text:
-        parts.append(
-            f"The source text in its training is no given text: {record.self_text.sentence}."
-        )
+        parts.append(f"Its source text was not given but generated: {record.self_text.sentence}.")
     if head_rank:
         parts.append(f"A residue of rank {head_rank} on the output head is part of it.")
     return with_promise("\n\n".join(parts) + "\n", record.promise)
 
 
 def with_promise(card: str, promise: Promise | None) -> str:
-    """The card with what thresholds promise as its last part, instead of another promise, or
-    without one."""
+    """The card with `promise` as its last part, in place of an earlier one; None: without any."""
     card = card.split(f"\n{_PROMISE}\n")[0]
     if promise is None:
         return card
@@ -107,7 +104,7 @@ def with_promise(card: str, promise: Promise | None) -> str:
         for text in promise.sets
     ]
     facts += [
-        f"Of what was learnt of {cost.name}, {cost.points:.1f} % is lost: {cost.trained:.4f} bits"
+        f"{cost.points:.1f} % of what was learnt on {cost.name} is lost: {cost.trained:.4f} bits"
         f" per byte as trained, {cost.calibrated:.4f} now."
         for cost in promise.costs
         if cost.points is not None
@@ -117,10 +114,10 @@ def with_promise(card: str, promise: Promise | None) -> str:
 
 def composition_card(names: Sequence[str], backbone: str, over: int | None) -> str:
     """The card of several extensions in one folder, used together as `Composition.over` says."""
-    how = "All are on, as their gates say, and what they add is summed."
+    how = "All are active, each as far as its gate is open; their outputs are summed."
     if over is not None:
-        how = "Where several gates are open, only the one is on whose gate was the largest over"
-        how = f"{how} the last {over} tokens of the text."
+        where = "at this token" if over == 1 else f"over the last {over} tokens"
+        how = f"Of several open gates only the extension with the largest {where} is active."
     return _short_card(names, backbone, how, _LOAD_COMPOSITION)
 
 

@@ -107,7 +107,7 @@ class NeutralResiduesTrainerMixin(_Trainer):
         configs = getattr(self.model, "peft_config", {})
         if any(getattr(configs.get(name), "thresholds", None) for name in self._trained_names):
             what = "this extension is calibrated: its thresholds hold for its weights as they are"
-            do = "take them away first (neutral calibrate --remove), and calibrate again afterwards"
+            do = "remove them first (neutral calibrate --remove), and calibrate again afterwards"
             raise UserError(what, do=do)
         embeddings = embeddings_layer(self.model)
         if self.args.label_smoothing_factor and embeddings and embeddings.can_forbid_tokens:

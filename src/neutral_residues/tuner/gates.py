@@ -109,7 +109,7 @@ def only_strongest(model: nn.Module, over: int | None) -> None:
     readers = layer.readers() if layer is not None else {}
     for name in names if over is not None else []:
         if name not in readers or readers[name].kind != "relu":
-            raise cannot_be_stilled(name)
+            raise cannot_compete(name)
     if layer is not None:
         layer.strongest_over = over
 
@@ -120,10 +120,10 @@ def known_extensions(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(name for place in places for name in place.known_adapters()))
 
 
-def cannot_be_stilled(name: str) -> UserError:
-    """For an extension that takes no part in `only_strongest`."""
+def cannot_compete(name: str) -> UserError:
+    """For an extension that cannot take part in `only_strongest`."""
     what = f"extension {name}: only gates that read the text can tell whose text it is"
-    return UserError(what, allowed="gate_reads tokens, block_gate relu", do="add them up (sum)")
+    return UserError(what, allowed="gate_reads tokens, block_gate relu", do="use a sum (--how sum)")
 
 
 @contextmanager

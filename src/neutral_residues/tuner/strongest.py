@@ -1,13 +1,13 @@
-"""Several extensions in one pass, ours and not the paper's: where several gates are open, the one
-whose text it is stills the others.
+"""Several extensions in one pass, ours and not the paper's: where several gates are open, only one
+extension is active.
 
     m_i = sum of g_i over the last N tokens of the text
     of the extensions with g_i > 0 at a token, the one with the largest m_i keeps its gate there
 
-A gate that was never taught to stay shut on another extension's text opens there, and residues that
-were trained apart do not add up. N = 1 decides token by token, which is a coin tossed anew; over 32
-tokens it is a detector of language. An extension whose gate is shut stills nobody: so the next one
-is on as soon as the text has changed its language (LAB.md, "several extensions in one model").
+A gate that was never trained to stay closed on another extension's text opens there, and residues
+that were trained apart do not add up. N = 1 decides by single tokens, which is nearly at random; 32
+tokens tell the language. An extension whose gate is closed does not count, so another one becomes
+active as soon as the text has changed its language (LAB.md, "several extensions in one model").
 
 Suffixes: B rows, T tokens of a pass, S of these and the N - 1 before them, E extensions.
 """

@@ -123,6 +123,6 @@ def _check_characters(target: WordCounts, spelling: Spelling) -> None:
     if single > MOST_SINGLE_BYTES * target.num_tokens:
         raise UserError(
             "the tokenizer takes no new tokens for this target",
-            got=f"{100 * single / target.num_tokens:.0f} % of it in characters that it has not",
+            got=f"{100 * single / target.num_tokens:.0f} % of it in characters that it lacks",
             allowed="a byte-level tokenizer, or one that has the target's characters",
         )

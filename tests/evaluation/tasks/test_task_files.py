@@ -137,5 +137,5 @@ def test_bad_folders(tmp_path: Path) -> None:
 def test_a_small_file_that_unpacks_to_a_large_one(tmp_path: Path) -> None:
     items = f"{json.dumps(CHOICE)}\n".encode() * 10_000
     (tmp_path / "x_en.jsonl.gz").write_bytes(gzip.compress(items) * 200)
-    with pytest.raises(UserError, match="is too large to be what it should be"):
+    with pytest.raises(UserError, match="is too large for a file of its kind"):
         read_items(tmp_path / "x_en.jsonl.gz")
