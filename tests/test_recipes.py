@@ -1,6 +1,7 @@
 """Every run file and comparison that comes with the repository is valid; those of the demo's texts
-find their files."""
+find their files; the table in recipes/README.md is complete."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,15 @@ def test_every_comparison_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) 
     config = load_comparison(path, (f"set.model={DEMO_BACKBONE}",))
     assert len(expand(config).trained) >= len(config.methods) - 1
     assert config.seeds == ((0,) if path.stem in ("figure1", "smollm2") else (0, 1, 2))
+
+
+def test_the_table_names_every_recipe_and_where_its_numbers_are() -> None:
+    table = (RECIPES / "README.md").read_text("utf-8")
+    first_cells = "\n".join(re.findall(r"^\| (`.*?) \|", table, flags=re.MULTILINE))
+    recipes = [*RECIPES.rglob("*.yaml"), *RECIPES.rglob("*.py")]
+    named = re.findall(r"`(.+?)`", first_cells)
+    assert sorted(named) == sorted(path.relative_to(RECIPES).as_posix() for path in recipes)
+    headings = re.findall(r"^## [\d-]+: (.*)$", (ROOT / "LAB.md").read_text("utf-8"), re.MULTILINE)
+    assert set(re.findall(r'"(.+?)"', table)) <= set(headings)
+    for records in re.findall(r"`([\w-]+\.jsonl\.gz)`", table):
+        assert (ROOT / "docs" / "comparisons" / records).is_file()
