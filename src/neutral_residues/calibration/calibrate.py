@@ -2,7 +2,7 @@
 
     dial        one number that moves the thresholds of all gates: `dial.py`, on tuning units
     losses      what is promised, measured on the other units: `losses.py`
-    position    the last that keeps the promise with the stated confidence: `statistics.py`
+    position    the last one that keeps the promise with the stated confidence: `statistics.py`
 
 With several source texts the error is split between them, and the strictest of their positions
 keeps the promise for each.
@@ -29,24 +29,25 @@ from neutral_residues.tuner.gates import check_gates, extension_digest, reads_te
 from neutral_residues.tuner.thresholds import Thresholds
 
 USUAL_OVER = 32
-"""Tokens of the mean that a threshold is compared with (LAB.md, "a promise with a number")."""
+"""Number of tokens of the mean that is compared with a threshold (LAB.md, "a promise with a
+number")."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be promised; a UserError for a number out of range."""
+    """The promise to be kept; a UserError for a number out of range."""
 
     at_most: float = 0.01
-    """The share, above 0 and below 1."""
+    """Largest share of tokens or documents, above 0 and below 1."""
     confidence: float | None = 0.95
-    """None: on average over calibrations."""
+    """Probability that the promise holds; None: it holds on average over calibrations."""
     kind: PromiseKind = "tokens"
     rise_percent: float = 1.0
-    """For documents: the rise in bits per byte that is too much."""
+    """For documents: a rise in bits per byte above this, in %, counts as worse."""
     form: ThresholdForm = "cut"
     over: int | None = None
-    """Over how many tokens a gate that reads the text takes the mean that is compared with its
-    threshold; None: `USUAL_OVER`, and 1 for gates in the layers."""
+    """Number of last tokens whose mean gate is compared with the threshold, for a gate that reads
+    the text; None: `USUAL_OVER`, and 1 for gates in the layers."""
 
     def __post_init__(self) -> None:
         if not 0 < self.at_most < 1:
@@ -60,7 +61,7 @@ class Wanted:
             raise UserError("rise", got=self.rise_percent, allowed="0 or more, in per cent")
 
     def how(self, model: Any) -> HowApplied:
-        """How thresholds are applied to that model; a UserError if they cannot be."""
+        """How thresholds are applied to a model; a UserError if they cannot be."""
         usual = USUAL_OVER if reads_text(model) else 1
         over = usual if self.over is None else self.over
         if over > 1 and not reads_text(model):
@@ -69,12 +70,13 @@ class Wanted:
         return HowApplied(self.form, over)
 
     def split(self, num_sets: int) -> float | None:
-        """The confidence that each of so many sets needs."""
+        """The confidence that each of several sets needs, so that all hold together."""
         return None if self.confidence is None else 1 - (1 - self.confidence) / num_sets
 
 
 def wanted_of(**settings: Any) -> Wanted:
-    """From what a user wrote; a UserError for an unknown choice, or one without effect."""
+    """From the options of the command line; a UserError for an unknown choice, or one without
+    effect."""
     for name, choices in {"kind": get_args(PromiseKind), "form": get_args(ThresholdForm)}.items():
         if settings[name] not in choices:
             option = "promise" if name == "kind" else name
@@ -86,7 +88,7 @@ def wanted_of(**settings: Any) -> Wanted:
 
 @dataclass(frozen=True)
 class Found:
-    """Where the dial may stand, and what was measured there."""
+    """The position that was found for the dial, and what was measured there."""
 
     wanted: Wanted
     how: HowApplied
@@ -96,14 +98,14 @@ class Found:
     scores: dict[str, dict[int, list[float]]]
 
     def thresholds(self, promise: str = "") -> Thresholds:
-        """For `set_thresholds`, with the sentence of the promise."""
+        """The thresholds for `set_thresholds`, with the promise as a sentence."""
         form, over = self.how.form, self.how.over
         return Thresholds(form, self.position.values, self.weights, over, promise)
 
     def calibration(
         self, costs: Sequence[TargetCost] = (), *, training_text_checked: bool
     ) -> Calibration:
-        """The whole file."""
+        """The content of calibration.json."""
         is_about_documents = self.wanted.kind == "documents"
         promise = Promise(
             kind=self.wanted.kind,
@@ -128,13 +130,13 @@ def calibrate(
     *,
     on_tokens: OnTokens = ignore,
 ) -> Found:
-    """How far the dial can be turned up; the model stays as it is.
+    """Find how far the dial can be turned up; the model is not changed.
 
     Args:
         model: a PEFT model with one active extension.
-        texts: source text in units, on which nothing was trained.
+        texts: source text in units, none of it trained on.
         windows: how the model reads a document.
-        on_tokens: told the number of tokens of each further batch.
+        on_tokens: called after each batch with its number of tokens.
 
     Raises:
         UserError: for gates that cannot be exactly 0, too few units, or a promise that no position
@@ -145,7 +147,7 @@ def calibrate(
     for units in texts:
         units.check_enough(wanted.at_most, confidence)
     own = [_Text.of(model, units, windows, wanted, how, on_tokens) for units in texts]
-    # Of a gate that reads the text one pass says when it opens at any position.
+    # One pass of a gate that reads the text gives its logits for all positions.
     one_pass = wanted.kind == "tokens" and own[0].logits.reads_text
     dial = _dial([text.tuning_logits() for text in own], one_pass=one_pass)
     number = min(text.turned_up(dial, confidence) for text in own)
@@ -164,7 +166,7 @@ def _dial(tuning: Sequence[dict[str, NDArray[np.float32]]], *, one_pass: bool) -
 
 @dataclass(frozen=True)
 class _Text:
-    """One source text and what is measured on it."""
+    """One source text and the measurements on it."""
 
     units: Units
     logits: GateLogits
@@ -192,7 +194,8 @@ class _Text:
         return self.units.stream.name
 
     def tuning_logits(self) -> dict[str, NDArray[np.float32]]:
-        """What is compared with each threshold on the tuning units, of the gates as trained."""
+        """Gate -> the values that its threshold is compared with, on the tuning units, without
+        thresholds."""
         chosen = self.units.tuning_tokens()
         return {name: logits[chosen] for name, logits in self.logits.compared_at(None).items()}
 
@@ -200,7 +203,7 @@ class _Text:
         return turned_up(dial, self.losses_at, self.wanted.at_most, confidence)
 
     def measured(self, position: Position, trained: Position) -> CalibratedSet:
-        """At the position that was found, on the units that are not for tuning."""
+        """Measurements at the position that was found, on the units that are not for tuning."""
         units = self.units
         testing = ~units.tuning_tokens()
         exact = [float((~self.logits.open_at(it))[testing].mean()) for it in (position, trained)]
@@ -220,7 +223,7 @@ class _Text:
 
 
 def _impossible(texts: Sequence[_Text], strictest: Position, wanted: Wanted) -> UserError:
-    """The error where even the strictest position does not keep the promise."""
+    """The error if not even the strictest position keeps the promise."""
     losses = {text.name: text.losses_at(strictest).testing for text in texts}
     name, worst = max(losses.items(), key=lambda item: item[1].mean())
     return UserError(

@@ -1,8 +1,8 @@
 """One dial that moves the thresholds of all gates, and how far it can be turned up.
 
-At position s each gate's threshold is the (1 - s)-quantile of its logits on the tuning units, or 0
-if that is less: s is the share of their tokens on which one gate may open. From 0, the strictest,
-the dial goes up to the extension as it was trained.
+At position s each gate's threshold is the (1 - s)-quantile of its logits on the tuning units, but
+at least 0: s is the share of their tokens on which one gate may open. From 0, the strictest, the
+dial goes up to the extension as it was trained.
 
 Suffix: N tokens of a stream.
 """
@@ -23,25 +23,26 @@ from neutral_residues.calibration.statistics import (
 from neutral_residues.calibration.units import Losses
 
 STEPS_PER_DOUBLING = {True: 8, False: 2}
-"""Positions between a share and its double, where all are measured in one pass, and where each
-takes a pass of its own."""
+"""Whether all positions are measured in one pass -> positions from a share to its double; if not,
+each takes a pass of its own."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Of the dial."""
+    """One position of the dial."""
 
     share: float
     values: Mapping[str, float]  # gate -> its threshold
 
     @property
     def is_trained(self) -> bool:
-        """Whether no threshold does anything."""
+        """Whether all thresholds are 0: the extension as it was trained."""
         return not any(self.values.values())
 
 
 def positions(tuning: Mapping[str, NDArray[np.float32]], *, one_pass: bool) -> list[Position]:
-    """From the strictest to the trained one; `tuning` holds each gate's logits on tuning units."""
+    """All positions, from the strictest to the trained one; `tuning` is each gate's logits on
+    tuning units."""
     num_tokens = len(next(iter(tuning.values())))
     doublings = np.log2(num_tokens)
     number = int(np.ceil(doublings * STEPS_PER_DOUBLING[one_pass]))
@@ -69,12 +70,12 @@ def turned_up(
     at_most: float,
     confidence: float | None,
 ) -> int:
-    """How many positions, from the strictest on, keep the promise; see `statistics.py`.
+    """Number of positions, from the strictest on, that keep the promise; see `statistics.py`.
 
     Args:
-        losses_at: what is measured at a position; called from the strictest on, and no
+        losses_at: measures one loss for each unit at a position; called from the strictest on, no
             further than needed.
-        confidence: None: on average.
+        confidence: None: the promise holds on average.
     """
     if confidence is None:
         return num_certified(_average_bounds(dial, losses_at), at_most)
@@ -96,7 +97,8 @@ def _p_values(
 def _average_bounds(
     dial: Sequence[Position], losses_at: Callable[[Position], Losses]
 ) -> Iterator[float]:
-    """Of losses that rise along the dial: what does not is raised to the most before it."""
+    """Bounds on the expected loss at each position; a loss below an earlier one is raised to it, so
+    that losses rise along the dial."""
     highest: NDArray[np.float64] | None = None
     for position in dial:
         losses = losses_at(position).testing

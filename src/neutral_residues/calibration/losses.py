@@ -1,4 +1,4 @@
-"""What a promise is about, measured at a position of the dial: tokens on which gates open, or
+"""The losses that a promise is about, at a position of the dial: tokens on which gates open, or
 documents that get worse.
 
 Suffixes: N tokens of a stream, D documents.
@@ -38,15 +38,15 @@ class HowApplied:
     over: int = 1
 
     def thresholds_at(self, position: Position | None) -> Thresholds | None:
-        """Of that position, to try them; None: none."""
+        """The thresholds of a position, for measuring; None: no thresholds."""
         if position is None:
             return None
         return Thresholds(self.form, position.values, weights="", over=self.over)
 
 
 class GateLogits:
-    """What the gates say on a stream under thresholds. A gate that reads the text says the same
-    under all; what gates in the layers say depends on what those before them let through."""
+    """The logits of all gates on a stream under thresholds. Those of a gate that reads the text do
+    not depend on thresholds; those of gates in the layers depend on earlier layers' open gates."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class GateLogits:
         self._last: tuple[Position | None, LogitsN] | None = None
 
     def at(self, position: Position | None) -> LogitsN:
-        """(N,) for each gate; None: as trained."""
+        """Gate -> (N,) logits at a position; None: as trained."""
         if self._last is None or not (self.reads_text or self._last[0] == position):
             with under_thresholds(self._model, self._how.thresholds_at(position)):
                 found = gate_logits(
@@ -72,12 +72,13 @@ class GateLogits:
         return self._last[1]
 
     def open_at(self, position: Position) -> NDArray[np.bool_]:
-        """(N,) where any gate is open."""
+        """(N,) whether any gate is open."""
         compared = self.compared_at(position)
         return np.logical_or.reduce([compared[n] > value for n, value in position.values.items()])
 
     def compared_at(self, position: Position | None) -> LogitsN:
-        """(N,) for each gate what is compared with its threshold: above it the gate is open."""
+        """Gate -> (N,) the values that are compared with its threshold: the gate is open where they
+        are larger."""
         ends_D, over = self._units.stream.document_ends, self._how.over
         return {name: compared(it, ends_D, over) for name, it in self.at(position).items()}
 
@@ -85,8 +86,8 @@ class GateLogits:
 def compared(
     logits_N: NDArray[np.float32], ends_D: NDArray[np.int64], over: int
 ) -> NDArray[np.float32]:
-    """(N,) what is compared with a gate's threshold: its logits, where they are above 0 the mean
-    of its gates over the last `over` tokens."""
+    """(N,) the values that are compared with a gate's threshold: the mean gate over the last `over`
+    tokens where the logit is above 0, else the logit."""
     if over == 1:
         return logits_N
     return np.where(logits_N > 0, mean_gates_of(logits_N, ends_D, over), logits_N)
@@ -95,8 +96,8 @@ def compared(
 def mean_gates_of(
     logits_N: NDArray[np.float32], ends_D: NDArray[np.int64], over: int
 ) -> NDArray[np.float32]:
-    """(N,) the mean of relu over the last `over` tokens of each document, as many as there are; as
-    `reader.mean_gates` has it."""
+    """(N,) the mean of relu(logit) over the last `over` tokens, or as many as the document has so
+    far; the same as `reader.mean_gates`."""
     numbers_N = np.arange(len(logits_N))
     sums_N = np.cumsum(np.maximum(logits_N, 0), dtype=np.float64)
     lengths_D = np.diff(ends_D, prepend=0)
@@ -107,7 +108,7 @@ def mean_gates_of(
 
 
 def open_shares(found: GateLogits, units: Units) -> Callable[[Position], Losses]:
-    """Of each unit's tokens, the share on which any gate opens."""
+    """Losses at a position: for each unit the share of its tokens on which any gate is open."""
     stream = units.stream
     sizes_D = per_document(stream, np.ones(stream.num_tokens))
 
@@ -125,8 +126,8 @@ def worse_documents(
     rise_percent: float,
     on_tokens: OnTokens = ignore,
 ) -> Callable[[Position], Losses]:
-    """Of each unit's documents, the share that gets worse by more than `rise_percent` % in bits per
-    byte; a UserError where one has a new token that is impossible."""
+    """Losses at a position: for each unit the share of its documents whose bits per byte rise by
+    more than `rise_percent` %; a UserError if a document has a new token of probability 0."""
     with as_backbone(model) as backbone:
         backbone_D = document_nats(backbone, units.stream, windows, on_tokens=on_tokens)
     limit_D = backbone_D * (1 + rise_percent / 100)
@@ -136,7 +137,7 @@ def worse_documents(
             nats_D = document_nats(
                 model, units.stream, windows, backbone_D=backbone_D, on_tokens=on_tokens
             )
-        if not np.isfinite(nats_D).all():  # a new token of its own, behind a closed gate
+        if not np.isfinite(nats_D).all():  # a new token behind a closed gate
             what = f"{units.stream.name} has tokens that are impossible where a gate is closed"
             raise UserError(what, do="promise tokens (--promise tokens)")
         return units.shares(nats_D > limit_D)

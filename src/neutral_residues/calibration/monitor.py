@@ -44,7 +44,7 @@ class TextGates:
     open_share: float
     """Share of its tokens on which any gate was open."""
     p_value: float | None
-    """Conformal p-value of "like the calibration's text"; None for fewer than 16 tokens."""
+    """Conformal p-value that the text is like the calibration's; None for fewer than 16 tokens."""
 
 
 def thresholds_of(model: Any, name: str = "default") -> Thresholds:
@@ -59,7 +59,7 @@ def thresholds_of(model: Any, name: str = "default") -> Thresholds:
 def watch(
     model: Any, stream: TokenStream, windows: Windows, calibration: Calibration
 ) -> list[TextGates]:
-    """What the gates do on each document of a stream, read by itself."""
+    """What the gates do on each document of a stream, each read separately."""
     thresholds = thresholds_of(model)
     how = HowApplied(thresholds.form, thresholds.over)
     position = Position(calibration.promise.dial, thresholds.values)
@@ -174,6 +174,6 @@ class GateMonitor:
 
 
 def unlike(found: Sequence[TextGates], level: float) -> list[int]:
-    """Indices of the texts whose p-value is at most `level`, the most unlike first."""
+    """Indices of the texts whose p-value is at most `level`, the lowest first."""
     values = [(text.p_value, n) for n, text in enumerate(found) if text.p_value is not None]
     return [number for value, number in sorted(values) if value <= level]

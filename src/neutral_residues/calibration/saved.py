@@ -1,8 +1,8 @@
-"""Calibration of a saved extension: its text checked, the cost measured, the promise written down.
+"""Calibrates a saved extension: checks the text, measures the cost, writes the promise.
 
-calibration.json      beside the weights: the promise, and what later text is compared with
+calibration.json      next to the weights: the promise, and what later text is compared with
 adapter_config.json   the thresholds, which are part of the extension from then on
-README.md             the promise in one sentence; so has the record of the run, if it is there
+README.md             the promise in one sentence, as in the record of the run if there is one
 """
 
 import hashlib
@@ -53,10 +53,12 @@ def calibrate_saved(
     """Find thresholds for a saved extension, and what they promise and cost; nothing is written.
 
     Args:
-        corpora: source text that the promise is to be about.
-        group_by: the field that names the source of each document; None: each is its own.
-        cost_on: target text to measure the cost on; without it that of the run, if there is one.
-        on_unknown: told why it is not known whether the extension was trained on this text.
+        corpora: source text that the promise is about.
+        group_by: the field that names the source of each document; None: each document is a source
+            of its own.
+        cost_on: target text to measure the cost on; default: that of the run, if there is one.
+        on_unknown: called with the reason if it is not known whether the extension was trained on
+            this text.
 
     Raises:
         UserError: for target text, text that was trained on, an extension without gates, and as
@@ -99,7 +101,7 @@ def _check_unseen(
     tokenising: Tokenising,
     on_unknown: Callable[[str], object],
 ) -> bool:
-    """Whether it is known that no document of these was trained on; a UserError if one was."""
+    """Whether it is known that none of these documents was trained on; a UserError if one was."""
     if saved.config is None:
         on_unknown("this is an extension without its run, so its training text is not known")
         return False
@@ -123,7 +125,7 @@ def _check_unseen(
 
 
 def _documents(stream: TokenStream) -> Iterator[bytes]:
-    """A hash of the tokens of each document."""
+    """Hashes of the tokens of all documents."""
     for number in range(stream.num_documents):
         tokens = stream.document(number).astype("<i8").tobytes()
         yield hashlib.blake2b(tokens, digest_size=16).digest()
@@ -135,7 +137,7 @@ def _documents(stream: TokenStream) -> Iterator[bytes]:
 def target_costs(
     saved: Saved, cost_on: Sequence[Corpus], windows: Windows, found: Found, tokenising: Tokenising
 ) -> list[TargetCost]:
-    """Bits per byte of target text as trained and under the thresholds."""
+    """Bits per byte of target text without and with the thresholds."""
     streams = _targets(saved, cost_on, tokenising)
     if not streams:
         return []
@@ -172,7 +174,7 @@ def _targets(
 
 
 def save_calibration(saved: Saved, found: Found, calibration: Calibration) -> None:
-    """Make the thresholds part of the saved extension, and write the promise wherever it stands."""
+    """Make the thresholds part of the saved extension, and write the promise into all its files."""
     with changing(saved.weights):
         write_calibration(saved.weights, calibration)
         _write_thresholds(saved.weights, found.thresholds(calibration.promise.sentence))
@@ -180,7 +182,7 @@ def save_calibration(saved: Saved, found: Found, calibration: Calibration) -> No
 
 
 def remove_calibration(saved: Saved) -> None:
-    """Leave the saved extension as it was trained; a UserError if it is not calibrated."""
+    """Restore the saved extension as it was trained; a UserError if it is not calibrated."""
     file = saved.weights / FILE
     if not file.is_file():
         raise UserError(f"the extension in {saved.weights} is not calibrated", got=f"no {FILE}")
@@ -198,7 +200,7 @@ def _write_thresholds(folder: Path, thresholds: Thresholds | None) -> None:
 
 
 def _write_promise(saved: Saved, calibration: Calibration | None) -> None:
-    """Into the card, and into the record of the run."""
+    """Write the promise into the model card and the record of the run."""
     promise = None if calibration is None else calibration.promise
     card, run = saved.weights / "README.md", RunFolder(saved.folder)
     if card.is_file():

@@ -1,10 +1,11 @@
-"""How much a document is like the text that was calibrated on: a conformal p-value.
+"""How much a document is like the text of the calibration: a conformal p-value.
 
 The score of a text is the mean over its first n tokens of the largest gate logit, for the largest n
-of `LENGTHS` that it has; its p-value is the share of the calibration's documents (one of each unit)
-that score as high over as many tokens, the text counted. If it was drawn as they were, a p-value of
-u or less has the probability u at most (Vovk, Gammerman and Shafer, *Algorithmic Learning in a
-Random World*, 2005). A low one says: unlike what was calibrated, so nothing is promised for it.
+of `LENGTHS` that fits; its p-value is the share of the calibration's documents (one of each unit),
+the text itself included, that score at least as high over as many tokens. If it was drawn like
+them, the p-value is at most u with probability at most u (Vovk, Gammerman and Shafer, *Algorithmic
+Learning in a Random World*, 2005). A low p-value means that the text is unlike the calibration's,
+so nothing is promised for it.
 
 Suffix: N tokens of a stream.
 """
@@ -27,7 +28,7 @@ Scores = Mapping[str, Mapping[int, Sequence[float]]]
 def document_scores(
     logits_N: Mapping[str, NDArray[np.float32]], units: Units
 ) -> dict[int, list[float]]:
-    """Of a document of each unit that is not for tuning, at each length, sorted."""
+    """Length -> sorted scores, one document for each unit that is not for tuning."""
     largest_N = np.maximum.reduce(list(logits_N.values()))
     ends = units.stream.document_ends
     texts = [largest_N[_start(ends, n) : ends[n]] for n in units.one_document_each()]
@@ -42,13 +43,13 @@ def _start(ends: NDArray[np.int64], number: int) -> int:
 
 
 def score(largest_T: NDArray[np.float32], length: int) -> float:
-    """Of a text's largest gate logits, the mean over the first `length` tokens."""
+    """The mean of a text's largest gate logits over its first `length` tokens."""
     return float(largest_T[:length].mean(dtype=np.float64))
 
 
 def text_p_value(largest_T: NDArray[np.float32], scores: Scores) -> float | None:
-    """Of the text with these largest gate logits: the largest over the calibrated sets, as text may
-    be like any of them; None for one that is too short to be compared."""
+    """P-value of a text, from the largest gate logit of each of its tokens: the largest over the
+    calibrated sets, as it may be like any of them; None if it is too short."""
     found = []
     for by_length in scores.values():
         lengths = [n for n, known in by_length.items() if n <= len(largest_T) and known]

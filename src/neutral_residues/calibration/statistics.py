@@ -1,4 +1,4 @@
-"""What a sample of units says of all others like them, with stated confidence. No torch.
+"""What a sample of units says about all units like them, with stated confidence. No torch.
 
 A unit is what is drawn independently, the source of documents; its loss is a number from 0 to 1, at
 each position of a dial. Positions are ordered from the strictest (gates least open) to the trained
@@ -11,9 +11,10 @@ one.
                  losses rise along the dial or not
     on average   without a confidence: conformal risk control, for losses that rise along the dial
 
-Betting: who starts with 1 and stakes the share v of it on each unit's loss being below `at_most`
-has, if it is not, 1/p or more with probability p at most. v is chosen on other units. With the
-largest stake and no loss at all it is the exact binomial tail, (1 - at_most)^n.
+Betting: a bettor who starts with 1 and stakes the share v of it on each unit's loss being below
+`at_most` ends, if the mean loss is not, with 1/p or more with probability at most p. v is chosen on
+other units. With the largest stake and no loss at all it is the exact binomial tail, (1 -
+at_most)^n.
 
 Sources: Angelopoulos, Bates, Candes, Jordan and Lei, *Learn then Test*, arXiv 2110.01052 (sections
 2 and 3); Angelopoulos, Bates, Fisch, Lei and Schuster, *Conformal Risk Control*, arXiv 2208.02814
@@ -37,26 +38,26 @@ TUNING_SHARE, MIN_TUNING = 0.1, 10
 
 
 def binomial_p_value(losses: Losses, at_most: float) -> float:
-    """Of "the mean loss of all units is above `at_most`", for losses that can only be 0 or 1."""
+    """P-value of "the mean loss of all units is above `at_most`", for losses of 0 or 1."""
     from scipy.stats import binom
 
     return float(binom.cdf(losses.sum(), len(losses), at_most))
 
 
 def betting_p_value(losses: Losses, at_most: float, stake: float) -> float:
-    """The same for any losses; `stake` is a share of the largest that is possible."""
+    """The same for losses from 0 to 1; `stake` is a share of the largest possible stake."""
     return math.exp(-max(0.0, _log_wealth(losses, at_most, stake)))
 
 
 def _log_wealth(losses: Losses, at_most: float, stake: float) -> float:
-    """Of a bettor who staked that share of the largest possible stake, 1/(1 - at_most)."""
+    """Log of the final wealth of a bettor with this share of the largest stake, 1/(1 - at_most)."""
     with np.errstate(divide="ignore"):
         return float(np.log1p(stake / (1 - at_most) * (at_most - losses)).sum())
 
 
 def best_stake(tuning: Losses, at_most: float, num_units: int) -> float:
-    """The stake that would win most on so many units like those of `tuning`, and one more that has
-    a loss of 1/2: few tuning units cannot tell that none is so bad."""
+    """The stake that would win most on `num_units` units like those of `tuning` and one more with a
+    loss of 1/2, since few tuning units cannot rule out such a loss."""
     repeats, rare = num_units / len(tuning), np.array([0.5])
 
     def wealth(stake: float) -> float:
@@ -67,7 +68,8 @@ def best_stake(tuning: Losses, at_most: float, num_units: int) -> float:
 
 
 def num_certified(p_values: Iterable[float], level: float) -> int:
-    """How many positions hold together: all before the first whose p-value is above `level`."""
+    """Number of positions before the first whose p-value is above `level`; all of them hold
+    together."""
     for number, value in enumerate(p_values):
         if value > level:
             return number
@@ -76,14 +78,14 @@ def num_certified(p_values: Iterable[float], level: float) -> int:
 
 
 def average_bound(losses: Losses) -> float:
-    """What the expected loss of the next unit is at most, if losses rise along the dial and this is
-    the last position at which this number is small enough."""
+    """Upper bound on the expected loss of the next unit, if losses rise along the dial and this is
+    the last position at which the bound is small enough."""
     return float((losses.sum() + 1) / (len(losses) + 1))
 
 
 def units_needed(at_most: float, confidence: float | None) -> int:
-    """The fewest units that can keep that promise, if none of them has a loss; tuning ones are
-    counted. Without a confidence: on average."""
+    """The fewest units, tuning units included, that can keep a promise if none of them has a loss;
+    without a confidence, on average."""
     if confidence is None:
         testing = math.ceil(1 / at_most - 1 - 1e-9)
     else:
@@ -95,12 +97,12 @@ def units_needed(at_most: float, confidence: float | None) -> int:
 
 
 def num_tuning(num_units: int) -> int:
-    """Of so many units, those for tuning."""
+    """How many of `num_units` units are for tuning."""
     return max(MIN_TUNING, round(TUNING_SHARE * num_units))
 
 
 def conformal_p_value(score: float, calibration: Sequence[float]) -> float:
-    """Of "this score was drawn as those of `calibration`, which are sorted", where a large one
-    is evidence against it; 1/(n + 1) or more."""
+    """P-value of "this score was drawn like the sorted scores of `calibration`", against which a
+    large score is evidence; at least 1/(n + 1)."""
     above = len(calibration) - int(np.searchsorted(calibration, score, side="left"))
     return (above + 1) / (len(calibration) + 1)

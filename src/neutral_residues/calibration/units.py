@@ -1,8 +1,8 @@
-"""Source text as units: what is drawn independently, and so what a promise is about.
+"""Source text as units: a unit is what is drawn independently, so promises are about units.
 
-Tokens of a document hang together, and so do documents of one book, article or site; the places
-they come from are drawn one by one. So a unit is all documents of one source, and counts once,
-however long it is. (Hierarchical exchangeability: Lee, Barber and Willett, arXiv 2306.06342.)
+Tokens of a document depend on each other, and so do documents of one book, article or site; these
+sources are drawn independently. So a unit is all documents of one source, and counts once, however
+long it is. (Hierarchical exchangeability: Lee, Barber and Willett, arXiv 2306.06342.)
 
 Suffixes: D documents, U units.
 """
@@ -19,7 +19,7 @@ from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.errors import UserError
 
 SEED = 0
-"""Of the choice of tuning units, and of one document of each unit."""
+"""Seed of the choice of tuning units, and of one document for each unit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Units:
     def of(
         cls, stream: TokenStream, groups: Iterable[str] | None = None, group_by: str | None = None
     ) -> Self:
-        """With the source of each document, or each document by itself."""
+        """Units of documents with the same source, or one for each document."""
         unit_D = np.arange(stream.num_documents)
         if groups is not None:
             _, unit_D = np.unique(np.array(list(groups), dtype=object), return_inverse=True)
@@ -52,11 +52,12 @@ class Units:
 
     @property
     def num_testing(self) -> int:
-        """Units that are not for tuning."""
+        """Number of units that are not for tuning."""
         return int((~self.is_tuning_U).sum())
 
     def check_enough(self, at_most: float, confidence: float | None) -> None:
-        """Raise a UserError if so few units cannot keep that promise, whatever is measured."""
+        """Raise a UserError if there are too few units to keep the promise, whatever is
+        measured."""
         needed = units_needed(at_most, confidence)
         if self.num_units < needed:
             kind = f"different {self.group_by!r}" if self.group_by else "documents"
@@ -69,23 +70,23 @@ class Units:
             )
 
     def tuning_tokens(self) -> NDArray[np.bool_]:
-        """Which tokens of the stream are of tuning units."""
+        """(N,) whether each token of the stream is in a tuning unit."""
         lengths_D = np.diff(np.concatenate([[0], self.stream.document_ends]))
         return np.repeat(self.is_tuning_U[self.unit_D], lengths_D)
 
     def means(self, sums_D: NDArray[np.float64], sizes_D: NDArray[np.float64]) -> "Losses":
-        """Of sums over documents, and how much these are sums over, the mean of each unit."""
+        """The mean of each unit, from the sums and counts (D,) of its documents."""
         totals = [np.bincount(self.unit_D, it, self.num_units) for it in (sums_D, sizes_D)]
         losses_U = totals[0] / totals[1]
         return Losses(losses_U[self.is_tuning_U], losses_U[~self.is_tuning_U])
 
     def shares(self, is_so_D: NDArray[np.bool_]) -> "Losses":
-        """Of each unit's documents, the share of which something is so."""
+        """The share of each unit's documents for which a condition (D,) holds."""
         found = self.means(is_so_D.astype(np.float64), np.ones(len(is_so_D)))
         return replace(found, are_binary=self.num_units == len(self.unit_D))
 
     def one_document_each(self) -> Sequence[int]:
-        """For each unit that is not for tuning a document of it, drawn at random."""
+        """One document of each unit that is not for tuning, drawn at random."""
         order = np.random.default_rng(SEED).permutation(len(self.unit_D))
         _, first = np.unique(self.unit_D[order], return_index=True)
         return sorted(order[first[~self.is_tuning_U]].tolist())

@@ -1,12 +1,12 @@
-"""The backbone's embeddings, and what extensions have beside them: gates that read the text
-(`reader.py`) and tokens of their own (`new_tokens.py`).
+"""Wraps the backbone's embeddings; holds what extensions add there: gates that read the text
+(`reader.py`) and new tokens (`new_tokens.py`).
 
-The embeddings of the backbone's own tokens are unchanged. The gates of a pass are ready before its
-first layer runs. New tokens need a second place, behind the output head: hooks put their logits
-there, on the pass that embedded them.
+The embeddings of the backbone's own tokens are unchanged. The gates of a forward pass are computed
+before its first layer runs. New tokens also need logits: forward hooks append them to those of the
+output head.
 
-Suffixes: B rows, T tokens of this pass, W of a window, C 8 numbers of a code, N new tokens, V
-vocabulary.
+Suffixes: B rows, T tokens of this forward pass, W earlier tokens that a gate reads, C = 8 numbers
+of a token's code, N new tokens, V vocabulary.
 """
 
 import inspect
@@ -28,25 +28,26 @@ from neutral_residues.tuner.strongest import strongest
 
 
 class BesideEmbeddings(nn.Module):
-    """What one extension has there: either may be None."""
+    """What one extension adds at the embeddings: a reader, new tokens, or both."""
 
     def __init__(self, reader: TokenReader | None, tokens: NewTokens | None) -> None:
         super().__init__()
         self.reader, self.tokens = reader, tokens
 
     def reset_parameters(self, **settings: Any) -> None:
-        """The weights before training."""
+        """Initialise the weights for training."""
         for part in (self.reader, self.tokens):
             if part is not None:
                 part.reset_parameters(**settings)
 
 
 class EmbeddingsLayer(ModuleBeside):
-    """The backbone's embeddings and what is beside them; see the head of this file."""
+    """The backbone's embeddings with the readers and new tokens of all extensions; see the module
+    docstring."""
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
-        self.strongest_over: int | None = None  # see `strongest.py`; None: every gate counts
+        self.strongest_over: int | None = None  # see `strongest.py`; None: gates do not compete
         self.gates: dict[str, Gate] = {}
         self._learning_gates: dict[str, Gate] = {}  # of the last pass with gradients
         self.logits_to_keep: Any = 0
@@ -59,7 +60,8 @@ class EmbeddingsLayer(ModuleBeside):
         self._impossible: Tensor | None = None  # where a capped head's new tokens have -inf
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has read nothing yet: what a pass leaves cannot be copied while it trains."""
+        """Copies start without the state of a forward pass: tensors with gradients cannot be
+        copied."""
         left: dict[str, Any] = {
             "gates": {},
             "_learning_gates": {},
@@ -72,21 +74,21 @@ class EmbeddingsLayer(ModuleBeside):
         return self.__dict__ | left
 
     def beside(self, name: str) -> BesideEmbeddings:
-        """What that extension has there."""
+        """What extension `name` adds at the embeddings."""
         module = self.neutral_residues[name]
         assert isinstance(module, BesideEmbeddings)
         return module
 
     def reader(self, name: str) -> TokenReader | None:
-        """The reader of that extension, if its gate reads the text."""
+        """The reader of extension `name`; None if its gate does not read the text."""
         return self.beside(name).reader
 
     def tokens(self, name: str) -> NewTokens | None:
-        """The new tokens of that extension, if it has any."""
+        """The new tokens of extension `name`; None if it has none."""
         return self.beside(name).tokens
 
     def readers(self) -> dict[str, TokenReader]:
-        """Of all extensions whose gate reads the text, by name."""
+        """Name -> reader, of all extensions whose gate reads the text."""
         found = {name: self.reader(name) for name in self.known_adapters()}
         return {name: reader for name, reader in found.items() if reader is not None}
 
@@ -108,13 +110,13 @@ class EmbeddingsLayer(ModuleBeside):
         return embeddings_BTD
 
     def active_tokens(self) -> dict[str, NewTokens]:
-        """The new tokens of the extensions that a pass computes now, by name."""
+        """Name -> new tokens, of the active extensions that have any."""
         found = {name: self.tokens(name) for name in self.active_names()}
         return {name: tokens for name, tokens in found.items() if tokens is not None}
 
     def embed(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The backbone's rows for its own ids, an extension's for those behind them; no gate reads
-        them."""
+        """(B, T) ids -> (B, T, D): the backbone's embeddings, and those of active extensions for
+        new tokens; runs no reader."""
         active, first = self.active_tokens(), self.first_new_id
         self._check_ids(input_ids, active)
         if not active:
@@ -128,8 +130,8 @@ class EmbeddingsLayer(ModuleBeside):
         return embeddings
 
     def _check_ids(self, input_ids: Tensor, active: dict[str, NewTokens]) -> None:
-        """A UserError for an id that no active extension has, and for two that would share ids; a
-        GPU would have to wait for the former."""
+        """A UserError for an id that no active extension has (checked on the CPU only, as a GPU
+        would have to wait), and for two active extensions with the same ids."""
         if len(active) > 1 and self.routing is None:
             what = f"{' and '.join(active)} both have new tokens, with the same ids"
             raise UserError(what, do="activate one, or name each row's with adapter_names")
@@ -142,8 +144,8 @@ class EmbeddingsLayer(ModuleBeside):
             raise UserError(what, got=largest, allowed=f"0 to {end - 1}", do=do)
 
     def _rows_of(self, name: str, hidden_states: Tensor) -> Tensor:
-        """(...) whether a token of `hidden_states` (..., D) is of a row that gets extension
-        `name`."""
+        """(...) whether each token of `hidden_states` (..., D) is in a row for which extension
+        `name` is active."""
         shape = hidden_states.shape[:-1]
         if self.routing is None:
             return hidden_states.new_ones(shape, dtype=torch.bool)
@@ -153,7 +155,7 @@ class EmbeddingsLayer(ModuleBeside):
 
     @property
     def vocabulary_size(self) -> int:
-        """V and the new tokens of the extensions that are active."""
+        """V plus the new tokens of the active extensions."""
         numbers = [tokens.num_tokens for tokens in self.active_tokens().values()]
         return self.first_new_id + max(numbers, default=0)
 
@@ -164,13 +166,14 @@ class EmbeddingsLayer(ModuleBeside):
         return any(reader is not None and reader.kind == "relu" for reader in gates)
 
     def forbids_new_tokens(self, input_ids: Tensor) -> Tensor:
-        """(B, T) whether, after each of these tokens, new ones have probability exactly 0; runs
-        readers alone, and knows no padding. On the CPU."""
+        """(B, T), on the CPU: whether new tokens have probability exactly 0 after each of these
+        tokens. Runs only the readers; ids must not be padded."""
         (name,) = self.active_tokens()
         return self._gates_alone(input_ids)[name].gate[..., 0].cpu() == 0
 
     def are_shut(self, input_ids: Tensor) -> bool:
-        """Whether every gate that reads the text is exactly 0 on all of (B, T) tokens; as above."""
+        """Whether every gate that reads the text is exactly 0 on all (B, T) tokens. Runs only the
+        readers; ids must not be padded."""
         gates = self._gates_alone(input_ids).values()
         return not any(bool(gate.gate.any()) for gate in gates)
 
@@ -180,7 +183,8 @@ class EmbeddingsLayer(ModuleBeside):
         return self.gates
 
     def after_head(self, head: nn.Module, args: tuple[Any, ...], logits: Tensor) -> Tensor | None:
-        """A forward hook of the output head: the logits of new tokens, behind the others."""
+        """Forward hook of the output head: appends the logits of new tokens, (..., V) to
+        (..., V + N)."""
         active, h = self.active_tokens(), args[0]
         if not active:
             return None
@@ -195,26 +199,28 @@ class EmbeddingsLayer(ModuleBeside):
         return torch.cat([logits, behind], dim=-1)
 
     def after_model(self, model: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
-        """A forward hook of the whole model, where that caps logits: what was -inf is so again."""
+        """Forward hook of a model that caps its logits: restores the -inf of new tokens that closed
+        gates exclude."""
         if self._impossible is None:
             return None
         impossible, self._impossible = F.pad(self._impossible, (self.first_new_id, 0)), None
         if not isinstance(outputs, tuple):
             outputs.logits = outputs.logits.masked_fill(impossible, -torch.inf)
             return None
-        # With return_dict=False, behind the loss, one number, where there is one.
+        # With return_dict=False the loss, a scalar, comes before the logits if there is one.
         place = 0 if outputs[0].ndim else 1
         capped = outputs[place].masked_fill(impossible, -torch.inf)
         return (*outputs[:place], capped, *outputs[place + 1 :])
 
     @property
     def num_more(self) -> int:
-        """Tokens before a pass whose gates it needs, to tell which extension's are the largest."""
+        """How many tokens before this forward pass it needs the gates of, to find the extension
+        with the strongest gate."""
         return (self._over or 1) - 1
 
     @property
     def _over(self) -> int | None:
-        """Over how many tokens the strongest of several gates is to be found, if it is."""
+        """Number of tokens over which the strongest gate is found; None if gates do not compete."""
         readers = [name for name in self.active_names() if self.reader(name) is not None]
         return self.strongest_over if len(readers) > 1 and self.routing is None else None
 
@@ -243,7 +249,8 @@ class EmbeddingsLayer(ModuleBeside):
     def before_pass(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        """A forward pre-hook of the decoder: what the gates depend on besides embeddings."""
+        """Forward pre-hook of the decoder: takes cache, mask and positions from its arguments,
+        which the gates depend on besides the embeddings."""
         given = dict(zip(self._argument_names, args, strict=False)) | kwargs
         self._cache = cache_in(given)
         self._mask, self._positions = given.get("attention_mask"), given.get("position_ids")
@@ -251,7 +258,8 @@ class EmbeddingsLayer(ModuleBeside):
             self._read(given["inputs_embeds"])
 
     def after_pass(self, decoder: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
-        """A forward hook of the decoder: keeps the codes with what the pass itself kept."""
+        """Forward hook of the decoder: stores the tokens' codes with its cache, for the next
+        pass."""
         left = cache_in(outputs) if isinstance(outputs, Mapping) else None
         kept = keep_codes(self._cache if left is None else left, self._codes)
         if isinstance(kept, StateWithCodes) and left is not None:
@@ -259,12 +267,12 @@ class EmbeddingsLayer(ModuleBeside):
         self._codes, self._cache, self._mask, self._positions = {}, None, None, None
 
     def before_head(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward pre-hook of the whole model: which positions get logits."""
+        """Forward pre-hook of the whole model: remembers which positions get logits."""
         self.logits_to_keep = kwargs.get("logits_to_keep", 0)
 
     def watch(self, model: Any, decoder: nn.Module, head: nn.Module | None) -> None:
-        """Put the hooks in place, those for new tokens only where there are any; again after a
-        module was put beside `head`."""
+        """Register the hooks, those for new tokens only if there are any. Call it again after
+        `head` was wrapped."""
         self.unwatch()
         self._argument_names = tuple(inspect.signature(decoder.forward).parameters)
         self._hooks = [
@@ -279,16 +287,16 @@ class EmbeddingsLayer(ModuleBeside):
             self._hooks.append(model.register_forward_hook(self.after_model))
 
     def unwatch(self) -> None:
-        """Take the hooks away."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
 
     def gate_at(self, name: str, hidden_states: Tensor) -> Gate:
-        """The gate of the current pass at the tokens of `hidden_states` (..., D): all of the pass,
-        also where a backbone folds rows and tokens into one, or those that get logits."""
-        # Gradient checkpointing computes layers again in the backward pass, before which another
-        # model's outputs may have been asked for, of the backbone for example.
+        """The gate (..., 1) of the current forward pass for the tokens of `hidden_states` (..., D):
+        all of its tokens, also where a backbone flattens (B, T), or only those that get logits."""
+        # Gradient checkpointing computes layers again in the backward pass; another forward pass
+        # (of the backbone, for example) may have run since.
         is_backward = torch._C._current_graph_task_id() != -1
         gates = self._learning_gates if is_backward else self.gates
         if name not in gates:
@@ -299,19 +307,20 @@ class EmbeddingsLayer(ModuleBeside):
             keep = self.logits_to_keep
             kept = slice(-keep, None) if isinstance(keep, int) else keep
             gate = Gate(gate.gate[:, kept], gate.logits[:, kept])
-        if gate.logits.numel() != shape.numel():  # RWKV of Transformers mixes up rows
+        if gate.logits.numel() != shape.numel():  # Transformers' RWKV mixes up rows
             what, allowed = "tokens in a block of the backbone", f"the {gate.logits.numel()} read"
             raise UserError(what, got=shape.numel(), allowed=allowed, do="give one row at a time")
         return Gate(*(it.to(hidden_states.device).reshape(*shape, 1) for it in gate))
 
 
 def embeddings_layer(model: nn.Module) -> EmbeddingsLayer | None:
-    """What stands beside the embeddings of a model, if anything does."""
+    """The wrapped embeddings of a model; None if no extension adds anything there."""
     return next((it for it in model.modules() if isinstance(it, EmbeddingsLayer)), None)
 
 
 def piece_means(pieces: Sequence[Sequence[int]], rows_of: Callable[[Tensor], Tensor]) -> Tensor:
-    """(N, D) for each new token the mean of what `rows_of` gives for its pieces."""
+    """(N, D) for each new token the mean of the rows of its pieces; `rows_of` maps (n,) ids to (n,
+    D) rows."""
     lengths = torch.tensor([len(ids) for ids in pieces])
     rows = rows_of(torch.tensor([i for ids in pieces for i in ids])).float().cpu()
     sums = rows.new_zeros(len(pieces), rows.shape[1])
@@ -320,16 +329,16 @@ def piece_means(pieces: Sequence[Sequence[int]], rows_of: Callable[[Tensor], Ten
 
 
 def _positions(position_ids: Any, num_tokens: int) -> Tensor | None:
-    """(B, T) or (1, T) each token's place in its text, which starts again at 0 where a row packs
-    several; None where they are not given in that form."""
+    """(B, T) or (1, T) position of each token in its text, starting again at 0 where a row packs
+    several texts; None if they are not given in that form."""
     is_plain = isinstance(position_ids, Tensor) and position_ids.ndim == 2
     return position_ids if is_plain and position_ids.shape[1] == num_tokens else None
 
 
 def _real_tokens(mask: Any, first: int, num_tokens: int) -> Tensor | None:
-    """(B, T) which tokens of a pass are not padding, from its attention mask: (B, tokens so far) or
-    (B, T), or, as generation with a static cache makes it, (B, 1, T, places) or several of these by
-    kind; None where nothing says so."""
+    """(B, T) which tokens are not padding, from the attention mask: (B, tokens so far), (B, T), or,
+    in generation with a static cache, (B, 1, T, cache size) or a dictionary of these by kind of
+    attention. None without a mask."""
     if isinstance(mask, dict):
         mask = mask.get("full_attention")
     if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):

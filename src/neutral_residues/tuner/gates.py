@@ -1,11 +1,11 @@
-"""All gates of an extension by name: their thresholds, and what they say on a pass.
+"""All gates of an extension by name: their thresholds, and their logits in a forward pass.
 
     for name, gate in gates(model).items(): ...       of blocks, output head or embeddings
     with under_thresholds(model, None): ...         the gates as they were trained
     with observe_gates(model) as seen: model(...)     seen: their logits, before thresholds
     only_strongest(model, over=32)                  of several extensions one at a time
 
-Suffixes: B rows, T tokens of a pass.
+Suffixes: B rows, T tokens of a forward pass.
 """
 
 from collections.abc import Iterator
@@ -24,12 +24,12 @@ from neutral_residues.tuner.thresholds import Thresholds, weights_digest
 
 AnyGate = Gated | TokenReader
 IN_PEFT = "base_model.model."
-"""Before the names of a backbone's modules, where PEFT's model is around it."""
+"""Prefix of the names of a backbone's modules inside PEFT's model."""
 
 
 def gates(model: nn.Module, name: str = "default") -> dict[str, AnyGate]:
-    """What holds a gate of extension `name`, by the full name in the backbone of what it is beside;
-    with a gate that reads the text, the embeddings alone."""
+    """The gates of extension `name`: full name of the wrapped module in the backbone -> the module
+    that has the gate. One gate that reads the text is at the embeddings."""
     found: dict[str, AnyGate] = {}
     for key, place in modules_beside(model).items():
         gate = _gate(place, name)
@@ -55,7 +55,7 @@ def reads_text(model: nn.Module, name: str = "default") -> bool:
 
 
 def apply_thresholds(model: nn.Module, name: str, saved: dict[str, Any] | None) -> None:
-    """Put the thresholds of a configuration on the gates of that extension, or none."""
+    """Set the thresholds of a configuration on the gates of extension `name`; None removes them."""
     own = gates(model, name)
     thresholds = None if saved is None else Thresholds.of(saved)
     if thresholds is not None:
@@ -70,10 +70,10 @@ def apply_thresholds(model: nn.Module, name: str, saved: dict[str, Any] | None) 
 def set_thresholds(
     model: Any, thresholds: Thresholds | None, adapter_name: str = "default"
 ) -> None:
-    """Give that extension these thresholds, as part of it: saved with it; None takes them away.
+    """Set the thresholds of extension `name`, which are saved with it; None removes them.
 
     Raises:
-        UserError: if they are for other gates or other weights; for gates that are never 0.
+        UserError: if they belong to other gates or weights, or the gates are never 0.
     """
     if thresholds is not None:
         check_gates(model, adapter_name)
@@ -96,12 +96,12 @@ def check_gates(model: Any, name: str = "default") -> None:
 
 
 def only_strongest(model: nn.Module, over: int | None) -> None:
-    """Of the gates that are open at a token let only the one that was the largest over the last so
-    many tokens stay so (see `strongest.py`); None lets all stay.
+    """Of several extensions with open gates at a token, keep only the one whose gate was the
+    largest over the last `over` tokens (see `strongest.py`); None keeps all.
 
     Raises:
-        UserError: for a number below 1, or an extension whose gate does not read the text, or can
-            not be 0.
+        UserError: for a number below 1, or an extension whose gate does not read the text or cannot
+            be 0.
     """
     if over is not None and over < 1:
         raise UserError("over", got=over, allowed="a number of tokens, 1 or more")
@@ -121,7 +121,7 @@ def known_extensions(model: nn.Module) -> list[str]:
 
 
 def cannot_compete(name: str) -> UserError:
-    """For an extension that cannot take part in `only_strongest`."""
+    """The error for an extension that cannot take part in `only_strongest`."""
     what = f"extension {name}: only gates that read the text can tell whose text it is"
     return UserError(what, allowed="gate_reads tokens, block_gate relu", do="use a sum (--how sum)")
 
@@ -130,7 +130,8 @@ def cannot_compete(name: str) -> UserError:
 def under_thresholds(
     model: nn.Module, thresholds: Thresholds | None, name: str = "default"
 ) -> Iterator[None]:
-    """Within the block that extension has these thresholds, or none, and then its own again."""
+    """Inside the block extension `name` has these thresholds (None: none); afterwards its own
+    again."""
     before = {id(gate): gate.threshold for gate in gates(model, name).values()}
     try:
         for key, gate in gates(model, name).items():
@@ -142,22 +143,22 @@ def under_thresholds(
 
 
 def extension_tensors(model: nn.Module, name: str = "default") -> list[Tensor]:
-    """The weights of that extension, as they are saved."""
+    """The weights of extension `name`, as they are saved."""
     places = modules_beside(model).values()
     return [parameter for place in places for _, parameter in place.adapter_parameters(name)]
 
 
 def extension_digest(model: nn.Module, name: str = "default") -> str:
-    """Of its weights, see `weights_digest`."""
+    """Digest of the weights of extension `name`, see `weights_digest`."""
     return weights_digest(extension_tensors(model, name))
 
 
 @contextmanager
 def observe_gates(model: nn.Module, name: str = "default") -> Iterator[dict[str, Tensor]]:
-    """Within the block the dictionary that it gives holds, after each pass, what every gate that
-    the pass computed said: its logits, as they were trained, in the shape that its input had.
+    """Inside the block, the dictionary that it yields holds the logits of every gate after each
+    forward pass: before thresholds, with the leading dimensions of the gate's input.
 
-    An output head that computed only the last positions said something of these only.
+    The gate of an output head that computed only the last positions has logits for these only.
     """
     seen: dict[str, Tensor] = {}
 
@@ -166,16 +167,16 @@ def observe_gates(model: nn.Module, name: str = "default") -> Iterator[dict[str,
     def keep(key: str, module: nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:
         gate, logits = own[key], logits.detach()
         if isinstance(gate, TokenReader):
-            # It computes those of earlier tokens again where their mean or sum is looked at.
+            # The reader computes earlier tokens again, for the mean or sum over the last tokens.
             assert layer is not None
             logits = logits[:, gate.over - 1 + layer.num_more :]
         seen[key] = logits
 
     hooks = []
     for key, gate in own.items():
-        said = gate if isinstance(gate, TokenReader) else gate.block_gate
-        assert said is not None
-        hooks.append(said.register_forward_hook(partial(keep, key)))
+        module = gate if isinstance(gate, TokenReader) else gate.block_gate
+        assert module is not None
+        hooks.append(module.register_forward_hook(partial(keep, key)))
     try:
         yield seen
     finally:

@@ -31,8 +31,8 @@ LARGEST_SHARE = 0.25
 German and Hungarian with new tokens")."""
 RANK_MULTIPLE = 8
 SMALL_GATE = 0.1
-"""While it trains, log g is continued below this gate by its tangent: so a gate that is shut where
-a new token follows has a gradient that opens it."""
+"""While it trains, log g is continued below this gate by its tangent: so a gate that is closed
+where a new token follows has a gradient that opens it."""
 
 
 class NewTokens(nn.Module):

@@ -40,7 +40,7 @@ def _sums(gate_BS1: Tensor, positions_BT: Tensor | None, over: int) -> Tensor:
 
 
 def _only_where(is_first_BT: Tensor, gate: Gate) -> Gate:
-    shut = [torch.zeros_like(gate.gate), gate.logits.clamp(max=0)]
+    closed = [torch.zeros_like(gate.gate), gate.logits.clamp(max=0)]
     return Gate(
-        *(torch.where(is_first_BT[..., None], *pair) for pair in zip(gate, shut, strict=True))
+        *(torch.where(is_first_BT[..., None], *pair) for pair in zip(gate, closed, strict=True))
     )

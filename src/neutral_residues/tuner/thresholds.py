@@ -6,14 +6,13 @@ gates without training (`neutral calibrate`).
 
 z: the gate's logit, as it was trained; t: its threshold, 0 or more, and with t = 0 both are the
 trained gate; m = z, or, for a gate that reads the text, the mean of its gates relu(z) over the last
-tokens of the text. A trained gate is about 1 wherever it is open, on a word of another language
-within source text as on target text; what tells them apart is how long it stays so (LAB.md, "a
-promise with a number"). A token whose gates are all closed by thresholds is skipped, as one whose
-gates the training closed.
+tokens of the text. A trained gate is about 1 wherever it is open, on a foreign word in source text
+as well as on target text; the difference is how long it stays open (LAB.md, "a promise with a
+number"). A token on which thresholds close all gates is skipped, like one on which training did.
 
-Thresholds are part of the extension: PEFT saves them with its configuration, and so they come back
-with the weights, from a folder or from the Hub. They hold for the weights that they were found on,
-and for no other: a digest says which, and other weights are refused.
+Thresholds are part of the extension: PEFT saves them in its configuration and loads them with the
+weights, from a folder or the Hub. They are valid only for the weights they were found with: they
+hold a digest of these, and other weights are refused.
 """
 
 import hashlib
@@ -34,15 +33,15 @@ CALIBRATE_AGAIN = (
 
 
 class Threshold(NamedTuple):
-    """Of one gate."""
+    """The threshold of one gate."""
 
     value: float  # t
     form: ThresholdForm
     over: int = 1  # how many tokens m is a mean over
 
     def applied_to(self, logits: Tensor, mean_gate: Tensor | None = None) -> Tensor:
-        """Logits whose relu is the gate; 0 or less where it is closed. NaN stays. `mean_gate` is m,
-        where that is not z."""
+        """Logits after the threshold: the gate is their relu, so 0 or less is closed. NaN stays
+        NaN. `mean_gate` is m if that is not z."""
         m = logits if mean_gate is None else mean_gate
         is_open = logits - self.value if self.form == "shift" else logits
         return torch.where(m <= self.value, torch.minimum(logits, m - self.value), is_open)
@@ -50,18 +49,18 @@ class Threshold(NamedTuple):
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Of all gates of one extension; a UserError if they cannot be."""
+    """The thresholds of all gates of one extension; a UserError for invalid ones."""
 
     form: ThresholdForm
     values: Mapping[str, float]
-    """Full name of a block, the output head or the embeddings in the backbone -> t of the gate
-    there."""
+    """Full name of the wrapped module in the backbone (a block, the output head or the embeddings)
+    -> t of its gate."""
     weights: str
-    """Digest of the weights that they belong to, see `weights_digest`."""
+    """Digest of the extension's weights, see `weights_digest`."""
     over: int = 1
     """How many tokens m is a mean over: 1 for gates in the layers."""
     promise: str = ""
-    """What was promised, in one sentence."""
+    """The promise of the calibration, in one sentence."""
     version: Literal[1] = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -80,7 +79,7 @@ class Thresholds:
 
     @classmethod
     def of(cls, saved: Any) -> Self:
-        """From the form in which the configuration holds them."""
+        """From the dictionary in the PEFT configuration."""
         try:
             return cls(**saved)
         except (TypeError, AttributeError) as error:
@@ -88,15 +87,15 @@ class Thresholds:
             raise UserError("the thresholds of this extension cannot be read", do=do) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """As the configuration holds them."""
+        """The dictionary for the PEFT configuration."""
         return asdict(self) | {"values": dict(self.values)}
 
     def at(self, name: str) -> Threshold:
-        """That of the gate there."""
+        """The threshold of the gate with this name."""
         return Threshold(self.values[name], self.form, self.over)
 
     def check(self, *, gates: Iterable[str]) -> None:
-        """Raise a UserError unless they are for the gates of these names."""
+        """Raise a UserError unless they are for exactly these gates."""
         different = sorted(set(gates) ^ set(self.values))
         if different:
             what = "these thresholds were made for another extension: gates"
@@ -110,7 +109,8 @@ class Thresholds:
 
 
 def weights_digest(tensors: Iterable[Tensor]) -> str:
-    """The same for the same tensors in any order, and for 16-bit ones in 32 bits."""
+    """Digest of tensors: does not depend on their order, and is the same for 16-bit values stored
+    in 32 bits."""
     hashes = []
     for tensor in tensors:
         value = tensor.detach().to("cpu", torch.float32).contiguous()
