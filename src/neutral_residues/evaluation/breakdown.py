@@ -28,8 +28,8 @@ EXCERPT_CHARACTERS = 200
 def breakdown(
     sums: TokenSums, stream: TokenStream, tokenizer: PreTrainedTokenizerBase
 ) -> Breakdown:
-    """What each kind of token contributes, which tokens changed most, which documents got worst;
-    `sums` are of every predicted token of `stream`."""
+    """What each kind of token contributes, which tokens changed most, and which documents got
+    worst; `sums` must cover every predicted token of `stream`."""
     token_ids = np.flatnonzero(sums.counts_V)
     counts = sums.counts_V[token_ids]
     backbone, extended = sums.backbone_V[token_ids], sums.extended_V[token_ids]
@@ -70,7 +70,7 @@ def breakdown(
 
 
 def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
-    """Each token's own text, its leading space included; bytes that are not a character: U+FFFD."""
+    """Each token's text with its leading space; bytes that are not a character become U+FFFD."""
     # Some tokenizers drop the space of the first token that they decode, so none of these is the
     # first.
     before = tokenizer.encode("x", add_special_tokens=False)[-1:]
@@ -84,7 +84,8 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
 def _worst_documents(
     sums: TokenSums, stream: TokenStream, tokenizer: PreTrainedTokenizerBase
 ) -> list[DocumentChange]:
-    """Those whose bits per byte rose most, of all at least half as long as the median."""
+    """The documents whose bits per byte rose most, among those at least half as long as the
+    median."""
     bytes_D = np.asarray(stream.document_bytes)
     rise_D = (sums.extended_D - sums.backbone_D) / np.maximum(bytes_D, 1)
     long_enough = np.flatnonzero(bytes_D >= max(1.0, float(np.median(bytes_D)) / 2))

@@ -1,7 +1,7 @@
-"""Each document read by itself: the nats of its tokens, and what the gates say at each of them.
+"""Reads each document separately: the nats of its tokens, and the gate logits at each of them.
 
 Unlike in `evaluate.py`, where the windows of a stream run on from one document to the next, no
-document is read after another: what is measured on one does not depend on which stand beside it.
+document follows another here: what is measured on one does not depend on the others.
 
 Suffixes: B windows, T inputs of a window, N all tokens of a stream, D its documents.
 """
@@ -25,7 +25,7 @@ from neutral_residues.tuner.embeddings import embeddings_layer
 from neutral_residues.tuner.gates import gates, observe_gates, reads_text
 
 OnTokens = Callable[[int], object]
-"""Called after each batch with the number of tokens that were done since the last call."""
+"""Called after each batch with its number of tokens."""
 
 
 def ignore(num_tokens: int) -> None:
@@ -33,14 +33,15 @@ def ignore(num_tokens: int) -> None:
 
 
 class Batch(NamedTuple):
-    """Windows of equal length, maybe of several documents."""
+    """Windows of equal length, of one or several documents."""
 
     inputs_BT: Tensor
     targets_BT: Tensor
     places: list[tuple[int, int]]  # for each window the first and last (excluded) scored token, N
 
     def scored(self, row: int, values_BT: Tensor) -> Tensor:
-        """Of a value for each input those of the tokens that window `row` scores, its last ones."""
+        """From one value for each input, those for the tokens that window `row` scores, its last
+        ones."""
         first, last = self.places[row]
         return values_BT[row, values_BT.shape[1] - (last - first) :]
 
@@ -48,8 +49,8 @@ class Batch(NamedTuple):
 def document_batches(
     stream: TokenStream, windows: Windows, numbers: Iterable[int] | None = None
 ) -> Iterator[Batch]:
-    """Windows over each document by itself, of all or of these, that score each token once; long
-    ones first."""
+    """Windows over each document separately (all, or the given ones) that score each token once;
+    the longest first."""
     by_length: defaultdict[int, list[tuple[int, Window]]] = defaultdict(list)
     for number in range(stream.num_documents) if numbers is None else numbers:
         for batch in windows.batches(len(stream.document(number))):
@@ -76,11 +77,11 @@ def document_nats(
     backbone_D: NDArray[np.float64] | None = None,
     on_tokens: OnTokens = ignore,
 ) -> NDArray[np.float64]:
-    """(D,) nats of each document under the model as it is, without autocast.
+    """(D,) nats of each document under the model in its current state, without autocast.
 
     Args:
-        backbone_D: the same under its backbone, where that is known: a document on which no gate
-            opens is not read again.
+        backbone_D: the same under its backbone, if known: documents on which no gate opens take
+            these and are not read again.
     """
     nats_N = np.zeros(stream.num_tokens)
     windows = windows.for_vocabulary(vocabulary_size(model))
@@ -123,12 +124,11 @@ def gate_logits(
     name: str = "default",
     on_tokens: OnTokens = ignore,
 ) -> dict[str, NDArray[np.float32]]:
-    """(N,) for each gate of extension `name`, what it says where each token is predicted: its
-    logit, before thresholds. One gate that reads the text needs no more than the embeddings, and no
-    windows."""
+    """Gate of extension `name` -> (N,) its logits, before thresholds, where each token is
+    predicted. A gate that reads the text needs only the embeddings, and no windows."""
     own = gates(model, name)
     found_N = {key: np.zeros(stream.num_tokens, dtype=np.float32) for key in own}
-    # What computes all gates, where one reads the text for all.
+    # The module that computes all gates, if one reads the text for all.
     reader = embeddings_layer(model) if reads_text(model, name) else None
     device = next(model.parameters()).device
     if reader is not None:

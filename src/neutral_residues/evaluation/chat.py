@@ -1,4 +1,4 @@
-"""Chat answers, word for word: how many of the backbone's the extended model still gives.
+"""Chat answers: how many of the backbone's the extended model still gives word for word.
 
     read_prompts(Path("prompts.jsonl"))      JSON lines with a key "prompt"
     answer_both(model, tokenizer, prompts)   a sample each; `sample.is_same`
@@ -6,7 +6,7 @@
 Bits per byte say how probable a text is, tasks whether an answer is right; this says whether those
 who talk to the model would notice anything. Each prompt is the user's only message in the model's
 own chat template, both models answer greedily, and answers count as the same where all of their
-text is, up to `max_new_tokens`. One token that falls otherwise changes everything after it.
+text is, up to `max_new_tokens`. One different token changes everything after it.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,7 +56,7 @@ def answer_both(
     """The greedy answers of backbone and extended model to each prompt; see `generate_both`.
 
     Args:
-        batch_rows: prompts that are answered at a time.
+        batch_rows: prompts in a batch.
         on_progress: called after each batch with "chat", the prompts done and all of them.
     """
     answers: list[Sample] = []

@@ -1,15 +1,15 @@
-"""Backbone and extended model on the same text, in one pass: what was learnt and forgotten.
+"""Measures backbone and extended model on the same text, in one pass.
 
     results = evaluate(model, streams, Windows(0, context_tokens=1024, stride_tokens=512))
     results["wiki"].rise_percent                        every ratio: `results/set_result.py`
 
 For each batch of windows the extended model runs, then the backbone: from the same weights, with
-the extension switched off, or, for a fully fine-tuned model, from a separate `reference`. What
-comes out are sums (`SetResult`): nats, bytes, tokens.
+the extension switched off, or, for a fully fine-tuned model, from a separate `reference`. The
+results are sums (`SetResult`): nats, bytes, tokens.
 
 Promises: every token of a stream is scored exactly once, end-of-text tokens included, but of chats
-only what the assistant says; the first has the end-of-text token before it. All windows of a
-stream are equally long, so nothing is padded. Weights, training mode, what is trainable and which
+only what the assistant says; the first one is predicted from the end-of-text token. All windows of
+a stream are equally long, so nothing is padded. Weights, training mode, what is trainable and which
 extension is active are left as they were.
 
 Suffixes: B windows, T inputs of a window, K its last positions (all that is scored), V vocabulary.
@@ -63,13 +63,12 @@ def evaluate(
 
     Args:
         model: the extended model: PEFT's, or one that `reference` is given for.
-        reference: the backbone, where switching the extension off does not give it (full
-            fine-tuning); `model` itself while nothing is trained.
-        backbone_streams: the same texts, by their names, as the backbone's tokenizer cuts them,
-            where the model has a vocabulary of its own.
-        pieces: for each of its new tokens those of the backbone; see `possible.py`.
-        backbone_nats: nats of each stream under the backbone where they are known; it is not run
-            then.
+        reference: the backbone, if disabling the extension does not give it (full fine-tuning);
+            `model` itself while nothing is trained.
+        backbone_streams: name -> the same text in the backbone's tokens, if the model has new
+            tokens.
+        pieces: for each new token the backbone's tokens of the same text; see `possible.py`.
+        backbone_nats: name -> nats under the backbone, if known; it is not run then.
         max_tokens: measure only the first whole documents, as many as fit, but at least one.
         kl: measure the KL divergence from the backbone too.
         tokenizer: of the streams; with it the results have a breakdown by kinds of tokens.
@@ -107,8 +106,8 @@ def evaluate(
 
 
 def evaluation_set(stream: TokenStream, own: TokenStream | None = None) -> EvaluationSet:
-    """What a record says of a text that is measured; `own` is the same text in the backbone's
-    tokens, where the extended model may have others."""
+    """The entry of an evaluation set in a record; `own` is the same text in the backbone's tokens,
+    which may differ from the extended model's."""
     own = _if_other(own, stream)
     return EvaluationSet(
         role=stream.role,
@@ -172,7 +171,7 @@ class _Scorer:
             raise one_line(error, SetResult, file=f"measured on {stream.name}") from error
 
     def _nats_of_backbone(self, own: TokenStream) -> float:
-        """Of the same text in its own tokens."""
+        """Nats of the same text under the backbone, in the backbone's tokens."""
         sums = Sums(None, None, [], [])
         with as_backbone(self.model, self.reference) as backbone:
             for batch in self.windows.batches(own.num_tokens):
@@ -183,7 +182,8 @@ class _Scorer:
         return sums.extended_nats
 
     def _backbone_logits(self, backbone: nn.Module, inputs_BT: Tensor, keep: int) -> Tensor:
-        """Without new tokens, which a backbone whose tables were made larger has too."""
+        """Logits of the backbone, without those of new tokens (a backbone with wider tables has
+        them too)."""
         return last_logits(backbone, inputs_BT, keep)[..., : self.vocabulary]
 
     def _add_batch(
@@ -205,13 +205,13 @@ class _Scorer:
 
 
 def _if_other(own: TokenStream | None, stream: TokenStream) -> TokenStream | None:
-    """The text in the backbone's tokens, where these differ from the extended model's."""
+    """The text in the backbone's tokens; None if they are the same as the extended model's."""
     return None if own is None or np.array_equal(own.tokens, stream.tokens) else own
 
 
 def _scored(stream: TokenStream, batch: Sequence[Window]) -> tuple[Tensor, int]:
-    """(B, T) which targets of these windows are scored, and how many of the last positions hold
-    them in every window."""
+    """(B, T) whether each target of these windows is scored, and the number K of last positions
+    that include all of them."""
     scored_from = torch.tensor([w.scored_from - w.start for w in batch])
     num_inputs = batch[0].end - batch[0].start
     scored_BT = torch.arange(num_inputs) >= scored_from[:, None]
@@ -229,8 +229,8 @@ def _add_rows(
     scored_BT: Tensor,
     batch: Sequence[Window],
 ) -> None:
-    """Window by window, because its scored positions are its last ones: a slice, not a copy, but
-    of chats."""
+    """Adds window by window, because the scored positions are the last ones: a slice instead of a
+    copy, except for chats."""
     for row, window in enumerate(batch):
         num_last = window.end - window.scored_from
         last_K = scored_BT[row, -num_last:]
@@ -245,7 +245,8 @@ def _add_rows(
 
 
 def last_logits(model: Any, inputs_BT: Tensor, keep: int) -> Tensor:
-    """(B, K, V) logits of the last `keep` positions; a model that can is asked for no others."""
+    """(B, K, V) logits of the last K = `keep` positions, with `logits_to_keep` where the model has
+    it."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     keeps = "logits_to_keep" in inspect.signature(inner.forward).parameters
     only = {"logits_to_keep": keep} if keeps else {}
@@ -255,7 +256,7 @@ def last_logits(model: Any, inputs_BT: Tensor, keep: int) -> Tensor:
 
 
 def vocabulary_size(model: Any) -> int:
-    """Rows of the model's embedding, new tokens included: no token is larger."""
+    """Number of token ids that the model accepts, new tokens included."""
     layer = embeddings_layer(model)
     if layer is not None:
         return layer.vocabulary_size

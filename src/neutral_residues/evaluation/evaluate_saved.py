@@ -1,4 +1,4 @@
-"""A saved extension and its backbone, measured on text and on tasks, whatever made it."""
+"""Measures a saved extension of any method and its backbone on text and on tasks."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -25,8 +25,8 @@ DEFAULT_CONTEXT_TOKENS = 512
 def evaluation_streams(
     saved: Saved, corpora: Sequence[Corpus], tokenising: Tokenising, *, of_backbone: bool = False
 ) -> list[TokenStream]:
-    """The given texts as tokens, in those of the backbone if asked; without any, those of the run
-    that made the extension, if a run did."""
+    """The given texts as token streams, in the backbone's tokens if asked; without any, the
+    evaluation sets of the run that made the extension, if there is one."""
     tokenizer = saved.backbone_tokenizer if of_backbone else saved.tokenizer
     cache = default_cache_folder()
     if not corpora and saved.config:
@@ -42,7 +42,7 @@ def evaluation_streams(
 
 
 def windows_for(saved: Saved, context: int | None, stride: int | None) -> Windows:
-    """As given, else as the run was measured, else with half of the context as stride."""
+    """The given windows, else those of the run, else with half of the context as stride."""
     run = saved.config
     context = context or (run.context_tokens if run else DEFAULT_CONTEXT_TOKENS)
     if stride is None and run and context == run.context_tokens:

@@ -37,7 +37,8 @@ class NamedText(NamedTuple):
 
 
 class _Gates:
-    """Keeps the gates of one forward pass by layer, of several extensions the most open."""
+    """A residue hook that keeps the gates of one forward pass by layer; of several extensions the
+    largest."""
 
     def __init__(self) -> None:
         self.by_layer: dict[int, list[float]] = {}
@@ -68,7 +69,7 @@ def default_texts(
 
 
 def code_switched(source: str, target: str) -> str:
-    """The words of two texts in turn, a few of one, then a few of the other."""
+    """The words of two texts in turn, a few of each at a time."""
     words = [text.split() for text in (source, target)]
     length = min(len(part) for part in words)
     turns = range(0, max(1, length), WORDS_PER_SWITCH)

@@ -50,9 +50,8 @@ def generate_both(
         top_p: sample only among the most probable tokens that have this probability together.
         seed: of the sampling, the same for both.
         chat: give each prompt as the user's message in the tokenizer's chat template.
-        reference: the backbone, where switching the extension off does not give it (full
-            fine-tuning).
-        backbone_tokenizer: where the extended model has a vocabulary of its own.
+        reference: the backbone, if disabling the extension does not give it (full fine-tuning).
+        backbone_tokenizer: the backbone's, if the extended model has new tokens.
         end_of_text: the token that ends a document; default: see `end_of_text_id`.
 
     Raises:
@@ -86,8 +85,8 @@ def check_prompt(
     max_new_tokens: int,
     chat: bool = False,
 ) -> list[int]:
-    """The tokens of a prompt; a UserError if it is empty, or does not fit the model's context with
-    what is to be added."""
+    """The tokens of a prompt; a UserError if it is empty, or does not fit into the model's context
+    with `max_new_tokens` more."""
     if chat:
         tokens = _in_chat_template(tokenizer, prompt)
     else:
@@ -123,7 +122,7 @@ def _in_chat_template(tokenizer: Any, prompt: str) -> list[int]:
 def generation_settings(
     ends: list[int], pad: int | None, max_new_tokens: int, temperature: float, top_p: float
 ) -> GenerationConfig:
-    """What `generate_both` says, and nothing of the model's own settings; a UserError for one that
+    """The generation settings of `generate_both`, without the model's own; a UserError for one that
     is out of range."""
     if max_new_tokens < 1:
         raise UserError("max_new_tokens", got=max_new_tokens, allowed="1 or more")
@@ -147,7 +146,7 @@ def generation_settings(
 def _continue(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], settings: GenerationConfig, seed: int
 ) -> list[str]:
-    """What `model` adds to each prompt."""
+    """The text that `model` adds to each prompt."""
     texts = []
     for prompt, tokens in zip(prompts, continued(model, prompts, settings, seed), strict=True):
         # Both are decoded and the prompt cut off: a token's own text can depend on those before it.
@@ -159,8 +158,8 @@ def _continue(
 def continued(
     model: Any, prompts: Sequence[list[int]], settings: GenerationConfig, seed: int
 ) -> list[list[int]]:
-    """Each prompt and what `model` adds to it, up to and with an end token; the same for the same
-    batch and seed."""
+    """Tokens of each prompt with its continuation by `model`, up to and including an end token; the
+    same for the same batch and seed."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     device = next(model.parameters()).device
     longest, fill = max(map(len, prompts)), settings.pad_token_id or 0
@@ -183,6 +182,6 @@ def continued(
 
 
 def _up_to(ends: set[int], tokens: list[int]) -> list[int]:
-    """The tokens with the first end; behind it is what makes rows equally long."""
+    """The tokens up to and including the first end token; the rest is padding."""
     end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
     return tokens[: end + 1]

@@ -1,4 +1,4 @@
-"""Running a model as it is, or as its backbone, and leaving it as it was."""
+"""Runs a model as it is or as its backbone, and restores its state afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from neutral_residues.tuner.routing import temporarily
 
 @contextmanager
 def inference(model: nn.Module, reference: nn.Module | None = None) -> Iterator[None]:
-    """Within the block both are in eval mode, without gradients and autocast; then as before."""
+    """Inside the block both models are in eval mode, without gradients and autocast."""
     modules = [module for one in (model, reference) if one is not None for module in one.modules()]
     plain = torch.autocast(next(model.parameters()).device.type, enabled=False)
     with temporarily(modules, "training", False), torch.inference_mode(), plain:
@@ -25,8 +25,7 @@ def inference(model: nn.Module, reference: nn.Module | None = None) -> Iterator[
 
 @contextmanager
 def as_backbone(model: nn.Module, reference: nn.Module | None = None) -> Iterator[nn.Module]:
-    """Within the block, a model that is the backbone: `reference`, or `model` with its extension
-    switched off.
+    """Yields the backbone: `reference`, or `model` with its extension disabled inside the block.
 
     Raises:
         UserError: if there is neither.
@@ -46,8 +45,8 @@ def as_backbone(model: nn.Module, reference: nn.Module | None = None) -> Iterato
 
 
 def is_untouched(model: nn.Module, input_ids: Tensor) -> bool:
-    """Whether the model is its own backbone over (B, T) tokens, known without running it: each of
-    its gates reads the text and is exactly 0 there."""
+    """Whether the model equals its backbone on (B, T) tokens, without running it: each of its gates
+    reads the text and is exactly 0 there."""
     layer = embeddings_layer(model)
     if layer is None:
         return False

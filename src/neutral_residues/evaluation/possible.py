@@ -1,10 +1,10 @@
 """Text cut so that an extended model with new tokens can write it.
 
-Where its gate is exactly 0 such a model gives a new token probability 0: after English it goes on
-in Ukrainian with the backbone's tokens, sees that it is Ukrainian, and takes new ones from there.
-So text is scored in the tokens that the model can give: a new token that is impossible where it
-stands is cut into the backbone's tokens for the same text. That can close or open later gates,
-so it is repeated until none is left; every round replaces tokens, so it ends.
+Where its gate is exactly 0, such a model gives new tokens probability 0: after English it begins
+Ukrainian with the backbone's tokens, until its gate opens, and then uses new ones. So text is
+scored in tokens that the model can generate: a new token with probability 0 is replaced by the
+backbone's tokens of the same text. That can close or open later gates, so it is repeated until none
+is left; every round replaces tokens, so it ends.
 
 Only the readers of the gates run for this, not the model.
 
@@ -30,8 +30,8 @@ Pieces = Sequence[Sequence[int]]
 def possible_stream(
     model: nn.Module, stream: TokenStream, windows: Windows, pieces: Pieces
 ) -> TokenStream:
-    """`stream` in tokens that `model`, as it is now, can give in these windows; the same where its
-    new tokens need no open gate, or it has none."""
+    """`stream` in tokens that `model` can generate in these windows; unchanged if its new tokens
+    need no open gate, or it has none."""
     layer = embeddings_layer(model)
     if layer is None or not layer.can_forbid_tokens:
         return stream
@@ -41,13 +41,13 @@ def possible_stream(
 
 
 def _impossible(layer: EmbeddingsLayer, stream: TokenStream, windows: Windows) -> NDArray[np.bool_]:
-    """Which tokens of the stream are new ones behind a gate that is exactly 0."""
+    """(N,) whether each token of the stream is a new one where the gate is exactly 0."""
     found = np.zeros(stream.num_tokens, dtype=bool)
     for batch in windows.batches(stream.num_tokens):
         inputs_BT, targets_BT = windows.rows(stream.tokens, batch)
-        shut_BT = layer.forbids_new_tokens(inputs_BT) & (targets_BT >= layer.first_new_id)
-        for window, shut_T in zip(batch, shut_BT.numpy(), strict=True):
-            scored = shut_T[window.scored_from - window.start :]
+        impossible_BT = layer.forbids_new_tokens(inputs_BT) & (targets_BT >= layer.first_new_id)
+        for window, impossible_T in zip(batch, impossible_BT.numpy(), strict=True):
+            scored = impossible_T[window.scored_from - window.start :]
             found[window.scored_from : window.end] = scored
     return found
 
@@ -80,12 +80,13 @@ def possible_tokens(
         return found
     while True:
         row = torch.tensor([[*context, *found]])
-        shut = layer.forbids_new_tokens(row[:, :-1])[0] & (row[0, 1:] >= layer.first_new_id)
-        behind = shut[len(context) - 1 :].tolist()
+        forbidden = layer.forbids_new_tokens(row[:, :-1])[0]
+        impossible = forbidden & (row[0, 1:] >= layer.first_new_id)
+        behind = impossible[len(context) - 1 :].tolist()
         if not any(behind):
             return found
         found = [
             piece
-            for token, is_shut in zip(found, behind, strict=True)
-            for piece in (pieces[token - layer.first_new_id] if is_shut else [token])
+            for token, is_impossible in zip(found, behind, strict=True)
+            for piece in (pieces[token - layer.first_new_id] if is_impossible else [token])
         ]

@@ -1,4 +1,4 @@
-"""A saved extension and its backbone, loaded to be measured or to generate; any method, and several
+"""Loads a saved extension and its backbone, to measure them or to generate; any method, and several
 extensions in one folder."""
 
 from dataclasses import dataclass
@@ -59,12 +59,12 @@ class Saved:
 
     @property
     def evaluation(self) -> EvaluationSettings:
-        """How the run that made it measured, or the defaults."""
+        """Evaluation settings of the run that made it, or the defaults."""
         return self.config.evaluation if self.config else EvaluationSettings()
 
     @property
     def promise(self) -> Promise | None:
-        """What the thresholds of a calibrated extension promise."""
+        """The promise of a calibrated extension."""
         is_calibrated = (self.weights / CALIBRATION).is_file()
         return read_calibration(self.weights).promise if is_calibrated else None
 
@@ -75,7 +75,7 @@ class Saved:
 
     @property
     def end_of_text_token(self) -> str | None:
-        """This token where the run that made the extension names one."""
+        """The token that ends a document, if the run that made the extension names one."""
         return self.config.data.end_of_text if self.config else None
 
 
@@ -85,7 +85,7 @@ def load_saved(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Sa
 
     Args:
         folder: of the run or the extension.
-        dtype: of the weights that were not trained; None: what the run that made it measured with,
+        dtype: of the weights that were not trained; None: the one that the run measured with,
             float32 for an extension folder.
     """
     config, weights = _run_and_weights(folder)
@@ -135,8 +135,8 @@ def load_saved(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Sa
 
 
 def _run_and_weights(folder: Path) -> tuple[RunConfig | None, Path]:
-    """The run whose output the folder is, if it is one, and the folder that holds the weights,
-    whose digests were checked."""
+    """The run whose output folder this is, if it is one, and the folder that holds the weights;
+    checks their digests."""
     if not folder.is_dir():
         do = "give the output folder of a run, or an extension folder"
         raise UserError(f"no such folder: {folder}", do=do)
@@ -147,7 +147,7 @@ def _run_and_weights(folder: Path) -> tuple[RunConfig | None, Path]:
 
 
 def _adapters(weights: Path, composition: Composition | None) -> dict[str, Path]:
-    """The folder of each adapter, by the name that it gets; empty for a whole model."""
+    """Adapter name -> its folder; empty for a whole model."""
     if composition:
         return {name: weights / name for name in composition.names}
     return {"default": weights} if (weights / CONFIG).is_file() else {}
@@ -156,7 +156,8 @@ def _adapters(weights: Path, composition: Composition | None) -> dict[str, Path]
 def _tokenizers(
     weights: Path, backbone_name: str, revision: str | None
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase, Vocabulary | None]:
-    """The extended model's tokenizer, its backbone's, and the new tokens of the former."""
+    """The tokenizers of the extended model and of its backbone, and the new tokens of the
+    former."""
     has_tokenizer = (weights / "tokenizer_config.json").is_file()
     own = (str(weights), None) if has_tokenizer else (backbone_name, revision)
     tokenizer = load_tokenizer(own[0], revision=own[1])
@@ -168,7 +169,7 @@ def _tokenizers(
 
 
 def measured_dtype(config: RunConfig | None, device: torch.device) -> torch.dtype:
-    """Of the weights that are not trained, where a run measures; float32 without one."""
+    """The dtype of the weights that are not trained when a run measures; float32 without a run."""
     if config is None:
         return torch.float32
     width = load_config(config.model, **config.hub_options).get_text_config().hidden_size
@@ -184,8 +185,8 @@ def measured_backbone(
     *,
     revision: str | None = None,
 ) -> PreTrainedModel:
-    """In `dtype`, but quantised as in training: another backbone would be measured otherwise.
-    `revision` counts without a run."""
+    """The backbone in `dtype`, but quantised as in training, or else another backbone would be
+    measured. `revision` is for extensions without a run."""
     kind = quantised(config.training) if config else None
     options = config.hub_options if config else {"revision": revision}
     model = load_backbone(name, **options, dtype=dtype, quantised=kind)

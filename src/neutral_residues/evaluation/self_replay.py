@@ -9,14 +9,14 @@ beginning:
         self-text.json             what they were written with, and what became of it
         SHA256SUMS
 
-So Ctrl-C loses no more than a batch, going on gives the same text, and a longer run reads a longer
-text with the same beginning. A document begins as in pretraining: with the token that the tokenizer
-puts before a text, else with that which ends one.
+So Ctrl-C loses at most a batch, resuming gives the same text, and a longer run reads a longer text
+with the same beginning. A document begins as in pretraining: with the token that the tokenizer puts
+before a text, else with the end-of-text token.
 
-Text that is no use is refused: where most documents are empty, or where sequences of 16 tokens come
-again and again, in one document (loops) or in several (copies). Of real text up to 11 % of these
-had come before (LaTeX source), of text that a model wrote at temperature 0.3 and above none, at 0.1
-48 %, greedily 98 % (LAB.md, "source text that the backbone writes").
+Useless text is refused: most documents are empty, or sequences of 16 tokens are repeated, in one
+document (loops) or in several (copies). In real text up to 11 % of these are repeated (LaTeX
+source); in text that a model writes at temperature 0.3 and above none, at 0.1 48 %, greedily 98 %
+(LAB.md, "source text that the backbone writes").
 """
 
 import json
@@ -77,8 +77,8 @@ class SelfReplay:
     def of(
         cls, config: RunConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig
     ) -> "SelfReplay | None":
-        """None where the backbone writes nothing; a UserError for a file of prompts that cannot be
-        read or is empty, and for documents longer than the model's context."""
+        """None if no corpus has `path: self`; a UserError for a file of prompts that cannot be read
+        or is empty, and for documents longer than the model's context."""
         if config.data.self_corpus is None:
             return None
         settings = config.data.self_replay
@@ -92,12 +92,12 @@ class SelfReplay:
 
     @property
     def settings(self) -> SelfReplaySettings:
-        """How it is written."""
+        """The settings of generation."""
         return self.config.data.self_replay
 
     @cached_property
     def made_from(self) -> dict[str, Any]:
-        """What decides the text, but for its length."""
+        """Everything that determines the text, except its length."""
         return {
             "version": VERSION,
             "backbone": backbone_key(self.config.model, self.model_config),
@@ -118,7 +118,7 @@ class SelfReplay:
         return cache / f"{kind}-{short_hash(self.made_from, *more)}"
 
     def read(self) -> SelfText | None:
-        """What was written, or None where it is not in the cache, or damaged there."""
+        """The text in the cache; None if it is not there or damaged."""
         return from_cache(self.folder, self._checked)
 
     def _checked(self) -> SelfText:
@@ -126,24 +126,24 @@ class SelfReplay:
         return read_part(SelfText, self.folder / SUMMARY, "summary of a text")
 
     def as_file(self) -> RunConfig:
-        """The run with the file in the place of `path: self`."""
+        """The run settings with the written file instead of `path: self`."""
         data, path = self.config.data, self.folder / TEXT
         train = (c.model_copy(update={"path": path}) if c.is_self else c for c in data.train)
         changed = data.model_copy(update={"train": tuple(train)})
         return self.config.model_copy(update={"data": changed})
 
     def without(self) -> DataSettings:
-        """The texts of the run but for this one."""
+        """The texts of the run without this one."""
         train = tuple(corpus for corpus in self.config.data.train if not corpus.is_self)
         return self.config.data.model_copy(update={"train": train})
 
     # ---- writing ----
 
     def write(self, tokenising: Tokenising = without_display) -> SelfText:
-        """What the backbone wrote, once this process or another has had it written.
+        """Write the text, or wait until another process has written it.
 
         Raises:
-            UserError: for text that is no use; a model that cannot be loaded; a disk that is full.
+            UserError: for useless text, a model that cannot be loaded, a full disk.
             KeyboardInterrupt: after Ctrl-C; what is written so far is kept.
         """
         batches = self._cached("self-batches")
@@ -155,7 +155,7 @@ class SelfReplay:
         return found
 
     def _batches(self, folder: Path, tokenising: Tokenising) -> list[SelfTextBatch]:
-        """Batches of as many tokens as the run wants; those that are not there are written."""
+        """Batches with as many tokens as the run needs; missing ones are written."""
         wanted, written, model = self.config.self_tokens, 0, None
         found: list[SelfTextBatch] = []
         what = f"{Path(self.config.model).name} writes {wanted:,} tokens of source text"
@@ -176,7 +176,7 @@ class SelfReplay:
         return found
 
     def _load(self) -> PreTrainedModel:
-        """The backbone as it is measured."""
+        """The backbone, loaded as for measuring."""
         device = pick_device()
         dtype = measured_dtype(self.config, device)
         return measured_backbone(self.config.model, self.config, dtype, device)
@@ -202,7 +202,7 @@ class SelfReplay:
     def _batch(
         self, documents: Sequence[list[int]], prompted: Sequence[int], ends: set[int]
     ) -> SelfTextBatch:
-        """Documents as texts, without the end that the backbone gave them."""
+        """The texts of a batch of documents, without end-of-text tokens."""
         texts, num_tokens, num_cut = [], 0, 0
         for tokens, start in zip(documents, prompted, strict=True):
             is_cut = tokens[-1] not in ends
@@ -251,7 +251,7 @@ class SelfReplay:
             )
 
     def _check_repeated(self, batches: Sequence[SelfTextBatch]) -> float:
-        """The share that is repeated; a UserError if that is too much."""
+        """The share of repeated sequences; a UserError if it is too large."""
         encode = encoder(self.tokenizer, _end_of_text(self.config, self.tokenizer))
         share = repeated_share(encode([text for batch in batches for text in batch.documents]))
         if share > MOST_REPEATED:
@@ -265,8 +265,8 @@ class SelfReplay:
 
 
 def repeated_share(documents: Sequence[Sequence[int]]) -> float:
-    """Of all sequences of 16 tokens, the share that came before; a shorter document counts as
-    one."""
+    """The share of all sequences of 16 tokens that occurred before; a shorter document counts as
+    one sequence."""
     multipliers = np.random.default_rng(0).integers(2**63, size=REPEATED_TOKENS, dtype=np.uint64)
     keys = []
     for tokens in documents:
@@ -299,8 +299,8 @@ def _prompts(
 
 
 def as_was_read(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> RunConfig:
-    """A finished run with files in the place of `path: self`; a UserError if the text is not in the
-    cache any more.
+    """The settings of a finished run with files instead of `path: self`; a UserError if the text is
+    no longer in the cache.
 
     Args:
         tokenizer: the backbone's.

@@ -1,14 +1,15 @@
 """Text that switches between source and target: what it costs, and which gates close again.
 
-Windows are made of blocks of both sets as training rows are spliced (`data/splicing.py`), each text
-going on where it stopped; every other window begins with target text. Both models score the window
-and the two blocks alone: so a token's nats after a switch stand against those of the same token,
-after the same words of its own language, without the other language between them.
+Windows alternate between blocks of both sets like spliced training rows (`data/splicing.py`): each
+text continues where it stopped, and every other window begins with target text. Both models score
+the window and each block by itself, so the nats of a token after a switch are compared with those
+of the same token after the same words of its language, without the other language between them.
 
 Windows, segments and distances are counted in the backbone's tokens. New tokens stand for several
 of them, so an extended model reads the same text in fewer: a new token is cut into the backbone's
 where it would hold a switch or the first token after one, and where the gate makes it impossible
-(`possible.py`). Its nats then stand at the first of its tokens, its gates at the last.
+(`possible.py`). The nats of a new token are counted at the first of the backbone's tokens that it
+holds, its gates at the last.
 
 Suffixes: T tokens of a window, U of the extended model's, L layers.
 """
@@ -38,7 +39,7 @@ from neutral_residues.tuner.layer import observe_residues, residue_layers
 Array = NDArray[Any]
 Since = tuple[int, int | None]
 SINCE: tuple[Since, ...] = ((1, 1), (2, 3), (4, 7), (8, 15), (16, 31), (32, None))
-"""Tokens since a switch, the first and the last that are counted together."""
+"""Ranges of tokens since a switch (first, last) that are counted together."""
 ROLES: tuple[Role, Role] = ("source", "target")
 
 
@@ -51,9 +52,9 @@ def measure_spliced(
     reference: nn.Module | None = None,
     pieces: Pieces = (),
 ) -> Spliced | None:
-    """Measure the first source and the first target set in turns, with at most `num_windows`
-    windows of `context_tokens` of the backbone's tokens; for `reference` and `pieces` see
-    `evaluate`. Chats are not measured so.
+    """Measure the first source set and the first target set in turns, with at most `num_windows`
+    windows of `context_tokens` backbone tokens; `reference` and `pieces` as in `evaluate`. Chats
+    are left out.
 
     Returns:
         None without a set of each role, or where a set or a window is too short.
@@ -90,8 +91,7 @@ def measure_spliced(
 
 @dataclass(frozen=True)
 class _Text:
-    """A set in the backbone's tokens, and for each of these the extended model's token that holds
-    it."""
+    """A set in the backbone's tokens, with the extended model's token that holds each of them."""
 
     stream: TokenStream
     token: Array
@@ -108,15 +108,15 @@ class _Text:
         return cls(cut, stream.tokens[number], number, lengths[number])
 
     def block(self, start: int, num_tokens: int) -> Array:
-        """(4, T) so many of the backbone's tokens, then token, number and length of each."""
+        """(4, T) T backbone tokens from `start` on; for each, the extended model's token that holds
+        it, that token's number and its length."""
         parts = (self.stream.tokens, self.token, self.number, self.length)
         return np.stack([part[start : start + num_tokens].astype(np.int64) for part in parts])
 
 
 @dataclass(frozen=True)
 class _Window:
-    """One window and the texts that it is made of: three rows, source block, target block, both in
-    turns."""
+    """One window and its texts, as three rows: source block, target block, both in turns."""
 
     blocks_43T: NDArray[np.int64]  # of each row as in `_Text.block`
     part_3T: NDArray[np.int64]  # tokens with another number are not held by one new token
@@ -171,7 +171,8 @@ class _Read:
         return cls(pad_sequence(rows, batch_first=True), lengths)
 
     def at_first(self, values_3U: Array) -> Array:
-        """(3, T) the value of each token at the first of the backbone's that it holds, else 0."""
+        """(3, T) the value of each token at the first backbone token that it holds, 0 at the
+        others."""
         found_3T = np.zeros((3, self.lengths[0].sum()))
         for row, lengths in enumerate(self.lengths):
             found_3T[row, np.cumsum(lengths) - lengths] = values_3U[row, : len(lengths)]
@@ -179,12 +180,12 @@ class _Read:
 
     @property
     def last_U(self) -> Array:
-        """Of each token of the third row: the last of the backbone's that it holds."""
+        """(U,) for each token of the third row, the last backbone token that it holds."""
         return np.cumsum(self.lengths[2]) - 1
 
 
 def _in_own_tokens(block_4T: Array, part_T: Array) -> list[int]:
-    """The extended model's tokens of a row; those that are not whole there are the backbone's."""
+    """A row in the extended model's tokens; where one is not completely inside, the backbone's."""
     old_T, token_T, number_T, length_T = block_4T
     ends = np.flatnonzero(np.diff(number_T) | np.diff(part_T)) + 1
     found: list[int] = []
@@ -196,7 +197,7 @@ def _in_own_tokens(block_4T: Array, part_T: Array) -> list[int]:
 
 @dataclass
 class _Sums:
-    """What adds up over the windows for tokens of one role."""
+    """Sums over the windows for tokens of one role."""
 
     num_tokens: int = 0
     nats: Counter[str] = field(default_factory=Counter)  # by model and text, as the result has them
@@ -204,8 +205,8 @@ class _Sums:
     num_closed: Counter[Since] = field(default_factory=Counter)
 
     def add_nats(self, window: _Window, role: int, nats_3T: Mapping[str, Array]) -> None:
-        """Nats by model, of the tokens of that role after a switch, but the first of each
-        segment."""
+        """Add the nats under each model of the tokens of this role after a switch, except the
+        first one of each segment."""
         here_T = (window.role_T == role) & (window.since_T > 1)
         self.num_tokens += int(here_T.sum())
         for model, of_model in nats_3T.items():
@@ -213,8 +214,8 @@ class _Sums:
             self.nats[f"{model}_alone_nats"] += of_model[role, window.own_T[here_T]].sum()
 
     def add_gates(self, window: _Window, role: int, last_U: Array, closed_LU: Array) -> None:
-        """`closed_LU`: whether the gate of each layer is exactly 0 on reading each token, whose
-        last of the backbone's are `last_U`; any padding follows them."""
+        """Add gates. `closed_LU`: whether each layer's gate is exactly 0 at each token; `last_U`:
+        the last backbone token that each holds. Padding comes after these."""
         since_U, role_U = window.since_T[last_U], window.role_T[last_U]
         for since in SINCE:
             first, last = since[0], since[1] or len(window.since_T)
@@ -224,7 +225,7 @@ class _Sums:
             self.num_closed[since] += int(closed.sum())
 
     def result(self, stream: TokenStream) -> AfterSwitch:
-        """These sums, named."""
+        """The sums as a result."""
         gates = [
             GatesSinceSwitch(
                 first=since[0], last=since[1], num_gates=n, num_closed=self.num_closed[since]
@@ -243,7 +244,7 @@ class _Sums:
 
 
 def _nats(model: nn.Module, rows: torch.Tensor) -> Array:
-    """(3, T) nats of each token given those before in its row; 0 for the first, which has none."""
+    """(3, T) nats of each token given those before it in its row; 0 for the first token."""
     rows = rows.to(next(model.parameters()).device)
     nats = next_token_nats(model(input_ids=rows, use_cache=False).logits, rows)
     return np.pad(nats.double().cpu().numpy(), ((0, 0), (1, 0)))

@@ -1,4 +1,4 @@
-"""What is kept of each batch of an evaluation, and what adds up over a set: nats, gates, residues.
+"""The sums of an evaluation: nats, gates and residues, added batch by batch over a set.
 
 Suffixes: B windows, T inputs of a window, K scored positions, V vocabulary, D documents.
 """
@@ -19,13 +19,14 @@ from neutral_residues.tuner.layer import AnyResidue, NeutralResiduesLayer, layer
 
 Array = NDArray[Any]
 
-# Logits are turned into probabilities so many numbers at a time: 32 MB of float32 for each
+# Logits are turned into probabilities in chunks of this many numbers: 32 MB of float32 for each
 # temporary.
 LOGITS_PER_CHUNK = 2**23
 
 
 class ResidueStats:
-    """A residue hook: for one batch, by layer, where the gate is 0 and how large the residue is."""
+    """A residue hook that records, for one batch and each layer, where the gate is 0 and how large
+    the residue is."""
 
     def __init__(self, layers: dict[str, NeutralResiduesLayer]) -> None:
         self.layers = layers
@@ -35,7 +36,7 @@ class ResidueStats:
         self.start(0, 0)
 
     def start(self, num_rows: int, num_inputs: int) -> None:
-        """Forget the batch before; the next one is of this shape."""
+        """Forget the previous batch; the next one has this shape (B, T)."""
         self._shape = (num_rows, num_inputs)
         self.gate_zero_BT: dict[int, Tensor] = {}
         self.mean_square_BT: dict[int, Tensor] = {}
@@ -58,8 +59,7 @@ class ResidueStats:
         self._before = residue
 
     def _fit(self, values: Tensor) -> Tensor:
-        """(B, T) one value for each token; a head that computed only the last ones has zeros for
-        the others."""
+        """(B, T) one value for each token, 0 for tokens that an output head did not compute."""
         rows, inputs = self._shape
         by_row = values.reshape(rows, -1)
         return F.pad(by_row, (inputs - by_row.shape[1], 0))
@@ -67,8 +67,7 @@ class ResidueStats:
 
 @dataclass(frozen=True, eq=False)
 class TokenSums:
-    """Where the nats of an evaluation set fall, in float64: by token type (V of the vocabulary) and
-    by document (D)."""
+    """The nats of an evaluation set by token type (V) and by document (D), in float64."""
 
     ends_D: NDArray[np.int64]  # where each document ends in the stream
     counts_V: NDArray[np.int64]  # how often each type is scored
@@ -79,7 +78,7 @@ class TokenSums:
 
     @classmethod
     def empty(cls, vocabulary: int, ends_D: NDArray[np.int64]) -> "TokenSums":
-        """Nothing added yet."""
+        """Zero sums."""
         types, documents = (np.zeros((2, n)) for n in (vocabulary, len(ends_D)))
         return cls(ends_D, np.zeros(vocabulary, dtype=np.int64), *types, *documents)
 
@@ -103,7 +102,7 @@ class Sums:
 
     by_token: TokenSums | None  # None without a breakdown
     kl_nats: float | None  # KL(backbone || extended); None where it was not asked for
-    gates_zero: list[int]  # by layer, tokens on which its gate is exactly 0
+    gates_zero: list[int]  # by layer, number of tokens on which its gate is exactly 0
     squares: list[float]  # by layer, the sum of its residues' mean squares
     backbone_nats: float = 0.0
     extended_nats: float = 0.0
@@ -143,7 +142,7 @@ class Sums:
         backbone_K = _nats(backbone_KV, targets_K)
         self.backbone_nats += float(backbone_K.sum())
         if self.kl_nats is not None:
-            # New tokens, which the backbone has not, have no part in its expectation.
+            # The backbone gives new tokens probability 0, so they do not count in its expectation.
             same_KV = extended_KV[:, : backbone_KV.shape[-1]]
             self.kl_nats += float(_exact(kl_nats(same_KV, backbone_KV)).sum())
         if self.by_token is not None:
@@ -151,7 +150,7 @@ class Sums:
             self.by_token.add(positions_K, targets_K.numpy(), *nats)
 
     def layer_results(self, stats: ResidueStats, num_tokens: int) -> list[LayerResult]:
-        """The same by layer, divided by the tokens of the set."""
+        """Results by layer: the sums divided by the number of tokens of the set."""
         by_layer = zip(stats.numbers, self.gates_zero, self.squares, strict=True)
         return [
             LayerResult(

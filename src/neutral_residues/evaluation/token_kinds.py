@@ -1,8 +1,8 @@
 """What kinds of tokens an evaluation set consists of, and whether a few of them carry its change.
 
 After "Adaptation Odyssey" (arXiv 2410.05581): further training sometimes makes perplexity worse,
-and a handful of uninformative tokens is behind it. Each token type is of the first kind that fits
-its own text, spaces around it left out:
+and a handful of uninformative tokens is behind it. Each token type gets the first kind that fits
+its text, without spaces around it:
 
     end of text         the end-of-text token, and other special ones
     partial characters  bytes that are not a character by themselves
@@ -40,7 +40,7 @@ FEW_TYPES = 0.01
 FEW_TOKENS = 0.1
 """Share of the tokens that counts as few: half of all change is then five times their share."""
 LEAST_CHANGE = 0.001
-"""Changes that sum to less than this share of the backbone's loss are nothing to explain."""
+"""Changes that sum to less than this share of the backbone's loss need no explanation."""
 
 
 class Concentration(NamedTuple):
@@ -79,7 +79,7 @@ def classify(
 
 
 def _kind(text: str, main: str, counts: Counter[str]) -> TokenKind | None:
-    """What a type is by its text alone; None for a word."""
+    """The kind of a type from its text alone; None for a word."""
     if REPLACEMENT in text:
         return "partial characters"
     if not text:
@@ -126,9 +126,9 @@ def concentration(
 ) -> Concentration:
     """Whether few of the N occurring types carry the change of a set.
 
-    Concentrated is a change of which half is carried by at most `FEW_TYPES` of the types (or a
-    single one) that are less than `FEW_TOKENS` of the tokens: frequent tokens carry much of any
-    change, and mean nothing by it. Given are how often each type occurs, and its nats.
+    A change is concentrated if half of it comes from at most `FEW_TYPES` of the types (or a single
+    one) that are less than `FEW_TOKENS` of the tokens: frequent tokens carry much of any change.
+    Arguments are (N,): how often each type occurs, and its nats.
     """
     change_N = np.abs(extended_N - backbone_N)
     total = float(change_N.sum())

@@ -1,4 +1,4 @@
-"""Windows over a stream of tokens: each token is a target once, and all are equally long.
+"""Windows over a stream of tokens: each token is a target once, and all windows are equally long.
 
 Where we choose: windows of `context_tokens` inputs slide by `stride_tokens`. The first scores all
 its targets, each later one its last `stride_tokens`, which no earlier one has scored; so those have
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from neutral_residues.errors import UserError
 
-# Of one model in one forward pass: half a GiB in float32.
+# Logits of one model in one forward pass: half a GiB in float32.
 LOGITS_PER_BATCH = 2**27
 
 
@@ -49,7 +49,7 @@ class Windows:
             raise UserError("stride_tokens", got=self.stride_tokens, allowed=allowed)
 
     def for_vocabulary(self, size: int) -> "Windows":
-        """The same with fewer rows where the logits of a batch would be too many for memory: 16
+        """The same windows with fewer rows, if the logits of a batch would not fit into memory: 16
         windows of 2,048 tokens and a vocabulary of 128,256 are 16 GiB in float32."""
         rows = LOGITS_PER_BATCH // (self.context_tokens * size)
         return replace(self, batch_rows=max(1, min(self.batch_rows, rows)))

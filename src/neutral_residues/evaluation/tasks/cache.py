@@ -32,13 +32,13 @@ class CachedScores(Part):
     identity: dict[str, Any]
     """What the scores depend on: weights, items, settings."""
     samples_digest: str
-    """Of NAME.jsonl, see `file_digest`."""
+    """Digest of NAME.jsonl, see `file_digest`."""
     scores: list[TaskScore]
 
 
 @dataclass(frozen=True)
 class TaskCache:
-    """The two files of one task; stored scores of another identity do not count."""
+    """The two files of one task; stored scores with another identity are ignored."""
 
     folder: Path
     name: str
@@ -53,7 +53,7 @@ class TaskCache:
         return self.folder / f"{self.name}.jsonl"
 
     def read(self) -> list[TaskScore] | None:
-        """The scores, if they are there, as they were written, and have this identity."""
+        """The scores, if they are stored, undamaged and have this identity."""
         found = from_cache(self.summary, self._checked)
         return found.scores if found and found.identity == self.identity else None
 
@@ -66,7 +66,7 @@ class TaskCache:
         return found
 
     def write(self, scores: Sequence[TaskScore], lines: Iterable[str]) -> None:
-        """The samples first: without the summary they do not count."""
+        """Write the samples first: without the summary they are ignored."""
         write_text(self.samples, "".join(f"{line}\n" for line in lines))
         summary = CachedScores(
             identity=self.identity, samples_digest=file_digest(self.samples), scores=list(scores)
@@ -91,6 +91,6 @@ def weights_key(folder: Path, backbone: str, revision: str | None = None) -> str
 
 
 def value_hash(value: Any) -> str:
-    """Hash of anything that JSON can hold."""
+    """Hash of any value that JSON can hold."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

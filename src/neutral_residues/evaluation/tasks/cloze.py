@@ -54,9 +54,9 @@ def cloze_task(name: str, set_name: str, materials: Materials) -> LocalTask:
 def cloze_items(
     stream: TokenStream, tokenizer: PreTrainedTokenizerBase, *, context_tokens: int
 ) -> list[Item]:
-    """The items of a set: each with "context", "choices" and "answer", the number of the right
-    choice; paragraph and answer have at most `context_tokens` together. A UserError if the set is
-    too small or has no sentences."""
+    """The items of a set: each with "context", "choices" and "answer", the index of the right
+    choice; paragraph and answer together have at most `context_tokens` tokens. A UserError if the
+    set is too small or has no sentences."""
     generator = random.Random(SEED)
     size = min(MAX_DOCUMENTS, stream.num_documents)
     documents = generator.sample(range(stream.num_documents), size)
@@ -125,8 +125,8 @@ def _item(gaps: Sequence[_Gap], index: int, generator: random.Random) -> Item | 
 
 
 def _shortened(item: Item, num_tokens: Callable[[str], int], context_tokens: int) -> Item | None:
-    """The item with as many sentences from its paragraph's end as fit together with the longest
-    choice; None where not even one does."""
+    """The item with as many of its paragraph's last sentences as fit together with the longest
+    choice; None if not even one fits."""
     context, longest = item["context"], max(num_tokens(choice) for choice in item["choices"])
     for sentence in SENTENCE.finditer(context):
         rest = context[sentence.start() :]

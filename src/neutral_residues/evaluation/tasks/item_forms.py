@@ -1,4 +1,4 @@
-"""What an item of a task file may look like, and how each form is asked.
+"""The forms of items in a task file, and how each is asked.
 
     multiple choice    query, choices, gold                   which choice continues the query?
     whole texts        query (""), choices, gold              which choice is the likeliest text?
@@ -26,7 +26,7 @@ from neutral_residues.evaluation.tasks.local_task import Item
 
 @dataclass(frozen=True)
 class Form:
-    """One form of items; other fields that an item has are not looked at."""
+    """One form of items; other fields of an item are ignored."""
 
     title: str
     texts: tuple[str, ...]  # fields that hold a text
@@ -36,7 +36,7 @@ class Form:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """What an item needs."""
+        """The fields that an item needs."""
         return self.texts if self.options is None else (*self.texts, self.options, "gold")
 
     def check(self, item: Mapping[str, Any], where: str) -> None:
@@ -130,11 +130,12 @@ MINIMAL_PAIR = Form(
 )
 
 FORMS = (MULTIPLE_CHOICE, PARTIAL, CLOZE, MINIMAL_PAIR)
-"""Those that an item may have; whole texts and letters are two more ways of asking the first."""
+"""The forms that an item may have; whole texts and letters are two more ways of asking the first
+one."""
 
 
 def form_of(item: Mapping[str, Any]) -> Form | None:
-    """The form that an item means to have, though a field may be missing; None for none."""
+    """The form that an item's fields indicate, even if one is missing; None if there is none."""
     if "context_options" in item:
         return PARTIAL
     if item.keys() & {"query", "choices", "letter_query"}:

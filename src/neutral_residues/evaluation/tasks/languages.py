@@ -15,6 +15,6 @@ def language_name(code: str | None) -> str | None:
 
 
 def language_of_set(name: str) -> str | None:
-    """The language that a set is named by: "fr", "fr-novels" and "fr.test" are French."""
+    """The language in the name of a set: "fr", "fr-novels" and "fr.test" are French."""
     code = name.replace(".", "-").replace("_", "-").partition("-")[0]
     return code if code in LANGUAGES else None

@@ -44,7 +44,7 @@ Sample = dict[str, Any]
 Answers = list[tuple[Sample, Sample]]
 """(backbone's, extended model's) sample of each item of a task, and of each filter of answers."""
 TokenRequest = tuple[Any, list[int], list[int]]
-"""What is asked, the prompt's tokens, and the answer's."""
+"""The request, the tokens of its prompt, and those of its answer."""
 
 
 @functools.cache
@@ -60,7 +60,7 @@ def known_tasks() -> frozenset[str]:
 
 def load_named(name: str) -> dict[str, Any]:
     """The tasks behind a name that lm-eval knows (several for a group or tag), with their data; a
-    UserError if these cannot be had, or the task cannot be built."""
+    UserError if the data are not available, or the task cannot be built."""
     try:
         with _fixed_seeds():
             return dict(task_manager().load([name])["tasks"])
@@ -74,7 +74,7 @@ def load_named(name: str) -> dict[str, Any]:
 
 
 def load_local(task: LocalTask) -> dict[str, Any]:
-    """A task of ours as lm-eval has it."""
+    """Our task as an lm-eval task."""
     splits = {ITEMS: task.items} | ({EXAMPLES: task.examples} if task.examples else {})
     data = DatasetDict({split: Dataset.from_list(items) for split, items in splits.items()})
     config = {**task.config, "custom_dataset": lambda **_: data}
@@ -85,12 +85,12 @@ class PairedHFLM(HFLM):
     """lm-eval's model for two models: tokenises each text once for each tokenizer, counts truncated
     prompts, and calls `on_rows` in each forward pass with the number of sequences so far.
 
-    The extended model answers first. Over a text on which all of its gates are exactly 0 it is its
-    backbone, which is not asked again then.
+    The extended model answers first. On a text where all of its gates are exactly 0 it equals the
+    backbone, which is then not run again.
 
     Args:
-        vocabulary: the extended model's own, if it has one; its answers are then asked for in
-            tokens that it can give, see `possible.py`.
+        vocabulary: the extended model's, if it has new tokens; answers are then scored in tokens
+            that it can generate, see `possible.py`.
     """
 
     _model: Any
@@ -120,7 +120,7 @@ class PairedHFLM(HFLM):
 
     @contextlib.contextmanager
     def using(self, model: nn.Module, *, is_backbone: bool = False) -> Iterator[None]:
-        """Within the block, `model` answers; its truncated prompts are counted from 0."""
+        """Inside the block `model` answers, and truncated prompts are counted from 0."""
         self.num_truncated = 0
         tokenizer = self._own_tokenizer if is_backbone else self.tokenizer
         now = {"_model": model, "tokenizer": tokenizer, "_is_backbone": is_backbone}
@@ -166,7 +166,7 @@ class PairedHFLM(HFLM):
         return [found[_key(request)] for request in requests]
 
     def _untouches(self, request: TokenRequest) -> bool:
-        """Whether the extended model reads nothing for it on which a gate opens."""
+        """Whether no gate opens on the text of this request."""
         _, prompt, answer = request
         read = [*prompt, *answer][:-1]
         return 0 < len(read) <= self.max_length and is_untouched(self._model, torch.tensor([read]))
@@ -285,7 +285,7 @@ def _answers(lm: PairedHFLM, tasks: Tasks, limit: int | None) -> dict[str, list[
 
 @contextlib.contextmanager
 def _fixed_seeds() -> Iterator[None]:
-    """Random draws as under lm-eval's own command line; afterwards the generators are restored."""
+    """Seeds as in lm-eval's own command line; the random generators are restored afterwards."""
     states = random.getstate(), np.random.get_state()
     random.seed(0)
     np.random.seed(1234)

@@ -1,4 +1,4 @@
-"""Tasks whose items are made here, as lm-eval takes them.
+"""Tasks with items of our own, in the form that lm-eval takes.
 
 A kind of task is a function that makes a `LocalTask` (`task_files.py`, `cloze.py`); `registry.py`
 says which name belongs to which.
@@ -21,7 +21,7 @@ ITEMS, EXAMPLES = "test", "examples"
 
 
 def perplexity(log_likelihoods: Sequence[float]) -> float:
-    """lm-eval's, of whole answers; infinite where that overflows."""
+    """lm-eval's perplexity over whole answers; infinite on overflow."""
     try:
         return math.exp(-sum(log_likelihoods) / len(log_likelihoods))
     except OverflowError:
@@ -29,12 +29,12 @@ def perplexity(log_likelihoods: Sequence[float]) -> float:
 
 
 SUMMARIES = {"perplexity": {"aggregation": perplexity, "higher_is_better": False}}
-"""How a metric is summarised over items, where that is not the mean."""
+"""How metrics are aggregated over items, if not by the mean."""
 
 
 @dataclass(frozen=True)
 class Materials:
-    """What items can be made from."""
+    """What items are made from."""
 
     tokenizer: PreTrainedTokenizerBase  # of both models
     sets: Mapping[str, TokenStream]  # evaluation sets by name
@@ -51,12 +51,12 @@ class LocalTask:
 
     @property
     def key(self) -> str:
-        """Hash of the items and of how they are asked."""
+        """Hash of the items and of the way they are asked."""
         return value_hash([self.config["metadata"], self.items, self.examples])
 
     @property
     def most_fewshot(self) -> int:
-        """How many examples there are for a few-shot prompt; none for a task that takes none."""
+        """Number of examples available for a few-shot prompt; 0 for a task that takes none."""
         if self.config["num_fewshot"] == 0:
             return 0
         return len(self.examples) or len(self.items) - 1
@@ -67,8 +67,8 @@ MakeTask = Callable[[Materials], LocalTask]
 
 def task_config(name: str, *, metrics: Sequence[str] = ("acc",), **asked: Any) -> dict[str, Any]:
     """lm-eval's configuration of a local task: multiple choice without few-shot examples, unless
-    `asked`, which has lm-eval's keys, says otherwise. What joins prompt and answer must be said
-    (`target_delimiter`)."""
+    `asked`, which has lm-eval's keys, says otherwise. `asked` must contain `target_delimiter`,
+    which joins prompt and answer."""
     mean = {"aggregation": "mean", "higher_is_better": True}
     return {
         "task": name,

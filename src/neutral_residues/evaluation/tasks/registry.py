@@ -56,10 +56,10 @@ class Benchmark:
     # In other languages the first that exists; {code} is "fr", {long} "fra_Latn".
     patterns: tuple[str, ...]
     num_fewshot: int  # solved examples in front of each item
-    irregular: Mapping[str, str] = field(default_factory=dict)  # language -> name without pattern
+    irregular: Mapping[str, str] = field(default_factory=dict)  # language -> other name
 
     def name_in(self, language: str, index: Collection[str]) -> str | None:
-        """lm-eval's name for it in that language; None where it has none."""
+        """lm-eval's name of the benchmark in a language; None if it does not have it."""
         long = LANGUAGES[language][1]
         names = [pattern.format(code=language, long=long) for pattern in self.patterns]
         names.append(self.irregular.get(language, ""))
@@ -90,7 +90,7 @@ class Task:
     """One task for both models."""
 
     name: str  # as in tables; lm-eval's name for its tasks
-    make: MakeTask | None = None  # makes it of items of ours; None for a task of lm-eval
+    make: MakeTask | None = None  # makes it from our own items; None for a task of lm-eval
     suite: str | None = None  # that it is part of; None if asked for by its own name
     language: str | None = None  # two-letter code; None where not known
     role: Role | Literal["none"] = "none"  # whether the backbone knows that language or learns it
@@ -105,8 +105,8 @@ def find_tasks(
     index: Callable[[], Collection[str]],
     task_data: Path | None = None,
 ) -> tuple[list[Task], list[str]]:
-    """The tasks behind `names`, each once, in order; and what lm-eval lacks of a suite, a line for
-    each suite. A UserError for an unknown task, language or set names the nearest, or all.
+    """The tasks behind `names`, each once, in order; and, in one line for each suite, what lm-eval
+    lacks. A UserError for an unknown task, language or set names the nearest, or all.
 
     Args:
         sets: evaluation set -> role.
@@ -144,7 +144,7 @@ def paper_suite(language: str, index: Collection[str]) -> tuple[list[Task], list
 
 @dataclass(frozen=True)
 class _Registry:
-    """All names: of evaluation sets, of files, of lm-eval."""
+    """All names: evaluation sets, files, and lm-eval's."""
 
     sets: Mapping[str, Role]
     files: Mapping[str, Path]
@@ -153,7 +153,7 @@ class _Registry:
     missing: list[str] = field(default_factory=list)
 
     def tasks(self, name: str) -> list[Task]:
-        """What one name stands for."""
+        """The tasks that one name stands for."""
         if (file := name.removeprefix(IN_LETTERS)) in self.files or file.startswith(AT):
             return [self._file(file, in_letters=file != name)]
         if name.startswith(CLOZE):
@@ -222,7 +222,7 @@ class _Registry:
         return Task(name, make, None, language, self.sets[set_name], num_fewshot=0)
 
     def _nearest(self, name: str) -> str:
-        """A name of ours or of lm-eval, or all of ours; lm-eval has thousands."""
+        """The nearest name, ours or lm-eval's; else all of ours, as lm-eval has thousands."""
         ours = {
             "quick",
             "cloze",
@@ -241,7 +241,7 @@ def _task_of(file: Path, name: str, form: Form | None, _: Materials) -> LocalTas
 
 
 def _check_exists(file: Path) -> None:
-    """An error that names the nearest file beside it, if there is none of that name."""
+    """A UserError if the file does not exist, naming the nearest one in its folder."""
     if file.is_dir():
         do = "for all files of a folder use --task-data, or evaluation.task_data"
         raise UserError(f"{file} is a folder", allowed=f"{AT}PATH of a file", do=do)

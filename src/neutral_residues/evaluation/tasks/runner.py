@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from neutral_residues.evaluation.tasks.lm_eval_bridge import Answers
 
 METRICS = ("acc_mutual_info", "acc_norm", "acc", "exact_match", "f1", "perplexity")
-"""Those of these that a task has go into the record; else the task's own first."""
+"""The metrics for the record, as far as a task has them; otherwise the task's first one."""
 GUESSABLE = ("acc_mutual_info", "acc_norm", "acc")
 """Shares of right choices, which have a chance level."""
 LETTER_ANSWERS = ("mmlu", "belebele", "commonsense")
 """lm-eval's tasks whose answers are letters: acc_norm would divide by the length of a letter."""
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with the name of a task, the sequences done, and all of them."""
+"""Called with the name of a task, the number of sequences done, and their total."""
 OnScores = Callable[[list[TaskScore]], None]
 """Called with the scores of a task."""
 
@@ -135,7 +135,7 @@ def measure_tasks(
     Args:
         model: the extended model: PEFT's, or any model if `reference` is given.
         model_key: identifies these weights; see `weights_key`.
-        reference: the backbone, where switching the extension off does not give it.
+        reference: the backbone, if disabling the extension does not give it.
         on_scores: called after each task that was measured now.
 
     Raises:
@@ -176,7 +176,7 @@ def _measure(
     reference: nn.Module | None,
     on_progress: OnProgress,
 ) -> tuple[list[TaskScore], dict[str, "Answers"]]:
-    """The scores of a task, and both models' answers to each of its parts."""
+    """Measure one task: its scores, and both models' answers to each of its parts."""
     import neutral_residues.evaluation.tasks.lm_eval_bridge as bridge
 
     local, limit = plan.local.get(task.name), plan.settings.limit
@@ -196,7 +196,7 @@ def _measure(
         except Exception as error:
             if local is not None:
                 raise
-            # The code of a task is its author's: it may need another package, or a judge.
+            # A task's code is its author's: it may need another package, or a judge model.
             what = f"task {task.name} failed inside lm-eval"
             raise UserError(what, got=first_line(error), do="leave it out") from error
     has_letters = local is None and any(part in task.name for part in LETTER_ANSWERS)
@@ -295,7 +295,8 @@ def sample_lines(answers: Mapping[str, "Answers"]) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _quiet_lm_eval() -> Iterator[None]:
-    """No warnings of lm-eval: truncated prompts are counted, the rest is about its command line."""
+    """Silences lm-eval's warnings: truncated prompts are counted here, the rest is about its
+    command line."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

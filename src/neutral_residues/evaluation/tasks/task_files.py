@@ -1,7 +1,7 @@
 """Tasks from files: those that ship, a folder of the user's, and single files.
 
 A file is JSON lines, one item a line, all in one form (`item_forms.py`), plain or compressed with
-gzip. In a folder a task is called as its file, and its language ends the name:
+gzip. In a folder a task has the name of its file, which ends in its language:
 
     NAME_LANG.jsonl.gz            the task NAME_LANG, for example hellaswag_en
     NAME.LANG.jsonl.gz            minimal pairs: the task NAME-LANG, for example clams-fr
@@ -13,8 +13,8 @@ pairs; files in a folder of the user's take precedence.
 Where we choose: few-shot examples come from the file of examples where there is one, as lm-eval
 takes them from a training or validation split, else from the other items of the file, as lm-eval
 does where its fewshot_split is the test split; the item itself is never among them. Items keep
-their order, so that a limit takes those that lm-eval takes; minimal pairs, which stand by
-construction, are shuffled with a fixed seed, so that it takes a fair sample.
+their order, so that a limit takes those that lm-eval takes; minimal pairs, which are ordered by
+construction, are shuffled with a fixed seed, so that a limit takes a fair sample.
 """
 
 import random
@@ -40,7 +40,7 @@ SEED = 0
 
 
 def file_task(file: Path, name: str, *, form: Form | None = None) -> LocalTask:
-    """The task over the items of one file, with the examples beside it if there are some.
+    """The task over the items of one file, with its file of examples if there is one.
 
     Args:
         form: how to ask; default: as the first item's fields say.
@@ -62,7 +62,7 @@ def file_task(file: Path, name: str, *, form: Form | None = None) -> LocalTask:
 
 
 def read_items(file: Path, form: Form | None = None) -> tuple[Form, list[Item]]:
-    """All items of a file and the form that they have; arguments and errors as of `file_task`."""
+    """All items of a file and their form; arguments and errors as in `file_task`."""
     found = list(iter_objects(iter_lines(file, at_most=MOST_BYTES)))
     if len(found) < 2:
         got, do = f"{len(found)} items", "name another file"
@@ -91,7 +91,7 @@ def task_files(folder: Path) -> dict[str, Path]:
 
 
 def task_name(file: Path) -> str:
-    """What the task of a file is called."""
+    """The name of a file's task."""
     return file.name.partition(".jsonl")[0].replace(".", "-")
 
 
@@ -117,5 +117,6 @@ def _form_at(where: str, item: Item) -> Form:
 
 
 def _kept(item: Item, form: Form) -> Item:
-    """What the form needs, and whatever else is text; anything else could not be a column."""
+    """The fields that the form needs, and other fields that are text; anything else could not be a
+    column."""
     return {key: v for key, v in item.items() if key in form.fields or isinstance(v, str)}
