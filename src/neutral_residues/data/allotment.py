@@ -1,16 +1,15 @@
-"""Which corpus each row of a role is from, where its corpora have shares of their own.
+"""Which corpus each row of a role comes from, if its corpora have shares.
 
-    P_c(n)      what is due to corpus c of the first n rows: the sum of its shares over them
-    promise     the rows that it has of these differ from P_c(n) by less than one, for all c and n
+    P_c(n)      rows due to corpus c among the first n: the sum of its shares over them
+    promise     the number that it gets differs from P_c(n) by less than one, for all c and n
 
 Row m of a corpus, m from 1, may come once P_c exceeds m - 1, and must be there when P_c reaches m.
-Each row goes to that corpus, of those that may have it, whose next row must be there first
-(earliest deadline first). As the shares sum to 1, no two deadlines want more rows than there are
-between them, and none is missed.
+Of the corpora that may have it, each row goes to the one with the earliest deadline. As the shares
+sum to 1, there are always enough rows before each deadline, and none is missed.
 
-Shares that stay come round: the rows of the smallest number that gives each corpus whole rows (10
-for 0.3 and 0.7) are repeated. Those that change in a line are allotted for the whole run, some
-microseconds a row. All of it is integers.
+Constant shares repeat after the smallest number of rows that gives each corpus whole rows (10 for
+0.3 and 0.7). Shares that change linearly are allotted for the whole run, some microseconds a row.
+All arithmetic is on integers.
 """
 
 import functools
@@ -29,12 +28,12 @@ from neutral_residues.config.data import Shares, exact
 
 @dataclass(frozen=True)
 class Allotment:
-    """Which corpus each row is from, repeated where there are more rows."""
+    """The corpus of each row of a period, which repeats."""
 
     corpora: NDArray[np.uint16]  # (period,)
 
     def find(self, row: int) -> tuple[int, int]:
-        """The corpus of a row, and how many of the rows before are of it."""
+        """The corpus of a row, and how many earlier rows are from it."""
         round_, row = divmod(row, len(self.corpora))
         corpus = int(self.corpora[row])
         rows = self._rows[corpus]
@@ -42,13 +41,13 @@ class Allotment:
 
     @cached_property
     def _rows(self) -> list[NDArray[np.int64]]:
-        """For each corpus its rows within the period."""
+        """For each corpus its rows in the period."""
         return [np.flatnonzero(self.corpora == c) for c in range(int(self.corpora.max()) + 1)]
 
 
 @functools.lru_cache(maxsize=4)
 def allotment(shares: tuple[Shares, ...], num_rows: int) -> Allotment:
-    """The rows of a run for corpora with these shares, which sum to 1 at its first and its last."""
+    """The corpora of `num_rows` rows, for shares (first, last) that sum to 1 at both ends."""
     firsts, lasts = ([exact(share) for share in at] for at in zip(*shares, strict=True))
     whole = math.lcm(*(share.denominator for share in (*firsts, *lasts)))
     period = whole if firsts == lasts else num_rows
@@ -67,7 +66,7 @@ def _due(slope: int, bend: int, num_rows: int) -> int:
 def _earliest_first(
     due: Sequence[functools.partial[int]], unit: int, period: int, length: int
 ) -> list[int]:
-    """The corpora of `length` rows; `unit` is one row, as `due` counts them."""
+    """The corpora of `length` rows; `unit` is the value of one row in the counts of `due`."""
 
     within = range(min(period, sys.maxsize - 1) + 1)
 

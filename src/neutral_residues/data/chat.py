@@ -1,9 +1,9 @@
-"""Chats -> tokens, and which of these are predicted: what the assistant says.
+"""Chats -> tokens, of which those of the assistant's messages are predicted.
 
-The tokenizer's chat template renders a chat. What the assistant says is what the template marks
-as such ({% generation %}), or, in one without marks, what follows the generation prompt: the answer
-and the token that ends the turn. Everything else, the questions and the template's own words, is
-read and not predicted, nor is the end-of-text token behind a chat.
+The tokenizer's chat template renders a chat. The assistant's messages are what the template marks
+with {% generation %}, or, in a template without it, what follows the generation prompt: the answer
+and the token that ends the turn. Everything else (questions, the template's own words, the
+end-of-text token after a chat) is read but not predicted.
 """
 
 import re
@@ -36,14 +36,14 @@ def chat_template(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def answer_bytes(chat: Chat) -> int:
-    """UTF-8 bytes of what the assistant says."""
+    """UTF-8 bytes of the assistant's messages."""
     return sum(len(m["content"].encode()) for m in chat if m["role"] == "assistant")
 
 
 def chat_encoder(tokenizer: "PreTrainedTokenizerBase", end_of_text: int) -> Encoder[Chat]:
-    """Chats -> the tokens of each; a UserError for one that the template refuses, or renders so
-    that its answers cannot be told, and for a tokenizer that cannot tell where its tokens lie in a
-    text."""
+    """A function from chats to the tokens of each. It raises a UserError for a chat that the
+    template refuses or whose answers cannot be found in the rendered text, and for a tokenizer
+    without offsets."""
     check_is_fast(tokenizer, "chats")
     encode = _by_marks if MARKS.search(chat_template(tokenizer)) else _by_prompts
     # Some templates end with it.
@@ -68,7 +68,7 @@ def _by_prompts(tokenizer: Any, chats: Sequence[Chat]) -> list[PredictedTokens]:
 
 
 def _answers(tokenizer: Any, chat: Chat, text: str) -> Iterator[Span]:
-    """Where the assistant's messages are in `text`, the rendered chat."""
+    """The spans of the assistant's messages in `text`, the rendered chat."""
     for number, message in enumerate(chat):
         if message["role"] == "assistant":
             before = _render(tokenizer, chat[:number], prompt=True)

@@ -1,8 +1,8 @@
-"""The documents of a corpus, one after another, whatever they are stored in.
+"""Reads the documents of a corpus one by one, whatever the format.
 
 In .txt files (also .gz, .zst) documents are separated by one or more empty lines; everything else
 has rows, and the text is in one of their fields (`rows.py`). In a corpus of chats that field holds
-a list of messages, {"role": ..., "content": ...}; in one of pairs there is a prompt besides, in
+a list of messages, {"role": ..., "content": ...}; in a corpus of pairs there is also a prompt, in
 another field or in the same line of another file. `iter_chats` and `iter_pairs` give these, and
 `iter_documents` their texts.
 
@@ -43,23 +43,23 @@ Chat = list[dict[str, str]]
 
 
 class Pair(NamedTuple):
-    """A text, and what follows from it, as TRL names them; of a translation both sides."""
+    """A prompt and its completion, as in TRL; for a translation, both sides."""
 
     prompt: str
     completion: str
 
     @property
     def texts(self) -> str:
-        """Both, one after the other; the same for the two directions of a translation, so that
-        these are held out together."""
+        """Both texts in one order for both directions of a translation, so that these are held out
+        together."""
         return "\n".join(sorted(self))
 
 
 def iter_documents(corpus: Corpus) -> Iterator[str]:
-    """The documents of `corpus` in their own order, at most `corpus.max_documents`; none is empty.
+    """The non-empty documents of `corpus` in order, at most `corpus.max_documents`.
 
     Raises:
-        UserError: on reaching what cannot be read: no such file, an unknown suffix, broken
+        UserError: when something cannot be read: no such file, an unknown suffix, broken
             compression, a line that is not UTF-8 or not JSON, a missing field or column, a text
             that is not a string, an unknown dataset, no document at all.
     """
@@ -75,22 +75,22 @@ def iter_documents(corpus: Corpus) -> Iterator[str]:
 
 
 def iter_chats(corpus: Corpus) -> Iterator[Chat]:
-    """The chats of a corpus with `chat: true`, as `iter_documents` gives documents; each has a
-    question, and something that the assistant says.
+    """The chats of a corpus with `chat: true`, otherwise as `iter_documents`; each has a question
+    and a message of the assistant.
 
     Raises:
-        UserError: as `iter_documents`, and for messages of another form.
+        UserError: as `iter_documents`, and for messages in another form.
     """
     with _naming(corpus), closing(iter_rows(corpus, [corpus.field])) as rows:
         yield from _counted((_checked_chat(*value) for (value,) in rows), corpus)
 
 
 def iter_pairs(corpus: Corpus) -> Iterator[Pair]:
-    """The pairs of a corpus with `prompt` or `prompt_path`, as `iter_documents` gives documents.
+    """The pairs of a corpus with `prompt` or `prompt_path`, otherwise as `iter_documents`.
 
     Raises:
-        UserError: as `iter_documents`; for a pair of which only one side has text, and for files
-            with different numbers of lines.
+        UserError: as `iter_documents`; for a pair with only one text, and for files with different
+            numbers of lines.
     """
     if corpus.prompt_path is not None and corpus.path is not None:
         found = iter_line_pairs(corpus.prompt_path, corpus.path)
@@ -115,12 +115,12 @@ def as_chats_if_it_holds_them(corpus: Corpus) -> Corpus:
 
 
 def said(chat: Chat) -> str:
-    """What was said in a chat, by all, without its template."""
+    """The content of all messages of a chat, without a template."""
     return "\n".join(message["content"] for message in chat)
 
 
 def _counted(documents: Iterator[T], corpus: Corpus) -> Iterator[T]:
-    """The first `corpus.max_documents`; a UserError if there is none at all."""
+    """The first `corpus.max_documents`; a UserError if there is none."""
     num_documents = 0
     for document in documents:
         yield document
@@ -132,7 +132,7 @@ def _counted(documents: Iterator[T], corpus: Corpus) -> Iterator[T]:
 
 
 def iter_groups(corpus: Corpus, group_by: str) -> Iterator[str]:
-    """For each document of `iter_documents`, what its field or column `group_by` says: the book,
+    """For each document of `iter_documents`, the value of its field or column `group_by`: the book,
     article or site that it comes from.
 
     Raises:
@@ -158,9 +158,9 @@ def iter_groups(corpus: Corpus, group_by: str) -> Iterator[str]:
 def content_key(corpus: Corpus) -> str:
     """A short hash that is the same only if `iter_documents` gives the same documents.
 
-    For a file, of its bytes and of the settings that change the documents; the corpus' name, role
-    and path do not count. For a dataset, of its name, subset, split and what `datasets` calls its
-    hash (the commit on the Hub, the time of change of local files).
+    For a file it depends on its bytes and on the settings that change the documents, but not on the
+    corpus' name, role and path; for a dataset, on its name, subset, split and the hash of
+    `datasets` (the commit on the Hub, the modification time of local files).
     """
     identity: list[Any]
     with _naming(corpus):
@@ -188,7 +188,7 @@ def _digest(path: Path) -> str:
 
 
 def check_not_the_same(corpora: Sequence[Corpus]) -> None:
-    """Raise a UserError for a source and a target that are the same text: the same file, a copy of
+    """Raise a UserError if a source and a target corpus are the same text: the same file, a copy of
     it, or the same dataset.
 
     Two fields of one file are two texts. Part of a text (`max_documents`) is not another text.
@@ -205,7 +205,7 @@ def check_not_the_same(corpora: Sequence[Corpus]) -> None:
 
 @contextmanager
 def _naming(corpus: Corpus) -> Iterator[None]:
-    """Errors within the block begin with the corpus' name."""
+    """Errors inside the block begin with the corpus' name."""
     try:
         yield
     except UserError as error:
@@ -221,7 +221,7 @@ def _texts(corpus: Corpus) -> Iterator[str]:
 
 
 def _paragraphs(lines: Iterable[Line]) -> Iterator[str]:
-    """Runs of lines between empty ones; the run's last line end is not part of it."""
+    """Groups of lines between empty lines, without the last line end of each."""
     run: list[str] = []
     run_bytes = 0
     for where, line in lines:
@@ -236,14 +236,14 @@ def _paragraphs(lines: Iterable[Line]) -> Iterator[str]:
 
 
 def _checked_text(text: Any, where: str) -> str:
-    """A value of the text's field or column; a null counts as an empty document."""
+    """Check a value of the text field; a null is an empty document."""
     if text is None:
         return ""
     if not isinstance(text, str):
         got, do = type(text).__name__, "set field to that of the text"
         do = "for messages set chat: true" if isinstance(text, list) else do
         raise UserError(where, got=got, allowed="a string", do=do)
-    # JSON can spell half a character ("\ud83d"), which no encoding and no tokenizer takes.
+    # JSON can hold half a surrogate pair ("\ud83d"), which cannot be encoded or tokenised.
     if SURROGATES.search(text):
         raise UserError(f"{where}: half of a surrogate pair", do=FIX_LINE)
     check_size(len(text), where)
@@ -251,7 +251,7 @@ def _checked_text(text: Any, where: str) -> str:
 
 
 def _checked_pair(prompt: Value, completion: Value) -> Pair | None:
-    """The values of both fields, or None where both are empty."""
+    """Check the values of both fields; None if both are empty."""
     pair = Pair(_checked_text(*prompt), _checked_text(*completion))
     sides = zip(pair, (prompt, completion), strict=True)
     empty = [where for text, (_, where) in sides if not text or text.isspace()]
@@ -262,7 +262,7 @@ def _checked_pair(prompt: Value, completion: Value) -> Pair | None:
 
 
 def _checked_chat(messages: Any, where: str) -> Chat:
-    """A value of a chat's field or column."""
+    """Check a value of the field of a chat."""
     form = '{"role": ..., "content": ...}'
     if not isinstance(messages, list) or not messages:
         got = "an empty list" if messages == [] else type(messages).__name__

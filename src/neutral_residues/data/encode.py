@@ -27,17 +27,17 @@ D = TypeVar("D", bound=Sized)
 class Encoded(NamedTuple):
     """One document of a corpus."""
 
-    text: bytes  # what it holds, without a template; decides whether it is held out
+    text: bytes  # its content without a template; decides whether it is held out
     token_ids: list[int]  # end-of-text included
-    num_bytes: int  # of the text that is predicted
-    predicted: Sequence[bool] = ()  # for each token; () for all
+    num_bytes: int  # UTF-8 bytes of the text that is predicted
+    predicted: Sequence[bool] = ()  # for each token, whether it is predicted; (): all are
 
 
 def encoded(
     corpus: Corpus, tokenizer: "PreTrainedTokenizerBase", end_of_text: int
 ) -> Iterator[list[Encoded]]:
-    """The documents of a corpus in batches; a UserError as `iter_documents`, and for what cannot be
-    tokenised."""
+    """The documents of a corpus in batches; raises a UserError as `iter_documents`, and for text
+    that cannot be tokenised."""
     encode = {"documents": _documents, "chats": _chats, "pairs": _pairs}[corpus.kind]
     return encode(corpus, tokenizer, end_of_text)
 
@@ -77,8 +77,8 @@ def _pairs(
 
 
 def plain_backend(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer":
-    """A copy of the tokenizer of the `tokenizers` library in it, without truncation and padding
-    left from earlier calls, which would change tokens."""
+    """A copy of its `tokenizers` backend, without truncation and padding of earlier calls, which
+    would change tokens."""
     from tokenizers import Tokenizer
 
     plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -90,7 +90,7 @@ def plain_backend(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer":
 def encoder(
     tokenizer: "PreTrainedTokenizerBase", end_of_text: int
 ) -> Callable[[Sequence[str]], list[list[int]]]:
-    """Documents -> the tokens of each, with end-of-text."""
+    """A function from documents to the tokens of each, end-of-text included."""
     if not tokenizer.is_fast:
         # verbose=False: documents may be longer than the model's window.
         options = {"add_special_tokens": False, "verbose": False}

@@ -1,8 +1,8 @@
-"""Lines of files, plain or packed, and the JSON in them.
+"""Reads lines of plain or compressed files, and JSON in them.
 
-Promises: memory stays flat, whatever a file unpacks to, because a line has at most `MOST_BYTES`.
-What cannot be read is one line that says where: a broken or cut packed file, a line that is not
-UTF-8 or not JSON.
+Promises: memory stays flat, however large a file is unpacked, because a line has at most
+`MOST_BYTES`. Errors are one line that names the place: a damaged or truncated compressed file, a
+line that is not UTF-8 or not JSON.
 """
 
 import io
@@ -18,23 +18,23 @@ from neutral_residues.files import as_user_error, check_is_file
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 FIX_LINE = "fix or remove this line"
 
-# A file without empty lines is one document to us, and a tokenizer needs a hundred times the memory
+# A file without empty lines is one document here, and a tokenizer needs a hundred times the memory
 # of its text. For comparison: the Bible has 4 MB.
 MOST_BYTES = 16 * 2**20
 READ_BYTES = 2**20
 
 Line = tuple[str, str]
-"""Where it stands, for messages, and its text with the line end."""
+"""Its place, for messages, and its text with the line end."""
 
 
 def codec_of(path: Path) -> str | None:
-    """How a file is packed, by its suffix; None for one that is not."""
+    """The compression of a file, from its suffix; None without."""
     return CODECS.get(path.suffix.lower())
 
 
 def iter_lines(path: Path, *, at_most: int | None = None) -> Iterator[Line]:
-    """The lines of a file; a UserError on reaching what cannot be read, and for one of over
-    `at_most` bytes, unpacked, which those need who keep all lines."""
+    """The lines of a file; a UserError when one cannot be read, and for more than `at_most` bytes,
+    unpacked (for callers that keep all lines)."""
     with _unpacked(path) as file:
         number = num_bytes = 0
         # Only "\n" ends a line: JSON strings may hold the other separators of Unicode.
@@ -56,7 +56,7 @@ def iter_lines(path: Path, *, at_most: int | None = None) -> Iterator[Line]:
 
 
 def iter_objects(lines: Iterable[Line]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each JSON object of these lines stands, and the object; empty lines are skipped."""
+    """The place and the JSON object of each line; empty lines are skipped."""
     for where, line in lines:
         if line.isspace():
             continue
@@ -80,7 +80,7 @@ def check_size(num_bytes: int, where: str) -> None:
 
 @contextmanager
 def broken_file(path: Path, allowed: str) -> Iterator[None]:
-    """What Arrow says of a broken file, and the disk of any, as one line."""
+    """Turns errors of Arrow (a damaged file) and of the disk into one line."""
     import pyarrow
 
     try:
@@ -95,7 +95,8 @@ def broken_file(path: Path, allowed: str) -> Iterator[None]:
 
 @contextmanager
 def _unpacked(path: Path) -> Iterator[BinaryIO]:
-    """The file's unpacked bytes. Arrow takes both codecs, joined streams too, and notices a cut."""
+    """The file's unpacked bytes. Arrow reads both codecs and concatenated streams, and notices a
+    truncated file."""
     import pyarrow
 
     check_is_file(path)

@@ -12,27 +12,27 @@ Row i is a pure function of (streams, block_tokens, the three shares, seed, i):
                     share of noised ones
 
 So the share is exact, to within one row, in every run of rows from the first; corpora of one role
-are mixed in proportion to their size; no block comes again before all of its role have come;
-resuming at row i needs only the number i; and the number of loader workers cannot matter. The
-permutations are NumPy's: each process keeps that of the current epoch, 8 bytes for each block
+are mixed in proportion to their size; no block is repeated before all of its role were used;
+resuming at row i needs only the number i; and the number of loader workers does not matter. The
+permutations are NumPy's: each process keeps the one of the current epoch, 8 bytes for each block
 (160 MB for 10 G tokens in blocks of 512). Another version of NumPy may give another order.
 
-Where corpora of a role have shares of their own, `allotment.py` says which of them a row is from,
-exact in the same way, and each has a permutation and epochs of its own. Shares that change during
-the run depend on its length too.
+If the corpora of a role have shares, `allotment.py` says which of them a row comes from, exact in
+the same way, and each has its own permutation and epochs. Shares that change during the run depend
+on its length too.
 
 Noise, ours and not the paper's (LAB.md, "what moved the curve, and what did not"): trained on clean
 source rows only, a gate learns "not this source text" and opens for any other text, English of
 another genre too. In a noised source row a random share of the tokens, from none to all, is
-replaced by tokens drawn from the whole vocabulary; its local loss counts as ever, its
+replaced by tokens drawn from the whole vocabulary; its local loss counts as usual, its
 language-modelling loss does not, as there is nothing to predict.
 
-Splicing, ours too: where source text follows target text, gates that never saw that stay half
-open. The texts of a spliced source row and of the target row before it go into the same two rows
-in turns, 8 to 64 tokens at a time, each text in its order (`splicing.py`). No token is lost or
-comes twice, so shares, blocks and epochs stay as they are; labels and corpora are per token. The
-first token after a switch has no language-modelling loss: nothing before it says that a switch will
-come. Which rows are spliced does not depend on the noise, so all methods read the same text.
+Splicing, ours too: where source text follows target text, gates that were not trained on that stay
+half open. The texts of a spliced source row and of the target row before it go into the same two
+rows in turns, 8 to 64 tokens at a time, each text in its order (`splicing.py`). No token is lost or
+repeated, so shares, blocks and epochs stay as they are; labels and corpora are per token. The first
+token after a switch has no language-modelling loss: nothing before it says that a switch will come.
+Which rows are spliced does not depend on the noise, so all methods read the same text.
 
 The order is already shuffled: read the rows with a sequential sampler.
 """
@@ -83,14 +83,14 @@ class Noise:
 
 
 class Mixture(Dataset[Row]):
-    """`num_rows` rows of `block_tokens` tokens; see the head of this file for which is which.
+    """`num_rows` rows of `block_tokens` tokens; see the module docstring.
 
     Args:
         streams: training streams of both roles. Those of a role with share 0 are not read.
-        shares: name of a stream -> its share of the rows of its role, first and last; none of a
-            role or all.
+        shares: name of a stream -> its share of the rows of its role, at the first and the last
+            row; for all streams of a role or none.
         source_share: p, the share of rows from source corpora, 0 <= p <= 1.
-        seed: another seed, another order; 0 or above.
+        seed: determines the order; 0 or above.
         noise: default: no row is noised.
         spliced_share: of the source rows, 0 to 1; see `DataSettings` for what it needs.
 
@@ -139,8 +139,8 @@ class Mixture(Dataset[Row]):
 
     @cached_property
     def predicted_share(self) -> float:
-        """Of all tokens, those that are predicted where no row is noised or spliced: 1 without
-        chats."""
+        """Share of all tokens that is predicted, without noise and splicing: 1 without chats and
+        pairs."""
         return float(
             sum(self._role_shares[role] * self._predicted_in(role) for role in self._pools)
         )
@@ -178,8 +178,8 @@ class Mixture(Dataset[Row]):
         }
 
     def _block(self, index: int) -> NDArray[np.int64]:
-        """(4, T) labels, corpora, tokens and what is predicted in row `index`, before anything is
-        changed in it."""
+        """(4, T) labels, corpora, tokens and whether each is predicted, of row `index` before
+        splicing and noise."""
         role = self.role(index)
         pool, number = self._pool_of(role, self.rows_before(index, role))
         epoch, step = divmod(number, pool.num_blocks)
@@ -192,7 +192,8 @@ class Mixture(Dataset[Row]):
         return rows_4T
 
     def _pool_of(self, role: Role, number: int) -> "tuple[_Pool, int]":
-        """Of the rows of a role the pool of this one, and how many rows before it are of it."""
+        """The pool of the `number`-th row of a role, and how many earlier rows of it are from this
+        pool."""
         pools = self._pools[role]
         if len(pools) == 1:
             return pools[0], number
@@ -201,7 +202,7 @@ class Mixture(Dataset[Row]):
         return pools[which], before
 
     def _spliced(self, index: int, partner: int) -> NDArray[np.int64]:
-        """(4, T) as `_block`."""
+        """(4, T) as `_block`, of row `index` spliced with row `partner`."""
         source, target = max(index, partner), min(index, partner)
         # Both rows draw the same segments.
         segments_T = segments(self.block_tokens, np.random.default_rng((self.seed, source)))
@@ -211,11 +212,11 @@ class Mixture(Dataset[Row]):
         return rows_4T
 
     def role(self, index: int) -> Role:
-        """Whether row `index` is of source or target text."""
+        """Whether row `index` is source or target text."""
         return "source" if _is_chosen(index, self.source_share) else "target"
 
     def rows_before(self, index: int, role: Role) -> int:
-        """How many of the rows 0 ... index - 1 are of this role."""
+        """Number of rows of this role among rows 0 ... index - 1."""
         source_rows = _num_chosen(index, self.source_share)
         return source_rows if role == "source" else index - source_rows
 
@@ -248,27 +249,27 @@ class Mixture(Dataset[Row]):
 
 @dataclass(frozen=True)
 class _Pool:
-    """The blocks of corpora that are mixed by their size, numbered through."""
+    """The blocks of corpora that are mixed by their size, numbered consecutively."""
 
     corpus_ids: list[int]
     ends: list[int]  # where the blocks of each corpus end
     share: Shares = (1, 1)  # of the rows of its role, at the first and the last
-    seed: tuple[int, ...] = ()  # of its order, beside those of run, epoch and role
+    seed: tuple[int, ...] = ()  # of its order, in addition to run, epoch and role
 
     @property
     def num_blocks(self) -> int:
         return self.ends[-1]
 
     def find(self, block: int) -> tuple[int, int]:
-        """Corpus and block within it."""
+        """The corpus of a block, and its number there."""
         i = bisect_right(self.ends, block)
         return self.corpus_ids[i], block - (self.ends[i - 1] if i else 0)
 
 
 @functools.lru_cache(maxsize=32)  # the current epoch of every corpus with a share
 def _permutation(size: int, seed: tuple[int, ...]) -> NDArray[np.int64]:
-    # Zeros at the end of a seed do not count, so a row's noise or segments, seeded by two numbers,
-    # have numbers of their own as long as the last of three or four is not 0.
+    # NumPy ignores zeros at the end of a seed: a row's noise and segments, seeded by two numbers,
+    # differ from permutations as long as the last of their three or four numbers is not 0.
     return np.random.default_rng(seed).permutation(size)
 
 
@@ -279,7 +280,7 @@ def _exact(name: str, share: float) -> Fraction:
 
 
 def _num_chosen(index: int, share: Fraction) -> int:
-    """How many of 0 ... index - 1 make up that share. Integers only: exact in every prefix."""
+    """How many of 0 ... index - 1 are chosen. Integers only: exact in every prefix."""
     return index * share.numerator // share.denominator
 
 

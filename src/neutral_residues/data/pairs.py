@@ -1,4 +1,4 @@
-"""Pairs -> tokens, and which of these are predicted: the completion, and what follows it.
+"""Pairs -> tokens, of which those of the completion and after it are predicted.
 
 The corpus' template writes a pair as one text. What follows the completion, the end of the template
 and the end-of-text token, is predicted with it: it is how a model learns where to stop.
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def pair_encoder(
     corpus: Corpus, tokenizer: "PreTrainedTokenizerBase", end_of_text: int
 ) -> Encoder[Pair]:
-    """Pairs -> the tokens of each, end-of-text included; a UserError for a tokenizer that cannot
-    tell where its tokens lie in a text."""
+    """A function from pairs to the tokens of each, end-of-text included; a UserError for a
+    tokenizer without offsets."""
     check_is_fast(tokenizer, "pairs")
 
     def encode(pairs: Sequence[Pair]) -> list[PredictedTokens]:
@@ -38,7 +38,7 @@ def pair_encoder(
 
 
 def written(pair: Pair, corpus: Corpus) -> tuple[str, Span]:
-    """A pair as one text, and the part of it that is predicted."""
+    """A pair as one text, and the span of it that is predicted."""
     before, _, rest = corpus.template.partition("{prompt}")
     between, _, after = rest.partition("{completion}")
     prompt = before + pair.prompt + between
@@ -47,6 +47,6 @@ def written(pair: Pair, corpus: Corpus) -> tuple[str, Span]:
 
 
 def predicted_bytes(pair: Pair, corpus: Corpus) -> int:
-    """UTF-8 bytes of the sides that are predicted."""
+    """UTF-8 bytes of the texts that are predicted."""
     sides = pair[1:] if corpus.completion_only_loss else pair
     return sum(len(side.encode()) for side in sides)

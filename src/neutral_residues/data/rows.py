@@ -1,4 +1,4 @@
-"""The rows of a corpus, and what their fields hold, whatever they are stored in.
+"""Reads the rows of a corpus and the values of their fields, whatever the format.
 
     .jsonl      one JSON object per line                      also .gz, .zst
     .tsv        columns between tabs, without quotes          also .gz, .zst
@@ -8,8 +8,8 @@
 A field may lie within another: translation.fr. The columns of a .tsv are named by its first line,
 or, where all fields that are asked for are numbers (1, 2), counted, and the first line is a row.
 
-Promises: memory stays flat, whatever the size of the corpus. Bad input is one line that says where
-it stands.
+Promises: memory stays flat, whatever the size of the corpus. Errors are one line that names the
+place.
 
 Files are read here and not by `datasets`, which could: its errors do not say which line of a file
 they are about, and .zst needs one more package there.
@@ -37,12 +37,12 @@ from neutral_residues.files import check_is_file
 FORMATS = (".txt", ".jsonl", ".tsv", ".parquet")
 ALLOWED_FILES = ".txt, .jsonl, .tsv (these also as .gz or .zst), .parquet"
 PARQUET_ROWS = 16
-"""Read at once: a file may store a text once that stands in every row."""
+"""Rows that are read at once: a file may store a text only once that all rows contain."""
 MOST_NAMES = 200
 """Characters of the names of fields in a message."""
 
 Value = tuple[Any, str]
-"""What a field holds, and where it stands."""
+"""The value of a field, and its place, for messages."""
 Row = tuple[Value, ...]
 
 
@@ -58,8 +58,8 @@ def kind_of(path: Path) -> tuple[str, str | None]:
 
 
 def iter_rows(corpus: Corpus, fields: Sequence[str]) -> Generator[Row, None, None]:
-    """What these fields hold in every row, whatever that is; a UserError on reaching what cannot be
-    read, and for a .txt file, which has no rows."""
+    """The values of these fields in every row, of any type; a UserError when one cannot be read,
+    and for a .txt file, which has no rows."""
     if corpus.path is None:
         yield from _dataset_rows(corpus, fields)
         return
@@ -76,7 +76,7 @@ def iter_rows(corpus: Corpus, fields: Sequence[str]) -> Generator[Row, None, Non
 
 
 def iter_line_pairs(one: Path, other: Path) -> Generator[Row, None, None]:
-    """The lines of two files side by side; a UserError where one has more than the other."""
+    """The lines of two files in pairs; a UserError if one file has more."""
     both = itertools.zip_longest(iter_lines(one), iter_lines(other))
     for number, (first, second) in enumerate(both):
         if first is None or second is None:
@@ -96,7 +96,7 @@ def _json_rows(path: Path, fields: Sequence[str]) -> Iterator[Row]:
 
 
 def _at(row: Mapping[str, Any], field: str, where: str, kind: str) -> Any:
-    """What a field holds, or one within another; a UserError if it is not there."""
+    """The value of a field, possibly nested; a UserError if it is missing."""
     if field in row:
         return row[field]
     outer, dot, inner = field.partition(".")
@@ -157,7 +157,8 @@ def _parquet_rows(path: Path, fields: Sequence[str]) -> Iterator[Row]:
 
 
 def _check_mean_size(metadata: Any, column: str, path: Path) -> None:
-    """Raise a UserError before a column is unpacked whose texts are too large on average."""
+    """Raise a UserError for a column whose texts are too large on average, before it is
+    unpacked."""
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         parts = map(group.column, range(group.num_columns))
@@ -167,7 +168,7 @@ def _check_mean_size(metadata: Any, column: str, path: Path) -> None:
 
 
 def _columns(fields: Sequence[str], there: Sequence[str], origin: object) -> list[str]:
-    """The column that each field is, or lies within; a UserError for one that is not there."""
+    """The column that holds each field; a UserError for a missing one."""
     columns = [it if it in there else it.partition(".")[0] for it in fields]
     for field, column in zip(fields, columns, strict=True):
         if column not in there:
@@ -201,7 +202,8 @@ def _dataset_rows(corpus: Corpus, fields: Sequence[str]) -> Iterator[Row]:
 
 @contextmanager
 def dataset_errors(corpus: Corpus) -> Iterator[None]:
-    """`datasets` fails in many ways (name, split, network) with as many types; here it is one."""
+    """Turns the errors of `datasets` (name, split, network), which have many types, into a
+    UserError."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The texts of a run by what they are for: as token streams, or only their sizes."""
+"""The training, evaluation and validation text of a run: as token streams, or only their sizes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Parts = tuple[tuple[T, ...], tuple[T, ...], tuple[T, ...]]
-"""What there is of training, evaluation and validation text."""
+"""Training, evaluation and validation text."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class RunData:
 
     @property
     def while_training(self) -> tuple[TokenStream, ...]:
-        """What is measured during training."""
+        """The sets that are measured during training."""
         return self.validate or self.evaluate
 
     @classmethod

@@ -1,6 +1,6 @@
-"""Texts -> tokens, of which those in given spans are predicted: chats and pairs alike.
+"""Texts -> tokens, of which those in given spans are predicted; for chats and pairs.
 
-A text is tokenised as a whole, so the tokens are those that the model meets in use.
+A text is tokenised as a whole, so the tokens are the same as in use.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Span = tuple[int, int]
-"""First character, and the one behind the last."""
+"""Its first character, and the one after its last."""
 Encoder = Callable[[Sequence[T]], "list[PredictedTokens]"]
 
 
@@ -25,7 +25,7 @@ class PredictedTokens(NamedTuple):
 
 
 def check_is_fast(tokenizer: "PreTrainedTokenizerBase", what: str) -> None:
-    """Raise a UserError for a tokenizer that cannot tell where its tokens lie in a text."""
+    """Raise a UserError for a tokenizer without offsets (a slow one)."""
     if not tokenizer.is_fast:
         what, got = f"{what} need a fast tokenizer", type(tokenizer).__name__
         raise UserError(what, got=got, allowed="one of the tokenizers library")
@@ -34,14 +34,15 @@ def check_is_fast(tokenizer: "PreTrainedTokenizerBase", what: str) -> None:
 def encode_spans(
     tokenizer: Any, texts: Sequence[str], spans: Sequence[Sequence[Span]]
 ) -> list[PredictedTokens]:
-    """The tokens of each text, and for each whether any of it lies in one of the text's spans."""
+    """The tokens of each text; a token is predicted if any of it is inside one of the text's
+    spans."""
     options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
     found = tokenizer(list(texts), **options)
     encoded = []
     for token_ids, offsets, own in zip(
         found["input_ids"], found["offset_mapping"], spans, strict=True
     ):
-        # A token's place may be given without the white space in it, and then be empty.
+        # Offsets may leave out the white space of a token, and then be empty.
         predicted = [
             any(end > first and start < last for first, last in own) for start, end in offsets
         ]
@@ -50,7 +51,7 @@ def encode_spans(
 
 
 def with_end(text: PredictedTokens, end_of_text: int, *, predicted: bool) -> PredictedTokens:
-    """The text with the token that ends documents, unless it ends with it as it is."""
+    """The text with the end-of-text token at its end, unless it already ends with it."""
     if text.token_ids[-1] == end_of_text:
         return text
     return PredictedTokens([*text.token_ids, end_of_text], [*text.predicted, predicted])

@@ -4,7 +4,7 @@
     a row        ssssssssssttttttttttttttsssssssstt...      begins with the first text
     the rest     ttttttttttssssssssssssssttttttttss...      begins with the second
 
-Each text goes on where it stopped, in the rest too, so two rows hold what they held before.
+Each text continues where it stopped, also in the rest, so two rows hold the same tokens as before.
 """
 
 from typing import Any
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from neutral_residues.config.data import SPLICED_TOKENS
 
 MIN_SEGMENT, MAX_SEGMENT = SPLICED_TOKENS // 2, 64
-"""Tokens of a segment, the shortest and the longest."""
+"""Tokens of the shortest and of the longest segment."""
 
 
 def segments(num_tokens: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """(T,) number of the segment of each token, from 0. Lengths are drawn evenly from 8 to 64, at
-    most half of the row; the row's end cuts the last.
+    """(T,) number of each token's segment, from 0. Lengths are drawn uniformly from 8 to 64, at
+    most half of the row; the last one ends with the row.
 
     Args:
         num_tokens: T, at least `SPLICED_TOKENS`, so that each row switches.
@@ -36,8 +36,8 @@ def starts(segments_T: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def splice(first: NDArray[Any], second: NDArray[Any], segments_T: NDArray[Any]) -> NDArray[Any]:
-    """Beginnings of two texts (..., T) in one row: segments of even number from the first, of odd
-    number from the second."""
+    """The beginnings of two texts (..., T) in one row: even segments from the first, odd ones from
+    the second."""
     is_first_T = segments_T % 2 == 0
     row = np.empty_like(first)
     row[..., is_first_T] = first[..., : is_first_T.sum()]
@@ -48,7 +48,7 @@ def splice(first: NDArray[Any], second: NDArray[Any], segments_T: NDArray[Any]) 
 def splice_rest(
     first: NDArray[Any], second: NDArray[Any], segments_T: NDArray[Any]
 ) -> NDArray[Any]:
-    """What `splice` leaves of both texts, in another row with the same segments: it begins with the
+    """The rest of both texts after `splice`, in a row with the same segments; it begins with the
     second."""
     num_first = int((segments_T % 2 == 0).sum())
     num_second = len(segments_T) - num_first

@@ -1,4 +1,4 @@
-"""How large a corpus is: counted where that is quick, else estimated from a sample of documents."""
+"""The size of a corpus: counted if that is quick, else estimated from a sample of documents."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SAMPLE_BYTES = 2**20
-"""A corpus of up to this size is tokenised, of a larger one a sample of at least half of it; chats
-and pairs always are."""
+"""Corpora of up to this size, and chats and pairs of any size, are tokenised; of larger ones a
+sample of at least half this size."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def _part(size: TextSize, share: float) -> TextSize:
 
 
 class _Sample:
-    """Every n-th document of a corpus, n such that they have about SAMPLE_BYTES; `num_documents`
-    and `num_bytes` are of the whole corpus."""
+    """Every n-th document of a corpus, about SAMPLE_BYTES in all; `num_documents` and `num_bytes`
+    are those of the whole corpus."""
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus

@@ -48,7 +48,7 @@ class TokenStream:
     document_ends: NDArray[np.int64]
     document_bytes: NDArray[np.int64]
     folder: Path | None = None  # where the arrays lie; None for a stream made in memory
-    predicted: NDArray[np.bool_] | None = None  # which tokens are; None: all
+    predicted: NDArray[np.bool_] | None = None  # whether each token is predicted; None: all are
 
     @property
     def num_tokens(self) -> int:
@@ -56,7 +56,7 @@ class TokenStream:
 
     @property
     def num_predicted(self) -> int:
-        """Tokens that are learnt and measured; in chats and pairs the others are only read."""
+        """Number of tokens that are predicted; in chats and pairs the others are only read."""
         return self.num_tokens if self.predicted is None else int(self.predicted.sum())
 
     @property
@@ -68,7 +68,8 @@ class TokenStream:
         return len(self.document_ends)
 
     def content_hash(self) -> str:
-        """The same for the same documents under the same tokenizer; reads the whole stream."""
+        """Hash of the stream, the same for the same documents under the same tokenizer; reads all
+        of it."""
         digest = hashlib.blake2b(self.tokens.astype(np.int64).tobytes(), digest_size=16)
         digest.update(self.document_ends.tobytes())
         if self.predicted is not None:
@@ -83,7 +84,7 @@ class TokenStream:
     def document_text(
         self, number: int, tokenizer: "PreTrainedTokenizerBase", *, max_tokens: int | None = None
     ) -> str:
-        """The text of one document, or what its first `max_tokens` tokens are of it."""
+        """The text of one document, or of its first `max_tokens` tokens."""
         tokens = self.document(number)[:max_tokens].tolist()
         return str(tokenizer.decode(tokens, skip_special_tokens=True))
 
@@ -92,7 +93,7 @@ class TokenStream:
         return self.documents(max(1, int((self.document_ends <= max_tokens).sum())))
 
     def documents(self, number: int) -> "TokenStream":
-        """The first so many documents."""
+        """The first `number` documents."""
         ends, num_bytes = self.document_ends[:number], self.document_bytes[:number]
         end = int(ends[-1]) if len(ends) else 0
         predicted = None if self.predicted is None else self.predicted[:end]
@@ -119,7 +120,7 @@ class TokenStream:
         return self.tokens[: num_blocks * block_tokens].reshape(num_blocks, block_tokens)
 
     def predicted_block(self, block_tokens: int, number: int) -> NDArray[np.bool_]:
-        """(block_tokens,) which tokens of a block are predicted."""
+        """(block_tokens,) whether each token of a block is predicted."""
         if self.predicted is None:
             return np.ones(block_tokens, dtype=bool)
         return self.predicted[number * block_tokens : (number + 1) * block_tokens]
@@ -162,8 +163,8 @@ class StreamWriter:
     def append(
         self, token_ids: Sequence[int], num_bytes: int, predicted: Sequence[bool] = ()
     ) -> None:
-        """One document: its tokens, end-of-text included, and the UTF-8 bytes of its text; where it
-        is predicted in parts, which tokens are, and the bytes of their text."""
+        """Append a document: its tokens, end-of-text included, and the UTF-8 bytes of its text;
+        with `in_parts`, whether each token is predicted, and the bytes of what is."""
         if self._predicted is not None:
             assert len(predicted) == len(token_ids)
             self._predicted.write(np.array(predicted, dtype=bool).tobytes())

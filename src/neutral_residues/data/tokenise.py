@@ -6,12 +6,12 @@ A cache folder:
     train/, held_out/        the streams, see `token_stream.py`
     SHA256SUMS               digests of all these files, checked whenever the cache is opened
 
-Promises: memory stays flat, whatever the size of the corpus. A cache is whole or not there: an
-interrupted run leaves none, a damaged one is made again, and of several processes that want the
-same one the first makes it while the others wait. Checking reads the whole cache once for each
-start: 10 billion tokens, 20 GB, take about 20 s of one core where the disk is as fast. Their text,
-by whose hash the cache is found, is as large or larger. Text is never truncated and no special
-token is added but end-of-text. Chats are tokenised in `chat.py`, pairs in `pairs.py`.
+Promises: memory stays flat, whatever the size of the corpus. A cache is complete or absent: an
+interrupted run leaves none, a damaged one is made again, and if several processes need the same
+one, the first makes it while the others wait. Checking reads the whole cache once for each start:
+10 billion tokens, 20 GB, take about 20 s of one core where the disk is as fast. Their text, by
+whose hash the cache is found, is as large or larger. Text is never truncated and no special token
+is added but end-of-text. Chats are tokenised in `chat.py`, pairs in `pairs.py`.
 """
 
 import hashlib
@@ -45,12 +45,12 @@ DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<EOS_TOKEN>", "<eos>", "</
 """Tokens that end documents in pretraining."""
 
 Tokenising = Callable[[str], AbstractContextManager[Callable[[int], object]]]
-"""Entered with what is done, "tokenising fr"; what it gives is told the bytes of text that were
-done since it was last called."""
+"""Progress display: called with a description ("tokenising fr"), it gives a context manager whose
+value is called with the bytes of text that are done since its last call."""
 
 
 def without_display(what: str) -> AbstractContextManager[Callable[[int], object]]:
-    """Shows nothing."""
+    """A progress display that shows nothing."""
     return nullcontext(lambda num_bytes: None)
 
 
@@ -171,10 +171,10 @@ def _token_dtype(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 @dataclass(frozen=True)
 class _Cache:
-    """The cache folder of one corpus, whether it is there or not."""
+    """The cache folder of one corpus, which may not exist yet."""
 
     folder: Path
-    recipe: dict[str, Any]  # what decides its content
+    recipe: dict[str, Any]  # everything that determines its content
     corpus: Corpus
     tokenizer: "PreTrainedTokenizerBase"
     end_of_text: int
@@ -203,14 +203,14 @@ class _Cache:
             recipe["chat_template"] = chat_template(tokenizer)
         if corpus.kind == "pairs":
             recipe["pairs"] = [corpus.template, corpus.completion_only_loss]
-        # Another one than the tokenizer's key knows of.
+        # Only a token other than the tokenizer's own, which its key covers.
         if end_of_text != tokenizer.eos_token_id:
             recipe["end_of_text"] = end_of_text
         folder = cache_dir / f"tokens-{short_hash(recipe)}"
         return cls(folder, recipe, corpus, tokenizer, end_of_text)
 
     def open(self) -> dict[str, TokenStream] | None:
-        """The streams in it, or None where it is not there or damaged."""
+        """The streams in it; None if it does not exist or is damaged."""
         try:
             return self._checked()
         except UserError:
@@ -223,7 +223,7 @@ class _Cache:
         return {side: self._side(folder, side, dtype) for side in meta["streams"]}
 
     def make(self, tokenising: Tokenising) -> dict[str, TokenStream]:
-        """Its streams, once this process or another one has made it."""
+        """The streams, after this process or another one made them."""
         waiting = f"waiting for another process that tokenises {self.corpus.name}"
         lock = self.folder.with_name(f".{self.folder.name}.lock")
         with locked(lock, on_wait=lambda: logger.warning(waiting)):

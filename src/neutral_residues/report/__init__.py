@@ -4,11 +4,11 @@ cost.
     load            paths -> records and benchmarks, and runs that failed or are not done
     comparable      the settings behind a record, and whether two were measured alike
     aggregate       records -> points (seeds averaged), curves (learning rates), sections (targets)
-    pareto          Pareto front, forgetting at equal learning, who is better on both sides
+    pareto          Pareto front, forgetting at equal learning, points better on both sides
     curves          through training, and by layer
     formatting      how numbers are written
     style           colours, markers and dashes
-    tables, figure  a table, an interactive figure; what each section has of them is in
+    tables, figure  a table, an interactive figure; those of a section are in
     plots             the plane, training, layers, costs
     tasks             tasks over seeds
     breakdown         kinds of tokens, worst documents
@@ -20,5 +20,5 @@ cost.
     page            the page, from `templates/`
     build           all of it, written into a folder
 
-Data first, looks second; nothing here needs torch, and the page asks nothing of any network.
+Data come before layout. Nothing here needs torch, and the page loads nothing from a network.
 """

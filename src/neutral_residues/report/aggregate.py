@@ -1,4 +1,4 @@
-"""Records -> typed numbers: points, curves and sections. Nothing about looks or about who wins.
+"""Records -> typed numbers: points, curves and sections. Layout and comparisons are elsewhere.
 
     point      records that differ only in the seed: mean, deviation and number of seeds
     curve      points of one label that differ only in the learning rate (or share of scaling)
@@ -11,8 +11,8 @@ Two numbers place a point, both lower where better:
 
 Where a curve has several learning rates, the one with the lowest bits per byte at the end of
 training on the target sets for validation is *chosen*, among those with the most seeds. The
-evaluation sets never choose: without validation sets nothing is chosen, and every point stands for
-itself.
+evaluation sets are never used for choosing: without validation sets nothing is chosen, and every
+point is shown.
 """
 
 import itertools
@@ -32,7 +32,7 @@ from neutral_residues.results.set_result import WRONG, SetResult, learning_share
 
 LEARNING_RATE, SHARE = "training.learning_rate", "scaling.share"
 WITH_A_COLUMN = frozenset({LEARNING_RATE, SHARE, "label"})
-"""Settings that no variant names, since every table shows them."""
+"""Settings that are not part of a variant's name, since every table has a column for them."""
 
 T = TypeVar("T")
 
@@ -56,9 +56,9 @@ class Point:
     """Runs that differ only in their seed."""
 
     runs: tuple[Found, ...]  # by seed
-    variant: str = ""  # settings without a column that tell it from others of its label
-    learning_share: float | None = None  # of full fine-tuning's drop, 1 being all, where that ran
-    is_chosen: bool | None = None  # by validation; None where nothing could choose
+    variant: str = ""  # settings without a column that differ from other points of its label
+    learning_share: float | None = None  # share of full fine-tuning's learning, if that ran
+    is_chosen: bool | None = None  # by validation; None if nothing was chosen
 
     @property
     def first(self) -> Record:
@@ -75,12 +75,13 @@ class Point:
 
     @property
     def name(self) -> str:
-        """Label and variant: what a legend calls its curve."""
+        """Label and variant: the name of its curve in a legend."""
         return f"{self.label} ({self.variant})" if self.variant else self.label
 
     @property
     def full_name(self) -> str:
-        """The name, with the learning rate or share that tells it from others of its curve."""
+        """The name with the learning rate or share that distinguishes it from other points of its
+        curve."""
         if self.share is not None:
             return f"{self.name} at share {self.share:g}"
         rate = self.learning_rate
@@ -88,17 +89,18 @@ class Point:
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
-        """Flat configuration, "training.steps" -> 1000; without what seeds may differ in."""
+        """Flat configuration, "training.steps" -> 1000, without settings in which seeds may
+        differ."""
         return point_settings(self.first)
 
     @property
     def learning_rate(self) -> float | None:
-        """Peak learning rate; None means the method's own, or a method that is not trained."""
+        """Peak learning rate; None: the method's default, or a method that is not trained."""
         return self.settings.get(LEARNING_RATE)
 
     @property
     def share(self) -> float | None:
-        """What a finished run has learnt is multiplied by it; None where nothing was scaled."""
+        """Factor on the change of the weights of a finished run; None if nothing was scaled."""
         scaling = self.first.config.get("scaling") or {}
         return scaling.get("share") if scaling.get("trained") else None
 
@@ -142,22 +144,24 @@ class Point:
 
     @cached_property
     def neutral_percent(self) -> Spread | None:
-        """Source tokens on which every gate is exactly 0, in %; None without block gates."""
+        """Share of source tokens on which every gate is exactly 0, in %; None without block
+        gates."""
         if any(result.neutral_share is None for result in sets_of(self.first, "source").values()):
             return None
         return self._mean("source", lambda result: 100 * (result.neutral_share or 0.0))
 
     @cached_property
     def same_answers_percent(self) -> Spread | None:
-        """Chat answers that are word for word the backbone's, in %; None where not all have any."""
+        """Share of chat answers that are word for word the backbone's, in %; None if not all seeds
+        have any."""
         shares = [run.record.same_answers_share for run in self.runs]
         known = [100 * share for share in shares if share is not None]
         return Spread.over(known) if len(known) == len(shares) else None
 
     @cached_property
     def wrong_gates_percent(self) -> Mapping[Role, Spread]:
-        """Role -> (token, layer) gates that are open on source text, or closed on target text, in
-        %; empty without block gates."""
+        """Role -> share of (token, layer) gates that are open on source text, or closed on target
+        text, in %; empty without block gates."""
         found: dict[Role, Spread] = {}
         for role in WRONG:
             shares = [s.closed_gates_share for s in sets_of(self.first, role).values()]
@@ -169,7 +173,8 @@ class Point:
 
     @cached_property
     def validation_bits(self) -> Spread | None:
-        """Bits per byte of the target sets for validation, at the end; None without any."""
+        """Bits per byte of the target sets for validation at the end of training; None without
+        any."""
         found = [run.record.validation_bits for run in self.runs]
         known = [bits for bits in found if bits is not None]
         return Spread.over(known) if len(known) == len(found) else None
@@ -181,14 +186,14 @@ class Point:
         }
 
     def _mean(self, role: Role, value: Callable[[SetResult], float]) -> Spread:
-        """Over the sets of each seed first, then over the seeds."""
+        """Mean over the sets of each seed, then over the seeds."""
         sets = [sets_of(run.record, role).values() for run in self.runs]
         return Spread.over([statistics.fmean(map(value, results)) for results in sets])
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Points of one name that differ only in their `axis`, in its order."""
+    """Points of one name that differ only in their `axis`, sorted by it."""
 
     points: tuple[Point, ...]
 
@@ -203,7 +208,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Section:
-    """Everything that was measured on the same target sets, in the order of the records."""
+    """All points measured on the same target sets, in the order of the records."""
 
     curves: tuple[Curve, ...]
 
@@ -225,12 +230,13 @@ class Section:
 
     @property
     def rows(self) -> list[Point]:
-        """The points that stand for their curve: the chosen one, or all if nothing could choose."""
+        """The points that represent their curve: the chosen one, or all if none was chosen."""
         return [point for point in self.points if point.is_chosen is not False]
 
     @property
     def cropped_points(self) -> list[Point]:
-        """What a picture is cropped to: weight averages reach all the way back to the backbone."""
+        """The points that a figure is cropped to: weight averages extend all the way to the
+        backbone."""
         return [point for point in self.points if point.share is None] or self.points
 
     @property
@@ -238,18 +244,18 @@ class Section:
         return self.points[0].backbone_bits
 
     def row_name(self, point: Point) -> str:
-        """A point by its name alone, where no other row has that name."""
+        """The name of a point, with its learning rate or share if another row has the same name."""
         namesakes = [row for row in self.rows if row.name == point.name]
         return point.name if namesakes == [point] else point.full_name
 
 
 def sets_of(record: Record, role: Role) -> dict[str, SetResult]:
-    """Evaluation sets of that role, by name."""
+    """Evaluation sets of a role, by name."""
     return {name: found for name, found in sorted(record.sets.items()) if found.role == role}
 
 
 def grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
-    """Items of equal key together, groups in the order of their first item."""
+    """Items grouped by key, groups in the order of their first item."""
     groups: dict[Hashable, list[T]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
@@ -309,7 +315,7 @@ def _curve(points: Sequence[Point]) -> Curve:
 
 
 def _with_variants(points: Sequence[Point]) -> list[Point]:
-    """Each point with the settings, of those without a column, that differ within its label."""
+    """Each point with the settings without a column that differ within its label."""
     named = []
     for point in points:
         same_label = [other.settings for other in points if other.label == point.label]
@@ -340,8 +346,8 @@ def _with_own_names(curves: Sequence[Curve]) -> tuple[Curve, ...]:
 
 
 def _share(point: Point, finetuned: Sequence[Point]) -> float | None:
-    """Learning as a share of full fine-tuning's, of the same steps and source share where such a
-    run is; several candidates, with nothing to choose by, are not a yardstick."""
+    """Learning as a share of full fine-tuning's, with the same steps and source share if there is
+    such a run; None unless exactly one candidate is left."""
 
     def recipe(p: Point) -> list[Any]:
         return [p.settings.get(key) for key in ("training.steps", "data.source_share")]

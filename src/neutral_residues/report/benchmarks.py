@@ -1,4 +1,5 @@
-"""Benchmarks as figures: each ratio as a bar with its bound, or as a line over what grows."""
+"""Benchmarks as figures: each ratio as a bar with its bound, or as a line over the size that
+varies."""
 
 import html
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Why the numbers moved, by kind of token and document; all of the first seed of each row."""
+"""Why the numbers moved, by kind of token and by document; first seed of each row."""
 
 import html
 import textwrap
@@ -22,23 +22,24 @@ def sets_broken_down(section: Section) -> dict[str, str]:
 
 
 def breakdowns(section: Section, set_name: str) -> list[tuple[Point, Breakdown]]:
-    """Every row's breakdown of a set, where it has one."""
+    """The breakdown of a set for every row that has one."""
     found = [(point, point.first.sets[set_name].breakdown) for point in section.rows]
     return [(point, breakdown) for point, breakdown in found if breakdown is not None]
 
 
 def changes(breakdown: Breakdown) -> dict[TokenKind, float]:
-    """What each kind of token that occurs added to the bits per byte of the set."""
+    """The change in bits per byte of the set that each kind of token contributes."""
     return {c.kind: c.extended - c.backbone for c in breakdown.classes}
 
 
 def change_plots(section: Section) -> list[Plot]:
-    """For each set a bar by run, stacked by kind of token; rises go right, falls left."""
+    """For each set one bar for each run, stacked by kind of token; rises to the right, falls to the
+    left."""
     return [_plot(section, name, role) for name, role in sets_broken_down(section).items()]
 
 
 def worst_documents(section: Section) -> dict[str, Table]:
-    """Set (with its role) -> its documents that got worst, run by run."""
+    """Set (with its role) -> the documents that got worst, for each run."""
     tables = {}
     for name, role in sets_broken_down(section).items():
         found = [(p, doc) for p, b in breakdowns(section, name) for doc in b.documents]
@@ -66,7 +67,7 @@ def _plot(section: Section, set_name: str, role: str) -> Plot:
     for kind in kinds:
         bar = {"orientation": "h", "width": 0.7, "marker": {"color": KIND_COLOURS[kind]}}
         bar |= {"name": kind, "legendgroup": kind}
-        # An empty bar for the legend, which is there whichever run is hidden.
+        # An empty bar, so that the legend stays when runs are hidden.
         figure.add_bar(x=[None], y=[labels[0]], **bar, meta={})
         for row, label, (_, by_kind) in zip(rows, labels, found, strict=True):
             change = by_kind.get(kind, 0.0)

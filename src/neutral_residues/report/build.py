@@ -1,4 +1,4 @@
-"""Records in, a folder with page, summary and pictures out, complete or not at all."""
+"""Writes the report of records into a folder: page, summary and figures, all of them or nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ DEFAULT = Path("runs/report")
 
 @dataclass(frozen=True)
 class Report:
-    """What was written."""
+    """The files that were written."""
 
-    page: Path  # the HTML file; summary and pictures lie next to it
-    verdicts: tuple[str, ...]  # of each section, in two sentences
+    page: Path  # the HTML file; summary and figures are next to it
+    verdicts: tuple[str, ...]  # for each section, two sentences
     num_unfinished: int  # runs that failed or are not done
 
 
@@ -31,7 +31,7 @@ def write_report(paths: Sequence[Path], output: Path | None = None) -> Report:
     """Write the report of all records and benchmarks behind `paths`; an earlier report is replaced.
 
     `output` is a folder; None is `report` inside the one run or comparison that was given, else
-    runs/report. A UserError if a path cannot be reported, records do not compare, or the folder
+    runs/report. A UserError if a path cannot be reported, records are not comparable, or the folder
     holds something else.
     """
     output = output or _default_output(paths)
@@ -52,7 +52,7 @@ def _default_output(paths: Sequence[Path]) -> Path:
 
 
 def _check_is_ours(output: Path) -> None:
-    """Raise unless the folder is new, empty, or an earlier report and nothing else."""
+    """Raise a UserError unless the folder is new, empty, or holds only an earlier report."""
     with disk_errors(output):
         inside = sorted(path.name for path in output.iterdir()) if output.exists() else []
         is_page = (output / PAGE).is_file()

@@ -14,7 +14,8 @@ NOT_A_SETTING = re.compile(
     r"output|seed|evaluation\..*|data\.(cache|workers)|scaling\.trained"
     r"|training\.(log_every|save_every|keep_checkpoints|report_to)"
 )
-"""What makes no other point: it changes no weight, or all records of a section agree in it."""
+"""Settings that do not distinguish points: they change no weight, or all records of a section agree
+in them."""
 CONTEXT_KEYS = ("evaluation.context_tokens", "context_tokens", "data.block_tokens")
 STRIDE_KEYS = ("evaluation.stride_tokens", "stride_tokens")
 """Where windows are set: by a run, by `neutral evaluate`, by default."""
@@ -30,13 +31,15 @@ def shown_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def point_settings(record: Record) -> dict[str, Any]:
-    """All that makes a point: the configuration without what seeds may differ in; see `flat`."""
+    """The settings that distinguish points: the configuration without those in which seeds may
+    differ."""
     settings = shown_settings(record.config) | {"label": record.label, "method": record.method}
     return {key: settings[key] for key in settings if not NOT_A_SETTING.fullmatch(key)}
 
 
 def check_alike(one: Found, other: Found) -> None:
-    """A UserError, with the first difference, unless both have all of `_measured_with` alike."""
+    """Raise a UserError, with the first difference, unless both agree in all of
+    `_measured_with`."""
     theirs = _measured_with(other.record)
     for what, mine in _measured_with(one.record).items():
         if mine != theirs.get(what):

@@ -1,4 +1,4 @@
-"""What was measured on the way and inside the model: through training, and by layer."""
+"""Measurements during training, and by layer."""
 
 import statistics
 from collections.abc import Sequence
@@ -14,19 +14,19 @@ PREFIX = "bits_per_byte/"
 
 @dataclass(frozen=True)
 class TrainingCurve:
-    """Bits per byte of one set through the training of one point."""
+    """Bits per byte of one set during the training of one point."""
 
     point: Point
     seeds: tuple[dict[int, float], ...]  # step -> value, for each seed
 
     @property
     def steps(self) -> list[int]:
-        """Those that all seeds have."""
+        """The steps that all seeds have."""
         return sorted(set.intersection(*map(set, self.seeds)))
 
     @property
     def means(self) -> list[float]:
-        """Over the seeds, at these steps."""
+        """Mean over the seeds at each of `steps`."""
         return [statistics.fmean(seed[step] for seed in self.seeds) for step in self.steps]
 
 
@@ -42,7 +42,7 @@ def sets_in_curves(section: Section) -> dict[str, str]:
 
 
 def training_curves(section: Section, set_name: str) -> list[TrainingCurve]:
-    """Each row's way through training, where it was measured."""
+    """The training curve of each row that has measurements of the set."""
     key = PREFIX + set_name
     found = []
     for point in section.rows:
@@ -55,7 +55,8 @@ def training_curves(section: Section, set_name: str) -> list[TrainingCurve]:
 def layer_values(
     point: Point, name: Literal["gates_zero", "residue_rms"]
 ) -> dict[str, dict[LayerNumber, float]]:
-    """Evaluation set -> layer -> mean over seeds; source sets first, sets without it left out."""
+    """Evaluation set -> layer -> mean over seeds; source sets first, sets without values left
+    out."""
     found = {}
     for set_name in (*sets_of(point.first, "source"), *sets_of(point.first, "target")):
         by_layer: dict[LayerNumber, list[float]] = {}
@@ -68,9 +69,9 @@ def layer_values(
 
 
 def rises(record: Record, names: Sequence[str]) -> list[list[float]]:
-    """Rise in % of each set: 0 for the backbone, wherever all were measured while training, and at
-    the end. Measurements on the way are on a part of the text, so they are held against the
-    backbone on that part (step 0); without it there are none."""
+    """Rise in % of each set over training: 0 for the backbone, then at each step where all sets
+    were measured, then at the end. Measurements during training are on a part of the text and
+    compared with the backbone on that part (step 0); without step 0 they are left out."""
     keys = [PREFIX + name for name in names]
     measured = [entry for entry in record.curve if all(key in entry for key in keys)]
     if not measured or measured[0]["step"] != 0:

@@ -1,7 +1,7 @@
-"""What all interactive figures share: an empty one in the look of the page, points and lines in it.
+"""Building blocks of interactive figures: an empty one in the style of the page, points and lines.
 
 Text and grid colours come from the page, so that dark mode works. Every figure has a text that says
-what it shows and a table that says the same.
+what it shows, and a table with the same numbers.
 """
 
 import html
@@ -25,18 +25,18 @@ class Plot:
     title: str
     figure: "go.Figure"
     alt: str  # what it shows, in a sentence
-    table: Table | None = None  # the same numbers; None where another table of the page has them
+    table: Table | None = None  # the same numbers; None if another table of the page has them
     views: Mapping[str, Any] | None = None
     """Other x axes to choose: name -> {"x", "y", "error": a list by trace, "title", "range"}."""
 
 
 def empty_figure(*, height: int) -> "go.Figure":
-    """A figure in the look of the page, without legend."""
+    """A figure in the style of the page, without legend."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
     figure.update_layout(
-        # In the template, since an axis title that is set later drops its own standoff.
+        # In the template, since setting an axis title later would drop a standoff.
         template=go.layout.Template(layout={"yaxis": {"title": {"standoff": 15}}}),
         height=height,
         margin={"l": 60, "r": 16, "t": 12, "b": 52},
@@ -92,7 +92,7 @@ def add_thin_line(figure: "go.Figure", xs: Values, ys: Values, colour: str, **mo
 def error_bars(
     above: Sequence[float | None], below: Sequence[float] | None = None
 ) -> dict[str, Any]:
-    """Bars at each measurement, to both sides; none where nothing is known."""
+    """Symmetric error bars at each measurement; none if no deviation is known."""
     return {
         "type": "data",
         "array": [length or 0 for length in above],

@@ -1,4 +1,4 @@
-"""How numbers are written, on page, summary and pictures alike: "2.110 ± 0.004", "+0.31 %"."""
+"""How numbers are written, on page, summary and figures: "2.110 ± 0.004", "+0.31 %"."""
 
 from neutral_residues.report.aggregate import Spread
 from neutral_residues.results.set_result import LayerNumber
@@ -9,7 +9,7 @@ NONE = "–"
 
 
 def number(value: float | Spread | None, digits: int = 3, *, signed: bool = False) -> str:
-    """A number, with its standard deviation over seeds where there are several."""
+    """A number, with its standard deviation if there are several seeds."""
     if value is None:
         return NONE
     if not isinstance(value, Spread):
@@ -19,7 +19,7 @@ def number(value: float | Spread | None, digits: int = 3, *, signed: bool = Fals
 
 
 def change(value: float | Spread, digits: int = 2) -> str:
-    """A change that is given in %."""
+    """A change in %, with its sign."""
     return f"{number(value, digits, signed=True)} %"
 
 
@@ -29,7 +29,7 @@ def share(value: float | None, digits: int = 0) -> str:
 
 
 def short(value: float | None) -> str:
-    """Three digits that count: 0.0005, 3.04, 120; all of a larger number: 1,234."""
+    """Three significant digits, 0.0005, 3.04, 120; all digits of a larger number, 1,234."""
     if value is None:
         return NONE
     return decimal(value, 0) if abs(value) >= 1000 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""Gates over text: for each token and layer a step of colour; exactly 0 is one of its own."""
+"""Gates over text: a step of colour for each token and layer; exactly 0 has its own."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ SHOWN = {"\n": "↵", "\r": "↵", "\t": "⇥"}
 class HeatToken:
     """One token."""
 
-    text: str  # as it is shown, see `visible`
+    text: str  # displayed text, see `visible`
     levels: tuple[int, ...]  # (L) 0 where the gate is exactly 0, else 1 to STEPS by its size
     title: str  # layers and gates, for the pointer
     breaks: bool  # whether a new line starts after it
@@ -32,12 +32,13 @@ class HeatText:
     kind: str
     layers: tuple[LayerNumber, ...]  # (L) from top to bottom
     tokens: tuple[HeatToken, ...]
-    largest: float  # the gate that has the darkest step
-    closed_share: float  # of all gates, those that are exactly 0
+    largest: float  # size of a gate with the darkest step
+    closed_share: float  # share of all gates that are exactly 0
 
 
 def heat_texts(section: Section) -> list[HeatText]:
-    """The gates of the first seed of each row, text by text: runs stand next to each other."""
+    """The gates of the first seed of each row, text by text, so that runs are next to each
+    other."""
     found = []
     for point in section.rows:
         largest = max((abs(g) for text in point.first.gates for g in _all_gates(text)), default=0.0)
@@ -48,14 +49,14 @@ def heat_texts(section: Section) -> list[HeatText]:
 
 
 def level(gate: float, largest: float) -> int:
-    """0 for exactly 0, else the step of colour."""
+    """The step of colour, 1 to STEPS; 0 if the gate is exactly 0."""
     if gate == 0:
         return 0
     return min(STEPS, 1 + int(STEPS * abs(gate) / largest))
 
 
 def visible(text: str) -> str:
-    """A token as people can see it: symbols for line breaks, tabs and what cannot be printed."""
+    """A token with symbols for line breaks, tabs and characters that cannot be printed."""
     shown = (SHOWN.get(c) or (" " if c.isspace() else c if c.isprintable() else "�") for c in text)
     return "".join(shown) or "∅"
 

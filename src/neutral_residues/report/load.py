@@ -1,4 +1,4 @@
-"""What a report is made of: records and benchmarks, found behind the paths that a person gives.
+"""Finds the records and benchmarks of a report behind the paths that a user gives.
 
 A path is a record or a benchmark (JSON), the output folder of a run, or the folder of a comparison
 (`compare.yaml`, and below `cells/` one folder for each run: with a record, with a failure, or with
@@ -24,7 +24,7 @@ RECORD, FAILURE, RUN = "record.json", "failure.json", "run.yaml"
 
 @dataclass(frozen=True)
 class Found:
-    """A record and where it lay."""
+    """A record and its place."""
 
     origin: str  # path from the given folder on, so that nothing of the machine is in the report
     record: Record
@@ -35,13 +35,14 @@ class Unfinished:
     """A run of a comparison without a record."""
 
     origin: str  # path of its folder, as in `Found`
-    label: str  # how tables call it; empty where that is not known
-    reason: str | None  # why it failed, in one line; None where it is just not done
+    label: str  # its name in tables; empty if not known
+    reason: str | None  # why it failed, in one line; None if it is not finished
 
 
 @dataclass(frozen=True)
 class Collection:
-    """All that was found: records in the order of the paths, what is missing, and benchmarks."""
+    """Everything that was found: records in the order of the paths, unfinished runs, and
+    benchmarks."""
 
     found: tuple[Found, ...]
     unfinished: tuple[Unfinished, ...]
@@ -49,7 +50,7 @@ class Collection:
 
 
 def collect(paths: Sequence[Path]) -> Collection:
-    """All records behind `paths`; one that is reached twice counts once. A UserError if a path is
+    """All records behind `paths`; one that is found twice counts once. A UserError if a path is
     none of these kinds, a record cannot be read, or there is none at all."""
     origins: dict[Path, str] = {}
     for path in paths:
@@ -68,7 +69,7 @@ def collect(paths: Sequence[Path]) -> Collection:
 
 
 def _read(file: Path, origin: str) -> Iterator[Found | Unfinished | Benchmark]:
-    """What is in one of the files of `_files`."""
+    """The content of one of the files of `_files`."""
     if file.name == RUN:
         yield Unfinished(origin.rpartition("/")[0], "", None)
     elif file.name == FAILURE:
@@ -88,7 +89,7 @@ def _item(origin: str, read: Record | Failure) -> Found | Unfinished:
 
 
 def _packed(file: Path) -> Iterator[Found | Unfinished]:
-    """A comparison in one file: a line for each record or failure, with its path."""
+    """The content of a packed comparison: a line for each record or failure, with its path."""
     for where, entry in iter_objects(iter_lines(file, at_most=MOST_BYTES)):
         check_plain(entry, where)
         path = entry.get("path")
@@ -101,7 +102,7 @@ def _packed(file: Path) -> Iterator[Found | Unfinished]:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """The files behind one path; for each cell of a comparison the one that says most."""
+    """The files behind one path; for each cell of a comparison the most informative one."""
     if path.is_file():
         yield path
     elif (path / COMPARISON).is_file():

@@ -1,4 +1,4 @@
-"""The summary to paste into a model card: verdict, tables and pictures, as Markdown."""
+"""The summary to paste into a model card: verdict, tables and figures, as Markdown."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from neutral_residues.report.verdict import moved, task_sentences, verdict
 def summary(
     collection: Collection, sections: Sequence[Section], pictures: Sequence[Mapping[str, str]]
 ) -> str:
-    """The whole text; `pictures` of each section are what they show -> their file names."""
+    """The whole text; `pictures` has, for each section, what a figure shows -> its file name."""
     parts = (verdict, summary_table, equal_learning_table, moved, tasks_table, task_sentences)
     text = (
         environment(autoescape=False, escaped=escaped)

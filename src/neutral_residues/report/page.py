@@ -1,6 +1,6 @@
-"""The page: one HTML file that holds everything, text, figures and the library that draws them.
+"""The page: one HTML file with everything: text, figures, and the library that draws them.
 
-It asks nothing of any network and says so to the browser (Content-Security-Policy). All text is
+It loads nothing from any network and forbids the browser to (Content-Security-Policy). All text is
 escaped by Jinja; data for scripts is JSON in which `<`, `>` and `&` are escaped too, so that no
 label can end a script. The same records give the same bytes.
 """
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 GENERATOR = "neutral-residues report"
-"""What the page names as its generator; an earlier report is recognised by it."""
+"""The generator named in the page, by which an earlier report is recognised."""
 
 
 def environment(*, autoescape: bool, **filters: Callable[[Any], str]) -> "jinja2.Environment":
-    """The templates of the report, in which a name that is not given is an error."""
+    """The templates of the report; an undefined name in them is an error."""
     import jinja2
 
     found = jinja2.Environment(
@@ -97,7 +97,7 @@ def figure_json(plot: Plot) -> str:
 
 
 def shown_section(section: Section) -> dict[str, Any]:
-    """What the template shows of one section: each part under the name of its function."""
+    """The parts of a section for the template, each under the name of its function."""
     tables = (points_table, equal_learning_table, tasks_table, worst_documents, cost_table)
     plots = (plane, task_plots, grammar, razor, training, change_plots, layers, heat_texts)
     spliced = (spliced_table, spliced_plots, promises_table)
@@ -108,7 +108,7 @@ def shown_section(section: Section) -> dict[str, Any]:
 
 
 def samples(section: Section) -> dict[str, dict[str, str]]:
-    """Prompt -> "backbone" and each row -> how its first seed continues."""
+    """Prompt -> "backbone" and each row -> continuation by its first seed."""
     by_prompt: dict[str, dict[str, str]] = {}
     for point in section.rows:
         for sample in point.first.samples:
@@ -118,7 +118,7 @@ def samples(section: Section) -> dict[str, dict[str, str]]:
 
 
 def _origin(point: Point) -> dict[str, Any]:
-    """Where a point comes from: what is known, and the configuration of its first seed."""
+    """Provenance of a point: the facts that are known, and the configuration of its first seed."""
     records = [run.record for run in point.runs]
     made = [record.provenance for record in records]
 

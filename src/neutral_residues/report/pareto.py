@@ -1,6 +1,7 @@
-"""Who is better: the Pareto front, forgetting at equal learning, and who is better on both sides.
+"""Comparisons: the Pareto front, forgetting at equal learning, and points that are better on both
+sides.
 
-All of it on means over seeds. Less forgetting and fewer target bits per byte are better.
+All comparisons are of means over seeds. Less forgetting and fewer target bits per byte are better.
 """
 
 import itertools
@@ -16,18 +17,18 @@ SAME_BUDGET = 0.02
 
 @dataclass(frozen=True)
 class EqualLearning:
-    """What one curve forgets where it has learnt as much as `Comparison.reference`."""
+    """Forgetting of one curve where it has learnt as much as `Comparison.reference`."""
 
     name: str
-    forgetting: float | None  # in %, interpolated; None where the curve does not learn as much
-    times: float | None  # forgetting over the reference's; None without it or if that is not > 0
+    forgetting: float | None  # in %, interpolated; None if the curve does not learn as much
+    times: float | None  # ratio to the reference's; None without it or if that is not > 0
     lowest_bits: float  # the fewest target bits per byte that the curve reaches
-    num_points: int  # with one, the line from the backbone to it is straight, which overstates
+    num_points: int  # with one point the straight line from the backbone overstates forgetting
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The point of neutral residues against everything else in a section."""
+    """The point of neutral residues compared with everything else in a section."""
 
     reference: Point
     others: tuple[EqualLearning, ...]
@@ -35,7 +36,7 @@ class Comparison:
     better_on_both_sides: tuple[Point, ...]
     """Points with less forgetting and more learning, of those counted in `num_same_budget`."""
     num_same_budget: int
-    """Other points of the same budget, or that add no weights."""
+    """Number of other points that have the same budget or add no weights."""
 
 
 def pareto_front(
@@ -91,7 +92,7 @@ def _at_equal_learning(curve: Curve, section: Section, reference: Point) -> Equa
 
 
 def _whole_share(curve: Curve, section: Section) -> list[Point]:
-    """Where a curve of shares ends, at share 1: the runs that it scales."""
+    """The end of a curve of shares, at share 1: the runs that it scales."""
     if curve.points[0].axis != SHARE:
         return []
     scaled = {run.record.config["scaling"]["trained"] for run in curve.points[0].runs}
@@ -110,12 +111,12 @@ def _xy(point: Point) -> tuple[float, float]:
 
 
 def _dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    """Better on one side, at least as good on the other."""
+    """Whether one is better on one side and at least as good on the other."""
     return one != other and one[0] <= other[0] and one[1] <= other[1]
 
 
 def _same_budget(one: Point, other: Point) -> bool:
-    """Whether two were given or use the same budget, or the first adds no weights."""
+    """Whether two have the same budget, given or used, or the first adds no weights."""
     pairs = [(p.settings.get("budget"), p.first.cost.new_share) for p in (one, other)]
     alike = [
         a is not None and b is not None and abs(a - b) <= SAME_BUDGET * max(a, b)

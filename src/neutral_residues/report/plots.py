@@ -25,7 +25,7 @@ from neutral_residues.results.set_result import WRONG, LayerNumber, wrong_share
 
 MEAN = "mean of the source sets"
 MOST_TICKS = 10
-"""Layers that are named on an axis."""
+"""Largest number of layers that are named on an axis."""
 
 
 def plane(section: Section) -> Plot:
@@ -104,7 +104,7 @@ def _note(point: Point, section: Section) -> str:
 
 
 def training(section: Section) -> list[Plot]:
-    """Bits per byte through training: one plot for each set that was measured on the way."""
+    """Bits per byte during training: one plot for each set that was measured."""
     return [_training(section, name, role) for name, role in sets_in_curves(section).items()]
 
 
@@ -129,7 +129,7 @@ def _training(section: Section, set_name: str, role: str) -> Plot:
 
 
 def trade_off(records: Mapping[str, Record], source: str, target: str) -> Plot:
-    """The way of each run through forgetting and learning, from the backbone to its end."""
+    """Forgetting and learning of each run during training, from the backbone to its end."""
     figure = empty_figure(height=460)
     for index, (label, record) in enumerate(records.items()):
         style = Style.numbered(KNOWN.get(record.method, len(KNOWN) + index))
@@ -143,7 +143,7 @@ def trade_off(records: Mapping[str, Record], source: str, target: str) -> Plot:
 
 
 def layers(section: Section) -> list[Plot]:
-    """Gates on the wrong side, then the size of the residue, by layer, for each point that has
+    """Share of wrong gates, then the size of the residue, by layer, for each point that has
     them."""
     plots = gates_by_layer(section)
     for point in section.rows:

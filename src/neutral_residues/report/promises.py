@@ -1,4 +1,4 @@
-"""What calibrated extensions promise, and what that costs, beside what was measured."""
+"""The promises of calibrated extensions and their costs, next to what was measured."""
 
 from neutral_residues.report.aggregate import Section
 from neutral_residues.report.formatting import number
@@ -7,7 +7,7 @@ from neutral_residues.results.promise import CalibratedSet, Promise
 
 
 def promises_table(section: Section) -> Table | None:
-    """One row for each text that a calibrated run promises something about; None without any."""
+    """One row for each text that a promise of a calibrated run is about; None without any."""
     found = [
         (section.row_name(point), point.name, point.first.promise, text)
         for point in section.rows
@@ -39,6 +39,6 @@ def _exact(text: CalibratedSet) -> tuple[float, float]:
 
 
 def _cost(promise: Promise) -> float | None:
-    """The largest over target texts."""
+    """The largest cost over the target texts."""
     points = [cost.points for cost in promise.costs if cost.points is not None]
     return max(points, default=None)

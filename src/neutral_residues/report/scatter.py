@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def grammar(section: Section) -> list[Plot]:
-    """For each task on the target, its score against bits per byte: who knows more at equal bits
-    per byte. Scores that are shares of items only, and only where two points have them."""
+    """For each task on the target, its score against bits per byte: which run scores better at
+    equal bits per byte. Only scores that are shares of items, and that two points have."""
     plots = []
     for task, by_point in _target_tasks(section).items():
         if len(by_point) < 2:
@@ -33,7 +33,7 @@ def grammar(section: Section) -> list[Plot]:
         )
         bits = {point: point.bits for point in scores}
         figure = _scatter(section, bits, scores, start=(section.backbone_bits, backbone))
-        # Not as far as the backbone, as in the plane: the runs would be one heap.
+        # Without the backbone, as in the plane: the runs would be too close together.
         near = [point for point in section.cropped_points if point in scores] or list(scores)
         figure.update_xaxes(range=limits([bits[point].mean for point in near]))
         figure.update_yaxes(range=limits([scores[point].mean for point in near]))
@@ -50,7 +50,7 @@ def grammar(section: Section) -> list[Plot]:
 
 
 def razor(section: Section) -> list[Plot]:
-    """Forgetting against the KL divergence from the backbone on the target sets, where that was
+    """Forgetting against the KL divergence from the backbone on the target sets, if that was
     measured: how far a model moved, and what it lost."""
     kl = {
         point: Spread.over([statistics.fmean(values) for values in by_seed])
@@ -100,8 +100,8 @@ def _scatter(
     *,
     start: tuple[float, float],
 ) -> "go.Figure":
-    """Marks in the colours of the section, with bars of one standard deviation over seeds, and a
-    star where the backbone is."""
+    """Marks in the colours of the section, with error bars of one standard deviation over seeds,
+    and a star for the backbone."""
     figure, look = empty_figure(height=380), styles(section.curves)
     for curve in section.curves:
         points = [point for point in curve.points if point in xs]

@@ -21,8 +21,8 @@ from neutral_residues.results.spliced import LATER, AfterSwitch
 
 
 def spliced_table(section: Section) -> Table | None:
-    """For both directions, bits per byte after the switch and the change against the backbone
-    there and in the text alone; None where no row was measured so."""
+    """For both directions, bits per byte after the switch, and the change against the backbone
+    there and in the text alone; None without measurements."""
     points = _measured(section)
     if not points:
         return None
@@ -48,7 +48,8 @@ def spliced_table(section: Section) -> Table | None:
 
 
 def spliced_plots(section: Section) -> list[Plot]:
-    """Gates that are exactly 0 by tokens since the switch, for each row that has gates."""
+    """Share of gates that are exactly 0, by tokens since the switch, for each row that has
+    gates."""
     return [
         _plot(section.row_name(point), point)
         for point in _measured(section)
@@ -85,19 +86,20 @@ def _directions(record: Record) -> dict[str, AfterSwitch]:
 
 
 def _spread(point: Point, name: str, of: Callable[[AfterSwitch], float]) -> Spread:
-    """Of one direction, over the seeds."""
+    """Mean and deviation of one direction over the seeds."""
     return Spread.over([of(_directions(run.record)[name]) for run in point.runs])
 
 
 def _closed_later(point: Point, name: str) -> Spread | None:
-    """Gates that are exactly 0 from token `LATER` on, in %; None without gates."""
+    """Share of gates that are exactly 0 from token `LATER` on, in %; None without gates."""
     shares = [_directions(run.record)[name].closed_share_later for run in point.runs]
     known = [100 * share for share in shares if share is not None]
     return Spread.over(known) if len(known) == len(shares) else None
 
 
 def _closed_percent(point: Point, name: str, since: str) -> float:
-    """Gates that are exactly 0 so long after the switch, mean over the seeds."""
+    """Share of gates that are exactly 0 in the range `since` of tokens after the switch, in %, mean
+    over the seeds."""
 
     def of(found: AfterSwitch) -> float:
         return next(100 * gates.closed_share for gates in found.gates if gates.title == since)

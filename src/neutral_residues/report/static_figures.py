@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEGEND_INSIDE = 6
-"""A longer legend stands next to the figure, where it hides no point."""
+"""A legend with more entries is next to the figure, where it hides no point."""
 HEAT_COLUMNS, HEAT_TOKENS = 96, 240
 """Characters in a line of the heat map; how many tokens of a text are drawn."""
 TEXT_HEIGHT, LAYER_HEIGHT = 0.22, 0.055
@@ -34,7 +34,7 @@ TEXT_HEIGHT, LAYER_HEIGHT = 0.22, 0.055
 
 
 def prefixes(sections: Sequence[Section]) -> list[str]:
-    """How the file names of each section begin; no two alike."""
+    """Prefix of the file names of each section; all different."""
     names: list[str] = []
     for number, section in enumerate(sections, start=1):
         name = re.sub(r"[^\w.-]+", "-", section.name).strip("-.")[:60] or "target"
@@ -70,8 +70,8 @@ def draw_section(section: Section, folder: Path, prefix: str) -> dict[str, str]:
 def draw_trade_off(
     records: Mapping[str, Record], path: Path, *, sources: Sequence[str], target: str, title: str
 ) -> None:
-    """Draw the way of each run (label -> record) through forgetting and learning, from the backbone
-    (0, 0) to its end, as PNG or SVG by the ending of `path`: a panel for each source set. Left is
+    """Draw forgetting and learning of each run (label -> record) during training, from the backbone
+    (0, 0) to its end, as PNG or SVG by the suffix of `path`: a panel for each source set. Left is
     good (nothing forgotten), down is good (learnt)."""
     plots = [trade_off(records, source, target) for source in sources]
     with _settings(), disk_errors(path):
@@ -85,7 +85,7 @@ def draw_trade_off(
 def _settings() -> Iterator[None]:
     import matplotlib
 
-    # parse_math: a dollar in a label or token is a dollar.
+    # parse_math: a dollar sign in a label or token is no formula.
     fixed = {
         "backend": "agg",
         "svg.hashsalt": "neutral-residues",
@@ -99,13 +99,13 @@ def _settings() -> Iterator[None]:
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    """Without date and program, so that the same record gives the same file."""
+    """Save without date and program name, so that the same record gives the same file."""
     metadata: dict[str, str | None] = {"Software" if path.suffix == ".png" else "Date": None}
     figure.savefig(path, dpi=150, metadata=metadata)
 
 
 def _panels(plots: Sequence[Plot], width: float, height: float) -> "Figure":
-    """Figures of the page next to each other; one legend, in the last."""
+    """Figures of the page next to each other, with one legend in the last."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -130,7 +130,7 @@ def _panels(plots: Sequence[Plot], width: float, height: float) -> "Figure":
 
 
 def _draw_trace(axis: "Axes", trace: Any) -> None:
-    """A line of the page with its markers, open ones too, and error bars."""
+    """Draw a trace of the page: line, markers (filled or open) and error bars."""
     line, dashes = trace.line.to_plotly_json(), {each.plotly: each.matplotlib for each in DASHES}
     style = {"color": line.get("color", trace.marker.color), "alpha": trace.opacity}
     style["linestyle"] = dashes[line.get("dash", "solid")] if "lines" in trace.mode else ""
@@ -159,7 +159,7 @@ def _are_integers(plot: Plot) -> bool:
 
 
 def _each(value: Any, count: int) -> Sequence[Any]:
-    """Plotly takes one value for all points, or one for each."""
+    """One value for each point, where plotly also takes one for all."""
     return [value] * count if isinstance(value, str | int | float) else value
 
 

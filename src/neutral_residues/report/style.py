@@ -1,8 +1,8 @@
-"""How everything is drawn, on the page and in pictures: colours, markers and dashes.
+"""Colours, markers and dashes, on the page and in figures.
 
-The colours are Okabe and Ito's, which colour-blind eyes tell apart. Known methods always look the
-same; others take what is free. When colours run out they come again with another dash, and the
-marker differs long after.
+The colours are Okabe and Ito's, for colour-blind readers. Known methods always have the same style;
+others take free ones. When colours run out they are reused with another dash; markers differ even
+longer.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Mark(NamedTuple):
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C8C8C")
 GREY = "#8C8C8C"
-"""Backbone, Pareto front, and what others are held against."""
+"""For the backbone, the Pareto front and references."""
 MARKERS = (
     Mark("circle", "o", "M-4.5,0a4.5,4.5 0 1,0 9,0a4.5,4.5 0 1,0 -9,0Z"),
     Mark("square", "s", "M-4,-4H4V4H-4Z"),
@@ -71,7 +71,7 @@ class Style:
 
     @classmethod
     def numbered(cls, number: int) -> "Style":
-        """The style of that number; all of the first 280 differ."""
+        """The style with a number; the first 280 all differ."""
         colour, dash = number % len(COLOURS), number // len(COLOURS) % len(DASHES)
         return cls(COLOURS[colour], MARKERS[number % len(MARKERS)], DASHES[dash])
 
@@ -88,12 +88,12 @@ def styles(curves: Sequence[Curve]) -> dict[str, Style]:
 
 
 def limits(values: Sequence[float]) -> tuple[float, float]:
-    """Ends of an axis that shows all values, with room around them."""
+    """Ends of an axis that shows all values with a margin."""
     low, high = min(values), max(values)
     margin = 0.12 * (high - low) or 0.05 * abs(high) or 1.0
     return low - margin, high + margin
 
 
 def shortened(text: str, length: int = 40) -> str:
-    """A label that fits."""
+    """A label, shortened if it is too long."""
     return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -15,10 +15,10 @@ BITS = "bits/byte"
 
 @dataclass(frozen=True)
 class Cell:
-    """A number and how it is written."""
+    """A number and its text."""
 
     text: str
-    value: float | None = None  # in the unit of its column; None, where there is none, sorts last
+    value: float | None = None  # in the unit of its column; None (no number) sorts last
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Column:
     name: str
     cells: tuple[Cell, ...]
     unit: str = ""  # empty for words
-    good: str = ""  # which direction is good; empty where neither is
+    good: str = ""  # which direction is good; empty if neither is
     is_text: bool = False  # whether the cells are sentences
 
     @property
@@ -38,14 +38,14 @@ class Column:
         return f"{name}, {self.good}" if self.good else name
 
     def share(self, cell: Cell) -> float:
-        """Of the largest number of the column, in %: the bar behind a cost."""
+        """A number as a share of the largest in the column, in %: the bar behind a cost."""
         largest = max((cell.value or 0 for cell in self.cells), default=0)
         return 100 * (cell.value or 0) / largest if largest > 0 else 0
 
 
 @dataclass(frozen=True)
 class RowName:
-    """What heads a row."""
+    """The heading of a row."""
 
     name: str
     curve: str = ""  # name of the curve it belongs to, for its marker
@@ -64,7 +64,7 @@ class Table:
         return [(row, [c.cells[n] for c in self.columns]) for n, row in enumerate(self.rows)]
 
     def without_empty_columns(self) -> "Table":
-        """Only the columns that have a number."""
+        """The table with only the columns that have a number."""
         kept = (c for c in self.columns if any(cell.value is not None for cell in c.cells))
         return replace(self, columns=tuple(kept))
 
@@ -78,7 +78,7 @@ def numbers(
     *,
     signed: bool = False,
 ) -> Column:
-    """A column of numbers; without `digits` each has three that count."""
+    """A column of numbers; without `digits` each has three significant digits."""
 
     def cell(value: float | Spread | None) -> Cell:
         mean = value.mean if isinstance(value, Spread) else value
@@ -93,12 +93,12 @@ def texts(name: str, values: Iterable[str], *, is_text: bool = False) -> Column:
 
 
 def row_names(points: Iterable[Point], section: Section) -> tuple[RowName, ...]:
-    """Each point by the name that tells it from other rows of the section."""
+    """The name of each point, different from all other rows of the section."""
     return tuple(RowName(section.row_name(point), point.name) for point in points)
 
 
 def points_table(section: Section) -> Table:
-    """Every point: both sides, with what tells it from others."""
+    """Every point: both sides, and the settings that distinguish it from others."""
     points = section.points
     front = pareto_front(points)
     drops = [_percent(p.learning_share) for p in points]
@@ -126,7 +126,7 @@ def points_table(section: Section) -> Table:
 
 
 def summary_table(section: Section) -> Table:
-    """The points that stand for their curve, in few columns."""
+    """The points that represent their curve, in few columns."""
     rows = section.rows
     columns = [_rates(rows), _seeds(rows), _new_weights(rows), *_sides(section, rows)]
     if any(point.same_answers_percent for point in rows):
@@ -135,7 +135,8 @@ def summary_table(section: Section) -> Table:
 
 
 def equal_learning_table(section: Section) -> Table | None:
-    """What others forget where they have learnt as much as neutral residues; None without both."""
+    """Forgetting of other methods where they have learnt as much as neutral residues; None without
+    both."""
     comparison = compare_with_neutral(section)
     if comparison is None or not comparison.others:
         return None
@@ -155,7 +156,7 @@ def equal_learning_table(section: Section) -> Table | None:
 
 
 def cost_table(section: Section) -> Table:
-    """What the first seed of each row took; times compare only on the same machine."""
+    """Costs of the first seed of each row; times are comparable only on the same machine."""
     costs = [point.first.cost for point in section.rows]
 
     def scaled(name: str, by: float = 1) -> list[float | None]:
@@ -219,7 +220,7 @@ def _wrong(points: Sequence[Point], role: Role) -> list[Spread | None]:
 
 
 def _single_sets(section: Section) -> list[Column]:
-    """Each set on its own, for a role that has several."""
+    """Each set separately, for a role that has several."""
     points, sources, targets = section.points, section.sources, section.targets
     columns = []
     for name in sources if len(sources) > 1 else ():

@@ -1,7 +1,7 @@
-"""Tasks of a section: every run's change on every task, over seeds, with how sure it is.
+"""Tasks of a section: every run's change on every task, over seeds, with its interval.
 
-Seeds see the same items, so an average over them does not make the interval over items narrower:
-the ends shown are the means of the seeds' ends.
+Seeds see the same items, so averaging over them does not narrow the interval over items: the ends
+shown are the means of the seeds' ends.
 """
 
 import html
@@ -34,12 +34,12 @@ class TaskResult:
 
     @property
     def is_share(self) -> bool:
-        """Whether the score is a share of items answered rightly, in %."""
+        """Whether the score is the share of items answered correctly, in %."""
         return self.score.unit == "share"
 
     @property
     def change(self) -> str:
-        """In words."""
+        """The change as text."""
         direction = self.score.direction
         return change_in_words(self.difference.mean, self.low, self.high, direction=direction)
 
@@ -80,7 +80,7 @@ def _over_seeds(point: Point, seeds: Sequence[TaskScore]) -> TaskResult:
 
 
 def tasks_table(section: Section) -> Table | None:
-    """All results; None without tasks. Columns that would say nothing are left out."""
+    """All results; None without tasks. Columns without information are left out."""
     found = task_results(section)
     if not found:
         return None
@@ -124,7 +124,7 @@ def _interval(result: TaskResult) -> Cell:
 
 
 def _p_value(result: TaskResult) -> Cell:
-    """Of one seed; p-values of several do not average."""
+    """The p-value if there is one seed; those of several cannot be averaged."""
     p_value = result.score.p_value
     if p_value is None or result.difference.n > 1:
         return Cell(NONE)

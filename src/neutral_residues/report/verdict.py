@@ -1,4 +1,4 @@
-"""Sentences made from numbers, true whatever these are: result, what moved it, and tasks."""
+"""Sentences from numbers, true for any numbers: the result, what moved it, and tasks."""
 
 import math
 import statistics
@@ -14,11 +14,12 @@ from neutral_residues.report.tasks import TaskResult, task_results
 from neutral_residues.results.wording import change_in_words
 
 TASKS_NAMED = 3
-"""A language with more tasks than that is given by their mean."""
+"""For a language with more tasks than this their mean is given."""
 
 
 def verdict(section: Section) -> str:
-    """What neutral residues (else the run that learns most) learnt and forgot; then the rest."""
+    """What neutral residues (or else the run that learns most) learnt and forgot; then the other
+    methods."""
     comparison = compare_with_neutral(section)
     if comparison is not None:
         return f"{_both_sides(section, comparison.reference)} {_others(section, comparison)}"
@@ -77,7 +78,8 @@ def _same_budget(section: Section, comparison: Comparison) -> str:
 
 
 def moved(section: Section) -> str:
-    """The kinds of tokens that changed each set most, of the first row that knows, or nothing."""
+    """The kinds of tokens that changed each set most, from the first row with a breakdown; empty
+    without."""
     parts, name = [], ""
     for set_name in sets_broken_down(section):
         point, breakdown = breakdowns(section, set_name)[0]
@@ -91,7 +93,7 @@ def moved(section: Section) -> str:
 
 
 def few_tokens(section: Section) -> list[str]:
-    """A sentence for each change that a few token types carry."""
+    """One sentence for each change that comes from few token types."""
     return [
         f"{section.row_name(point)} on {few_tokens_line(set_name, breakdown)}."
         for set_name in sets_broken_down(section)
@@ -109,7 +111,8 @@ def task_sentences(section: Section) -> list[str]:
 
 
 def _by_language(found: Sequence[TaskResult]) -> Iterator[str]:
-    """Each language's tasks, and the mean of many; scores that are not shares do not average."""
+    """Each language's tasks, or their mean if there are many; scores that are not shares cannot be
+    averaged."""
     for results in grouped(found, _language):
         name, words = _language(results[0]), ""
         if name is not None and len(results) > TASKS_NAMED:
@@ -125,7 +128,8 @@ def _language(result: TaskResult) -> str | None:
 
 
 def _mean_change(results: Sequence[TaskResult]) -> str:
-    """Their items differ, so the half-widths of the intervals add as squares."""
+    """The mean change; as the tasks have different items, the squares of the half-widths of the
+    intervals add."""
     half = math.hypot(*((result.high - result.low) / 2 for result in results)) / len(results)
     mean = statistics.fmean(result.difference.mean for result in results)
     return change_in_words(mean, mean - half, mean + half, direction="higher")

@@ -1,5 +1,5 @@
-"""What a vocabulary would do, before anything is trained: tokens of the target for every size, and
-source documents that it changes."""
+"""Explores vocabularies before anything is trained: target tokens for every size, and source
+documents whose tokens change."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ChangedDocuments:
-    """How many documents of a source corpus get other tokens."""
+    """How many documents of a source corpus get different tokens."""
 
     name: str
     use: str
@@ -36,7 +36,7 @@ class ChangedDocuments:
 
 @dataclass(frozen=True)
 class Exploration:
-    """What vocabularies of every size would do."""
+    """The effect of vocabularies of every size."""
 
     new_tokens: NewTokens
     """As many as the target text gives, up to `MOST_TOKENS`."""
@@ -53,8 +53,8 @@ def explore(
     first_id: int,
     working: Working = without_display,
 ) -> Exploration:
-    """Learn tokens as for a run, of any size, and tokenise all of its source text; arguments and
-    errors are those of `learned_vocabulary`."""
+    """Learn new tokens as for a run, for all sizes, and tokenise all of its source text with them;
+    arguments and errors as in `learned_vocabulary`."""
     found = learned_tokens(config, tokenizer, first_id=first_id, working=working)
     size = config.vocabulary.size or found.recommended_size
     vocabulary = Vocabulary(tokenizer, found.first(size), config.vocabulary.keep)

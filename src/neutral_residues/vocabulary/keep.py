@@ -1,13 +1,13 @@
-"""Which pairs of tokens may be merged, so that source text keeps its tokens.
+"""Which pairs of tokens may be merged so that source text keeps its tokens.
 
-    script   Every new token holds a letter of a script that the target has and the source has not.
-             No text without such a letter changes, seen or not: by construction.
-    unseen   No pair is merged that stands side by side in a word of the source text. That text does
-             not change; other source text can, where it holds such a pair.
+    script   Every new token contains a letter of a script that is in the target text and not in
+             the source text. By construction no text without such a letter changes.
+    unseen   No pair is merged that is adjacent in a word of the source text. That text does not
+             change; other source text can, if it contains a merged pair.
 
 A token of byte-level BPE can begin or end inside a character. Bytes before its first whole
-character say nothing about the script (other scripts have them too); bytes after its last one count
-where every character that begins so is of such a script.
+character do not tell the script (other scripts have them too); bytes after its last one count if
+every character that begins with them is of such a script.
 """
 
 import codecs
@@ -24,17 +24,17 @@ from neutral_residues.vocabulary.spelling import Spelling
 from neutral_residues.vocabulary.words import WordCounts
 
 SHARE_OF_LETTERS = 0.01
-"""A text has a script if this share of its letters is of it: English quotes a Greek word here and
-there (0.1 % of the letters of biomedical papers are Greek)."""
+"""A text has a script if this share of its letters is of it: English text contains a few Greek
+letters (0.1 % of the letters of biomedical papers are Greek)."""
 
 CONTINUATION = bytes(range(0x80, 0xC0))
-"""The bytes of a character after its first one."""
+"""Bytes that continue a character in UTF-8."""
 
 
 def may_merge(
     keep: Keep, *, target: WordCounts, source: WordCounts, spelling: Spelling
 ) -> MayMerge:
-    """What a rule allows for these texts; a UserError where `script` can allow nothing."""
+    """The merges that a rule allows for these texts; a UserError if `script` can allow none."""
     if keep == "unseen":
         return unseen(source)
     of_target, of_source = scripts_of(target, spelling), scripts_of(source, spelling)
@@ -53,7 +53,7 @@ def script_of(char: str) -> str:
 
 
 def scripts_of(words: WordCounts, spelling: Spelling) -> frozenset[str]:
-    """The scripts of a text."""
+    """The scripts of a text; rare ones do not count."""
     letters: Counter[str] = Counter()
     for word, count in words.counts.items():
         for char in spelling.text_of_word(word):
@@ -66,19 +66,19 @@ def scripts_of(words: WordCounts, spelling: Spelling) -> frozenset[str]:
 
 
 def in_scripts(scripts: frozenset[str], spelling: Spelling) -> MayMerge:
-    """Allows tokens that occur in no text without a character of these scripts."""
+    """Allow tokens that occur only in text with a character of these scripts."""
     return lambda left, right, token: only_with(scripts, spelling.bytes_of(token))
 
 
 def unseen(source: WordCounts) -> MayMerge:
-    """Allows what does not fire in that text: as none of it does, its tokens stay as they are, and
-    one look at them is enough."""
+    """Allow pairs that are not adjacent in this text. As no merge then changes its tokens, it needs
+    to be read only once."""
     seen = {pair for word in source.counts for pair in pairwise(word)}
     return lambda left, right, token: (left, right) not in seen
 
 
 def only_with(scripts: frozenset[str], part: bytes) -> bool:
-    """Whether a text must have a character of these scripts if its UTF-8 bytes hold `part`."""
+    """Whether every text whose UTF-8 bytes contain `part` has a character of these scripts."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     text = decoder.decode(part.lstrip(CONTINUATION))
     beginning = decoder.getstate()[0]

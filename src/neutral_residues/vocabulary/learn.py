@@ -1,13 +1,13 @@
-"""Continued BPE: more merges for a target language, appended behind those that a tokenizer has.
+"""Continued BPE: more merges for a target language, appended to those of a tokenizer.
 
-A merge joins two tokens that stand side by side within a word. From the words as the old merges
-leave them, the pair that occurs most often is joined, time after time. The new merges stand behind
-all old ones, so they fire only where the old ones have ended: a text in which none of them fires
-has its old tokens. `tokenizer.add_tokens` could not promise that: added tokens match literally,
-before any merge, so that "de" would split "model".
+A merge joins two adjacent tokens in a word. Starting from the words as the old merges leave them,
+the most frequent pair is joined, again and again. The new merges come after all old ones, so they
+apply only when these are done: a text to which none of them applies keeps its tokens.
+`tokenizer.add_tokens` could not promise that: added tokens match literally, before any merge, so
+that "de" would split "model".
 
-That holds too where a word that is a token is taken whole (`ignore_merges`): the pieces of a token
-are those that its text alone is cut into, so the merges lead to it anyway.
+That is also true if words that are tokens are not merged (`ignore_merges`): the pieces of a token
+are what its text alone is tokenised into, so the merges lead to it anyway.
 
 After Purason et al., "Teaching Old Tokenizers New Words" (arXiv 2512.03989).
 """
@@ -28,13 +28,13 @@ FLAT_SHARE, FLAT_STEP = 0.02, 1000
 """The recommended size: the next FLAT_STEP merges save less than this share of the tokens."""
 
 MayMerge = Callable[[int, int, str], bool]
-"""Whether two ids may become one token, which is written as that string."""
+"""Called with two ids and the string of their merged token; whether they may be merged."""
 Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class NewToken:
-    """A token that a merge makes."""
+    """A token made by one merge."""
 
     token: str
     """As the tokenizer writes it."""
@@ -51,7 +51,8 @@ class NewToken:
 
 @dataclass(frozen=True)
 class NewTokens:
-    """New tokens in the order of their merges, and the target text that they were learnt from."""
+    """New tokens in the order of their merges, and numbers of the target text they were learnt
+    from."""
 
     first_id: int
     """Id of the first; the others follow without a gap."""
@@ -64,19 +65,19 @@ class NewTokens:
 
     @cached_property
     def num_tokens_after(self) -> tuple[int, ...]:
-        """Tokens of the text after 0, 1, 2, ... merges."""
+        """Number of tokens of the text after 0, 1, 2, ... merges."""
         return tuple(accumulate((-t.saved for t in self.tokens), initial=self.num_tokens))
 
     def first(self, size: int) -> "NewTokens":
-        """The first of them: what learning as few would have given."""
+        """The first `size` of them: the same as if only these had been learnt."""
         return NewTokens(
             self.first_id, self.tokens[:size], self.num_tokens, self.num_words, self.num_bytes
         )
 
     @property
     def recommended_size(self) -> int:
-        """Where the curve of all that were learnt flattens: the next 1,000 merges, or as many as
-        there are, save less than 2 % of the tokens, or less in proportion."""
+        """The size at which the curve flattens: the next 1,000 merges (or as many as are left) save
+        less than 2 % of the tokens (or proportionally less)."""
         after, most = self.num_tokens_after, len(self.tokens)
         for size in range(0, most, FLAT_STEP // 10):
             step = min(FLAT_STEP, most - size)
@@ -99,10 +100,10 @@ def learn(
     Ties go to the pair of lower ids, so the result depends on the words alone.
 
     Args:
-        first_id: id of the first new token, larger than all of the tokenizer's; the rows of a
-            model may be more than the tokens of its tokenizer.
+        first_id: id of the first new token, larger than all of the tokenizer's: the number of rows
+            of the model's embeddings, which may be larger than the tokenizer.
         may_merge: refused pairs are passed over.
-        advance: told the number of merges that were made since.
+        advance: called with the number of merges made since the last call.
     """
     training = _Training(words)
     strings, known = dict(spelling.strings), set(spelling.strings.values())
@@ -143,7 +144,7 @@ class _Training:
         heapq.heapify(self.queue)
 
     def most_frequent(self) -> Pair | None:
-        """The pair that occurs most often, or None where none is left."""
+        """The most frequent pair; None if none is left."""
         while self.queue:
             count, pair = self.queue[0]
             # A pair occurs at most as often as when its newer token was made.
@@ -155,11 +156,11 @@ class _Training:
         return None
 
     def refuse(self, pair: Pair) -> None:
-        """Never give this pair again."""
+        """Never return this pair again."""
         del self.counts[pair], self.places[pair]
 
     def merge(self, pair: Pair, new_id: int) -> int:
-        """Join a pair wherever it occurs, from the left; the number of tokens that this saves."""
+        """Join a pair everywhere, from the left; returns the number of tokens that this saves."""
         saved, fresh = 0, set[Pair]()
         for number in self.places[pair]:
             merged = _merged(self.words[number], pair, new_id)
@@ -170,8 +171,8 @@ class _Training:
         return saved
 
     def _replace(self, number: int, merged: list[int], new_id: int, fresh: set[Pair]) -> int:
-        """Put in the merged form of a word and count its pairs anew; those of the new token are
-        added to `fresh`. Gives the number of tokens that this saves in the text."""
+        """Replace a word by its merged form and update the counts of its pairs; those with the new
+        token are added to `fresh`. Returns the number of tokens that this saves in the text."""
         word, times = self.words[number], self.times[number]
         self.words[number] = merged
         saved = (len(word) - len(merged)) * times
@@ -190,7 +191,8 @@ class _Training:
 
 
 def _difference(one: list[int], other: list[int]) -> tuple[list[int], list[int]]:
-    """Both lists without their equal ends, of which one element stays: pairs reach over it."""
+    """Both lists without their common beginning and end, except one element on each side, which
+    forms pairs with its neighbour."""
     shorter, begin, end = min(len(one), len(other)), 0, 0
     while begin < shorter and one[begin] == other[begin]:
         begin += 1
@@ -201,7 +203,7 @@ def _difference(one: list[int], other: list[int]) -> tuple[list[int], list[int]]
 
 
 def _merged(word: list[int], pair: Pair, new_id: int) -> list[int]:
-    """The word with that pair joined wherever it is, from the left."""
+    """The word with a pair joined everywhere, from the left."""
     left, right = pair
     merged: list[int] = []
     number, last = 0, len(word) - 1

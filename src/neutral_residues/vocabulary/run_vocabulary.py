@@ -46,7 +46,7 @@ def learned_vocabulary(
 
     Args:
         tokenizer: the backbone's.
-        first_id: id of the first new token: the rows of the backbone's embeddings.
+        first_id: id of the first new token: the number of rows of the backbone's embeddings.
 
     Raises:
         UserError: for a tokenizer that takes no new merges, text that cannot be read, a target in
@@ -66,8 +66,8 @@ def learned_tokens(
     first_id: int,
     working: Working = without_display,
 ) -> NewTokens:
-    """All tokens that the target text of a run gives, up to `MOST_TOKENS` or the run file's size,
-    from the cache if they are there; raises as `learned_vocabulary`."""
+    """All tokens learnt from the target text of a run, up to `MOST_TOKENS` or the run file's size,
+    from the cache if possible; errors as in `learned_vocabulary`."""
     if first_id <= (largest := max(tokenizer.get_vocab().values())):
         what = "the tokenizer has more tokens than the model has rows for"
         raise UserError(what, got=f"{largest + 1:,} and {first_id:,}", do="check the model folder")
@@ -116,7 +116,7 @@ def _learned(
 
 
 def _check_characters(target: WordCounts, spelling: Spelling) -> None:
-    """A UserError where most of the text is single bytes, which no merge may take."""
+    """A UserError if too much of the text is single bytes, which are never merged."""
     single = sum(
         count for word, count in target.counts.items() for id in word if id in spelling.never_merged
     )

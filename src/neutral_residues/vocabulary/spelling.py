@@ -1,5 +1,5 @@
-"""What the tokens of a BPE tokenizer stand for: text, as UTF-8 bytes; and which tokenizers take new
-merges at all."""
+"""The text of the tokens of a BPE tokenizer, as UTF-8 bytes; and which tokenizers can take new
+merges."""
 
 import json
 import re
@@ -35,7 +35,7 @@ class Spelling:
         is_byte_level: whether each character of a token stands for a byte.
         single_bytes: id -> byte, of the tokens that a SentencePiece-like tokenizer has for bytes of
             characters that it does not know.
-        unknown: ids of the token for what it cannot write at all, none or one.
+        unknown: ids of the unknown token, none or one.
     """
 
     strings: dict[int, str]
@@ -45,7 +45,7 @@ class Spelling:
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "Spelling":
-        """Of that tokenizer; a UserError where it cannot take new merges."""
+        """The spelling of a tokenizer; a UserError if it cannot take new merges."""
         content = bpe_content(tokenizer)
         model = content["model"]
         strings = {id: token for token, id in tokenizer.get_vocab().items()}
@@ -60,7 +60,7 @@ class Spelling:
 
     def bytes_of(self, token: str) -> bytes:
         """The UTF-8 bytes that a token stands for; they may begin or end inside a character."""
-        # Added tokens are written as they are.
+        # Added tokens are stored as plain text.
         if self.is_byte_level and all(char in BYTE_OF for char in token):
             return bytes(BYTE_OF[char] for char in token)
         return token.replace(SPACE, " ").encode()
@@ -70,14 +70,14 @@ class Spelling:
         return self.bytes_of(token).decode(errors="replace")
 
     def text_of_word(self, word: Iterable[int]) -> str:
-        """What tokens that stand side by side mean; nothing for the unknown token."""
+        """The text of adjacent tokens; empty for the unknown token."""
         known = (id for id in word if id not in self.unknown)
         parts = (self.single_bytes.get(id) or self.bytes_of(self.strings[id]) for id in known)
         return b"".join(parts).decode(errors="replace")
 
     @cached_property
     def never_merged(self) -> frozenset[int]:
-        """Ids of tokens that no merge may take: they are no text of their own."""
+        """Ids of tokens that may not be merged, because they are not text."""
         return self.unknown | self.single_bytes.keys()
 
     @cached_property
@@ -92,8 +92,8 @@ class Spelling:
 
 
 def bpe_content(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
-    """What is in a tokenizer's tokenizer.json; a UserError unless it is BPE of a kind to which new
-    merges can be appended."""
+    """The content of a tokenizer's tokenizer.json; a UserError unless it is BPE to which merges can
+    be appended."""
     allowed = "a fast tokenizer with BPE merges"
     if not tokenizer.is_fast:
         what, got = "the tokenizer takes no new tokens", f"{type(tokenizer).__name__}, a slow one"
@@ -111,7 +111,7 @@ def bpe_content(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
 
 
 def _holds_byte_level(part: Any) -> bool:
-    """Whether a step of that kind is anywhere in a tokenizer's settings."""
+    """Whether a byte-level step is anywhere in a tokenizer's settings."""
     if isinstance(part, dict):
         return part.get("type") == "ByteLevel" or _holds_byte_level(list(part.values()))
     return isinstance(part, list) and any(map(_holds_byte_level, part))

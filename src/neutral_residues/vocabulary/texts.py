@@ -1,6 +1,6 @@
-"""The texts of a run that a vocabulary is made from and measured on.
+"""The texts of a run from which a vocabulary is learnt and on which it is measured.
 
-Held-out documents are not learnt from. Of large texts only the beginning is read.
+Held-out documents are left out. Only the beginning of large texts is read.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TARGET_BYTES, SOURCE_BYTES = 16 * 2**20, 64 * 2**20
-"""Text of each corpus that is read, at most, from its beginning."""
+"""At most this much of each corpus is read, from its beginning."""
 SCRIPT_BYTES = 4 * 2**20
-"""The same for source text of which only the script counts."""
+"""The same for source text of which only the script matters."""
 
 Working = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
-"""Entered with what is done and with how much there is of it at most; what it gives is told how
-much was done since it was last called."""
+"""Progress display: called with a description and the largest amount of work, it gives a context
+manager whose value is called with the work done since its last call."""
 
 
 def without_display(what: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
-    """Shows nothing."""
+    """A progress display that shows nothing."""
     return nullcontext(lambda done: None)
 
 
@@ -43,7 +43,7 @@ class TrainingTexts:
 
     @classmethod
     def of(cls, data: DataSettings) -> Self:
-        """A UserError unless there is some of both."""
+        """The training text of a run; a UserError unless there is some of both roles."""
         target, source = (
             tuple(corpus for corpus in data.train if corpus.role == role)
             for role in ("target", "source")
@@ -57,7 +57,7 @@ class TrainingTexts:
 
     @property
     def key(self) -> list[object]:
-        """Changes with what is read."""
+        """Key for the cache: changes with the text that is read."""
         keys = [[content_key(corpus) for corpus in side] for side in (self.target, self.source)]
         return [*keys, self.held_out_share, TARGET_BYTES, SOURCE_BYTES, SCRIPT_BYTES]
 
@@ -70,7 +70,7 @@ class TrainingTexts:
         spelling: Spelling,
         working: Working,
     ) -> WordCounts:
-        """The words of all corpora of a role, of each up to so many bytes."""
+        """The words of all corpora of a role, up to `most_bytes` bytes of each."""
         found: list[WordCounts] = []
         for corpus in self.target if role == "target" else self.source:
             texts = first_documents(corpus, most_bytes, held_out_share=self.held_out_share)
@@ -82,7 +82,7 @@ class TrainingTexts:
 def first_documents(
     corpus: Corpus, most_bytes: int, *, held_out_share: float = 0.0
 ) -> Iterator[str]:
-    """The documents that are not held out, until they have so many bytes."""
+    """The documents that are not held out, until they have `most_bytes` bytes."""
     for text in iter_documents(corpus):
         document = text.encode()
         if held_out_share and is_held_out(document, held_out_share):

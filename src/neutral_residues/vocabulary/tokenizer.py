@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 def extended_tokenizer(
     tokenizer: "PreTrainedTokenizerBase", new_tokens: NewTokens
 ) -> "PreTrainedTokenizerBase":
-    """The tokenizer with the new merges behind its own.
+    """The tokenizer with the new merges after its own.
 
-    It is made as a user loads it, from saved files: what `save_pretrained` writes gives the same
-    tokens again with plain `AutoTokenizer.from_pretrained`.
+    It is loaded from saved files, as users do: after `save_pretrained`, plain
+    `AutoTokenizer.from_pretrained` gives the same tokens.
 
     Raises:
         UserError: for a tokenizer that takes no new merges, or whose class does not load what it
@@ -39,12 +39,12 @@ def extended_tokenizer(
 
 
 def with_merges(content: dict[str, Any], new_tokens: NewTokens) -> dict[str, Any]:
-    """What is in a tokenizer.json, with the new tokens and merges behind the others."""
+    """The content of a tokenizer.json with the new tokens and merges after the others."""
     model = content["model"]
     added = {token["content"]: token["id"] for token in content["added_tokens"]}
     new = {t.token: new_tokens.first_id + i for i, t in enumerate(new_tokens.tokens)}
-    # Loading gives an added token that the vocabulary lacks the id behind the largest one: with new
-    # tokens there, another id than it had.
+    # On loading, an added token that is not in the vocabulary gets the id after the largest one,
+    # which would be another one with new tokens.
     vocabulary = model["vocab"] | added | new
     merges = [*model["merges"], *([t.left, t.right] for t in new_tokens.tokens)]
     return content | {"model": model | {"vocab": vocabulary, "merges": merges}}

@@ -1,4 +1,5 @@
-"""A vocabulary of its own: the backbone's tokenizer, the new tokens, and both as one tokenizer.
+"""The vocabulary of an extension: the backbone's tokenizer, the new tokens, and both as one
+tokenizer.
 
     vocabulary.save(folder)            tokenizer files, and vocabulary.json
     load_vocabulary(folder, base)      the same again; a UserError for another base tokenizer
@@ -26,19 +27,19 @@ FILE = "vocabulary.json"
 
 
 class VocabularyFile(Part):
-    """What is in vocabulary.json."""
+    """The content of vocabulary.json."""
 
     format: Literal["neutral-residues/vocabulary"] = "neutral-residues/vocabulary"
     version: Literal[1] = 1
     base_tokenizer: str
     """Key of the tokenizer whose merges are continued."""
     keep: Keep
-    """What protects source text."""
+    """The rule that protects source text."""
     new_tokens: NewTokens
 
     @classmethod
     def read(cls, path: Path) -> "VocabularyFile":
-        """Read it; a UserError if there is none, or it is not as it was written."""
+        """Read it; a UserError if it is missing or damaged."""
         return read_part(cls, path, "vocabulary")
 
 
@@ -48,8 +49,8 @@ class Vocabulary:
 
     Attributes:
         base: the backbone's tokenizer.
-        new_tokens: in the order of their ids, with what each saves.
-        keep: what protects source text.
+        new_tokens: in the order of their ids, with the tokens that each saves.
+        keep: the rule that protects source text.
     """
 
     base: "PreTrainedTokenizerBase"
@@ -63,7 +64,7 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """New tokens."""
+        """Number of new tokens."""
         return len(self.new_tokens.tokens)
 
     @property
@@ -85,7 +86,7 @@ class Vocabulary:
 
 
 def load_vocabulary(folder: Path, base: "PreTrainedTokenizerBase") -> Vocabulary | None:
-    """The vocabulary that was saved in a folder, or None where there is none.
+    """The vocabulary saved in a folder; None if there is none.
 
     Raises:
         UserError: for a damaged file, and for another base tokenizer than it was made for.

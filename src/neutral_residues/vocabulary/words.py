@@ -1,8 +1,8 @@
-"""The words of a text as a tokenizer cuts them, counted: all that learning merges needs of it.
+"""Counts the words of a text as a tokenizer splits it: all that learning merges needs.
 
 A word is a stretch of text that no merge can cross: what the tokenizer's own normaliser and
-pre-tokeniser set apart. Where they leave spaces inside a stretch (as for Llama 2), it ends before a
-token that begins with a space, unless a space comes before.
+pre-tokeniser separate. Where they leave spaces inside a stretch (as for Llama 2), a word ends
+before a token that begins with a space, unless the token before ends in one.
 """
 
 from collections import Counter
@@ -36,11 +36,11 @@ class WordCounts:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the text, without any end-of-text."""
+        """Number of tokens of the text, without end-of-text."""
         return sum(len(word) * count for word, count in self.counts.items())
 
     def __add__(self, other: "WordCounts") -> "WordCounts":
-        """The words of two texts."""
+        """The words of two texts together."""
         return WordCounts(
             self.counts + other.counts,
             self.num_bytes + other.num_bytes,
@@ -55,7 +55,7 @@ def count_words(
     *,
     advance: Callable[[int], object] = lambda num_bytes: None,
 ) -> WordCounts:
-    """Count the words of documents; `advance` is told the bytes of each batch that is done."""
+    """Count the words of documents; `advance` is called with the bytes of each batch."""
     backend = plain_backend(tokenizer)
     backend.encode_special_tokens = getattr(tokenizer, "split_special_tokens", False)
     counts: Counter[Word] = Counter()
@@ -75,7 +75,8 @@ def count_words(
 
 
 def _stretches(encoding: "Encoding") -> Iterator[Word]:
-    """What the tokenizer's pre-tokeniser sets apart, and added tokens."""
+    """The stretches that the tokenizer's pre-tokeniser separates; added tokens are stretches
+    too."""
     ids, numbers = encoding.ids, np.array(encoding.word_ids)
     ends = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
     for begin, end in pairwise([0, *ends.tolist(), len(ids)]):
@@ -83,7 +84,7 @@ def _stretches(encoding: "Encoding") -> Iterator[Word]:
 
 
 def split_at_spaces(stretch: Word, spelling: Spelling) -> list[Word]:
-    """A stretch cut before each token that begins with a space, but not within a run of spaces."""
+    """A stretch split before each token that begins with a space, but not between spaces."""
     begin, after = spelling.begin_with_space, spelling.end_in_space
     cuts = [
         number
