@@ -118,10 +118,10 @@ class _Text:
 class _Window:
     """One window and its texts, as three rows: source block, target block, both in turns."""
 
-    blocks_43T: NDArray[np.int64]  # of each row as in `_Text.block`
+    blocks_43T: NDArray[np.int64]  # for each row, as in `_Text.block`
     part_3T: NDArray[np.int64]  # tokens with another number are not held by one new token
-    role_T: NDArray[np.int64]  # of each token in the third row: 0 source, 1 target
-    own_T: NDArray[np.int64]  # where each stands in its own block
+    role_T: NDArray[np.int64]  # role of each token in the third row: 0 source, 1 target
+    own_T: NDArray[np.int64]  # position of each in its own block
     since_T: NDArray[np.int64]  # tokens since the switch, itself included; 0 before the first
 
     @property
