@@ -135,7 +135,7 @@ def test_gates_that_are_never_zero_and_fresh_weights() -> None:
     for kind, message in (("elu", "can be exactly 0"), ("none", "has no gates")):
         with pytest.raises(UserError, match=message):
             set_thresholds(extended_llama(block_gate=kind), thresholds)
-    with pytest.raises(UserError, match="these are fresh"):
+    with pytest.raises(UserError, match="these are new"):
         NeutralResiduesConfig(thresholds=thresholds.to_dict())
 
 
