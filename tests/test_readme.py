@@ -191,7 +191,8 @@ def test_on_how_much_english_a_calibrated_real_model_has_open_gates() -> None:
 def test_what_is_said_of_german_on_the_real_model_is_in_the_records() -> None:
     text = " ".join(README.split())
     said = {
-        "finetune": "to {bits:.3f} by fine-tuning, which keeps {same} of {all} answers",
+        "finetune": "to {bits:.3f} by fine-tuning and",
+        "lora": "and {bits:.3f} by LoRA, which keep {same} of {all} answers",
         "neutral": "to {bits:.3f} by neutral residues, which keep {same} (",
         "neutral-calibrated": "calibrated to {bits:.3f} with {same} of {all}.",
     }
