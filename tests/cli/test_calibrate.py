@@ -121,7 +121,8 @@ def test_bad_text(
 @pytest.mark.slow
 def test_extensions_without_gates(text: str, tmp_path: Path, neutral: Neutral) -> None:
     torch.set_num_threads(1)
-    for method, part in {"lora": "has no gates", "finetune": "not an extension"}.items():
+    said = {"lora": "has no gates", "finetune": "only an extension with gates"}
+    for method, part in said.items():
         extend(make_run(method_values(tmp_path, method, steps=2)))
         assert_one_line(neutral("calibrate", tmp_path / method, "--on", text, *LOOSE), part)
 

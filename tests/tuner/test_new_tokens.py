@@ -218,8 +218,8 @@ def test_the_weights_are_counted_and_within_the_budget() -> None:
     [
         ({"new_tokens": -1}, "new_tokens; got -1; allowed: a whole number, 0 or more"),
         ({"new_tokens_rank": 4}, "new_tokens_rank has no effect without new_tokens"),
-        ({"new_tokens": 4, "gate_reads": "layer"}, "new_tokens need one gate for the whole"),
-        ({"new_tokens": 4, "block_gate": "elu"}, "new_tokens need one gate for the whole"),
+        ({"new_tokens": 4, "gate_reads": "layer"}, "set gate_reads to tokens and"),
+        ({"new_tokens": 4, "block_gate": "elu"}, "and block_gate to relu"),
     ],
 )
 def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> None:

@@ -146,7 +146,7 @@ class NeutralResiduesConfig(PeftConfig):
         if self.new_tokens and not fits:
             what = "new_tokens need one relu or sigmoid gate for the whole extension, or no gate"
             got = f"gate_reads {self.gate_reads}, block_gate {self.block_gate}"
-            raise UserError(what, got=got, do="set gate_reads to tokens")
+            raise UserError(what, got=got, do="set gate_reads to tokens and block_gate to relu")
 
     def _check_layer_choice(self) -> None:
         """Refuses settings without effect, which PEFT would silently ignore."""
