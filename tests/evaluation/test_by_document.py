@@ -76,6 +76,26 @@ def test_a_document_on_which_no_gate_opens_is_not_read_again(reads: str, share_r
     assert (nats_D != backbone_D).any()
 
 
+def test_windows_are_fewer_where_their_logits_would_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, text = extended_llama(gate_reads="layer"), stream()
+    nats_D, logits, rows = (
+        document_nats(model, text, WINDOWS),
+        gate_logits(model, text, WINDOWS),
+        [],
+    )
+    limit = 2 * WINDOWS.context_tokens * model.config.vocab_size
+    monkeypatch.setattr("neutral_residues.evaluation.windows.LOGITS_PER_BATCH", limit)
+    model.register_forward_hook(lambda *call: rows.append(len(call[2].logits)))
+    np.testing.assert_allclose(document_nats(model, text, WINDOWS), nats_D, rtol=1e-6)
+    assert max(rows) == 2
+    rows.clear()
+    for name, values in gate_logits(model, text, WINDOWS).items():
+        np.testing.assert_allclose(values, logits[name], atol=1e-5)
+    assert max(rows) == 2
+
+
 def test_by_the_whole_stream_a_document_alone_is_the_same() -> None:
     model, text = extended_llama(gate_reads="layer"), stream()
     alone = TokenStream("en", "source", text.document(4), np.array([33]), np.array([33]))

@@ -131,7 +131,9 @@ def gate_logits(
     # The module that computes all gates, if one reads the text for all.
     reader = embeddings_layer(model) if reads_text(model, name) else None
     device = next(model.parameters()).device
-    if reader is not None:
+    if reader is None:
+        windows = windows.for_vocabulary(vocabulary_size(model))
+    else:
         longest = int(np.diff(stream.document_ends, prepend=0).max())
         windows = replace(windows, context_tokens=longest, stride_tokens=longest)
     with inference(model), observe_gates(model, name) as seen:
