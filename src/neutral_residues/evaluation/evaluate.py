@@ -87,12 +87,12 @@ def evaluate(
     own = {s.name: s.documents(numbers[s.name]) for s in backbone_streams if s.name in numbers}
     _check_context(model, windows)
     _check_streams(model, streams, windows.end_of_text)
-    stats = ResidueStats(residue_layers(model))
+    stats, vocabulary = ResidueStats(residue_layers(model)), vocabulary_size(model)
     scorer = _Scorer(
         model,
         reference,
-        windows.for_vocabulary(vocabulary_size(model)),
-        vocabulary_size(model) - len(pieces),
+        windows.for_vocabulary(vocabulary),
+        vocabulary - len(pieces),
         own,
         pieces,
         backbone_nats,

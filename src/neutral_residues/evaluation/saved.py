@@ -2,7 +2,9 @@
 extensions in one folder."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -101,23 +103,23 @@ def load_saved(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Sa
     if adapters:
         adapter = adapter_config(next(iter(adapters.values())))
         name, has_own_tokens = adapter.base_model_name_or_path, getattr(adapter, "new_tokens", 0)
-        revision = config.revision if config else adapter.revision
     else:
         name, has_own_tokens = config.model, 0  # type: ignore[union-attr]
-        revision = config.revision  # type: ignore[union-attr]
+    revision = config.revision if config else adapter.revision
     tokenizer, own_tokenizer, vocabulary = _tokenizers(weights, name, revision)
+    load = partial(measured_backbone, name, config, dtype, device, revision=revision)
     reference = None
     if adapters:
-        backbone = measured_backbone(name, config, dtype, device, revision=revision)
+        backbone = load()
         if vocabulary and not has_own_tokens:
             widen_tables(backbone, vocabulary.size)
-            reference = measured_backbone(name, config, dtype, device, revision=revision)
+            reference = load()
         model: nn.Module = load_adapters(backbone, adapters)
         if composition:
             only_strongest(model, composition.over)
     else:
         model = on_device(load_backbone(str(weights), dtype=torch.float32), device)
-        reference = measured_backbone(name, config, dtype, device, revision=revision)
+        reference = load()
     return Saved(
         model.eval(),
         tokenizer,
@@ -159,11 +161,11 @@ def _tokenizers(
     """The tokenizers of the extended model and of its backbone, and the new tokens of the
     former."""
     has_tokenizer = (weights / "tokenizer_config.json").is_file()
-    own = (str(weights), None) if has_tokenizer else (backbone_name, revision)
-    tokenizer = load_tokenizer(own[0], revision=own[1])
+    load_own = partial(load_tokenizer, backbone_name, revision=revision)
+    tokenizer = load_tokenizer(str(weights)) if has_tokenizer else load_own()
     if not (weights / VOCABULARY).is_file():
         return tokenizer, tokenizer, None
-    own_tokenizer = load_tokenizer(backbone_name, revision=revision)
+    own_tokenizer = load_own()
     own_tokenizer.chat_template = tokenizer.chat_template  # maybe that of the run
     return tokenizer, own_tokenizer, load_vocabulary(weights, own_tokenizer)
 
@@ -183,11 +185,13 @@ def measured_backbone(
     dtype: torch.dtype,
     device: torch.device,
     *,
-    revision: str | None = None,
+    revision: str | None,
 ) -> PreTrainedModel:
     """The backbone in `dtype`, but quantised as in training, or else another backbone would be
-    measured. `revision` is for extensions without a run."""
-    kind = quantised(config.training) if config else None
-    options = config.hub_options if config else {"revision": revision}
-    model = load_backbone(name, **options, dtype=dtype, quantised=kind)
+    measured; with code of its own only if the run trusts it."""
+    options: dict[str, Any] = {"revision": revision, "dtype": dtype}
+    if config:
+        options["trust_remote_code"] = config.trust_remote_code
+        options["quantised"] = quantised(config.training)
+    model = load_backbone(name, **options)
     return on_device(model, device).eval()

@@ -179,7 +179,9 @@ class SelfReplay:
         """The backbone, loaded as for measuring."""
         device = pick_device()
         dtype = measured_dtype(self.config, device)
-        return measured_backbone(self.config.model, self.config, dtype, device)
+        return measured_backbone(
+            self.config.model, self.config, dtype, device, revision=self.config.revision
+        )
 
     def _write_batch(self, model: PreTrainedModel, number: int, *, so_far: int) -> SelfTextBatch:
         settings, rows = self.settings, self.settings.batch_rows
