@@ -213,13 +213,19 @@ def test_the_weights_are_counted_and_within_the_budget() -> None:
     assert num_token_weights(N, 3, **widths) == 3 * (N + 64)
 
 
+ONE_GATE = (
+    "new_tokens need one relu or sigmoid gate for the whole extension, or no gate; got .*;"
+    " set gate_reads to tokens and block_gate to relu"
+)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"new_tokens": -1}, "new_tokens; got -1; allowed: a whole number, 0 or more"),
         ({"new_tokens_rank": 4}, "new_tokens_rank has no effect without new_tokens"),
-        ({"new_tokens": 4, "gate_reads": "layer"}, "set gate_reads to tokens and"),
-        ({"new_tokens": 4, "block_gate": "elu"}, "and block_gate to relu"),
+        ({"new_tokens": 4, "gate_reads": "layer"}, ONE_GATE),
+        ({"new_tokens": 4, "block_gate": "elu"}, ONE_GATE),
     ],
 )
 def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> None:
