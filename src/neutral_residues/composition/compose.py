@@ -35,9 +35,9 @@ def compose(extensions: Mapping[str, Path], output: Path, *, over: int | None = 
     Args:
         extensions: output folders of runs, or extension folders, of one backbone.
         output: a folder that is empty or not there.
-        over: of the extensions whose gates are open at a token only the one is on whose gate was
-            the largest over so many tokens of the text (`tuner/strongest.py`); None: all are, and
-            what they add is summed.
+        over: number of last tokens over which gates are compared (`tuner/strongest.py`): of the
+            extensions whose gates are open at a token, only the one with the largest gate is
+            active; None: all are active, and their outputs are summed.
 
     Raises:
         UserError: for fewer than two, other backbones, tokens of their own, damaged folders, and

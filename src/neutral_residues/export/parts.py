@@ -73,7 +73,8 @@ class Parts:
     backbone: PreTrainedModel
     adapters: tuple[Adapter, ...]
     merged: bool = False  # updates were added to the backbone's matrices instead
-    # Of several adapters only the one with the strongest gate over so many tokens is on, if set.
+    # If set: at each token only the adapter with the strongest gate over the last tokens, this
+    # many, is active.
     strongest_over: int | None = None
 
     @property

@@ -48,7 +48,7 @@ def new_rows(model: PreTrainedModel, num_tokens: int) -> dict[str, list[int]]:
 
 
 def num_row_weights(model: PreTrainedModel, num_tokens: int) -> int:
-    """How many weights the rows of so many tokens have."""
+    """Number of weights in the new rows of the tables."""
     return sum(num_tokens * table.shape[1] for table in _tables(model))
 
 

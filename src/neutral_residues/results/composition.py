@@ -25,8 +25,8 @@ class Composition(Part):
     names: list[Annotated[str, Field(pattern=f"^{NAME}$")]] = Field(min_length=2)
     """Of the extensions, and of the subfolders that hold them."""
     over: int | None = Field(ge=1)
-    """Of the extensions whose gates are open at a token only the one is on whose gate was the
-    largest over so many tokens of the text; null: all are, as their gates say."""
+    """Number of last tokens over which gates are compared: of the extensions whose gates are open
+    at a token, only the one with the largest gate is active; null: all are active."""
 
 
 def write_composition(folder: Path, composition: Composition) -> None:
