@@ -33,6 +33,15 @@ def test_a_terminal_shows_the_last_line_of_each_running_cell(tmp_path: Path) -> 
     assert "1/2" in printed.getvalue()
 
 
+def test_elsewhere_a_cell_that_starts_names_its_log_at_once(tmp_path: Path) -> None:
+    (cell,) = expand(comparison(tmp_path, seeds=[0])).trained
+    printed = io.StringIO()
+    with CompareDisplay(Console(file=printed, force_terminal=False, width=40)) as display:
+        display.on_begin(1)
+        display.on_cell_begin(cell, tmp_path / "log")
+        assert printed.getvalue() == f"{cell.name}  starts, prints to {tmp_path / 'log'}\n"
+
+
 @pytest.mark.slow
 def test_a_comparison_and_its_report(tmp_path: Path, neutral: Neutral) -> None:
     write_run(tmp_path, run_values(tmp_path, steps=2), "tiny.yaml")

@@ -67,7 +67,8 @@ def _group_row(group: str, members: list[CellPlan]) -> list[str]:
 
 
 class CompareDisplay(CompareCallback):
-    """A line for each cell that ends; on a terminal also a bar, and the last line of each log."""
+    """A line for each cell that ends. On a terminal also a bar, and the last line of each log;
+    elsewhere a line for each cell that starts, with its log."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
@@ -95,6 +96,8 @@ class CompareDisplay(CompareCallback):
         self.cells = self.progress.add_task("cells", total=num_cells)
 
     def on_cell_begin(self, cell: Cell, log: Path) -> None:
+        if not self.console.is_terminal:
+            self._print(f"{cell.name}  starts, prints to {log}")
         self.running[cell.name] = self.progress.add_task(cell.name, total=1, log=log)
 
     def on_cell_end(self, cell: Cell, result: Record | str, seconds: float) -> None:
