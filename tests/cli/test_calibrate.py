@@ -13,10 +13,12 @@ from neutral_residues.config.run import make_run
 from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.evaluation.tasks.cache import weights_key
 from neutral_residues.results.calibration import read_calibration
-from neutral_residues.results.store import read_record
+from neutral_residues.results.record import Sample
+from neutral_residues.results.store import read_record, write_record
 from neutral_residues.tuner.gates import extension_digest, gates
 from tiny_run import SOURCE_WORDS, TARGET_WORDS, make_text, method_values
 
+SAMPLE = {"prompt": "a cat", "backbone": "no", "extended": "yes"}
 LOOSE = ("--at-most", "30%", "--confidence", "0.8")
 
 
@@ -73,6 +75,66 @@ def test_a_promise_and_its_end(finished: Path, text: str, neutral: Neutral) -> N
     assert config_of(finished) == plain
     assert read_record(finished / "record.json").promise is None
     assert_one_line(neutral("calibrate", finished, "--remove"), "is not calibrated")
+
+
+def test_the_record_of_the_run_is_measured_anew(
+    finished: Path, text: str, tmp_path: Path, neutral: Neutral
+) -> None:
+    path, run, sample = finished / "record.json", finished / "run.yaml", Sample(**SAMPLE)
+    run.write_text(run.read_text().replace("kl: false", "kl: true"))
+    trained = read_record(path).model_copy(update={"samples": [sample]})
+    write_record(path, trained)
+    assert trained.is_current
+    code, printed = neutral("calibrate", finished, "--on", text, *LOOSE, "--over", 1)
+    assert code == 0, printed
+    assert f"anew: neutral evaluate {finished} --into-record" in printed
+    record = read_record(path)
+    assert not record.is_current
+    assert record.sets == trained.sets
+
+    def page() -> str:
+        assert neutral("report", finished)[0] == 0
+        return (finished / "report" / "summary.md").read_text()
+
+    assert "as trained, before it was calibrated" in page()
+    # What the record holds is measured anew as a whole, or not at all.
+    write_record(path, record.model_copy(update={"chat": [sample]}))
+    renew = ("evaluate", finished, "--into-record")
+    assert_one_line(neutral(*renew), "thresholds have changed", "nothing for --chat FILE")
+    assert_one_line(neutral(*renew, "--context", 16), "--context does not go with --into-record")
+    write_record(path, record)
+    # Beside each other they are two rows of one run.
+    apart, both = tmp_path / "calibrated.json", tmp_path / "both"
+    assert neutral("evaluate", finished, "--output", apart)[0] == 0
+    assert neutral("report", finished, apart, "--output", both)[0] == 0
+    rows = (both / "summary.md").read_text().splitlines()
+    assert [row.split("|")[1].strip() for row in rows if row.startswith("| neutral")][:2] == [
+        "neutral",
+        "neutral, calibrated",
+    ]
+    code, printed = neutral(*renew)
+    assert code == 0, printed
+    assert "those of the extension as it is now" in printed
+    renewed = read_record(path)
+    assert renewed.is_current
+    assert renewed.promise == record.promise
+    (cost,) = record.promise.costs if record.promise else ()
+    assert renewed.sets["fr"].extended_bits_per_byte == pytest.approx(cost.calibrated)
+    assert renewed.sets["en"].kl_nats_per_token is not None, "as the run measured"
+    assert (renewed.curve, renewed.cost) == (trained.curve, trained.cost)
+    assert not renewed.samples
+    assert "with these thresholds" in page()
+    assert f"{cost.calibrated:.3f}" in (finished / "extension" / "README.md").read_text()
+    code, printed = neutral("calibrate", finished, "--remove")
+    assert "anew: neutral evaluate" in printed
+    assert "with these thresholds, removed since" in page()
+    assert neutral(*renew)[0] == 0
+    again = read_record(path)
+    assert again.is_current
+    assert again.promise is None
+    assert again.sets["fr"].extended_bits_per_byte == pytest.approx(
+        trained.sets["fr"].extended_bits_per_byte
+    )
 
 
 def test_an_extension_without_its_run(

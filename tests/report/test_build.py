@@ -88,7 +88,8 @@ def test_records_of_an_evaluation_alone(tmp_path: Path) -> None:
     bare: dict[str, Any] = {"kind": "evaluate", "curve": [], "samples": [], "gates": []}
     bare |= {"validation_sets": {}, "cost": Cost()}
     for name in ("one", "two"):
-        config = {"extension": f"runs/{name}", "context_tokens": 128, "stride_tokens": 64}
+        windows = {"context_tokens": 128, "stride_tokens": 64}
+        config = {"extension": f"runs/{name}", "evaluation": windows}
         record = make_record().model_copy(update={**bare, "config": config})
         write_record(tmp_path / f"{name}.json", record)
     report = write_report([tmp_path / "one.json", tmp_path / "two.json"], tmp_path / "report")

@@ -53,8 +53,22 @@ def test_the_table() -> None:
     (row,) = table.rows
     assert row.name == "neutral, pubmed"
     texts = [column.cells[0].text for column in table.columns]
-    assert texts == [PROMISE.sentence, "6.00 → 0.40", "94.00 → 99.60", "1.5"]
+    before = "as trained, before it was calibrated"
+    assert texts == [PROMISE.sentence, "6.00 → 0.40", "94.00 → 99.60", "1.5", before]
     assert shown_section(section)["promises_table"] == table
+
+
+def test_with_which_thresholds_a_record_was_measured() -> None:
+    other = PROMISE.model_copy(update={"over": 8})
+    for promise, measured, said in (
+        (PROMISE, PROMISE, "with these thresholds"),
+        (PROMISE, other, "with earlier thresholds"),
+        (None, PROMISE, "with these thresholds, removed since"),
+    ):
+        record = make_record(promise=promise, measured_promise=measured)
+        table = promises_table(make_section(record))
+        assert table is not None
+        assert table.columns[-1].cells[0].text == said
 
 
 def test_the_card() -> None:

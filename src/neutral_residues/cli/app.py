@@ -188,7 +188,7 @@ def evaluate(
     ] = None,
     kl: Annotated[bool, _option("Also the KL divergence from the backbone.", "--kl")] = False,
     into_record: Annotated[
-        bool, _option("Put scores and answers into the finished run's own record.", "--into-record")
+        bool, _option("Put what is measured into the finished run's own record.", "--into-record")
     ] = False,
 ) -> None:
     """Measure backbone and extended model on sets of text and on tasks; keeps finished tasks."""
@@ -199,9 +199,11 @@ def evaluate(
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     options: dict[str, Any] = {"tasks": names, "limit": limit, "task_data": task_data}
     options |= {"num_fewshot": num_fewshot, "chat": chat}
-    command.check_task_options(folder, **options, into_record=into_record)
+    apart = {"--set": sets, "--context": context, "--stride": stride}
+    command.check_options(folder, **options, into_record=into_record, apart=apart)
     windows: dict[str, Any] = {"context": context, "stride": stride}
-    record = command.evaluate_folder(folder, sets=sets or (), kl=kl, **windows, **options)
+    options |= windows | {"into_record": into_record}
+    record = command.evaluate_folder(folder, sets=sets or (), kl=kl, **options)
     command.save(record, folder, output, into_record=into_record)
 
 

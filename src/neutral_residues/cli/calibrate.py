@@ -12,8 +12,10 @@ from neutral_residues.cli.evaluate import corpus_of
 from neutral_residues.cli.tables import new_table, print_warnings
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.evaluate_saved import windows_for
-from neutral_residues.evaluation.saved import load_saved
+from neutral_residues.evaluation.saved import Saved, load_saved
 from neutral_residues.results.promise import Promise
+from neutral_residues.results.run_folder import RunFolder
+from neutral_residues.results.store import read_record
 from neutral_residues.training.progress import RunProgress
 
 AVERAGE = "average"
@@ -65,13 +67,23 @@ def calibrate_folder(
     print_warnings(unknown, console=console)
     print_promise(calibration.promise, found, console=console)
     console.print(f"thresholds: part of the extension in {saved.weights}", highlight=False)
+    _say_what_the_record_is_of(saved, console)
 
 
 def remove(folder: Path) -> None:
     """Take the thresholds away, and say so."""
     saved = load_saved(folder)
     remove_calibration(saved)
-    Console().print(f"{saved.weights}: as it was trained", highlight=False)
+    console = Console()
+    console.print(f"{saved.weights}: as it was trained", highlight=False)
+    _say_what_the_record_is_of(saved, console)
+
+
+def _say_what_the_record_is_of(saved: Saved, console: Console) -> None:
+    run = RunFolder(saved.folder)
+    if run.is_finished and not read_record(run.record).is_current:
+        line = f"its record was measured before; anew: neutral evaluate {run.path} --into-record"
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def print_promise(promise: Promise, found: Found, *, console: Console) -> None:

@@ -1,6 +1,6 @@
 """`neutral evaluate`: a saved extension and its backbone, measured on text and on tasks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +19,9 @@ from neutral_residues.evaluation.evaluate_saved import (
 from neutral_residues.evaluation.saved import Saved, load_saved
 from neutral_residues.evaluation.tasks.cache import weights_key
 from neutral_residues.evaluation.tasks.runner import TaskPlan, measure_tasks
+from neutral_residues.results.model_card import write_card
 from neutral_residues.results.record import Record, Sample, TaskScore
+from neutral_residues.results.renewal import check_renewal, renewed
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.results.store import read_record, write_record
 from neutral_residues.training.progress import MeasuringDisplay, RunProgress
@@ -37,6 +39,7 @@ def evaluate_folder(
     num_fewshot: int | None = None,
     task_data: Path | None = None,
     chat: Path | None = None,
+    into_record: bool = False,
     console: Console | None = None,
 ) -> Record:
     """Print backbone and extended model on every set and task.
@@ -60,13 +63,22 @@ def evaluate_folder(
         saved, tasks, streams, windows, limit=limit, num_fewshot=num_fewshot, task_data=task_data
     )
     prompts = read_prompts(chat) if chat else []
+    if into_record:
+        names = [task.name for task in plan.tasks]
+        own_record = read_record(RunFolder(folder).record)
+        check_renewal(own_record, saved.promise, tasks=names, with_chat=bool(prompts))
     longest = saved.evaluation.chat_tokens
     check_prompts(prompts, saved.model.config, saved.tokenizer, max_new_tokens=longest)
     for line in plan.missing:
         console.print(line, highlight=False)
     with MeasuringDisplay(console) as display:
         record = evaluate_saved(
-            saved, streams, windows, backbone_streams=own, kl=kl, on_progress=display.on_progress
+            saved,
+            streams,
+            windows,
+            backbone_streams=own,
+            kl=kl or (saved.evaluation.kl and not corpora),
+            on_progress=display.on_progress,
         )
     if record.sets:
         print_sets(record, console=console)
@@ -82,7 +94,7 @@ def evaluate_folder(
     return record
 
 
-def check_task_options(
+def check_options(
     folder: Path,
     tasks: Sequence[str],
     *,
@@ -91,11 +103,11 @@ def check_task_options(
     task_data: Path | None,
     chat: Path | None,
     into_record: bool,
+    apart: Mapping[str, object],
 ) -> None:
-    """Raise for options that would do nothing."""
+    """Raise for options that would do nothing; `apart`: those that change what is measured, and so
+    do not go into the record of the run, by name."""
     given = {"--limit": limit, "--num-fewshot": num_fewshot}
-    if chat is None:
-        given["--into-record"] = into_record or None
     useless = [name for name, value in given.items() if value is not None]
     if useless and not tasks and task_data is None:
         do = "name tasks, for example --tasks quick"
@@ -104,26 +116,30 @@ def check_task_options(
         raise UserError("--limit", got=limit, allowed="2 or more")
     if num_fewshot is not None and num_fewshot < 0:
         raise UserError("--num-fewshot", got=num_fewshot, allowed="0 or more")
+    other = next((name for name, value in apart.items() if value), None)
+    if into_record and other:
+        what = f"{other} does not go with --into-record, which measures what the run measured"
+        raise UserError(what, do="use --output")
     if into_record and not RunFolder(folder).is_finished:
         what = f"--into-record needs a finished run; {folder} has no record.json"
         raise UserError(what, do="use --output")
 
 
 def save(record: Record, folder: Path, output: Path | None, *, into_record: bool) -> None:
-    """Write the record to `output`, and its tasks and chat answers into the record of the run in
-    `folder`."""
+    """Write the record to `output`, and into that of the run in `folder` and its model card."""
     console = Console()
     if output is not None:
         write_record(output, record)
         console.print(f"record: {output}", highlight=False)
-    if into_record:  # replaces a task that the run's record has already
-        path, new = RunFolder(folder).record, {task.name for task in record.tasks}
-        own = read_record(path)
-        tasks = [task for task in own.tasks if task.name not in new] + record.tasks
-        chat = record.chat or own.chat
-        write_record(path, own.model_copy(update={"tasks": tasks, "chat": chat}))
-        num_tasks = len({task.name for task in tasks})
-        console.print(f"record: {path} holds {num_tasks} tasks", highlight=False)
+    if into_record:
+        run = RunFolder(folder)
+        earlier = read_record(run.record)
+        whole = renewed(earlier, record)
+        write_record(run.record, whole)
+        write_card(run.weights, whole)
+        console.print(f"record: {run.record} holds {len(whole.main_scores)} tasks", highlight=False)
+        if not earlier.is_current:
+            console.print("its numbers are those of the extension as it is now", highlight=False)
 
 
 def _measure_tasks(saved: Saved, plan: TaskPlan, console: Console) -> list[TaskScore]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from neutral_residues.config.data import Corpus
 from neutral_residues.data.run_data import RunData
@@ -99,9 +100,6 @@ def evaluate_saved(
             tokenizer=saved.tokenizer,
             on_progress=on_progress,
         )
-    run, keys = saved.config, {"model", "revision", "label", "budget", "seed"}
-    measured = {"context_tokens": windows.context_tokens, "stride_tokens": windows.stride_tokens}
-    settings = run.model_dump(mode="json", include=keys) if run else {}
     key = tokenizer_key(saved.backbone_tokenizer)
     spliced = measure_spliced(
         saved.model,
@@ -113,10 +111,19 @@ def evaluate_saved(
     )
     return Record(
         kind="evaluate",
-        method=run.method if run else "neutral",
+        method=saved.config.method if saved.config else "neutral",
         sets=results,
         spliced=spliced,
         promise=saved.promise,
+        measured_promise=saved.promise,
         provenance=provenance(device=saved.device.type, tokenizer_key=key),
-        config=settings | {"extension": str(saved.folder)} | measured,
+        config=_settings(saved, windows),
     )
+
+
+def _settings(saved: Saved, windows: Windows) -> dict[str, Any]:
+    """The run that made the extension, as far as it is known, with the windows measured in."""
+    alone: dict[str, Any] = {"model": saved.backbone_name, "extension": str(saved.folder)}
+    settings = saved.config.model_dump(mode="json") if saved.config else alone
+    measured = {"context_tokens": windows.context_tokens, "stride_tokens": windows.stride_tokens}
+    return settings | {"evaluation": settings.get("evaluation", {}) | measured}

@@ -16,9 +16,10 @@ NOT_A_SETTING = re.compile(
 )
 """Settings that do not distinguish points: they change no weight, or all records of a section agree
 in them."""
-CONTEXT_KEYS = ("evaluation.context_tokens", "context_tokens", "data.block_tokens")
-STRIDE_KEYS = ("evaluation.stride_tokens", "stride_tokens")
-"""Where windows are set: by a run, by `neutral evaluate`, by default."""
+CALIBRATED = {"kind", "at_most", "confidence", "rise_percent", "form", "over", "dial"}
+CONTEXT_KEYS = ("evaluation.context_tokens", "data.block_tokens")
+STRIDE_KEYS = ("evaluation.stride_tokens",)
+"""Where windows are set: by themselves, or by default."""
 
 
 def shown_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,8 +33,11 @@ def shown_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def point_settings(record: Record) -> dict[str, Any]:
     """The settings that distinguish points: the configuration without those in which seeds may
-    differ."""
+    differ, and how a calibrated extension was calibrated."""
     settings = shown_settings(record.config) | {"label": record.label, "method": record.method}
+    if record.measured_promise:
+        calibrated = record.measured_promise.model_dump(include=CALIBRATED)
+        settings |= shown_settings({"promise": calibrated})
     return {key: settings[key] for key in settings if not NOT_A_SETTING.fullmatch(key)}
 
 

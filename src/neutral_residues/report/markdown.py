@@ -7,6 +7,7 @@ from neutral_residues.report.aggregate import Section
 from neutral_residues.report.benchmarks import benchmark_table
 from neutral_residues.report.load import Collection
 from neutral_residues.report.page import environment
+from neutral_residues.report.promises import promises_table
 from neutral_residues.report.tables import equal_learning_table, summary_table, unfinished_table
 from neutral_residues.report.tasks import tasks_table
 from neutral_residues.report.verdict import moved, task_sentences, verdict
@@ -16,7 +17,8 @@ def summary(
     collection: Collection, sections: Sequence[Section], pictures: Sequence[Mapping[str, str]]
 ) -> str:
     """The whole text; `pictures` has, for each section, what a figure shows -> its file name."""
-    parts = (verdict, summary_table, equal_learning_table, moved, tasks_table, task_sentences)
+    tables = (summary_table, equal_learning_table, tasks_table, promises_table)
+    parts = (*tables, verdict, moved, task_sentences)
     text = (
         environment(autoescape=False, escaped=escaped)
         .get_template("summary.md.jinja")

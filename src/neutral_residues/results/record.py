@@ -165,7 +165,6 @@ NUMBER = (int, float)
 READ_SETTINGS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("label", "model", "revision", "output", "scaling.trained"), (str,)),
     **dict.fromkeys(("seed", "training.steps", "data.block_tokens"), (int,)),
-    **dict.fromkeys(("context_tokens", "stride_tokens"), (int,)),
     **dict.fromkeys(("evaluation.context_tokens", "evaluation.stride_tokens"), (int,)),
     **dict.fromkeys(("budget", "data.source_share", "scaling.share"), NUMBER),
     "training.learning_rate": NUMBER,
@@ -207,8 +206,9 @@ class Record(Part):
     tasks: list[TaskScore] = Field(default=[])
     """Scores of tasks, each task once by a metric, its main one first."""
     promise: Promise | None = None
-    """What its thresholds promise; null for an extension that is not calibrated, as when it was
-    measured above."""
+    """What the extension's thresholds promise; null where it is not calibrated."""
+    measured_promise: Promise | None = None
+    """The same while it was measured; null: as it was trained."""
     cost: Cost = Cost()
     """Time, memory and weights."""
     provenance: Provenance
@@ -218,8 +218,14 @@ class Record(Part):
 
     @property
     def label(self) -> str:
-        """The run's name in tables."""
-        return str(self.config.get("label") or self.method)
+        """The run's name in tables, and whether it was measured calibrated."""
+        name = str(self.config.get("label") or self.method)
+        return f"{name}, calibrated" if self.measured_promise else name
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the extension's thresholds are those that it was measured with."""
+        return self.promise == self.measured_promise
 
     @property
     def main_scores(self) -> list[TaskScore]:

@@ -1,0 +1,46 @@
+"""What `neutral evaluate RUN --into-record` makes of the record of a finished run. No torch.
+
+Scores and answers are added. Where the extension's thresholds have changed since the record was
+measured, everything in it is replaced: one record never holds numbers of two extensions.
+"""
+
+from collections.abc import Collection
+
+from neutral_residues.errors import UserError
+from neutral_residues.results.promise import Promise
+from neutral_residues.results.record import Record
+
+
+def check_renewal(
+    own: Record, promise: Promise | None, *, tasks: Collection[str], with_chat: bool
+) -> None:
+    """Raise a UserError unless everything that `own` holds will be measured, where it has to be.
+
+    Args:
+        own: the record of the run.
+        promise: that of the extension as it is now.
+        tasks: names of the tasks that will be measured.
+        with_chat: whether chat prompts will be answered.
+    """
+    if promise == own.measured_promise:
+        return
+    names = [task.name for task in own.main_scores if task.name not in tasks]
+    options = [f"--tasks {','.join(names)}"] if names else []
+    if own.chat and not with_chat:
+        options.append("--chat FILE")
+    if options:
+        what = "thresholds have changed since the record was measured, so all of it is replaced"
+        do = "add it, or keep this measurement apart with --output"
+        raise UserError(what, got=f"nothing for {' and '.join(options)}", do=do)
+
+
+def renewed(own: Record, new: Record) -> Record:
+    """`own` with the tasks and chat answers of `new`; if thresholds have changed in between, with
+    everything of `new`, and without samples and gate maps, which are only made after training."""
+    measured = {task.name for task in new.tasks}
+    tasks = [task for task in own.tasks if task.name not in measured] + new.tasks
+    parts: dict[str, object] = {"tasks": tasks, "chat": new.chat or own.chat}
+    if new.measured_promise != own.measured_promise:
+        names = ("sets", "spliced", "promise", "measured_promise")
+        parts |= {name: getattr(new, name) for name in names} | {"samples": [], "gates": []}
+    return own.model_copy(update=parts)
