@@ -2,16 +2,20 @@
 
 import pytest
 
-from neutral_residues.report.scatter import grammar, razor
+from neutral_residues.report.scatter import grammar, kept, razor
+from neutral_residues.report.tables import summary_table
+from neutral_residues.report.verdict import verdict
 from neutral_residues.results.record import Record
 from synthetic import make_record, make_section, score
 
 
-def with_kl(record: Record, nats: float) -> Record:
-    """`nats` per token on French."""
-    found = record.sets["fr"]
-    changed = found.model_copy(update={"kl_nats": nats * found.num_tokens})
-    return record.model_copy(update={"sets": record.sets | {"fr": changed}})
+def with_kl(record: Record, nats: float, *sets: str) -> Record:
+    """`nats` per token on French, or on other sets."""
+    changed = {}
+    for name in sets or ("fr",):
+        found = record.sets[name]
+        changed[name] = found.model_copy(update={"kl_nats": nats * found.num_tokens})
+    return record.model_copy(update={"sets": record.sets | changed})
 
 
 def test_one_mark_for_each_point_that_has_the_task() -> None:
@@ -51,3 +55,23 @@ def test_forgetting_against_kl_where_every_seed_has_it() -> None:
     marks = {trace.name: (trace.x[0], trace.y[0]) for trace in plot.figure.data}
     assert marks == {"neutral": pytest.approx((2.5, 0.6)), "backbone": (0, 0)}
     assert razor(make_section(make_record())) == []
+
+
+def test_learning_against_the_kl_on_source_text() -> None:
+    neutral = make_record(bits=2.1, forgetting=-0.1)
+    sources = [name for name in neutral.sets if neutral.sets[name].role == "source"]
+    lora = with_kl(make_record("lora", bits=2.0, forgetting=-3.0), 0.3, *sources)
+    section = make_section(with_kl(neutral, 0.004, *sources), lora, make_record("adapter"))
+    (plot,) = kept(section)
+    marks = {trace.name: (trace.x[0], trace.y[0]) for trace in plot.figure.data}
+    assert marks == {
+        "neutral": pytest.approx((0.004, 2.1)),
+        "lora": pytest.approx((0.3, 2.0)),
+        "backbone": pytest.approx((0, 4.0)),
+    }
+    # Bits per byte alone would say that LoRA is better on both sides.
+    assert "nats per token: neutral 0.004, lora 0.300." in verdict(section)
+    assert "bits per byte hide what was lost" in verdict(section)
+    (column,) = (it for it in summary_table(section).columns if it.name.startswith("KL"))
+    assert [cell.text for cell in column.cells] == ["0.0040", "0.3000", "–"]
+    assert kept(make_section(with_kl(neutral, 0.004, *sources[:-1]))) == []

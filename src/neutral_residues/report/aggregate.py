@@ -179,6 +179,14 @@ class Point:
         known = [bits for bits in found if bits is not None]
         return Spread.over(known) if len(known) == len(found) else None
 
+    def kl(self, role: Role) -> Spread | None:
+        """KL divergence from the backbone in nats per token, mean over the sets of that role; None
+        unless all seeds have it for all of them."""
+        found = [list(sets_of(run.record, role).values()) for run in self.runs]
+        if any(result.kl_nats_per_token is None for results in found for result in results):
+            return None
+        return self._mean(role, lambda result: result.kl_nats_per_token or 0.0)
+
     def _by_set(self, role: Role, value: Callable[[SetResult], float]) -> dict[str, Spread]:
         return {
             name: Spread.over([value(run.record.sets[name]) for run in self.runs])

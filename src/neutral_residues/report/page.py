@@ -20,7 +20,7 @@ from neutral_residues.report.gate_heatmap import STEPS, heat_texts
 from neutral_residues.report.load import Collection
 from neutral_residues.report.plots import layers, plane, training
 from neutral_residues.report.promises import promises_table
-from neutral_residues.report.scatter import grammar, razor
+from neutral_residues.report.scatter import grammar, kept, razor
 from neutral_residues.report.spliced import spliced_plots, spliced_table
 from neutral_residues.report.style import styles
 from neutral_residues.report.tables import (
@@ -99,7 +99,7 @@ def figure_json(plot: Plot) -> str:
 def shown_section(section: Section) -> dict[str, Any]:
     """The parts of a section for the template, each under the name of its function."""
     tables = (points_table, equal_learning_table, tasks_table, worst_documents, cost_table)
-    plots = (plane, task_plots, grammar, razor, training, change_plots, layers, heat_texts)
+    plots = (plane, kept, task_plots, grammar, razor, training, change_plots, layers, heat_texts)
     spliced = (spliced_table, spliced_plots, promises_table)
     words = (verdict, task_sentences, few_tokens, samples)
     shown = {part.__name__: part(section) for part in (*tables, *plots, *spliced, *words)}

@@ -5,7 +5,8 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from neutral_residues.report.aggregate import Point, Section, Spread, sets_of
+from neutral_residues.config.data import Role
+from neutral_residues.report.aggregate import Point, Section, Spread
 from neutral_residues.report.figure import Plot, add_points, empty_figure, error_bars, hover
 from neutral_residues.report.formatting import number
 from neutral_residues.report.style import GREY, limits, shortened, styles
@@ -15,6 +16,8 @@ from neutral_residues.results.wording import factor_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+NATS = "nats per token"
 
 
 def grammar(section: Section) -> list[Plot]:
@@ -49,19 +52,38 @@ def grammar(section: Section) -> list[Plot]:
     return plots
 
 
+def kept(section: Section) -> list[Plot]:
+    """Bits per byte on the target against the KL divergence from the backbone on source text, if
+    that was measured. Unlike the change of bits per byte it is 0 for nothing but the backbone's own
+    predictions, also where any training makes the source text easier."""
+    kl = _kl(section, "source")
+    if not kl:
+        return []
+    bits = {point: point.bits for point in kl}
+    columns = (
+        numbers("KL on source, mean", kl.values(), 4, NATS, "lower is better"),
+        numbers(f"bits per byte, {section.name}", bits.values(), 4, BITS, "lower is better"),
+    )
+    figure = _scatter(section, kl, bits, start=(0.0, section.backbone_bits))
+    near = [point for point in section.cropped_points if point in kl] or list(kl)
+    figure.update_yaxes(range=limits([bits[point].mean for point in near]))
+    figure.update_xaxes(title="KL on source text, nats per token, left is good", zeroline=True)
+    name = html.escape(shortened(section.name))
+    start = f"the backbone's: {number(section.backbone_bits)}"
+    figure.update_yaxes(title=f"bits per byte, {name} ({start}), down is good")
+    alt = f"Bits per byte on {section.name} against the KL divergence on source text."
+    return [Plot("Learnt, and what stayed", figure, alt, _table(kl, columns))]
+
+
 def razor(section: Section) -> list[Plot]:
     """Forgetting against the KL divergence from the backbone on the target sets, if that was
     measured: how far a model moved, and what it lost."""
-    kl = {
-        point: Spread.over([statistics.fmean(values) for values in by_seed])
-        for point in section.points
-        if (by_seed := _target_kl(point))
-    }
+    kl = _kl(section, "target")
     if not kl:
         return []
     forgetting = {point: point.forgetting for point in kl}
     columns = (
-        numbers("KL on the target", kl.values(), 3, "nats per token"),
+        numbers("KL on the target", kl.values(), 3, NATS),
         numbers("forgetting, mean", forgetting.values(), 2, "%", "lower is better", signed=True),
     )
     figure = _scatter(section, kl, forgetting, start=(0.0, 0.0))
@@ -83,14 +105,9 @@ def _target_tasks(section: Section) -> dict[str, dict[Point, list[TaskScore]]]:
     return found
 
 
-def _target_kl(point: Point) -> list[list[float]]:
-    """Nats per token of each target set, by seed; empty unless all were measured."""
-    found = [
-        [result.kl_nats_per_token for result in sets_of(run.record, "target").values()]
-        for run in point.runs
-    ]
-    known = [[kl for kl in by_set if kl is not None] for by_set in found]
-    return known if known == found else []
+def _kl(section: Section, role: Role) -> dict[Point, Spread]:
+    """Of each point that was measured so."""
+    return {point: kl for point in section.points if (kl := point.kl(role)) is not None}
 
 
 def _scatter(

@@ -16,7 +16,7 @@ from neutral_residues.report.aggregate import Section
 from neutral_residues.report.figure import Plot
 from neutral_residues.report.gate_heatmap import STEPS, HeatText, HeatToken, heat_texts
 from neutral_residues.report.plots import gates_by_layer, plane, trade_off, training
-from neutral_residues.report.scatter import grammar, razor
+from neutral_residues.report.scatter import grammar, kept, razor
 from neutral_residues.report.spliced import spliced_plots
 from neutral_residues.report.style import DASHES, GREY, MARKERS, shortened
 from neutral_residues.results.record import Record
@@ -47,6 +47,7 @@ def draw_section(section: Section, folder: Path, prefix: str) -> dict[str, str]:
     wide = 6.4 if len(section.curves) <= LEGEND_INSIDE else 8.6
     rows = (
         ("plane", "Forgetting against learning", [_plane(section)], wide, 4.8),
+        ("kept", "KL from the backbone on source text", kept(section), wide, 4.8),
         ("training", "Bits per byte through training", training(section), 3.6, 3.4),
         ("layers", "Gates on the wrong side, by layer", gates_by_layer(section), 4.0, 3.4),
         ("spliced", "Gates after a switch of language", spliced_plots(section), 4.0, 3.4),

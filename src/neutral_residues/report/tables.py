@@ -115,6 +115,7 @@ def points_table(section: Section) -> Table:
         _same_answers(points),
         numbers("gates open on source", _wrong(points, "source"), 1, "%", LOWER),
         numbers("gates closed on target", _wrong(points, "target"), 1, "%", LOWER),
+        *_source_kl(points),
         *_single_sets(section),
         _new_weights(points, good=LOWER),
         Column("on the Pareto front", on_front),
@@ -129,6 +130,7 @@ def summary_table(section: Section) -> Table:
     """The points that represent their curve, in few columns."""
     rows = section.rows
     columns = [_rates(rows), _seeds(rows), _new_weights(rows), *_sides(section, rows)]
+    columns += _source_kl(rows)
     if any(point.same_answers_percent for point in rows):
         columns.append(_same_answers(rows))
     return Table(row_names(rows, section), tuple(columns))
@@ -208,6 +210,13 @@ def _sides(section: Section, points: Sequence[Point]) -> list[Column]:
         numbers(f"bits per byte, {name}", [p.bits for p in points], 4, BITS, LOWER),
         numbers(f"change, {name}", learning, 2, "%", LOWER, signed=True),
     ]
+
+
+def _source_kl(points: Sequence[Point]) -> list[Column]:
+    """How far predictions on source text are from the backbone's, if that was measured."""
+    kl = [point.kl("source") for point in points]
+    unit = "nats per token"
+    return [numbers("KL on source, mean", kl, 4, unit, LOWER)] if any(kl) else []
 
 
 def _same_answers(points: Sequence[Point]) -> Column:

@@ -13,6 +13,9 @@ from neutral_residues.report.pareto import Comparison, compare_with_neutral, par
 from neutral_residues.report.tasks import TaskResult, task_results
 from neutral_residues.results.wording import change_in_words
 
+ROWS_NAMED = 6
+EASIER_PERCENT = -0.5
+"""Forgetting below this is source text that became easier, not noise."""
 TASKS_NAMED = 3
 """For a language with more tasks than this their mean is given."""
 
@@ -22,10 +25,27 @@ def verdict(section: Section) -> str:
     methods."""
     comparison = compare_with_neutral(section)
     if comparison is not None:
-        return f"{_both_sides(section, comparison.reference)} {_others(section, comparison)}"
-    most = min(section.rows, key=lambda point: point.bits.mean)
-    front = ", ".join(dict.fromkeys(point.name for point in pareto_front(section.points)))
-    return f"{_both_sides(section, most)} On the Pareto front: {front}."
+        found = [_both_sides(section, comparison.reference), _others(section, comparison)]
+    else:
+        most = min(section.rows, key=lambda point: point.bits.mean)
+        front = ", ".join(dict.fromkeys(point.name for point in pareto_front(section.points)))
+        found = [_both_sides(section, most), f"On the Pareto front: {front}."]
+    return " ".join([*found, *_distances(section)])
+
+
+def _distances(section: Section) -> list[str]:
+    """How far predictions on source text moved, nearest first, if that was measured; and what it is
+    good for, where source text became easier."""
+    kl = {point: it for point in section.rows if (it := point.kl("source")) is not None}
+    if not kl:
+        return []
+    near = sorted(kl, key=lambda point: kl[point].mean)[:ROWS_NAMED]
+    named = ", ".join(f"{section.row_name(point)} {number(kl[point])}" for point in near)
+    found = [f"KL from the backbone on source text, nats per token: {named}."]
+    if any(point.forgetting.mean < EASIER_PERCENT for point in kl):
+        easier = "Where source text became easier, bits per byte hide what was lost"
+        found.append(f"{easier}; KL does not.")
+    return found
 
 
 def _both_sides(section: Section, point: Point) -> str:
