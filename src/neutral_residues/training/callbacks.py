@@ -1,4 +1,4 @@
-"""Callbacks of a training: measurements, display, step times; handling of SIGINT and SIGTERM."""
+"""Trainer callbacks: measurements, display, step times, handling of SIGINT and SIGTERM."""
 
 import signal
 import statistics
@@ -18,20 +18,24 @@ from neutral_residues.training.setup import Setup
 from neutral_residues.training.trainer import ExtensionTrainer
 
 WARMUP_STEPS = 3
-"""First steps of a process that are not timed: allocators and caches are cold."""
+"""First steps of a process, which are not timed: allocators and caches are cold."""
 
 
 def quick_results(
     setup: Setup, model: nn.Module, backbone_nats: dict[str, float] | None
 ) -> dict[str, SetResult]:
-    """The extended model on a part of the held-out text.
+    """Measures backbone and extended model on the first tokens of each held-out set.
 
     Args:
-        backbone_nats: nats of each part under the backbone; None before training, to measure them.
+        backbone_nats: for each set, nats of these tokens under the backbone, from an earlier call;
+            None to measure the backbone too.
+
+    Returns:
+        For each set, its results.
     """
     reference = None
     if backbone_nats is None:
-        # A new extension adds nothing yet, so one pass measures both sides.
+        # A new extension adds nothing yet, so one pass measures both models.
         reference = model if setup.begins_as_backbone else setup.reference()
     return evaluate(
         model,
@@ -46,18 +50,18 @@ def quick_results(
 
 
 class MeasureAndShow(TrainerCallback):
-    """Measures the extended model every `evaluate_every` steps, for the log and the display, and
-    passes steps and logs on to the display. Step 0 is the backbone, or the extension that training
-    starts from or stands beside.
+    """Measures the extended model every `training.evaluate_every` steps, for the log and the
+    display, and passes steps and logs to the display. The measurement at step 0 is that of the
+    backbone, or of the extensions of `start_from` and `beside`.
 
     Attributes:
-        seconds: time that measuring took after step 0.
+        seconds: time spent on measurements after step 0.
     """
 
     def __init__(self, setup: Setup, trainer: ExtensionTrainer, display: TrainingDisplay) -> None:
         self.setup, self.trainer, self.display = setup, trainer, display
         display.doing("measuring the held-out text before the first step")
-        # Also where a checkpoint will be loaded.
+        # Needed by a resumed run too: it holds the nats of the backbone.
         self.start = quick_results(setup, trainer.model, None)
         self.seconds = 0.0
 
@@ -88,14 +92,15 @@ class MeasureAndShow(TrainerCallback):
             for name, r in results.items()
             if r.neutral_share is not None
         }
-        # Trainer takes any log line for the one that is due at this step, and would skip that one.
+        # `log` resets this flag, and Trainer would then skip its own log line of this step.
         due = self.trainer.control.should_log
         self.trainer.log(logs)
         self.trainer.control.should_log = due
 
 
 class StepClock(TrainerCallback):
-    """Times each optimiser step from its first forward pass, without measuring and saving."""
+    """Times each optimiser step from its first forward pass; measuring and saving are not
+    included."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -110,21 +115,21 @@ class StepClock(TrainerCallback):
 
     @property
     def median_seconds(self) -> float | None:
-        """None if no step was done after those that warm up."""
+        """Median time of a step; None if no step followed the first `WARMUP_STEPS`."""
         steps = self.seconds[WARMUP_STEPS:]
         return statistics.median(steps) if steps else None
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGINT or SIGTERM on any rank, inside this context: a checkpoint and a stop after the step; a
-    second one stops now."""
+    """Inside this context, SIGINT or SIGTERM on any rank saves a checkpoint and stops training
+    after the current step; a second signal raises KeyboardInterrupt at once."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator, self.requested = accelerator, False
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> None:
-        with suppress(ValueError):  # not in the main thread, which alone can handle signals
+        with suppress(ValueError):  # only the main thread can handle signals
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._request)
 

@@ -1,4 +1,4 @@
-"""A checkpoint counts once it is complete: the digests of its files are written last."""
+"""Checkpoints that can be told complete: the digests of their files are written last."""
 
 import json
 import shutil
@@ -10,11 +10,11 @@ from neutral_residues.digest import DIGESTS, DamageError, check_digests, write_d
 from neutral_residues.files import flush_files, write_json
 
 SUMS = "sums.json"
-"""What the log had added up since its last line."""
+"""File of the sums for the next log line, which is incomplete when a checkpoint is saved."""
 
 
 def mark_complete(folder: Path, *, sums: dict[str, Any]) -> None:
-    """Write `sums`, flush every file to disk, then write their digests."""
+    """Write `sums`, flush every file of the checkpoint to disk, then write their digests."""
     write_json(folder / SUMS, sums)
     flush_files(folder)
     write_digests(folder)
@@ -27,17 +27,22 @@ def saved_sums(checkpoint: Path) -> dict[str, Any]:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Oldest first. One without digests was being written when the run died."""
+    """The complete checkpoints in `folder`, oldest first. One without digests was still being
+    written when the run ended."""
     complete = [p for p in folder.glob("checkpoint-*") if (p / DIGESTS).is_file()]
     return sorted(complete, key=lambda p: int(p.name.rsplit("-", 1)[1]))
 
 
 def last_checkpoint(folder: Path, *, on_damaged: Callable[[str], object]) -> Path | None:
-    """The newest checkpoint that is as it was saved; removes what an unfinished save left, and
-    damaged checkpoints that are newer, once `on_damaged` was told which.
+    """The newest complete and undamaged checkpoint, or None if there is no checkpoint. Deletes
+    incomplete checkpoints, and damaged ones that are newer than the one returned.
+
+    Args:
+        on_damaged: called with a message before a damaged checkpoint is deleted.
 
     Raises:
-        UserError: if there are only damaged ones, or the disk does not let us read one; they stay.
+        UserError: if every checkpoint is damaged, or one cannot be read; damaged ones are kept
+            then.
     """
     for leftover in folder.glob("checkpoint-*"):
         if not (leftover / DIGESTS).is_file():

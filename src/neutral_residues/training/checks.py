@@ -1,5 +1,5 @@
-"""What is checked of a run file against its model before the texts are read and the weights loaded;
-each raises a UserError."""
+"""Checks of a run file against its model, before texts are read and weights are loaded. Each
+function raises a UserError."""
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.integrations import get_reporting_integration_callbacks
@@ -14,11 +14,11 @@ from neutral_residues.evaluation.generate import check_prompt
 from neutral_residues.files import read_text
 
 SAMPLE_TOKENS = 60
-"""Tokens added to each prompt at the end of a run."""
+"""Tokens generated after each prompt of `evaluation.prompts` at the end of a run."""
 
 
 def check_context(config: RunConfig, model_config: PretrainedConfig) -> None:
-    """Rows and windows fit the model's context."""
+    """Check that training rows and evaluation windows fit the model's context."""
     longest = context_length(model_config)
     settings = {
         "data.block_tokens": config.data.block_tokens,
@@ -35,7 +35,8 @@ def check_samples(
     model_config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Prompts and chat prompts can be read, and fit the model's context with what is added."""
+    """Check that prompts and chat prompts can be read, and fit the model's context together with
+    their answers."""
     for prompt in evaluation.prompts:
         check_prompt(model_config, tokenizer, prompt, max_new_tokens=SAMPLE_TOKENS)
     if evaluation.chat:
@@ -44,7 +45,8 @@ def check_samples(
 
 
 def prepare_chats(tokenizer: PreTrainedTokenizerBase, data: DataSettings) -> None:
-    """Give the tokenizer the run's chat template; a UserError for chats without one."""
+    """Set the run's chat template on the tokenizer; a UserError if there are chats and no
+    template."""
     if data.chat_template:
         tokenizer.chat_template = read_text(data.chat_template)
     if any(corpus.chat for corpus in data.corpora):
@@ -52,7 +54,7 @@ def prepare_chats(tokenizer: PreTrainedTokenizerBase, data: DataSettings) -> Non
 
 
 def check_trackers(training: TrainingSettings) -> None:
-    """Each tracker of `report_to` is known and installed."""
+    """Check that each tracker of `training.report_to` is known and installed."""
     try:
         for callback in get_reporting_integration_callbacks(list(training.report_to)):
             callback()

@@ -1,4 +1,4 @@
-"""Domain labels through a collator: a row's labels end up where its tokens do, padded or packed."""
+"""A wrapper for data collators that pads or packs `domain_labels` exactly as `input_ids`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,13 @@ from neutral_residues.errors import UserError
 
 
 class DomainLabelCollator:
-    """Any collator, with `domain_labels` padded or packed exactly as its `input_ids` are."""
+    """Wraps a data collator, which need not know `domain_labels`: they are padded with -100 or
+    packed as it pads or packs `input_ids`. Batches in which no row has labels are not changed.
+
+    Raises:
+        UserError: when called, if only some rows have labels, a label is unknown, labels do not fit
+            the tokens, or the collator changed the order or number of tokens.
+    """
 
     def __init__(self, collator: Any) -> None:
         self.collator = collator
@@ -49,7 +55,8 @@ def _token_labels(given: Any, num_tokens: int) -> Tensor:
 def _aligned(
     labels: list[Tensor], ids: list[Tensor], batch_ids: Tensor, attention_mask: Tensor | None
 ) -> Tensor:
-    """`labels` where the collator put the tokens of `ids` in `batch_ids` (B, T), else IGNORE."""
+    """Labels (B, T): at each token of `ids` its label, wherever the collator put it in `batch_ids`
+    (B, T); IGNORE elsewhere."""
     has_mask = attention_mask is not None and attention_mask.shape == batch_ids.shape
     mask = attention_mask if has_mask else None
     tokens = torch.cat(ids).to(batch_ids.dtype)
@@ -65,7 +72,8 @@ def _aligned(
 
 
 def _placements(ids: list[Tensor], batch_ids: Tensor, mask: Tensor | None) -> list[Tensor]:
-    """Where tokens may be: on the left or on the right of each row, or all in one row (packed)."""
+    """Masks (B, T) of where the tokens may be: on the left or right of each row, or all in one row
+    (packed). The likelier one is first."""
     if all(len(row) == batch_ids.shape[1] for row in ids):
         return [torch.ones(len(ids), batch_ids.shape[1], dtype=torch.bool)]
     if batch_ids.shape[0] == len(ids):
@@ -74,5 +82,6 @@ def _placements(ids: list[Tensor], batch_ids: Tensor, mask: Tensor | None) -> li
         lengths = torch.tensor([[sum(map(len, ids))]])
     position = torch.arange(batch_ids.shape[1])
     left, right = position < lengths, position >= batch_ids.shape[1] - lengths
-    # Tokens may look like padding; a mask that covers the last column tells the side.
+    # A token may be equal to the padding token, so both may match. If the attention mask has ones
+    # in the whole last column, the padding is on the left.
     return [right, left] if mask is not None and mask[:, -1].all() else [left, right]

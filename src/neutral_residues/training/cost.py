@@ -1,4 +1,4 @@
-"""What a run costs: weights counted, memory estimated or measured."""
+"""Cost of a run: number of weights, and memory, estimated or measured."""
 
 import resource
 import sys
@@ -13,7 +13,7 @@ from neutral_residues.config.run import RunConfig
 from neutral_residues.tuner.blocks import num_weights_in
 
 ADAM_BYTES_PER_WEIGHT = 4 + 4 + 8
-"""A trained weight in float32: itself, its gradient, AdamW's two moments."""
+"""Bytes of a trained weight in float32: itself, its gradient, the two moments of AdamW."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class WeightCount:
     """Numbers of weights.
 
     Attributes:
-        num_backbone_weights: embeddings counted.
+        num_backbone_weights: of the backbone, with its embeddings.
         num_new_weights: added to the backbone.
-        num_trained_weights: with a gradient.
+        num_trained_weights: trainable ones (`requires_grad`).
     """
 
     num_backbone_weights: int
@@ -31,7 +31,7 @@ class WeightCount:
     num_trained_weights: int = 0
 
     def with_model(self, model: nn.Module) -> "WeightCount":
-        """After the method is attached."""
+        """The count for `model`, the backbone with a method attached."""
         parameters = list(model.parameters())
         total = sum(map(num_weights_in, parameters))
         return WeightCount(
@@ -49,13 +49,13 @@ class WeightCount:
 def training_memory_bytes(
     weights: WeightCount, config: RunConfig, model_config: Any, *, bf16: bool
 ) -> int:
-    """Rough estimate of what training adds at its peak: weights, AdamW, activations of one forward
-    pass, logits.
+    """Rough estimate of the peak memory of training on one device, in bytes: weights, AdamW's
+    state, activations of one forward pass, logits.
 
-    Activations are counted as 14 model widths and 4 FFN widths per token and layer, logits three
-    times in float32. What a method stores of its own, kernels and the allocator add to it: it can
-    be a third too low (LAB.md, "why a number moved, and advice held against real runs"). A trial
-    run measures instead.
+    Activations are counted as 14 hidden sizes and 4 FFN widths per token and layer, logits three
+    times in float32. Buffers of the method, kernels and the allocator are not counted, so the
+    estimate can be a third too low (LAB.md, "why a number moved, and advice held against real
+    runs"). A trial run measures instead.
     """
     trained, size = weights.num_trained_weights, 2 if bf16 else 4
     frozen = weights.num_backbone_weights + weights.num_new_weights - trained
@@ -69,12 +69,12 @@ def training_memory_bytes(
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak so far: of the GPU's allocator, or of this process where there is no GPU."""
+    """Peak memory so far, in bytes: of CUDA's allocator on a GPU, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.is_file():
-        # `getrusage` on Linux starts at the size of the parent process; this does not.
+        # On Linux, `getrusage` starts at the size of the parent process; VmHWM does not.
         lines = status.read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,11 +1,11 @@
-"""How fast a gate can move: its learning rate follows the size of the numbers that it reads.
+"""Learning rates of gates, raised where a gate's input x is small.
 
-A step of Adam changes every weight by about the learning rate, so the logit w . x + b of a layer's
-gate by as much as the sum of |x|. Backbones differ in that by a factor of ten (behind its norm, x
-has a root mean square of 0.8 in one and of 0.1 in another), and with one learning rate the gates of
-the second would stay open for ten times as long (LAB.md, "one local loss for every backbone"). So
-the rate is divided by the root mean square of what the gate reads, where that is below 1. Above it
-is not: a gate that closes late on the source takes the target with it.
+A step of Adam changes every weight by about the learning rate, and so the logit w . x + b of a
+layer's gate in proportion to the sum of |x|. Backbones differ in this by a factor of ten (after the
+norm layer, x has a root mean square of 0.8 in one and 0.1 in another), and with the same learning
+rate the gates of the second would stay open ten times as long (LAB.md, "one local loss for every
+backbone"). So the rate is divided by the root mean square of the gate's input if that is below 1.
+It is not lowered above 1: a gate that closes late on source text closes on target text too.
 """
 
 import math
@@ -17,14 +17,15 @@ from neutral_residues.tuner.layer import no_skipping, trained_gates
 from neutral_residues.tuner.routing import temporarily
 
 ROWS, TOKENS = 2, 64
-"""Random tokens that are read: behind a norm, any text has the same scale to within a tenth."""
+"""Size of the random batch for measuring inputs: after a norm layer, their scale is the same for
+any text, to within a tenth."""
 
 
 @torch.no_grad()
 def gate_rates(model: nn.Module) -> list[tuple[nn.Module, float]]:
-    """Every gate that trains, with the factor on its learning rate, the same on all ranks: 1 for
-    one that reads the text itself. May run the model once, on a few random tokens; no random state
-    changes."""
+    """Every trainable gate with the factor on its learning rate, the same on all ranks. The factor
+    is 1 for a gate that reads tokens (`gate_reads="tokens"`). For other gates the model runs once,
+    on a few random tokens; the global random state does not change."""
     gates = trained_gates(model)
     squares: dict[int, Tensor] = {}
 
@@ -52,5 +53,6 @@ def _random_tokens(model: nn.Module) -> Tensor:
 
 
 def _factor(rms: float) -> float:
-    """To two digits, so that ranks agree that round differently; 1 for what is no scale."""
+    """1 / rms if rms is in (0, 1), else 1; to two digits, so that ranks agree even if their
+    arithmetic differs."""
     return float(f"{1 / rms:.2g}") if math.isfinite(rms) and 0 < rms < 1 else 1.0

@@ -1,4 +1,4 @@
-"""The local loss during one forward pass, for a training loop of your own."""
+"""The local loss of one forward pass, for a training loop of your own."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,14 +18,14 @@ from neutral_residues.tuner.layer import (
 )
 
 Labels = Tensor | Mapping[str, Tensor]
-"""(B, T) SOURCE (1), TARGET (0) or IGNORE (-100) for each token of a batch; or such labels for each
-adapter by name. Adapters that are not named have no local loss."""
+"""Labels (B, T) of a batch: SOURCE (1), TARGET (0) or IGNORE (-100) for each token; or a mapping
+from adapter name to such labels. Adapters that are not in the mapping have no local loss."""
 ALL = ""
-"""Stands for the name where all adapters have the same labels."""
+"""Key that stands for every adapter, used if all have the same labels."""
 
 
 def by_adapter(labels: Labels) -> Mapping[str, Tensor]:
-    """The labels of each adapter; under `ALL` where all have the same."""
+    """Labels as a mapping from adapter name; labels given as one tensor are under `ALL`."""
     return {ALL: labels} if isinstance(labels, Tensor) else labels
 
 
@@ -33,9 +33,9 @@ class LocalLossTerm:
     """Collects the local loss of every residue during one forward pass.
 
     Attributes:
-        open_gates: for SOURCE and TARGET, how many (token, layer) gates were not exactly 0: float32
-            scalars.
-        num_gates: for SOURCE and TARGET, how many gates there were.
+        open_gates: for SOURCE and TARGET, the number of gates (one per token and layer) that were
+            not exactly 0, a float32 scalar tensor.
+        num_gates: for SOURCE and TARGET, the number of all gates, likewise.
     """
 
     def __init__(self, domain_labels: Labels, kind: LocalLoss, num_residues: int) -> None:
@@ -50,13 +50,14 @@ class LocalLossTerm:
     def on_residue(
         self, layer: NeutralResiduesLayer, residue: AnyResidue, base_output: Tensor, name: str
     ) -> None:
-        """Add the sum of one residue over its tokens, in nats or as relative sizes.
+        """Add the local loss of one residue, summed over its tokens. Called by each layer in the
+        forward pass (`observe_residues`).
 
         Raises:
             UserError: if the model runs a second time.
         """
-        # Recomputation under gradient checkpointing runs this again and must save the same tensors,
-        # so the term is computed every time and only kept the first.
+        # Gradient checkpointing calls this again in the backward pass, where autograd must save the
+        # same tensors: so the term is always computed, but added only once.
         key = name if name in self.labels else ALL
         if key not in self.labels:
             return
@@ -68,7 +69,7 @@ class LocalLossTerm:
             self._terms[key].append(term)
             self._count_open(residue, self.labels[key])
         elif term.requires_grad == known[0].requires_grad:
-            # One without gradients after one with them only makes outputs (SFTTrainer does that).
+            # SFTTrainer runs a second pass without gradients for its metrics: that is allowed.
             what = "the model ran twice inside one local_loss block"
             raise UserError(what, do="run one forward pass in each block")
 
@@ -87,16 +88,16 @@ class LocalLossTerm:
                 counts[domain] = counts.get(domain, 0) + what.sum(dtype=torch.float32)
 
     def mean(self, num_tokens: Tensor | int | Mapping[str, Tensor] | None = None) -> Tensor:
-        """The local loss per counted token, of all residues together, in float32. Call it after the
-        forward pass.
+        """The local loss per counted token, summed over all residues: a float32 scalar. Call it
+        after the forward pass.
 
         Args:
-            num_tokens: what to divide by: counted tokens of the whole accumulated batch, by name
-                where adapters have labels of their own; default: of this pass.
+            num_tokens: the divisor: `losses.counted_tokens` of the whole accumulated batch, or a
+                mapping from adapter name to it if labels differ; default: those of this pass.
 
         Raises:
-            UserError: if not every residue ran, or the term lost its gradient (reentrant gradient
-                checkpointing).
+            UserError: if not every residue ran, or the term has no gradient (reentrant gradient
+                checkpointing drops it).
         """
         self._recording = False
         known = self._known
@@ -127,23 +128,25 @@ class LocalLossTerm:
 def local_loss(
     model: nn.Module, domain_labels: Labels, kind: LocalLoss = "l1"
 ) -> Iterator[LocalLossTerm]:
-    """The local loss in a training loop of your own. Run one forward pass and its backward pass
-    inside the block:
+    """The local loss in a training loop of your own (paper, section 3, "Training"). Run one forward
+    pass and its backward pass inside the block:
 
         with local_loss(model, domain_labels) as local:
             loss = model(**batch).loss + 0.06 * local.mean()
             loss.backward()
 
-    With gradient accumulation give `mean` the `losses.counted_tokens` of all batches of a step.
+    With gradient accumulation, pass the number of counted tokens of all batches of a step
+    (`losses.counted_tokens`) to `mean`.
 
     Args:
-        model: with neutral residues, in PEFT's wrapper or not.
-        domain_labels: (B, T) 1 (source), 0 (target) or -100 (padding) for each token of the batch;
-            where several adapters train, a dictionary from name to such labels if they differ.
+        model: a model with neutral residues, in PEFT's wrapper or without it.
+        domain_labels: (B, T), for each token 1 (source), 0 (target) or -100 (padding); a dictionary
+            from adapter name to such labels if several adapters train on different ones.
         kind: "l1", or "cross_entropy" for sigmoid gates.
 
     Yields:
-        The term; `mean()` is the loss per counted token (source tokens for "l1"), a float32 scalar.
+        An object whose `mean()` is the loss per counted token (source tokens for "l1", all tokens
+        for "cross_entropy"), a float32 scalar with gradient.
 
     Raises:
         UserError: if the model has no enabled neutral residues, the loss does not fit their gates,
@@ -159,11 +162,14 @@ def local_loss(
 def check_local_loss(
     layers: Mapping[str, NeutralResiduesLayer], kind: str, names: Collection[str] = (ALL,)
 ) -> int:
-    """Number of residues with a local loss in one forward pass: those of the adapters `names`, or
-    of all active ones.
+    """Check that the local loss can be computed, and return the number of residues that have one in
+    a forward pass.
+
+    Args:
+        names: adapters with a local loss; default: all active ones.
 
     Raises:
-        UserError: if there are none, or the loss does not fit their gates.
+        UserError: if no residue is active, or the loss does not fit their gates.
     """
     if not layers:
         raise UserError(

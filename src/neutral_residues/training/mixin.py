@@ -9,8 +9,8 @@ token, or one number for the row. TRL's `SFTTrainer` computes logits from the ou
 so it refuses a residue on the head (`head_rank` other than 0).
 
 Promise: with gradient accumulation, padding, packing, (non-reentrant) gradient checkpointing and
-several ranks the term equals that of one big batch. A mode in which its gradient would be lost is
-an error.
+several ranks, the local loss and its gradient equal those of one big batch. Training modes in which
+the gradient would be lost raise an error.
 """
 
 import math
@@ -36,15 +36,15 @@ from neutral_residues.tuner.layer import residue_layers, trained_names
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
 else:
-    _Trainer = object  # the class after it among the bases is the Trainer
+    _Trainer = object  # the user's class names its Trainer as the next base class
 
-DEFAULTS = ResidueSettings()  # the measured ones of the run file, for scripts too
+DEFAULTS = ResidueSettings()  # a script gets the same, measured defaults as a run file
 
 
 def split_param_group(
     optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, factor: float
 ) -> None:
-    """Move `parameters` to groups of their own, with `factor` times the learning rate they had."""
+    """Move `parameters` to separate parameter groups with `factor` times their learning rate."""
     chosen = {id(parameter) for parameter in parameters}
     for group in list(optimizer.param_groups):
         moved = [p for p in group["params"] if id(p) in chosen]
@@ -54,21 +54,21 @@ def split_param_group(
 
 
 class NeutralResiduesTrainerMixin(_Trainer):
-    """Adds alpha x local loss to the loss of `Trainer` or TRL's `SFTTrainer`; put it first among
-    the bases. Logs `local_loss`, `open_gates_source` and `open_gates_target` (shares of the gates
-    that are not exactly 0).
+    """Adds the local loss (paper, section 3, "Training") to the loss of `Trainer` or TRL's
+    `SFTTrainer`; make it the first base class. Logs `local_loss` (without its weight),
+    `open_gates_source` and `open_gates_target` (shares of the gates that are not exactly 0).
 
     Args:
-        local_loss_weight: alpha, 0 or more; 0 trains without a local loss.
+        local_loss_weight: alpha, the factor on the local loss, 0 or more; 0 trains without it.
         local_loss: "l1", or "cross_entropy" for sigmoid gates.
-        gate_learning_rate_factor: learning rate of the gates, as a multiple of the rest's; more
-            where their input is small (`gate_rates.py`). Gates have one row against the many of
-            the projections, and close sooner and more sharply with it (LAB.md, "what moved the
-            curve, and what did not").
+        gate_learning_rate_factor: learning rate of the gates, as a multiple of that of the other
+            weights; raised further for gates whose input is small (`gate_rates.py`). With a higher
+            rate gates close sooner and more sharply (LAB.md, "what moved the curve, and what did
+            not").
 
     Raises:
-        UserError: for a value out of range, or a mode of training that the local loss does not
-            work with; in training, for rows without `domain_labels`.
+        UserError: for a value out of range, or a training mode that the local loss does not
+            support; during training, for rows without `domain_labels`.
     """
 
     _signature_columns: Any
@@ -84,7 +84,7 @@ class NeutralResiduesTrainerMixin(_Trainer):
         try:
             super().__init__(*args, **kwargs)
         except ValueError as error:
-            # SFTTrainer multiplies by `lm_head.weight` itself, so it refuses any adapter there.
+            # SFTTrainer computes logits from `lm_head.weight`, so it refuses any adapter there.
             if "PEFT adapter to `lm_head`" not in str(error):
                 raise
             what = f"{type(self).__name__} does not train the residue on the output head"
@@ -127,7 +127,7 @@ class NeutralResiduesTrainerMixin(_Trainer):
 
     @cached_property
     def _trained_names(self) -> list[str]:
-        """Active adapters that are frozen are left out."""
+        """Names of the adapters that train; active but frozen ones are not among them."""
         return trained_names(self.model) or [ALL]
 
     @property
@@ -140,8 +140,8 @@ class NeutralResiduesTrainerMixin(_Trainer):
             self._signature_columns = [*self._signature_columns, DOMAIN_LABELS]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Trainer's own, with the gates in separate parameter groups; an optimizer that was passed
-        in is not changed."""
+        """The optimizer of `Trainer`, with the gates in parameter groups of their own; an optimizer
+        that was passed to the trainer is not changed."""
         given = self.optimizer is not None
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         for gate, rate in [] if given else gate_rates(self.model):
@@ -150,7 +150,8 @@ class NeutralResiduesTrainerMixin(_Trainer):
         return optimizer
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """Also counts what the local loss is divided by, over accumulated batch and ranks."""
+        """The batches of `Trainer`. Also counts the tokens that the local loss is divided by, over
+        all accumulated batches and ranks."""
         samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._has_local_loss:
             labels = [self._adapter_labels(batch) for batch in samples if DOMAIN_LABELS in batch]
@@ -159,13 +160,13 @@ class NeutralResiduesTrainerMixin(_Trainer):
         return samples, num_items
 
     def _adapter_labels(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
-        """The labels of each adapter that has a local loss, by its name."""
+        """Domain labels by adapter name, for every adapter with a local loss."""
         return dict.fromkeys(self._trained_names, batch[DOMAIN_LABELS])
 
     def _num_counted(
         self, labels: Sequence[Mapping[str, Tensor]], key: str, device: torch.device
     ) -> Tensor:
-        """Tokens of these batches that the local loss of an adapter counts, on all ranks."""
+        """Number of tokens that the local loss of adapter `key` counts, over all ranks."""
         counted = sum(counted_tokens(it[key], self.local_loss) for it in labels)
         return self.accelerator.gather(torch.as_tensor(counted, device=device)).sum()
 
@@ -211,7 +212,8 @@ class NeutralResiduesTrainerMixin(_Trainer):
         return (loss, *result[1:]) if return_outputs else loss
 
     def _scaled(self, term: LocalLossTerm, num_items_in_batch: Any) -> Tensor:
-        """Its gradient, after all the averaging that follows, is that of one big batch."""
+        """The local loss, scaled such that after Trainer's averaging over ranks and accumulated
+        batches its gradient is that of one big batch."""
         mean = term.mean(self._counted)
         self._log_local_loss(mean.detach(), term)
         # Ranks average their gradients, while the divisor already counts the tokens of all of them.
@@ -224,8 +226,8 @@ class NeutralResiduesTrainerMixin(_Trainer):
 
     def _log_local_loss(self, mean: Tensor, term: LocalLossTerm) -> None:
         self._sums.add("local_loss", mean)
-        # Every rank handles every accumulated batch in 1 / (ranks x batches) of its passes: these
-        # parts sum to one a step.
+        # This is called once for each accumulated batch on each rank, and the sum over all these
+        # calls must be 1 for each step.
         share = self.current_gradient_accumulation_steps * self.accelerator.num_processes
         self._sums.add("steps", torch.ones_like(mean) / share)
         for domain, name in ((SOURCE, "source"), (TARGET, "target")):

@@ -1,4 +1,4 @@
-"""The progress of a run: a live panel on a terminal, plain lines anywhere else. No torch."""
+"""Progress display of a run: a live panel on a terminal, plain lines elsewhere. No torch."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from neutral_residues.results.set_result import SetResult
 
 
 class RunProgress:
-    """Where a run reports its progress.
+    """Prints the progress of a run.
 
     Args:
         console: where to print; default: standard error.
@@ -31,8 +31,14 @@ class RunProgress:
 
     @contextmanager
     def tokenising(self, what: str) -> Iterator[Callable[[int], object]]:
-        """A bar on a terminal while text is worked on ("tokenising fr"), told the bytes that are
-        done; else a line."""
+        """Show a progress bar while a text is processed, or one line without a terminal.
+
+        Args:
+            what: what is done, such as "tokenising fr".
+
+        Yields:
+            A function to call with the number of bytes processed since its last call.
+        """
         if not self.console.is_terminal:
             self.say(f"{what} ...")
         with Progress(
@@ -55,11 +61,12 @@ CLOSED = (
 
 
 class TrainingDisplay:
-    """Progress and time left, losses, open gates, bits per byte before and after, tokens/s.
+    """Live display of training: progress, time left, losses, open gates, bits per byte of backbone
+    and extended model, tokens per second.
 
     Args:
-        total_steps: steps of the training.
-        tokens_per_step: tokens that one optimiser step reads.
+        total_steps: number of optimiser steps.
+        tokens_per_step: tokens of one optimiser step, over all ranks.
     """
 
     def __init__(
@@ -89,20 +96,21 @@ class TrainingDisplay:
         self.live.stop()
 
     def doing(self, what: str) -> None:
-        """What happens before the first step."""
+        """Show what is done before the first step."""
         self.losses = what
         if not self.console.is_terminal:
             self.console.print(f"{what} ...", highlight=False)
 
     def step(self, step: int) -> None:
-        """A step is done."""
+        """Show that this step is finished."""
         self.progress.update(self.task, completed=step)
         if steps_per_second := self.progress.tasks[self.task].speed:
             rate = f"{steps_per_second * self.tokens_per_step:,.0f} tokens/s"
             self.progress.update(self.task, rate=rate)
 
     def logged(self, step: int, logs: Mapping[str, float]) -> None:
-        """The trainer logged sums since the last time."""
+        """Show the losses and open gates that the trainer logged; warn once if all gates are closed
+        on target text."""
         shown = ("loss_nats/", "open_gates", "local_loss", "kl_nats")
         self.losses = "  ".join(_shown(k, v) for k, v in logs.items() if k.startswith(shown))
         self._print(step, self.losses)
@@ -111,7 +119,7 @@ class TrainingDisplay:
             self.console.print(CLOSED, highlight=False, style="yellow")
 
     def measured(self, step: int, results: Mapping[str, SetResult]) -> None:
-        """Backbone and extended model were measured on these sets."""
+        """Show bits per byte of backbone and extended model on each held-out set."""
         self.results = results
         line = "bits/byte"
         for name, r in results.items():
@@ -139,10 +147,12 @@ class TrainingDisplay:
 
 
 class MeasuringDisplay:
-    """A bar for the set or task that is being measured, and a line for each finished task."""
+    """Display of the evaluation: a bar for the set or task in progress, a line for each finished
+    task."""
 
     def __init__(self, console: Console) -> None:
-        # Pinned to its file: lm-eval's own progress bars are kept from standard error meanwhile.
+        # With a file of its own: standard error is redirected meanwhile, to hide the progress bars
+        # of lm-eval.
         terminal = console.is_terminal
         self.console = Console(file=console.file, quiet=console.quiet, force_terminal=terminal)
         columns = ("{task.description}", BarColumn(), TimeElapsedColumn())

@@ -1,12 +1,13 @@
-"""A checked run: what training, describing, planning and advising all start from.
+"""A checked run: training, `describe`, `compare --plan` and `advise` all start from a `Setup`.
 
     Setup.of(config)     every check that needs neither the texts nor the weights, in seconds
-    setup.data           the texts as tokens, tokenised when first asked for; of a corpus with
-                         `path: self` the backbone writes the text before
+    setup.data           the texts as tokens, tokenised when first used; for a corpus with
+                         `path: self` the backbone first writes the text
     setup.rows           the training rows in their order
-    setup.backbone(...)  the weights
+    setup.backbone(...)  the backbone with its weights
+    setup.model()        the model to train
 
-A method, a tokenizer and a device are objects from here on; nothing looks them up a second time.
+From here on, method, tokenizer and device are objects, and are not looked up again by name.
 """
 
 import copy
@@ -66,29 +67,29 @@ from neutral_residues.vocabulary.vocabulary import Vocabulary
 ADAPTER = "default"
 """PEFT's name for the extension of a run."""
 CALIBRATION_ROWS = 500
-"""Rows of source text that a method sees before training, where it asks for them."""
+"""Maximum number of source rows passed to a method that calibrates itself before training."""
 
 
 def ranks() -> PartialState:
-    """This process among the ranks that torchrun or accelerate started."""
+    """Rank of this process and number of processes, as torchrun or accelerate started them."""
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """A run that was checked; make it with `Setup.of`.
+    """A run that passed all checks; create it with `Setup.of`.
 
     Attributes:
-        config: the run with its method's own settings filled in.
-        method: the row of the table of methods.
+        config: the run file, with the settings that its method fixes filled in.
+        method: the method's row in the table of methods.
         model_config: the backbone's configuration.
-        backbone_tokenizer: the backbone's tokenizer.
+        backbone_tokenizer: the backbone's tokenizer, without new tokens.
         end_of_text: id of the token that ends a document.
-        weights: counted on a model without data.
-        start: the extension that is trained on; None for a new one.
-        beside: extensions that stay as they are, active beside the new one.
-        self_replay: source text that the backbone writes itself; None where it writes none.
-        device: where the model goes.
+        weights: number of weights, counted on the meta device.
+        start: the saved extension to continue training (`start_from`); None for a new one.
+        beside: saved extensions that are active but frozen while the new one trains (`beside`).
+        self_replay: the source text that the backbone writes itself; None without such a corpus.
+        device: the device of the model.
         tokenising: how progress is shown while texts are tokenised.
     """
 
@@ -106,10 +107,10 @@ class Setup:
 
     @classmethod
     def of(cls, config: RunConfig, *, tokenising: Tokenising = without_display) -> "Setup":
-        """Check everything that can be checked before the texts are read and the weights loaded.
+        """Check everything that can be checked before texts are read and weights are loaded.
 
         Raises:
-            UserError: for whatever the user can correct.
+            UserError: for a setting, model or method that does not fit the others.
         """
         method = find_method(config.method)
         config = method.resolve(config)
@@ -142,7 +143,7 @@ class Setup:
 
     @property
     def local_loss_weight(self) -> float:
-        """alpha; 0 for a method without a local loss."""
+        """Weight of the local loss (alpha); 0 for a method without one."""
         return self.config.residues.local_loss_weight if self.method.has_local_loss else 0.0
 
     @property
@@ -153,29 +154,29 @@ class Setup:
 
     @property
     def hidden_size(self) -> int:
-        """The backbone's width."""
+        """Hidden size of the backbone."""
         return int(self.model_config.get_text_config().hidden_size)
 
     @property
     def rows_per_step(self) -> int:
-        """Rows of one optimiser step, on all ranks."""
+        """Rows of one optimiser step, over all ranks."""
         training = self.config.training
         return training.batch_rows * training.accumulation * ranks().num_processes
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of one optimiser step, on all ranks."""
+        """Tokens of one optimiser step, over all ranks."""
         return self.rows_per_step * self.config.data.block_tokens
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the whole training reads."""
+        """Tokens of all optimiser steps, over all ranks."""
         return self.tokens_per_step * self.config.training.steps
 
     @cached_property
     def vocabulary(self) -> Vocabulary | None:
-        """New tokens, learnt from the target text when first asked for; None where the run has
-        none."""
+        """The new tokens, learnt from the target text on first use, or those of `start_from`; None
+        if the run adds no tokens."""
         if not self.config.vocabulary.size:
             return None
         if self.start:
@@ -191,28 +192,32 @@ class Setup:
 
     @contextmanager
     def _working(self, what: str, total: int) -> Iterator[Callable[[int], object]]:
-        """The same display, which counts bytes and not tokens."""
+        """The progress display of `tokenising`, with a callback that ignores what it is given:
+        learning counts tokens, and the display counts bytes."""
         with self.tokenising(what):
             yield lambda done: None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Of the model to train: the backbone's, or that with new tokens."""
+        """The tokenizer of the model to train: the backbone's, with the new tokens if there are
+        any."""
         return self.vocabulary.tokenizer if self.vocabulary else self.backbone_tokenizer
 
     @property
     def pieces(self) -> Pieces:
-        """For each new token the backbone's tokens of the same text."""
+        """For each new token, the backbone's tokens that spell the same text."""
         return self.vocabulary.pieces if self.vocabulary else ()
 
     @cached_property
     def data(self) -> RunData:
-        """The texts as tokens; the main process fills the cache and the others read it."""
+        """The texts as tokens of `tokenizer`; the main process fills the cache, the other ranks
+        read it."""
         return self._data(self.tokenizer)
 
     @cached_property
     def backbone_data(self) -> RunData:
-        """The same in the backbone's tokens; without texts where these are the same."""
+        """The texts as tokens of the backbone's tokenizer; empty if the run adds no tokens, because
+        `data` is the same then."""
         if self.vocabulary is None:
             return RunData(train=(), evaluate=())
         return self._data(self.backbone_tokenizer)
@@ -224,8 +229,8 @@ class Setup:
 
     @cached_property
     def self_text(self) -> SelfText | None:
-        """What the backbone wrote itself, which it does when first asked for; None where nothing is
-        to be written."""
+        """What is known of the source text that the backbone wrote, which it does on first use
+        unless it is cached; None if no corpus has `path: self`."""
         if self.self_replay is None:
             return None
         with ranks().main_process_first():
@@ -233,18 +238,21 @@ class Setup:
 
     @property
     def texts_at_hand(self) -> DataSettings:
-        """The texts of the run, but for what its backbone has still to write."""
+        """The texts of the run that exist now: without the corpus that the backbone writes, as long
+        as it is not written."""
         replay = self.self_replay
         return replay.without() if replay and not replay.read() else self.reading.data
 
     @property
     def reading(self) -> RunConfig:
-        """The run, with a file in the place of what the backbone writes."""
+        """The run file, with `path: self` replaced by the path of the text that the backbone
+        wrote."""
         return self.self_replay.as_file() if self.self_replay and self.self_text else self.config
 
     @cached_property
     def rows(self) -> Mixture:
-        """All rows of the run in their order; noised ones only where a local loss uses them."""
+        """All training rows of the run, in their order. Source rows are noised only if there is a
+        local loss, since only it uses them."""
         config = self.config
         noise = Noise(config.residues.source_noise, len(self.backbone_tokenizer), self.end_of_text)
         return Mixture(
@@ -259,12 +267,12 @@ class Setup:
         )
 
     def prepare(self) -> None:
-        """Tokenise the texts and lay out the rows: whatever they raise is raised now."""
+        """Tokenise the texts and create the rows now, so that their errors are raised here."""
         _ = self.rows if self.method.trains_any else self.data
 
     def backbone(self, *, frozen: bool) -> PreTrainedModel:
-        """The weights on the device: frozen ones as precise as the run file says, trained ones in
-        float32 (autocast casts them)."""
+        """The backbone with its weights, on the device. A frozen one has the precision of the run
+        file; one that is trained has float32, and autocast computes in bfloat16."""
         config, dtype, quantised = self.config, torch.float32, None
         if frozen:
             dtype, quantised = frozen_precision(config.training, bf16=self.bf16)
@@ -273,7 +281,8 @@ class Setup:
 
     @property
     def holds_backbone(self) -> bool:
-        """Whether the model to train is its backbone again, bit for bit, with its extension off."""
+        """Whether the model to train gives exactly the backbone's outputs when its extension is
+        disabled."""
         return self.method.keeps_backbone and not self._widens_tables
 
     @property
@@ -281,11 +290,13 @@ class Setup:
         return self.config.vocabulary.size > 0 and self.method.new_tokens == "in tables"
 
     def reference(self) -> PreTrainedModel | None:
-        """The backbone, where the model to train does not hold it."""
+        """A frozen backbone to compare with; None if the model to train can act as its own
+        backbone (`holds_backbone`)."""
         return None if self.holds_backbone else self.backbone(frozen=True)
 
     def model(self) -> torch.nn.Module:
-        """The model to train, initialised from the run's seed."""
+        """The model to train: the backbone with the method attached, initialised with the run's
+        seed."""
         set_seed(self.config.seed)
         backbone = self.backbone(frozen=self.method.keeps_backbone)
         rows = self._start_rows(backbone)
@@ -311,17 +322,19 @@ class Setup:
 
     @property
     def begins_as_backbone(self) -> bool:
-        """Whether the model to train adds nothing before the first step."""
+        """Whether the model to train has the backbone's outputs before the first step: not if it
+        starts from, or stands beside, a trained extension."""
         return not (self.start or self.beside)
 
     def activate(self, model: nn.Module) -> None:
-        """All extensions of a model that has several, and those train that are to."""
+        """Activate all extensions of a model with several, and freeze those of `beside`."""
         extended: Any = model
         extended.base_model.set_adapter([*self.config.extension_names, *self.config.beside])
         extended.set_requires_grad(list(self.config.beside), requires_grad=False)
 
     def _start_rows(self, backbone: PreTrainedModel) -> StartRows | None:
-        """Of new tokens; the main process fills the cache and the others read it."""
+        """Initial rows of the new tokens; None without new tokens, with `start_from` or if they
+        start at random. The main process fills the cache, the other ranks read it."""
         if self.vocabulary is None or self.start:
             return None
         target = [stream for stream in self.data.train if stream.role == "target"]
@@ -336,8 +349,8 @@ class Setup:
             )
 
     def source_rows(self, *, at_most: int = CALIBRATION_ROWS) -> Tensor:
-        """(N, T) rows of the source corpora, evenly spread over all of them; the same in every
-        process of the run."""
+        """Token ids (N, T) of at most `at_most` source rows, evenly spread over the source corpora;
+        the same on every rank."""
         tokens, streams = self.config.data.block_tokens, self.data.train
         blocks = [stream.blocks(tokens) for stream in streams if stream.role == "source"]
         numbers = np.arange(sum(map(len, blocks)))
@@ -346,7 +359,7 @@ class Setup:
 
     @property
     def windows(self) -> Windows:
-        """How held-out text is cut to be measured."""
+        """How held-out text is cut into windows for evaluation."""
         return Windows(
             end_of_text=self.end_of_text,
             context_tokens=self.config.context_tokens,
@@ -363,9 +376,9 @@ def _tokens_beside(model: torch.nn.Module) -> NewTokens | None:
 def _count_weights(
     config: RunConfig, method: Method, backbone: PretrainedConfig, start: Start | None
 ) -> WeightCount:
-    """Attaches the method to a model without data, so a budget that cannot be met raises here, and
-    a start of another size."""
-    own = copy.deepcopy(backbone)  # wider tables change it
+    """Weights of the model with the method attached, on the meta device. Raises a UserError for a
+    budget that cannot be met, and for a `start_from` of another size."""
+    own = copy.deepcopy(backbone)  # `widen_tables` changes it
     model = empty_backbone(own, trust_remote_code=config.trust_remote_code)
     weights = WeightCount(count_backbone_weights(model))
     if method.new_tokens == "in tables" and config.vocabulary.size:

@@ -1,5 +1,5 @@
-"""A run that goes on training an extension (`start_from` in its run file), or trains a new one
-beside it (`beside`)."""
+"""Saved extensions that a run uses: one to continue training (`start_from` in the run file), and
+others that are active while a new one trains (`beside`)."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,15 +23,15 @@ from neutral_residues.vocabulary.vocabulary import FILE, Vocabulary, VocabularyF
 
 @dataclass(frozen=True)
 class Start:
-    """The extension that a run starts from."""
+    """The saved extension that a run continues to train."""
 
-    given: Path
-    weights: Path  # the folder that holds it
+    given: Path  # as in the run file
+    weights: Path  # the folder with the adapter's weights
 
     @classmethod
     def of(cls, config: RunConfig) -> Self | None:
-        """None where the run makes a new one; a UserError for what is no extension of this
-        backbone, is not finished, or is damaged."""
+        """The extension of `start_from`; None if the run trains a new one. Raises a UserError for
+        a folder that is not a complete, undamaged extension of this backbone."""
         given = config.start_from
         if given is None:
             return None
@@ -49,7 +49,7 @@ class Start:
         return start
 
     def _check_vocabulary(self, wanted: VocabularySettings) -> None:
-        """A UserError unless the new tokens are those that the run file asks for."""
+        """Raise a UserError if the extension's new tokens differ from those of the run file."""
         file = self.weights / FILE
         there = {"size": 0, "keep": wanted.keep}
         if file.is_file():
@@ -66,7 +66,8 @@ class Start:
         return adapter_config(self.weights)
 
     def check(self, model: nn.Module, adapter: str) -> None:
-        """A UserError unless the extension attached to `model` is of the same kind and size."""
+        """Raise a UserError unless adapter `adapter` of `model` has the kind and size of this
+        extension."""
         if not isinstance(model, PeftModel):
             what = "start_from goes on with an extension, and this method trains the model itself"
             raise UserError(what, do="remove it, or set model to a trained model")
@@ -79,17 +80,18 @@ class Start:
                 raise UserError(what, got=got, allowed=allowed, do=do)
 
     def load(self, model: nn.Module, adapter: str) -> None:
-        """Give the attached extension the weights of this one."""
+        """Load the weights of this extension into adapter `adapter` of `model`."""
         assert isinstance(model, PeftModel)
         model.load_adapter(str(self.weights), adapter, is_trainable=True)
 
     def vocabulary(self, base: PreTrainedTokenizerBase) -> Vocabulary | None:
-        """The new tokens that it has."""
+        """The extension's new tokens; None if it has none."""
         return load_vocabulary(self.weights, base)
 
 
 def extensions_beside(config: RunConfig, method: Method) -> list[Extension]:
-    """Those that are active beside the new one; a UserError for what cannot be."""
+    """The saved extensions of `beside`. Raises a UserError if the method cannot be combined with
+    others, or one of them does not fit the run's model."""
     if config.beside and "residues" not in method.uses:
         what = f"beside has no effect on method {method.name}, which adds no residues"
         raise UserError(what, do="remove it, or choose method: neutral")

@@ -1,4 +1,5 @@
-"""The rows that the new tokens of a run start from; those that take long to find are cached."""
+"""Initial embedding and output rows of a run's new tokens; distilled ones, which take long, are
+cached."""
 
 import hashlib
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from neutral_residues.methods.token_distillation import (
 from neutral_residues.methods.token_starts import StartRows, mean_of_pieces
 
 VERSION = 2
-"""Changes when the same text gives other rows, so that an old cache is not read."""
+"""Part of the cache key; increase it when the same text gives other rows."""
 FILE = "rows.safetensors"
 
 
@@ -38,16 +39,16 @@ def start_rows(
     bf16: bool,
     tokenising: Tokenising,
 ) -> StartRows | None:
-    """As `vocabulary.start` says; None at random.
+    """The initial rows of the new tokens that `vocabulary.start` asks for; None for "random".
 
     Args:
-        pieces: for each new token the backbone's tokens of the same text.
-        target: text in tokens of the extended tokenizer.
+        pieces: for each new token, the backbone's tokens that spell the same text.
+        target: target text in tokens of the extended tokenizer; used by "distilled".
         bf16: compute in bfloat16.
         tokenising: how progress is shown.
 
     Raises:
-        UserError: for distillation into a backbone that does not allow it, and a disk that is full.
+        UserError: for distillation with a backbone that does not allow it, or a full disk.
     """
     if config.vocabulary.start == "random":
         return None
@@ -78,8 +79,8 @@ def start_rows(
 def _snippets(
     target: Sequence[TokenStream], block_tokens: int, *, num_new_tokens: int
 ) -> NDArray[np.int64]:
-    """(R, T) rows of the target text in one order for all seeds, again from the first where there
-    are too few."""
+    """Rows (R, T) of the target text, in an order that does not depend on the run's seed; if there
+    are too few, they are repeated."""
     length = min(SNIPPET_TOKENS, block_tokens)
     rows_RT = np.concatenate([stream.blocks(length) for stream in target])
     order = np.random.default_rng(0).permutation(len(rows_RT))
@@ -87,7 +88,7 @@ def _snippets(
 
 
 def _work(snippets_RT: NDArray[np.int64], first_id: int, num_new_tokens: int) -> str:
-    """What is done, for people."""
+    """Text of the progress display."""
     absent = num_new_tokens - int((np.unique(snippets_RT) >= first_id).sum())
     kept = f"; {absent:,} are not in the text and keep the mean of their pieces" if absent else ""
     return f"distilling {num_new_tokens:,} new tokens{kept}"
@@ -105,7 +106,7 @@ def _write(folder: Path, embeddings_ND: Tensor) -> None:
 
 
 def _weights_key(model: nn.Module) -> str:
-    """Hash of all weights as they are held."""
+    """Hash of all weights, in the precision in which they are loaded."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""One training, from the last complete checkpoint to the last step, measured as it runs."""
+"""Trains a run from its last complete checkpoint to its last step, with measurements."""
 
 import time
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from neutral_residues.training.trainer import ExtensionTrainer
 
 @dataclass(frozen=True)
 class Training:
-    """What a training gives besides the weights.
+    """Results of a training, besides the weights.
 
     Attributes:
-        curve: what was logged and measured, one entry for each line of the log.
-        cost: what it took; a resumed run does not know its seconds.
+        curve: Trainer's log history: losses and measurements, one entry for each log line.
+        cost: time, memory and weights; `seconds` is None for a resumed run.
     """
 
     curve: list[dict[str, Any]]
@@ -34,11 +34,11 @@ def train(setup: Setup, model: nn.Module, *, checkpoints: Path, progress: RunPro
     """Train `model` in place.
 
     Args:
-        checkpoints: folder to write checkpoints to, and to resume from.
+        checkpoints: folder to write checkpoints to; training resumes from the last one in it.
 
     Raises:
-        UserError: where every checkpoint is damaged, or for a loss or gradient that is not finite.
-        Stopped: after Ctrl-C or SIGTERM, once a checkpoint is written.
+        UserError: if every checkpoint is damaged, or a loss or gradient is not finite.
+        Stopped: after Ctrl-C or SIGTERM, once a checkpoint is saved.
     """
     with ranks().main_process_first():
         checkpoint = last_checkpoint(checkpoints, on_damaged=progress.say)

@@ -1,10 +1,10 @@
-"""The training loop of every method: Transformers' Trainer with our order of rows, loss per corpus
-and safe checkpoints.
+"""The training loop of every method: Transformers' Trainer with a fixed order of rows, the loss of
+each corpus and checkpoints that are never half-written.
 
-Promises: rows come in the fixed order of `data/mixture.py`; the loss of each corpus is reported
+Promises: rows come in the fixed order of `data/mixture.py`; the loss of each corpus is logged
 separately; a loss or gradient that is not finite stops the run before the optimiser step; a
-checkpoint counts once it is complete; a resumed run continues as if it had never stopped (bit-equal
-on a CPU). It does not decide anything about data, methods or evaluation.
+checkpoint is used only if it is complete; a resumed run continues as if it had never stopped
+(bit-identical on a CPU). Data, methods and evaluation are decided elsewhere.
 """
 
 import shutil
@@ -29,7 +29,8 @@ from neutral_residues.training.setup import Setup
 
 
 class DomainTrainer(Trainer):
-    """Trainer on rows of `Mixture`: `input_ids`, `corpus_ids`, `predicted`."""
+    """Trainer on rows of `Mixture`: `input_ids`, `corpus_ids`, `predicted`. Adds KL to the backbone
+    if `training.kl_weight` is above 0."""
 
     def __init__(self, setup: Setup, model: nn.Module, output_dir: Path) -> None:
         args = _training_arguments(setup, output_dir)
@@ -47,7 +48,7 @@ class DomainTrainer(Trainer):
         self._step_nats: Tensor | None = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
-        # The data set decides the order; accelerate shards it among ranks as for any sampler.
+        # The data set is already in its order; accelerate shards it among ranks as usual.
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
     def compute_loss(
@@ -57,13 +58,14 @@ class DomainTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Nats per predicted token and KL to the backbone per token of one optimiser step on this
-        rank."""
+        """The share of these rows in the loss of one optimiser step on this rank, in nats per
+        token: next-token loss and, with a weight, KL to the backbone."""
         input_ids = inputs["input_ids"]
         backbone = self._backbone_logits(input_ids) if self.kl_weight else None
         outputs = model(input_ids=input_ids, use_cache=False)
-        # Noised tokens stay in the divisor, and what chats do not predict leaves it by its share in
-        # the whole run: so no token weighs more because of those around it.
+        # The divisor is the same in every step, so that no token weighs more because of others in
+        # its batch: noised tokens are included, and tokens of chats and pairs that are not
+        # predicted are left out by their share in the whole run.
         predicted_BT = inputs["predicted"][:, 1:]
         nats_BT = next_token_nats(outputs.logits, input_ids) * predicted_BT
         self._add_to_log(nats_BT.detach(), inputs["corpus_ids"][:, 1:], predicted_BT)
@@ -119,7 +121,7 @@ class DomainTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
             sums = self._corpus_sums.flush(self.accelerator)
-            # Trainer's own mean restarts when a run resumes between two log lines; ours does not.
+            # Trainer's own mean starts anew when a run resumes between two log lines.
             logs["loss"] = sum(sums["nats"]) / sum(sums["tokens"])
             parts = zip(self.corpus_names, sums["nats"], sums["tokens"], strict=True)
             for name, nats, tokens in parts:
@@ -141,7 +143,7 @@ class DomainTrainer(Trainer):
                     shutil.rmtree(old)
 
     def train_from(self, checkpoint: Path | None) -> None:
-        """Train to the last step, from the start or from a complete checkpoint."""
+        """Train up to the last step, from a complete checkpoint or, with None, from the start."""
         if checkpoint is not None and self.is_world_process_zero():
             for name, sums in saved_sums(checkpoint).items():
                 self._all_sums()[name].load(sums, self.args.device)
@@ -152,15 +154,13 @@ class DomainTrainer(Trainer):
 
 
 class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
-    """The trainer of a run, which writes its checkpoints to `output_dir`.
-
-    For methods without a local loss its weight is 0, and the mixin does nothing.
-    """
+    """The trainer of a run, for every method: `DomainTrainer` with the local loss, whose weight is
+    0 for methods without one. Checkpoints are written to `output_dir`."""
 
     def __init__(self, setup: Setup, model: nn.Module, output_dir: Path) -> None:
         self.setup, residues = setup, setup.config.residues
         names = [stream.name for stream in setup.data.train]
-        # Extension -> the corpus that trains it; empty where one extension has all targets.
+        # Extension -> number of the corpus that trains it; empty if one extension has all targets.
         own = setup.config.extension_names if residues.per_target else []
         self.own_corpora = {name: names.index(name) for name in own}
         super().__init__(
@@ -173,7 +173,8 @@ class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
         )
 
     def _adapter_labels(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
-        """Where each target has an extension of its own, the others' tokens are source for it."""
+        """Domain labels by extension. With an extension for each target corpus (`per_target`), an
+        extension sees tokens of the other target corpora as source."""
         labels_BT, corpus_ids_BT = batch[DOMAIN_LABELS], batch["corpus_ids"]
         is_target_BT = labels_BT == TARGET
         return {
@@ -182,7 +183,7 @@ class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
         } or super()._adapter_labels(batch)
 
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
-        # Trainer would leave only the first of several extensions active.
+        # Trainer's own would leave only the first of several extensions active.
         if not (trained := self.setup.config.extension_names):
             super()._load_from_checkpoint(checkpoint, model)
             return

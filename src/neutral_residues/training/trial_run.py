@@ -1,10 +1,10 @@
-"""A few real steps of a run in another process, to estimate memory and time of the whole run.
+"""A few real steps of a run in a process of their own, to estimate memory and time of the run.
 
     run_trial(config, num_steps=20)    starts  python -m neutral_residues.training.trial_run
 
-The trial is the run itself with a shorter schedule: its model, method, rows, batch, precision and
-loop. A process of its own has its own peak of memory, as the run will; if it is killed, nothing
-else is.
+The trial is the run with fewer steps: same model, method, rows, batch size, precision and training
+loop. In a separate process the peak memory is that of the run, and running out of memory kills
+only the trial.
 """
 
 import os
@@ -31,21 +31,22 @@ MIN_STEPS = WARMUP_STEPS + 1
 
 
 class TrialResult(Part):
-    """What a few steps took."""
+    """Time and memory of a trial."""
 
     cost: Cost
-    """Of these steps, as a run's record has it."""
+    """Cost of these steps, as in a run's record."""
     curve: list[dict[str, Any]]
-    """What was logged and measured, as in the record."""
+    """Logs and measurements during training, as in a run's record."""
     loading_seconds: float
-    """From the texts to a model that is ready to train."""
+    """Time from the start until the model is ready to train."""
     measuring_seconds: float
-    """Of one measurement of `measured_tokens` tokens."""
+    """Time of one measurement of `measured_tokens` tokens."""
     measured_tokens: int
 
     def run_seconds(self, config: RunConfig, data: RunData) -> float | None:
-        """Wall time of the whole run at this speed: loading, steps, measurements during training,
-        backbone and extended model at the end. None if no step was timed."""
+        """Estimated wall time of the whole run in seconds: loading, steps, measurements during
+        training, and the evaluation of backbone and extended model at the end. None if no step was
+        timed."""
         training, step = config.training, self.cost.step_seconds
         if step is None or not self.measured_tokens:
             return None
@@ -56,7 +57,7 @@ class TrialResult(Part):
 
 
 def check_trial_steps(num_steps: int) -> None:
-    """Raise unless a step would be timed."""
+    """Raise a UserError if so few steps would not be timed."""
     if num_steps < MIN_STEPS:
         allowed = f"0, or {MIN_STEPS} and more: the first {WARMUP_STEPS} are not timed"
         raise UserError("trial steps", got=num_steps, allowed=allowed)
@@ -66,13 +67,15 @@ def run_trial(config: RunConfig, *, num_steps: int, threads: int | None = None) 
     """Train `num_steps` steps in another process, and measure in the middle and at the end.
 
     Args:
-        threads: CPU threads of that process; default: as this one.
+        threads: CPU threads of that process; default: those of this one.
 
     Raises:
-        UserError: for too few steps; what the run itself would raise; if the process is killed.
+        UserError: for too few steps, for any error that the run itself would raise, or if the
+            process dies (out of memory).
     """
     check_trial_steps(num_steps)
-    # Beside the run's own folder: its checkpoints go to the same disk, and /tmp may be memory.
+    # Next to the run's own folder, so that checkpoints are written to the same disk; /tmp may be
+    # in memory.
     parent = next(path for path in config.output.absolute().parents if path.is_dir())
     with (
         disk_errors(parent),
@@ -92,7 +95,7 @@ def run_trial(config: RunConfig, *, num_steps: int, threads: int | None = None) 
         )
         if done.returncode != 0 or not result.is_file():
             reason = exit_reason(done.returncode, done.stderr)
-            if done.returncode == 2:  # what the run itself would say
+            if done.returncode == 2:  # a UserError of the run itself
                 raise UserError(reason)
             do = "smaller training.batch_rows need less memory"
             raise UserError("the trial run failed, and so would the run", got=reason, do=do)
@@ -100,7 +103,8 @@ def run_trial(config: RunConfig, *, num_steps: int, threads: int | None = None) 
 
 
 def shortened(config: RunConfig, *, output: Path, num_steps: int) -> RunConfig:
-    """The run with `num_steps` steps, in another folder, measured on a batch of each set."""
+    """The run with `num_steps` steps and another output folder, measured on at most one batch of
+    each held-out set."""
     training = config.training.model_copy(
         update={
             "steps": num_steps,
@@ -127,7 +131,8 @@ def _train_and_measure(config: RunConfig) -> TrialResult:
     checkpoints, progress = config.output / "checkpoints", RunProgress(quiet=True)
     training = train(setup, model, checkpoints=checkpoints, progress=progress)
     trained = time.monotonic()
-    # The backbone's nats are known while training, so they are not part of the time.
+    # During training the backbone's nats are known, so their time is left out here: any number
+    # serves.
     backbone_nats = {stream.name: 1.0 for stream in setup.data.while_training}
     results = quick_results(setup, model, backbone_nats)
     return TrialResult(
