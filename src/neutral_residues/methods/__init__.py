@@ -1,1 +1,1 @@
-"""The methods that are compared: one table, and what PEFT does not have."""
+"""The methods that can be trained and compared: a table of them, and those that PEFT lacks."""

@@ -1,9 +1,9 @@
-"""Block expansion: only copies of whole layers train, spread evenly, which do nothing at the start.
+"""Block expansion: copies of whole layers are inserted at even distances, and only they train.
 
-Wu et al. 2024, *LLaMA Pro: Progressive LLaMA with Block Expansion*, arXiv 2401.02415. A copy's two
-output projections (attention's and the feed-forward block's) are zero, so it passes its input on
-unchanged, and the expanded model is the backbone at step 0. The result is a model of the backbone's
-own architecture with more layers.
+Wu et al. 2024, *LLaMA Pro: Progressive LLaMA with Block Expansion*, arXiv 2401.02415. The two
+output projections of a copy (of attention and feed-forward block) start at zero, so that it passes
+its input on unchanged, and the expanded model has the backbone's outputs at step 0. The result is a
+model of the backbone's architecture with more layers.
 """
 
 import copy
@@ -27,11 +27,15 @@ OUTPUT_PROJECTIONS = (
 
 
 def expand_blocks(model: PreTrainedModel, *, budget: float) -> nn.Module:
-    """Insert copies of layers, as many as the budget allows; only they train. In place.
+    """Insert copies of layers into `model`, in place, and make only them trainable.
+
+    Args:
+        budget: weights of all copies as a share of the backbone's.
 
     Raises:
         UserError: if no whole number of layers comes within 2 % of the budget (names the nearest),
-            output projections are not found, or the result is not the backbone at the start.
+            layers differ in size, output projections are not found, or the outputs of the expanded
+            model are not the backbone's.
     """
     layers = find_layers(model)
     before = _few_logits(model)
@@ -58,7 +62,7 @@ def expand_blocks(model: PreTrainedModel, *, budget: float) -> nn.Module:
 
 @torch.no_grad()
 def _few_logits(model: nn.Module) -> Tensor | None:
-    """Of a few tokens; None for a model without weights, which is only counted."""
+    """Logits (1, 8, V) of a few tokens; None on the meta device, where weights are only counted."""
     device = next(model.parameters()).device
     if device.type == "meta":
         return None
@@ -67,7 +71,8 @@ def _few_logits(model: nn.Module) -> Tensor | None:
 
 
 def _check_identity(model: nn.Module, before: Tensor | None) -> None:
-    """Some architectures add more than two projections, or count their layers elsewhere too."""
+    """Raise a UserError if logits changed: some architectures add more than two projections to the
+    residual stream, or store their number of layers in other places too."""
     problem = None
     try:
         after = _few_logits(model)
@@ -83,7 +88,8 @@ def _check_identity(model: nn.Module, before: Tensor | None) -> None:
 
 
 def _spread(count: int, num_layers: int) -> list[int]:
-    """After which layers the copies are inserted: the last of each of `count` equal groups."""
+    """Indices of the layers after which copies are inserted: the last of each of `count` equal
+    groups."""
     return [min(num_layers, round((i + 1) * num_layers / count)) - 1 for i in range(count)]
 
 
@@ -104,7 +110,7 @@ def _zero_output_copy(layer: nn.Module) -> nn.Module:
 
 
 def _renumber(blocks: list[nn.Module]) -> None:
-    """Every layer's index into the key-value cache is its own number."""
+    """Give every layer its own index in the key-value cache."""
     for number, block in enumerate(blocks):
         for module in block.modules():
             if hasattr(module, "layer_idx"):
@@ -112,7 +118,7 @@ def _renumber(blocks: list[nn.Module]) -> None:
 
 
 def _expand_config(config: PretrainedConfig, order: list[int]) -> None:
-    """The number of layers, and every setting with one entry for each layer (`layer_types`)."""
+    """Update the number of layers and every setting with one entry per layer (`layer_types`)."""
     before, config.num_hidden_layers = config.num_hidden_layers, len(order)
     for key, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == before:

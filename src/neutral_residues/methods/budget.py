@@ -1,4 +1,4 @@
-"""How a budget becomes a whole number of something: ranks, directions, layers."""
+"""Turns a budget into a whole number of units: LoRA's rank, directions of OSF, layers."""
 
 from torch import nn
 
@@ -16,9 +16,19 @@ def units_for_budget(
     fixed_weights: int = 0,
     num_other_weights: int = 0,
 ) -> int:
-    """How many units, each of `weights_per_unit` new weights besides the fixed ones, make `budget`,
-    a share of the weights of the backbone, which `model` is with some others besides; a UserError
-    that names the nearest if no whole number comes within 2 % of it."""
+    """The number of units, at least 1, whose weights are `budget` times those of the backbone.
+
+    Args:
+        model: the backbone, before the method is attached.
+        budget: new weights as a share of the backbone's.
+        unit: its name in the error message.
+        weights_per_unit: new weights of each unit.
+        fixed_weights: new weights that do not depend on the number of units.
+        num_other_weights: weights of `model` that are not the backbone's (rows of new tokens).
+
+    Raises:
+        UserError: if no whole number comes within 2 % of the budget; names the nearest.
+    """
     backbone = count_backbone_weights(model) - num_other_weights
     count = max(1, round((budget * backbone - fixed_weights) / weights_per_unit))
     share = (count * weights_per_unit + fixed_weights) / backbone

@@ -1,13 +1,15 @@
-"""DISeL: LoRA with a gate for each rank and token, which starts nearly closed.
+"""DISeL: LoRA with a sigmoid gate for each rank and token, which starts nearly closed.
 
-*DISeL: Dynamic Input-Sensitive LoRA*, arXiv 2605.19028; here on PEFT's LoRA, after the formulas:
+*DISeL: Dynamic Input-Sensitive LoRA*, arXiv 2605.19028, implemented on PEFT's LoRA from the
+paper's formulas:
 
     out(x) = W x + s * B ( g(x) * A x )         A: r x D;  B: outputs x r, zero;  s: LoRA's scaling
     g(x)   = sigmoid(W_g x + b_g)               W_g: r x D, nn.Linear's own init;  b_g: -3
 
-Its gates learn faster than the rest (the authors: 5 times) and have no weight decay; the table of
-methods fixes that at 0 for all. Only the language-modelling loss trains them. It cannot be merged:
-the gate depends on the token. Saving, loading and switching off are PEFT's.
+Gates have a higher learning rate than the other weights (5 times in the paper) and no weight decay;
+the table of methods sets it to 0 for all weights. They are trained by the language-modelling loss
+only. DISeL cannot be merged, because the gate depends on the token. PEFT saves, loads and disables
+it.
 """
 
 import enum
@@ -26,17 +28,18 @@ from neutral_residues.registration import enter_in_peft
 
 
 class DiselPeftType(str, enum.Enum):  # noqa: UP042 - PEFT looks types up by the hash of a str enum
-    """PEFT's enum of types is closed; one of our own with name == value is found all the same."""
+    """A type for PEFT's registry. PEFT's enum cannot be extended, but a string enum with name ==
+    value is found in it."""
 
     DISEL = "DISEL"
 
 
 @dataclass
 class DiselConfig(LoraConfig):
-    """PEFT's `LoraConfig`, with gates.
+    """PEFT's `LoraConfig` for LoRA with DISeL's gates.
 
     Args:
-        gate_bias: b_g at the start; sigmoid(-3) is 0.05.
+        gate_bias: initial b_g; sigmoid(-3) is 0.05.
     """
 
     gate_bias: float = -3.0
@@ -55,7 +58,7 @@ class GatedLoraLinear(LoraLinear):
     def update_layer(
         self, adapter_name: str, r: int, lora_alpha: int, config: DiselConfig, **kwargs: Any
     ) -> None:
-        """PEFT's own, which moves the gate to the base layer's device too."""
+        """PEFT's `update_layer`, with a gate, which it moves to the base layer's device too."""
         if not hasattr(self, "lora_gate"):
             self.lora_gate = nn.ModuleDict()
         self.lora_gate[adapter_name] = gate = nn.Linear(self.in_features, r)
@@ -67,11 +70,11 @@ class GatedLoraLinear(LoraLinear):
 
 
 class _Gated(LoraVariant):
-    """How PEFT's LoRA layer computes an adapter."""
+    """The forward pass of an adapter, in the form that PEFT's LoRA layer calls."""
 
     @staticmethod
     def init(module: Any, adapter_name: str, **kwargs: Any) -> None:
-        """Nothing is left to do."""
+        """`update_layer` has already added the gate."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""What changes the backbone's own weights: fine-tuning, in full or of the FFNs."""
+"""Fine-tuning of the backbone's own weights: all of them, or those of the FFNs."""
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -7,13 +7,13 @@ from neutral_residues.tuner.blocks import find_blocks
 
 
 def train_everything(model: PreTrainedModel) -> nn.Module:
-    """Every weight trains."""
+    """Make every weight of `model` trainable, in place."""
     model.requires_grad_(True)
     return model
 
 
 def train_ffns(model: PreTrainedModel) -> nn.Module:
-    """Only the feed-forward blocks train."""
+    """Make only the feed-forward blocks of `model` trainable, in place."""
     model.requires_grad_(False)
     for ffn in find_blocks(model, "ffn").values():
         ffn.requires_grad_(True)

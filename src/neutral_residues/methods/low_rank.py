@@ -1,7 +1,7 @@
-"""The low-rank family, all of it PEFT's own: LoRA, rsLoRA, DoRA and OSF.
+"""Low-rank methods of PEFT: LoRA, rsLoRA, DoRA and OSF.
 
-Here is only what PEFT does not decide: which linear layers (those inside the decoder's layers, not
-the embeddings or the head), and which rank makes a given share of new weights.
+This file decides only what PEFT leaves open: which linear layers are extended (those inside the
+decoder's layers, not embeddings and head), and which rank gives a certain share of new weights.
 """
 
 import re
@@ -21,7 +21,7 @@ from neutral_residues.methods.wider_tables import new_rows, num_row_weights
 from neutral_residues.tuner.blocks import find_blocks, find_layers
 
 KNOWN_EMBEDDINGS = tuple(EMBEDDING_LAYER_NAMES)
-"""Endings of the names by which PEFT tells that embeddings are tied to the head."""
+"""Names by which PEFT recognises embeddings that are tied to the head."""
 
 
 def attach_lora(
@@ -36,19 +36,27 @@ def attach_lora(
     num_new_tokens: int = 0,
     **kind: bool,
 ) -> nn.Module:
-    """LoRA on the linear layers of every decoder layer, or of its FFN alone; a UserError that names
-    the nearest rank if none comes within 2 % of the budget.
+    """Attach LoRA to the linear layers of every decoder layer, or of its FFN only.
 
     Args:
-        alpha: LoRA's alpha; None takes `alpha_over_rank` times the rank.
-        embeddings: train embeddings and head in full too, besides the budget: PEFT keeps copies of
-            them (one, where they are tied), which replace the backbone's when merged.
-        gated: with DISeL's gates.
-        num_new_tokens: the last rows of embeddings and head, which train too, besides the budget.
+        budget: new weights as a share of the backbone's; determines the rank.
+        only_ffn: leave out the linear layers outside FFNs.
+        alpha_over_rank: LoRA's alpha as a multiple of the rank.
+        alpha: LoRA's alpha itself, which takes precedence.
+        embeddings: also train embeddings and head in full, not counted in the budget. PEFT trains
+            copies of them (one if they are tied), which replace the backbone's when merged.
+        gated: with the gates of DISeL.
+        num_new_tokens: number of last rows of embeddings and head that also train, not counted in
+            the budget.
         kind: PEFT's `use_rslora` or `use_dora`.
+
+    Raises:
+        UserError: if no rank comes within 2 % of the budget (names the nearest), or PEFT cannot
+            attach the method to this model.
     """
     if num_new_tokens:
-        # PEFT saves wider tables whole, beside the rows that train, and says so at each checkpoint.
+        # PEFT saves the whole wider tables in addition to the trained rows, and warns about it at
+        # each checkpoint.
         warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
     shapes = linear_modules(model, only_ffn=only_ffn)
     per_rank = sum(sum(shape) for shape in shapes.values())
@@ -76,7 +84,7 @@ def attach_lora(
 
 
 def _in_full(model: PreTrainedModel) -> dict[str, Any]:
-    """PEFT's settings that train embeddings and head; tied ones stay so."""
+    """Settings of PEFT that train embeddings and head in full, and keep them tied if they are."""
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = [name for name, module in model.named_modules() if module in (embeddings, head)]
     tied = head is not None and embeddings.weight is head.weight
@@ -91,24 +99,29 @@ def _new_rows(model: PreTrainedModel, num_tokens: int) -> dict[str, Any]:
 
 
 def embedding_weights(model: nn.Module) -> list[nn.Parameter]:
-    """The trained copies of embeddings and head."""
+    """Weights of the trained copies of embeddings and head."""
     return [p for name, p in model.named_parameters() if ".modules_to_save." in name]
 
 
 def attach_osf(model: PreTrainedModel, *, budget: float) -> nn.Module:
-    """OSF: the smallest singular directions of every linear layer train, kept orthogonal to the
-    large ones.
+    """Attach OSF: the smallest singular directions of every linear layer train, and are kept
+    orthogonal to the large ones.
 
-    The budget becomes the number of directions that train (PEFT's `effective_rank` is the number
-    that does not). A UserError as in `attach_lora`, and where layers are not `nn.Linear`.
+    Args:
+        budget: weights of the trained directions as a share of the backbone's (PEFT's
+            `effective_rank` is the number of directions that do not train).
+
+    Raises:
+        UserError: as `attach_lora`, and if a layer is not `nn.Linear` or all of its directions
+            would train.
     """
-    # A layer with one output, such as a gate, has no direction to spare.
+    # A layer with a single output, such as a gate, has a single direction.
     shapes = {n: s for n, s in linear_modules(model, only_ffn=False).items() if min(s) > 1}
     other = [name for name in shapes if not isinstance(model.get_submodule(name), nn.Linear)]
     if other:
         what, got = "osf works on nn.Linear layers only", f"{other[0]} is another kind"
         raise UserError(what, got=got, do="choose lora")
-    # One singular value for each direction and layer comes on top of LoRA's two vectors.
+    # In each layer, a direction has two vectors, as in LoRA, and a singular value.
     per_direction = sum(sum(shape) + 1 for shape in shapes.values())
     rank = units_for_budget(model, budget, unit="rank", weights_per_unit=per_direction)
     smallest = min(min(shape) for shape in shapes.values())
@@ -129,8 +142,8 @@ def _attached(model: PreTrainedModel, config: PeftConfig) -> nn.Module:
 
 
 def linear_modules(model: nn.Module, *, only_ffn: bool) -> dict[str, tuple[int, int]]:
-    """Full name -> (inputs, outputs) of the linear layers inside the decoder's layers; a UserError
-    if there are none."""
+    """Full name -> (input size, output size) of the linear layers inside the decoder's layers; a
+    UserError if there are none."""
     scope = find_blocks(model, "ffn") if only_ffn else find_layers(model)
     inside = tuple(f"{name}." for name in scope)
     shapes = {
@@ -145,7 +158,7 @@ def linear_modules(model: nn.Module, *, only_ffn: bool) -> dict[str, tuple[int, 
 
 
 def _shape(module: Any) -> tuple[int, int] | None:
-    # A router that is a Linear returns more than one tensor, which PEFT does not expect.
+    # A router that is a subclass of Linear returns several tensors, which PEFT does not expect.
     if isinstance(module, nn.Linear) and "Router" not in type(module).__name__:
         return module.in_features, module.out_features
     if isinstance(module, Conv1D):  # GPT-2's linear layer

@@ -1,4 +1,4 @@
-"""A saved extension of neutral residues that is to stand beside others in one model."""
+"""A saved extension of neutral residues that is used together with others in one model."""
 
 import re
 from dataclasses import dataclass
@@ -17,18 +17,19 @@ from neutral_residues.tuner.saved_adapter import CONFIG, adapter_config, backbon
 
 @dataclass(frozen=True)
 class Extension:
-    """One of them."""
+    """A saved extension; create it with `Extension.of`."""
 
-    name: str
-    given: Path
-    weights: Path  # the folder that holds it
+    name: str  # adapter name in the joint model
+    given: Path  # folder that the user gave
+    weights: Path  # folder with the adapter's weights
     config: NeutralResiduesConfig
-    run: RunConfig | None  # that made it, if that is known
+    run: RunConfig | None  # run file that made it, None if not known
 
     @classmethod
     def of(cls, name: str, given: Path) -> "Extension":
-        """From the output folder of a run, or an extension folder; a UserError if it is neither,
-        is damaged, or cannot stand beside others."""
+        """Read the extension in the output folder of a run or in an extension folder. Raises a
+        UserError if there is none, it is damaged, or it cannot be combined with others (new tokens,
+        `modules_to_save`)."""
         check_adapter_name(name)
         if not re.fullmatch(NAME, name):
             raise UserError("name of an extension", got=name, allowed="letters, digits, _ and -")
@@ -53,18 +54,20 @@ class Extension:
 
     @property
     def backbone_name(self) -> str:
-        """Folder or Hub name."""
+        """Folder or Hub name of its backbone."""
         return str(self.config.base_model_name_or_path)
 
     @property
     def backbone(self) -> dict[str, Any]:
-        """What must be the same for all."""
+        """Name, revision and checks of its backbone, which must be equal for all extensions of a
+        model."""
         place, revision = backbone_place(self.config), self.config.revision
         return {"base_model_name_or_path": place, "revision": revision} | self.config.backbone
 
     @property
     def start(self) -> str | None:
-        """What its weights were before training, where that is known."""
+        """Where training of its weights started: another extension, or a seed; None if not
+        known."""
         if self.run is None:
             return None
         return str(self.run.start_from) if self.run.start_from else f"seed {self.run.seed}"

@@ -1,4 +1,4 @@
-"""Curves without training: what a finished run has learnt, times a share of 0 to 1.
+"""Methods without training: scale what a finished run has learnt by a share between 0 and 1.
 
     share 0   the backbone
     share 1   the trained model
@@ -22,13 +22,18 @@ from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.tuner.saved_adapter import load_adapter
 
 LINEAR_IN = ("lora_B", "down")
-"""Names of the modules that hold a matrix in which a LoRA update or an adapter is linear."""
+"""Names of the modules whose weight is scaled: a LoRA update or an adapter is linear in it."""
 
 
 @torch.no_grad()
 def scale_finetuned(model: PreTrainedModel, config: RunConfig, *, made_from: str) -> nn.Module:
-    """The backbone moved in place toward a run of fine-tuning; nothing trains. A UserError as in
-    `_extension`, or if its weights are not those of this backbone, fine-tuned."""
+    """The average of the backbone and a finished fine-tuning of it (`scaling.trained`), with
+    weights 1 - share and share; changes `model` in place, and nothing trains.
+
+    Raises:
+        UserError: if there is no such run, it is damaged, or its weights have other names or
+            shapes.
+    """
     folder, tensors = _extension(config, made_from), dict[str, torch.Tensor]()
     for file in folder.glob("*.safetensors"):
         tensors |= load_file(file)
@@ -45,8 +50,12 @@ def scale_finetuned(model: PreTrainedModel, config: RunConfig, *, made_from: str
 
 @torch.no_grad()
 def scale_adapter(model: PreTrainedModel, config: RunConfig, *, made_from: str) -> nn.Module:
-    """The backbone with the extension of a finished run, scaled; nothing trains. A UserError as in
-    `_extension`."""
+    """The backbone with the extension of a finished run (`scaling.trained`), whose output is
+    multiplied by the share; nothing trains.
+
+    Raises:
+        UserError: if there is no such run, or it is damaged.
+    """
     extended = load_adapter(model, _extension(config, made_from))
     for name, parameter in extended.named_parameters():
         parts = name.split(".")
@@ -56,8 +65,8 @@ def scale_adapter(model: PreTrainedModel, config: RunConfig, *, made_from: str) 
 
 
 def _extension(config: RunConfig, method: str) -> Path:
-    """The weights of the finished run that is scaled; a UserError if there is none, they are
-    damaged, or it was of another method or backbone."""
+    """Folder of the weights that are scaled; a UserError if `scaling.trained` is not a finished,
+    undamaged run of `method` on this backbone."""
     given = config.scaling.trained
     if given is None or not RunFolder(given).is_finished:
         allowed = f"the output folder of a finished run of the method {method}"

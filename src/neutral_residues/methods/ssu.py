@@ -31,7 +31,12 @@ ROWS_AT_A_TIME = 16
 
 @torch.no_grad()
 def freeze_source_columns(model: nn.Module, source_rows_NT: Tensor) -> None:
-    """From now on no gradient reaches the columns with the highest scores on these rows."""
+    """Freeze the half of the columns with the highest scores on these rows: from now on hooks set
+    their gradients to 0.
+
+    Args:
+        source_rows_NT: token ids of source text.
+    """
     layers = [model.get_submodule(name) for name in linear_modules(model, only_ffn=False)]
     device = next(model.parameters()).device
     modules = list(model.modules())
@@ -40,7 +45,7 @@ def freeze_source_columns(model: nn.Module, source_rows_NT: Tensor) -> None:
             model(input_ids=batch_BT.to(device), use_cache=False)
     for layer in layers:
         weight: Any = layer.weight
-        # GPT-2's linear layer holds its matrix the other way round.
+        # Conv1D, GPT-2's linear layer, has a transposed weight.
         outputs = 0 if isinstance(layer, nn.Linear) else 1
         scores_D = weight.norm(dim=outputs) * squares[layer]
         trains_D = torch.ones_like(scores_D)
@@ -50,8 +55,8 @@ def freeze_source_columns(model: nn.Module, source_rows_NT: Tensor) -> None:
 
 @contextmanager
 def _sums_of_squares(layers: list[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
-    """For each layer that runs within the block, (D,): the sum over its tokens of x^2, which ranks
-    inputs as the mean does."""
+    """Layer -> (D,), the sum of x^2 over all tokens that it reads inside the context; inputs have
+    the same order by sum as by mean."""
     sums: dict[nn.Module, Tensor] = {}
 
     def add(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -1,11 +1,11 @@
-"""The table of methods: what trains, how a budget becomes a size, and the recipe each starts from.
+"""The table of methods: for each, what trains, how a budget becomes a size, and its defaults.
 
-Every method runs through the same loop, data, order of rows and evaluation; a row of this table is
-all that differs. A method of your own is one more row, in any module of yours: `method:
+All methods share the training loop, data, order of rows and evaluation; they differ only in their
+row of this table. A method of your own is another row, in any module of yours: write `method:
 my_module:MY_ROW` in the run file.
 
-Where we choose: the learning rates are for a backbone of width `RECIPE_WIDTH` and shrink as
-1/width (LAB.md, "what moved the curve, and what did not").
+Where we choose: learning rates are for a backbone of hidden size `RECIPE_WIDTH`, and are scaled
+with 1 / hidden size for others (LAB.md, "what moved the curve, and what did not").
 """
 
 import pkgutil
@@ -33,16 +33,17 @@ from neutral_residues.tuner.config import NeutralResiduesConfig
 RECIPE_WIDTH = 192
 
 Afterwards = Literal["merge", "skip", "stock"]
-"""merge: folds into the backbone's own matrices. skip: where a gate is exactly 0 nothing need be
-computed. stock: what is saved, or exported from it (`neutral export`), is a model of an
-architecture that Transformers has."""
+"""What can be done with a trained model. merge: the update can be merged into the backbone's
+matrices. skip: nothing is computed where a gate is exactly 0. stock: the saved model, or its export
+(`neutral export`), has an architecture of Transformers."""
 
 NewTokens = Literal["beside", "in tables", "none"]
-"""beside: the extension holds them, and the backbone's own are untouched. in tables: embeddings and
-head get more rows (`wider_tables.py`). none: the method cannot learn any."""
+"""Where the rows of new tokens are. beside: in the extension, so that the backbone's embeddings and
+head stay as they are. in tables: embeddings and head get more rows (`wider_tables.py`). none: the
+method cannot learn new tokens."""
 
 METHOD_SECTIONS = ("residues", "lora", "scaling")
-"""Sections of the run file that belong to some methods only."""
+"""Sections of the run file that only some methods use."""
 
 Attach = Callable[[PreTrainedModel, RunConfig], nn.Module]
 LearningRateFactor = Callable[[nn.Module, RunConfig], tuple[list[nn.Parameter], float]]
@@ -50,56 +51,57 @@ LearningRateFactor = Callable[[nn.Module, RunConfig], tuple[list[nn.Parameter], 
 
 @dataclass(frozen=True)
 class Method:
-    """One row."""
+    """One method, a row of the table."""
 
-    name: str  # as in run files
-    title: str  # for tables
-    paper: str  # where it comes from
-    trains: str  # what has gradients
-    size: str  # what the budget sets; empty for a method that adds no weights
-    attach: Attach  # makes the model to train from the backbone, in place where possible
-    learning_rate: float | None  # peak at width `RECIPE_WIDTH`; None where nothing trains
-    afterwards: tuple[Afterwards, ...] = ()  # what can be done with the result
-    keeps_backbone: bool = True  # the backbone can be switched on again (`disable_adapter`)
-    has_local_loss: bool = False  # its gates can be trained to stay closed on the source
+    name: str  # in run files
+    title: str  # in tables and reports
+    paper: str  # source
+    trains: str  # what trains, in words
+    size: str  # the size that the budget determines; empty for a method that adds no weights
+    attach: Attach  # (backbone, run file) -> the model to train; may change the backbone in place
+    learning_rate: float | None  # peak at hidden size `RECIPE_WIDTH`; None if nothing trains
+    afterwards: tuple[Afterwards, ...] = ()  # what can be done with the trained model
+    keeps_backbone: bool = True  # `disable_adapter` gives the backbone back
+    has_local_loss: bool = False  # its gates can be trained to stay closed on source text
     uses: tuple[str, ...] = ()  # settings of `METHOD_SECTIONS`, as "section" or "section.key"
-    fixed: Mapping[str, Any] = field(default_factory=dict)  # settings that make it what it is
-    recipe: Mapping[str, Any] = field(default_factory=dict)  # its own defaults
-    # A setting and the values that a comparison tries, where one training gives them all.
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # "section.key" -> value, not changeable
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # "section.key" -> default of its own
+    # A setting and the values that a comparison tries, if all of them come from one training.
     curve: tuple[str, tuple[float, ...]] | None = None
-    # What it does to the attached model, given source rows (N, T), before training.
+    # Prepares the attached model before training, given source rows (N, T) of token ids.
     calibrate: Callable[[nn.Module, Tensor], None] | None = None
-    # Trained weights whose learning rate is a multiple of the others', and that factor.
+    # Gives the weights with a learning rate of their own, and the factor on it.
     learning_rate_factor: LearningRateFactor | None = None
-    made_from: str = ""  # the method whose finished run it scales instead of training
-    new_tokens: NewTokens = "none"  # where a vocabulary of its own would be
+    made_from: str = ""  # the method whose finished run it scales; it trains nothing itself
+    new_tokens: NewTokens = "none"
 
     @property
     def has_budget(self) -> bool:
-        """Whether it adds weights."""
+        """Whether it adds weights, and so needs a budget."""
         return bool(self.size)
 
     @property
     def size_in_words(self) -> str:
-        """What decides how many weights it adds, for lists of methods."""
+        """What determines the number of added weights, as a phrase for lists of methods."""
         if self.made_from:
             return f"as {self.made_from}"
         return f"the budget becomes {self.size}" if self.size else "adds no weights"
 
     @property
     def trains_any(self) -> bool:
-        """Whether there is anything to train."""
+        """Whether the method trains any weights."""
         return self.learning_rate is not None
 
     def peak_learning_rate(self, config: RunConfig, *, hidden_size: int) -> float:
-        """As set in the run file, or the recipe scaled to the backbone's width."""
+        """The learning rate of the run file; if it sets none, that of the method, scaled to the
+        backbone's hidden size."""
         if config.training.learning_rate is not None:
             return config.training.learning_rate
         return (self.learning_rate or 0.0) * RECIPE_WIDTH / hidden_size
 
     def resolve(self, config: RunConfig) -> RunConfig:
-        """The run with the method's own settings filled in; a UserError for a setting that has no
-        effect on it, or contradicts what is fixed."""
+        """The run file with the method's defaults and fixed settings filled in. Raises a UserError
+        for a setting that has no effect on the method, or differs from a fixed one."""
         changed: dict[str, Any] = {}
         for key, value in {**self.recipe, **self.fixed}.items():
             section, name = key.split(".")
@@ -153,7 +155,8 @@ class Method:
 
 
 def _attach_residues(model: PreTrainedModel, config: RunConfig, **changes: Any) -> nn.Module:
-    """What the run file and the PEFT config both set has the same name in both."""
+    """Attach neutral residues with the settings of the run file; those that
+    `NeutralResiduesConfig` has too have the same name there."""
     names = {setting.name for setting in fields(NeutralResiduesConfig)}
     settings = config.residues.model_dump(mode="json", include=names) | changes
     settings |= {"budget": config.budget, "new_tokens": config.vocabulary.size}
@@ -183,7 +186,7 @@ def _attach_lora(model: PreTrainedModel, config: RunConfig, **options: Any) -> n
 
 
 def _scaled(row: Method, attach: Callable[..., nn.Module], **texts: Any) -> Method:
-    """What a finished run of that row has learnt, times a few shares."""
+    """A method that scales what a finished run of `row` has learnt, and trains nothing."""
     return replace(
         row,
         attach=partial(attach, made_from=row.name),
@@ -425,8 +428,8 @@ METHODS: tuple[Method, ...] = (
 
 
 def find_method(name: str) -> Method:
-    """The row of that name, or the one that "module:NAME" points to; a UserError that names the
-    nearest method if there is none."""
+    """The method called `name` in the table, or the `Method` object at "module:NAME". Raises a
+    UserError that suggests the nearest name if there is none."""
     if ":" in name:
         return _own_row(name)
     rows = {method.name: method for method in METHODS}
@@ -436,7 +439,7 @@ def find_method(name: str) -> Method:
 
 
 def _own_row(path: str) -> Method:
-    if "" not in sys.path:  # as for `python -m`: modules in the working folder
+    if "" not in sys.path:  # find modules in the working folder, as `python -m` does
         sys.path.insert(0, "")
     try:
         row = pkgutil.resolve_name(path)

@@ -1,14 +1,15 @@
-"""Embeddings of new tokens from what the backbone makes of their pieces: token distillation
+"""Token distillation: initial embeddings of new tokens, learnt from the backbone's hidden states
 (Dobler, Elliott and de Melo 2025, arXiv 2505.20133, section 3).
 
-The backbone reads the same text twice, in its own tokens and with new ones. Embeddings of new
-tokens train, and nothing else, until its last hidden states agree where tokens end:
+The backbone reads the same text twice, in its own tokens and with new ones. Only the embeddings of
+the new tokens train, such that at the end of each token the last hidden states of both agree:
 
     loss = sum |h_new(t) - h_pieces(end of t)|^2 / sum |h_pieces(end of t)|^2     over all tokens t
 
-As in the paper: from the mean of the pieces, with Adam, on the last layer. Where we choose: the
-learning rate is a share of the embeddings' size and falls to 0, and the text grows with the number
-of new tokens. Only what the backbone knows of the pieces can be learnt.
+As in the paper, embeddings start from the mean of their pieces, Adam trains them, and the hidden
+states are those of the last layer. Where we choose: the learning rate is proportional to the size
+of the embeddings and falls to 0, and the amount of text is proportional to the number of new
+tokens. Embeddings learn only what the backbone knows of the pieces.
 
 Suffixes: R rows, T tokens of a row, S pieces of the same text, N new tokens, D width.
 """
@@ -29,16 +30,16 @@ from neutral_residues.errors import UserError
 from neutral_residues.tuner.blocks import find_embeddings
 
 SNIPPET_TOKENS = 32
-"""Tokens of a row of text, at most."""
+"""Maximum number of tokens in a row of text (a snippet)."""
 SNIPPETS_PER_STEP = 8
 TOKENS_PER_NEW_TOKEN = 25
-"""Tokens of text that are read for each new token."""
+"""Tokens of text read in training, per new token."""
 LEARNING_RATE = 0.02
-"""Of Adam at the start, as a multiple of the embeddings' root mean square."""
+"""Initial learning rate of Adam, as a multiple of the root mean square of the embeddings."""
 
 
 def num_snippets(num_new_tokens: int, snippet_tokens: int) -> int:
-    """Rows of text to read for so many new tokens."""
+    """Number of rows of text to train on."""
     return -(-num_new_tokens * TOKENS_PER_NEW_TOKEN // snippet_tokens)
 
 
@@ -51,19 +52,22 @@ def distilled_embeddings(
     bf16: bool = False,
     advance: Callable[[int], object] = lambda tokens: None,
 ) -> Tensor:
-    """(N, D) what the embeddings module is to put out for each new token, on the CPU; one that is
-    not in the text keeps its start.
+    """Train embeddings of new tokens by token distillation.
 
     Args:
         model: the backbone, in eval mode.
-        snippets_RT: text in tokens of the extended tokenizer, in the order in which it is read.
-        pieces: for each new token the backbone's tokens of the same text.
-        start_ND: the embeddings to start from.
+        snippets_RT: text as ids of the extended tokenizer, in the order of training.
+        pieces: for each new token, the backbone's tokens that spell the same text.
+        start_ND: the initial embeddings.
         bf16: compute in bfloat16.
-        advance: is told the tokens that were read since it was last called.
+        advance: called with the number of tokens read since its last call.
+
+    Returns:
+        (N, D) outputs of the embeddings module for the new tokens, on the CPU. A token that is not
+        in the text keeps its initial embedding.
 
     Raises:
-        UserError: for a backbone whose decoder does not hold its embeddings.
+        UserError: for a backbone whose decoder does not contain its embeddings.
     """
     reader = _Reader(model, pieces)
     rows_ND = nn.Parameter(start_ND.to(model.device, torch.float32, copy=True))
@@ -94,7 +98,7 @@ class _Reader:
         self.longest = context_length(model.config)
 
     def distance(self, tokens_RT: NDArray[np.int64], rows_ND: Tensor) -> Tensor:
-        """The loss on that text: 0 where both ways to read it agree; see the head of this file."""
+        """The loss on this text, see the module docstring; 0 if all hidden states agree."""
         device = rows_ND.device
         pieces_RS, ends_RT = in_pieces(tokens_RT, self.pieces, self.first_id)
         pieces_RS, ends_RT = pieces_RS[:, : self.longest].to(device), ends_RT.to(device)
@@ -115,8 +119,8 @@ class _Reader:
 
     @contextmanager
     def _with_rows(self, tokens_RT: Tensor, rows_ND: Tensor) -> Iterator[Tensor]:
-        """Within it the ids that it gives are read as those tokens: the embeddings put out these
-        rows where they are new."""
+        """Inside this context, the model reads new tokens too: yields ids for it in which new
+        tokens are replaced, and a hook puts `rows_ND` in the place of their embeddings."""
         numbers_RT = tokens_RT - self.first_id
         is_new_RT = numbers_RT >= 0
 
@@ -134,8 +138,8 @@ class _Reader:
 def in_pieces(
     tokens_RT: NDArray[np.int64], pieces: Sequence[Sequence[int]], first_id: int
 ) -> tuple[Tensor, Tensor]:
-    """(R, S) the same text in the backbone's tokens, padded at the end, and (R, T) where in it each
-    token ends."""
+    """Replace new tokens by their pieces: returns the ids (R, S), padded on the right, and for each
+    token (R, T) the position of its last piece in them."""
     split = [
         [pieces[id - first_id] if id >= first_id else (id,) for id in row]
         for row in tokens_RT.tolist()
@@ -147,7 +151,8 @@ def in_pieces(
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Within it no weight of `model` has a gradient, so that none of its inputs is kept."""
+    """Inside this context no weight of `model` needs a gradient, which saves memory for
+    activations."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

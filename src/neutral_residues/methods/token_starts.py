@@ -1,4 +1,4 @@
-"""What new tokens start from, at both ends of a backbone."""
+"""Initial rows of new tokens in the embeddings and in the output head."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,15 +11,16 @@ from neutral_residues.tuner.embeddings import piece_means
 
 
 class StartRows(NamedTuple):
-    """A row for each new token at either end; on the CPU, in float32."""
+    """The initial rows of N new tokens, on the CPU in float32."""
 
-    embeddings_ND: Tensor  # what the embeddings module puts out
-    head_rows_ND: Tensor  # what the final hidden state is multiplied by
+    embeddings_ND: Tensor  # outputs of the embeddings module, with its scale where it has one
+    head_rows_ND: Tensor  # rows of the head's weight
 
 
 @torch.no_grad()
 def mean_of_pieces(model: PreTrainedModel, pieces: Sequence[Sequence[int]]) -> StartRows:
-    """At both ends the mean over the backbone's tokens for the same text."""
+    """For each new token, the mean of the embeddings, and of the head's rows, of the backbone's
+    tokens that spell the same text (`pieces`)."""
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     return StartRows(
         piece_means(pieces, lambda ids: embeddings(ids.to(model.device))),
