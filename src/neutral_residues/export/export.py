@@ -1,4 +1,5 @@
-"""From a live extended model to a folder for other programs: complete and verified, or none."""
+"""Exports an extended model in memory to a folder for other programs. The folder is complete and
+verified, or not written at all."""
 
 import copy as copying
 from pathlib import Path
@@ -25,7 +26,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def check_target(folder: Path, *, dtype: str) -> torch.dtype:
-    """The type to store in; a UserError if it is unknown, or the folder is not empty."""
+    """The torch type called `dtype`; a UserError if there is none, or `folder` is not empty."""
     if dtype not in DTYPES:
         raise UserError("dtype", got=dtype, allowed=", ".join(DTYPES), do=nearest(dtype, DTYPES))
     check_free(folder)
@@ -43,22 +44,26 @@ def export_model(
     end_of_text: int | None = None,
     copy: bool = True,
 ) -> Difference:
-    """Write the active adapters of `model`, with its backbone where the format has one, and measure
-    the difference between the result and the live model.
+    """Export the active adapters of `model` in a format for other programs, and compare the result
+    with `model`.
 
     Args:
-        folder: where it goes; must be empty or absent.
-        to: name of the format, see `FORMATS`.
-        dtype: of the stored weights.
-        tokenizer: saved with the model; for an extension with new tokens the extended one.
-        text: some text on which the gates are open, to compare on; random tokens are tried as well.
-        end_of_text: the token that ends a document, with which generation stops as well; default:
-            see `end_of_text_id`.
-        copy: False saves the memory of a second model, and leaves `model` unusable.
+        model: a PEFT model with neutral residues, or with another method that can be merged.
+        folder: folder to write; must be empty or absent.
+        to: name of the format, see `FORMATS`; all but "safetensors" include the backbone.
+        dtype: type of the stored weights: float32, bfloat16 or float16.
+        tokenizer: saved with the model; for an extension with new tokens, the extended tokenizer.
+        text: a text on which gates are open, for the comparison; random tokens are tried as well.
+        end_of_text: id of the token that ends a document, which also ends generation; default: see
+            `end_of_text_id`.
+        copy: False saves the memory of a second model, but leaves `model` unusable.
+
+    Returns:
+        The measured difference between the export, loaded in a new process, and `model`.
 
     Raises:
-        UserError: if the format cannot hold the extension, or what was written is not the live
-            model; no folder is left then.
+        UserError: if the format cannot hold the extension, or the difference is above the
+            tolerance; no folder is left then.
     """
     folder, row = Path(folder), find_format(to)
     stored_type = check_target(folder, dtype=dtype)
@@ -84,7 +89,7 @@ def export_model(
             difference.check(rounded=dtype != "float32" and row.computes(parts))
             write_text(written / "README.md", _card(row, parts, difference))
             write_digests(written)
-    except SafetensorError as error:  # its own type for a full disk
+    except SafetensorError as error:  # also raised for a full disk
         raise UserError(f"cannot write {folder}", got=first_line(error)) from error
     return difference
 
@@ -99,14 +104,14 @@ def _checked(model: nn.Module) -> PeftModel:
 
 @torch.no_grad()
 def _with_stored_weights(model: PeftModel, dtype: torch.dtype, *, copy: bool) -> PeftModel:
-    """The model on the CPU with the weights that will be stored, to compute with in float32.
-    Buffers, such as rotary frequencies, stay exact."""
+    """The model on the CPU in float32, with weights rounded to the stored type. Buffers, such as
+    rotary frequencies, are not rounded."""
 
     def stored(parameter: nn.Parameter) -> Tensor:
         return parameter.detach().to("cpu", dtype).float()
 
     if copy:
-        # Each parameter goes to the CPU by itself: no second model on the accelerator.
+        # Parameters go to the CPU one by one, so that the accelerator never holds a second model.
         memo = {id(p): nn.Parameter(stored(p).clone(), False) for p in model.parameters()}
         model = copying.deepcopy(model, memo)
     else:
@@ -116,7 +121,7 @@ def _with_stored_weights(model: PeftModel, dtype: torch.dtype, *, copy: bool) ->
 
 
 def _card(row: Format, parts: Parts, difference: Difference) -> str:
-    """README: what is in the folder, from which backbone, how to load it, and how exact it is."""
+    """Text of the README: contents of the folder, backbone, how to load it, measured difference."""
     template = Path(__file__).with_name("README.md.jinja").read_text(encoding="utf-8")
     card = jinja2.Template(template, trim_blocks=True, keep_trailing_newline=True)
     backbone = parts.backbone.name_or_path

@@ -1,8 +1,5 @@
-"""An extended model taken apart, without PEFT: the backbone, and the adapters of its blocks, head
-and embeddings.
-
-The writers of all formats work from these parts.
-"""
+"""An extended model split into its parts, without PEFT: the backbone, and the adapters at its
+blocks, head and embeddings. The writers of all formats work from these parts."""
 
 import copy
 from dataclasses import dataclass
@@ -27,17 +24,17 @@ from neutral_residues.tuner.thresholds import Thresholds
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter."""
+    """All parts of one adapter."""
 
-    name: str  # as in PEFT
+    name: str  # adapter name in PEFT
     kind: BlockGate
     activation: str  # by its name in Transformers
     width: int  # R
-    by_block: dict[str, GatedAdapter]  # full name of a block in the backbone -> its part there
-    head: GatedHead | None = None  # its part at the output head
-    reader: TokenReader | None = None  # its one gate, if that reads the text
-    tokens: NewTokens | None = None  # those of its own, if it has any
-    thresholds: Thresholds | None = None  # on its gates, if it is calibrated
+    by_block: dict[str, GatedAdapter]  # full name of a block in the backbone -> its adapter there
+    head: GatedHead | None = None  # residue on the output head
+    reader: TokenReader | None = None  # the gate that reads tokens, if it has that
+    tokens: NewTokens | None = None  # new tokens
+    thresholds: Thresholds | None = None  # of a calibrated extension
 
     @property
     def first(self) -> GatedAdapter:
@@ -45,17 +42,17 @@ class Adapter:
 
     @property
     def width_in(self) -> int:
-        """D."""
+        """D, the width of the blocks' inputs."""
         return self.first.gate.in_features
 
     @property
     def has_bias(self) -> bool:
-        """Whether the gates of its parts have a b; they have none under a reader."""
+        """Whether its block gates have a bias; False if it has none (`reader` is its gate)."""
         return self.first.block_gate is not None and self.first.block_gate.bias is not None
 
     @torch.no_grad()
     def at(self, block: str) -> GatedAdapter:
-        """What runs parallel to that block, or a module of the same shape that adds 0."""
+        """The adapter parallel to `block`, or a module of the same shape with output 0."""
         if block in self.by_block:
             return self.by_block[block]
         zero = copy.deepcopy(self.first)
@@ -68,13 +65,13 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Parts:
-    """A backbone, without any trace of PEFT, and the adapters that were active."""
+    """A backbone without PEFT's wrappers, and the adapters that were active on it."""
 
     backbone: PreTrainedModel
     adapters: tuple[Adapter, ...]
-    merged: bool = False  # updates were added to the backbone's matrices instead
-    # If set: at each token only the adapter with the strongest gate over the last tokens, this
-    # many, is active.
+    merged: bool = False  # there are no adapters: updates were merged into the backbone
+    # If set, at each token only that adapter is active whose gate is largest in the sum over this
+    # many last tokens.
     strongest_over: int | None = None
 
     @property
@@ -88,30 +85,31 @@ class Parts:
 
     @property
     def has_reader(self) -> bool:
-        """Whether the gate of an adapter reads the text."""
+        """Whether an adapter has a gate that reads tokens."""
         return any(adapter.reader is not None for adapter in self.adapters)
 
     @property
     def promises(self) -> list[str]:
-        """What calibrated adapters promise."""
+        """Promises of the calibrated adapters, as sentences."""
         found = [adapter.thresholds for adapter in self.adapters]
         return [it.promise for it in found if it is not None and it.promise]
 
     @property
     def new_ids(self) -> range:
-        """The ids V to V + N - 1 of the new tokens of the one adapter that may have some."""
+        """Ids of the new tokens; empty without any. At most one adapter has new tokens."""
         first = len(self.backbone.get_input_embeddings().weight)
         number = sum(adapter.tokens.num_tokens for adapter in self.adapters if adapter.tokens)
         return range(first, first + number)
 
     @property
     def needs_embeddings(self) -> bool:
-        """Whether a gate reads the input embeddings, or new tokens are beside them."""
+        """Whether the exported code needs the input embeddings: for a gate that reads tokens, or
+        for new tokens."""
         return self.has_reader or bool(self.new_ids)
 
     @cached_property
     def embeddings_name(self) -> str:
-        """Full name of the input embeddings that a gate reads, or new tokens are beside."""
+        """Full name of the input embeddings."""
         found = find_embeddings(self.backbone)
         assert found is not None
         return found[0]
@@ -125,8 +123,8 @@ class Parts:
 
     @cached_property
     def ffns(self) -> dict[str, GatedMLP | None]:
-        """Full name of each feed-forward block, in layer order -> its parts if it is a gated MLP;
-        empty where the layers have no such block."""
+        """Full name of each feed-forward block, in layer order -> its parts, or None if it is not a
+        plain gated MLP; empty if the layers have no such block."""
         try:
             blocks = find_blocks(self.backbone, "ffn")
         except UserError:
@@ -134,7 +132,7 @@ class Parts:
         return {name: as_gated_mlp(block) for name, block in blocks.items()}
 
     def layer_numbers(self, adapter: Adapter) -> dict[str, int]:
-        """Name of each block of the adapter inside the layers -> its layer, counted from 0."""
+        """Name of each block with an adapter -> number of its layer, counted from 0."""
         layers = list(find_layers(self.backbone))
         return {
             block: number
@@ -144,14 +142,15 @@ class Parts:
         }
 
     def first_non_ffn_target(self, adapter: Adapter) -> str | None:
-        """The first block of the adapter that is not a feed-forward block."""
+        """Name of the first block with an adapter that is not a feed-forward block, or None."""
         return next((block for block in adapter.by_block if block not in self.ffns), None)
 
 
 def extract_parts(model: PeftModel) -> Parts:
-    """The parts of `model`, which is not usable afterwards: nothing is copied.
+    """Split `model` into its parts. Nothing is copied, so `model` is not usable afterwards.
 
-    Updates of other methods are merged; a UserError where PEFT cannot.
+    Adapters of PEFT's other methods are merged into the backbone; a UserError if PEFT cannot merge
+    them.
     """
     layers = residue_layers(model.get_base_model())
     if not layers:
@@ -174,7 +173,7 @@ def extract_parts(model: PeftModel) -> Parts:
 
 
 def _beside_embeddings(model: PeftModel) -> dict[str, BesideEmbeddings]:
-    """What each extension has there, by its name."""
+    """Gate that reads tokens and new tokens of each extension, by adapter name."""
     layer = embeddings_layer(model)
     return {name: layer.beside(name) for name in layer.known_adapters()} if layer else {}
 
@@ -182,13 +181,15 @@ def _beside_embeddings(model: PeftModel) -> dict[str, BesideEmbeddings]:
 def _merged(model: PeftModel) -> PreTrainedModel:
     try:
         return _untied(model.merge_and_unload())
-    except (AttributeError, NotImplementedError, ValueError) as error:  # it depends on the method
+    # PEFT's methods raise different errors.
+    except (AttributeError, NotImplementedError, ValueError) as error:
         what = f"PEFT cannot merge {model.peft_config[model.active_adapter].peft_type.value}"
         raise UserError(what, got=first_line(error), do="serve it with PEFT") from error
 
 
 def _untied(backbone: PreTrainedModel) -> PreTrainedModel:
-    """An output matrix that was trained apart from the embeddings is no longer tied to them."""
+    """The backbone in eval mode. If its head no longer shares the embeddings' weight, because it
+    was trained apart, the configuration says so too."""
     head, embeddings = backbone.get_output_embeddings(), backbone.get_input_embeddings()
     if head is not None and head.weight is not embeddings.weight:
         backbone.config.tie_word_embeddings = False

@@ -1,11 +1,11 @@
-"""What the live model computes on tokens with open gates, to be compared with the export.
+"""Reference outputs of the original model on tokens with open gates, to compare an export with.
 
-A gate that is trained to close on source text is closed on most random tokens too, and an adapter
-with zero output proves nothing about an export. So rows of the user's text, if there is one, and of
-random tokens are tried until every layer's residue is not 0 on one of the rows that are kept; and
-where the extension has new tokens, until these stand behind open gates and, if a gate can be
-exactly 0, behind closed ones. Layers that stay inactive all the same are counted, and the count is
-shown; if all do, nothing can be compared, and that is an error.
+Gates that are trained to close on source text are closed on most random tokens too, and an adapter
+with zero output says nothing about an export. So rows of the user's text, if given, and of random
+tokens are tried until every layer has a nonzero residue on a row that is kept. If the extension has
+new tokens, some of them must follow an open gate and, if gates can be exactly 0, some a closed one.
+Layers that are still inactive are counted and reported; if all are, nothing can be compared, which
+is an error.
 """
 
 from collections.abc import Sequence
@@ -29,21 +29,22 @@ ROWS_PER_DRAW, MAX_DRAWS = 32, 8
 
 @dataclass(frozen=True)
 class NewTokenOutputs:
-    """What the live model computes for tokens of an extension's own."""
+    """Reference outputs for the extension's new tokens."""
 
-    first_id: int
+    first_id: int  # id of the first new token
     embeddings_NE: Tensor
-    head_inputs_BTD: Tensor
+    head_inputs_BTD: Tensor  # inputs of the output head
     logits_BTN: Tensor  # before soft caps and scales
-    can_be_impossible: bool  # whether the gate can be exactly 0
+    can_be_impossible: bool  # the gate can be exactly 0, so that logits of new tokens are -inf
 
     @property
     def impossible_BT(self) -> Tensor:
-        """Whether new tokens cannot follow."""
+        """Tokens after which the logits of all new tokens are -inf (bool)."""
         return self.logits_BTN.isinf().all(dim=-1)
 
     def covered_BL(self, token_ids_BT: Tensor) -> Tensor:
-        """Whether a row has new tokens where they are possible, and where they are not."""
+        """Whether each row has new tokens where they are possible and, if the gate can be 0, where
+        they are impossible: bool (B, 1 or 2)."""
         is_new_BT = token_ids_BT[:, 1:] >= self.first_id
         impossible_BT = self.impossible_BT[:, :-1]
         covered = [is_new_BT & ~impossible_BT]
@@ -54,32 +55,33 @@ class NewTokenOutputs:
 
 @dataclass(frozen=True)
 class ReferenceOutputs:
-    """What the live model computes."""
+    """Reference outputs of the original model on a few rows."""
 
     token_ids_BT: Tensor
     logits_BTV: Tensor
     inputs: dict[str, Tensor]  # name of a block or head -> its input, (B, T, D)
-    residues: dict[str, Tensor]  # the same -> what the active adapters added, (B, T, D), head: V
-    embeddings_BTE: Tensor | None = None  # where gates read the text
-    gates: dict[str, Tensor] = field(default_factory=dict)  # adapter -> its gate then, (B, T, 1)
+    residues: dict[str, Tensor]  # same names -> sum of its residues, (B, T, D), head: (B, T, V)
+    embeddings_BTE: Tensor | None = None  # input embeddings, if gates read tokens
+    gates: dict[str, Tensor] = field(default_factory=dict)  # adapter -> (B, T, 1), likewise
     new_tokens: NewTokenOutputs | None = None
 
     @property
     def max_abs_residue_BL(self) -> Tensor:
-        """Largest absolute number in the residue of each row and layer, the output head a layer
-        too; (B, 0) without adapters."""
+        """Largest absolute number in the residue of each row and layer (the output head is one);
+        (B, 0) without adapters."""
         rows = self.token_ids_BT.shape[0]
         by_layer = [r.reshape(rows, -1).abs().amax(dim=1) for r in self.residues.values()]
         return torch.stack(by_layer, dim=1) if by_layer else torch.zeros(rows, 0)
 
     @property
     def num_inactive(self) -> int:
-        """Layers whose residue is 0 on every token, so that they are not compared."""
+        """Number of layers whose residue is 0 on every token, so that they cannot be compared."""
         return int((self.max_abs_residue_BL.amax(dim=0) == 0).sum())
 
     @property
     def covered_BL(self) -> Tensor:
-        """What each row compares: layers whose residue is not 0 on it, and new tokens."""
+        """What each row allows to compare (bool): a column for each layer, True if its residue is
+        not 0, followed by those of `NewTokenOutputs.covered_BL`."""
         active_BL = self.max_abs_residue_BL > 0
         if self.new_tokens is None:
             return active_BL
@@ -87,15 +89,15 @@ class ReferenceOutputs:
 
     @property
     def impossible(self) -> tuple[int, int] | None:
-        """After how many tokens new ones are impossible, of how many; None where they never can
-        be."""
+        """Number of tokens after which new tokens are impossible, and number of all tokens; None
+        if new tokens are always possible, or there are none."""
         if self.new_tokens is None or not self.new_tokens.can_be_impossible:
             return None
         impossible_BT = self.new_tokens.impossible_BT
         return int(impossible_BT.sum()), impossible_BT.numel()
 
     def of_residues(self) -> dict[str, Tensor]:
-        """By name, what the residues of one adapter are compared by."""
+        """The tensors that `verify_child.compare_residues` needs, by name; for one adapter."""
         tensors = {f"inputs.{block}": x for block, x in self.inputs.items()}
         tensors |= {f"residues.{block}": delta for block, delta in self.residues.items()}
         if self.gates:
@@ -117,8 +119,12 @@ class ReferenceOutputs:
 
 
 def record_reference(model: PeftModel, text_ids: Sequence[int] = ()) -> ReferenceOutputs:
-    """Run the live model on up to `MAX_ROWS` rows that activate as many layers as possible, of
-    `text_ids`, which should open the gates, and of random tokens, new ones among them."""
+    """Run the original model on up to `MAX_ROWS` rows that activate as many layers as possible.
+
+    Args:
+        text_ids: tokens of a text that should open the gates; rows of random tokens, new tokens
+            among them, are tried as well.
+    """
     length = min(ROW_TOKENS, context_length(model.config) or ROW_TOKENS)
     generator = torch.Generator().manual_seed(0)
     num_rows = min(len(text_ids) // length, ROWS_PER_DRAW)
@@ -133,7 +139,8 @@ def record_reference(model: PeftModel, text_ids: Sequence[int] = ()) -> Referenc
 
 
 def _random_rows(model: PeftModel, length: int, generator: torch.Generator) -> Tensor:
-    """Rows of random tokens, where there are new ones from none of these to nothing else."""
+    """Rows (B, T) of random tokens; the share of new tokens, if there are any, rises from 0 in the
+    first row to 1 in the last."""
     shape = ROWS_PER_DRAW, length
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     drawn_BT = torch.randint(vocabulary, shape, generator=generator)
@@ -147,7 +154,8 @@ def _random_rows(model: PeftModel, length: int, generator: torch.Generator) -> T
 
 
 def _covering_rows(covered_BL: Tensor) -> list[int]:
-    """Rows that together cover as much as `MAX_ROWS` rows chosen greedily can."""
+    """Indices of `MIN_ROWS` to `MAX_ROWS` rows, chosen greedily to cover as many columns as
+    possible."""
     chosen: list[int] = []
     missing_L = torch.ones(covered_BL.shape[1], dtype=torch.bool)
     while len(chosen) < MAX_ROWS and (bool(missing_L.any()) or len(chosen) < MIN_ROWS):
@@ -171,7 +179,7 @@ def _outputs(model: PeftModel, token_ids_BT: Tensor) -> ReferenceOutputs:
     def keep_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs[layer] = (args[0] if args else kwargs["hidden_states"]).clone()
 
-    with ExitStack() as hooks, no_skipping(model):  # as the exported code
+    with ExitStack() as hooks, no_skipping(model):  # the exported code does not skip tokens either
         for layer in {*layers.values(), head} - {None}:
             hooks.callback(layer.register_forward_pre_hook(keep_input, with_kwargs=True).remove)
         logits_BTV = model(input_ids=token_ids_BT).logits
@@ -187,7 +195,7 @@ def _outputs(model: PeftModel, token_ids_BT: Tensor) -> ReferenceOutputs:
 
 
 def _read(model: PeftModel, token_ids_BT: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """The embeddings, where gates read the text, and these gates at the model's last pass."""
+    """If gates read tokens, the input embeddings and the gates of the model's last pass."""
     place = embeddings_layer(model)
     if place is None or not place.active_names():
         return None, {}
@@ -195,7 +203,8 @@ def _read(model: PeftModel, token_ids_BT: Tensor) -> tuple[Tensor | None, dict[s
 
 
 def _new_tokens(model: PeftModel, head_inputs_BTD: Tensor | None) -> NewTokenOutputs | None:
-    """Of the active extension that has new tokens, if there is one, at the model's last pass."""
+    """Outputs for the new tokens of the active extension in the model's last pass; None if it has
+    no new tokens."""
     place = embeddings_layer(model)
     if place is None or not (active := place.active_tokens()):
         return None

@@ -1,9 +1,10 @@
-"""Compares an exported folder with the live model, in a process that cannot import this package.
+"""Compares an exported folder with the original model, in a process that cannot import this
+package.
 
-Measured is the largest absolute difference of a number (a logit, or a residue where the adapter was
-exported alone), as a share of the largest such number. Both models compute in float32 on the CPU,
-whatever type is stored, so only the order of sums differs: a few millionths. A logit that is -inf
-in one of them alone, of a new token that is impossible there, is infinitely far off.
+The measure is the largest absolute difference of a logit (or of a residue, if only the adapter was
+exported), divided by the largest absolute logit (residue). Both compute in float32 on the CPU,
+whatever type is stored, so only the order of additions differs: a few millionths. If a logit of a
+new token is -inf in only one of the two, the difference is infinite.
 """
 
 import json
@@ -26,32 +27,36 @@ Kind = Literal["logits", "residues"]
 
 TOLERANCE = 1e-4
 ROUNDED_TOLERANCE = 3e-2
-"""Where weights are computed, not copied, and then stored in 16 bits: they are rounded once more
-than the live model's."""
+"""Tolerance for weights that the format computes instead of copying, stored in 16 bits: they are
+rounded once more than those of the original model."""
 
 _CHILD = Path(__file__).parent / "verify_child.py"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far an export is from the live model."""
+    """Difference between an export and the original model."""
 
-    kind: Kind
-    outputs: float  # largest absolute difference of a number
-    cache: float  # of a logit, between generation with a cache and without; 0 for residues
-    largest: float  # largest absolute number of the live model
-    num_inactive: int  # layers and heads not compared: all gates were closed on all tokens
+    kind: Kind  # what was compared
+    outputs: float  # largest absolute difference
+    cache: float  # the same between generation with and without a cache; 0 for residues
+    largest: float  # largest absolute number of the original model
+    num_inactive: int  # layers (the head is one) not compared: their gates were always closed
     impossible: tuple[int, int] | None = None
-    """After how many tokens new ones are impossible, of how many; None where they never can be."""
+    """Number of tokens after which new tokens are impossible, and number of all tokens; None if new
+    tokens are always possible, or there are none."""
 
     @property
     def share(self) -> float:
-        """The larger difference by the largest number."""
+        """The larger of the two differences, divided by the largest number."""
         return max(self.outputs, self.cache) / self.largest if self.largest else math.inf
 
     def check(self, *, rounded: bool) -> None:
-        """Raise a UserError unless the export is the live model; `rounded`: its weights were
-        computed and stored in 16 bits."""
+        """Raise a UserError if the difference is above the tolerance.
+
+        Args:
+            rounded: weights were computed by the format and stored in 16 bits.
+        """
         tolerance = ROUNDED_TOLERANCE if rounded else TOLERANCE
         if not self.share <= tolerance:
             raise UserError(
@@ -62,7 +67,7 @@ class Difference:
             )
 
     def describe(self) -> str:
-        """In words."""
+        """The difference as a sentence, for the README and the command line."""
         parts = [f"{self.kind} are equal, bit for bit"]
         if self.outputs:
             parts = [f"{self.kind} up to {self.largest:.3g} differ by at most {self.outputs:.1e}"]
@@ -82,15 +87,22 @@ class Difference:
 def compare(
     folder: Path, reference: ReferenceOutputs, *, kind: Kind, trust_remote_code: bool
 ) -> Difference:
-    """Load `folder` in a fresh process and compare it with the live model; a UserError if it cannot
-    be loaded there."""
+    """Load `folder` in a new process and compare its outputs with those of the original model.
+
+    Args:
+        kind: what to compare, logits or the adapter's residues.
+        trust_remote_code: loading runs code from the folder.
+
+    Raises:
+        UserError: if the folder cannot be loaded there.
+    """
     tensors = {"token_ids": reference.token_ids_BT, "logits": reference.logits_BTV}
     if kind == "residues":
         tensors |= reference.of_residues()
     asked = {"folder": str(folder.resolve()), "kind": kind, "trust_remote_code": trust_remote_code}
     with tempfile.TemporaryDirectory() as name:
         request = Path(name)
-        # One may be under two names, which this file format does not allow.
+        # Copies: safetensors does not allow one tensor under two names.
         own = {key: tensor.contiguous().clone() for key, tensor in tensors.items()}
         save_file(own, request / "reference.safetensors")
         write_json(request / "request.json", asked)
@@ -101,7 +113,8 @@ def compare(
 
 
 def _run_child(request: Path) -> dict[str, Any]:
-    # -P: nothing is imported from the child's own folder. Transformers' code cache stays as it was.
+    # -P: nothing is imported from the child's folder. HF_MODULES_CACHE: the code of the export does
+    # not go into Transformers' cache.
     modules = {"HF_MODULES_CACHE": str(request / "modules"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-P", str(_CHILD), str(request)],

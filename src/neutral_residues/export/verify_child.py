@@ -1,10 +1,10 @@
-"""Loads an exported folder as any other program would, and measures how far it is from the live
-model; runs in a process of its own.
+"""Loads an exported folder as any other program would, and compares its outputs with those of the
+original model. Runs in a process of its own, started by `verify.py`:
 
     python -P verify_child.py REQUEST
 
-REQUEST is a folder with `request.json` and `reference.safetensors`; the answer goes to
-`answer.json` in it. This package and PEFT cannot be imported here, so an export that needs them
+REQUEST is a folder with `request.json` and `reference.safetensors`; the result is written to
+`answer.json` in it. Imports of this package and PEFT are blocked, so an export that needs them
 fails. Everything is computed in float32 on the CPU.
 """
 
@@ -21,7 +21,7 @@ NEW_TOKENS = 6
 
 def main(request: Path) -> None:
     asked = json.loads((request / "request.json").read_text(encoding="utf-8"))
-    # Not needed for residues either.
+    # Plain tensors must not need Transformers either.
     for name in (*BLOCKED, "transformers") if asked["kind"] == "residues" else BLOCKED:
         sys.modules[name] = None  # type: ignore[assignment]  # Python's own way to block an import
     from safetensors.torch import load_file
@@ -37,7 +37,8 @@ def main(request: Path) -> None:
 def compare_logits(
     folder: Path, reference: dict[str, Any], *, trust_remote_code: bool
 ) -> dict[str, Any]:
-    """Its logits against the live model's, and generation with a cache against that without."""
+    """Compare logits of the exported model with the reference, and its logits in generation with a
+    cache with those without."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -71,8 +72,8 @@ def compare_logits(
 
 
 def compare_residues(folder: Path, reference: dict[str, Any]) -> dict[str, Any]:
-    """What the folder's `reference.py` computes from the input of each block, and of the head, and
-    its gate from embeddings, and for new tokens, against the live model."""
+    """Compare what the folder's `reference.py` computes with the reference: the residues from the
+    inputs of blocks and head, the gate from embeddings, embeddings and logits of new tokens."""
     import torch
 
     module = runpy.run_path(str(folder / "reference.py"))
@@ -90,7 +91,7 @@ def compare_residues(folder: Path, reference: dict[str, Any]) -> dict[str, Any]:
         kinds.append([(residue, reference[f"residues.{n}"]) for n, residue in found.items()])
         if tokens is not None:
             rows = module["new_embeddings"](torch.arange(tokens["N"]))
-            # Under the live model's gate: the logarithm of a small one magnifies its rounding.
+            # With the reference's gate: the logarithm of a small gate magnifies its rounding error.
             gate = dict.fromkeys(given, reference.get("gate"))
             logits = module["new_logits"](reference["new_tokens.inputs"], **gate)
             kinds.append([(rows, reference["new_tokens.embeddings"])])
@@ -99,22 +100,23 @@ def compare_residues(folder: Path, reference: dict[str, Any]) -> dict[str, Any]:
 
 
 def farthest(kinds: list[list[tuple[Any, Any]]]) -> dict[str, float]:
-    """Of the kind of number that is farthest off, as a share of its largest number: both."""
+    """The kind of number with the largest relative difference: its largest number ("largest") and
+    its largest difference ("outputs")."""
     import torch
 
     sizes = torch.tensor([max(largest(expected) for _, expected in pairs) for pairs in kinds])
     off = torch.stack([torch.tensor([largest_difference(*it) for it in p]).max() for p in kinds])
-    kind = int((off / sizes).argmax())  # not a number is the largest
+    kind = int((off / sizes).argmax())  # argmax takes NaN for the largest
     return {"largest": sizes[kind].item(), "outputs": off[kind].item()}
 
 
 def largest(expected: Any) -> float:
-    """Of the absolute numbers that are finite."""
+    """Largest absolute value among the finite numbers."""
     return float(expected.where(expected.isfinite(), expected.new_zeros(())).abs().max())
 
 
 def largest_difference(found: Any, expected: Any) -> float:
-    """Absolute; where one alone is -inf it is infinite."""
+    """Largest absolute difference; infinite if a number is -inf in only one of the two."""
     return float((found - expected).abs().where(found != expected, found.new_zeros(())).max())
 
 

@@ -1,1 +1,1 @@
-"""One file for each form that an extension can be written in."""
+"""The formats in which an extension can be exported, and the table of them."""

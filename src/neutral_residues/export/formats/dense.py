@@ -1,14 +1,14 @@
-"""The format `dense`: the backbone's own stock architecture, with the extension in its matrices.
+"""The format `dense`: the backbone's own architecture, with the extension in its matrices.
 
-A gate-less adapter with the backbone's activation makes a gated feed-forward block wider, F to F +
-R:
+A gate-less adapter with the backbone's activation makes a gated feed-forward block wider, from F to
+F + R:
 
     FFN(x) + A(x) = [W_down W_o] ( act([W_gate; W_g] x) * [W_up; W_i] x )
 
-Layers without an adapter get R zeros, since a stock configuration has one width for all: exact,
-though not free. Without a gate its residue on the output head is a matrix, which is added to the
-head's, W + W_b W_a; a head that was tied to the embeddings becomes one of its own. Low-rank updates
-are added to the matrices they belong to, by PEFT.
+Layers without an adapter are widened by zeros, since a configuration has one width for all layers;
+outputs stay exact, but zeros cost time too. A gate-less residue on the output head is added to the
+head's matrix, W + W_b W_a; a head that was tied to the embeddings is untied. LoRA updates are
+merged by PEFT.
 """
 
 import copy
@@ -26,7 +26,7 @@ from neutral_residues.tuner.neutral import GatedAdapter
 
 
 def dense_refusal(parts: Parts) -> str | None:
-    """Why this format cannot hold the extension, or None."""
+    """The reason why this format cannot hold the extension, or None if it can."""
     if not parts.adapters:
         return None
     config = parts.backbone.config.get_text_config(decoder=True)
@@ -46,7 +46,7 @@ def dense_refusal(parts: Parts) -> str | None:
 
 
 def write_dense(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
-    """Write configuration and weights of the stock model into `folder`."""
+    """Write configuration and weights of the wider model into `folder`."""
     backbone, adapters = parts.backbone, parts.adapters
     config, weights = copy.deepcopy(backbone.config), backbone.state_dict()
     if adapters:
@@ -64,7 +64,8 @@ def write_dense(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
 
 
 def computes_dense(parts: Parts) -> bool:
-    """Whether the weights of the stock model are sums: of updates, or of the head's residue."""
+    """Whether some stored weights are sums (merged updates, a residue on the head), and so are
+    rounded once more in 16 bits."""
     return parts.merged or parts.has_head
 
 

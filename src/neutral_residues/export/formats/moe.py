@@ -1,14 +1,15 @@
-"""The formats `qwen2_moe` and `qwen3_next`: a sigmoid gate as the shared expert of a stock mixture
-of experts.
+"""The formats `qwen2_moe` and `qwen3_next`: an adapter with a sigmoid gate as the gated shared
+expert of a mixture of experts that Transformers and other runtimes have ("stock").
 
     stock layer:  sum over chosen experts of  p_e(x) E_e(x)  +  sigmoid(s . x) S(x)
     ours:         FFN(x)                                    +  sigmoid(w . x) A(x)
 
-With one routed expert its softmax is over one number, so p_1 = 1 on every token for any router. The
-old FFN is that expert, the adapter is S, and the gate is s; s has no bias, so w must not have one
-either. The backbone's attention, norms and embeddings must be those of the stock model too:
+With a single routed expert the router's softmax is over one number, so p_1 = 1 on every token. The
+backbone's FFN becomes that expert, the adapter becomes S and its gate s; as s has no bias, the gate
+must not have one either. The stock model must also have the backbone's attention, norms and
+embeddings:
 
-    backbone                       stock model   what is not merely copied
+    backbone                       stock model   weights that are not simply copied
     Llama, Mistral, Ministral      qwen2_moe     nothing
     Qwen2                          qwen2_moe     nothing (biases of q, k and v)
     Gemma (the first)              qwen2_moe     norms 1 + w; embeddings times sqrt(D)
@@ -16,16 +17,16 @@ either. The backbone's attention, norms and embeddings must be those of the stoc
                                                  attention at 1/2, and o is doubled (exact: powers
                                                  of two)
 
-For runtimes other than Transformers that know the architecture (LAB.md, "llama.cpp") every
-layer is a mixture and the head a matrix of its own, though Transformers could do with less: a layer
-without an adapter gets a shared expert of zeros, behind a gate that is not (llama.cpp's sigmoid of
-exactly 0 is 0/0).
+Other runtimes that know the architecture (LAB.md, "llama.cpp") need more than Transformers does:
+every layer must be a mixture, and the head a matrix of its own. So a layer without an adapter gets
+a shared expert of zeros, whose gate has nonzero weights (llama.cpp computes 0/0 for the sigmoid of
+exactly 0).
 
-No stock model with a gated shared expert holds the others. Gemma 2 and 3 and GLM 4 have a norm
-after the FFN, OLMo 2 and 3 instead of the one before it; Granite scales its branches, SmolLM 3
-leaves positions out in some layers, and GPT-NeoX and Phi have FFNs that are not gated.
-`qwen3_5_moe`, `qwen4_exp` and the talker of `qwen3_omni_moe` have the same expert as `qwen3_next`
-but inside models with vision, hyper-connections or audio around it.
+Other backbones do not fit a stock model with a gated shared expert. Gemma 2 and 3 and GLM 4 have a
+norm after the FFN, OLMo 2 and 3 have it instead of the one before; Granite scales its branches,
+SmolLM 3 has layers without positions, and the FFNs of GPT-NeoX and Phi are not gated.
+`qwen3_5_moe`, `qwen4_exp` and the talker of `qwen3_omni_moe` have the same expert as `qwen3_next`,
+but inside models with vision, hyper-connections or audio.
 """
 
 from collections.abc import Callable
@@ -58,13 +59,13 @@ class Stock:
 
     config: type[Any]
     model: type[Any]
-    holds: tuple[str, ...]  # model types of the backbones that it holds exactly
-    # The backbone's configuration -> what the stock one needs besides `SAME_KEYS` and the experts.
+    holds: tuple[str, ...]  # model types of the backbones that fit
+    # Backbone's configuration -> settings of the stock one besides `SAME_KEYS` and the experts.
     settings: Callable[[Any], dict[str, Any]]
-    # Key, tensor, backbone's configuration -> the stock model's tensor of that key.
+    # (key, tensor, backbone's configuration) -> the stock model's tensor with that key.
     convert: Callable[[str, Tensor, Any], Tensor]
-    has_output_bias: bool = False  # its attention can have a bias after the heads
-    has_windows: bool = False  # its attention can be limited to a window
+    has_output_bias: bool = False  # its attention can have a bias in the output projection
+    has_windows: bool = False  # its attention can have a sliding window
 
 
 def _qwen2_moe_settings(config: Any) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def _qwen3_next_settings(config: Any) -> dict[str, Any]:
 def _to_qwen3_next(key: str, tensor: Tensor, config: Any) -> Tensor:
     if key.endswith("norm.weight"):
         return tensor - 1.0
-    if ".self_attn.q_proj." in key:  # for each head its queries, then its gates
+    if ".self_attn.q_proj." in key:  # Qwen3-Next has queries, then output gates, for each head
         heads = tensor.view(config.num_attention_heads, config.head_dim, *tensor.shape[1:])
         return torch.cat([heads, torch.zeros_like(heads)], dim=1).flatten(0, 1)
     if key.endswith(".self_attn.o_proj.weight"):
@@ -127,7 +128,7 @@ QWEN3_NEXT = Stock(
 
 
 def moe_refusal(stock: Stock, parts: Parts) -> str | None:
-    """Why that architecture cannot hold the extension, or None."""
+    """The reason why `stock` cannot hold the extension, or None if it can."""
     if (kind := parts.model_type) not in stock.holds:
         return f"it holds backbones of the types {', '.join(stock.holds)}; this one is {kind}"
     if len(parts.adapters) != 1:
@@ -171,7 +172,7 @@ def _backbone_refusal(stock: Stock, parts: Parts) -> str | None:
 
 
 def write_moe(stock: Stock, parts: Parts, folder: Path, dtype: torch.dtype) -> None:
-    """Write configuration and weights of the stock model into `folder`."""
+    """Write the extended model as a stock model: configuration and weights in `folder`."""
     backbone, adapter, config = parts.backbone, parts.adapters[0], parts.backbone.config
     same = {key: getattr(config, key, None) for key in SAME_KEYS}
     settings = {key: value for key, value in same.items() if value is not None}
@@ -190,7 +191,7 @@ def write_moe(stock: Stock, parts: Parts, folder: Path, dtype: torch.dtype) -> N
         for key, tensor in backbone.state_dict().items()
         if not any(key.startswith(f"{name}.") for name in parts.ffns)
     }
-    # A copy: if it shared memory with the embeddings it would not be saved.
+    # A copy: it would not be saved if it shared memory with the embeddings.
     weights["lm_head.weight"] = backbone.get_output_embeddings().weight.detach().clone()
     for name, mlp in parts.ffns.items():
         assert mlp is not None
@@ -201,7 +202,8 @@ def write_moe(stock: Stock, parts: Parts, folder: Path, dtype: torch.dtype) -> N
 
 @torch.no_grad()
 def _mixture(mlp: GatedMLP, adapter: GatedAdapter) -> dict[str, Tensor]:
-    """The FFN as the only routed expert, a router over one number, the adapter as shared expert."""
+    """Tensors of a mixture layer: the FFN as the only routed expert, a router for it, and the
+    adapter as the gated shared expert."""
     assert adapter.block_gate is not None
     return {
         "experts.gate_up_proj": torch.cat([mlp.gate.weight, mlp.up.weight])[None],

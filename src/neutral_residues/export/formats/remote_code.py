@@ -1,22 +1,23 @@
 """The format `transformers`: a model folder with its own modelling code, loaded with
 `trust_remote_code=True`.
 
-The code is one file, `modeling.py.template` filled in with the names of the backbone's classes in
-Transformers; it does not need this package. Its `model_type` and `architectures` are new, so that a
-program that knows only the backbone refuses the folder instead of loading the backbone alone.
+The code is one file, `modeling.py.template`, filled in with the names of the backbone's classes in
+Transformers; it does not need this package. Its `model_type` and `architectures` are new names, so
+that a program that knows only the backbone refuses the folder instead of loading the backbone
+without the extension.
 
-Of the rules of vLLM's Transformers backend these hold: stock blocks and adapters are separate
+The code follows these rules of vLLM's Transformers backend: blocks and adapters are separate
 modules, no forward is a closure, and the projection inside the activation comes first. Three parts
-break others. The residue on the output head is outside the decoder, and that backend brings a head
-of its own. A gate that reads the text needs hooks around the decoder's forward pass and a layer of
-the cache for its codes, as the live model does (`tuner/reader.py`), and that backend has
-neither. New tokens (`tuner/new_tokens.py`) need hooks on embeddings and head. So a folder with one
-of these says that it is not compatible (`is_backend_compatible`), and is refused there instead of
-losing it; vLLM itself was never run.
+break other rules. A residue on the output head is outside the decoder, and that backend has its own
+head. A gate that reads tokens needs hooks around the decoder's forward pass and a layer in the
+key-value cache for its codes (`tuner/reader.py`), which that backend has not. New tokens
+(`tuner/new_tokens.py`) need hooks on embeddings and head. A folder with one of these declares
+itself incompatible (`is_backend_compatible`), so that it is refused there instead of losing a part.
+vLLM itself was never run.
 
-The head stays a linear layer with its name and weight, so tied embeddings stay tied, and soft caps
-and scales come after the residue. `serve.py` in the folder starts the OpenAI-compatible server of
-Transformers, whose own command finds stock classes only.
+The head is still a linear layer with its name and weight, so tied embeddings stay tied, and soft
+caps and scales are applied after the residue. `serve.py` in the folder starts Transformers'
+OpenAI-compatible server, whose own command finds only classes of Transformers.
 """
 
 import importlib.util
@@ -47,7 +48,7 @@ _SERVE = Template((Path(__file__).parent / "serve.py.template").read_text(encodi
 
 
 def remote_code_refusal(parts: Parts) -> str | None:
-    """Why this format cannot hold the extension, or None."""
+    """The reason why this format cannot hold the extension, or None if it can."""
     backbone, prefix = parts.backbone, parts.backbone.base_model_prefix
     kind = type(backbone).__name__
     if not type(backbone).__module__.startswith("transformers.models."):
@@ -69,7 +70,7 @@ def write_remote_code(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
     backbone, code = parts.backbone, folder / CODE_FILE
     write_text(code, _code(parts))
     module, names = _imported(code), _class_names(backbone)
-    # Through the file: as a dict it would hold infinities in their JSON form.
+    # Read back from the file: `to_dict` gives infinities in their JSON form.
     backbone.config.save_pretrained(folder)
     values, _ = type(backbone.config).get_config_dict(folder)
     for key in ("model_type", "architectures"):
@@ -88,7 +89,7 @@ def write_remote_code(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
 
 
 def _cache_argument(parts: Parts) -> str | None:
-    """Of the decoder around the embeddings."""
+    """Name of the argument by which the decoder takes its cache (see `blocks.cache_argument`)."""
     decoder = parts.embeddings_name.rpartition(".")[0]
     return cache_argument(parts.backbone.get_submodule(decoder))
 
@@ -122,7 +123,8 @@ def _code(parts: Parts) -> str:
 
 
 def _imported(path: Path) -> ModuleType:
-    """The module in that file; Python resolves the annotations of its classes by its name."""
+    """Import the module in file `path`. It is registered under a name, which Python needs to
+    resolve the annotations of its classes."""
     name = f"_exported_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -138,7 +140,7 @@ def _imported(path: Path) -> ModuleType:
 
 
 def _inside(name: str, backbone: PreTrainedModel) -> str:
-    """A module's name within the decoder."""
+    """A module's full name, without the prefix of the decoder."""
     return name.removeprefix(f"{backbone.base_model_prefix}.")
 
 
@@ -159,7 +161,7 @@ def _settings(adapter: Adapter, backbone: PreTrainedModel) -> dict[str, Any]:
 
 
 def _threshold_settings(adapter: Adapter, backbone: PreTrainedModel) -> dict[str, Any]:
-    """Of its gates, by block, "head", or "reader"."""
+    """The adapter's thresholds by block name, "head" or "reader"."""
     thresholds = adapter.thresholds
     assert thresholds is not None
     if adapter.reader is not None:
@@ -193,8 +195,8 @@ def _token_settings(tokens: NewTokens) -> dict[str, Any]:
 
 
 def _weights(parts: Parts) -> dict[str, Tensor]:
-    """The backbone's, and those of the adapters of each block and of the head and of their readers,
-    numbered in their order, and those of new tokens."""
+    """Weights of the exported model: those of the backbone, of the adapters at each block and at
+    the head and of their readers, each numbered in their order, and of new tokens."""
     by_block: defaultdict[str, list[GatedAdapter]] = defaultdict(list)
     for adapter in parts.adapters:
         for block, module in adapter.by_block.items():
@@ -208,7 +210,7 @@ def _weights(parts: Parts) -> dict[str, Tensor]:
     for block, modules in by_block.items():
         for number, module in enumerate(modules):
             for name, parameter in module.named_parameters():
-                # The exported module keeps the gate apart from the gated linear unit.
+                # In the exported module, gate and gated linear unit are separate modules.
                 path = name if name.startswith("block_gate.") else f"adapter.{name}"
                 weights[f"{block}.residues.{number}.{path}"] = parameter.detach()
     heads = [adapter.head for adapter in parts.adapters if adapter.head is not None]

@@ -17,7 +17,13 @@ def save_model(
     dtype: torch.dtype,
     like: PreTrainedModel,
 ) -> None:
-    """Save a model with exactly these weights, and the generation settings of `like`."""
+    """Save a model of class `model_class` with these weights.
+
+    Args:
+        weights: every tensor of its state dict.
+        dtype: type of the stored weights.
+        like: the model whose generation settings are saved with it.
+    """
     with torch.device("meta"):
         model = model_class(config)
     model.load_state_dict(weights, assign=True)

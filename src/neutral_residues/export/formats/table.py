@@ -1,4 +1,4 @@
-"""The table of formats: what each does not hold exactly, and how it is written."""
+"""The table of export formats: what each can hold, and how it is written."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,22 +18,22 @@ from neutral_residues.export.verify import Kind
 
 @dataclass(frozen=True)
 class Format:
-    """One row."""
+    """One export format, a row of the table."""
 
-    name: str  # as in `--to`
+    name: str  # value of `--to`
     title: str
-    cannot_hold: Callable[[Parts], str | None]  # why not these adapters, or None
-    write: Callable[[Parts, Path, torch.dtype], None]
-    # Whether weights are computed, not copied: stored in 16 bits they are rounded once more.
+    cannot_hold: Callable[[Parts], str | None]  # the reason why it cannot hold them, or None
+    write: Callable[[Parts, Path, torch.dtype], None]  # parts, folder, type of stored weights
+    # Whether weights are computed, not copied: in 16 bits they are rounded once more.
     computes: Callable[[Parts], bool] = lambda parts: False
-    kind: Kind = "logits"  # what is compared with the live model
+    kind: Kind = "logits"  # what is compared with the original model
     trust_remote_code: bool = False  # loading it runs code from the folder
-    merges: bool = False  # low-rank updates can be merged into it
-    has_new_tokens: bool = False  # it can hold tokens beside the backbone's
-    has_rule: bool = False  # it can hold several adapters of which one is on at a token
+    merges: bool = False  # it can hold merged LoRA updates
+    has_new_tokens: bool = False  # it can hold new tokens of an extension
+    has_rule: bool = False  # it can hold several adapters of which one is active at a token
 
     def refusal(self, parts: Parts) -> str | None:
-        """Why it cannot hold these parts, or None."""
+        """The reason why this format cannot hold these parts, or None if it can."""
         if parts.merged and not self.merges:
             return "its updates are added to the backbone's own matrices, so there is no adapter"
         if parts.new_ids and not self.has_new_tokens:
@@ -43,7 +43,7 @@ class Format:
         return self.cannot_hold(parts)
 
     def check(self, parts: Parts) -> None:
-        """Raise a UserError that names the formats that can, if this one cannot hold them."""
+        """Raise a UserError if this format cannot hold these parts; it names formats that can."""
         if reason := self.refusal(parts):
             others = ", ".join(row.name for row in FORMATS if row.refusal(parts) is None)
             what = f"{self.name} cannot hold this extension: {reason}"
@@ -97,7 +97,7 @@ FORMAT_NAMES = tuple(row.name for row in FORMATS)
 
 
 def find_format(name: str) -> Format:
-    """The row of that name; a UserError that names the nearest if there is none."""
+    """The format called `name`; a UserError that suggests the nearest name if there is none."""
     row = next((row for row in FORMATS if row.name == name), None)
     if row is None:
         raise UserError(f"unknown format {name}", do=nearest(name, FORMAT_NAMES))

@@ -1,12 +1,14 @@
-"""The format `safetensors`: the adapter alone as plain tensors, with the formula, for any runtime.
+"""The format `safetensors`: only the adapter, as plain tensors with their formulas, for any
+runtime.
 
-model.safetensors        layers.3.gate.weight (R, D), .up.weight (R, D), .down.weight (D, R), and
-                         with a gate .block_gate.weight (1, D) and maybe .block_gate.bias (1);
-                         head.down.weight (K, D), .up.weight (V, K) and the same gate, where the
-                         output head has a residue; where one gate reads the text, no other but
-                         reader.{rows,code,window,block_gate}.{weight,bias}; with new tokens
-                         new_tokens.codes.weight (N, K), .into.weight (D, K), .out_of.weight (K, D)
-neutral_residues.json    the formulas, the sizes, and which module of which backbone each layer is
+model.safetensors        layers.3.gate.weight (R, D), .up.weight (R, D), .down.weight (D, R); with a
+                         gate .block_gate.weight (1, D) and, if it has a bias, .block_gate.bias (1);
+                         with a residue on the output head, head.down.weight (K, D),
+                         head.up.weight (V, K) and its gate as in a layer; if one gate reads tokens,
+                         reader.{rows,code,window,block_gate}.{weight,bias} and no other gate; with
+                         new tokens new_tokens.codes.weight (N, K), new_tokens.into.weight (D, K),
+                         new_tokens.out_of.weight (K, D)
+neutral_residues.json    formulas, sizes, and the name of each layer's module in the backbone
 reference.py             the formulas in thirty lines of PyTorch
 """
 
@@ -57,7 +59,7 @@ GATES = {
 
 
 def tensors_refusal(parts: Parts) -> str | None:
-    """Why this format cannot hold the extension, or None."""
+    """The reason why this format cannot hold the extension, or None if it can."""
     if len(parts.adapters) != 1:
         return f"it holds one adapter; this model has {len(parts.adapters)}"
     adapter = parts.adapters[0]
@@ -71,7 +73,7 @@ def tensors_refusal(parts: Parts) -> str | None:
 
 
 def write_tensors(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
-    """Write tensors, description and reference into `folder`."""
+    """Write tensors, description and reference code into `folder`."""
     adapter = parts.adapters[0]
     tensors = {
         f"layers.{number}.{name}": parameter.detach().to(dtype).contiguous()
@@ -117,7 +119,8 @@ def _code(adapter: Adapter) -> str:
 
 
 def _own_gate(adapter: Adapter, x: str) -> str:
-    """Lines of code that compute g from the input of a block or of the head, unless it is given."""
+    """Lines of code that compute g from the input of a block or of the head; empty if one gate
+    reads tokens, since g is an argument then."""
     if adapter.reader is not None:
         return ""
     if adapter.kind == "none":
@@ -164,7 +167,7 @@ def _description(parts: Parts, adapter: Adapter) -> dict[str, Any]:
 
 
 def _threshold_description(parts: Parts, adapter: Adapter) -> dict[str, Any] | None:
-    """Of gates by layer, "head" or "reader", and what they make of a gate's s."""
+    """The thresholds by layer number, "head" or "reader", with their formula; None without."""
     thresholds = adapter.thresholds
     if thresholds is None:
         return None
