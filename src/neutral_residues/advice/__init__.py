@@ -1,1 +1,1 @@
-"""What to expect of a run before it is paid for: its texts, its backbone and a few real steps."""
+"""Advice before a run is started, from its texts, its backbone and a few real steps."""

@@ -1,9 +1,8 @@
-"""Advice before anything is spent: the texts, the backbone and a few real steps.
+"""Advice before training (`neutral advise`): from the texts, the backbone and a few real steps.
 
-    texts -> backbone on samples -> a few steps in another process -> warnings
+    statistics of texts -> backbone on samples -> a few training steps in another process -> advice
 
-Nothing is written but the token cache, which the run then uses. The run's own output folder stays
-untouched.
+Only caches are written, which the run uses too; its output folder is not touched.
 """
 
 import statistics
@@ -31,56 +30,56 @@ SAMPLE_TOKENS = 4000
 
 
 class TrialFacts(Part):
-    """What a few real steps took, and the estimate for the whole run that follows."""
+    """Time and memory of a few real steps, and the estimate for the whole run from them."""
 
     steps: int
     step_seconds: float | None
-    """Median time of one, the first ones left out."""
+    """Median time of a step, without the first ones."""
     peak_memory_bytes: int | None
-    """Peak of the process, or of the accelerator: the estimate for the run."""
+    """Peak memory of the process, or on the accelerator; the run will need as much."""
     run_seconds: float | None
     """Estimated wall time of the whole run."""
     target_bits: list[tuple[int, float]]
-    """(step, bits per byte), mean over the target sets that are measured during training."""
+    """(step, bits per byte) at each measurement, mean over the target sets."""
 
     @property
     def drop_share(self) -> float | None:
-        """Share of the target's bits per byte that these steps took away; None where it was not
-        measured twice."""
+        """Relative decrease of the target's bits per byte during these steps; None if there are
+        fewer than two measurements."""
         if len(self.target_bits) < 2:
             return None
         return 1 - self.target_bits[-1][1] / self.target_bits[0][1]
 
 
 class Advice(Part):
-    """Everything that was found."""
+    """The result of `advise`."""
 
     format: Literal["neutral-residues/advice"] = "neutral-residues/advice"
     version: Literal[1] = 1
     texts: list[TextFacts]
     corpora: list[CorpusFacts]
-    """Every training corpus."""
+    """Repetition in each training corpus."""
     distances: list[DistanceFacts]
-    """Every source set."""
+    """Distance of each source evaluation set from the source training text."""
     trial: TrialFacts | None = None
-    """None where no step was tried."""
+    """Null without a trial run."""
     best_use: BestUse | None
-    """What the time is best spent on; None for a method that trains nothing."""
+    """What to spend time on first; null for a method that trains nothing."""
     warnings: list[str]
-    """What to look at before spending anything."""
+    """Problems to look at before training, a sentence each."""
 
 
 def advise(
     setup: Setup, *, trial_steps: int, on_stage: Callable[[str], None] = lambda stage: None
 ) -> Advice:
-    """Look at everything that a run will meet.
+    """Examine the texts and the backbone of a run, and try a few steps of it.
 
     Args:
-        trial_steps: optimiser steps to try, 4 or more; 0 tries none.
-        on_stage: called with one line before each stage.
+        trial_steps: optimiser steps of a trial run, 4 or more; 0 for no trial.
+        on_stage: called with one line of text before each stage.
 
     Raises:
-        UserError: what the run would raise before its first step; what the trial run raises.
+        UserError: for any error that the run would raise before its first step, or in the trial.
     """
     if trial_steps:
         check_trial_steps(trial_steps)
@@ -105,7 +104,7 @@ def advise(
 
 
 def _with_bits(setup: Setup, texts: list[TextFacts]) -> list[TextFacts]:
-    """With the backbone's bits per byte on a sample of each text."""
+    """Add the backbone's bits per byte on a sample of each text."""
     data = setup.backbone_data if setup.vocabulary else setup.data
     model = setup.backbone(frozen=True)
     found = []

@@ -1,12 +1,13 @@
-"""What the time is best spent on: training as planned, or something else, or nothing at all.
+"""What to spend time on before a run: training as planned, something else first, or nothing.
 
-The first that holds of
+The first of these whose condition holds:
 
-    nothing      the steps tried taught next to nothing; where none were: the backbone predicts the
-                 target as well as the source
-    vocabulary   the target takes over `COSTLY` times the tokens of the source, and none are new
-    replay       nothing else protects source text, and little of it is replayed
-    training
+    nothing      the trial steps taught almost nothing; without a trial: the backbone predicts
+                 target text as well as source text
+    vocabulary   target text needs over `COSTLY` times the tokens of source text, and the run adds
+                 no tokens
+    replay       little source text is replayed, and no local loss or KL term protects it
+    training     otherwise
 
 Further training on text like that of pretraining teaches little and can make the same text worse
 (arXiv 2410.05581); LAB.md, "what the time is best spent on", has our own runs.
@@ -20,12 +21,12 @@ from neutral_residues.config.run import RunConfig
 from neutral_residues.results.base import Part
 
 LITTLE = 0.02
-"""Steps tried that take away less than this share of the target's bits per byte teach next to
-nothing (LAB: 20 steps on more of what the backbone was trained on added 1 %, on French they took
-29 % away)."""
+"""Trial steps that lower the target's bits per byte by a smaller share teach almost nothing (LAB:
+20 steps on more text like that of pretraining raised them by 1 %, on French they lowered them by
+29 %)."""
 MUCH_REPLAY = 0.3
-"""Share of source rows that is much where nothing else protects source text (LAB: fine-tuning
-forgot 5.7 % of novels with it and 29 % with a tenth, and learnt 9 % less)."""
+"""Share of source rows that is enough if nothing else protects source text (LAB: with it,
+fine-tuning forgot 5.7 % of novels instead of 29 % with a tenth, and learnt 9 % less)."""
 
 Use = Literal["nothing", "vocabulary", "replay", "training"]
 
@@ -38,27 +39,27 @@ TITLES: dict[Use, str] = {
 
 
 class BestUse(Part):
-    """One of four, and why."""
+    """What to spend time on first, and why."""
 
     of_time: Use
     reason: str
-    """A clause."""
+    """A clause without a full stop."""
 
     @property
     def line(self) -> str:
-        """For people."""
+        """The advice as one line of text."""
         return f"best use of the time: {TITLES[self.of_time]}; {self.reason}"
 
 
 def best_use(
     config: RunConfig, texts: Sequence[TextFacts], *, trial_drop: float | None, is_protected: bool
 ) -> BestUse:
-    """What to spend time on first.
+    """What to spend time on first, see the module docstring.
 
     Args:
-        trial_drop: share of the target's bits per byte that the steps tried took away; None where
-            none were tried, or nothing was measured.
-        is_protected: whether a local loss or a KL divergence acts on source text.
+        trial_drop: relative decrease of the target's bits per byte in the trial; None without a
+            trial or measurements.
+        is_protected: whether the run has a local loss or a KL term on source text.
     """
     bits, cost, share = bits_of_sides(texts), token_cost(texts), config.data.source_share
     tried = "no steps were tried"

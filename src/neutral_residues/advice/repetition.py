@@ -1,8 +1,8 @@
-"""How much of a corpus is repeated: copies of documents, and lines that occur in many of them.
+"""Measures repetition in a corpus: copies of documents, and lines that occur in many documents.
 
-Copies are documents whose text, white space aside, equals an earlier one's. Repeated lines have at
-least `LINE_CHARS` characters and occur in `LINE_DOCUMENTS` documents or more; their bytes count
-from the second time on.
+A copy is a document whose text, apart from white space, equals that of an earlier one. Repeated
+lines have at least `LINE_CHARS` characters and occur in `LINE_DOCUMENTS` documents or more; their
+first occurrence is not counted.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ LINE_CHARS, LINE_DOCUMENTS, NUM_LINES = 20, 3, 3
 
 
 def find_repetition(name: str, role: Role, texts: Sequence[str]) -> CorpusFacts:
-    """Look for copies and repeated lines in documents of a corpus."""
+    """The shares of copies and of repeated lines in `texts`, documents of the corpus `name`."""
     num_bytes = sum(len(text.encode()) for text in texts)
     digests = {hashlib.sha256(" ".join(text.split()).encode()).digest() for text in texts}
     lines: Counter[str] = Counter()

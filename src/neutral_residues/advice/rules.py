@@ -1,6 +1,7 @@
-"""What was found about a run's texts, and the warnings that follow from it.
+"""Facts about a run's texts, and the rules that turn them into warnings.
 
-Each threshold names the measurement or the paper behind it; "LAB" is LAB.md of this project.
+Each threshold names the measurement or paper behind it; "LAB" is LAB.md of this project. "Replay"
+is the source text that a run trains on.
 """
 
 import math
@@ -15,26 +16,29 @@ from neutral_residues.config.run import RunConfig
 from neutral_residues.results.base import Part
 
 COSTLY = 2.0
-"""Warn if the target takes this many times the tokens of the source."""
+"""Warn if target text takes more than this many times the tokens of source text."""
 REPETITION = 0.05
-"""Warn if a larger share of a corpus repeats; common ones have 3 to 14 % (arXiv 2107.06499)."""
+"""Warn if a larger share of a corpus is repeated; common corpora have 3 to 14 %
+(arXiv 2107.06499)."""
 FAR = 2.0
-"""Warn if a source set diverges from replay this many times as much as replay from itself (LAB:
-held-out novels do 1.3 times, Wikipedia 4.6 and PubMed 6.6 times)."""
+"""Warn if a source set is more than this many times as far from replay as one part of replay from
+another (LAB: held-out novels are 1.3 times as far, Wikipedia 4.6 and PubMed 6.6 times)."""
 EPOCHS = 4
-"""Text read this often teaches nearly as much as new text (Muennighoff 2023, arXiv 2305.16264)."""
+"""Warn if text is read more often. Up to four times, reading it again teaches nearly as much as new
+text (Muennighoff 2023, arXiv 2305.16264)."""
 LONG_MEASURING, MEASURED_TOKENS = 0.25, 2**20
-"""Warn if measuring costs more than this share of training, and reads more tokens than that."""
+"""Warn if measuring takes this share of the time of training or more, and reads at least so many
+tokens."""
 
 Use = Literal["train", "evaluate", "validate"]
 
 
 class TextFacts(Part):
-    """One text of the run under the backbone's tokenizer."""
+    """Size and tokens of one text of the run."""
 
     name: str
     role: Role
-    """source: what the backbone knows. target: what it is to learn."""
+    """source: text that the backbone knows. target: text that it should learn."""
     use: Use
     num_documents: int
     num_tokens: int
@@ -43,14 +47,15 @@ class TextFacts(Part):
     """UTF-8 bytes."""
     tokens_per_char: float
     tokens_per_word: float | None
-    """Null where spaces do not separate words."""
+    """Null if spaces do not separate words."""
     bytes_per_char: float
     backbone_bits: float | None = None
-    """Bits per byte of the backbone on a sample; null where it was not run."""
+    """Bits per byte of the backbone on a sample; null if it was not run."""
 
     @property
     def bits_per_char(self) -> float | None:
-        """Compares scripts, whose letters take one byte or three."""
+        """The backbone's bits per character, to compare scripts whose letters take one to three
+        bytes."""
         return None if self.backbone_bits is None else self.backbone_bits * self.bytes_per_char
 
 
@@ -62,35 +67,37 @@ class RepeatedLine(Part):
 
 
 class CorpusFacts(Part):
-    """What is repeated in a training corpus."""
+    """Repetition in a training corpus."""
 
     name: str
     role: Role
     checked_documents: int
-    """From the beginning of the corpus."""
+    """Number of documents that were searched, from the beginning of the corpus."""
     checked_bytes: int
     duplicate_share: float = Field(ge=0, le=1)
     """Share of documents that are copies of earlier ones."""
     repeated_line_share: float = Field(ge=0, le=1)
-    """Share of bytes in lines that occur in three documents or more, the first time not counted."""
+    """Share of bytes in lines that occur in three documents or more, without the first
+    occurrence."""
     repeated_lines: list[RepeatedLine]
     """The most repeated of these lines."""
 
 
 class DistanceFacts(Part):
-    """How far replay is from a source set: Jensen-Shannon divergence of token counts, bits."""
+    """Distance between replay and a source evaluation set: Jensen-Shannon divergence of token
+    frequencies, in bits."""
 
     set: str
     bits: float
-    """Replay to this set."""
+    """From replay to this set."""
     replay_bits: float
-    """One part of replay to another: what chance alone gives."""
+    """From one part of replay to another, for comparison: the effect of chance."""
     target_bits: float
-    """Replay to the target."""
+    """From replay to target text, for comparison."""
 
     @property
     def way_to_target(self) -> float:
-        """0: like another part of replay. 1: as far as the target."""
+        """Position of the set between replay (0) and target text (1)."""
         span = self.target_bits - self.replay_bits
         return max(0.0, (self.bits - self.replay_bits) / span) if span > 0 else math.inf
 
@@ -104,10 +111,10 @@ def warnings(
     num_tokens: int,
     is_chat_model: bool = False,
 ) -> list[str]:
-    """What to look at before anything is spent, one sentence each.
+    """The warnings that follow from the facts, a sentence each.
 
     Args:
-        num_tokens: tokens that the whole training reads.
+        num_tokens: number of tokens in training, over all ranks.
         is_chat_model: whether the backbone's tokenizer has a chat template.
     """
     found = [*_not_measured(texts), *_costly_target(config, texts), *_known_target(texts)]
@@ -125,7 +132,8 @@ def warnings(
 
 
 def _no_chats(data: DataSettings) -> list[str]:
-    """LAB, "German for SmolLM2-135M": gates that had met no chat opened on the template."""
+    """A warning if no chats are replayed: gates trained without chats opened on the template (LAB,
+    "German for SmolLM2-135M")."""
     if any(corpus.chat and corpus.role == "source" for corpus in data.train):
         return []
     return [
@@ -136,7 +144,8 @@ def _no_chats(data: DataSettings) -> list[str]:
 
 
 def _long_measuring(config: RunConfig, texts: Sequence[TextFacts], num_tokens: int) -> list[str]:
-    """In forward passes of a token: a training step takes about three for each of its tokens."""
+    """A warning if measuring takes long. The unit of cost is a token's forward pass; a training
+    step takes about three for each token."""
     validate, evaluate = (
         [text.num_tokens for text in texts if text.use == use] for use in ("validate", "evaluate")
     )
@@ -161,7 +170,7 @@ def _read_too_often(
 ) -> Iterator[str]:
     for role, part in (("target", 1 - data.source_share), ("source", data.source_share)):
         found = [text for text in texts if text.use == "train" and text.role == role]
-        # Corpora without shares are mixed by their size, so all are read equally often.
+        # Without shares, corpora are mixed by their size, so all are read equally often.
         whole = [(f"its {role} text", sum(text.num_tokens for text in found), 1.0)]
         own = [
             (f"corpus {text.name}", text.num_tokens, statistics.fmean(data.shares[text.name]))
@@ -203,7 +212,7 @@ def _known_target(texts: Sequence[TextFacts]) -> Iterator[str]:
 
 
 class Sides(NamedTuple):
-    """A mean over target texts, and over source texts."""
+    """A mean over target texts and one over source texts, in `unit`."""
 
     target: float
     source: float
@@ -211,13 +220,13 @@ class Sides(NamedTuple):
 
     @property
     def times(self) -> float:
-        """How many times the source's the target's is."""
+        """Target divided by source."""
         return self.target / self.source
 
 
 def token_cost(texts: Sequence[TextFacts]) -> Sides | None:
-    """Tokens per word, or per character where spaces do not separate words; None without texts of
-    both sides."""
+    """Tokens per word, or per character if spaces do not separate words in some text; None if
+    target or source text is missing."""
     target, source = _of_role(texts, "target"), _of_role(texts, "source")
     if not (target and source):
         return None
@@ -230,8 +239,7 @@ def token_cost(texts: Sequence[TextFacts]) -> Sides | None:
 
 
 def bits_of_sides(texts: Sequence[TextFacts]) -> Sides | None:
-    """Bits of the backbone per character, as scripts differ in bytes; None where it was not run on
-    both sides."""
+    """The backbone's bits per character; None unless it was run on target and source text."""
     sides = [[t.bits_per_char for t in _of_role(texts, role)] for role in ("target", "source")]
     target, source = ([bits for bits in side if bits is not None] for side in sides)
     return Sides(_mean(target), _mean(source), unit="character") if target and source else None
@@ -261,7 +269,7 @@ def _repetition(corpus: CorpusFacts) -> Iterator[str]:
 
 
 def _of_role(texts: Sequence[TextFacts], role: str) -> list[TextFacts]:
-    """Training text of that role; where there is none, what is evaluated on."""
+    """Training texts of that role; if there are none, evaluation sets."""
     for use in ("train", "evaluate"):
         if found := [text for text in texts if text.role == role and text.use == use]:
             return found

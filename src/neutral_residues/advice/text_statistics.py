@@ -1,12 +1,13 @@
 """Statistics of a run's texts, from samples of their tokens.
 
-    fertility    tokens per word where spaces separate words, and per character
+    fertility    tokens per character, and per word if spaces separate words
     distance     Jensen-Shannon divergence of token frequencies, in bits: 0 for the same text, at
-                 most 1. Small samples differ by chance, so it is compared with two parts of the
-                 replay corpus and with the target, all in samples of one size
+                 most 1. Small samples differ by chance, so the distance is compared with that
+                 between two parts of the replay corpus and that to target text, for samples of one
+                 size
 
-Samples are documents drawn at random, each cut to `DOCUMENT_TOKENS`. "Replay" is training text of
-the source. The random numbers are a generator's own: no global state changes.
+Samples are random documents, each cut to `DOCUMENT_TOKENS`. "Replay" is the source text that a run
+trains on. The global random state does not change.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,17 +24,18 @@ from neutral_residues.training.setup import Setup
 
 SEED = 0
 DOCUMENT_TOKENS = 1024
-"""Tokens of a document that are looked at: one book must not stand for a corpus."""
+"""Maximum number of tokens taken from a document, so that one book does not stand for a corpus."""
 FERTILITY_TOKENS = 50_000
 DISTANCE_TOKENS = 20_000
 CHECKED_BYTES = 2 * 2**20
-"""Text of each corpus, from its beginning, that is searched for repetition."""
+"""Size of the part of each corpus, from its beginning, that is searched for repetition."""
 WORDS_PER_CHAR = 1 / 15
-"""At least, where spaces separate words: Finnish has 1/9, Thai and Chinese far fewer."""
+"""Spaces separate words if there are at least so many: Finnish has 1/9, Thai and Chinese far
+fewer."""
 
 
 def text_warnings(setup: Setup) -> list[str]:
-    """Warnings from the texts alone; no model is run."""
+    """The warnings that need only the texts; no model is run."""
     data, tokenizer = setup.data, setup.tokenizer
     texts, corpora = text_facts(data, tokenizer), corpus_facts(data, tokenizer)
     return all_warnings(setup, texts, corpora, distances(data))
@@ -45,7 +47,7 @@ def all_warnings(
     corpora: Sequence[CorpusFacts],
     far: Sequence[DistanceFacts],
 ) -> list[str]:
-    """Warnings from what was found about a run's texts."""
+    """The warnings that follow from the facts about a run's texts (`rules.warnings`)."""
     return warnings(
         setup.config,
         texts,
@@ -57,13 +59,13 @@ def all_warnings(
 
 
 def text_facts(data: RunData, tokenizer: PreTrainedTokenizerBase) -> list[TextFacts]:
-    """Sizes and fertility of every text of a run."""
+    """Sizes and fertility of every text of a run: of training, evaluation and validation."""
     uses: tuple[Use, ...] = ("train", "evaluate", "validate")
     return [_facts(stream, use, tokenizer) for use in uses for stream in getattr(data, use)]
 
 
 def corpus_facts(data: RunData, tokenizer: PreTrainedTokenizerBase) -> list[CorpusFacts]:
-    """What is repeated in each training corpus."""
+    """Repetition in the beginning of each training corpus."""
     return [
         find_repetition(stream.name, stream.role, list(_first_texts(stream, tokenizer)))
         for stream in data.train
@@ -71,7 +73,8 @@ def corpus_facts(data: RunData, tokenizer: PreTrainedTokenizerBase) -> list[Corp
 
 
 def distances(data: RunData) -> list[DistanceFacts]:
-    """How far replay is from each source set; empty without replay, target or source sets."""
+    """Distance of each source evaluation set from replay; empty without such sets, replay or target
+    text."""
     replay = [stream for stream in data.train if stream.role == "source"]
     target = [stream for stream in data.train if stream.role == "target"]
     tests = [stream for stream in data.evaluate if stream.role == "source"]
@@ -105,7 +108,7 @@ def jensen_shannon_bits(p_V: NDArray[np.float64], q_V: NDArray[np.float64]) -> f
 def sample_stream(
     stream: TokenStream, num_tokens: int, tokenizer: PreTrainedTokenizerBase
 ) -> TokenStream:
-    """About `num_tokens` tokens from documents all over a stream, as a stream of its own."""
+    """A new stream of about `num_tokens` tokens, from random documents of `stream`."""
     documents = _sample([stream], num_tokens)
     sizes = np.array([len(_text(document, tokenizer).encode()) for document in documents])
     ends = np.cumsum([len(document) for document in documents])
@@ -119,7 +122,7 @@ def _facts(stream: TokenStream, use: Use, tokenizer: PreTrainedTokenizerBase) ->
     words = sum(len(text.split()) for text in texts)
     num_bytes = sum(len(text.encode()) for text in texts)
     whole = stream.num_bytes
-    if stream.predicted is not None:  # of chats only the answers' bytes were counted
+    if stream.predicted is not None:  # `num_bytes` of chats and pairs counts only answers
         whole = stream.num_tokens * num_bytes // tokens
     return TextFacts(
         name=stream.name,
@@ -135,7 +138,7 @@ def _facts(stream: TokenStream, use: Use, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _sample(streams: Sequence[TokenStream], num_tokens: int) -> list[NDArray[np.int64]]:
-    """Beginnings of documents drawn at random, `num_tokens` tokens or a little more in all."""
+    """Beginnings of random documents, at least `num_tokens` tokens in all if there are as many."""
     documents = [(s, d) for s in streams for d in _candidates(s.num_documents)]
     found: list[NDArray[np.int64]] = []
     for number in np.random.default_rng(SEED).permutation(len(documents)):
@@ -162,7 +165,7 @@ def _first_texts(stream: TokenStream, tokenizer: PreTrainedTokenizerBase) -> Ite
         size = int(stream.document_bytes[document])
         if left <= 0:
             return
-        # The beginning of a document larger than what is left is enough: its copy begins alike.
+        # Of a document larger than what is left, the beginning is enough: copies begin alike.
         tokens = stream.document(document)
         part = tokens if size <= left else tokens[: max(1, len(tokens) * left // size)]
         left -= size
