@@ -1,4 +1,6 @@
-"""The method as a PEFT tuner: `neutral.py` is the paper; config, layer, model are PEFT's parts."""
+"""The method as a PEFT tuner: `neutral.py` is the paper; `config.py`, `layer.py` and `model.py` are
+divided as in PEFT."""
 
-# PEFT's import registers this tuner (registration.py): before any of our files is half imported.
+# Importing PEFT registers this tuner (registration.py), which imports modules of this folder: so it
+# comes first, before one of them is half imported.
 import peft  # noqa: F401

@@ -1,5 +1,5 @@
-"""A module of the backbone and what the extensions of a model have put beside it, by name: what
-PEFT needs to know of it, and nothing of what is computed there."""
+"""The base class of the tuner's layers: wraps a module of the backbone together with the modules
+that extensions add next to it. It has what PEFT needs, but no forward pass."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from neutral_residues.tuner.routing import RoutableModule
 
 
 class ModuleBeside(nn.Module, BaseTunerLayer, RoutableModule):
-    """A module of the backbone, and for each extension a module of its own beside it."""
+    """A module of the backbone, with a module of each extension next to it."""
 
     adapter_layer_names = (PREFIX,)
     other_param_names = ("loaded",)
@@ -28,9 +28,13 @@ class ModuleBeside(nn.Module, BaseTunerLayer, RoutableModule):
         self.merged_adapters: list[str] = []
 
     def add(self, name: str, module: nn.Module, *, loaded: bool, inference_mode: bool) -> None:
-        """Put a module beside the base layer, on its device. One that is not loaded becomes NaN,
-        because a checkpoint is about to fill it: Transformers only reports tensors that are
-        missing, `check_loaded` finds NaN."""
+        """Add the module of an extension, on the device of the base layer.
+
+        Args:
+            loaded: False if a checkpoint will fill its weights: these are set to NaN until then, so
+                that `check_loaded` finds missing tensors, which Transformers only reports.
+            inference_mode: its weights are not trainable.
+        """
         if not loaded:
             for parameter in module.parameters():
                 nn.init.constant_(parameter, torch.nan)
@@ -40,24 +44,24 @@ class ModuleBeside(nn.Module, BaseTunerLayer, RoutableModule):
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     def known_adapters(self) -> list[str]:
-        """All extensions that have a module here, active or not."""
+        """Names of all extensions with a module here, active or not."""
         return list(self.neutral_residues)
 
     def active_names(self) -> list[str]:
-        """Those that a pass computes now."""
+        """Names of the extensions that a forward pass would compute now."""
         if self.disable_adapters:
             return []
         names = self.active_adapters if self.routing is None else self.routing.adapters
         return [name for name in names if name in self.neutral_residues]
 
     def check_loaded(self, name: str) -> None:
-        """A UserError if a weight of a module made for a checkpoint was not loaded; looks once."""
+        """Raise a UserError if a weight was not filled by the checkpoint; checked only once."""
         if self.loaded[name] or torch.compiler.is_compiling():
             return
         for key, parameter in self.adapter_parameters(name):
-            # Weights on disk are on the meta device here; only their module's hook fetches them.
-            # Detached: recomputation under gradient checkpointing must save the same tensors, and
-            # does not look again.
+            # Offloaded weights are on the meta device here; the hook of their module loads them.
+            # Detached, because gradient checkpointing expects the recomputation to save the same
+            # tensors, and the second pass does not check again.
             if not parameter.is_meta and not parameter.detach().isfinite().all():
                 what = "adapter tensors were never loaded, or hold NaN"
                 fresh = "dataclasses.replace(config, num_new_weights=None)"
@@ -66,7 +70,7 @@ class ModuleBeside(nn.Module, BaseTunerLayer, RoutableModule):
         self.loaded[name] = True
 
     def adapter_parameters(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
-        """The weights of extension `name` here, if it has any, each with its name in this layer."""
+        """Name in this layer and parameter, of all weights of extension `name` here."""
         if name in self.neutral_residues:
             module = self.neutral_residues[name]
             yield from module.named_parameters(prefix=f"{PREFIX}.{name}")
@@ -86,15 +90,15 @@ class ModuleBeside(nn.Module, BaseTunerLayer, RoutableModule):
         return parameter.device, parameter.dtype if parameter.dtype.is_floating_point else None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Transformers ties weights again (lm-eval asks for it) by setting them where their module
-        is named, which is here."""
+        """Sets parameters on the base layer: Transformers ties weights (lm-eval calls for it) by
+        setting them on the module with the original name, which is this wrapper."""
         if isinstance(value, nn.Parameter) and name not in self._parameters:
             setattr(self.base_layer, name, value)
         else:
             super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
-        """Host models read attributes of their modules; what is not ours is the base layer's."""
+        """Attributes of the base layer, because code of the backbone may read them."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -104,7 +108,7 @@ class ModuleBeside(nn.Module, BaseTunerLayer, RoutableModule):
 
 
 def modules_beside(model: nn.Module) -> dict[str, ModuleBeside]:
-    """All modules of `model` beside which extensions have put one, by module name."""
+    """Module name -> wrapper, for all modules of `model` that extensions have wrapped."""
     return {n: m for n, m in model.named_modules() if isinstance(m, ModuleBeside)}
 
 

@@ -1,12 +1,12 @@
-"""Finds the feed-forward and attention blocks of a pretrained decoder from its structure, not its
-name, and its width, depth, vocabulary and activation.
+"""Finds the parts of a pretrained decoder (layers, feed-forward and attention blocks, embeddings,
+head) from its structure, not its name, and its width, depth, vocabulary and activation.
 
-Promise: every module named here takes the hidden states as its first argument and returns them in
-the same width. A model in which no such module is found is refused with the children that were
-found. The vision or audio part of a multimodal model is left alone: only the decoder is searched.
+Promise: every block found here takes the hidden states as its first argument and returns them in
+the same width. A model without such a block is refused, with the names of the modules that it has
+instead. In a multimodal model only the text decoder is searched.
 
-Recurrent models have layers of one mixer and no feed-forward block (Mamba): the mixer stands for
-it. Where the mixers of some layers are feed-forward blocks (Nemotron-H), only those count.
+Layers of recurrent models (Mamba) have a mixer and no feed-forward block: the mixer takes its
+place. If the mixers of some layers are feed-forward blocks (Nemotron-H), only these are used.
 """
 
 import inspect
@@ -23,14 +23,15 @@ from neutral_residues.errors import UserError, nearest
 from neutral_residues.tuner.neutral import PREFIX
 
 FFN_NAMES = ("mlp", "feed_forward", "ffn", "mlp_block", "block_sparse_moe", "shared_mlp")
-# A layer with a sparse and a shared block sums them on the same input: one adapter serves both.
+# A layer with a sparse and a shared block adds their outputs for the same input: an adapter at one
+# of them is enough.
 PREFERRED_OF_TWO = "shared_mlp"
 
 ATTENTION_NAMES = ("self_attn", "self_attention", "attention", "attn", "linear_attn")
 MIXER_NAMES = ("mixer", "mamba")
 
 CACHE_NAMES = ("past_key_values", "cache_params", "state")
-"""Arguments of decoders and their parts: what passes over earlier tokens left behind."""
+"""Names of the argument for the cache, in decoders and their modules."""
 
 BLOCK_NAMES: dict[Placement, tuple[str, ...]] = {"ffn": FFN_NAMES, "attention": ATTENTION_NAMES}
 BLOCK_TITLES: dict[Placement, str] = {"ffn": "feed-forward", "attention": "attention"}
@@ -45,7 +46,8 @@ FALLBACK_ACTIVATION = "silu"
 
 
 def find_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of the decoder: full module name -> module, in order; a UserError if none."""
+    """The layers of the decoder in order: full module name -> module; a UserError if there are
+    none."""
     get_decoder: Callable[[], nn.Module | None] | None = getattr(model, "get_decoder", None)
     decoder = (get_decoder() if get_decoder else None) or model
     prefix = next((f"{n}." for n, module in model.named_modules() if module is decoder and n), "")
@@ -57,9 +59,13 @@ def find_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def find_blocks(model: nn.Module, placement: Placement) -> dict[str, nn.Module]:
-    """The feed-forward or the attention module of every layer of the decoder: full name -> module,
-    in layer order; a UserError if a layer has none. For the former, where every layer has one mixer
-    instead: those mixers that are feed-forward, or all if none is."""
+    """The feed-forward or attention block of every layer of the decoder, in order: full name ->
+    module. If layers have mixers instead of feed-forward blocks: the mixers that are feed-forward,
+    or all mixers if none is.
+
+    Raises:
+        UserError: if a layer has no such block.
+    """
     layers = find_layers(model)
     children = {name: _block_name(it, BLOCK_NAMES[placement]) for name, it in layers.items()}
     if placement == "ffn" and not any(children.values()) and (mixers := _mixers(layers)):
@@ -77,11 +83,11 @@ def find_blocks(model: nn.Module, placement: Placement) -> dict[str, nn.Module]:
 
 
 def find_head(model: nn.Module) -> tuple[str, nn.Linear] | None:
-    """Full name and module of the output head, a linear layer from hidden states to logits; None if
-    there is none."""
+    """Full name and module of the output head, the linear layer from hidden states to logits; None
+    if the model has none."""
     get_head: Callable[[], nn.Module | None] | None = getattr(model, "get_output_embeddings", None)
     head = get_head() if get_head else None
-    head = getattr(head, "base_layer", head)  # of another adapter
+    head = getattr(head, "base_layer", head)  # already wrapped, by another adapter
     if not isinstance(head, nn.Linear):
         return None
     names = [name for name, module in model.named_modules() if module is head]
@@ -89,8 +95,8 @@ def find_head(model: nn.Module) -> tuple[str, nn.Linear] | None:
 
 
 def find_embeddings(model: nn.Module) -> tuple[str, nn.Module] | None:
-    """Full name of the input embeddings, and the decoder that they are a child of, if that takes a
-    cache; else None."""
+    """Full name of the input embeddings, and the decoder that contains them; None if there are no
+    embeddings, or the decoder takes no cache."""
     get_embeddings: Callable[[], nn.Module] | None = getattr(model, "get_input_embeddings", None)
     embeddings = get_embeddings() if get_embeddings else None
     embeddings = getattr(embeddings, "base_layer", embeddings)
@@ -123,8 +129,8 @@ def _block_name(layer: nn.Module, known: tuple[str, ...]) -> str | None:
 
 
 def _mixers(layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """The one mixer of every layer, at any depth (Zamba has layers that hold another one): full
-    name -> module; empty if not every layer has one."""
+    """The mixer of every layer, also of a layer inside it (as Zamba has): full name -> module;
+    empty unless every layer has exactly one."""
     found = {
         layer_name: [name for name, _ in layer.named_modules() if _last(name) in MIXER_NAMES]
         for layer_name, layer in layers.items()
@@ -139,8 +145,8 @@ def _last(name: str) -> str:
 
 
 def cache_argument(module: Any) -> str | None:
-    """The argument in which a module is given what was kept of earlier tokens, if its outputs
-    depend on them; also of one that adapters are beside."""
+    """Name of the argument by which a module, wrapped or not, takes the cache of earlier tokens;
+    None if it takes none."""
     forward = getattr(module, "base_layer", module).forward
     arguments = inspect.signature(forward).parameters
     return next((name for name in CACHE_NAMES if name in arguments), None)
@@ -151,8 +157,8 @@ def _names(module: nn.Module) -> str:
 
 
 def check_targets(targets: dict[str, nn.Module], *, width_in: int) -> None:
-    """Raise a UserError unless each of these modules, by full name, can have an adapter parallel to
-    it, on hidden states of width `width_in`."""
+    """Raise a UserError unless each of these modules (full name -> module) can have an adapter
+    parallel to it, for hidden states of width `width_in`."""
     do = "leave target_modules out to have them found, or name the feed-forward modules"
     if not targets:
         raise UserError("target_modules match no module", do=do)
@@ -168,7 +174,8 @@ def check_targets(targets: dict[str, nn.Module], *, width_in: int) -> None:
 
 
 def text_config(model: nn.Module) -> PretrainedConfig:
-    """The config of the language part of `model`."""
+    """The configuration of the text decoder of `model`; a UserError if it is not a Transformers
+    model."""
     config = getattr(model, "config", None)
     if not isinstance(config, PretrainedConfig):
         allowed = "a Transformers model (with a PretrainedConfig)"
@@ -177,13 +184,15 @@ def text_config(model: nn.Module) -> PretrainedConfig:
 
 
 def describe_backbone(model: nn.Module) -> dict[str, int]:
-    """What a saved extension must find again in the backbone it is loaded on."""
+    """Width, depth and vocabulary size of the backbone, which an extension saves and checks when it
+    is loaded."""
     config, keys = text_config(model), ("hidden_size", "num_hidden_layers", "vocab_size")
     return {key: int(getattr(config, key)) for key in keys}
 
 
 def check_same_backbone(saved: dict[str, int], backbone: dict[str, int]) -> None:
-    """Raise a UserError unless `backbone` has all that `saved` says; an empty `saved` fits any."""
+    """Raise a UserError if a value of `saved` differs in `backbone` (both from
+    `describe_backbone`)."""
     for key, value in saved.items():
         if (got := backbone.get(key)) != value:
             what = f"this extension was made for another backbone: {key}"
@@ -192,15 +201,21 @@ def check_same_backbone(saved: dict[str, int], backbone: dict[str, int]) -> None
 
 
 def undo_resizing(model: PreTrainedModel, saved: dict[str, int], num_new_tokens: int) -> None:
-    """Take away, in place, the rows that `AutoPeftModel` gives a backbone whose extension is saved
-    with a tokenizer of so many more tokens: the extension has its own."""
+    """Remove, in place, the embedding rows that `AutoPeftModel` adds to the backbone if the saved
+    tokenizer has more tokens: rows of new tokens are in the extension.
+
+    Args:
+        saved: the backbone's description in the extension's configuration.
+        num_new_tokens: number of new tokens of the extension.
+    """
     own, found = saved.get("vocab_size"), describe_backbone(model)["vocab_size"]
     if own is not None and own < found <= own + num_new_tokens:
         model.resize_token_embeddings(own)
 
 
 def count_backbone_weights(model: nn.Module) -> int:
-    """Weights of the backbone, embeddings counted, adapters and PEFT's copies of modules not."""
+    """Number of weights of the backbone, with embeddings, but without adapters and PEFT's copies of
+    modules (`modules_to_save`)."""
     return sum(
         num_weights_in(parameter)
         for name, parameter in model.named_parameters()
@@ -209,14 +224,14 @@ def count_backbone_weights(model: nn.Module) -> int:
 
 
 def num_weights_in(parameter: nn.Parameter) -> int:
-    """How many weights a parameter stands for: 4-bit weights are packed, two in a byte."""
+    """Number of weights in a parameter; 4-bit weights are packed, two in a byte."""
     packed = type(parameter).__name__ == "Params4bit"
     return parameter.numel() * (2 * parameter.element_size() if packed else 1)
 
 
 def backbone_activation(model_config: Mapping[str, object]) -> str:
-    """The name, as in Transformers' ACT2FN, of the backbone's own FFN activation; "silu" where the
-    config names none, or one with weights (Apertus' xIELU), which `activation_module` refuses."""
+    """Name of the activation in the backbone's FFN, as in Transformers' ACT2FN; "silu" if the
+    configuration names none, or one with weights (Apertus' xIELU), which an adapter cannot have."""
     for key in ACTIVATION_KEYS:
         name = model_config.get(key)
         if isinstance(name, str) and name in ACT2FN:
@@ -225,8 +240,8 @@ def backbone_activation(model_config: Mapping[str, object]) -> str:
 
 
 def activation_module(name: str) -> nn.Module:
-    """The activation of that name, as Transformers knows it; a UserError if the name is unknown, or
-    the activation has weights, which would be neither trained nor saved."""
+    """The activation called `name` in Transformers' ACT2FN; a UserError if there is none, or it has
+    weights, which would be neither trained nor saved."""
     module: nn.Module | None = ACT2FN[name] if isinstance(name, str) and name in ACT2FN else None
     if module is None or not _has_no_weights(module):
         allowed = "one of Transformers', without weights"

@@ -1,4 +1,4 @@
-"""The PEFT configuration of neutral residues, checked when it is made."""
+"""The PEFT configuration of neutral residues; values are checked when it is created."""
 
 import enum
 import math
@@ -21,7 +21,8 @@ from neutral_residues.tuner.thresholds import Thresholds
 
 
 class NeutralResiduesPeftType(str, enum.Enum):  # noqa: UP042 - PEFT looks types up by the hash of a str enum
-    """PEFT's enum of types is closed; one of our own with name == value is found all the same."""
+    """A type for PEFT's registry. PEFT's enum cannot be extended, but a string enum with name ==
+    value is found in it."""
 
     NEUTRAL_RESIDUES = "NEUTRAL_RESIDUES"
 
@@ -31,45 +32,48 @@ PEFT_TYPE = NeutralResiduesPeftType.NEUTRAL_RESIDUES
 
 @dataclass
 class NeutralResiduesConfig(PeftConfig):
-    """How to extend a model with neutral residues.
+    """Settings of neutral residues, the PEFT config for `get_peft_model`. Paper: section 3.
 
     Args:
-        budget: new weights as a share of the backbone's, embeddings counted; 0.20 is the paper's.
+        budget: number of new weights as a share of the backbone's weights, embeddings included; the
+            paper has 0.20.
         width: adapter width R; overrides `budget`.
-        head_rank: rank K of the residue on the output head (`head.py`), part of the budget; 0
-            leaves it out. None means 64, or what a quarter of the new weights allows, where the
-            model has an output head.
+        head_rank: rank K of the residue on the output head (`head.py`), part of the budget; 0 for
+            none. Default: 64, or what a quarter of the new weights allows; 0 without an output
+            head.
         block_gate: "relu" (the paper), "elu", "sigmoid", or "none" for a gate-less adapter.
-        activation: inside the adapter, by its name in Transformers; None takes the backbone's own.
+        activation: activation inside the adapter, by its name in Transformers; default: that of
+            the backbone.
         init: "paper" (variance 1/(D L)) or "usual" (2/D) for the inner projections.
         gate_start: "open" (w = 0, b = 1: every token starts with g = 1), "random" (no b), or
             "half" (w = 0, no b: g = 1/2), which only a sigmoid gate can; a gate that reads tokens
             starts open.
-        new_tokens: number N of the extension's own tokens, with ids after the backbone's
-            (`new_tokens.py`), part of the budget. `neutral extend` with `vocabulary.size` makes
-            them together with their tokenizer. The gate, if there is one, must read tokens.
-        new_tokens_rank: rank K of their table; None means the width of the embeddings, or what a
+        new_tokens: number N of new tokens, which are part of the extension and of the budget and
+            have the ids after the backbone's (`new_tokens.py`). `neutral extend` with
+            `vocabulary.size` creates them together with their tokenizer. The gate, if there is one,
+            must read tokens.
+        new_tokens_rank: rank K of their table; default: the width of the embeddings, or what a
             quarter of the new weights allows.
         gate_reads: "tokens" (one gate for all layers and the head, which reads the last 16 tokens,
             see `reader.py`) or "layer" (the paper: each layer has a gate that reads the layer's
             input).
         placement: "ffn" (the paper) or "attention": the block that the adapter runs parallel to.
-        first_layer: the first layer that gets an adapter. None means 0, or 1 where gates read
-            layers in a model of four or more: in the first layer a gate sees too little of the
+        first_layer: the first layer with an adapter. Default: 0, or 1 if `gate_reads` is "layer"
+            and the model has four or more layers: in the first layer a gate sees too little of the
             context to close.
-        target_modules: names of the feed-forward modules; None finds them.
-        exclude_modules: names to leave out.
-        layers_to_transform: layers that get an adapter, counted from 0 among those that have a
-            block for it; None means all from `first_layer` on.
-        layers_pattern: name of the list that holds the layers, where PEFT cannot tell.
+        target_modules: names of the feed-forward modules; by default they are found.
+        exclude_modules: names of modules without an adapter.
+        layers_to_transform: layers with an adapter, counted from 0 among those that have a block
+            for it; default: all from `first_layer` on.
+        layers_pattern: name of the module list of the layers, if PEFT does not find it.
         modules_to_save: other modules to train in full and save, for example ["lm_head"].
-        thresholds: on the gates of a finished extension, see `thresholds.py`; set by
+        thresholds: thresholds on the gates of a trained extension (`thresholds.py`); set by
             `neutral calibrate`. None leaves the gates as they were trained.
-        num_new_weights, num_backbone_weights, backbone: filled in when the extension is attached,
-            saved with it, and checked when it is loaded (`backbone`: width, depth, vocabulary).
+        num_new_weights, num_backbone_weights, backbone: set when the extension is attached, saved
+            with it, and checked when it is loaded (`backbone`: width, depth, vocabulary).
 
     Raises:
-        UserError: for a value that does not exist, or a setting without effect.
+        UserError: for an invalid value, or a setting without effect.
     """
 
     budget: float = 0.20
@@ -97,11 +101,11 @@ class NeutralResiduesConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE
-        # Not a field, so never saved. Only a config that was attached before has this number, so
-        # its weights are on disk.
+        # Not a field, so it is not saved. A config has this number only if it was attached before,
+        # so its weights are in a checkpoint.
         self.from_checkpoint = self.num_new_weights is not None
-        # Not fields either: the module names of output head and embeddings in this model; "" where
-        # the extension has nothing there.
+        # Not fields either: the module names of output head and embeddings in this model; "" if the
+        # extension adds nothing there.
         self.head = self.embeddings = ""
         names = ("block_gate", "init", "gate_start", "gate_reads", "placement")
         check_choices(**{name: getattr(self, name) for name in names})
@@ -128,12 +132,12 @@ class NeutralResiduesConfig(PeftConfig):
 
     @property
     def has_reader(self) -> bool:
-        """Whether one gate for the whole extension reads the text."""
+        """Whether the extension has one gate that reads tokens (a `TokenReader`)."""
         return self.gate_reads == "tokens" and self.block_gate != "none"
 
     @property
     def has_embeddings(self) -> bool:
-        """Whether the extension has a module beside the embeddings: a reader or new tokens."""
+        """Whether the extension adds a module at the embeddings: a reader or new tokens."""
         return self.has_reader or self.new_tokens > 0
 
     def _check_new_tokens(self) -> None:
@@ -149,7 +153,7 @@ class NeutralResiduesConfig(PeftConfig):
             raise UserError(what, got=got, do="set gate_reads to tokens and block_gate to relu")
 
     def _check_layer_choice(self) -> None:
-        """Refuses settings without effect, which PEFT would silently ignore."""
+        """Raise a UserError for settings without effect, which PEFT would silently ignore."""
         numbered = self.layers_to_transform is not None
         if isinstance(self.target_modules, str) and numbered:
             raise UserError(
@@ -166,8 +170,8 @@ class NeutralResiduesConfig(PeftConfig):
             raise UserError(what, do="set one of them")
 
     def choose_layers(self, blocks: list[str]) -> list[str]:
-        """Those of the blocks of all layers that get an adapter; a UserError if there are none, or
-        a layer does not exist."""
+        """The names in `blocks`, one per layer, that get an adapter. Raises a UserError if there
+        are none, or a chosen layer does not exist."""
         if self.layers_to_transform is None:
             if self.first_layer is None:
                 is_own = self.block_gate != "none" and self.gate_reads == "layer"

@@ -6,7 +6,7 @@ before its first layer runs. New tokens also need logits: forward hooks append t
 output head.
 
 Suffixes: B rows, T tokens of this forward pass, W earlier tokens that a gate reads, C = 8 numbers
-of a token's code, N new tokens, V vocabulary.
+of a token's code, N new tokens, V size of the backbone's vocabulary.
 """
 
 import inspect

@@ -1,7 +1,7 @@
-"""A frozen gated MLP that trains with less memory.
+"""A forward pass of a frozen gated MLP that stores less memory for the backward pass.
 
-Autograd keeps three activations of the FFN's width for its backward pass; two are enough, because
-the weights need no gradient and the product of the two is cheap to compute again.
+Autograd stores three activations of the FFN's width; two are enough, because the weights need no
+gradient and the product of the two is cheap to compute again.
 """
 
 from typing import Any
@@ -15,12 +15,12 @@ from neutral_residues.tuner.gated_mlp import PROJECTION_NAMES, GatedMLP
 
 
 def can_train_frozen(block: nn.Module, mlp: GatedMLP, x: Tensor) -> bool:
-    """Whether `frozen_forward` can replace the forward pass of `block`: gradients flow through it,
-    to none of its weights, and no hooks (offloading) would be left out."""
+    """Whether `frozen_forward` can replace the forward pass of `block`: a gradient flows through
+    it, none of its weights is trainable, and it has no hooks (offloading), which would not run."""
     if not (torch.is_grad_enabled() and x.requires_grad):
         return False
     if mlp.projections != tuple(getattr(block, name, None) for name in PROJECTION_NAMES):
-        return False  # replaced since
+        return False  # a projection was replaced after `mlp` was made
     parameters = [p for linear in mlp.projections for p in linear.parameters()]
     if any(p.requires_grad or p.is_meta for p in parameters):
         return False
@@ -35,7 +35,8 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def frozen_forward(mlp: GatedMLP, x: Tensor) -> Tensor:
-    """(..., D) -> (..., D), as the block, also under autocast; only x gets a gradient."""
+    """(..., D) -> (..., D), the same output as the block, also under autocast; only `x` gets a
+    gradient."""
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     weights = [p.weight.to(dtype) for p in mlp.projections]

@@ -1,12 +1,11 @@
-"""Which feed-forward blocks are plain gated MLPs.
+"""Recognises feed-forward blocks that are plain gated MLPs.
 
     FFN(x)            = W_down ( act(W_gate x) * (W_up x) )
     FFN(x) + g A(x)   = [W_down W_o] . [ act(W_gate x) * (W_up x) ;  g * act(W_g x) * (W_i x) ]
 
-Promise: `as_gated_mlp` accepts only a block that computed exactly this on two tokens. It looks at
-children and their names first; quantised, biased in an unknown way, sparse or otherwise different
-blocks are None, never an error. On the meta device there is nothing to compute with, and the
-structure alone decides.
+Promise: `as_gated_mlp` accepts a block only if its output for two tokens equals this formula. It
+first looks at the names of its modules; for quantised, sparse or otherwise different blocks it
+returns None and never raises an error. On the meta device the structure alone decides.
 """
 
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
 
 @dataclass(frozen=True)
 class GatedMLP:
-    """down( activation(gate x) * (up x) ): F is `gate.out_features`, D is `gate.in_features`."""
+    """The parts of a gated MLP, down(activation(gate(x)) * up(x)); `gate` and `up` are F x D,
+    `down` is D x F."""
 
     gate: nn.Linear
     up: nn.Linear
@@ -32,7 +32,7 @@ class GatedMLP:
         return self.gate, self.up, self.down
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D), in the same operations as the block itself."""
+        """(..., D) -> (..., D), with the same operations as the block itself."""
         out: Tensor = self.down(self.activation(self.gate(x)) * self.up(x))
         return out
 
@@ -40,7 +40,7 @@ class GatedMLP:
 def as_gated_mlp(block: nn.Module) -> GatedMLP | None:
     """The parts of `block` if it is a plain gated MLP, else None."""
     children = dict(block.named_children())
-    # A quantised or adapted linear layer is a subclass of its own.
+    # Not `isinstance` alone: quantised or adapted linear layers are subclasses.
     linears = [
         child
         for name in PROJECTION_NAMES
@@ -60,7 +60,7 @@ def _computes(block: nn.Module, mlp: GatedMLP) -> bool:
     weight = mlp.gate.weight
     if weight.is_meta:
         return True
-    # Not drawn at random, so that the random state stays as it was.
+    # Not random, so that the global random state does not change.
     numbers = torch.arange(2 * mlp.gate.in_features, device=weight.device, dtype=torch.float32)
     x = numbers.sin().view(1, 2, -1).to(weight.dtype)
     found = block(x)

@@ -1,9 +1,9 @@
 """All gates of an extension by name: their thresholds, and their logits in a forward pass.
 
-    for name, gate in gates(model).items(): ...       of blocks, output head or embeddings
-    with under_thresholds(model, None): ...         the gates as they were trained
-    with observe_gates(model) as seen: model(...)     seen: their logits, before thresholds
-    only_strongest(model, over=32)                  of several extensions one at a time
+    for name, gate in gates(model).items(): ...     gates of blocks, output head or embeddings
+    with under_thresholds(model, None): ...         gates as they were trained
+    with observe_gates(model) as seen: model(...)   seen: name -> logits, before thresholds
+    only_strongest(model, over=32)                  only one of several extensions at each token
 
 Suffixes: B rows, T tokens of a forward pass.
 """
@@ -70,7 +70,7 @@ def apply_thresholds(model: nn.Module, name: str, saved: dict[str, Any] | None) 
 def set_thresholds(
     model: Any, thresholds: Thresholds | None, adapter_name: str = "default"
 ) -> None:
-    """Set the thresholds of extension `name`, which are saved with it; None removes them.
+    """Set the thresholds of extension `adapter_name`, which are saved with it; None removes them.
 
     Raises:
         UserError: if they belong to other gates or weights, or the gates are never 0.

@@ -1,21 +1,21 @@
-"""The residue on the output head, ours and not the paper's: new directions to score tokens along.
+"""The residue on the output head, ours and not the paper's: a low-rank, gated update of the logits.
 
     logits(h) = head(h) + g(h) * W_b (W_a h)             h: the final hidden state, normalised
-    g(h)      = relu(w . h + b)                          as of the layers' gates
+    g(h)      = relu(w . h + b)                          the gate, as in the layers
 
-A frozen head can only score tokens along the directions that the source language needed. More than
-half of what methods with a frozen head fail to learn is there (LAB.md, "the head's rank, and the
-weight of the local loss").
+A frozen head scores tokens only along the directions of the hidden state that pretraining needed.
+More than half of what methods with a frozen head fail to learn is due to that (LAB.md, "the head's
+rank, and the weight of the local loss").
 
     symbol   shape   name in checkpoints         meaning
     W_a      K x D   neutral_residues.down       to K numbers per token, the code
     W_b      V x K   neutral_residues.up         from the code to the logits, zero at the start
 
-It stands where the layers' adapters do: parallel to a module of the backbone, here its output head,
-so soft caps and scaled logits come after it, and tied embeddings stay as they are.
+As the adapters of layers, it runs parallel to a module of the backbone, here its output head: soft
+caps and scales are applied after it, and tied embeddings stay as they are.
 
-Promise: no pass over text holds the residue V wide. It is added to the backbone's logits in place,
-within the matrix product, and its size is measured from the K x K matrix W_b' W_b.
+Promise: a forward pass never stores the residue of V numbers per token. The matrix product adds it
+to the backbone's logits in place, and its size is computed from the K x K matrix W_b' W_b.
 
 Suffixes as in `neutral.py`; V vocabulary, K rank, N chosen tokens.
 """
@@ -32,15 +32,15 @@ from neutral_residues.errors import UserError
 from neutral_residues.tuner.neutral import Gate, GateChoice, Gated
 
 USUAL_RANK = 64
-"""The rank, where a quarter of the new weights is enough for it (LAB.md, "the head's rank, and the
-weight of the local loss")."""
+"""The default rank, if a quarter of the new weights is enough for it (LAB.md, "the head's rank, and
+the weight of the local loss")."""
 
 LARGEST_SHARE = 0.25
-"""Of the new weights, what the head takes at most unless its rank is set."""
+"""Largest share of the new weights for the head, unless its rank is set."""
 
 
 class HeadResidue(NamedTuple):
-    """What one adapter adds to the logits; without a gate the last two are None."""
+    """The residue of one adapter on the output head; without a gate the last two are None."""
 
     code: Tensor  # (..., K) g(h) * W_a h
     weight: Tensor  # (V, K) W_b
@@ -49,12 +49,12 @@ class HeadResidue(NamedTuple):
 
     @property
     def delta(self) -> Tensor:
-        """(..., V) what is added: for checks on a few tokens."""
+        """(..., V) what is added to the logits; for checks on a few tokens, as it is large."""
         return self.code @ self.weight.t()
 
     def added_to(self, output: Tensor, tokens_N: Tensor | None = None) -> Tensor:
-        """The logits `output`, changed in place; with `tokens_N` the code has these tokens only.
-        Exactly as they were where the code is 0."""
+        """The logits `output` plus the residue, in place; where the code is 0 they do not change.
+        With `tokens_N`, the residue is that of the tokens at these positions only."""
         weight = self.weight.to(output.dtype)
         code = self.code.to(output.dtype).reshape(-1, self.code.shape[-1])
         if tokens_N is None and not torch.compiler.is_compiling():
@@ -65,28 +65,29 @@ class HeadResidue(NamedTuple):
         return logits.index_add_(0, tokens_N, code @ weight.t()).view(output.shape)
 
     def mean_square(self) -> Tensor:
-        """(...) the mean over V of its squares, in float32."""
+        """(...) the mean of the squares over the vocabulary, in float32."""
         with torch.autocast(self.code.device.type, enabled=False):
             weight, code = self.weight.float(), self.code.float()
             gram_KK = weight.t() @ weight / len(weight)
             return ((code @ gram_KK) * code).sum(-1).clamp(min=0)
 
     def relative_size(self, logits: Tensor) -> Tensor:
-        """(...) the root of `mean_square` times the root of K, in float32. Logits have the unit of
-        the loss, nats, so those of the backbone do not matter; and no norm needs all V numbers."""
+        """(...) sqrt(K) x root mean square over the vocabulary, in float32: the size in the local
+        loss (`losses.py`). Logits have the unit of the loss, nats, so the size is not divided by
+        that of the backbone's `logits`."""
         # The root of 0 has no derivative, and all residues start at 0.
         size = self.mean_square().clamp(min=1e-24).sqrt()
         return size * math.sqrt(self.code.shape[-1])
 
     def plus(self, other: "HeadResidue") -> "HeadResidue":
-        """The sum of two residues of one head, without gates."""
+        """The sum of two residues on the same head; it has no gate."""
         code = torch.cat([self.code, other.code], dim=-1)
         return HeadResidue(code, torch.cat([self.weight, other.weight], dim=-1), None, None)
 
 
 class _AddInPlace(torch.autograd.Function):
-    """logits += code W_b'. Autograd's own, in place through a view, would copy the gradient of all
-    logits three times."""
+    """logits += code W_b'. Autograd's own version, in place through a view, would copy the gradient
+    of all logits three times."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, code: Tensor, weight: Tensor) -> Tensor:
@@ -105,11 +106,11 @@ class _AddInPlace(torch.autograd.Function):
 
 
 class GatedHead(Gated):
-    """g(h) * W_b (W_a h), parallel to the output head.
+    """g(h) * W_b (W_a h), the residue parallel to the output head.
 
     Args:
-        width_in: D.
-        vocabulary: V, the head's outputs.
+        width_in: D, the width of the final hidden state.
+        vocabulary: V, the number of logits.
         rank: K.
     """
 
@@ -126,8 +127,7 @@ class GatedHead(Gated):
         self.block_gate = gate.linear(width_in)
 
     def forward(self, h: Tensor, gate: Gate | None = None) -> HeadResidue:
-        """(..., D) -> what is added to each token's logits, under its own gate or the one that is
-        given."""
+        """(..., D) -> the residue at each token, with the given gate or, by default, its own."""
         code: Tensor = self.down(h)
         gate = gate or self.gate_of(h)
         if gate is None:
@@ -136,8 +136,8 @@ class GatedHead(Gated):
 
     @torch.no_grad()
     def reset_parameters(self, *, num_layers: int, init: Init = "usual") -> None:
-        """W_b = 0, so at step 0 the logits are the backbone's; W_a and the gate start as the
-        projections and gates of the layers do."""
+        """Initialise for training. W_b = 0, so at step 0 the logits are the backbone's; W_a and the
+        gate start as in a layer (`GatedAdapter.reset_parameters`)."""
         low_variance = 1 / (self.width_in * num_layers)
         variance = low_variance if init == "paper" else 2 / self.width_in
         nn.init.normal_(self.down.weight, std=math.sqrt(variance))
@@ -146,17 +146,17 @@ class GatedHead(Gated):
 
 
 def num_head_weights(width_in: int, vocabulary: int, rank: int, gate: GateChoice) -> int:
-    """Of a residue on the head: two projections, and the gate; 0 for rank 0, which is none."""
+    """Number of weights of a residue on the head: two projections and the gate; 0 for rank 0."""
     return rank * (width_in + vocabulary) + gate.num_weights(width_in) if rank else 0
 
 
 def usual_rank(num_new_weights: float, width_in: int, vocabulary: int) -> int:
-    """K, where it is not set: `USUAL_RANK`, or what fits into a quarter of all new weights."""
+    """The default of K: `USUAL_RANK`, or less if that needs over a quarter of the new weights."""
     return min(USUAL_RANK, int(LARGEST_SHARE * num_new_weights / (width_in + vocabulary)))
 
 
 def check_rank(rank: int, num_new_weights: float, width_in: int, vocabulary: int) -> None:
-    """Raise a UserError if a residue of that rank leaves nothing of the budget to the layers."""
+    """Raise a UserError if a residue of rank `rank` uses all of the new weights."""
     most = math.ceil(num_new_weights / (width_in + vocabulary)) - 1
     if rank > most:
         what = "head_rank leaves nothing of the budget to the layers"

@@ -1,15 +1,16 @@
-"""What gates that read the text (`reader.py`) keep of earlier tokens, where text comes in pieces.
+"""Stores what gates that read tokens (`reader.py`) need of earlier tokens, their codes, in the
+model's cache, for generation.
 
-A model hands what it keeps itself from pass to pass, in one of two forms:
+Models have one of two kinds of cache:
 
     a Cache             `past_key_values`, or `cache_params` (Mamba): keys and values, or states
     a list of tensors   `state` (RWKV)
 
-The codes of an extension are one more layer of the former, so whatever reorders, cuts, repeats or
-copies a cache does it to them too. A list, whose length the model relies on, becomes one that has
-them as an attribute.
+In a `Cache` the codes of an extension are one more layer, so that whatever reorders, crops, repeats
+or copies the cache includes them. A list, whose length the model relies on, is replaced by a
+subclass that has them as an attribute.
 
-Suffixes: B rows, T tokens of a pass, W those before it, C 8 numbers of a code.
+Suffixes: B rows, T tokens of a pass, W tokens before it, C = 8 numbers of a token's code.
 """
 
 from collections.abc import Mapping
@@ -23,27 +24,27 @@ from neutral_residues.tuner.blocks import CACHE_NAMES
 
 
 class CodesLayer(DynamicLayer):
-    """The codes of one extension."""
+    """A layer of a cache with the codes of one extension."""
 
-    is_compileable = True  # so that what the other layers are decides
+    is_compileable = True  # so that the other layers of the cache decide
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
 
     def append(self, codes_BTC: Tensor) -> None:
-        """Keep the codes of further tokens."""
+        """Add the codes of further tokens."""
         codes_B1TC = codes_BTC.detach()[:, None]
         self.update(codes_B1TC, codes_B1TC[..., :0])
 
     def last(self, number: int) -> Tensor:
-        """(B, W, C) of the last tokens, so many or as many as there are."""
+        """Codes (B, W, C) of the last `number` tokens, or of all if there are fewer."""
         codes: Tensor = self.keys[:, 0, -number:]
         return codes
 
 
 class StateWithCodes(list[Tensor]):
-    """A list of tensors that a model keeps, and the codes of extensions."""
+    """The list of tensors that a model uses as its cache, with the codes of extensions."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
         super().__init__(tensors)
@@ -56,8 +57,9 @@ def cache_in(values: Mapping[str, Any]) -> Any:
 
 
 def codes_before(cache: Any, name: str, number: int) -> tuple[Tensor | None, int]:
-    """Of extension `name`, (B, W, C) of the last so many tokens in a cache, None if there are none,
-    and how many there are in all; a UserError if the cache holds text that it has not read."""
+    """Codes (B, W, C) of extension `name` for the last `number` tokens in the cache, or None, and
+    the number of all tokens with codes. Raises a UserError if the cache holds tokens without
+    codes."""
     if cache is None:
         return None, 0
     stored = _stored(cache, name)
@@ -70,8 +72,8 @@ def codes_before(cache: Any, name: str, number: int) -> tuple[Tensor | None, int
 
 
 def keep_codes(cache: Any, codes: Mapping[str, Tensor]) -> Any:
-    """Add (B, T, C) of a pass, by extension, to its cache, if it has one; returns that cache, or
-    what takes its place."""
+    """Add the codes of a pass (extension -> (B, T, C)) to its cache. Returns the cache, or the
+    object that replaces it; None if there is none."""
     if cache is None or not codes:
         return cache
     if type(cache) is list:
@@ -98,7 +100,7 @@ def _stored(cache: Any, name: str) -> CodesLayer | None:
 def _holds_text(cache: Any) -> bool:
     if isinstance(cache, list):
         return True
-    # Recurrent layers count no tokens, and a cache of these alone refuses to be asked.
+    # Recurrent layers do not count tokens, and a cache of only such layers raises an error.
     if any(cache.is_linear):
         return bool(cache.has_previous_state())
     return bool(cache.get_seq_length())

@@ -1,18 +1,19 @@
-"""One module of the backbone, a block or the output head, with the residues parallel to it: what a
-forward pass computes, and for which tokens.
+"""The layer of the PEFT tuner: a module of the backbone (a block or the output head) with the
+adapters parallel to it.
 
     output = base_layer(x) + sum over active adapters of their residue at x
 
-The plain path computes every adapter for every token; it is what trains, what a `ResidueHook`
-observes and what compiles. Two things make it shorter in inference, with the same result:
+The plain path computes every adapter for every token; it is used in training, with
+`torch.compile`, and when a `ResidueHook` observes residues. In inference, adapters may be computed
+for fewer tokens, with the same result:
 
-- *routing*: with `adapter_names` (PEFT's argument) each row of a batch names its one adapter, or
-  none (`routing.py`);
-- *skipping*: where the ReLU gate is 0 nothing is added, so those tokens are left out
-  (`skipping.py`). To know which, the host must read the gates; on a GPU that would make it wait in
-  every layer, so there all tokens are computed.
+- *routing*: with `adapter_names` (PEFT's argument) each row of a batch uses one adapter or none
+  (`routing.py`);
+- *skipping*: where a ReLU gate is 0 nothing is added, so these tokens are left out (`skipping.py`).
+  This needs the gates on the host; on a GPU the host would have to wait in every layer, so there
+  all tokens are computed.
 
-No maths here: `neutral.py` and `head.py` hold it. No loss either: residues are reported to a
+The formulas are in `neutral.py` and `head.py`. The local loss gets the residues through a
 `ResidueHook`.
 """
 
@@ -38,22 +39,28 @@ AnyResidue = Residue | HeadResidue
 AnyAdapter = GatedAdapter | GatedHead
 
 HEAD: Literal["head"] = "head"
-"""The output head's place among the numbers of the layers."""
+"""Stands for the output head among the numbers of layers."""
 
 
 class ResidueHook(Protocol):
-    """Called with every residue that a model computes (by the local loss, the evaluation)."""
+    """An object that is called with every residue of a forward pass; the local loss and the
+    evaluation have one."""
 
     def on_residue(
         self, layer: "NeutralResiduesLayer", residue: AnyResidue, base_output: Tensor, name: str
     ) -> None:
-        """`base_output` (..., D) is what the block of the backbone itself puts out; logits may hold
-        other residues already. `name` is the adapter's."""
+        """Called after `layer` has computed a residue.
+
+        Args:
+            base_output: output (..., D) of the backbone's own block; for the output head, logits
+                (..., V), to which other adapters may have been added already.
+            name: name of the adapter.
+        """
 
 
 class NeutralResiduesLayer(ModuleBeside):
-    """A block of the backbone, or its output head, and the adapters parallel to it; active ones are
-    summed."""
+    """A block of the backbone, or its output head, with the adapters parallel to it; residues of
+    the active ones are added to its output."""
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
@@ -62,26 +69,26 @@ class NeutralResiduesLayer(ModuleBeside):
         self._embeddings: tuple[EmbeddingsLayer, ...] = ()  # not a part of this module
 
     def connect(self, embeddings: EmbeddingsLayer) -> None:
-        """Where gates that read the text come from."""
+        """Set the embeddings layer that computes gates that read tokens."""
         self._embeddings = (embeddings,)
 
     @property
     def embeddings(self) -> EmbeddingsLayer | None:
-        """Where gates that read the text come from, if there are any."""
+        """The embeddings layer that computes gates that read tokens, or None."""
         return self._embeddings[0] if self._embeddings else None
 
     def adapter(self, name: str) -> AnyAdapter:
-        """The adapter of that name."""
+        """The adapter called `name`."""
         return cast(AnyAdapter, self.neutral_residues[name])
 
     @property
     def is_head(self) -> bool:
-        """Whether it is the output head."""
+        """Whether this is the output head."""
         return any(isinstance(adapter, GatedHead) for adapter in self.neutral_residues.values())
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        # The base layer first: Mixtral's jitter writes into its input, which autograd forbids once
-        # we have read it.
+        # The base layer comes first: Mixtral's jitter writes into its input, which autograd forbids
+        # once an adapter has read it.
         output = self._base_output(hidden_states, *args, **kwargs)
         base_output, *rest = output if isinstance(output, tuple) else (output,)
         extended = base_output
@@ -91,8 +98,8 @@ class NeutralResiduesLayer(ModuleBeside):
         return (extended, *rest) if isinstance(output, tuple) else extended
 
     def _base_output(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """What the backbone's own block returns; a frozen gated MLP keeps less of it for the
-        backward pass (a compiler decides by itself what to keep)."""
+        """Output of the backbone's own block. In training, a frozen gated MLP runs in a form that
+        stores less for the backward pass, unless compiled, as a compiler decides what to store."""
         trains = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         mlp = self._base_mlp if trains and not args and not kwargs else None
         if mlp is not None and can_train_frozen(self.base_layer, mlp, hidden_states):
@@ -104,8 +111,8 @@ class NeutralResiduesLayer(ModuleBeside):
         return as_gated_mlp(self.base_layer)
 
     def residue(self, hidden_states: Tensor, name: str) -> AnyResidue:
-        """What adapter `name` adds at each token of `hidden_states` (..., D); where its gate reads
-        the text, at the tokens of the model's last pass."""
+        """The residue of adapter `name` at each token of `hidden_states` (..., D). If its gate
+        reads tokens, these must be the tokens of the model's last forward pass."""
         return self._residue(hidden_states, name, self._given_gate(hidden_states, name))
 
     def _residue(self, hidden_states: Tensor, name: str, gate: Gate | None) -> AnyResidue:
@@ -115,7 +122,8 @@ class NeutralResiduesLayer(ModuleBeside):
         return cast(AnyResidue, adapter(hidden_states, gate))
 
     def _given_gate(self, hidden_states: Tensor, name: str) -> Gate | None:
-        """The extension's gate at these tokens; None where the adapter has its own, or none."""
+        """The gate that reads tokens, at these tokens; None if the adapter has a gate of its own or
+        none."""
         if not self.adapter(name).gate_is_given:
             return None
         assert self.embeddings is not None
@@ -124,7 +132,7 @@ class NeutralResiduesLayer(ModuleBeside):
     def _add_residue(
         self, extended: Tensor, hidden_states: Tensor, name: str, base_output: Tensor
     ) -> Tensor:
-        """`extended` plus what adapter `name` adds to the tokens that it is computed for."""
+        """`extended` plus the residue of adapter `name`, which is computed only where needed."""
         tokens_N, gate = self._tokens_to_compute(hidden_states, name)
         if tokens_N is None:
             residue = self._residue(hidden_states, name, gate)
@@ -141,8 +149,8 @@ class NeutralResiduesLayer(ModuleBeside):
     def _tokens_to_compute(
         self, hidden_states: Tensor, name: str
     ) -> tuple[Tensor | None, Gate | None]:
-        """Positions of the tokens to compute, in row-major order, None means all; and the gates at
-        all tokens, where they are known already."""
+        """Positions of the tokens to compute, in row-major order, or None for all; and the gates at
+        all tokens if already known, else None."""
         tokens_N, gate = None, self._given_gate(hidden_states, name)
         if self.routing is not None:
             if self.residue_hook is not None:
@@ -162,13 +170,13 @@ class NeutralResiduesLayer(ModuleBeside):
 
 
 def residue_layers(model: nn.Module) -> dict[str, NeutralResiduesLayer]:
-    """The modules of `model` that have residues, the output head among them, by module name in
-    layer order; empty if there are none."""
+    """Module name -> layer, for all blocks with residues in their order, and the output head if it
+    has one; empty for a model without neutral residues."""
     return {n: m for n, m in model.named_modules() if isinstance(m, NeutralResiduesLayer)}
 
 
 def trained_gates(model: nn.Module) -> list[nn.Module]:
-    """All gates that train: the adapters' own and the readers of whole extensions."""
+    """All trainable gates: block gates of adapters and gates that read tokens."""
     places = modules_beside(model).values()
     modules = [module for place in places for module in place.neutral_residues.values()]
     gates = [
@@ -179,7 +187,7 @@ def trained_gates(model: nn.Module) -> list[nn.Module]:
 
 
 def trained_names(model: nn.Module) -> list[str]:
-    """The active adapters with residues that train."""
+    """Names of the active adapters that are trainable."""
     found = {
         name: None
         for layer in residue_layers(model).values()
@@ -191,8 +199,8 @@ def trained_names(model: nn.Module) -> list[str]:
 
 @contextmanager
 def observe_residues(layers: dict[str, NeutralResiduesLayer], hook: ResidueHook) -> Iterator[None]:
-    """Within the block, `hook` is called with every residue that these layers compute; a UserError
-    if another hook is set already (two local losses at once)."""
+    """Inside this context, `hook` is called with every residue that these layers compute. Raises a
+    UserError if another hook is set already (two local losses at once)."""
     if any(layer.residue_hook is not None for layer in layers.values()):
         what = "the residues of this model are being observed already"
         raise UserError(what, do="leave the other block first")
@@ -202,19 +210,19 @@ def observe_residues(layers: dict[str, NeutralResiduesLayer], hook: ResidueHook)
 
 @contextmanager
 def no_skipping(model: nn.Module) -> Iterator[None]:
-    """Within the block every token is computed: the reference that skipping is compared with."""
+    """Inside this context, adapters are computed for every token, also where a gate is 0."""
     with temporarily(list(residue_layers(model).values()), "skipping", False):
         yield
 
 
 def _at(hidden_states: Tensor, tokens_N: Tensor) -> Tensor:
-    """(N, D) the hidden states of these tokens."""
+    """Hidden states (N, D) of the tokens at these positions."""
     return hidden_states.flatten(0, -2)[tokens_N]
 
 
 def layer_numbers(layers: Mapping[str, NeutralResiduesLayer]) -> tuple[int | Literal["head"], ...]:
-    """Of extended layers by module name: their numbers, as in "model.layers.3.mlp" (a plain count
-    if these are not distinct), and "head"."""
+    """The number of each layer, taken from its name, such as 3 from "model.layers.3.mlp", and
+    "head" for the output head. If numbers are not distinct, layers are counted from 0."""
     blocks = [name for name, layer in layers.items() if not layer.is_head]
     parts = [[part for part in name.split(".") if part.isdigit()] for name in blocks]
     numbers = [int(digits[-1]) for digits in parts if digits]

@@ -1,11 +1,10 @@
-"""What Transformers takes from a model's configuration, told how many logits there are with new
-tokens.
+"""Makes code of Transformers that reads `config.vocab_size` work with the logits of new tokens.
 
-The configuration is the backbone's: it is saved as such, and an extension is checked against it. So
-it says how many logits there are only while a method runs that asks it: `generate` (prompt lookup)
-and `compute_transition_scores`. A loss takes the number from the logits. Refused are what could
-only go wrong: another number of embeddings, which would move the ids of new tokens, and a watermark
-whose detector is given the configuration.
+The configuration is that of the backbone: it is saved as such, and extensions are checked against
+it. So `vocab_size` counts new tokens only while a method runs that uses it as the number of logits:
+`generate` (prompt lookup) and `compute_transition_scores`. The loss takes the number from the
+logits. What cannot work is refused: resizing the embeddings, which would move the ids of new
+tokens, and watermarks whose detector is given the configuration.
 """
 
 import functools
@@ -23,23 +22,24 @@ from neutral_residues.tuner.embeddings import embeddings_layer
 
 
 def tell_width(model: Any) -> None:
-    """Give `model`, in place, a loss and methods that know; nothing changes if it has them."""
+    """Replace, in place, the loss function and the methods of `model` by versions that know the
+    number of logits. Safe to call again."""
     model.loss_function = _of_any_width(model.loss_function)
     for name, method in METHODS.items():
         if hasattr(type(model), name):
-            # A bound method follows its model into a copy, which a closure would not.
+            # A copy of the model gets a bound method of its own, unlike a closure.
             setattr(model, name, MethodType(method, model))
 
 
 def forget_width(model: Any) -> None:
-    """Give `model` its class's own methods back."""
+    """Restore the methods of the model's class."""
     for name in METHODS:
         model.__dict__.pop(name, None)
 
 
 def _of_any_width(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A loss function of Transformers, whose models tell it the number of logits from their
-    configuration, and which believes them, told what there are."""
+    """`loss`, a loss function of Transformers, called with the real number of logits: models pass
+    it the number in their configuration."""
     if getattr(loss, "is_of_any_width", False):
         return loss
 
@@ -52,7 +52,8 @@ def _of_any_width(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
-    """Transformers' own; a UserError for a watermark that new tokens would spoil."""
+    """`generate` of the model's class; a UserError for watermarks that do not work with new
+    tokens."""
     with _told(model) as has_new_tokens:
         if has_new_tokens:
             _check_watermark(model, *args, **kwargs)
@@ -60,7 +61,7 @@ def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _compute_transition_scores(model: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """Transformers' own."""
+    """`compute_transition_scores` of the model's class."""
     with _told(model):
         scores: Tensor = type(model).compute_transition_scores(model, *args, **kwargs)
         return scores
@@ -69,7 +70,7 @@ def _compute_transition_scores(model: Any, *args: Any, **kwargs: Any) -> Tensor:
 def _resize_token_embeddings(
     model: Any, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, **_: Any
 ) -> Any:
-    """The embeddings as they are; a UserError for another number of them."""
+    """Return the embeddings unchanged; a UserError for another number of them."""
     layer = embeddings_layer(model)
     assert layer is not None
     if new_num_tokens not in (None, layer.first_new_id) or pad_to_multiple_of:
@@ -82,8 +83,8 @@ def _resize_token_embeddings(
 
 @contextmanager
 def _told(model: Any) -> Iterator[bool]:
-    """Within the block the configuration says how many logits there are; whether these are more
-    than the backbone's."""
+    """Inside this context `config.vocab_size` counts new tokens too. Yields whether there are
+    any."""
     layer, config = embeddings_layer(model), text_config(model)
     assert layer is not None
     own, width = layer.first_new_id, layer.vocabulary_size
@@ -94,7 +95,7 @@ def _told(model: Any) -> Iterator[bool]:
     try:
         yield True
     finally:
-        config.vocab_size = own  # not what it was: another thread may be within, too
+        config.vocab_size = own  # not the value before: another thread may be inside, too
 
 
 def _check_watermark(
@@ -118,4 +119,4 @@ METHODS: dict[str, Callable[..., Any]] = {
     "compute_transition_scores": _compute_transition_scores,
     "resize_token_embeddings": _resize_token_embeddings,
 }
-"""What a model is given in place of its class's methods of these names."""
+"""Name -> function that replaces the method of this name."""

@@ -10,7 +10,7 @@ differ, both with an error message: a gated residue cannot be merged, and a chec
 tensors in the right shapes. PEFT has no plugin entry point, so `neutral_residues` must be imported
 before a saved extension is loaded.
 
-What a forward pass computes is in `layer.py`.
+The forward pass is in `layer.py`.
 """
 
 from collections.abc import Iterator
@@ -99,7 +99,8 @@ class NeutralResiduesModel(BaseTuner):
         return peft_config
 
     def _size(self, config: NeutralResiduesConfig, *, width_in: int, num_adapters: int) -> None:
-        """Choose the head's rank and the adapters' width, and count the new weights."""
+        """Choose the head's rank, the rank of new tokens and the adapters' width, and count the new
+        weights; all of them are set in `config`."""
         gate = _gate_choice(config)
         config.num_backbone_weights = count_backbone_weights(self.model)
         wanted = config.budget * config.num_backbone_weights
@@ -121,8 +122,8 @@ class NeutralResiduesModel(BaseTuner):
         self._num_layers = num_adapters
 
     def _size_head(self, config: NeutralResiduesConfig, gate: GateChoice, wanted: float) -> int:
-        """Choose the head's rank, if it gets a residue, and count its weights; `wanted` is the
-        number of new weights in all."""
+        """Choose the rank of the residue on the output head and return its number of weights, 0
+        without one; `wanted` is the number of all new weights."""
         head = self._find_head(config)
         if head is None:
             config.head_rank = 0
@@ -137,8 +138,9 @@ class NeutralResiduesModel(BaseTuner):
         return num_head_weights(*sizes, config.head_rank, gate)
 
     def _size_embeddings(self, config: NeutralResiduesConfig, wanted: float) -> int:
-        """Find the embeddings that the extension has something beside, if it has, and count its
-        weights, with the rank of new tokens chosen; a UserError if there are none."""
+        """Number of weights of the gate that reads tokens and of new tokens, 0 without both. Sets
+        the name of the embeddings, and the rank of new tokens; a UserError if the embeddings are
+        not found."""
         if not config.has_embeddings:
             return 0
         found = find_embeddings(self.model)
@@ -165,7 +167,7 @@ class NeutralResiduesModel(BaseTuner):
         return num_token_weights(config.new_tokens, config.new_tokens_rank, **widths)
 
     def _head_width(self) -> int:
-        """Inputs of the output head; a UserError if there is none, where new tokens need it."""
+        """Input width of the output head; a UserError if there is none (new tokens need it)."""
         head = find_head(self.model)
         if head is None:
             what = f"new_tokens: no output head found in {type(self.model).__name__}"
@@ -185,8 +187,8 @@ class NeutralResiduesModel(BaseTuner):
         return BesideEmbeddings(reader, tokens)
 
     def _find_head(self, config: NeutralResiduesConfig) -> nn.Linear | None:
-        """The output head, named in the config, if it gets a residue; a UserError if it should and
-        cannot."""
+        """The output head if it gets a residue, else None; sets its name in `config`. A UserError
+        if `head_rank` asks for a residue that is not possible."""
         found = find_head(self.model) if config.head_rank != 0 else None
         if found is None:
             problem = f"no output head found in {type(self.model).__name__}"
@@ -203,14 +205,14 @@ class NeutralResiduesModel(BaseTuner):
 
     @staticmethod
     def _check_target_module_exists(peft_config: PeftConfig, key: str) -> Any:
-        """Head and embeddings are targets too, but not among `target_modules`: PEFT would save
-        their own weights with the adapter."""
+        """Whether module `key` gets an adapter. Head and embeddings are not listed in
+        `target_modules`, because PEFT would then save their own weights with the adapter."""
         assert isinstance(peft_config, NeutralResiduesConfig)
         is_ours = key != "" and key in (peft_config.head, peft_config.embeddings)
         return is_ours or BaseTuner._check_target_module_exists(peft_config, key)
 
     def _get_tied_target_modules(self, model: nn.Module) -> list[str]:
-        """For a warning that concerns merging: a residue leaves tied weights as they are."""
+        """None, to avoid PEFT's warning about merging: residues do not change tied weights."""
         return []
 
     def _create_and_replace(
@@ -242,8 +244,8 @@ class NeutralResiduesModel(BaseTuner):
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
-        """PEFT's own; then every layer knows the embeddings whose gates it may need, and these the
-        modules around them."""
+        """PEFT's `inject_adapter`; then sets thresholds, registers the hooks of the embeddings, and
+        connects every layer with the embeddings, which hold gates that read tokens."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         apply_thresholds(model, adapter_name, self.peft_config[adapter_name].thresholds)
         for name, place in modules_beside(model).items():
@@ -273,8 +275,8 @@ class NeutralResiduesModel(BaseTuner):
     def _enable_peft_forward_hooks(
         self, *args: Any, adapter_names: Any = None, **kwargs: Any
     ) -> Iterator[None]:
-        """PEFT enters this around every forward pass and generation; `adapter_names` mixes adapters
-        within a batch."""
+        """Context of PEFT around every forward pass and generation; with `adapter_names` each row
+        of the batch uses its own adapter."""
         if adapter_names is None:
             yield
             return
@@ -286,7 +288,8 @@ class NeutralResiduesModel(BaseTuner):
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        # PEFT expects the adapter's name next to the end of a key; ours is a module of its own.
+        # PEFT expects the adapter's name second to last in a key; here, it is followed by the path
+        # in a module.
         return key.replace(f".{PREFIX}.{adapter_name}.", f".{PREFIX}.")
 
     @classmethod
@@ -308,7 +311,7 @@ def _gate_choice(config: NeutralResiduesConfig) -> GateChoice:
 
 
 def _new_adapter(config: NeutralResiduesConfig, block: nn.Module, *, is_head: bool) -> AnyAdapter:
-    """What runs parallel to that block of the backbone, or to its head."""
+    """A new adapter parallel to `block`, a block of the backbone or its output head."""
     gate = _gate_choice(config)
     if is_head:
         assert isinstance(block, nn.Linear)
@@ -321,7 +324,7 @@ def _new_adapter(config: NeutralResiduesConfig, block: nn.Module, *, is_head: bo
 
 
 def _output_head(model: Any) -> nn.Module | None:
-    """With what is beside it."""
+    """The output head of `model`, in its wrapper if it has a residue."""
     return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
 
 
@@ -332,8 +335,8 @@ def _embedding_width(embeddings: nn.Module) -> int:
 
 
 def check_adapter_name(name: str) -> None:
-    """Raise a UserError for a name that an extension cannot have: PEFT and Transformers find
-    adapter weights by prefix and name, and a ModuleDict reserves its own attributes."""
+    """Raise a UserError for a name that an adapter cannot have: PEFT and Transformers find adapter
+    weights by prefix and name, and a ModuleDict refuses the names of its attributes."""
     parts = {"gate", "up", "down", "block_gate", "activation", "weight", "bias"}
     parts |= {"reader", "rows", "code", "window", "tokens", "codes", "into", "out_of"}
     taken = name in parts or hasattr(nn.ModuleDict(), name)
@@ -344,8 +347,8 @@ def check_adapter_name(name: str) -> None:
 
 
 def check_adapter_tensors(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor]) -> None:
-    """Raise a UserError, naming the first missing, extra or misshapen tensor, unless `tensors` hold
-    exactly the weights of that adapter of `model`."""
+    """Raise a UserError unless `tensors` has exactly the tensors of adapter `adapter_name` in their
+    shapes; it names the first that is missing, extra or of another shape."""
     expected = {
         f"{name}.{key}": tuple(parameter.shape)
         for name, place in modules_beside(model).items()

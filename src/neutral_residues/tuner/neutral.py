@@ -10,8 +10,8 @@ input x:
     A(x)   = W_o ( act(W_g x) * (W_i x) )                a GLU without biases
     g(x)   = relu(w . x + b)                             the block gate; also elu, sigmoid, none
 
-Trained so that g(x) * A(x) is (near) zero on the source domain (see `losses.py`), the backbone
-stays what it was there.
+The local loss trains g(x) * A(x) to be (near) zero on the source domain (see `losses.py`), so that
+the model keeps the backbone's outputs there.
 
     symbol   shape   name in checkpoints               meaning
     x        D       -                                 the FFN's input at one token
@@ -22,7 +22,7 @@ stays what it was there.
 
 Suffixes: B rows, T tokens, D model width, R adapter width, 1 one number per token.
 
-This file knows no host model: `layer.py` and `model.py` put it into one.
+This file does not depend on the backbone: `layer.py` and `model.py` attach adapters to one.
 
 Where we choose (the paper, as far as it is known, leaves these open):
 
@@ -35,9 +35,9 @@ Where we choose (the paper, as far as it is known, leaves these open):
   layer is exactly a mixture-of-experts layer with a gated shared expert, which stock runtimes have.
   ReLU and ELU cannot start there: they are 0 at 0, and with W_o = 0 as well no weight would ever
   have a gradient.
-- The inner projections start with the usual variance by default: with an open gate it learns more
-  and forgets no more.
-- The activation inside A is the backbone's own unless set.
+- The inner projections start with the usual variance 2/D by default: with a gate that starts open,
+  this learns more than the paper's 1/(D L), and does not forget more.
+- The activation inside A is that of the backbone unless set.
 """
 
 import math
@@ -53,82 +53,84 @@ from neutral_residues.errors import UserError
 from neutral_residues.tuner.thresholds import Threshold
 
 PREFIX = "neutral_residues"
-"""What a layer's adapters are called in it, and so in checkpoints."""
+"""Name of the adapters' ModuleDict in a layer, and so in checkpoints."""
 
 BUDGET_TOLERANCE = 0.02
-"""A share of new weights is met within this relative error, or refused."""
+"""Largest relative error of the share of new weights; budgets that cannot be met are refused."""
 
 GATES: dict[BlockGate, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "elu": F.elu,
     "sigmoid": torch.sigmoid,
 }
-"""g from w . x + b, elementwise. relu is exactly 0 for each logit up to 0, the others never are."""
+"""g from the logit w . x + b, elementwise. Only relu can be exactly 0: for every logit up to 0."""
 
 
 class Residue(NamedTuple):
-    """What one adapter adds to one block; without a block gate the last two are None."""
+    """The residue of one adapter: what it adds to the output of one block. Without a gate the last
+    two are None."""
 
     delta: Tensor  # (..., D) g(x) * A(x), to be added to the FFN's output
     gate: Tensor | None  # (..., 1) g(x)
     gate_logits: Tensor | None  # (..., 1) w . x + b
 
     def added_to(self, output: Tensor, tokens_N: Tensor | None = None) -> Tensor:
-        """`output` plus the residue; with `tokens_N` it holds these tokens only, in row-major
-        order. A new tensor on purpose: some backbones write into what their block returned."""
+        """`output` plus the residue. With `tokens_N`, the residue is that of the tokens at these
+        positions only, in row-major order. Not in place, because some backbones write into the
+        output of their blocks."""
         delta = self.delta.to(output.dtype)
         if tokens_N is None:
             return output + delta.reshape(output.shape)
         return output.flatten(0, -2).index_add(0, tokens_N, delta).view(output.shape)
 
     def relative_size(self, block_output: Tensor) -> Tensor:
-        """(...) the L1 norm of what is added, over the Euclidean norm of what the block itself puts
-        out (..., D), a constant: without a unit, in float32."""
+        """(...) L1 norm of the residue divided by the Euclidean norm of the block's own output
+        (..., D), through which no gradient flows; a ratio, in float32."""
         norm = torch.linalg.vector_norm(self.delta, ord=1, dim=-1, dtype=torch.float32)
         own = torch.linalg.vector_norm(block_output.detach(), dim=-1, dtype=torch.float32)
         return norm / torch.where(own > 0, own, 1).reshape(norm.shape)
 
     def mean_square(self) -> Tensor:
-        """(...) the mean over D of its squares, in float32."""
+        """(...) mean of the squares over D, in float32."""
         return self.delta.float().square().mean(-1)
 
     def plus(self, other: "Residue") -> "Residue":
-        """The sum of two residues of one block, without gates."""
+        """The sum of two residues of the same block; it has no gate."""
         return Residue(self.delta + other.delta, None, None)
 
 
 class GateChoice(NamedTuple):
-    """Which block gate: its kind ("none" makes a gate-less adapter), how it starts (only one that
-    starts open has a b), and what it reads."""
+    """Settings of the gate: its kind ("none" for a gate-less adapter), how it starts (it has a bias
+    b only if it starts open), and what it reads."""
 
     kind: BlockGate = "relu"
     start: GateStart = "open"
-    reads: GateReads = "layer"  # "tokens": the gate is given, see `reader.py`
+    reads: GateReads = "layer"  # "tokens": a gate for the whole extension, see `reader.py`
 
     @property
     def is_own(self) -> bool:
-        """Whether the adapter has a gate of its own."""
+        """Whether each adapter has a block gate of its own."""
         return self.kind != "none" and self.reads == "layer"
 
     @property
     def is_given(self) -> bool:
-        """Whether the adapter is under the gate of its whole extension."""
+        """Whether adapters get the gate of their whole extension as an argument."""
         return self.kind != "none" and self.reads == "tokens"
 
     def linear(self, width_in: int) -> nn.Linear | None:
-        """w and, where it starts open, b; None without a gate of its own."""
+        """A new layer with w and, if the gate starts open, b; None without a block gate."""
         return nn.Linear(width_in, 1, bias=self.start == "open") if self.is_own else None
 
     def num_weights(self, width_in: int) -> int:
-        """How many weights `linear` has."""
+        """Number of weights of `linear`."""
         return width_in + (self.start == "open") if self.is_own else 0
 
 
 class Gate(NamedTuple):
-    """g and the numbers that it is made of, one for each token."""
+    """A gate and its logits, one number per token each."""
 
     gate: Tensor  # (..., 1) g
-    logits: Tensor  # (..., 1) w . x + b; with a threshold, what that makes of them
+    logits: Tensor  # (..., 1) w . x + b; with a threshold, after it was applied
 
     @classmethod
     def of(
@@ -138,15 +140,19 @@ class Gate(NamedTuple):
         threshold: Threshold | None = None,
         mean_gate: Tensor | None = None,
     ) -> "Gate":
-        """From the logits that were trained, under the threshold of a calibrated extension; with
-        the mean gate that this may look at."""
+        """The gate of these logits.
+
+        Args:
+            threshold: of a calibrated extension; applied to the logits.
+            mean_gate: mean of the gates over the last tokens, if the threshold is compared with it.
+        """
         if threshold is not None:
             logits = threshold.applied_to(logits, mean_gate)
         return cls(GATES[kind](logits), logits)
 
 
 class Gated(nn.Module):
-    """What has a block gate g(x), or none; `width_in` is D."""
+    """Base class of modules with a block gate g(x), which may be None; `width_in` is D."""
 
     block_gate: nn.Linear | None
 
@@ -158,13 +164,14 @@ class Gated(nn.Module):
         self.threshold: Threshold | None = None
 
     def gate_of(self, x: Tensor) -> Gate | None:
-        """(..., D) -> its own gate; None where it has none."""
+        """(..., D) -> its block gate; None if it has none."""
         if self.block_gate is None:
             return None
         return Gate.of(self.kind, self.block_gate(x), self.threshold)
 
     def reset_gate(self, *, variance: float) -> None:
-        """A gate that starts at random has weights of this variance; the others w = 0, b = 1."""
+        """Initialise the block gate: w at random with this variance if it starts "random", else
+        w = 0; b = 1."""
         if self.block_gate is None:
             return
         if self.gate_start == "random":
@@ -181,9 +188,10 @@ class GatedAdapter(Gated):
     Its weights are those of a fresh `nn.Linear` until `reset_parameters` is called.
 
     Args:
-        width_in: D.
-        width: R.
-        activation: inside A, without weights.
+        width_in: D, the width of the block's input.
+        width: R, the width of the adapter.
+        gate: settings of the block gate.
+        activation: activation inside A, a module without weights.
     """
 
     def __init__(
@@ -202,14 +210,14 @@ class GatedAdapter(Gated):
         self.activation = activation
 
     def forward(self, x: Tensor, gate: Gate | None = None) -> Residue:
-        """(..., D) -> what is added at each token, under its own gate or the one that is given."""
+        """(..., D) -> the residue at each token, with the given gate or, by default, its own."""
         adapter: Tensor = self.down(self.activation(self.gate(x)) * self.up(x))
         gate = gate or self.gate_of(x)
         return Residue(adapter, None, None) if gate is None else Residue(gate.gate * adapter, *gate)
 
     @torch.no_grad()
     def reset_parameters(self, *, num_layers: int, init: Init = "usual") -> None:
-        """The weights before training. W_o = 0, so at step 0 the extended model *is* the backbone.
+        """Initialise for training. W_o = 0, so at step 0 the extended model *is* the backbone.
 
         `init="paper"`: W_g and W_i have variance 1/(D L), L the number of layers with an adapter:
         the paper's "low variance" (section 3, "Initialisation"); `init="usual"`: 2/D. A gate that
@@ -224,7 +232,7 @@ class GatedAdapter(Gated):
 
 
 def num_weights(width_in: int, width: int, gate: GateChoice) -> int:
-    """Of one adapter: three projections of D x R, and the gate."""
+    """Number of weights of one adapter: three projections of D x R, and the gate."""
     return 3 * width_in * width + gate.num_weights(width_in)
 
 
@@ -237,11 +245,21 @@ def width_for_budget(
     gate: GateChoice,
     num_other_weights: int = 0,
 ) -> int:
-    """R such that all adapters, with `num_other_weights` (the head's), have `budget` times the
-    backbone's weights, embeddings counted; a UserError if no whole R comes within 2 % of it.
+    """The adapter width R for which the new weights are `budget` times those of the backbone.
 
-    R is rounded to the largest power of two up to 128 that keeps the true share within 2 % of the
+    R is a multiple of the largest power of two, up to 128, that keeps the share within 2 % of the
     budget, because matrix products are fast on such multiples.
+
+    Args:
+        budget: new weights as a share of the backbone's.
+        num_backbone_weights: embeddings included.
+        width_in: D.
+        num_adapters: number of blocks with an adapter.
+        gate: settings of their gates.
+        num_other_weights: new weights outside these adapters: head, reader, new tokens.
+
+    Raises:
+        UserError: if no whole R comes within 2 % of the budget; names the nearest.
     """
 
     def total(width: int) -> int:

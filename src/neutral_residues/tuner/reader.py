@@ -1,17 +1,19 @@
-"""One gate for a whole extension, ours and not the paper's: it reads the last tokens of the text.
+"""One gate for a whole extension, which reads the last tokens of the text; ours and not the
+paper's.
 
     e_t = W_2 silu(W_1 r_t)                       r_t: embedding of token t, divided by its RMS
     s_t = v . silu(c + sum_j C_j e_{t-j}) + b     j = 0 ... 15, e is 0 before the text's first token
     g_t = relu(s_t)                               the gate of every layer and of the head at token t
 
-At the first token of a text s is 0: one token tells no language, and every later token attends to
-that one more than to any other, so a gate that opens there changes them all (LAB.md, "the gate on a
-text's first token").
+At the first token of a text s is 0: one token does not tell the language, and later tokens attend
+to the first more than to any other, so a gate that opens there changes them all (LAB.md, "the gate
+on a text's first token").
 
-A gate that reads its layer's input knows what the backbone knows of the language there, in the
-first layers little, and each layer decides for itself. This one decides once for each token, from
-the text alone: what it says does not depend on the adapters, on the layer, or on text more than 16
-tokens back (LAB.md, "what a gate could know, and gates that read the text").
+A gate that reads its layer's input knows only what the backbone has found out about the language up
+to that layer, which is little in the first layers, and each layer decides separately. This gate
+decides once for each token, from the text alone: it does not depend on the adapters, on the layer,
+or on text more than 16 tokens back (LAB.md, "what a gate could know, and gates that read the
+text").
 
     symbol   shape       name in checkpoints             meaning
     W_1      32 x D      neutral_residues.rows           two layers that see one token
@@ -19,14 +21,14 @@ tokens back (LAB.md, "what a gate could know, and gates that read the text").
     C_j, c   32 x 8, 32  neutral_residues.window         the last 16 tokens, the oldest first
     v, b     1 x 32, 1   neutral_residues.block_gate     v = 0 and b = 1 at the start: open
 
-While it trains, every text begins anew for it after 128 tokens. Rows of 512 tokens hold few
-beginnings, and a gate that had met few of them opened on those of chat prompts (LAB.md, "windows of
+In training, the gate treats every 128 tokens as a new text. Rows of 512 tokens have few beginnings
+of texts, and gates trained on so few opened at the beginning of chat prompts (LAB.md, "windows of
 512 tokens, and how texts begin").
 
-Where text is generated token by token, the codes e of earlier tokens are kept with what the
-backbone keeps of them (`kept_codes.py`).
+In generation, the codes e of earlier tokens are stored in the backbone's cache (`kept_codes.py`).
 
-Suffixes: B rows, T tokens of this pass, W of a window, C 8 numbers of a code.
+Suffixes: B rows, T tokens of this pass, S of these and earlier tokens, W = 16 tokens of a window,
+C = 8 numbers of a code, H = 32 hidden numbers.
 """
 
 import math
@@ -45,7 +47,7 @@ BEGINS_ANEW = 128
 
 
 class TokenReader(nn.Module):
-    """The gate's logit from embeddings; see the head of this file. `width_in` is D."""
+    """A gate that reads embeddings; see the module docstring. `width_in` is D, their width."""
 
     def __init__(self, width_in: int, kind: BlockGate = "relu") -> None:
         super().__init__()
@@ -58,8 +60,8 @@ class TokenReader(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, **_: Any) -> None:
-        """Open on every token: v = 0, b = 1; W_1 and W_2 as fresh linear layers, C_j with the usual
-        variance 2/(8 x 16)."""
+        """Initialise for training: v = 0 and b = 1, so that the gate is open at every token; W_1
+        and W_2 as `nn.Linear` does, C_j with variance 2/(8 x 16), c = 0."""
         self.rows.reset_parameters()
         self.code.reset_parameters()
         nn.init.normal_(self.window.weight, std=math.sqrt(2 / self.window.in_features))
@@ -68,7 +70,7 @@ class TokenReader(nn.Module):
         nn.init.ones_(self.block_gate.bias)
 
     def codes(self, embeddings_BTD: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, C), each token by itself."""
+        """Embeddings (B, T, D) -> codes e (B, T, C), each token separately."""
         if not torch.is_autocast_enabled(embeddings_BTD.device.type):
             embeddings_BTD = embeddings_BTD.to(self.rows.weight.dtype)
         rows_BTD = F.rms_norm(embeddings_BTD, embeddings_BTD.shape[-1:], eps=1e-12)
@@ -76,7 +78,8 @@ class TokenReader(nn.Module):
         return codes
 
     def forward(self, windows_BSCW: Tensor) -> Tensor:
-        """s, (B, S, 1), from the codes of the last W tokens, which are 0 where there is no text."""
+        """Gate logits s (B, S, 1) from the codes of the last W tokens at each token, which are 0
+        where there is no text."""
         hidden_BSH = F.silu(self.window(windows_BSCW.transpose(-1, -2).flatten(-2)))
         logits_BS1: Tensor = self.block_gate(hidden_BSH)
         if self.kind != "relu":
@@ -91,8 +94,14 @@ class TokenReader(nn.Module):
         positions_BT: Tensor | None,
         num_more: int = 0,
     ) -> Gate:
-        """The gates at T tokens and at `num_more` before them, from their codes and those of the
-        tokens before them, in the same text where positions within texts are known."""
+        """The gates at the T tokens of a pass, and at `num_more` tokens before it.
+
+        Args:
+            codes_BTC: codes of the pass.
+            before_BWC: codes of earlier tokens, from the cache; None if there are none.
+            positions_BT: position of each token in its text, for packed rows, so that windows stop
+                at the beginning of a text; None for one text per row.
+        """
         if self.training and codes_BTC.shape[1] > BEGINS_ANEW:
             begun_1T = torch.arange(codes_BTC.shape[1], device=codes_BTC.device)[None] % BEGINS_ANEW
             positions_BT = begun_1T if positions_BT is None else positions_BT.minimum(begun_1T)
@@ -110,26 +119,26 @@ class TokenReader(nn.Module):
         logits_BS1 = self(windows_BSCW)
         if self.over == 1:
             return Gate.of(self.kind, logits_BS1, self.threshold)
-        is_text_BS = padded_BSC[:, WINDOW - 1 :].any(-1)  # codes are 0 before it, and for padding
+        is_text_BS = padded_BSC[:, WINDOW - 1 :].any(-1)  # other codes are 0
         mean_BS1 = mean_gates(logits_BS1, is_text_BS, positions_BT, self.over)
         return Gate.of(self.kind, logits_BS1[:, self.over - 1 :], self.threshold, mean_BS1)
 
     @property
     def over(self) -> int:
-        """Over how many tokens its threshold, if it has one, takes the mean of gates."""
+        """Number of tokens over which its threshold takes the mean gate; 1 without a threshold."""
         return 1 if self.threshold is None else self.threshold.over
 
     @property
     def num_before(self) -> int:
-        """How many tokens before a pass can matter to it."""
+        """Number of tokens before a pass whose codes it needs."""
         return WINDOW - 1 + self.over - 1
 
 
 def mean_gates(
     logits_BS1: Tensor, is_text_BS: Tensor, positions_BS: Tensor | None, over: int
 ) -> Tensor:
-    """(B, T, 1) the mean of the trained gates over the last `over` tokens, as many as there are in
-    the same text; S is T and the over - 1 tokens before them."""
+    """Mean (B, T, 1) of the gates relu(logits) over the last `over` tokens, or over fewer if the
+    text has fewer so far. S counts the T tokens and the over - 1 before them."""
     counts_BTW = is_text_BS.unfold(1, over, 1)
     if positions_BS is not None:
         counts_BTW = counts_BTW & in_same_text(positions_BS[:, over - 1 :], over)
@@ -138,14 +147,15 @@ def mean_gates(
 
 
 def in_same_text(positions_BT: Tensor, window: int) -> Tensor:
-    """(B, T, W) whether the last W tokens, the oldest first, are of the text that each token is
-    in, by its place there."""
+    """(B, T, W): whether each of the last W tokens, oldest first, belongs to the same text as the
+    token, from the token's position in its text."""
     distances_W = torch.arange(window - 1, -1, -1, device=positions_BT.device)
     return positions_BT[..., None] >= distances_W
 
 
 def with_earlier(positions_BT: Tensor, number: int) -> Tensor:
-    """The places of so many tokens before these as well, as if they were of the same text."""
+    """The positions with those of `number` earlier tokens before them, as if all were in the same
+    text."""
     if not number:
         return positions_BT
     earlier = torch.arange(-number, 0, device=positions_BT.device)
@@ -153,6 +163,6 @@ def with_earlier(positions_BT: Tensor, number: int) -> Tensor:
 
 
 def num_reader_weights(width_in: int) -> int:
-    """Of one `TokenReader`."""
+    """Number of weights of a `TokenReader`."""
     per_token = (width_in + 1) * HIDDEN + (HIDDEN + 1) * CODE
     return per_token + (CODE * WINDOW + 1) * HIDDEN + HIDDEN + 1

@@ -1,7 +1,7 @@
-"""Which adapter each row of a batch uses (PEFT's `adapter_names`), for every layer of a model.
+"""An adapter for each row of a batch (PEFT's `adapter_names`), in every layer of a model.
 
-Promise: to a row exactly its own adapter's residue is added, and a row without an adapter gets the
-backbone's output, whatever is active.
+Promise: each row gets the residue of its own adapter only, and a row without an adapter gets the
+backbone's output, whichever adapters are active.
 
 Suffixes: N chosen tokens, of all tokens of the batch in row-major order.
 """
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from neutral_residues.errors import UserError, nearest
 
 BACKBONE = "__base__"
-"""PEFT's name, in `adapter_names`, for a row without adapter."""
+"""PEFT's name in `adapter_names` for a row without adapter."""
 
 
 class AdapterRouting:
-    """The adapter of each row of a batch, with arguments as in `per_request`; one object serves all
-    layers of a forward pass."""
+    """The adapter of each row of a batch; all layers share one object. Arguments as in
+    `per_request`."""
 
     def __init__(self, names: Sequence[str], rows_per_name: int | None = 1) -> None:
         self.names = tuple(names)
@@ -31,8 +31,8 @@ class AdapterRouting:
         self._tokens_N: dict[tuple[str, int, torch.device], Tensor] = {}
 
     def tokens(self, name: str, hidden_states: Tensor) -> Tensor:
-        """(N,) positions of the tokens of `hidden_states` (..., D) that get adapter `name`. Rows
-        that share a name are neighbours, also where a backbone folds rows and tokens into one."""
+        """Positions (N,) of the tokens of `hidden_states` (..., D) that use adapter `name`, also if
+        the backbone has flattened rows and tokens into one dimension."""
         num_tokens = hidden_states.shape[:-1].numel()
         key = (name, num_tokens, hidden_states.device)
         if key not in self._tokens_N:
@@ -50,36 +50,36 @@ class AdapterRouting:
 
 
 class RoutableModule(ABC):
-    """A module that computes adapters by name."""
+    """A module that can compute another adapter for each row."""
 
     routing: AdapterRouting | None = None
 
     @abstractmethod
     def known_adapters(self) -> list[str]:
-        """The adapters that a row can ask for."""
+        """Names of the adapters that a row can use."""
 
 
 @contextmanager
 def per_request(
     model: nn.Module, names: Sequence[str], *, rows_per_name: int | None = 1
 ) -> Iterator[None]:
-    """Inside the block each row of a batch uses the adapter that `names` gives for it, whatever
-    adapters are active.
+    """Inside this context, each row of a batch uses the adapter named for it, whichever adapters
+    are active:
 
         with per_request(model, ["french", "__base__", "german"]):
             model.generate(**three_prompts)
 
-    A PeftModel takes the same list as its argument `adapter_names`.
+    A `PeftModel` takes the same list as its argument `adapter_names`.
 
     Args:
-        model: a PEFT model or one with Transformers' own adapters, in evaluation mode.
-        names: the name of an adapter for each row, or "__base__" for none.
-        rows_per_name: how many rows share a name: the number of beams, or of returned sequences;
-            None allows any number.
+        model: a PEFT model, or a model with Transformers' own adapter methods, in eval mode.
+        names: for each row the name of its adapter, or "__base__" for none.
+        rows_per_name: number of neighbouring rows that share a name, such as beams or returned
+            sequences; None allows any number.
 
     Raises:
-        UserError: for a name that is not loaded; in training mode; in the forward pass, for a wrong
-            number of names.
+        UserError: for a name that is not loaded, or a model in training mode; in the forward pass,
+            for a wrong number of names.
     """
     modules = [module for module in model.modules() if isinstance(module, RoutableModule)]
     _check_names(names, {name for module in modules for name in module.known_adapters()})
@@ -92,7 +92,7 @@ def per_request(
 
 @contextmanager
 def temporarily(modules: Sequence[object], attribute: str, value: object) -> Iterator[None]:
-    """Inside the block all `modules` have that value of the attribute, then their own again."""
+    """Inside this context `attribute` of all `modules` is `value`; afterwards it is as before."""
     before = [getattr(module, attribute) for module in modules]
     for module in modules:
         setattr(module, attribute, value)

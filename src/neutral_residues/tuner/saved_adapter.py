@@ -1,12 +1,12 @@
-"""Saved adapters of any method that PEFT knows, read as files that somebody else may have written.
+"""Loads saved adapters of any PEFT method from folders that may not be trusted.
 
-    config = adapter_config(folder)          checked: what it names and what its folder holds
-    model = load_adapter(backbone, folder)   the backbone with it
+    config = adapter_config(folder)          configuration, after checks of it and its folder
+    model = load_adapter(backbone, folder)   PEFT model with that adapter
     model = load_adapters(backbone, {"french": folder, "german": another})   with several
 
-Nothing in an adapter is code, and nothing of it is looked for elsewhere: PEFT would ask the Hub for
-weights that a folder lacks, and unpack a pickle. Its configuration is data: a size in it fills no
-memory before the weights are there that have it.
+No code of an adapter is run and nothing is downloaded: PEFT alone would look for missing weights on
+the Hub, and load a pickle. Sizes in the configuration are not trusted either: no memory is
+allocated for them before weights of that size are read.
 """
 
 import os
@@ -28,15 +28,15 @@ from neutral_residues.files import check_holds_files, read_json
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TYPES = ("F64", "F32", "BF16", "F16")
 ELSEWHERE = {"base_model_name_or_path", "revision", "inference_mode", "peft_version"}
-"""What a saved configuration says of where it was made."""
+"""Settings of a saved configuration that say where it was made, not what it is."""
 
 
 def adapter_config(folder: Path) -> PeftConfig:
     """The configuration of the adapter in `folder`.
 
     Raises:
-        UserError: if the folder holds no weights, or what is no file, or the configuration is
-            damaged, names no backbone, or has settings that PEFT would ignore.
+        UserError: if the folder has no weights, or holds anything but files, or the configuration
+            is damaged, names no backbone, or has settings that PEFT would ignore.
     """
     check_holds_files(folder)
     file = folder / CONFIG
@@ -48,7 +48,7 @@ def adapter_config(folder: Path) -> PeftConfig:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Unexpected keyword arguments")
             config = PeftConfig.from_pretrained(str(folder))
-    except Exception as error:  # whatever wrong types lead to
+    except Exception as error:  # values of wrong types can raise anything
         raise UserError(f"cannot read {file}", got=first_line(error)) from error
     name = config.base_model_name_or_path
     if not isinstance(name, str) or not name:
@@ -62,14 +62,15 @@ def adapter_config(folder: Path) -> PeftConfig:
 
 
 def backbone_place(config: PeftConfig) -> str:
-    """The backbone's name on the Hub, or its folder: the same however that was written."""
+    """The backbone's name on the Hub or its folder, as an absolute path without links, so that it
+    can be compared."""
     name = str(config.base_model_name_or_path)
     return os.path.realpath(name) if os.path.isdir(name) else name
 
 
 def comparable(config: PeftConfig) -> dict[str, Any]:
-    """The settings of an adapter, to be held against another's: without what says where it was
-    made, and with names that a model found, a set, as the list that is saved."""
+    """The settings of an adapter as a dictionary that can be compared with another's: without
+    `ELSEWHERE`, and with sets as sorted lists, as they are saved."""
     return {
         name: sorted(value) if isinstance(value, set | list | tuple) else value
         for name, value in config.to_dict().items()
@@ -78,14 +79,14 @@ def comparable(config: PeftConfig) -> dict[str, Any]:
 
 
 def load_adapter(backbone: nn.Module, folder: Path) -> PeftModel:
-    """The backbone with the adapter in `folder`; a UserError for one that is damaged, or was made
-    for another backbone."""
+    """The backbone with the adapter in `folder`, named "default". Raises a UserError if it is
+    damaged or does not fit the backbone."""
     return load_adapters(backbone, {"default": folder})
 
 
 def load_adapters(backbone: nn.Module, folders: Mapping[str, Path]) -> PeftModel:
-    """The backbone with several adapters by their names, all of them active; errors as above, and
-    where they are not all for one backbone."""
+    """The backbone with several adapters (name -> folder), all active. Raises a UserError as
+    `load_adapter`, and if they were not made for the same backbone."""
     model: Any = backbone
     _check_one_backbone(list(folders.values()))
     for name, folder in folders.items():
@@ -96,7 +97,8 @@ def load_adapters(backbone: nn.Module, folders: Mapping[str, Path]) -> PeftModel
 
 
 def _check_one_backbone(folders: list[Path]) -> None:
-    """Sizes, which loading compares, do not tell one backbone from another."""
+    """Raise a UserError unless all adapters name the same backbone: sizes, which are compared when
+    they are loaded, may agree by chance."""
     first, *others = ((folder, backbone_place(adapter_config(folder))) for folder in folders)
     for folder, place in others:
         if place != first[1]:
@@ -106,12 +108,13 @@ def _check_one_backbone(folders: list[Path]) -> None:
 
 
 def add_adapter(model: Any, folder: Path, name: str) -> PeftModel:
-    """The model, which may have others, with the adapter in `folder`; errors as above."""
+    """`model`, a backbone or a model with other adapters, with the adapter in `folder` as `name`.
+    Raises a UserError as `load_adapter`."""
     adapter_config(folder)
     with _as_user_errors(folder):
         _check_types(folder / WEIGHTS)
-        # Nothing is allocated before tensors are there to fill it; beside weights in fewer bits
-        # PEFT would then leave the adapter in theirs.
+        # With this option nothing is allocated before tensors are read. Only for float32: next to
+        # weights in 16 bits, PEFT would then leave the adapter in 16 bits too.
         is_float32 = next(model.parameters()).dtype == torch.float32
         options: dict[str, Any] = {"adapter_name": name, "low_cpu_mem_usage": is_float32}
         if not isinstance(model, PeftModel):
@@ -121,7 +124,7 @@ def add_adapter(model: Any, folder: Path, name: str) -> PeftModel:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of the adapter in `folder` by name; errors as of `load_adapter`."""
+    """Name -> tensor of the adapter in `folder`. Raises a UserError as `load_adapter`."""
     with _as_user_errors(folder):
         _check_types(folder / WEIGHTS)
         return load_file(folder / WEIGHTS)
@@ -129,9 +132,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _as_user_errors(folder: Path) -> Iterator[None]:
-    """Safetensors and PEFT raise types of their own for damaged files."""
+    """Turns errors of safetensors and PEFT about damaged files into a UserError."""
     try:
-        with warnings.catch_warnings(record=True) as said:  # what fails, fails in one line
+        with warnings.catch_warnings(record=True) as said:  # none is shown before an error
             yield
     except UserError:
         raise
@@ -143,10 +146,10 @@ def _as_user_errors(folder: Path) -> Iterator[None]:
 
 
 def _check_types(weights: Path) -> None:
-    """Raise a UserError unless all tensors are numbers that can be trained: others would be taken
-    as they are, and break the first pass."""
+    """Raise a UserError unless all tensors are of floating-point types: PEFT would load others too,
+    and the first forward pass would fail."""
     with safe_open(weights, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 - it is no dictionary
+        for name in file.keys():  # noqa: SIM118 - `file` is not a dictionary
             kind = file.get_slice(name).get_dtype()
             if kind not in TYPES:
                 what, allowed = f"type of {name} in {weights}", ", ".join(TYPES)
