@@ -1,1 +1,1 @@
-"""A promise with a number about text that nobody has seen: thresholds on finished gates."""
+"""Calibration: thresholds on the gates of a trained extension, with a promise for new text."""

@@ -1,11 +1,12 @@
-"""Thresholds for the gates of a finished extension, found without training, and what they promise.
+"""Finds thresholds for the gates of a trained extension, without training, and their promise.
 
-    dial        one number that moves the thresholds of all gates: `dial.py`, on tuning units
-    losses      what is promised, measured on the other units: `losses.py`
-    position    the last one that keeps the promise with the stated confidence: `statistics.py`
+    dial        one number that moves the thresholds of all gates, set on tuning units: `dial.py`
+    losses      what the promise is about, measured on the other units: `losses.py`
+    position    the last dial position that keeps the promise with the stated confidence:
+                `statistics.py`
 
-With several source texts the error is split between them, and the strictest of their positions
-keeps the promise for each.
+With several source texts the probability of error is split between them, and the strictest of their
+positions keeps the promise for each. A unit is what is drawn independently (`units.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ number")."""
 
 @dataclass(frozen=True)
 class Wanted:
-    """The promise to be kept; a UserError for a number out of range."""
+    """The promise that thresholds must keep; a UserError for a number out of range."""
 
     at_most: float = 0.01
     """Largest share of tokens or documents, above 0 and below 1."""
@@ -61,7 +62,8 @@ class Wanted:
             raise UserError("rise", got=self.rise_percent, allowed="0 or more, in per cent")
 
     def how(self, model: Any) -> HowApplied:
-        """How thresholds are applied to a model; a UserError if they cannot be."""
+        """How thresholds are applied to the gates of `model`; a UserError for a mean over several
+        tokens if gates do not read tokens."""
         usual = USUAL_OVER if reads_text(model) else 1
         over = usual if self.over is None else self.over
         if over > 1 and not reads_text(model):
@@ -70,13 +72,14 @@ class Wanted:
         return HowApplied(self.form, over)
 
     def split(self, num_sets: int) -> float | None:
-        """The confidence that each of several sets needs, so that all hold together."""
+        """The confidence needed for each of `num_sets` texts, so that the promise holds for all of
+        them with the wanted confidence."""
         return None if self.confidence is None else 1 - (1 - self.confidence) / num_sets
 
 
 def wanted_of(**settings: Any) -> Wanted:
-    """From the options of the command line; a UserError for an unknown choice, or one without
-    effect."""
+    """The promise from the options of the command line; a UserError for an unknown choice, or an
+    option without effect."""
     for name, choices in {"kind": get_args(PromiseKind), "form": get_args(ThresholdForm)}.items():
         if settings[name] not in choices:
             option = "promise" if name == "kind" else name
@@ -88,14 +91,14 @@ def wanted_of(**settings: Any) -> Wanted:
 
 @dataclass(frozen=True)
 class Found:
-    """The position that was found for the dial, and what was measured there."""
+    """The dial position that was found, and the measurements there."""
 
     wanted: Wanted
     how: HowApplied
     position: Position
-    sets: tuple[CalibratedSet, ...]
-    weights: str
-    scores: dict[str, dict[int, list[float]]]
+    sets: tuple[CalibratedSet, ...]  # measurements on each source text
+    weights: str  # digest of the extension's weights
+    scores: dict[str, dict[int, list[float]]]  # for p-values of new text, see `scores.py`
 
     def thresholds(self, promise: str = "") -> Thresholds:
         """The thresholds for `set_thresholds`, with the promise as a sentence."""
@@ -130,24 +133,25 @@ def calibrate(
     *,
     on_tokens: OnTokens = ignore,
 ) -> Found:
-    """Find how far the dial can be turned up; the model is not changed.
+    """Find the least strict thresholds that keep a promise. The model is not changed.
 
     Args:
         model: a PEFT model with one active extension.
-        texts: source text in units, none of it trained on.
-        windows: how the model reads a document.
+        texts: source texts in units, without training text of the extension.
+        windows: how documents are cut into windows.
+        wanted: the promise.
         on_tokens: called after each batch with its number of tokens.
 
     Raises:
-        UserError: for gates that cannot be exactly 0, too few units, or a promise that no position
-            keeps.
+        UserError: for gates that cannot be exactly 0, too few units, or a promise that no
+            thresholds keep.
     """
     check_gates(model)
     confidence, how = wanted.split(len(texts)), wanted.how(model)
     for units in texts:
         units.check_enough(wanted.at_most, confidence)
     own = [_Text.of(model, units, windows, wanted, how, on_tokens) for units in texts]
-    # One pass of a gate that reads the text gives its logits for all positions.
+    # Logits of a gate that reads tokens are the same at all positions, so one pass is enough.
     one_pass = wanted.kind == "tokens" and own[0].logits.reads_text
     dial = _dial([text.tuning_logits() for text in own], one_pass=one_pass)
     number = min(text.turned_up(dial, confidence) for text in own)
@@ -194,8 +198,8 @@ class _Text:
         return self.units.stream.name
 
     def tuning_logits(self) -> dict[str, NDArray[np.float32]]:
-        """Gate -> the values that its threshold is compared with, on the tuning units, without
-        thresholds."""
+        """Gate -> (N,) the values that are compared with its threshold, for the tokens of tuning
+        units; measured without thresholds."""
         chosen = self.units.tuning_tokens()
         return {name: logits[chosen] for name, logits in self.logits.compared_at(None).items()}
 
@@ -203,7 +207,8 @@ class _Text:
         return turned_up(dial, self.losses_at, self.wanted.at_most, confidence)
 
     def measured(self, position: Position, trained: Position) -> CalibratedSet:
-        """Measurements at the position that was found, on the units that are not for tuning."""
+        """Measurements at `position` and without thresholds (`trained`), on the units that are not
+        for tuning."""
         units = self.units
         testing = ~units.tuning_tokens()
         exact = [float((~self.logits.open_at(it))[testing].mean()) for it in (position, trained)]

@@ -1,8 +1,8 @@
-"""One dial that moves the thresholds of all gates, and how far it can be turned up.
+"""A dial: one number that moves the thresholds of all gates, and how far it can be turned up.
 
 At position s each gate's threshold is the (1 - s)-quantile of its logits on the tuning units, but
-at least 0: s is the share of their tokens on which one gate may open. From 0, the strictest, the
-dial goes up to the extension as it was trained.
+at least 0, so each gate is open on at most the share s of their tokens. Positions go from 0, the
+strictest, to the extension as it was trained, with thresholds of 0.
 
 Suffix: N tokens of a stream.
 """
@@ -23,8 +23,8 @@ from neutral_residues.calibration.statistics import (
 from neutral_residues.calibration.units import Losses
 
 STEPS_PER_DOUBLING = {True: 8, False: 2}
-"""Whether all positions are measured in one pass -> positions from a share to its double; if not,
-each takes a pass of its own."""
+"""Number of positions from a share to its double; fewer if each position needs a pass of its own
+(key False)."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def positions(tuning: Mapping[str, NDArray[np.float32]], *, one_pass: bool) -> l
     found: list[Position] = []
     sorted_logits = {name: np.sort(logits) for name, logits in tuning.items()}
     for share in shares:
-        # Exactly floor(s N) tokens are above it.
+        # Exactly floor(s N) logits are above this one, if no two are equal.
         rank = num_tokens - 1 - int(share * num_tokens + 1e-9)
         values = {
             name: max(0.0, float(logits[max(0, rank)])) for name, logits in sorted_logits.items()
@@ -73,9 +73,10 @@ def turned_up(
     """Number of positions, from the strictest on, that keep the promise; see `statistics.py`.
 
     Args:
-        losses_at: measures one loss for each unit at a position; called from the strictest on, no
-            further than needed.
-        confidence: None: the promise holds on average.
+        losses_at: measures the loss of each unit at a position; called from the strictest on, and
+            not further than needed.
+        at_most: the largest mean loss that is promised.
+        confidence: None for a promise that holds on average.
     """
     if confidence is None:
         return num_certified(_average_bounds(dial, losses_at), at_most)
@@ -97,8 +98,8 @@ def _p_values(
 def _average_bounds(
     dial: Sequence[Position], losses_at: Callable[[Position], Losses]
 ) -> Iterator[float]:
-    """Bounds on the expected loss at each position; a loss below an earlier one is raised to it, so
-    that losses rise along the dial."""
+    """Upper bounds on the expected loss at each position; a unit's loss below an earlier one is
+    raised to it, so that losses rise along the dial."""
     highest: NDArray[np.float64] | None = None
     for position in dial:
         losses = losses_at(position).testing

@@ -1,5 +1,5 @@
-"""The losses that a promise is about, at a position of the dial: tokens on which gates open, or
-documents that get worse.
+"""The losses that a promise can be about, measured at a position of the dial: the share of tokens
+on which gates are open, or of documents that the extension makes worse.
 
 Suffixes: N tokens of a stream, D documents.
 """
@@ -45,8 +45,9 @@ class HowApplied:
 
 
 class GateLogits:
-    """The logits of all gates on a stream under thresholds. Those of a gate that reads the text do
-    not depend on thresholds; those of gates in the layers depend on earlier layers' open gates."""
+    """Computes the logits of all gates on a stream, with the thresholds of a dial position. Logits
+    of a gate that reads tokens do not depend on thresholds; those of gates in layers depend on the
+    open gates of earlier layers, and are computed anew at each position."""
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class GateLogits:
         self._last: tuple[Position | None, LogitsN] | None = None
 
     def at(self, position: Position | None) -> LogitsN:
-        """Gate -> (N,) logits at a position; None: as trained."""
+        """Gate -> (N,) logits with the thresholds of a position; None: without thresholds."""
         if self._last is None or not (self.reads_text or self._last[0] == position):
             with under_thresholds(self._model, self._how.thresholds_at(position)):
                 found = gate_logits(
@@ -72,7 +73,7 @@ class GateLogits:
         return self._last[1]
 
     def open_at(self, position: Position) -> NDArray[np.bool_]:
-        """(N,) whether any gate is open."""
+        """(N,) whether any gate is open, with the thresholds of a position."""
         compared = self.compared_at(position)
         return np.logical_or.reduce([compared[n] > value for n, value in position.values.items()])
 
@@ -108,7 +109,8 @@ def mean_gates_of(
 
 
 def open_shares(found: GateLogits, units: Units) -> Callable[[Position], Losses]:
-    """Losses at a position: for each unit the share of its tokens on which any gate is open."""
+    """A function from a position to losses: for each unit, the share of its tokens on which any
+    gate is open."""
     stream = units.stream
     sizes_D = per_document(stream, np.ones(stream.num_tokens))
 
@@ -126,8 +128,9 @@ def worse_documents(
     rise_percent: float,
     on_tokens: OnTokens = ignore,
 ) -> Callable[[Position], Losses]:
-    """Losses at a position: for each unit the share of its documents whose bits per byte rise by
-    more than `rise_percent` %; a UserError if a document has a new token of probability 0."""
+    """A function from a position to losses: for each unit, the share of its documents whose bits
+    per byte rise by more than `rise_percent` % over the backbone's. It raises a UserError if a
+    document has a new token with probability 0."""
     with as_backbone(model) as backbone:
         backbone_D = document_nats(backbone, units.stream, windows, on_tokens=on_tokens)
     limit_D = backbone_D * (1 + rise_percent / 100)

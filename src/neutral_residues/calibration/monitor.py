@@ -1,4 +1,4 @@
-"""Checks new text against a calibration: how often gates open on it, and how unlike it is.
+"""Compares new text with that of a calibration: how often gates open on it, and how unlike it is.
 
     with GateMonitor(model, calibration) as monitor:     around generation, in serving code
         model.generate(**inputs)
@@ -38,11 +38,11 @@ from neutral_residues.tuner.thresholds import Thresholds
 
 @dataclass(frozen=True)
 class TextGates:
-    """What the gates did on one text; shares are from 0 to 1."""
+    """How often gates were open on one text, and how it compares with the calibration's text."""
 
     num_tokens: int
     open_share: float
-    """Share of its tokens on which any gate was open."""
+    """Share of its tokens on which any gate was open, from 0 to 1."""
     p_value: float | None
     """Conformal p-value that the text is like the calibration's; None for fewer than 16 tokens."""
 
@@ -59,7 +59,7 @@ def thresholds_of(model: Any, name: str = "default") -> Thresholds:
 def watch(
     model: Any, stream: TokenStream, windows: Windows, calibration: Calibration
 ) -> list[TextGates]:
-    """What the gates do on each document of a stream, each read separately."""
+    """`TextGates` for each document of `stream`; documents are read separately."""
     thresholds = thresholds_of(model)
     how = HowApplied(thresholds.form, thresholds.over)
     position = Position(calibration.promise.dial, thresholds.values)
@@ -103,7 +103,7 @@ class GateMonitor:
         self._open: list[int] = []
 
     def rows(self) -> list[TextGates]:
-        """What the gates did on each row since the last reset."""
+        """`TextGates` for each row since the last reset."""
         return [
             TextGates(
                 num_tokens=len(largest),
@@ -135,7 +135,7 @@ class GateMonitor:
         self._seen.clear()
 
     def _after(self, module: Any, args: tuple[Any, ...], outputs: Any) -> None:
-        if not self._seen:  # the extension was off
+        if not self._seen:  # the extension was disabled
             return
         num_tokens = max(logits.shape[1] for logits in self._seen.values())
         whole = {key: it for key, it in self._seen.items() if it.shape[1] == num_tokens}
@@ -145,8 +145,8 @@ class GateMonitor:
         self._add(logits.amax(0).cpu(), is_open_BT.cpu(), real_BT.cpu())
 
     def _open_gates(self, logits: dict[str, Tensor]) -> Tensor:
-        """(B, T) whether any gate was open. An output head that computed only the last tokens is
-        not looked at."""
+        """(B, T) whether any gate was open. The gate of an output head that computed only the last
+        tokens is left out."""
         layer = embeddings_layer(self._inner)
         if layer is not None and self._name in layer.gates:
             return layer.gates[self._name].gate[..., 0] > 0

@@ -1,4 +1,5 @@
-"""Calibrates a saved extension: checks the text, measures the cost, writes the promise.
+"""Calibrates a saved extension: checks the text, finds thresholds, measures their cost on target
+text, and writes the promise.
 
 calibration.json      next to the weights: the promise, and what later text is compared with
 adapter_config.json   the thresholds, which are part of the extension from then on
@@ -101,7 +102,8 @@ def _check_unseen(
     tokenising: Tokenising,
     on_unknown: Callable[[str], object],
 ) -> bool:
-    """Whether it is known that none of these documents was trained on; a UserError if one was."""
+    """Raise a UserError if the extension was trained on one of these documents. Returns False if
+    the training text is not known."""
     if saved.config is None:
         on_unknown("this is an extension without its run, so its training text is not known")
         return False
@@ -137,7 +139,8 @@ def _documents(stream: TokenStream) -> Iterator[bytes]:
 def target_costs(
     saved: Saved, cost_on: Sequence[Corpus], windows: Windows, found: Found, tokenising: Tokenising
 ) -> list[TargetCost]:
-    """Bits per byte of target text without and with the thresholds."""
+    """Bits per byte of each target text under the backbone and the extension, without and with the
+    thresholds; empty without target text."""
     streams = _targets(saved, cost_on, tokenising)
     if not streams:
         return []

@@ -1,20 +1,20 @@
-"""What a sample of units says about all units like them, with stated confidence. No torch.
+"""Tests on a sample of units what holds for all units like them, with stated confidence. No torch.
 
-A unit is what is drawn independently, the source of documents; its loss is a number from 0 to 1, at
-each position of a dial. Positions are ordered from the strictest (gates least open) to the trained
-one.
+A unit is what is drawn independently, the source of documents (`units.py`); it has a loss, a number
+from 0 to 1, at each position of a dial (`dial.py`). Positions are ordered from the strictest (gates
+least open) to the extension as it was trained.
 
-    p-value      of "the mean loss of all units is above `at_most`", one position at a time:
-                 exact binomial where losses can only be 0 or 1, else by betting
-    sequence     positions are tested from the strictest on, each at the full level, up to the
-                 first that fails: all before it hold together, with the stated confidence, whether
-                 losses rise along the dial or not
+    p-value      of the hypothesis "the mean loss of all units is above `at_most`" at one position:
+                 exact binomial if losses can only be 0 or 1, else by betting
+    sequence     positions are tested from the strictest on, each at the full level, until the first
+                 that fails: the promise holds at all before it together, with the stated
+                 confidence, whether losses rise along the dial or not
     on average   without a confidence: conformal risk control, for losses that rise along the dial
 
-Betting: a bettor who starts with 1 and stakes the share v of it on each unit's loss being below
-`at_most` ends, if the mean loss is not, with 1/p or more with probability at most p. v is chosen on
-other units. With the largest stake and no loss at all it is the exact binomial tail, (1 -
-at_most)^n.
+Betting: a bettor starts with a wealth of 1 and stakes the share v of it on each unit, to win if its
+loss is below `at_most`. If the mean loss is above `at_most`, the final wealth is 1/p or more with
+probability at most p, so 1/wealth is a p-value. v is chosen on other units. With the largest stake
+and no loss at all it is the exact binomial tail, (1 - at_most)^n.
 
 Sources: Angelopoulos, Bates, Candes, Jordan and Lei, *Learn then Test*, arXiv 2110.01052 (sections
 2 and 3); Angelopoulos, Bates, Fisch, Lei and Schuster, *Conformal Risk Control*, arXiv 2208.02814
@@ -34,18 +34,21 @@ Losses = NDArray[np.float64]
 STAKES = tuple(2.0 ** (-step / 2) for step in range(13))
 """Shares of the largest stake among which the best is chosen: 1 down to 1/64."""
 TUNING_SHARE, MIN_TUNING = 0.1, 10
-"""Of all units, those that choose the dial's positions and the stake, and test nothing."""
+"""Share of the units, and their smallest number, that are for tuning: they determine the dial's
+positions and the stake, and test nothing."""
 
 
 def binomial_p_value(losses: Losses, at_most: float) -> float:
-    """P-value of "the mean loss of all units is above `at_most`", for losses of 0 or 1."""
+    """P-value of the hypothesis "the mean loss of all units is above `at_most`", for losses that
+    are 0 or 1."""
     from scipy.stats import binom
 
     return float(binom.cdf(losses.sum(), len(losses), at_most))
 
 
 def betting_p_value(losses: Losses, at_most: float, stake: float) -> float:
-    """The same for losses from 0 to 1; `stake` is a share of the largest possible stake."""
+    """P-value of the same hypothesis for losses from 0 to 1, by betting; `stake` is a share of the
+    largest possible stake."""
     return math.exp(-max(0.0, _log_wealth(losses, at_most, stake)))
 
 
@@ -68,8 +71,8 @@ def best_stake(tuning: Losses, at_most: float, num_units: int) -> float:
 
 
 def num_certified(p_values: Iterable[float], level: float) -> int:
-    """Number of positions before the first whose p-value is above `level`; all of them hold
-    together."""
+    """Number of positions before the first whose p-value is above `level`; the promise holds at all
+    of them together."""
     for number, value in enumerate(p_values):
         if value > level:
             return number
@@ -102,7 +105,7 @@ def num_tuning(num_units: int) -> int:
 
 
 def conformal_p_value(score: float, calibration: Sequence[float]) -> float:
-    """P-value of "this score was drawn like the sorted scores of `calibration`", against which a
-    large score is evidence; at least 1/(n + 1)."""
+    """P-value of the hypothesis "this score was drawn like those of `calibration`" (sorted); large
+    scores speak against it. At least 1/(n + 1)."""
     above = len(calibration) - int(np.searchsorted(calibration, score, side="left"))
     return (above + 1) / (len(calibration) + 1)

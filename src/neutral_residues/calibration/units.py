@@ -1,8 +1,9 @@
-"""Source text as units: a unit is what is drawn independently, so promises are about units.
+"""Divides source text into units. A unit is what is drawn independently, and promises are about
+units.
 
-Tokens of a document depend on each other, and so do documents of one book, article or site; these
-sources are drawn independently. So a unit is all documents of one source, and counts once, however
-long it is. (Hierarchical exchangeability: Lee, Barber and Willett, arXiv 2306.06342.)
+Tokens of a document depend on each other, and so do documents of one book, article or site; only
+these sources are drawn independently. So a unit is all documents of one source, and counts once,
+however long it is. (Hierarchical exchangeability: Lee, Barber and Willett, arXiv 2306.06342.)
 
 Suffixes: D documents, U units.
 """
@@ -35,7 +36,12 @@ class Units:
     def of(
         cls, stream: TokenStream, groups: Iterable[str] | None = None, group_by: str | None = None
     ) -> Self:
-        """Units of documents with the same source, or one for each document."""
+        """The units of `stream`.
+
+        Args:
+            groups: the source of each document; None: each document is a unit.
+            group_by: name of the field with the source, for messages and the record.
+        """
         unit_D = np.arange(stream.num_documents)
         if groups is not None:
             _, unit_D = np.unique(np.array(list(groups), dtype=object), return_inverse=True)
@@ -47,7 +53,7 @@ class Units:
 
     @property
     def num_units(self) -> int:
-        """U."""
+        """U, the number of all units."""
         return len(self.is_tuning_U)
 
     @property
@@ -81,7 +87,7 @@ class Units:
         return Losses(losses_U[self.is_tuning_U], losses_U[~self.is_tuning_U])
 
     def shares(self, is_so_D: NDArray[np.bool_]) -> "Losses":
-        """The share of each unit's documents for which a condition (D,) holds."""
+        """For each unit, the share of its documents for which a condition (D,) is true."""
         found = self.means(is_so_D.astype(np.float64), np.ones(len(is_so_D)))
         return replace(found, are_binary=self.num_units == len(self.unit_D))
 
@@ -94,8 +100,8 @@ class Units:
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """One number from 0 to 1 for each unit."""
+    """The loss of each unit, a number from 0 to 1: of tuning units, and of the others."""
 
     tuning: NDArray[np.float64]
     testing: NDArray[np.float64]
-    are_binary: bool = False  # whether they can only be 0 or 1
+    are_binary: bool = False  # they can only be 0 or 1

@@ -1,1 +1,1 @@
-"""Several extensions made into one folder: side by side, or their average."""
+"""Combines several extensions in one folder: as adapters of one model, or as their average."""

@@ -1,10 +1,11 @@
-"""Several extensions of one backbone made into one folder.
+"""Combines several extensions of one backbone in one folder.
 
     compose({"french": Path("runs/french"), "german": Path("runs/german")}, output, over=32)
     average({"one": Path("runs/one"), "other": Path("runs/other")}, output)
 
-The first is a folder of adapters and says how they are used together (`results/composition.py`);
-the second is an extension like any other. Both are complete, or not there at all.
+`compose` writes a folder with all adapters and a file that says how they are used together
+(`results/composition.py`); `average` writes a single extension. Folders are complete, or not
+written at all.
 """
 
 import shutil
@@ -30,18 +31,18 @@ SAME = "train them on the same backbone"
 
 
 def compose(extensions: Mapping[str, Path], output: Path, *, over: int | None = None) -> None:
-    """Write a folder with these extensions by name, that `load_saved` loads with all of them on.
+    """Write a folder with several extensions, which `load_saved` loads as adapters of one model.
 
     Args:
-        extensions: output folders of runs, or extension folders, of one backbone.
-        output: a folder that is empty or not there.
+        extensions: adapter name -> output folder of a run, or extension folder.
+        output: folder to write; must be empty or absent.
         over: number of last tokens over which gates are compared (`tuner/strongest.py`): of the
-            extensions whose gates are open at a token, only the one with the largest gate is
-            active; None: all are active, and their outputs are summed.
+            extensions whose gates are open at a token, only the one with the largest gates is
+            active. None: all are active, and their residues are summed.
 
     Raises:
-        UserError: for fewer than two, other backbones, tokens of their own, damaged folders, and
-            with `over` for gates that do not read the text.
+        UserError: for fewer than two extensions, different backbones, extensions with new tokens,
+            damaged folders, or, with `over`, gates that do not read tokens.
     """
     found = _checked(extensions, output)
     if over is not None and over < 1:
@@ -60,10 +61,15 @@ def compose(extensions: Mapping[str, Path], output: Path, *, over: int | None = 
 
 
 def average(extensions: Mapping[str, Path], output: Path) -> None:
-    """Write an extension whose weights are the mean of these, which started from the same ones.
+    """Write an extension whose weights are the mean of those of several.
+
+    Args:
+        extensions: name -> output folder of a run, or extension folder; all must have started from
+            the same weights.
+        output: folder to write; must be empty or absent.
 
     Raises:
-        UserError: as `compose`; for unlike shapes or settings, and for other starts.
+        UserError: as `compose`, and for extensions with other shapes, settings or initial weights.
     """
     found = _checked(extensions, output)
     _check_alike(found)
@@ -117,7 +123,7 @@ def _mean(weights: list[dict[str, Tensor]], found: Sequence[Extension]) -> dict[
 
 
 def _finish(folder: Path, found: Sequence[Extension], card: str) -> None:
-    """Tokenizer, card and digests."""
+    """Write tokenizer, model card and digests."""
     weights = found[0].weights
     if (weights / "tokenizer_config.json").is_file():
         load_tokenizer(str(weights)).save_pretrained(folder)

@@ -1,5 +1,5 @@
-"""Explores vocabularies before anything is trained: target tokens for every size, and source
-documents whose tokens change."""
+"""Compares sizes of a vocabulary before training (`neutral vocabulary`): the number of target
+tokens for every size, and source documents whose tokens change."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ChangedDocuments:
-    """How many documents of a source corpus get different tokens."""
+    """Number of documents of a source corpus whose tokens change with the new tokens."""
 
     name: str
     use: str
     """What the corpus is for in the run: train, evaluate or validate."""
     num_documents: int
-    """Those that were looked at, from the beginning."""
+    """Number of documents compared, from the beginning of the corpus."""
     num_changed: int
 
 
@@ -39,11 +39,11 @@ class Exploration:
     """The effect of vocabularies of every size."""
 
     new_tokens: NewTokens
-    """As many as the target text gives, up to `MOST_TOKENS`."""
+    """All tokens that the target text gives, up to `MOST_TOKENS`."""
     size: int
-    """Of the run file, else the recommended one."""
+    """The size in the run file, or the recommended one if it sets none."""
     changed: tuple[ChangedDocuments, ...]
-    """Every source corpus of the run, with a vocabulary of that size."""
+    """One for each source corpus of the run, with a vocabulary of that size."""
 
 
 def explore(
@@ -53,8 +53,8 @@ def explore(
     first_id: int,
     working: Working = without_display,
 ) -> Exploration:
-    """Learn new tokens as for a run, for all sizes, and tokenise all of its source text with them;
-    arguments and errors as in `learned_vocabulary`."""
+    """Learn new tokens as a run would, for all sizes, and compare the tokens of its source text
+    with and without them; arguments and errors as of `learned_vocabulary`."""
     found = learned_tokens(config, tokenizer, first_id=first_id, working=working)
     size = config.vocabulary.size or found.recommended_size
     vocabulary = Vocabulary(tokenizer, found.first(size), config.vocabulary.keep)
@@ -64,7 +64,7 @@ def explore(
 def changed_documents(
     vocabulary: Vocabulary, data: DataSettings, *, working: Working = without_display
 ) -> tuple[ChangedDocuments, ...]:
-    """Tokenise every source corpus of a run with and without the new tokens and compare."""
+    """For each source corpus of a run, the number of documents whose tokens change."""
     uses = {"train": data.train, "evaluate": data.evaluate, "validate": data.validate_on}
     end = end_of_text_id(vocabulary.base, data.end_of_text)
     old, new = encoder(vocabulary.base, end), encoder(vocabulary.tokenizer, end)

@@ -1,4 +1,4 @@
-"""Which pairs of tokens may be merged so that source text keeps its tokens.
+"""Decides which pairs of tokens may be merged, so that source text keeps its tokens.
 
     script   Every new token contains a letter of a script that is in the target text and not in
              the source text. By construction no text without such a letter changes.
@@ -34,7 +34,8 @@ CONTINUATION = bytes(range(0x80, 0xC0))
 def may_merge(
     keep: Keep, *, target: WordCounts, source: WordCounts, spelling: Spelling
 ) -> MayMerge:
-    """The merges that a rule allows for these texts; a UserError if `script` can allow none."""
+    """The function that says whether a pair may be merged, for these texts; a UserError if
+    `script` allows no merge."""
     if keep == "unseen":
         return unseen(source)
     of_target, of_source = scripts_of(target, spelling), scripts_of(source, spelling)
@@ -53,7 +54,7 @@ def script_of(char: str) -> str:
 
 
 def scripts_of(words: WordCounts, spelling: Spelling) -> frozenset[str]:
-    """The scripts of a text; rare ones do not count."""
+    """The scripts of a text, without those below `SHARE_OF_LETTERS`."""
     letters: Counter[str] = Counter()
     for word, count in words.counts.items():
         for char in spelling.text_of_word(word):

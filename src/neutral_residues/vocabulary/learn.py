@@ -23,12 +23,12 @@ from neutral_residues.vocabulary.spelling import Spelling
 from neutral_residues.vocabulary.words import WordCounts
 
 FEWEST = 2
-"""A pair that occurs less often becomes no token: nothing could be learnt about it."""
+"""Pairs that occur less often do not become tokens: nothing could be learnt about them."""
 FLAT_SHARE, FLAT_STEP = 0.02, 1000
-"""The recommended size: the next FLAT_STEP merges save less than this share of the tokens."""
+"""At the recommended size, the next FLAT_STEP merges save less than this share of the tokens."""
 
 MayMerge = Callable[[int, int, str], bool]
-"""Called with two ids and the string of their merged token; whether they may be merged."""
+"""Called with two ids and the string of their merged token; returns whether they may be merged."""
 Pair = tuple[int, int]
 
 
@@ -37,30 +37,30 @@ class NewToken:
     """A token made by one merge."""
 
     token: str
-    """As the tokenizer writes it."""
+    """The token in the tokenizer's own spelling."""
     left: str
     right: str
-    """What it is merged from."""
+    """The two tokens that are merged."""
     text: str
-    """As people read it."""
+    """The token as readable text."""
     pieces: tuple[int, ...]
-    """Ids of the old tokens that it stands for."""
+    """Ids of the backbone's tokens that spell the same text."""
     saved: int
-    """Tokens that it saved in the target text, which is how often it was merged there."""
+    """Number of tokens that it saves in the target text: how often it was merged there."""
 
 
 @dataclass(frozen=True)
 class NewTokens:
-    """New tokens in the order of their merges, and numbers of the target text they were learnt
-    from."""
+    """New tokens in the order of their merges, and the size of the target text from which they were
+    learnt."""
 
     first_id: int
-    """Id of the first; the others follow without a gap."""
+    """Id of the first new token; the others follow without a gap."""
     tokens: tuple[NewToken, ...]
     num_tokens: int
-    """Tokens of the text before the first merge, without end-of-text."""
+    """Number of the backbone's tokens in the text, without end-of-text."""
     num_words: int
-    """Words between white space."""
+    """Number of words of the text, separated by white space."""
     num_bytes: int
 
     @cached_property
@@ -69,7 +69,7 @@ class NewTokens:
         return tuple(accumulate((-t.saved for t in self.tokens), initial=self.num_tokens))
 
     def first(self, size: int) -> "NewTokens":
-        """The first `size` of them: the same as if only these had been learnt."""
+        """The first `size` new tokens, which are those that learning only `size` would give."""
         return NewTokens(
             self.first_id, self.tokens[:size], self.num_tokens, self.num_words, self.num_bytes
         )
@@ -102,7 +102,7 @@ def learn(
     Args:
         first_id: id of the first new token, larger than all of the tokenizer's: the number of rows
             of the model's embeddings, which may be larger than the tokenizer.
-        may_merge: refused pairs are passed over.
+        may_merge: says whether a pair may be merged.
         advance: called with the number of merges made since the last call.
     """
     training = _Training(words)
@@ -129,7 +129,7 @@ def learn(
 
 
 class _Training:
-    """Words as the merges so far leave them, and how often each pair occurs in them."""
+    """The words of the text after the merges so far, and the count of each pair in them."""
 
     def __init__(self, words: WordCounts) -> None:
         self.words = [list(word) for word in words.counts]

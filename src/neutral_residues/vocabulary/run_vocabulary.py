@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 VERSION = 1
-"""Changes when the same texts give other tokens, so that an old cache is not read."""
+"""Part of the cache key; increase it when the same texts give other tokens."""
 MOST_TOKENS = 16_000
-"""Tokens that are learnt at once: those of a smaller vocabulary are the first of them."""
+"""Number of tokens that are learnt at once; a smaller vocabulary is the first of them."""
 MOST_SINGLE_BYTES = 0.5
-"""Share of the target's tokens that may be bytes of characters which the tokenizer does not know:
-merges never join them, so little would be gained."""
+"""Largest share of the target's tokens that may be single bytes of characters that the tokenizer
+does not know: merges never join these, so little would be gained."""
 
 
 def learned_vocabulary(
@@ -45,12 +45,14 @@ def learned_vocabulary(
     """The vocabulary that a run file asks for, or None with `size: 0`.
 
     Args:
-        tokenizer: the backbone's.
+        tokenizer: the backbone's tokenizer.
         first_id: id of the first new token: the number of rows of the backbone's embeddings.
+        working: progress display.
 
     Raises:
         UserError: for a tokenizer that takes no new merges, text that cannot be read, a target in
-            the source's script with `keep: script`, more tokens than the target text gives.
+            the source's script with `keep: script`, or a size of more tokens than the target text
+            gives.
     """
     settings = config.vocabulary
     if settings.size == 0:
@@ -66,8 +68,8 @@ def learned_tokens(
     first_id: int,
     working: Working = without_display,
 ) -> NewTokens:
-    """All tokens learnt from the target text of a run, up to `MOST_TOKENS` or the run file's size,
-    from the cache if possible; errors as in `learned_vocabulary`."""
+    """The tokens learnt from the target text of a run, up to `MOST_TOKENS` or, if larger, the size
+    in the run file; from the cache if possible. Arguments and errors as of `learned_vocabulary`."""
     if first_id <= (largest := max(tokenizer.get_vocab().values())):
         what = "the tokenizer has more tokens than the model has rows for"
         raise UserError(what, got=f"{largest + 1:,} and {first_id:,}", do="check the model folder")
@@ -116,7 +118,7 @@ def _learned(
 
 
 def _check_characters(target: WordCounts, spelling: Spelling) -> None:
-    """A UserError if too much of the text is single bytes, which are never merged."""
+    """Raise a UserError if too many tokens of the text are single bytes, which are never merged."""
     single = sum(
         count for word, count in target.counts.items() for id in word if id in spelling.never_merged
     )

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TARGET_BYTES, SOURCE_BYTES = 16 * 2**20, 64 * 2**20
-"""At most this much of each corpus is read, from its beginning."""
+"""Size of the part of each corpus that is read, from its beginning."""
 SCRIPT_BYTES = 4 * 2**20
-"""The same for source text of which only the script matters."""
+"""The same for source corpora with `keep: script`, which needs only their scripts."""
 
 Working = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 """Progress display: called with a description and the largest amount of work, it gives a context
@@ -70,7 +70,7 @@ class TrainingTexts:
         spelling: Spelling,
         working: Working,
     ) -> WordCounts:
-        """The words of all corpora of a role, up to `most_bytes` bytes of each."""
+        """Count the words of all corpora of a role, up to `most_bytes` bytes of each."""
         found: list[WordCounts] = []
         for corpus in self.target if role == "target" else self.source:
             texts = first_documents(corpus, most_bytes, held_out_share=self.held_out_share)
@@ -82,7 +82,7 @@ class TrainingTexts:
 def first_documents(
     corpus: Corpus, most_bytes: int, *, held_out_share: float = 0.0
 ) -> Iterator[str]:
-    """The documents that are not held out, until they have `most_bytes` bytes."""
+    """The first documents of a corpus that are not held out, up to `most_bytes` bytes together."""
     for text in iter_documents(corpus):
         document = text.encode()
         if held_out_share and is_held_out(document, held_out_share):

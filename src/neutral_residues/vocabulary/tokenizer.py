@@ -1,4 +1,4 @@
-"""A tokenizer with more merges: same class, special tokens and chat template, and the old ids."""
+"""Adds merges to a tokenizer; class, ids, special tokens and chat template stay the same."""
 
 import json
 import tempfile
@@ -43,8 +43,8 @@ def with_merges(content: dict[str, Any], new_tokens: NewTokens) -> dict[str, Any
     model = content["model"]
     added = {token["content"]: token["id"] for token in content["added_tokens"]}
     new = {t.token: new_tokens.first_id + i for i, t in enumerate(new_tokens.tokens)}
-    # On loading, an added token that is not in the vocabulary gets the id after the largest one,
-    # which would be another one with new tokens.
+    # When a tokenizer is loaded, an added token that is not in the vocabulary gets the next free
+    # id, which would change with new tokens: so added tokens are listed in it.
     vocabulary = model["vocab"] | added | new
     merges = [*model["merges"], *([t.left, t.right] for t in new_tokens.tokens)]
     return content | {"model": model | {"vocab": vocabulary, "merges": merges}}

@@ -1,11 +1,11 @@
 """The vocabulary of an extension: the backbone's tokenizer, the new tokens, and both as one
 tokenizer.
 
-    vocabulary.save(folder)            tokenizer files, and vocabulary.json
-    load_vocabulary(folder, base)      the same again; a UserError for another base tokenizer
+    vocabulary.save(folder)            writes tokenizer files and vocabulary.json
+    load_vocabulary(folder, base)      reads it; a UserError for another base tokenizer
 
-`vocabulary.json` holds the merges with the old ids that each new token stands for, and the key of
-the tokenizer that they continue; whatever is damaged in it is noticed.
+`vocabulary.json` holds the merges, for each new token the ids of the backbone's tokens that spell
+the same text, and the key of the tokenizer that the merges were learnt for. A digest shows damage.
 """
 
 from dataclasses import dataclass
@@ -32,14 +32,14 @@ class VocabularyFile(Part):
     format: Literal["neutral-residues/vocabulary"] = "neutral-residues/vocabulary"
     version: Literal[1] = 1
     base_tokenizer: str
-    """Key of the tokenizer whose merges are continued."""
+    """Key of the tokenizer to which the merges are appended."""
     keep: Keep
     """The rule that protects source text."""
     new_tokens: NewTokens
 
     @classmethod
     def read(cls, path: Path) -> "VocabularyFile":
-        """Read it; a UserError if it is missing or damaged."""
+        """Read the file; a UserError if it is missing or damaged."""
         return read_part(cls, path, "vocabulary")
 
 
@@ -74,7 +74,7 @@ class Vocabulary:
 
     @cached_property
     def pieces(self) -> list[list[int]]:
-        """For each new token, the ids of the old tokens that it stands for."""
+        """For each new token, the ids of the backbone's tokens that spell the same text."""
         return [list(token.pieces) for token in self.new_tokens.tokens]
 
     def save(self, folder: Path) -> None:
