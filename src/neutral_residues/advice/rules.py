@@ -27,7 +27,7 @@ EPOCHS = 4
 """Warn if text is read more often. Up to four times, reading it again teaches nearly as much as new
 text (Muennighoff 2023, arXiv 2305.16264)."""
 LONG_MEASURING, MEASURED_TOKENS = 0.25, 2**20
-"""Warn if measuring takes this share of the time of training or more, and reads at least so many
+"""Warn if measuring takes this share of the time of training or more, and reads at least this many
 tokens."""
 
 Use = Literal["train", "evaluate", "validate"]

@@ -30,7 +30,7 @@ DISTANCE_TOKENS = 20_000
 CHECKED_BYTES = 2 * 2**20
 """Size of the part of each corpus, from its beginning, that is searched for repetition."""
 WORDS_PER_CHAR = 1 / 15
-"""Spaces separate words if there are at least so many: Finnish has 1/9, Thai and Chinese far
+"""Spaces separate words if a text has at least this many: Finnish has 1/9, Thai and Chinese far
 fewer."""
 
 

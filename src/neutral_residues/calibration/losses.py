@@ -47,7 +47,7 @@ class HowApplied:
 class GateLogits:
     """Computes the logits of all gates on a stream, with the thresholds of a dial position. Logits
     of a gate that reads tokens do not depend on thresholds; those of gates in layers depend on the
-    open gates of earlier layers, and are computed anew at each position."""
+    open gates of earlier layers, and are computed again at each position."""
 
     def __init__(
         self,

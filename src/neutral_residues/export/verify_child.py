@@ -82,7 +82,7 @@ def compare_residues(folder: Path, reference: dict[str, Any]) -> dict[str, Any]:
     computed = {block: partial(module["residue"], layer=int(n)) for n, block in layers.items()}
     if head is not None:
         computed[head["module"]] = module["head_residue"]
-    given, kinds = {}, []  # pairs of what is found and expected, by kind of number
+    given, kinds = {}, []  # `kinds`: (found, expected) pairs, a list for each kind of number
     with torch.no_grad():
         if reader is not None:
             given["g"] = module["gate"](reference["embeddings"])

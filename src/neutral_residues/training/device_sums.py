@@ -20,8 +20,8 @@ class DeviceSums:
         self._sums[key] = self._sums[key] + value if key in self._sums else value.clone()
 
     def flush(self, accelerator: Any) -> dict[str, Any]:
-        """The sums over all ranks since the last flush, as numbers or lists of numbers; starts
-        anew."""
+        """The sums over all ranks since the last flush, as numbers or lists of numbers. Resets
+        them."""
         sums, self._sums = self._sums, {}
         return {key: accelerator.reduce(sums[key], "sum").tolist() for key in sorted(sums)}
 

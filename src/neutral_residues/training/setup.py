@@ -323,7 +323,7 @@ class Setup:
     @property
     def begins_as_backbone(self) -> bool:
         """Whether the model to train has the backbone's outputs before the first step: not if it
-        starts from, or stands beside, a trained extension."""
+        continues a trained extension (`start_from`) or has others (`beside`)."""
         return not (self.start or self.beside)
 
     def activate(self, model: nn.Module) -> None:

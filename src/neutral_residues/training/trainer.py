@@ -121,7 +121,7 @@ class DomainTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
             sums = self._corpus_sums.flush(self.accelerator)
-            # Trainer's own mean starts anew when a run resumes between two log lines.
+            # Trainer's own mean starts again when a run resumes between two log lines.
             logs["loss"] = sum(sums["nats"]) / sum(sums["tokens"])
             parts = zip(self.corpus_names, sums["nats"], sums["tokens"], strict=True)
             for name, nats, tokens in parts:

@@ -1,4 +1,4 @@
-"""Wraps the backbone's embeddings; holds what extensions add there: gates that read the text
+"""Wraps the backbone's embeddings; holds what extensions add there: gates that read tokens
 (`reader.py`) and new tokens (`new_tokens.py`).
 
 The embeddings of the backbone's own tokens are unchanged. The gates of a forward pass are computed
@@ -80,7 +80,7 @@ class EmbeddingsLayer(ModuleBeside):
         return module
 
     def reader(self, name: str) -> TokenReader | None:
-        """The reader of extension `name`; None if its gate does not read the text."""
+        """The reader of extension `name`; None if its gate does not read tokens."""
         return self.beside(name).reader
 
     def tokens(self, name: str) -> NewTokens | None:
@@ -88,7 +88,7 @@ class EmbeddingsLayer(ModuleBeside):
         return self.beside(name).tokens
 
     def readers(self) -> dict[str, TokenReader]:
-        """Name -> reader, of all extensions whose gate reads the text."""
+        """Name -> reader, of all extensions whose gate reads tokens."""
         found = {name: self.reader(name) for name in self.known_adapters()}
         return {name: reader for name, reader in found.items() if reader is not None}
 
@@ -172,7 +172,7 @@ class EmbeddingsLayer(ModuleBeside):
         return self._gates_alone(input_ids)[name].gate[..., 0].cpu() == 0
 
     def are_shut(self, input_ids: Tensor) -> bool:
-        """Whether every gate that reads the text is exactly 0 on all (B, T) tokens. Runs only the
+        """Whether every gate that reads tokens is exactly 0 on all (B, T) tokens. Runs only the
         readers; ids must not be padded."""
         gates = self._gates_alone(input_ids).values()
         return not any(bool(gate.gate.any()) for gate in gates)

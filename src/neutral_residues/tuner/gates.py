@@ -29,7 +29,7 @@ IN_PEFT = "base_model.model."
 
 def gates(model: nn.Module, name: str = "default") -> dict[str, AnyGate]:
     """The gates of extension `name`: full name of the wrapped module in the backbone -> the module
-    that has the gate. One gate that reads the text is at the embeddings."""
+    that has the gate. One gate that reads tokens is at the embeddings."""
     found: dict[str, AnyGate] = {}
     for key, place in modules_beside(model).items():
         gate = _gate(place, name)
@@ -49,7 +49,7 @@ def _gate(place: ModuleBeside, name: str) -> AnyGate | None:
 
 
 def reads_text(model: nn.Module, name: str = "default") -> bool:
-    """Whether that extension has one gate, which reads the text."""
+    """Whether that extension has one gate that reads tokens."""
     layer = embeddings_layer(model)
     return layer is not None and name in layer.readers()
 
@@ -100,7 +100,7 @@ def only_strongest(model: nn.Module, over: int | None) -> None:
     largest over the last `over` tokens (see `strongest.py`); None keeps all.
 
     Raises:
-        UserError: for a number below 1, or an extension whose gate does not read the text or cannot
+        UserError: for a number below 1, or an extension whose gate does not read tokens or cannot
             be 0.
     """
     if over is not None and over < 1:

@@ -2,13 +2,14 @@
 gates without training (`neutral calibrate`).
 
     cut     g = z where z > 0 and m > t, else 0      an open gate keeps its size
-    shift   g = relu(z - t) where m > t, else 0      it loses t
+    shift   g = relu(z - t) where m > t, else 0      an open gate is lowered by t
 
 z: the gate's logit, as it was trained; t: its threshold, 0 or more, and with t = 0 both are the
-trained gate; m = z, or, for a gate that reads the text, the mean of its gates relu(z) over the last
+trained gate; m = z, or, for a gate that reads tokens, the mean of its gates relu(z) over the last
 tokens of the text. A trained gate is about 1 wherever it is open, on a foreign word in source text
 as well as on target text; the difference is how long it stays open (LAB.md, "a promise with a
-number"). A token on which thresholds close all gates is skipped, like one on which training did.
+number"). Tokens on which thresholds close all gates are skipped in inference, as those are on which
+the trained gates are closed.
 
 Thresholds are part of the extension: PEFT saves them in its configuration and loads them with the
 weights, from a folder or the Hub. They are valid only for the weights they were found with: they
@@ -37,7 +38,7 @@ class Threshold(NamedTuple):
 
     value: float  # t
     form: ThresholdForm
-    over: int = 1  # how many tokens m is a mean over
+    over: int = 1  # number of tokens of the mean m
 
     def applied_to(self, logits: Tensor, mean_gate: Tensor | None = None) -> Tensor:
         """Logits after the threshold: the gate is their relu, so 0 or less is closed. NaN stays
@@ -58,7 +59,7 @@ class Thresholds:
     weights: str
     """Digest of the extension's weights, see `weights_digest`."""
     over: int = 1
-    """How many tokens m is a mean over: 1 for gates in the layers."""
+    """Number of tokens of the mean m; 1 for gates in the layers."""
     promise: str = ""
     """The promise of the calibration, in one sentence."""
     version: Literal[1] = field(default=1, kw_only=True)
@@ -79,7 +80,7 @@ class Thresholds:
 
     @classmethod
     def of(cls, saved: Any) -> Self:
-        """From the dictionary in the PEFT configuration."""
+        """The thresholds in the dictionary `saved` of the PEFT configuration."""
         try:
             return cls(**saved)
         except (TypeError, AttributeError) as error:
