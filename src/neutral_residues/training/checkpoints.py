@@ -1,4 +1,4 @@
-"""Checkpoints that can be told complete: the digests of their files are written last."""
+"""Checkpoints; complete ones are known by the digests of their files, which are written last."""
 
 import json
 import shutil

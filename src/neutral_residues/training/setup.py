@@ -252,7 +252,7 @@ class Setup:
     @cached_property
     def rows(self) -> Mixture:
         """All training rows of the run, in their order. Source rows are noised only if there is a
-        local loss, since only it uses them."""
+        local loss."""
         config = self.config
         noise = Noise(config.residues.source_noise, len(self.backbone_tokenizer), self.end_of_text)
         return Mixture(
