@@ -67,10 +67,9 @@ def kept(section: Section) -> list[Plot]:
     figure = _scatter(section, kl, bits, start=(0.0, section.backbone_bits))
     near = [point for point in section.cropped_points if point in kl] or list(kl)
     figure.update_yaxes(range=limits([bits[point].mean for point in near]))
-    figure.update_xaxes(title="KL on source text, nats per token, left is good", zeroline=True)
+    figure.update_xaxes(title="KL on source [nats], left is good", zeroline=True)
     name = html.escape(shortened(section.name))
-    start = f"the backbone's: {number(section.backbone_bits)}"
-    figure.update_yaxes(title=f"bits per byte, {name} ({start}), down is good")
+    figure.update_yaxes(title=f"bits per byte, {name}, down is good")
     alt = f"Bits per byte on {section.name} against the KL divergence on source text."
     return [Plot("Learnt, and what stayed", figure, alt, _table(kl, columns))]
 
