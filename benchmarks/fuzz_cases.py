@@ -40,6 +40,7 @@ from neutral_residues.results.composition import FILE as COMPOSITION
 from neutral_residues.results.promise import CalibratedSet, Promise
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.run import save_extension
+from neutral_residues.training.models import model_to_train
 from neutral_residues.training.setup import Setup
 from neutral_residues.tuner.gates import extension_digest, gates, set_thresholds
 from neutral_residues.tuner.thresholds import Thresholds
@@ -118,7 +119,7 @@ class Materials:
         settings = self.settings(**changes)
         settings["data"]["cache"] = str(self.folder / "cache")
         setup = Setup.of(make_run(settings))
-        model = setup.model().eval()
+        model = model_to_train(setup).eval()
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in (it for it in model.parameters() if it.requires_grad):

@@ -22,6 +22,7 @@ from transformers import LogitsProcessor
 from models import finished, in_turns, timed
 from neutral_residues.config.run import RunConfig, VocabularySettings, load_run
 from neutral_residues.data.documents import iter_documents
+from neutral_residues.training.models import backbone_of
 from neutral_residues.training.setup import Setup
 
 BACKBONE, WITHOUT, WITH = "backbone", "without", "new tokens"
@@ -63,7 +64,7 @@ def pieces_of_text(config: RunConfig, num_bytes: int, number: int) -> Iterator[s
 
 
 def attached(setup: Setup) -> Any:
-    return setup.method.attach(setup.backbone(frozen=True), setup.config).eval()
+    return setup.method.attach(backbone_of(setup, frozen=True), setup.config).eval()
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
@@ -74,7 +75,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
     plain = Setup.of(config.model_copy(update={"vocabulary": VocabularySettings()}))
     new = Setup.of(config)
     models = {
-        BACKBONE: (plain.backbone(frozen=True).eval(), plain),
+        BACKBONE: (backbone_of(plain, frozen=True).eval(), plain),
         WITHOUT: (attached(plain), plain),
         WITH: (attached(new), new),
     }

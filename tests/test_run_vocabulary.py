@@ -20,6 +20,7 @@ from neutral_residues.evaluation.evaluate_saved import (
 )
 from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.run import extend
+from neutral_residues.training.models import backbone_of, model_to_train
 from neutral_residues.training.setup import Setup
 from one_prompt import continue_one
 from tiny_run import NUM_NEW_TOKENS, UKRAINIAN_WORDS, vocabulary_values
@@ -102,9 +103,9 @@ def test_the_extension_loads_as_any_of_peft(tmp_path: Path) -> None:
 def test_new_tokens_start_as_the_run_file_says(start: str, method: str, tmp_path: Path) -> None:
     vocabulary = {"size": SIZE, "start": start}
     setup = Setup.of(make_run(vocabulary_values(tmp_path, vocabulary=vocabulary, method=method)))
-    model = setup.model()
+    model = model_to_train(setup)
     embeddings = model.get_input_embeddings()
-    base = setup.backbone(frozen=True).get_input_embeddings().weight
+    base = backbone_of(setup, frozen=True).get_input_embeddings().weight
     means = torch.stack([base[torch.tensor(pieces)].mean(0) for pieces in setup.pieces])
     found = embeddings(torch.arange(260, 260 + SIZE)[None])[0]
     distance = (found - means).norm() / means.norm()
@@ -112,7 +113,7 @@ def test_new_tokens_start_as_the_run_file_says(start: str, method: str, tmp_path
         assert distance < (0.9 if method == "neutral" else 1e-6)
     else:
         assert distance > 0.02
-    again = Setup.of(setup.config).model()  # from the cache, where there is one
+    again = model_to_train(Setup.of(setup.config))  # from the cache, where there is one
     assert all(map(torch.equal, model.state_dict().values(), again.state_dict().values()))
 
 

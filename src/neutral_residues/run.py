@@ -38,6 +38,7 @@ from neutral_residues.results.set_result import EvaluationSet
 from neutral_residues.results.spliced import Spliced
 from neutral_residues.results.store import provenance, read_record, write_record
 from neutral_residues.training.checks import SAMPLE_TOKENS
+from neutral_residues.training.models import model_to_train, reference_of
 from neutral_residues.training.progress import MeasuringDisplay, RunProgress
 from neutral_residues.training.setup import Setup, ranks
 from neutral_residues.training.train import Training, train
@@ -78,7 +79,7 @@ def extend(
     setup.prepare()
     tasks = _planned_tasks(setup, progress)
     progress.say(f"loading {setup.config.model} ...")
-    model = setup.model()
+    model = model_to_train(setup)
     with ExitStack() as until_the_end:
         with ranks().main_process_first():
             folder.write_config(setup.config)
@@ -170,7 +171,7 @@ class _Run:
         """Backbone and extended model, measured on everything that the run file names."""
         setup = self.setup
         self.progress.say("measuring backbone and extended model ...")
-        reference = setup.reference()
+        reference = reference_of(setup)
         with MeasuringDisplay(self.progress.console) as display:
             results = evaluate(
                 model,

@@ -9,6 +9,7 @@ from neutral_residues.data.labels import TARGET
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.evaluate import evaluation_set
 from neutral_residues.training.cost import WeightCount
+from neutral_residues.training.models import backbone_of
 from neutral_residues.training.setup import Setup
 from neutral_residues.tuner.blocks import count_backbone_weights
 from tiny_run import run_values
@@ -53,7 +54,7 @@ def test_rows_are_shared_out_as_the_run_file_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["neutral", "finetune"])
 def test_weights_are_counted_without_loading_them(tmp_path: Path, method: str) -> None:
     setup = Setup.of(make_run(run_values(tmp_path) | {"method": method}))
-    backbone = setup.backbone(frozen=True)
+    backbone = backbone_of(setup, frozen=True)
     weights = WeightCount(count_backbone_weights(backbone))
     assert setup.weights == weights.with_model(setup.method.attach(backbone, setup.config))
 

@@ -14,6 +14,7 @@ from neutral_residues.errors import UserError
 from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.results.record import Record
 from neutral_residues.run import extend, save_extension
+from neutral_residues.training.models import model_to_train
 from neutral_residues.training.setup import Setup
 from tiny_run import NUM_NEW_TOKENS, method_values, run_values, vocabulary_values
 
@@ -41,7 +42,7 @@ def test_training_goes_on_where_the_extension_is(tmp_path: Path, method: str) ->
     first = extend(make_run(values))
     second = further(values, tmp_path / method)
     setup = Setup.of(make_run(second))
-    model = setup.model()
+    model = model_to_train(setup)
     trained = extension(tmp_path / method)
     there = {
         name.replace(".default", ""): value
@@ -90,7 +91,7 @@ def test_other_new_tokens_are_refused(
     values = vocabulary_values(tmp_path)
     setup = Setup.of(make_run(values))
     weights = tmp_path / "extension"
-    save_extension(setup.model(), weights)
+    save_extension(model_to_train(setup), weights)
     assert setup.vocabulary is not None
     setup.vocabulary.save(weights)
     assert Setup.of(make_run(further(values, weights))).vocabulary is not None

@@ -9,6 +9,7 @@ import torch
 
 from damage import damages
 from neutral_residues.config.run import make_run
+from neutral_residues.training.models import model_to_train
 from neutral_residues.training.setup import Setup
 from neutral_residues.training.start_rows import _work
 from tiny_run import NUM_NEW_TOKENS, vocabulary_values
@@ -28,7 +29,7 @@ def test_they_are_cached(tmp_path: Path) -> None:
     def embeddings(**changes: object) -> torch.Tensor:
         setup = Setup.of(make_run(values | changes), tokenising=tokenising)
         ids = torch.arange(260, 260 + NUM_NEW_TOKENS)[None]
-        return setup.model().get_input_embeddings()(ids).detach()
+        return model_to_train(setup).get_input_embeddings()(ids).detach()
 
     found = embeddings()
     assert len(said) == 1

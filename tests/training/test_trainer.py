@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from neutral_residues.config.run import make_run
+from neutral_residues.training.models import model_to_train
 from neutral_residues.training.setup import Setup
 from neutral_residues.training.trainer import DomainTrainer
 from tiny_run import run_values
@@ -16,7 +17,7 @@ def test_loss_and_log_count_each_token_for_its_own_corpus(tmp_path: Path) -> Non
     values = run_values(tmp_path, batch_rows=8, accumulation=1) | {"method": "adapter"}
     values["data"] |= {"source_share": 0.5, "spliced_share": 0.5}
     setup = Setup.of(make_run(values))
-    model = setup.model()
+    model = model_to_train(setup)
     trainer = DomainTrainer(setup, model, tmp_path / "checkpoints")
     rows = [setup.rows[i] for i in range(8)]
     batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}

@@ -22,6 +22,7 @@ from neutral_residues.advice.text_statistics import (
 )
 from neutral_residues.evaluation.evaluate import evaluate
 from neutral_residues.results.base import Part
+from neutral_residues.training.models import backbone_of
 from neutral_residues.training.setup import Setup
 from neutral_residues.training.trial_run import check_trial_steps, run_trial
 
@@ -106,7 +107,7 @@ def advise(
 def _with_bits(setup: Setup, texts: list[TextFacts]) -> list[TextFacts]:
     """Add the backbone's bits per byte on a sample of each text."""
     data = setup.backbone_data if setup.vocabulary else setup.data
-    model = setup.backbone(frozen=True)
+    model = backbone_of(setup, frozen=True)
     found = []
     # One by one: train and held-out parts may share a name.
     for facts, stream in zip(texts, (*data.train, *data.evaluate, *data.validate), strict=True):

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from neutral_residues.evaluation.evaluate import evaluate
 from neutral_residues.results.set_result import SetResult
+from neutral_residues.training.models import reference_of
 from neutral_residues.training.progress import TrainingDisplay
 from neutral_residues.training.setup import Setup
 from neutral_residues.training.trainer import ExtensionTrainer
@@ -36,7 +37,7 @@ def quick_results(
     reference = None
     if backbone_nats is None:
         # A new extension adds nothing yet, so one pass measures both models.
-        reference = model if setup.begins_as_backbone else setup.reference()
+        reference = model if setup.begins_as_backbone else reference_of(setup)
     return evaluate(
         model,
         setup.data.while_training,

@@ -4,10 +4,9 @@
     setup.data           the texts as tokens, tokenised when first used; for a corpus with
                          `path: self` the backbone first writes the text
     setup.rows           the training rows in their order
-    setup.backbone(...)  the backbone with its weights
-    setup.model()        the model to train
 
-From here on, method, tokenizer and device are objects, and are not looked up again by name.
+Its models are made in `models.py`. From here on, method, tokenizer and device are objects, and are
+not looked up again by name.
 """
 
 import copy
@@ -16,23 +15,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from neutral_residues.backbone import (
     computes_in_bf16,
     empty_backbone,
     first_new_id,
-    frozen_precision,
-    load_backbone,
     load_config,
     load_tokenizer,
-    on_device,
     pick_device,
 )
 from neutral_residues.config.data import DataSettings
@@ -45,8 +40,7 @@ from neutral_residues.evaluation.self_replay import SelfReplay
 from neutral_residues.evaluation.windows import Windows
 from neutral_residues.methods.saved_extension import Extension
 from neutral_residues.methods.table import Method, find_method
-from neutral_residues.methods.token_starts import StartRows
-from neutral_residues.methods.wider_tables import start_rows, widen_tables
+from neutral_residues.methods.wider_tables import widen_tables
 from neutral_residues.results.self_text import SelfText
 from neutral_residues.training.checks import (
     check_context,
@@ -56,11 +50,7 @@ from neutral_residues.training.checks import (
 )
 from neutral_residues.training.cost import WeightCount
 from neutral_residues.training.start_from import Start, extensions_beside
-from neutral_residues.training.start_rows import start_rows as found_start_rows
 from neutral_residues.tuner.blocks import count_backbone_weights
-from neutral_residues.tuner.embeddings import embeddings_layer
-from neutral_residues.tuner.new_tokens import NewTokens
-from neutral_residues.tuner.saved_adapter import add_adapter
 from neutral_residues.vocabulary.run_vocabulary import learned_vocabulary
 from neutral_residues.vocabulary.vocabulary import Vocabulary
 
@@ -270,83 +260,16 @@ class Setup:
         """Tokenise the texts and create the rows now, so that their errors are raised here."""
         _ = self.rows if self.method.trains_any else self.data
 
-    def backbone(self, *, frozen: bool) -> PreTrainedModel:
-        """The backbone with its weights, on the device. A frozen one has the precision of the run
-        file; one that is trained has float32, and autocast computes in bfloat16."""
-        config, dtype, quantised = self.config, torch.float32, None
-        if frozen:
-            dtype, quantised = frozen_precision(config.training, bf16=self.bf16)
-        model = load_backbone(config.model, **config.hub_options, dtype=dtype, quantised=quantised)
-        return on_device(model, self.device)
-
     @property
-    def holds_backbone(self) -> bool:
-        """Whether the model to train gives exactly the backbone's outputs when its extension is
-        disabled."""
-        return self.method.keeps_backbone and not self._widens_tables
-
-    @property
-    def _widens_tables(self) -> bool:
+    def widens_tables(self) -> bool:
+        """Whether new tokens are rows of the backbone's own embeddings and head."""
         return self.config.vocabulary.size > 0 and self.method.new_tokens == "in tables"
-
-    def reference(self) -> PreTrainedModel | None:
-        """A frozen backbone to compare with; None if the model to train can act as its own
-        backbone (`holds_backbone`)."""
-        return None if self.holds_backbone else self.backbone(frozen=True)
-
-    def model(self) -> torch.nn.Module:
-        """The model to train: the backbone with the method attached, initialised with the run's
-        seed."""
-        set_seed(self.config.seed)
-        backbone = self.backbone(frozen=self.method.keeps_backbone)
-        rows = self._start_rows(backbone)
-        if self._widens_tables:
-            widen_tables(backbone, self.config.vocabulary.size)
-            if rows is not None:
-                start_rows(backbone, rows)
-        model = self.method.attach(backbone, self.config)
-        for adapter in getattr(model, "peft_config", {}).values():
-            adapter.revision = self.config.revision
-        for it in self.beside:
-            add_adapter(model, it.weights, it.name)
-        if self.beside:
-            self.activate(model)
-        if self.start:
-            self.start.load(model, ADAPTER)
-            return model
-        if rows is not None and (tokens := _tokens_beside(model)):
-            tokens.start_from(*rows)
-        if self.method.calibrate is not None:
-            self.method.calibrate(model, self.source_rows())
-        return model
 
     @property
     def begins_as_backbone(self) -> bool:
         """Whether the model to train has the backbone's outputs before the first step: not if it
         continues a trained extension (`start_from`) or has others (`beside`)."""
         return not (self.start or self.beside)
-
-    def activate(self, model: nn.Module) -> None:
-        """Activate all extensions of a model with several, and freeze those of `beside`."""
-        extended: Any = model
-        extended.base_model.set_adapter([*self.config.extension_names, *self.config.beside])
-        extended.set_requires_grad(list(self.config.beside), requires_grad=False)
-
-    def _start_rows(self, backbone: PreTrainedModel) -> StartRows | None:
-        """Initial rows of the new tokens; None without new tokens, with `start_from` or if they
-        start at random. The main process fills the cache, the other ranks read it."""
-        if self.vocabulary is None or self.start:
-            return None
-        target = [stream for stream in self.data.train if stream.role == "target"]
-        with ranks().main_process_first():
-            return found_start_rows(
-                self.config,
-                backbone,
-                self.pieces,
-                target,
-                bf16=self.bf16,
-                tokenising=self.tokenising,
-            )
 
     def source_rows(self, *, at_most: int = CALIBRATION_ROWS) -> Tensor:
         """Token ids (N, T) of at most `at_most` source rows, evenly spread over the source corpora;
@@ -366,11 +289,6 @@ class Setup:
             stride_tokens=self.config.stride_tokens,
             batch_rows=self.config.evaluation.batch_rows,
         )
-
-
-def _tokens_beside(model: torch.nn.Module) -> NewTokens | None:
-    layer = embeddings_layer(model)
-    return layer.tokens(ADAPTER) if layer is not None else None
 
 
 def _count_weights(

@@ -25,6 +25,7 @@ from neutral_residues.training.backbone_kl import BackboneLogits, backbone_logit
 from neutral_residues.training.checkpoints import complete_checkpoints, mark_complete, saved_sums
 from neutral_residues.training.device_sums import DeviceSums
 from neutral_residues.training.mixin import NeutralResiduesTrainerMixin, split_param_group
+from neutral_residues.training.models import activate_extensions, reference_of
 from neutral_residues.training.setup import Setup
 
 
@@ -41,7 +42,7 @@ class DomainTrainer(Trainer):
         self.predicted_share = setup.rows.predicted_share
         self.keep_checkpoints = setup.config.training.keep_checkpoints
         self.kl_weight = setup.config.training.kl_weight
-        reference = setup.reference() if self.kl_weight > 0 else None
+        reference = reference_of(setup) if self.kl_weight > 0 else None
         self.reference = reference.eval() if reference is not None else None
         self.domain_labels_BT: Tensor | None = None
         self._corpus_sums = DeviceSums()
@@ -190,7 +191,7 @@ class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
         extended: Any = self.model
         for name in trained:
             extended.load_adapter(str(Path(checkpoint) / name), name, is_trainable=True)
-        self.setup.activate(extended)
+        activate_extensions(self.setup, extended)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)

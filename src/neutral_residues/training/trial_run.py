@@ -23,6 +23,7 @@ from neutral_residues.files import disk_errors, write_json, write_text
 from neutral_residues.results.base import Part
 from neutral_residues.results.record import Cost
 from neutral_residues.training.callbacks import WARMUP_STEPS, quick_results
+from neutral_residues.training.models import model_to_train
 from neutral_residues.training.progress import RunProgress
 from neutral_residues.training.setup import Setup
 from neutral_residues.training.train import train
@@ -126,7 +127,7 @@ def _train_and_measure(config: RunConfig) -> TrialResult:
     start = time.monotonic()
     setup = Setup.of(config)
     setup.prepare()
-    model = setup.model()
+    model = model_to_train(setup)
     ready = time.monotonic()
     checkpoints, progress = config.output / "checkpoints", RunProgress(quiet=True)
     training = train(setup, model, checkpoints=checkpoints, progress=progress)
