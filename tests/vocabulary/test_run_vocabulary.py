@@ -1,5 +1,8 @@
 """The vocabulary of a run: what it is learnt from, once, and what a user can get wrong."""
 
+import json
+from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +43,28 @@ def test_a_run_gets_the_tokens_that_it_asks_for(config, demo) -> None:
     assert new < old / 2
     assert vocabulary.tokenizer(source)["input_ids"] == demo(source)["input_ids"]
     assert learned_vocabulary(config(size=0), demo, first_id=2048) is None
+
+
+def test_pairs_teach_tokens_for_what_is_predicted_alone(config, demo, tmp_path: Path) -> None:
+    """The prompts are English, which the backbone's tokens have to go on spelling."""
+    lines = zip(cycle(documents(ENGLISH)), documents(UKRAINIAN), strict=False)
+    pairs = [json.dumps({"en": english, "uk": ukrainian}) for english, ukrainian in lines]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(pairs))
+    path, uk = str(tmp_path / "pairs.jsonl"), {"name": "uk", "role": "target", "field": "uk"}
+    en = {"name": "en", "role": "source", "path": str(tmp_path / "en.jsonl")}
+    of_pairs, of_both = (
+        learned_vocabulary(
+            config(keep="unseen", train=[uk | {"path": path, "prompt": "en"} | options, en]),
+            demo,
+            first_id=2048,
+        )
+        for options in ({}, {"completion_only_loss": False})
+    )
+    alone = learned_vocabulary(
+        config(keep="unseen", train=[uk | {"path": path}, en]), demo, first_id=2048
+    )
+    assert of_pairs.new_tokens == alone.new_tokens
+    assert of_both.new_tokens != alone.new_tokens
 
 
 def test_tokens_are_learnt_once(config, demo, monkeypatch: pytest.MonkeyPatch) -> None:

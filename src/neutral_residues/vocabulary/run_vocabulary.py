@@ -26,7 +26,7 @@ from neutral_residues.vocabulary.words import WordCounts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 1
+VERSION = 2
 """Part of the cache key; increase it when the same texts give other tokens."""
 MOST_TOKENS = 16_000
 """Number of tokens that are learnt at once; a smaller vocabulary is the first of them."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from neutral_residues.config.data import Corpus, DataSettings, Role
-from neutral_residues.data.documents import content_key, iter_documents
+from neutral_residues.data.documents import content_key, iter_documents, iter_pairs
 from neutral_residues.data.tokenise import is_held_out
 from neutral_residues.errors import UserError
 from neutral_residues.vocabulary.spelling import Spelling
@@ -59,7 +59,16 @@ class TrainingTexts:
     def key(self) -> list[object]:
         """Key for the cache: changes with the text that is read."""
         keys = [[content_key(corpus) for corpus in side] for side in (self.target, self.source)]
-        return [*keys, self.held_out_share, TARGET_BYTES, SOURCE_BYTES, SCRIPT_BYTES]
+        # Pairs have one key, whether both texts are read or only the completion.
+        only_predicted = [corpus.completion_only_loss for corpus in self.target]
+        return [
+            *keys,
+            only_predicted,
+            self.held_out_share,
+            TARGET_BYTES,
+            SOURCE_BYTES,
+            SCRIPT_BYTES,
+        ]
 
     def words(
         self,
@@ -73,21 +82,35 @@ class TrainingTexts:
         """Count the words of all corpora of a role, up to `most_bytes` bytes of each."""
         found: list[WordCounts] = []
         for corpus in self.target if role == "target" else self.source:
-            texts = first_documents(corpus, most_bytes, held_out_share=self.held_out_share)
+            texts = first_documents(
+                corpus,
+                most_bytes,
+                held_out_share=self.held_out_share,
+                only_predicted=role == "target",
+            )
             with working(f"reading {corpus.name}", most_bytes) as advance:
                 found.append(count_words(texts, tokenizer, spelling, advance=advance))
         return sum(found[1:], start=found[0])
 
 
 def first_documents(
-    corpus: Corpus, most_bytes: int, *, held_out_share: float = 0.0
+    corpus: Corpus, most_bytes: int, *, held_out_share: float = 0.0, only_predicted: bool = False
 ) -> Iterator[str]:
-    """The first documents of a corpus that are not held out, up to `most_bytes` bytes together."""
-    for text in iter_documents(corpus):
-        document = text.encode()
-        if held_out_share and is_held_out(document, held_out_share):
+    """The first documents of a corpus that are not held out, up to `most_bytes` bytes together;
+    with `only_predicted`, of pairs only what is predicted (the French of English-French pairs)."""
+    for document, predicted in _documents(corpus):
+        if held_out_share and is_held_out(document.encode(), held_out_share):
             continue
+        text = predicted if only_predicted else document
         yield text
-        most_bytes -= len(document)
+        most_bytes -= len(text.encode())
         if most_bytes <= 0:
             return
+
+
+def _documents(corpus: Corpus) -> Iterator[tuple[str, str]]:
+    """Each document, and the part of it that is predicted."""
+    if corpus.kind == "pairs" and corpus.completion_only_loss:
+        yield from ((pair.texts, pair.completion) for pair in iter_pairs(corpus))
+    else:
+        yield from ((text, text) for text in iter_documents(corpus))
