@@ -2,11 +2,18 @@
 
 import io
 import math
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from neutral_residues.cli.tables import print_few_tokens, print_sets, sets_table, tasks_table
+from neutral_residues.cli.tables import (
+    print_few_tokens,
+    print_sets,
+    print_summary,
+    sets_table,
+    tasks_table,
+)
 from neutral_residues.results.record import Record, TaskScore
 from neutral_residues.results.set_result import Breakdown, SetResult, TokenChange
 from neutral_residues.results.store import provenance
@@ -50,6 +57,27 @@ def test_perplexity_per_token_does_not_compare_where_tokens_differ() -> None:
     text = printed("uk", RESULT.model_copy(update={"backbone_tokens": 16}))
     assert "16 -> 4" in text
     assert "16.00 -> 8.00" not in text
+
+
+def test_what_to_type_after_a_run(tmp_path: Path) -> None:
+    def printed(record: Record) -> str:
+        console = Console(file=io.StringIO(), width=40)
+        print_summary(record, tmp_path / "run", console=console)
+        return console.file.getvalue()  # type: ignore[attr-defined]
+
+    record = make_record()
+    reads = {"residues": {"gate_reads": "tokens"}}
+    tokens = record.model_copy(update={"config": record.config | reads})
+    shares = [it.neutral_share for it in record.sets.values() if it.role == "source"]
+    share = 100 * (1 - min(share or 0.0 for share in shares))
+    assert f"report:    neutral report {tmp_path / 'run'}\n" in printed(tokens)
+    assert f"open on {share:.2g} % of source tokens; fewer: neutral calibrate" in printed(tokens)
+    # Gates in the layers lose half of what was learnt when they are calibrated.
+    assert "calibrate" not in printed(record)
+    never_closed = {
+        name: it.model_copy(update={"num_neutral_tokens": 0}) for name, it in tokens.sets.items()
+    }
+    assert "calibrate" not in printed(tokens.model_copy(update={"sets": never_closed}))
 
 
 def rows_of(record: Record) -> list[list[str]]:

@@ -14,6 +14,10 @@ from neutral_residues.results.set_result import WRONG, SetResult, wrong_share
 from neutral_residues.results.spliced import LATER
 from neutral_residues.results.wording import LARGE, better_or_worse, factor_of, with_half_width
 
+MOSTLY_OPEN = 0.5
+"""Gates that are open on a larger share of source tokens were not trained to close, and calibrating
+them is no help."""
+
 
 def print_summary(record: Record, output: Path, *, console: Console | None = None) -> None:
     """Print backbone and extended model on every set and task, and where everything was saved."""
@@ -29,9 +33,24 @@ def print_summary(record: Record, output: Path, *, console: Console | None = Non
         console.print(f"{weights} of {cost.backbone_weights:,}; {tokens}", highlight=False)
     for sample in record.samples:
         print_sample(sample, console=console)
-    console.print(
-        f"\nextension: {output / 'extension'}\nrecord:    {output / 'record.json'}", highlight=False
-    )
+    lines = [
+        f"\nextension: {output / 'extension'}",
+        f"record:    {output / 'record.json'}",
+        f"report:    neutral report {output}",
+    ]
+    if 0 < (share := _open_share(record)) < MOSTLY_OPEN:
+        command = f"neutral calibrate {output} --on source:NAME=FILE"
+        lines.append(f"gates:     open on {100 * share:.2g} % of source tokens; fewer: {command}")
+    console.print(Text("\n".join(lines)), soft_wrap=True)
+
+
+def _open_share(record: Record) -> float:
+    """Largest share of tokens of a source set with an open gate; 0 unless gates read tokens: of
+    others calibration costs too much."""
+    if record.config.get("residues", {}).get("gate_reads") != "tokens":
+        return 0.0
+    sources = [it for it in record.sets.values() if it.role == "source"]
+    return max((1 - it.neutral_share for it in sources if it.neutral_share is not None), default=0)
 
 
 def print_chat(record: Record, *, console: Console) -> None:
