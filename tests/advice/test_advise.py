@@ -13,7 +13,7 @@ from rich.console import Console
 from neutral_residues.cli.advise import advise_run
 from neutral_residues.config.run import make_run
 from neutral_residues.errors import UserError
-from tiny_run import run_values
+from tiny_run import run_values, vocabulary_values
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +51,17 @@ def test_everything_in_one_go(tmp_path: Path) -> None:
     for part in ("Texts under the backbone", "at its peak", "bits per byte within these steps"):
         assert part in text
     assert "best use of the time: training as planned; the steps tried changed" in text
+
+
+def test_new_tokens_have_the_backbone_to_improve_on(tmp_path: Path) -> None:
+    """Before the first step new tokens alone make the target worse here, or better."""
+    advice, _ = printed(vocabulary_values(tmp_path), trial_steps=4)
+    trial = advice.trial
+    (of_text,) = (it for it in advice.texts if it.use == "evaluate" and it.role == "target")
+    assert trial.backbone_bits == pytest.approx(of_text.backbone_bits, rel=0.1)
+    assert trial.backbone_bits != pytest.approx(trial.target_bits[0][1], rel=1e-3)
+    assert trial.start_bits == min(trial.backbone_bits, trial.target_bits[0][1])
+    assert trial.drop_share == 1 - trial.target_bits[-1][1] / trial.start_bits
 
 
 def test_a_method_that_trains_nothing_is_not_tried(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def test_cells_weights_and_disk_are_counted(
         return TrialResult(
             cost=Cost(step_seconds=2.0),
             curve=[],
+            backbone_bits={},
             loading_seconds=0.0,
             measuring_seconds=0.0,
             measured_tokens=1,

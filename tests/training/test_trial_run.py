@@ -56,6 +56,7 @@ def test_time_adds_up(tmp_path: Path) -> None:
     found = TrialResult(
         cost=Cost(step_seconds=0.5),
         curve=[],
+        backbone_bits={},
         loading_seconds=7.0,
         measuring_seconds=2.0,
         measured_tokens=100,

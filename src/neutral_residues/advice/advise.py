@@ -42,14 +42,24 @@ class TrialFacts(Part):
     """Estimated wall time of the whole run."""
     target_bits: list[tuple[int, float]]
     """(step, bits per byte) at each measurement, mean over the target sets."""
+    backbone_bits: float | None
+    """The same of the backbone, which new tokens change before the first step."""
 
     @property
     def drop_share(self) -> float | None:
-        """Relative decrease of the target's bits per byte during these steps; None if there are
-        fewer than two measurements."""
-        if len(self.target_bits) < 2:
+        """Relative decrease of the target's bits per byte during these steps, from `start_bits`;
+        None if there are fewer than two measurements."""
+        if len(self.target_bits) < 2 or self.start_bits is None:
             return None
-        return 1 - self.target_bits[-1][1] / self.target_bits[0][1]
+        return 1 - self.target_bits[-1][1] / self.start_bits
+
+    @property
+    def start_bits(self) -> float | None:
+        """Bits per byte of the backbone or the model before the first step, whichever is lower;
+        None without measurements."""
+        if not self.target_bits or self.backbone_bits is None:
+            return None
+        return min(self.target_bits[0][1], self.backbone_bits)
 
 
 class Advice(Part):
@@ -132,15 +142,18 @@ def _best_use(setup: Setup, texts: list[TextFacts], trial: TrialFacts | None) ->
 def _trial(setup: Setup, num_steps: int) -> TrialFacts:
     found = run_trial(setup.config, num_steps=num_steps)
     measured = setup.data.while_training
-    targets = [f"bits_per_byte/{stream.name}" for stream in measured if stream.role == "target"]
+    targets = [stream.name for stream in measured if stream.role == "target"]
+    keys = [f"bits_per_byte/{name}" for name in targets]
+    of_backbone = [found.backbone_bits[name] for name in targets]
     return TrialFacts(
         steps=num_steps,
         step_seconds=found.cost.step_seconds,
         peak_memory_bytes=found.cost.peak_memory_bytes,
         run_seconds=found.run_seconds(setup.config, setup.data),
         target_bits=[
-            (int(point["step"]), statistics.fmean(point[key] for key in targets))
+            (int(point["step"]), statistics.fmean(point[key] for key in keys))
             for point in found.curve
-            if targets and all(key in point for key in targets)
+            if keys and all(key in point for key in keys)
         ],
+        backbone_bits=statistics.fmean(of_backbone) if of_backbone else None,
     )

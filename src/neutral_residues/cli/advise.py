@@ -95,7 +95,7 @@ def _trial_table(found: TrialFacts) -> Table:
         whole = f"about {human_seconds(found.run_seconds)} in all"
         step = f"{_number(found.step_seconds, 2)} s per step under the present load"
         facts["time"] = f"{whole}; {step}"
-    if found.target_bits:
-        bits = f"from {found.target_bits[0][1]:.2f} to {found.target_bits[-1][1]:.2f} bits per byte"
+    if found.start_bits is not None:
+        bits = f"from {found.start_bits:.2f} to {found.target_bits[-1][1]:.2f} bits per byte"
         facts["target"] = f"{bits} within these steps"
     return facts_table(f"From {found.steps} steps tried", facts)

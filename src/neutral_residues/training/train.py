@@ -1,7 +1,7 @@
 """Trains a run from its last complete checkpoint to its last step, with measurements."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,13 @@ class Training:
     Attributes:
         curve: Trainer's log history: losses and measurements, one entry for each log line.
         cost: time, memory and weights; `seconds` is None for a resumed run.
+        backbone_bits: set -> bits per byte of the backbone on what is measured during training;
+            empty on all ranks but the first.
     """
 
     curve: list[dict[str, Any]]
     cost: Cost
+    backbone_bits: dict[str, float] = field(default_factory=dict)
 
 
 def train(setup: Setup, model: nn.Module, *, checkpoints: Path, progress: RunProgress) -> Training:
@@ -57,10 +60,10 @@ def train(setup: Setup, model: nn.Module, *, checkpoints: Path, progress: RunPro
         if trainer.is_world_process_zero():
             measure = MeasureAndShow(setup, trainer, display)
             trainer.add_callback(measure)
-        start = time.monotonic()
+        began = time.monotonic()
         with stop:
             trainer.train_from(checkpoint)
-        seconds = time.monotonic() - start - (measure.seconds if measure else 0.0)
+        seconds = time.monotonic() - began - (measure.seconds if measure else 0.0)
     done, steps = trainer.state.global_step, setup.config.training.steps
     if done < steps:
         raise Stopped(done, steps)
@@ -79,4 +82,5 @@ def train(setup: Setup, model: nn.Module, *, checkpoints: Path, progress: RunPro
         backbone_weights=weights.num_backbone_weights,
     )
     curve = [point for point in trainer.state.log_history if "train_runtime" not in point]
-    return Training(curve, cost)
+    start = measure.start if measure else {}
+    return Training(curve, cost, {name: it.backbone_bits_per_byte for name, it in start.items()})

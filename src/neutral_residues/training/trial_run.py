@@ -38,6 +38,8 @@ class TrialResult(Part):
     """Cost of these steps, as in a run's record."""
     curve: list[dict[str, Any]]
     """Logs and measurements during training, as in a run's record."""
+    backbone_bits: dict[str, float]
+    """Set -> bits per byte of the backbone on what the curve measures."""
     loading_seconds: float
     """Time from the start until the model is ready to train."""
     measuring_seconds: float
@@ -139,6 +141,7 @@ def _train_and_measure(config: RunConfig) -> TrialResult:
     return TrialResult(
         cost=training.cost,
         curve=training.curve,
+        backbone_bits=training.backbone_bits,
         loading_seconds=ready - start,
         measuring_seconds=time.monotonic() - trained,
         measured_tokens=sum(result.num_tokens for result in results.values()),
