@@ -22,22 +22,18 @@ from neutral_residues.config.run import RunConfig, make_run
 from neutral_residues.data.tokenise import tokenizer_key
 from neutral_residues.digest import write_digests
 from neutral_residues.errors import UserError
-from neutral_residues.evaluation.chat import answer_both, read_prompts
-from neutral_residues.evaluation.evaluate import evaluate, evaluation_set
-from neutral_residues.evaluation.gate_maps import default_texts, gate_texts
-from neutral_residues.evaluation.generate import generate_both
-from neutral_residues.evaluation.spliced import measure_spliced
+from neutral_residues.evaluation.both import BothModels
+from neutral_residues.evaluation.chat import read_prompts
+from neutral_residues.evaluation.evaluate import evaluation_set
 from neutral_residues.evaluation.tasks import runner
 from neutral_residues.evaluation.tasks.cache import weights_key
 from neutral_residues.files import whole_folder
 from neutral_residues.results.composition import Composition, write_composition
 from neutral_residues.results.model_card import write_card
-from neutral_residues.results.record import Cost, GateText, Record, Sample, TaskScore
+from neutral_residues.results.record import Cost, Record, Sample, TaskScore
 from neutral_residues.results.run_folder import RunFolder
-from neutral_residues.results.set_result import EvaluationSet
-from neutral_residues.results.spliced import Spliced
+from neutral_residues.results.set_result import EvaluationSet, SetResult
 from neutral_residues.results.store import provenance, read_record, write_record
-from neutral_residues.training.checks import SAMPLE_TOKENS
 from neutral_residues.training.models import model_to_train, reference_of
 from neutral_residues.training.progress import MeasuringDisplay, RunProgress
 from neutral_residues.training.setup import Setup, ranks
@@ -169,105 +165,72 @@ class _Run:
 
     def _record(self, model: nn.Module, training: Training) -> Record:
         """Backbone and extended model, measured on everything that the run file names."""
-        setup = self.setup
+        setup, config = self.setup, self.setup.config
         self.progress.say("measuring backbone and extended model ...")
-        reference = reference_of(setup)
-        with MeasuringDisplay(self.progress.console) as display:
-            results = evaluate(
-                model,
-                setup.data.evaluate,
-                setup.windows,
-                reference=reference,
-                backbone_streams=setup.backbone_data.evaluate,
-                pieces=setup.pieces,
-                kl=setup.config.evaluation.kl,
-                tokenizer=setup.tokenizer,
-                on_progress=display.on_progress,
-            )
+        both = BothModels(
+            model=model,
+            reference=reference_of(setup),
+            tokenizer=setup.tokenizer,
+            backbone_tokenizer=setup.backbone_tokenizer,
+            vocabulary=setup.vocabulary,
+            end_of_text=setup.end_of_text,
+            evaluation=config.evaluation,
+            seed=config.seed,
+        )
         return Record(
             kind="extend",
             method=setup.method.name,
-            sets=results,
+            sets=self._sets(both),
             self_text=setup.self_text,
-            spliced=self._spliced(model, reference),
+            spliced=both.spliced(setup.data.evaluate, setup.windows),
             validation_sets=self._validation_sets(),
             curve=training.curve,
-            samples=self._samples(model, reference),
-            chat=self._chat(model, reference),
-            gates=self._gates(model),
-            tasks=self._tasks(model, reference),
+            samples=both.samples(),
+            chat=self._answers(both),
+            gates=both.gates(setup.data.evaluate),
+            tasks=self._tasks(both),
             cost=self._total(training.cost),
             provenance=provenance(
-                seed=setup.config.seed,
+                seed=config.seed,
                 device=device_name(setup.device),
                 tokenizer_key=tokenizer_key(setup.backbone_tokenizer),
             ),
-            config=setup.config.model_dump(mode="json"),
+            config=config.model_dump(mode="json"),
         )
 
-    def _spliced(self, model: nn.Module, reference: nn.Module | None) -> Spliced | None:
-        return measure_spliced(
-            model,
-            self.setup.data.evaluate,
-            context_tokens=self.setup.windows.context_tokens,
-            num_windows=self.setup.config.evaluation.spliced_windows,
-            reference=reference,
-            pieces=self.setup.pieces,
-        )
+    def _sets(self, both: BothModels) -> dict[str, SetResult]:
+        setup = self.setup
+        with MeasuringDisplay(self.progress.console) as display:
+            return both.sets(
+                setup.data.evaluate,
+                setup.windows,
+                backbone_streams=setup.backbone_data.evaluate,
+                kl=setup.config.evaluation.kl,
+                on_progress=display.on_progress,
+            )
+
+    def _answers(self, both: BothModels) -> list[Sample]:
+        file = self.setup.config.evaluation.chat
+        if file is None:
+            return []
+        with MeasuringDisplay(self.progress.console) as display:
+            return both.chat(read_prompts(file), display.on_progress)
 
     def _validation_sets(self) -> dict[str, EvaluationSet]:
         own = {stream.name: stream for stream in self.setup.backbone_data.validate}
         return {s.name: evaluation_set(s, own.get(s.name)) for s in self.setup.data.validate}
 
-    def _samples(self, model: nn.Module, reference: nn.Module | None) -> list[Sample]:
-        config = self.setup.config
-        if not config.evaluation.prompts:
-            return []
-        return generate_both(
-            model,
-            self.setup.tokenizer,
-            config.evaluation.prompts,
-            max_new_tokens=SAMPLE_TOKENS,
-            temperature=config.evaluation.temperature,
-            seed=config.seed,
-            reference=reference,
-            backbone_tokenizer=self.setup.backbone_tokenizer,
-            end_of_text=self.setup.end_of_text,
-        )
-
-    def _chat(self, model: nn.Module, reference: nn.Module | None) -> list[Sample]:
-        setup, evaluation = self.setup, self.setup.config.evaluation
-        if evaluation.chat is None:
-            return []
-        with MeasuringDisplay(self.progress.console) as display:
-            return answer_both(
-                model,
-                setup.tokenizer,
-                read_prompts(evaluation.chat),
-                max_new_tokens=evaluation.chat_tokens,
-                batch_rows=evaluation.batch_rows,
-                reference=reference,
-                backbone_tokenizer=setup.backbone_tokenizer,
-                end_of_text=setup.end_of_text,
-                on_progress=display.on_progress,
-            )
-
-    def _gates(self, model: nn.Module) -> list[GateText]:
-        setup, own = self.setup, self.setup.config.evaluation.gate_texts
-        texts = default_texts(setup.data.evaluate, setup.tokenizer, own)
-        return gate_texts(model, setup.tokenizer, texts, end_of_text=setup.end_of_text)
-
-    def _tasks(self, model: nn.Module, reference: nn.Module | None) -> list[TaskScore]:
+    def _tasks(self, both: BothModels) -> list[TaskScore]:
         """Finished tasks stay in the folder, so a run stopped among them resumes with the next."""
         if not self.tasks.tasks:
             return []
         config = self.setup.config
         with MeasuringDisplay(self.progress.console) as display:
             return runner.measure_tasks(
-                model,
+                both.model,
                 self.tasks,
                 model_key=weights_key(self.folder.extension, config.model, config.revision),
-                reference=reference,
+                reference=both.reference,
                 on_progress=display.on_progress,
                 on_scores=display.on_scores,
             )

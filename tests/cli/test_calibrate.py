@@ -81,7 +81,8 @@ def test_the_record_of_the_run_is_measured_anew(
     finished: Path, text: str, tmp_path: Path, neutral: Neutral
 ) -> None:
     path, run, sample = finished / "record.json", finished / "run.yaml", Sample(**SAMPLE)
-    run.write_text(run.read_text().replace("kl: false", "kl: true"))
+    settings = run.read_text().replace("kl: false", "kl: true")
+    run.write_text(settings.replace("prompts: []", "prompts: [a]"))
     trained = read_record(path).model_copy(update={"samples": [sample]})
     write_record(path, trained)
     assert trained.is_current
@@ -122,7 +123,9 @@ def test_the_record_of_the_run_is_measured_anew(
     assert renewed.sets["fr"].extended_bits_per_byte == pytest.approx(cost.calibrated)
     assert renewed.sets["en"].kl_nats_per_token is not None, "as the run measured"
     assert (renewed.curve, renewed.cost) == (trained.curve, trained.cost)
-    assert not renewed.samples
+    assert [it.prompt for it in renewed.samples] == ["a"]
+    assert renewed.samples != [sample]
+    assert renewed.gates
     assert "with these thresholds" in page()
     assert f"{cost.calibrated:.3f}" in (finished / "extension" / "README.md").read_text()
     code, printed = neutral("calibrate", finished, "--remove")

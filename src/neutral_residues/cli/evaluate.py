@@ -9,7 +9,7 @@ from neutral_residues.cli.tables import print_chat, print_sets, tasks_table
 from neutral_residues.config.data import Corpus
 from neutral_residues.data.documents import as_chats_if_it_holds_them
 from neutral_residues.errors import UserError
-from neutral_residues.evaluation.chat import answer_both, check_prompts, read_prompts
+from neutral_residues.evaluation.chat import check_prompts, read_prompts
 from neutral_residues.evaluation.evaluate_saved import (
     evaluate_saved,
     evaluation_streams,
@@ -20,7 +20,7 @@ from neutral_residues.evaluation.saved import Saved, load_saved
 from neutral_residues.evaluation.tasks.cache import weights_key
 from neutral_residues.evaluation.tasks.runner import TaskPlan, measure_tasks
 from neutral_residues.results.model_card import write_card
-from neutral_residues.results.record import Record, Sample, TaskScore
+from neutral_residues.results.record import Record, TaskScore
 from neutral_residues.results.renewal import check_renewal, renewed
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.results.store import read_record, write_record
@@ -63,10 +63,12 @@ def evaluate_folder(
         saved, tasks, streams, windows, limit=limit, num_fewshot=num_fewshot, task_data=task_data
     )
     prompts = read_prompts(chat) if chat else []
+    changed = False
     if into_record:
         names = [task.name for task in plan.tasks]
         own_record = read_record(RunFolder(folder).record)
         check_renewal(own_record, saved.promise, tasks=names, with_chat=bool(prompts))
+        changed = saved.promise != own_record.measured_promise
     longest = saved.evaluation.chat_tokens
     check_prompts(prompts, saved.model.config, saved.tokenizer, max_new_tokens=longest)
     for line in plan.missing:
@@ -88,9 +90,13 @@ def evaluate_folder(
         record = record.model_copy(update={"tasks": _measure_tasks(saved, plan, console)})
         console.print(tasks_table(record))
     if prompts:
-        answers = _answers(saved, prompts, longest, console)
+        with MeasuringDisplay(console) as display:
+            answers = saved.chat(prompts, display.on_progress)
         record = record.model_copy(update={"chat": answers})
         print_chat(record, console=console)
+    if changed:
+        texts = {"samples": saved.samples(), "gates": saved.gates(streams)}
+        record = record.model_copy(update=texts)
     return record
 
 
@@ -151,23 +157,6 @@ def _measure_tasks(saved: Saved, plan: TaskPlan, console: Console) -> list[TaskS
             reference=saved.reference,
             on_progress=display.on_progress,
             on_scores=display.on_scores,
-        )
-
-
-def _answers(
-    saved: Saved, prompts: Sequence[str], max_new_tokens: int, console: Console
-) -> list[Sample]:
-    with MeasuringDisplay(console) as display:
-        return answer_both(
-            saved.model,
-            saved.tokenizer,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            batch_rows=saved.evaluation.batch_rows,
-            reference=saved.reference,
-            backbone_tokenizer=saved.backbone_tokenizer,
-            end_of_text=saved.end_of_text,
-            on_progress=display.on_progress,
         )
 
 

@@ -9,10 +9,9 @@ from neutral_residues.config.data import Corpus
 from neutral_residues.data.run_data import RunData
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.data.tokenise import Tokenising, tokenise, tokenizer_key
-from neutral_residues.evaluation.evaluate import OnProgress, evaluate
+from neutral_residues.evaluation.evaluate import OnProgress
 from neutral_residues.evaluation.saved import Saved
 from neutral_residues.evaluation.self_replay import as_was_read
-from neutral_residues.evaluation.spliced import measure_spliced
 from neutral_residues.evaluation.tasks.runner import TaskPlan, TaskSettings, plan_tasks
 from neutral_residues.evaluation.windows import Windows
 from neutral_residues.files import default_cache_folder
@@ -87,33 +86,16 @@ def evaluate_saved(
 ) -> Record:
     """Measure backbone and extended model on every text, if there are any, and on the first two
     in turns; see `evaluate` and `measure_spliced`."""
+    options: dict[str, Any] = {"kl": kl, "on_progress": on_progress}
     results = {}
     if streams:
-        results = evaluate(
-            saved.model,
-            streams,
-            windows,
-            reference=saved.reference,
-            backbone_streams=backbone_streams,
-            pieces=saved.pieces,
-            kl=kl,
-            tokenizer=saved.tokenizer,
-            on_progress=on_progress,
-        )
+        results = saved.sets(streams, windows, backbone_streams=backbone_streams, **options)
     key = tokenizer_key(saved.backbone_tokenizer)
-    spliced = measure_spliced(
-        saved.model,
-        streams,
-        context_tokens=windows.context_tokens,
-        num_windows=saved.evaluation.spliced_windows,
-        reference=saved.reference,
-        pieces=saved.pieces,
-    )
     return Record(
         kind="evaluate",
         method=saved.config.method if saved.config else "neutral",
         sets=results,
-        spliced=spliced,
+        spliced=saved.spliced(streams, windows),
         promise=saved.promise,
         measured_promise=saved.promise,
         provenance=provenance(device=saved.device.type, tokenizer_key=key),

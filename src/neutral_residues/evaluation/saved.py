@@ -24,7 +24,7 @@ from neutral_residues.config.run import EvaluationSettings, RunConfig
 from neutral_residues.data.tokenise import end_of_text_id
 from neutral_residues.digest import check_digests
 from neutral_residues.errors import UserError
-from neutral_residues.evaluation.possible import Pieces
+from neutral_residues.evaluation.both import BothModels
 from neutral_residues.methods.wider_tables import widen_tables
 from neutral_residues.results.calibration import FILE as CALIBRATION
 from neutral_residues.results.calibration import read_calibration
@@ -38,14 +38,9 @@ from neutral_residues.vocabulary.vocabulary import Vocabulary, load_vocabulary
 
 
 @dataclass(frozen=True)
-class Saved:
-    """An extended model."""
+class Saved(BothModels):
+    """A saved extension and its backbone, in evaluation mode."""
 
-    model: nn.Module  # in evaluation mode
-    tokenizer: PreTrainedTokenizerBase
-    backbone_tokenizer: PreTrainedTokenizerBase  # the same, unless the extension has new tokens
-    vocabulary: Vocabulary | None  # these
-    reference: nn.Module | None  # the backbone, where it is not in `model` (full fine-tuning)
     config: RunConfig | None  # the run that made it, where the folder is a run's output
     folder: Path  # as it was given
     weights: Path  # the folder that holds the extension
@@ -55,25 +50,10 @@ class Saved:
     device: torch.device  # where both models are
 
     @property
-    def pieces(self) -> Pieces:
-        """For each new token the backbone's tokens of the same text."""
-        return self.vocabulary.pieces if self.vocabulary else ()
-
-    @property
-    def evaluation(self) -> EvaluationSettings:
-        """Evaluation settings of the run that made it, or the defaults."""
-        return self.config.evaluation if self.config else EvaluationSettings()
-
-    @property
     def promise(self) -> Promise | None:
         """The promise of a calibrated extension."""
         is_calibrated = (self.weights / CALIBRATION).is_file()
         return read_calibration(self.weights).promise if is_calibrated else None
-
-    @property
-    def end_of_text(self) -> int:
-        """The id of the token that ends a document."""
-        return end_of_text_id(self.backbone_tokenizer, self.end_of_text_token)
 
     @property
     def end_of_text_token(self) -> str | None:
@@ -121,18 +101,21 @@ def load_saved(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Sa
         model = on_device(load_backbone(str(weights), dtype=torch.float32), device)
         reference = load()
     return Saved(
-        model.eval(),
-        tokenizer,
-        own_tokenizer,
-        vocabulary,
-        reference,
-        config,
-        folder,
-        weights,
-        name,
-        revision,
-        composition,
-        device,
+        model=model.eval(),
+        reference=reference,
+        tokenizer=tokenizer,
+        backbone_tokenizer=own_tokenizer,
+        vocabulary=vocabulary,
+        end_of_text=end_of_text_id(own_tokenizer, config.data.end_of_text if config else None),
+        evaluation=config.evaluation if config else EvaluationSettings(),
+        seed=config.seed if config else 0,
+        config=config,
+        folder=folder,
+        weights=weights,
+        backbone_name=name,
+        revision=revision,
+        composition=composition,
+        device=device,
     )
 
 

@@ -36,11 +36,11 @@ def check_renewal(
 
 def renewed(own: Record, new: Record) -> Record:
     """`own` with the tasks and chat answers of `new`; if thresholds have changed in between, with
-    everything of `new`, and without samples and gate maps, which are only made after training."""
+    everything that was measured for `new`."""
     measured = {task.name for task in new.tasks}
     tasks = [task for task in own.tasks if task.name not in measured] + new.tasks
     parts: dict[str, object] = {"tasks": tasks, "chat": new.chat or own.chat}
     if new.measured_promise != own.measured_promise:
-        names = ("sets", "spliced", "promise", "measured_promise")
-        parts |= {name: getattr(new, name) for name in names} | {"samples": [], "gates": []}
+        names = ("sets", "spliced", "samples", "gates", "promise", "measured_promise")
+        parts |= {name: getattr(new, name) for name in names}
     return own.model_copy(update=parts)

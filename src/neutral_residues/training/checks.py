@@ -9,12 +9,10 @@ from neutral_residues.config.data import DataSettings
 from neutral_residues.config.run import EvaluationSettings, RunConfig, TrainingSettings
 from neutral_residues.data.chat import chat_template
 from neutral_residues.errors import UserError, first_line
+from neutral_residues.evaluation.both import SAMPLE_TOKENS
 from neutral_residues.evaluation.chat import check_prompts, read_prompts
 from neutral_residues.evaluation.generate import check_prompt
 from neutral_residues.files import read_text
-
-SAMPLE_TOKENS = 60
-"""Tokens generated after each prompt of `evaluation.prompts` at the end of a run."""
 
 
 def check_context(config: RunConfig, model_config: PretrainedConfig) -> None:

@@ -1,0 +1,113 @@
+"""A backbone and its extension, and everything that is measured on the two: the same for a run that
+has just ended, and for an extension that was saved."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from neutral_residues.config.run import EvaluationSettings
+from neutral_residues.data.token_stream import TokenStream
+from neutral_residues.evaluation.chat import answer_both
+from neutral_residues.evaluation.evaluate import OnProgress, evaluate
+from neutral_residues.evaluation.gate_maps import default_texts, gate_texts
+from neutral_residues.evaluation.generate import generate_both
+from neutral_residues.evaluation.possible import Pieces
+from neutral_residues.evaluation.spliced import measure_spliced
+from neutral_residues.evaluation.windows import Windows
+from neutral_residues.results.record import GateText, Sample
+from neutral_residues.results.set_result import SetResult
+from neutral_residues.results.spliced import Spliced
+from neutral_residues.vocabulary.vocabulary import Vocabulary
+
+SAMPLE_TOKENS = 60
+"""Tokens generated after each prompt of `evaluation.prompts`."""
+
+
+@dataclass(frozen=True)
+class BothModels:
+    """A backbone and its extension, and how each of them reads text."""
+
+    model: nn.Module  # the extended model
+    reference: nn.Module | None  # the backbone; None if disabling the extension gives it
+    tokenizer: PreTrainedTokenizerBase  # of the extended model
+    backbone_tokenizer: PreTrainedTokenizerBase  # the same, unless the extension has new tokens
+    vocabulary: Vocabulary | None  # the new tokens
+    end_of_text: int  # id of the token that ends a document
+    evaluation: EvaluationSettings
+    seed: int  # of sampled continuations
+
+    @property
+    def pieces(self) -> Pieces:
+        """For each new token the backbone's tokens of the same text."""
+        return self.vocabulary.pieces if self.vocabulary else ()
+
+    def sets(
+        self,
+        streams: Sequence[TokenStream],
+        windows: Windows,
+        *,
+        backbone_streams: Sequence[TokenStream] = (),
+        kl: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> dict[str, SetResult]:
+        """Set -> what was measured on it; arguments and errors as of `evaluate`."""
+        return evaluate(
+            self.model,
+            streams,
+            windows,
+            reference=self.reference,
+            backbone_streams=backbone_streams,
+            pieces=self.pieces,
+            kl=kl,
+            tokenizer=self.tokenizer,
+            on_progress=on_progress,
+        )
+
+    def spliced(self, streams: Sequence[TokenStream], windows: Windows) -> Spliced | None:
+        """The first source and the first target set in turns, see `measure_spliced`."""
+        return measure_spliced(
+            self.model,
+            streams,
+            context_tokens=windows.context_tokens,
+            num_windows=self.evaluation.spliced_windows,
+            reference=self.reference,
+            pieces=self.pieces,
+        )
+
+    def samples(self) -> list[Sample]:
+        """How both continue the prompts of `evaluation`."""
+        if not self.evaluation.prompts:
+            return []
+        return generate_both(
+            self.model,
+            self.tokenizer,
+            self.evaluation.prompts,
+            max_new_tokens=SAMPLE_TOKENS,
+            temperature=self.evaluation.temperature,
+            seed=self.seed,
+            reference=self.reference,
+            backbone_tokenizer=self.backbone_tokenizer,
+            end_of_text=self.end_of_text,
+        )
+
+    def chat(self, prompts: Sequence[str], on_progress: OnProgress | None = None) -> list[Sample]:
+        """Greedy answers of both to chat prompts."""
+        return answer_both(
+            self.model,
+            self.tokenizer,
+            prompts,
+            max_new_tokens=self.evaluation.chat_tokens,
+            batch_rows=self.evaluation.batch_rows,
+            reference=self.reference,
+            backbone_tokenizer=self.backbone_tokenizer,
+            end_of_text=self.end_of_text,
+            on_progress=on_progress,
+        )
+
+    def gates(self, streams: Sequence[TokenStream]) -> list[GateText]:
+        """The gates on the beginning of a source and of a target set, on both mixed, and on the
+        texts of `evaluation`; empty without gates."""
+        texts = default_texts(streams, self.tokenizer, self.evaluation.gate_texts)
+        return gate_texts(self.model, self.tokenizer, texts, end_of_text=self.end_of_text)
