@@ -1,4 +1,4 @@
-"""What the files that a user writes have in common: YAML, overrides, and errors of one line."""
+"""Reading and checking the YAML files that users write: overrides, and one-line errors."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +12,8 @@ from neutral_residues.files import check_plain, read_text
 
 
 class Settings(BaseModel):
-    """Base of all sections: unknown keys are errors, values never change after reading, numbers are
-    finite."""
+    """Base class of all sections: unknown keys are errors, instances are immutable, and numbers
+    must be finite."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -24,8 +24,8 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def read_values(path: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The plain values of a YAML file, with overrides such as "training.steps=200" applied; nothing
-    is checked yet.
+    """Read a YAML file into plain values and apply overrides such as "training.steps=200", without
+    validating any setting.
 
     Raises:
         UserError: if it cannot be read, is not UTF-8, YAML or a mapping, or an override is wrong.
@@ -39,7 +39,7 @@ def read_values(path: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def _read_yaml(text: str, what: str) -> Any:
-    """Plain values and nothing else; a UserError that begins with `what`."""
+    """Parse YAML into plain values. `what` is the beginning of the UserError if that fails."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -47,7 +47,7 @@ def _read_yaml(text: str, what: str) -> Any:
         line = f"line {mark.line + 1}: " if mark else ""
         problem = str(getattr(error, "problem", error))
         raise UserError(f"{what} is not YAML", got=line + problem, do="fix this line") from error
-    except Exception as error:  # of a value that is none: a 13th month, !!int x, 5,000 brackets
+    except Exception as error:  # PyYAML's for impossible values: a 13th month, 5,000 brackets
         got = first_line(error)
         raise UserError(f"{what} holds a value that YAML cannot read", got=got) from error
     check_plain(value, what, with_paths=True)
@@ -55,8 +55,8 @@ def _read_yaml(text: str, what: str) -> Any:
 
 
 def read_overrides(overrides: tuple[str, ...]) -> dict[str, Any]:
-    """Dotted key -> value of overrides such as "training.steps=200"; a UserError for one without a
-    key or a value."""
+    """Parse overrides such as "training.steps=200" into dotted key -> value. Raises a UserError for
+    one without a key or "="."""
     found = {}
     for override in overrides:
         key, separator, text = override.partition("=")
@@ -68,8 +68,8 @@ def read_overrides(overrides: tuple[str, ...]) -> dict[str, Any]:
 
 
 def put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set one value by its dotted key, such as "training.steps"; sections are made. A UserError if
-    a part of the key is not a section."""
+    """Set the value at a dotted key, such as "training.steps", in place; missing sections are
+    created. Raises a UserError if a parent in the key is not a section."""
     *parents, last = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
@@ -79,8 +79,8 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def checked(schema: type[Schema], values: Any, *, file: Path | str | None = None) -> Schema:
-    """`values` as an instance of `schema`; a UserError of one line, which begins with `file`, for
-    the first thing that is wrong."""
+    """Validate `values` as an instance of `schema`. Raises a one-line UserError, which begins with
+    `file`, for the first invalid value."""
     try:
         return schema.model_validate(values)
     except ValidationError as error:
@@ -88,14 +88,15 @@ def checked(schema: type[Schema], values: Any, *, file: Path | str | None = None
 
 
 def to_yaml(config: Settings) -> str:
-    """The resolved configuration as YAML; read back it is the same."""
+    """The resolved configuration as YAML; reading it back gives an equal configuration."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def one_line(
     error: ValidationError, schema: type[BaseModel], *, file: Path | str | None = None
 ) -> UserError:
-    """What pydantic found wrong first, by its dotted key; `schema` knows what is near to it."""
+    """The first error that pydantic found, as a UserError with the dotted key; for an unknown key,
+    it suggests the nearest key of `schema`."""
     first = error.errors()[0]
     location = tuple(first["loc"])
     prefix = f"{file}: " if file else ""
@@ -113,7 +114,7 @@ def one_line(
 
 
 def _keys_at(location: tuple[int | str, ...], section: type[BaseModel]) -> set[str]:
-    """Field names of the section that `location` points into, from the root `section` on."""
+    """Field names of the section at `location`, a path that starts at the root `section`."""
     for name in location:
         field = section.model_fields.get(str(name))  # None for an index or a key of a dictionary
         annotation = field.annotation if field else None
@@ -124,7 +125,7 @@ def _keys_at(location: tuple[int | str, ...], section: type[BaseModel]) -> set[s
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys: "training.steps" -> 1000."""
+    """Flatten nested mappings to dotted keys: "training.steps" -> 1000."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:

@@ -1,4 +1,4 @@
-"""The choices that shape an extension, declared once for run file and PEFT config. No torch."""
+"""Allowed values of the settings that the run file and the PEFT config share. No torch."""
 
 from typing import Literal, get_args
 
@@ -22,17 +22,18 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "placement": get_args(Placement),
     "local_loss": get_args(LocalLoss),
 }
-"""Name of a setting -> its values."""
+"""Name of a setting -> its allowed values."""
 
 NEEDS_SIGMOID = {
     ("gate_start", "half"): "another gate is 0 there and would never learn; choose open",
     ("local_loss", "cross_entropy"): "it trains the gate as a classifier; choose l1",
 }
-"""Choices that go with a sigmoid gate only, each with the reason and the way out."""
+"""(setting, value) pairs that need a sigmoid gate -> the reason and what to choose instead."""
 
 
 def check_choices(*, block_gate: str, **others: str) -> None:
-    """Raise a UserError unless these choices, named as in `CHOICES`, exist and go together."""
+    """Raise a UserError unless the given settings (names as in `CHOICES`) have allowed values that
+    can be combined."""
     for name, value in {"block_gate": block_gate, **others}.items():
         if value not in CHOICES[name]:
             raise UserError(name, got=value, allowed=", ".join(CHOICES[name]))

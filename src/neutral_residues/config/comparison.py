@@ -2,8 +2,8 @@
 
 Its output folder:
 
-    compare.yaml    the file as it was resolved
-    plan/           a run file for each cell: `neutral extend` on one repeats that cell alone
+    compare.yaml    the resolved comparison file
+    plan/           a run file for each cell: `neutral extend` on it repeats that cell only
     cells/          the output folder of each cell
     logs/           what each cell printed
 
@@ -19,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from neutral_residues.config.base import Settings, checked, read_overrides, read_values
 
 COMPARISON, CELLS = "compare.yaml", "cells"
-"""Names inside the output folder that the report looks for too."""
+"""Names of a file and a folder in the output folder, which the report reads too."""
 
 
 class MethodEntry(Settings):
@@ -30,37 +30,38 @@ class MethodEntry(Settings):
     label: str | None = Field(default=None, min_length=1, pattern=r"^\w[\w.+-]*$")
     """Name in tables; null takes the method's name."""
     set: dict[str, Any] = Field(default_factory=dict)
-    """Settings of this entry alone, by dotted key, for example {residues.init: paper}."""
+    """Settings of this entry only, by dotted key, for example {residues.init: paper}."""
 
 
 class CompareConfig(Settings):
-    """A comparison: every combination of what is listed is one cell, that is, one run."""
+    """A comparison: every combination of the listed values is a cell, that is, one run."""
 
     runs: tuple[Path, ...] = Field(min_length=1)
-    """Run files, for model, data and training. Their `method` and `output` are ignored, and a
-    section for some methods only (residues, lora) applies to those."""
+    """Run files with model, data and training. Their `method` and `output` are ignored; the
+    sections residues and lora apply only to the methods that use them."""
     output: Path
     """Folder of the comparison."""
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
     """Names of methods, or entries with a label and settings of their own."""
     budgets: tuple[float, ...] = ()
-    """New weights as a share of the backbone's; empty: the run file's."""
+    """Values of `budget`, new weights as a share of the backbone's; empty: that of the run file."""
     learning_rate_factors: tuple[float, ...] = Field(default=(1.0,), min_length=1)
-    """Multiples of each method's learning rate (set, or its recipe's)."""
+    """Factors for the learning rate of each method: the one that is set, or else its default."""
     source_shares: tuple[float, ...] = ()
-    """Shares of source rows; empty: the run file's."""
+    """Values of `data.source_share`; empty: that of the run file."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    """Seeds of initialisation and order of rows."""
+    """Seeds of initialisation and of the order of rows."""
     tune: bool = False
-    """Try all learning rates with the first seed only; the other seeds get the one with the fewest
-    bits per byte on the target sets of `data.validate_on`, never on the evaluation sets."""
+    """Try all learning rates with the first seed only, and run the other seeds with the best one:
+    that with the fewest bits per byte on the target sets of `data.validate_on`. The evaluation sets
+    are never used to choose."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Settings of all cells, by dotted key, for example {training.steps: 200}."""
     jobs: int | None = Field(default=None, ge=1)
-    """Cells that run at a time; null: one for each GPU, or one on a machine without. They share the
-    CPU: `OMP_NUM_THREADS` threads, or all cores that the process may use."""
+    """Number of cells that run at the same time; null: one per GPU, or 1 without a GPU. They share
+    the CPU threads: `OMP_NUM_THREADS`, or one for each core that the process may use."""
     keep_weights: bool = True
-    """False deletes each cell's weights when all are done; the records stay."""
+    """False deletes the weights of all cells when all are done; the records are kept."""
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -87,8 +88,8 @@ class CompareConfig(Settings):
 
 
 def load_comparison(path: Path, overrides: tuple[str, ...] = ()) -> CompareConfig:
-    """Read a comparison file and apply overrides such as "seeds=[0,1]" or "set.training.steps=200";
-    a UserError of one line for the first thing that is wrong."""
+    """Read a comparison file and apply overrides such as "seeds=[0,1]" or "set.training.steps=200".
+    Raises a one-line UserError for the first invalid setting."""
     of_cells = [override for override in overrides if override.startswith("set.")]
     values = read_values(path, tuple(o for o in overrides if o not in of_cells))
     settings = read_overrides(tuple(override.removeprefix("set.") for override in of_cells))

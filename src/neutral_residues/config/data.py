@@ -1,4 +1,4 @@
-"""The section `data` of a run file: which texts, for what, and in which shares. No torch here."""
+"""The section `data` of a run file: corpora, what they are used for, and their shares. No torch."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -9,33 +9,35 @@ from pydantic import Field, field_validator, model_validator
 from neutral_residues.config.base import Settings
 
 Role = Literal["source", "target"]
-"""source: what the backbone knows. target: what it is to learn."""
+"""source: text that the backbone already models. target: text that it shall learn."""
 SELF = Path("self")
-"""What `path` of a corpus is whose text the backbone writes."""
+"""The `path` of a corpus whose text the backbone generates."""
 Shares = tuple[float, float]
-"""At the first and at the last row of a run."""
+"""Share of a corpus at the first and at the last row of a run; it changes linearly in between."""
 Kind = Literal["documents", "chats", "pairs"]
 PAIR_TEMPLATE = "{prompt}\n{completion}"
 SPLICED_TOKENS = 16
-"""The shortest row that switches between source and target text; see `data/splicing.py`."""
+"""Tokens of the shortest row that can alternate between source and target text; see
+`data/splicing.py`."""
 
 
 def exact(share: float) -> Fraction:
-    """Through its decimal form, as it was written: 0.1 is a tenth, so ten rows hold one of them."""
+    """`share` as the fraction that its decimal digits stand for: 0.1 is exactly a tenth, so that
+    one of ten rows has it."""
     return Fraction(str(share))
 
 
 class Corpus(Settings):
-    """Documents of one kind, from local files or from a `datasets` name."""
+    """A text corpus: documents, chats or pairs, from a local file or from a dataset of the Hub."""
 
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
-    """Name of this corpus in every table, for example "fr"."""
+    """Name of this corpus in all tables, for example "fr"."""
     role: Role
-    """source: like what the backbone knows; target: the new language or domain."""
+    """source: text that the backbone already models; target: the new language or domain."""
     path: Path | None = None
-    """.txt (documents separated by blank lines), .jsonl, .tsv (these also as .gz or .zst),
-    .parquet. Or the word self in a source corpus of `train`: the backbone writes the text, see
-    `self_replay`."""
+    """A local file: .txt (documents separated by blank lines), .jsonl or .tsv (all three also
+    compressed, as .gz or .zst), or .parquet. Or the word self, in a source corpus of `train`: the
+    backbone generates the text, see `self_replay`."""
     dataset: str | None = None
     """Instead of `path`: the name of a dataset for `datasets.load_dataset`."""
     subset: str | None = None
@@ -43,27 +45,31 @@ class Corpus(Settings):
     split: str = "train"
     """Split of that dataset."""
     chat: bool = False
-    """Rows are chats: `field` (here "messages" by default) holds a list of {role, content}. The
-    tokenizer's chat template renders them, and only the assistant's messages are predicted."""
+    """Documents are chats: `field` (by default "messages" then) contains a list of {role, content}.
+    They are rendered with the tokenizer's chat template, and the loss is computed on the
+    assistant's messages only."""
     field: str = "text"
-    """The JSON field or column that holds the text; translation.fr is a field within another.
-    Columns of a .tsv are named by its first line, or counted: 2 is the second."""
+    """Name of the JSON field or column with the text; translation.fr is a field inside another.
+    Columns of a .tsv have the names in its first line, or numbers: 2 is the second column."""
     prompt: str | None = None
-    """Rows are pairs: the field or column that is read before the text in `field`, which is
-    predicted. For example a sentence and its translation, or TRL's prompt and completion."""
+    """Documents are pairs of a prompt and a completion: the field or column with the prompt;
+    `field` is that of the completion. For example a sentence and its translation, or TRL's prompt
+    and completion."""
     prompt_path: Path | None = None
-    """Instead of `prompt`: a file whose lines are the prompts for the same lines of `path`; both
-    plain text with any suffix, also .gz or .zst."""
+    """Instead of `prompt`: a file with one prompt per line, for the completion in the same line of
+    `path`. Both files are plain text with any suffix, also compressed as .gz or .zst."""
     template: str = PAIR_TEMPLATE
-    """How a pair is written: a text with {prompt} and {completion}."""
+    """Text of a pair, with the placeholders {prompt} and {completion}."""
     completion_only_loss: bool = True
-    """Predict only the completion of a pair and what follows it; false: the prompt too."""
+    """Compute the loss only on the completion of a pair and on what follows it in the template;
+    false: on the prompt too."""
     max_documents: int | None = Field(default=None, ge=1)
-    """Read at most this many documents, from the beginning."""
+    """Read at most this many documents, from the beginning; null: all."""
     share: Shares | None = None
-    """In `train`: share of the rows of this role, exact to within a row: 0.3, or [0.8, 0.2], which
-    changes linearly from the first to the last row of the run. Either all corpora of a role have
-    one, and they sum to 1, or none has; then they are mixed by their size."""
+    """Only in `train`: share of this corpus in the rows of its role, exact to within a row. A
+    number, or two such as [0.8, 0.2]: the share then changes linearly from the first to the last
+    row of the run. Set it for all corpora of a role, with a sum of 1, or for none: they are then
+    mixed in proportion to their size."""
 
     @field_validator("share", mode="before")
     @classmethod
@@ -139,89 +145,96 @@ class Corpus(Settings):
 
     @property
     def kind(self) -> Kind:
-        """What it holds: plain text, or text of which a part is predicted."""
+        """documents: plain text. chats and pairs: the loss may be on a part of the text only."""
         if self.chat:
             return "chats"
         return "documents" if self.prompt is None and self.prompt_path is None else "pairs"
 
     @property
     def is_self(self) -> bool:
-        """Whether the backbone writes this text."""
+        """Whether the backbone generates this text."""
         return self.path == SELF
 
     @property
     def origin(self) -> str:
-        """The path or dataset name, for messages."""
+        """The path or dataset name, for error messages."""
         dataset = f"{self.dataset}:{self.subset or 'default'}/{self.split}"
         return dataset if self.path is None else str(self.path)
 
 
 class SelfReplaySettings(Settings):
-    """How the backbone writes source text, for a corpus with `path: self`. The text is cached; a
-    longer one begins with the shorter one."""
+    """How the backbone generates source text, for a corpus with `path: self`. The text is cached; a
+    longer text begins with the shorter one."""
 
     tokens: int | None = Field(default=None, ge=1)
-    """About how many to write; null: the source tokens of one process, up to 1,000,000."""
+    """Approximate number of tokens to generate; null: as many source tokens as one process of the
+    run reads, up to 1,000,000."""
     document_tokens: int = Field(default=256, ge=16)
-    """A document ends where the backbone ends it, or after this many tokens."""
+    """Maximum number of tokens of a document; the backbone may end it earlier."""
     prompts: Path | None = None
-    """Text file whose lines begin the documents, in turn: words, titles, questions. null: documents
-    begin without a prompt, as in pretraining."""
+    """Text file with one prompt per line (words, titles, questions), with which the documents begin
+    in turn. null: documents begin without a prompt, as in pretraining."""
     temperature: float = Field(default=1.0, gt=0)
-    """Sampling temperature. 1 is the backbone's own distribution; at low ones text repeats."""
+    """Sampling temperature. 1 is the backbone's own distribution; at low temperatures text repeats
+    itself."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus sampling: only among the most probable tokens that sum to this probability."""
+    """Nucleus sampling, as in Transformers: sample from the most probable tokens whose
+    probabilities add up to top_p."""
     batch_rows: int = Field(default=32, ge=1)
-    """Documents written at a time; the text depends on it."""
+    """Documents that are generated in one batch; another number gives another text."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the sampling; the run's own seed does not change the text."""
+    """Seed of the sampling; the seed of the run does not change the text."""
 
 
 class DataSettings(Settings):
-    """What the model reads, and in which shares."""
+    """Text for training and evaluation, and how it is mixed."""
 
     train: tuple[Corpus, ...] = Field(min_length=1)
-    """Training text; at least one target, and a source corpus unless source_share is 0."""
+    """Training text: at least one target corpus, and a source corpus unless source_share is 0."""
     evaluate: tuple[Corpus, ...] = ()
-    """Held-out source and target text; empty: some documents of each training corpus."""
+    """Held-out source and target text for the evaluation at the end; empty: held_out_share of the
+    documents of each training corpus."""
     validate_on: tuple[Corpus, ...] = ()
-    """Other held-out text, measured during training, to choose settings by; empty: `evaluate`."""
+    """Other held-out text, which is measured during training and can be used to choose settings;
+    empty: the text of `evaluate` is measured during training too."""
     held_out_share: float = Field(default=0.02, gt=0, lt=1)
     """Share of documents held out of each training corpus when `evaluate` is empty."""
     source_share: float = Field(default=0.1, ge=0, le=1)
     """Share of training rows that are source text (the paper's p); exact to within a row."""
     spliced_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of source rows that are spliced with a target row: the two texts alternate in both
-    rows, so that gates learn to close again after target text. All methods read the same rows."""
+    """Share of the source rows that are spliced with a target row: source and target text alternate
+    in both rows, so that gates learn to close again after target text. All methods read the same
+    rows."""
     self_replay: SelfReplaySettings = SelfReplaySettings()
-    """How the backbone writes the text of a corpus with `path: self`."""
+    """How the backbone generates the text of a corpus with `path: self`."""
     block_tokens: int = Field(default=512, ge=2)
-    """Tokens in a training row."""
+    """Number of tokens of a training row (sequence length)."""
     end_of_text: str | None = Field(default=None, min_length=1)
     """The token that ends each document, as in pretraining; null: the tokenizer's `eos_token`, or
-    its end-of-document token where `eos_token` ends the turns of a chat ("<|im_end|>")."""
+    its end-of-document token if `eos_token` ends the turns of a chat ("<|im_end|>")."""
     chat_template: Path | None = None
-    """File with a Jinja chat template for chats, saved with the extension; null takes that of the
-    model's tokenizer."""
+    """File with a Jinja chat template for chats, which is saved with the extension; null: the chat
+    template of the model's tokenizer."""
     workers: int = Field(default=2, ge=0)
-    """Processes that load rows for a GPU (none on a CPU); the result does not depend on it."""
+    """Number of data loader processes per GPU (none are used on a CPU); does not change the
+    result."""
     cache: Path | None = None
-    """Folder for tokenised text, learnt tokens and text that the backbone writes; null:
+    """Folder for tokenised text, new vocabularies and text that the backbone generates; null:
     neutral-residues in the user's cache folder."""
 
     @property
     def corpora(self) -> tuple[Corpus, ...]:
-        """All of them, whatever they are for."""
+        """The corpora of `train`, `evaluate` and `validate_on`."""
         return (*self.train, *self.evaluate, *self.validate_on)
 
     @property
     def shares(self) -> dict[str, Shares]:
-        """Of the training corpora that have one, by name."""
+        """Name -> share, of the training corpora that have one."""
         return {corpus.name: corpus.share for corpus in self.train if corpus.share}
 
     @property
     def self_corpus(self) -> Corpus | None:
-        """The corpus that the backbone writes."""
+        """The training corpus with `path: self`, if there is one."""
         return next((corpus for corpus in self.train if corpus.is_self), None)
 
     @model_validator(mode="after")
