@@ -1,9 +1,9 @@
-"""Base of the files that a run leaves behind: strict fields, errors of one line. No torch.
+"""Base classes of the JSON files that runs write: strict fields, one-line errors. No torch.
 
     write_part(path, part)               JSON, with a digest of its contents as the last key
-    read_part(Record, path, "record")    the same again, if it is as it was written
+    read_part(Record, path, "record")    reads it back, and checks fields and digest
 
-A file without a digest is not checked: somebody edited it and deleted it.
+A file without a digest is read too: delete the digest to edit a file on purpose.
 """
 
 import math
@@ -19,10 +19,11 @@ from neutral_residues.files import read_json, write_json
 
 
 class Part(BaseModel):
-    """Base of all parts: unknown keys are errors, values never change, numbers are finite."""
+    """Base class of all parts of a file: unknown keys are errors, instances are immutable, and
+    numbers must be finite."""
 
-    # "constants" keeps a NaN hidden in a free-form dict visible, so that writing refuses it instead
-    # of storing null.
+    # With "constants", a NaN inside a free-form dict is not turned into null, so that writing it
+    # fails.
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
@@ -33,8 +34,8 @@ class Part(BaseModel):
 
 
 class PartWithRatios(Part):
-    """A part that stores sums: its JSON also has its ratios (computed fields), and a file whose
-    ratios are not those of its sums, or cannot be computed from them, is refused."""
+    """A part that stores sums, and writes their ratios (computed fields) into its JSON too. Reading
+    fails if stored ratios are not those of the sums, or cannot be computed from them."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -56,7 +57,7 @@ class PartWithRatios(Part):
 
 
 def _is_close(one: object, other: object) -> bool:
-    """Equal but for the last digits, which another processor may round otherwise."""
+    """Whether two numbers are equal up to rounding, which differs between processors."""
     if not isinstance(one, int | float) or not isinstance(other, int | float):
         return False
     return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-9)
@@ -66,25 +67,26 @@ Schema = TypeVar("Schema", bound=Part)
 
 
 DIGEST = "digest"
-"""The key of a file's own digest."""
+"""The key in a file under which its digest is stored."""
 
 
 def write_part(path: Path, part: Part) -> None:
-    """Write `part` as JSON with its digest, whole or not at all; a ValueError for NaN."""
+    """Write `part` as JSON with its digest, atomically. Raises a ValueError if it contains NaN."""
     values = part.model_dump(mode="json")
     write_json(path, values | {DIGEST: short_hash(values)})
 
 
 def read_part(schema: type[Schema], path: Path | str, what: str) -> Schema:
-    """The part in the JSON file at `path`; `what` is what messages call the file ("record"). A
-    UserError if there is no such file, it is not JSON (or was cut short), or as `part_in`."""
+    """Read the JSON file at `path` as an instance of `schema`; error messages call the file `what`
+    ("record"). Raises a UserError if the file does not exist or is not JSON, and as `part_in`."""
     return part_in(schema, read_json(Path(path), what), path, what)
 
 
 def part_in(schema: type[Schema], value: Any, path: Path | str, what: str) -> Schema:
-    """The part in what JSON held. A UserError that names `path` for another file than `schema` says
-    by its `format` and `version`, one that is not as it was written, or a wrong field."""
-    # A file that says to be something else, before its fields are complained of.
+    """Validate `value`, which was read from the JSON file at `path`, as an instance of `schema`.
+    Raises a UserError for another `format` or `version`, a digest of other contents, or an invalid
+    field."""
+    # The format comes first: fields of another kind of file would give a misleading error.
     expected, version = (schema.model_fields[key].default for key in ("format", "version"))
     if not isinstance(value, dict) or value.get("format") != expected:
         allowed = f'a JSON object with "format": "{expected}"'

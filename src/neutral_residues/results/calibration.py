@@ -1,8 +1,8 @@
-"""`calibration.json`, next to the weights of a calibrated extension: what was promised, on which
-text, at which cost, and what new text is compared with. No torch.
+"""`calibration.json`, next to the weights of a calibrated extension: the promise, the texts that it
+was calibrated on, its cost, and the gate scores that new text is compared with. No torch.
 
-The thresholds themselves are in `adapter_config.json`, so they are always loaded with the weights.
-Both files name the weights that they belong to.
+The thresholds themselves are in `adapter_config.json`, so that they are always loaded with the
+weights. Both files contain the digest of the weights that they belong to.
 """
 
 from pathlib import Path
@@ -20,22 +20,23 @@ class Calibration(Part):
     """The contents of `calibration.json`."""
 
     format: Literal["neutral-residues/calibration"] = "neutral-residues/calibration"
-    """Says that the file is ours."""
+    """Identifies the kind of file."""
     version: Literal[1] = 1
     """Version of this schema."""
     created: Created = NOW
-    """When it was made, UTC, ISO 8601."""
+    """Time of the calibration, UTC, ISO 8601."""
     weights: str
     """Digest of the weights that it belongs to."""
     promise: Promise
-    """What was promised."""
+    """The promise about source text, and its cost."""
     scores: dict[str, dict[int, list[float]]]
-    """Set -> number of tokens n -> sorted scores, one document of each unit with n tokens: the mean
-    over its first n tokens of the largest gate logit. Unlike text scores higher."""
+    """Set -> number of tokens n -> sorted scores of one document per unit, those with at least n
+    tokens. A score is the mean over the first n tokens of the largest gate logit; text that differs
+    from the calibration text has higher scores."""
 
 
 def write_calibration(folder: Path, calibration: Calibration) -> None:
-    """Write it next to the weights."""
+    """Write `calibration.json` into `folder`, next to the weights."""
     write_part(folder / FILE, calibration)
 
 
@@ -43,10 +44,11 @@ def read_calibration(folder: Path, *, weights: str | None = None) -> Calibration
     """Read the calibration of the extension in `folder`.
 
     Args:
-        weights: digest of the weights that it must belong to; None: not checked.
+        weights: digest of the weights that the calibration must belong to; None: not checked.
 
     Raises:
-        UserError: if there is none, it cannot be read, or it belongs to other weights.
+        UserError: if the extension is not calibrated, the file cannot be read, or it belongs to
+            other weights.
     """
     if not (folder / FILE).is_file():
         do = "run neutral calibrate on it first"

@@ -1,7 +1,7 @@
-"""The README of a saved extension: how to load it, and what it learnt and forgot.
+"""The README (model card) of a saved extension: how to load it, and what it learnt and forgot.
 
-Its metadata is the Hub's own, so the Hub lists bits per byte of backbone and extended model as
-evaluation results. No torch, no network.
+Its metadata has the form of the Hub, which therefore lists bits per byte of backbone and extended
+model as evaluation results. No torch, no network.
 """
 
 import json
@@ -34,7 +34,7 @@ _PROMISE = "## Calibrated"
 
 _LOAD_PEFT = _LOAD_ADAPTER.split("\n", 1)[1]
 _OURS = ("NEUTRAL_RESIDUES", "DISEL")
-"""Types of adapter that PEFT knows once this package is imported."""
+"""PEFT types that are registered by importing this package."""
 
 _LOAD_WHOLE = """from transformers import AutoModelForCausalLM
 
@@ -42,7 +42,7 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")"""
 
 
 def write_card(folder: Path, record: Record) -> None:
-    """Write `README.md` into the folder of an extension: an adapter or a whole model."""
+    """Write `README.md` into the folder of an extension, which is an adapter or a whole model."""
     file = folder / "adapter_config.json"
     adapter = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     loading = _LOAD_COMPOSITION if (folder / COMPOSITION).is_file() else _loading(adapter)
@@ -51,19 +51,23 @@ def write_card(folder: Path, record: Record) -> None:
 
 
 def _loading(adapter: dict[str, Any] | None) -> str:
-    """The lines that load an adapter with that configuration, or a whole model."""
+    """Lines of Python that load an adapter with this configuration, or a whole model (None)."""
     if adapter is None:
         return _LOAD_WHOLE
     return _LOAD_ADAPTER if adapter["peft_type"] in _OURS else _LOAD_PEFT
 
 
 def model_card(record: Record, loading: str, *, head_rank: int = 0) -> str:
-    """The card's text; `loading` are the lines of Python that load the extension, `head_rank` is
-    the rank of its residue on the output head."""
+    """The text of the card.
+
+    Args:
+        loading: lines of Python that load the extension.
+        head_rank: rank of its residue on the output head, 0 for none.
+    """
     model = str(record.config["model"])
     title = f"{Path(model).name}, extended ({record.label})"
     metadata = ModelCardData(
-        # The Hub takes no folder of somebody's machine for a model.
+        # The Hub accepts only names of models here, not local folders.
         base_model=None if Path(model).is_dir() else model,
         library_name="transformers" if loading == _LOAD_WHOLE else "peft",
         pipeline_tag="text-generation",
@@ -94,7 +98,7 @@ def model_card(record: Record, loading: str, *, head_rank: int = 0) -> str:
 
 
 def with_promise(card: str, promise: Promise | None) -> str:
-    """The card with `promise` as its last part, in place of an earlier one; None: without any."""
+    """`card` with `promise` as its last section, which replaces an earlier one; None removes it."""
     card = card.split(f"\n{_PROMISE}\n")[0]
     if promise is None:
         return card
@@ -113,7 +117,7 @@ def with_promise(card: str, promise: Promise | None) -> str:
 
 
 def composition_card(names: Sequence[str], backbone: str, over: int | None) -> str:
-    """The card of several extensions in one folder, used together as `Composition.over` says."""
+    """The card of several extensions in one folder; `over` is that of `Composition`."""
     how = "All are active, each as far as its gate is open; their outputs are summed."
     if over is not None:
         where = "at this token" if over == 1 else f"over the last {over} tokens"
@@ -122,7 +126,7 @@ def composition_card(names: Sequence[str], backbone: str, over: int | None) -> s
 
 
 def average_card(names: Sequence[str], backbone: str) -> str:
-    """The card of the average of several extensions."""
+    """The card of an extension whose weights are the average of several extensions."""
     return _short_card(names, backbone, "Its weights are the mean of theirs.", _LOAD_ADAPTER)
 
 
@@ -139,7 +143,7 @@ def _short_card(names: Sequence[str], backbone: str, how: str, loading: str) -> 
 
 
 def _vocabulary(record: Record, size: int) -> str:
-    """What the new tokens are for, and where their tokenizer is."""
+    """Sentences about the new tokens: how many, what they save, and which tokenizer to use."""
     sets = record.sets.items()
     saved = [
         f"{name} has {found.num_tokens / found.backbone_tokens:.2f} times the backbone's tokens"

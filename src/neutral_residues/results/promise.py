@@ -1,4 +1,5 @@
-"""What a calibrated extension promises, on which text, and what that costs. No torch."""
+"""The promise of a calibrated extension: its bound, the texts it holds for, and its cost. No
+torch."""
 
 from typing import Literal
 
@@ -8,78 +9,86 @@ from neutral_residues.config.choices import ThresholdForm
 from neutral_residues.results.base import Part
 
 PromiseKind = Literal["tokens", "documents"]
-"""tokens: the share of a unit's tokens on which any gate opens. documents: the share of a unit's
-documents that get worse by more than `rise_percent`."""
+"""The loss of a unit, of which the mean is bounded. tokens: share of its tokens on which any gate
+opens. documents: share of its documents that get worse by more than `rise_percent`. A unit is what
+is drawn independently: a document, or all documents of one origin (`CalibratedSet.group_by`)."""
 
 
 class CalibratedSet(Part):
-    """One source text that the promise is about, and what was measured on it."""
+    """A source text that the promise is about, and what was measured on it."""
 
     name: str = Field(min_length=1)
-    """Its name, for example "pubmed"."""
+    """Name of the set, for example "pubmed"."""
     key: str
     """Hash of its tokens."""
     group_by: str | None
-    """The field that names the source of a document; null: each document is its own."""
+    """Field of a document whose value is its unit, for example a journal; null: each document is a
+    unit of its own."""
     num_documents: int = Field(ge=1)
-    """Documents in all."""
+    """Documents in the set."""
     num_tuning_units: int = Field(ge=1)
-    """Units that chose the positions of the dial."""
+    """Units that were used to find the positions of the dial."""
     num_units: int = Field(ge=1)
-    """Units on which these were tested: all others."""
+    """All other units: those on which these positions were tested."""
     loss: float = Field(ge=0, le=1)
-    """What the promise is about, on these: its mean over them, under the thresholds."""
+    """Mean over the tested units of the loss in `PromiseKind`, with the thresholds."""
     trained_loss: float = Field(ge=0, le=1)
-    """The same of the extension as it was trained."""
+    """The same for the extension as trained, without thresholds."""
     exact_share: float = Field(ge=0, le=1)
-    """Share of their tokens on which every gate is exactly 0, so that the extension is skipped."""
+    """Share of the tested units' tokens on which every gate is exactly 0, so that the extension is
+    skipped."""
     trained_exact_share: float = Field(ge=0, le=1)
-    """The same of the extension as it was trained."""
+    """The same for the extension as trained, without thresholds."""
 
 
 class TargetCost(Part):
-    """Bits per byte of a target text: what the promise costs."""
+    """What the promise costs on a target text, in bits per byte."""
 
     name: str = Field(min_length=1)
-    """Its name, for example "fr"."""
+    """Name of the set, for example "fr"."""
     backbone: float = Field(ge=0)
-    """Of the backbone."""
+    """Bits per byte of the backbone."""
     trained: float = Field(ge=0)
-    """Of the extension as it was trained."""
+    """Bits per byte of the extended model as trained, without thresholds."""
     calibrated: float = Field(ge=0)
-    """Of the extension under the thresholds."""
+    """Bits per byte of the extended model with the thresholds."""
 
     @property
     def points(self) -> float | None:
-        """Of what was learnt, the per cent that is lost; None if nothing was learnt."""
+        """The part of the learnt drop in bits per byte that the thresholds lose, in per cent; None
+        if nothing was learnt."""
         learnt = self.backbone - self.trained
         return 100 * (self.calibrated - self.trained) / learnt if learnt > 0 else None
 
 
 class Promise(Part):
-    """What holds for text like that it was calibrated on."""
+    """A statistical bound that holds for text like the one it was calibrated on."""
 
     kind: PromiseKind
-    """What is bounded."""
+    """The loss that is bounded."""
     at_most: float = Field(gt=0, lt=1)
-    """The bound, a share."""
+    """The bound: the mean loss over units is at most this share."""
     confidence: float | None = Field(default=None, gt=0, lt=1)
-    """How sure it is; null: it holds on average over calibrations."""
+    """Probability that a calibration gives thresholds for which the bound holds; null: it holds on
+    average over calibrations."""
     rise_percent: float | None = Field(default=None, ge=0)
-    """For documents: the rise in bits per byte that is too much."""
+    """For kind "documents": documents whose bits per byte rise by more than this many per cent
+    count as worse."""
     form: ThresholdForm
-    """How thresholds are applied."""
+    """How thresholds are applied to gates."""
     over: int = Field(ge=1)
-    """Tokens of the mean gate that is compared with its threshold."""
+    """Number of last tokens over which a gate is averaged before it is compared with its
+    threshold."""
     dial: float = Field(ge=0, le=1)
-    """Share of the tuning units' tokens on which each gate may open: it sets all thresholds."""
+    """Share of the tuning units' tokens on which each gate may open; it sets the thresholds of all
+    gates."""
     sets: list[CalibratedSet] = Field(min_length=1)
-    """The texts."""
+    """The source texts that it was calibrated on."""
     costs: list[TargetCost] = Field(default=[])
-    """What it costs."""
+    """What it costs on target texts."""
     training_text_checked: bool
-    """Whether none of these texts' documents is known to be one that was trained on; false where
-    the training text is not known."""
+    """Whether the documents of these texts were compared with the training text, and none was
+    found in it; false if the training text is not known."""
 
     @property
     def sentence(self) -> str:

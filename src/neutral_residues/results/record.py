@@ -1,7 +1,7 @@
-"""The record of a run: each part a class, each field documented by the line under it. No torch.
+"""The record of a run: a class for each part, and a docstring under each field. No torch.
 
-A change of the schema raises its `version`; `store.py` reads and writes. What was measured on one
-evaluation set is in `set_result.py`.
+A change of the schema raises its `version`. `store.py` reads and writes records; the results of one
+evaluation set are in `set_result.py`.
 """
 
 import statistics
@@ -22,41 +22,42 @@ NOW: Any = Field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0
 
 
 class Sample(Part):
-    """How both models continue one prompt, with the same seed."""
+    """Continuations of one prompt by both models, with the same seed."""
 
     prompt: str
-    """The text that was given."""
+    """The prompt."""
     backbone: str
-    """What the backbone adds to it, without the prompt."""
+    """Continuation by the backbone, without the prompt."""
     extended: str
-    """What the extended model adds to it, without the prompt."""
+    """Continuation by the extended model, without the prompt."""
 
     @property
     def is_same(self) -> bool:
-        """Whether both add the same, word for word."""
+        """Whether both continuations are equal."""
         return self.backbone == self.extended
 
 
 class TaskScore(Part):
-    """Both models on the same items of one task by one metric, and how sure the difference is."""
+    """Scores of both models on the same items of one task, by one metric, with the uncertainty of
+    their difference."""
 
     name: str = Field(min_length=1)
-    """The task: lm-eval's name for it, or one of ours, for example "clams-fr" or "cloze-fr", or its
-    file's."""
+    """Name of the task in lm-eval, or of a task of ours (for example "clams-fr" or "cloze-fr"), or
+    of its file."""
     suite: str | None = None
-    """Suite that it belongs to, for example "paper-fr"; null for a task that was named itself."""
+    """Suite through which it was chosen, for example "paper-fr"; null if chosen by its own name."""
     language: str | None = None
-    """Two-letter code of its language; null where not known."""
+    """Two-letter code of its language; null if not known."""
     role: Literal["source", "target", "none"] = "none"
-    """Whether the backbone knows its language or was to learn it; "none" where not known."""
+    """Whether its language is source or target language of the run; "none" if not known."""
     metric: str = Field(min_length=1)
-    """lm-eval's name of the score, for example "acc" or "acc_norm"."""
+    """Name of the metric in lm-eval, for example "acc" or "acc_norm"."""
     unit: Literal["share", "score"]
-    """share: of items answered correctly, 0 to 1. score: anything else."""
+    """share: share of items answered correctly, 0 to 1. score: anything else."""
     direction: Literal["lower", "higher"]
-    """Which is better."""
+    """Whether lower or higher scores are better."""
     num_items: int = Field(ge=1)
-    """Items that both models answered; in a group of tasks all items count alike."""
+    """Items that both models answered; all items of a group of tasks have the same weight."""
     backbone: float
     """Score of the backbone."""
     extended: float
@@ -64,37 +65,38 @@ class TaskScore(Part):
     difference: float
     """Extended minus backbone."""
     low: float
-    """Lower end of the 95 % interval of the difference, over the paired items."""
+    """Lower end of the 95 % confidence interval of the difference (paired by item)."""
     high: float
     """Upper end of that interval."""
     p_value: float | None = Field(ge=0, le=1)
-    """Two-sided, of no difference; null where the interval has none."""
+    """Two-sided p-value for no difference; null if the method of the interval gives none."""
     interval: str
-    """How interval and p-value were found."""
+    """How interval and p-value were computed."""
     chance: float | None = Field(default=None, ge=0, le=1)
-    """Score of guessing: the mean of 1 / number of choices; null where there is nothing to choose
-    from."""
+    """Score of random guessing: the mean of 1 / number of choices; null if items have no
+    choices."""
     num_fewshot: int = Field(ge=0)
-    """Few-shot examples before each item; the most of any part of a group."""
+    """Few-shot examples before each item; for a group of tasks, the largest number."""
     num_truncated: int = Field(ge=0)
-    """Prompts, one per answer, that were longer than the context and lost their beginning."""
+    """Prompts (one per answer) whose beginning was cut off because they exceed the context."""
     key: str
-    """Hash of items, prompts and metric: two scores compare only where it agrees."""
+    """Hash of items, prompts and metric: only scores with the same key are comparable."""
 
 
 class GateText(Part):
-    """How open each block gate is on each token of one short text."""
+    """The block gates on each token of one short text."""
 
     name: str = Field(min_length=1)
-    """Where the text comes from: an evaluation set, "code-switched", or "prompt 1"."""
+    """Name of the text: that of its evaluation set, "code-switched", or for example "text 1"."""
     kind: Literal["source", "target", "code-switched", "own"]
-    """What kind of text it is."""
+    """Kind of text; "own" is a text of the run file."""
     tokens: list[str]
-    """(T) the tokens as pieces of the text: joined, they are the text."""
+    """(T) the texts of the tokens; joined, they are the whole text."""
     layers: list[LayerNumber]
-    """(L) number of each extended layer."""
+    """(L) index of each extended layer."""
     gates: list[list[float]]
-    """(L, T) g at each layer and token; exactly 0 means that the layer is the backbone's."""
+    """(L, T) gate g of each layer at each token; where it is exactly 0, the layer computes what the
+    backbone's does."""
 
     @model_validator(mode="after")
     def _one_gate_for_each_layer_and_token(self) -> Self:
@@ -105,60 +107,61 @@ class GateText(Part):
 
 
 class Cost(Part):
-    """What the run took; null where it was not measured."""
+    """Time, memory and number of weights of a run; null if not measured."""
 
     tokens: int | None = Field(default=None, ge=0)
-    """Tokens trained on, padding not counted."""
+    """Training tokens, without padding."""
     seconds: float | None = Field(default=None, ge=0)
-    """Wall time of the training steps, without evaluation."""
+    """Wall time of the training steps in seconds, without evaluation."""
     tokens_per_second: float | None = Field(default=None, ge=0)
     """Training throughput over that time."""
     step_seconds: float | None = Field(default=None, ge=0)
-    """Median time of an optimiser step, the first ones left out."""
+    """Median time of an optimiser step in seconds, without the first steps."""
     wall_seconds: float | None = Field(default=None, ge=0)
-    """Wall time of the process that finished the run: loading, training, measuring, saving."""
+    """Wall time in seconds of the process that finished the run: loading, training, measuring and
+    saving."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads that it was given; times compare only at equal numbers and equal load."""
+    """CPU threads of the process; times are only comparable with equal threads and load."""
     peak_memory_bytes: int | None = Field(default=None, ge=0)
-    """Peak memory until training ended: of the accelerator, else of the process."""
+    """Peak memory until the end of training: of the accelerator, or else of the process."""
     trainable_weights: int | None = Field(default=None, ge=0)
-    """Weights that received gradients."""
+    """Number of trained weights."""
     new_weights: int | None = Field(default=None, ge=0)
-    """Weights that were added to the backbone."""
+    """Number of weights that were added to the backbone."""
     stored_weights: int | None = Field(default=None, ge=0)
-    """Weights in the folder that is saved: the extension's alone, or the whole model's."""
+    """Number of weights that were saved: those of the extension, or of the whole model."""
     backbone_weights: int | None = Field(default=None, ge=0)
-    """Weights of the backbone, embeddings counted."""
+    """Number of weights of the backbone, embeddings included."""
 
     @property
     def new_share(self) -> float | None:
-        """New weights as a share of the backbone's; None where either is not known."""
+        """New weights as a share of the backbone's; None if either is not known."""
         if self.new_weights is None or not self.backbone_weights:
             return None
         return self.new_weights / self.backbone_weights
 
 
 class Provenance(Part):
-    """Where a record comes from: enough to run it again."""
+    """The code and machine that made a record: enough to reproduce it."""
 
     python: str
     """Version of Python."""
     platform: str
-    """Operating system and processor; no host name."""
+    """Operating system and processor, without the host name."""
     device: str
-    """What it ran on, for example "cpu" or the name of the accelerator."""
+    """The device that models ran on: "cpu" or the name of the accelerator."""
     packages: dict[str, str | None]
-    """Version of each package that can change a number; null where it is not installed."""
+    """Version of each package that can change results; null if it is not installed."""
     git_commit: str | None
     """Commit of the checkout, with "-dirty" if files had changed; null for an installed package."""
     seed: int | None
-    """Seed of the run; null where nothing was random."""
+    """Seed of the run; null if nothing was random."""
     tokenizer_key: str | None
-    """Key of the tokenizer, as in the token files; null where not known."""
+    """Hash of the backbone's tokenizer, as in the files of tokenised text; null if not known."""
 
 
 Point = dict[str, int | float]
-"""Numbers measured at one step of training, by name."""
+"""Name -> number measured at one step of training."""
 
 
 NUMBER = (int, float)
@@ -170,47 +173,47 @@ READ_SETTINGS: dict[str, tuple[type, ...]] = {
     "training.learning_rate": NUMBER,
     **dict.fromkeys(("scaling", "training", "data", "evaluation", "vocabulary"), ()),
 }
-"""Settings that a report reads, and what they are where they are not null; of sections, nothing but
-their keys."""
+"""Settings that a report reads -> their types, if they are not null. Sections have none: they must
+be mappings."""
 
 
 class Record(Part):
-    """One run, whole."""
+    """All results of a run: the contents of `record.json`."""
 
     format: Literal["neutral-residues/record"] = "neutral-residues/record"
-    """Says that the file is ours."""
+    """Identifies the kind of file."""
     version: Literal[1] = 1
     """Version of this schema."""
     kind: Literal["extend", "evaluate"]
     """extend: training and then evaluation. evaluate: evaluation only."""
     created: Created = NOW
-    """When the record was made, UTC, ISO 8601."""
+    """Time at which the record was made, UTC, ISO 8601."""
     method: str = Field(min_length=1)
-    """Name in the table of methods, for example "neutral" or "lora"."""
+    """Name of the method, for example "neutral" or "lora"."""
     sets: dict[str, SetResult] = Field(default={})
-    """Evaluation set -> what was measured on it at the end."""
+    """Evaluation set -> results of both models on it, at the end."""
     self_text: SelfText | None = None
-    """What the backbone wrote itself as source text; null where it wrote none."""
+    """Source text that the backbone generated for the training; null if it generated none."""
     spliced: Spliced | None = None
-    """A source and a target set in turns; null where that was not measured."""
+    """Results on text that alternates between a source and a target set; null if not measured."""
     validation_sets: dict[str, EvaluationSet] = Field(default={})
-    """Sets measured while training only, to choose settings by; the numbers are in `curve`."""
+    """Sets that are only measured during training, to choose settings; results are in `curve`."""
     curve: list[Point] = Field(default=[])
-    """Measurements during training: each point has "step" and any named numbers."""
+    """Measurements during training: each point has "step", and numbers by name."""
     samples: list[Sample] = Field(default=[])
-    """Continuations by both models."""
+    """Continuations of the prompts in the run file by both models."""
     chat: list[Sample] = Field(default=[])
-    """Greedy answers of both models to chat prompts, through the chat template."""
+    """Greedy answers of both models to chat prompts, with the chat template."""
     gates: list[GateText] = Field(default=[])
-    """Gates over short texts; empty for a method without block gates."""
+    """Gates on short texts, for the heat map; empty for a method without block gates."""
     tasks: list[TaskScore] = Field(default=[])
-    """Scores of tasks, each task once by a metric, its main one first."""
+    """Scores of tasks. A task has one entry per metric, the main one first."""
     promise: Promise | None = None
-    """What the extension's thresholds promise; null where it is not calibrated."""
+    """Promise of the extension's current thresholds; null if it is not calibrated."""
     measured_promise: Promise | None = None
-    """The same while it was measured; null: as it was trained."""
+    """Promise of the thresholds with which it was measured; null: measured without thresholds."""
     cost: Cost = Cost()
-    """Time, memory and weights."""
+    """Time, memory and number of weights."""
     provenance: Provenance
     """Code, machine and seed."""
     config: dict[str, Any] = Field(default={})
@@ -218,29 +221,30 @@ class Record(Part):
 
     @property
     def label(self) -> str:
-        """The run's name in tables, and whether it was measured calibrated."""
+        """Name of the run in tables, which says too if it was measured with thresholds."""
         name = str(self.config.get("label") or self.method)
         return f"{name}, calibrated" if self.measured_promise else name
 
     @property
     def is_current(self) -> bool:
-        """Whether the extension's thresholds are those that it was measured with."""
+        """Whether the extension was measured with its current thresholds."""
         return self.promise == self.measured_promise
 
     @property
     def main_scores(self) -> list[TaskScore]:
-        """One score for each task."""
+        """The score of each task by its main metric."""
         return list({task.name: task for task in reversed(self.tasks)}.values())[::-1]
 
     @property
     def same_answers_share(self) -> float | None:
-        """Of chat prompts, those that both models answer word for word alike; None without any."""
+        """Share of the chat prompts for which both models give the same answer, word for word; None
+        without prompts."""
         return statistics.fmean(sample.is_same for sample in self.chat) if self.chat else None
 
     @property
     def validation_bits(self) -> float | None:
-        """Bits per byte at the end of training, mean over the target sets to validate on; None if
-        there are none. Learning rates are chosen by it."""
+        """Bits per byte at the end of training, mean over the target sets for validation; None
+        without such sets. The best learning rate is the one for which it is lowest."""
         sets = self.validation_sets.items()
         keys = [f"bits_per_byte/{name}" for name, text in sets if text.role == "target"]
         measured = [point for point in self.curve if keys and all(key in point for key in keys)]
@@ -276,15 +280,15 @@ class Record(Part):
 
 
 class Failure(Part):
-    """A run of a comparison that failed: why, in one line."""
+    """A run of a comparison that failed: the contents of `failure.json`."""
 
     format: Literal["neutral-residues/failure"] = "neutral-residues/failure"
-    """Says that the file is ours."""
+    """Identifies the kind of file."""
     version: Literal[1] = 1
     """Version of this schema."""
     label: str = Field(min_length=1)
-    """The run's name in tables."""
+    """Name of the run in tables."""
     reason: str = Field(min_length=1)
     """The error, in one line."""
     created: Created = NOW
-    """When it failed, UTC, ISO 8601."""
+    """Time of the failure, UTC, ISO 8601."""

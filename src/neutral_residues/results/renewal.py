@@ -1,7 +1,7 @@
-"""What `neutral evaluate RUN --into-record` makes of the record of a finished run. No torch.
+"""How `neutral evaluate RUN --into-record` changes the record of a finished run. No torch.
 
-Scores and answers are added. Where the extension's thresholds have changed since the record was
-measured, everything in it is replaced: one record never holds numbers of two extensions.
+Task scores and chat answers are added. If the extension has other thresholds than when the record
+was measured, everything in it is replaced, so that no record mixes numbers of two extensions.
 """
 
 from collections.abc import Collection
@@ -14,11 +14,12 @@ from neutral_residues.results.record import Record
 def check_renewal(
     own: Record, promise: Promise | None, *, tasks: Collection[str], with_chat: bool
 ) -> None:
-    """Raise a UserError unless everything that `own` holds will be measured, where it has to be.
+    """If thresholds have changed, raise a UserError unless everything in `own` will be measured
+    again.
 
     Args:
         own: the record of the run.
-        promise: that of the extension as it is now.
+        promise: the current promise of the extension, which depends on its thresholds.
         tasks: names of the tasks that will be measured.
         with_chat: whether chat prompts will be answered.
     """
@@ -35,8 +36,8 @@ def check_renewal(
 
 
 def renewed(own: Record, new: Record) -> Record:
-    """`own` with the tasks and chat answers of `new`; if thresholds have changed in between, with
-    everything that was measured for `new`."""
+    """`own` with the task scores and chat answers of `new`. If thresholds have changed in between,
+    all measurements are those of `new`."""
     measured = {task.name for task in new.tasks}
     tasks = [task for task in own.tasks if task.name not in measured] + new.tasks
     parts: dict[str, object] = {"tasks": tasks, "chat": new.chat or own.chat}

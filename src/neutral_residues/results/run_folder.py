@@ -1,15 +1,15 @@
-"""The output folder of a run: what lies where, who may write there, and whether it can be resumed.
-No torch.
+"""The output folder of a run: its files, the lock on it, and whether a run in it can be resumed. No
+torch.
 
     run.yaml        the resolved configuration, written before the first step
-    checkpoints/    whole checkpoints, the newest ones
+    checkpoints/    the newest complete checkpoints
     extension/      the result: a PEFT adapter folder, or a whole model for full fine-tuning
-    tasks/          each finished task: its scores, and both models' answers to every item
-    record.json     every number of the run, see `record.py`
-    failure.json    instead of the record: why the run failed inside a comparison
-    .lock           while a process works in the folder
+    tasks/          for each finished task, its scores and the answers of both models to all items
+    record.json     all results of the run, see `record.py`
+    failure.json    instead of the record: why the run failed in a comparison
+    .lock           lock file of the process that works in the folder
 
-The record is written last, so its presence means: finished.
+The record is written last: a run with a record is finished.
 """
 
 import shutil
@@ -27,7 +27,7 @@ LOCK = ".lock"
 
 
 class RunFolder:
-    """Paths inside one output folder."""
+    """Paths of the files in one output folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -44,16 +44,16 @@ class RunFolder:
 
     @property
     def weights(self) -> Path:
-        """The folder with the weights: that of the run's extension, or this one where it is no
-        run's output but an extension itself."""
+        """The folder with the weights: that of the run's extension, or this folder if it is not the
+        output of a run, but an extension itself."""
         return self.extension if self.config.is_file() else self.path
 
     def read_config(self) -> RunConfig | None:
-        """The run; None where it is no run's output."""
+        """The configuration of the run; None if the folder is not the output of a run."""
         return load_run(self.config) if self.config.is_file() else None
 
     def check(self, config: RunConfig) -> None:
-        """Raise a UserError if the folder holds another run or other files; nothing is written."""
+        """Raise a UserError if the folder contains another run or other files. Writes nothing."""
         with disk_errors(self.path):
             is_a_run = self.config.is_file()
         if not is_a_run:
@@ -76,21 +76,21 @@ class RunFolder:
             write_text(self.config, to_yaml(config))
 
     def lock(self, *, on_wait: Callable[[], None]) -> AbstractContextManager[None]:
-        """Within the block no other process works in the folder; `on_wait` is called once if one
-        does."""
+        """Context in which no other process works in the folder. If one does, `on_wait` is called,
+        and the context is entered when it has ended."""
         return locked(self.path / LOCK, on_wait=on_wait)
 
     def drop_extension(self) -> None:
-        """Free the disk of weights that nobody needs; the record stays."""
+        """Delete the weights of the extension; the record is kept."""
         shutil.rmtree(self.extension, ignore_errors=True)
 
     def drop_checkpoints(self) -> None:
-        """Free the disk once the result is safe."""
+        """Delete the checkpoints, which a finished run no longer needs."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
 def check_free(folder: Path, *, but: Collection[str] = ()) -> None:
-    """Raise a UserError unless the folder is new or empty, files of the names `but` not counted."""
+    """Raise a UserError unless the folder is new, or empty except for files named in `but`."""
     with disk_errors(folder):
         inside = folder.iterdir() if folder.exists() else iter(())
         occupied = next((path for path in inside if path.name not in but), None)

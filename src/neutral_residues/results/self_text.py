@@ -1,4 +1,4 @@
-"""What a backbone wrote itself as source text, and how. No torch."""
+"""Facts about source text that a backbone generated (`path: self`). No torch."""
 
 from typing import Any, Literal
 
@@ -8,32 +8,33 @@ from neutral_residues.results.base import Part
 
 
 class SelfText(Part):
-    """The text that a backbone wrote for a run."""
+    """Facts about the source text that the backbone of a run generated."""
 
     format: Literal["neutral-residues/self-text"] = "neutral-residues/self-text"
-    """Says that the file is ours."""
+    """Identifies the kind of file."""
     version: Literal[1] = 1
     """Version of this schema."""
     made_from: dict[str, Any]
-    """What decides the text: the backbone's digest, the tokenizer's key, `data.self_replay`."""
+    """Everything that determines the text: digest of the backbone, key of the tokenizer, and the
+    settings `data.self_replay`."""
     device: str
-    """What it was written on: the same settings give another text on another kind of device."""
+    """Device that generated it; the same settings give another text on another kind of device."""
     num_documents: int = Field(ge=1)
-    """Documents that are not empty."""
+    """Number of documents, without empty ones."""
     num_tokens: int = Field(ge=1)
-    """Their tokens, prompts and ends of documents counted."""
+    """Number of their tokens, including prompts and end-of-text tokens."""
     num_bytes: int = Field(ge=1)
-    """Their UTF-8 bytes."""
+    """Number of their UTF-8 bytes."""
     num_empty: int = Field(ge=0)
-    """Documents that the backbone ended at once; they are left out."""
+    """Number of documents that the backbone ended at once; they are left out."""
     num_cut: int = Field(ge=0)
-    """Documents that were not at their end after `document_tokens`."""
+    """Number of documents that the backbone had not ended after `document_tokens`."""
     repeated_share: float = Field(ge=0, le=1)
-    """Of all sequences of 16 tokens, those that came before, in this document or another."""
+    """Share of the sequences of 16 tokens that occurred before, in the same document or another."""
 
     @property
     def sentence(self) -> str:
-        """How much there is of it, and how it was written, for people."""
+        """A sentence for reports: the amount of text, and the settings of its generation."""
         names = ("temperature", "top_p", "document_tokens")
         temperature, top_p, longest = (self.made_from.get(name) for name in names)
         prompts = " from prompts" if self.made_from.get("prompts") else ""
@@ -45,15 +46,15 @@ class SelfText(Part):
 
 
 class SelfTextBatch(Part):
-    """Documents that were written at a time."""
+    """Documents that were generated in one batch."""
 
     format: Literal["neutral-residues/self-text-batch"] = "neutral-residues/self-text-batch"
-    """Says that the file is ours."""
+    """Identifies the kind of file."""
     version: Literal[1] = 1
     """Version of this schema."""
     documents: list[str]
-    """Those that are not empty."""
+    """The texts of the documents, without empty ones."""
     num_tokens: int = Field(ge=0)
-    """As in `SelfText`, and so are the others."""
+    """As in `SelfText`, like the fields below."""
     num_empty: int = Field(ge=0)
     num_cut: int = Field(ge=0)

@@ -1,19 +1,19 @@
-"""What was measured on one evaluation set: sums, and every ratio that people read, defined here and
-nowhere else.
+"""Results of both models on one evaluation set: sums, and all ratios that reports show, which are
+defined only here.
 
-    bits per byte      nats / ln 2 / UTF-8 bytes       compares across tokenizers and languages
-    token perplexity   exp(nats / tokens)              compares only within one tokenizer
-    rise               bits per byte, extended minus backbone: forgetting on a source set; below 0,
-                       on a target set, learning
-    rise in %          the same in per cent of the backbone's bits per byte
-    learning share     part of full fine-tuning's drop in bits per byte that was learnt
-    neutral share      part of the tokens on which every gate is exactly 0
-    closed gates       part of all (token, layer) gates that are exactly 0: many on a source set and
-                       few on a target set are good
-    KL                 KL(backbone || extended) in nats per token, where it was asked for
+    bits per byte      nats / ln 2 / UTF-8 bytes       comparable across tokenizers
+    token perplexity   exp(nats / tokens)              comparable only with the same tokenizer
+    rise               bits per byte of the extended model minus those of the backbone: forgetting
+                       on a source set, learning if below 0 on a target set
+    rise in %          the rise in per cent of the backbone's bits per byte
+    learning share     drop in bits per byte, as a share of that of full fine-tuning
+    neutral share      share of the tokens on which every gate is exactly 0
+    closed gates       share of all (token, layer) gates that are exactly 0; should be high on a
+                       source set and low on a target set
+    KL                 KL(backbone || extended) in nats per token, if it was measured
 
-Sums are stored; they are divided once. The JSON of a `SetResult` also has its ratios, for
-readers without this code (`PartWithRatios`). No torch.
+Sums are stored, and divided once. The JSON of a `SetResult` also has its ratios, for readers
+without this code (`PartWithRatios`). No torch.
 """
 
 import math
@@ -35,54 +35,56 @@ TokenKind = Literal[
     "frequent words",
     "rare words",
 ]
-"""Kinds of tokens, each token being of one; `evaluation/token_kinds.py` says by what rule."""
+"""Kinds of tokens, of which each token has one; the rules are in `evaluation/token_kinds.py`."""
 KINDS: tuple[TokenKind, ...] = get_args(TokenKind)
 
 
 def bits_per_byte(nats: float, num_bytes: float) -> float:
-    """Bits per byte of text whose `num_bytes` UTF-8 bytes cost `nats` in all."""
+    """Bits per byte of a text, from its total negative log-likelihood in nats and its number of
+    UTF-8 bytes."""
     return nats / math.log(2) / num_bytes
 
 
 def rise_percent(backbone: float, extended: float) -> float:
-    """How much more the extended model needs, in per cent of the backbone: forgetting on source
-    text.
+    """Rise of a loss from backbone to extended model, in per cent of the backbone's; on source text
+    this is forgetting.
 
     Args:
         backbone: nats or bits per byte under the backbone, above 0.
-        extended: the same quantity of the same text under the extended model.
+        extended: the same quantity under the extended model, on the same text.
     """
     return 100 * (extended - backbone) / backbone
 
 
 def learning_share(*, backbone: float, extended: float, finetuned: float) -> float | None:
-    """Part of full fine-tuning's drop in bits per byte on a target set that was learnt; 1 is all.
+    """Drop in bits per byte on a target set, as a share of the drop of full fine-tuning.
 
     Args:
         backbone, extended, finetuned: bits per byte of the three models.
 
     Returns:
-        None if fine-tuning did not gain anything.
+        The share, 1 if as much was learnt; None if fine-tuning did not lower bits per byte.
     """
     drop = backbone - finetuned
     return (backbone - extended) / drop if drop > 0 else None
 
 
 WRONG: dict[Role, str] = {"source": "open", "target": "closed"}
-"""Which gates are on the wrong side, as far as one can tell by the text: those that are not 0 on
-source text, and those that are exactly 0 on target text."""
+"""The state of a gate that is wrong for a text of each role: open (not 0) on source text, closed
+(exactly 0) on target text."""
 
 
 def wrong_share(gates_zero: float, role: Role) -> float:
-    """Share of the gates on the wrong side (see `WRONG`), of a share that is exactly 0."""
+    """Share of the gates in the wrong state (see `WRONG`), given the share that is exactly 0."""
     return gates_zero if role == "target" else 1 - gates_zero
 
 
 class TokenClass(Part):
-    """What the tokens of one kind contribute to the bits per byte of a set; they add up to it."""
+    """Contribution of one kind of tokens to the bits per byte of a set. Those of all kinds add up
+    to the bits per byte of the set."""
 
     kind: TokenKind
-    """Which kind."""
+    """The kind of tokens."""
     num_types: int = Field(ge=1)
     """How many different tokens of that kind occur."""
     num_tokens: int = Field(ge=1)
@@ -94,21 +96,22 @@ class TokenClass(Part):
 
 
 class TokenChange(Part):
-    """One token and what it changed."""
+    """One token type and its contribution to the change of a set."""
 
     text: str
-    """The token as text."""
+    """Text of the token."""
     num_tokens: int = Field(ge=1)
     """How often it occurs in the set."""
     change: float
-    """Its bits, extended minus backbone, over all bytes of the set."""
+    """Sum over its occurrences of bits, extended minus backbone, divided by all bytes of the
+    set."""
 
 
 class DocumentChange(Part):
-    """One document and how much worse it got."""
+    """The change of one document."""
 
     number: int = Field(ge=0)
-    """Which document of the set, from 0."""
+    """Index of the document in the set, from 0."""
     num_bytes: int = Field(ge=1)
     """UTF-8 bytes of its text."""
     backbone: float = Field(ge=0)
@@ -116,77 +119,78 @@ class DocumentChange(Part):
     extended: float = Field(ge=0)
     """Bits per byte under the extended model."""
     excerpt: str
-    """How it begins."""
+    """Beginning of its text."""
 
 
 class Breakdown(Part):
-    """Why the bits per byte of a set moved."""
+    """Why the bits per byte of a set changed: contributions by token and by document."""
 
     classes: list[TokenClass]
-    """What each kind of token contributes; kinds that do not occur are left out."""
+    """Contribution of each kind of tokens that occurs in the set."""
     num_types: int = Field(ge=1)
-    """Different tokens that occur in the set."""
+    """Number of different tokens (types) in the set."""
     num_carriers: int = Field(ge=0)
-    """How many of them carry half of all change, rises and falls alike; the fewest that do."""
+    """Smallest number of types that make up half of the sum of all absolute changes (carriers)."""
     carriers_share: float = Field(ge=0, le=1)
-    """Share of the set's tokens that these are."""
+    """Share of the set's tokens that are carriers."""
     carriers: list[TokenChange]
-    """The first of them, largest change first."""
+    """The first carriers, largest change first."""
     is_concentrated: bool
-    """Whether so few, so rare tokens carry it that the set's number says little of its text."""
+    """Whether carriers are so few and so rare that the bits per byte of the set say little about
+    most of its text."""
     documents: list[DocumentChange]
-    """Documents whose bits per byte rose most (or fell least), the worst first."""
+    """The documents whose bits per byte rose most (or fell least), worst first."""
 
 
 LayerNumber = Annotated[int, Field(ge=0)] | Literal["head"]
-"""Number of a transformer layer, or the output head."""
+"""Index of a transformer layer, or the output head."""
 
 
 class LayerResult(Part):
-    """What one extended layer did on the tokens of a set."""
+    """Gate and residue of one extended layer on the tokens of a set."""
 
     layer: LayerNumber
-    """Number of the transformer layer, or the output head."""
+    """Index of the transformer layer, or the output head."""
     gates_zero: float | None = Field(default=None, ge=0, le=1)
     """Share of the tokens on which its gate is exactly 0; null without a block gate."""
     residue_rms: float = Field(ge=0)
-    """Root mean square, over tokens and width, of what it adds: g(x) * A(x)."""
+    """Root mean square, over tokens and hidden size, of its residue g(x) * A(x)."""
 
 
 class EvaluationSet(Part):
-    """A text that is measured: two records compare only where these agree."""
+    """A text that is measured. Results are only comparable on equal sets."""
 
     role: Role
-    """source: what the backbone knows. target: what it was to learn."""
+    """source: text that the backbone already models. target: text that it shall learn."""
     key: str
-    """Hash of its tokens: the same text under the same tokenizer, the backbone's."""
+    """Hash of the text as tokens of the backbone's tokenizer."""
     num_bytes: int = Field(ge=1)
-    """UTF-8 bytes of text."""
+    """Number of UTF-8 bytes."""
     num_tokens: int = Field(ge=1)
-    """Tokens, end-of-text included."""
+    """Number of scored tokens, including end-of-text tokens."""
     backbone_tokens: int | None = Field(default=None, ge=1)
-    """Tokens of the backbone, where the extended model has a vocabulary of its own that cuts the
-    text otherwise; else null, and there are as many."""
+    """Number of scored tokens in the backbone's tokenizer, if new tokens of the extended model
+    change the tokenisation of this text; else null: it is `num_tokens`."""
     num_documents: int = Field(ge=1)
-    """Documents."""
+    """Number of documents."""
 
 
 class SetResult(EvaluationSet, PartWithRatios):
-    """Backbone and extended model on the same text: sums over all its tokens."""
+    """Results of backbone and extended model on the same text, as sums over all scored tokens."""
 
     backbone_nats: float
-    """Nats of the tokens under the backbone."""
+    """Total negative log-likelihood under the backbone, in nats."""
     extended_nats: float
-    """Nats of the tokens under the extended model."""
+    """Total negative log-likelihood under the extended model, in nats."""
     num_neutral_tokens: int | None = None
-    """Tokens at whose position every layer's gate is exactly 0; null without block gates. A token's
-    position is where it is predicted: that of the token before it."""
+    """Number of tokens that are predicted with all gates exactly 0; null without block gates. The
+    gates for a token are those at the token before it."""
     kl_nats: float | None = None
-    """KL(backbone || extended), summed over the tokens; null where it was not asked for."""
+    """KL(backbone || extended) in nats, summed over tokens; null if not measured."""
     layers: list[LayerResult] = Field(default=[])
     """Gates and residues of each extended layer; empty for a method without residues."""
     breakdown: Breakdown | None = None
-    """Why the bits per byte moved; null where that was not asked for."""
+    """Why the bits per byte changed; null if not computed."""
 
     @computed_field
     @property
@@ -211,13 +215,14 @@ class SetResult(EvaluationSet, PartWithRatios):
     @computed_field
     @property
     def rise_bits_per_byte(self) -> float:
-        """Extended minus backbone: forgetting on a source set; below 0 is learning."""
+        """Bits per byte, extended minus backbone: forgetting on a source set; learning if below 0
+        on a target set."""
         return self.extended_bits_per_byte - self.backbone_bits_per_byte
 
     @computed_field
     @property
     def rise_percent(self) -> float:
-        """The same in per cent of the backbone's bits per byte."""
+        """The rise in per cent of the backbone's bits per byte."""
         return rise_percent(self.backbone_nats, self.extended_nats)
 
     @computed_field
@@ -237,5 +242,5 @@ class SetResult(EvaluationSet, PartWithRatios):
     @computed_field
     @property
     def kl_nats_per_token(self) -> float | None:
-        """KL(backbone || extended) per token; None where it was not asked for."""
+        """KL(backbone || extended) in nats per token; None if not measured."""
         return None if self.kl_nats is None else self.kl_nats / self.num_tokens

@@ -1,5 +1,5 @@
-"""What was measured on text that switches between source and target language: sums, and the ratios
-that people read. No torch."""
+"""Results on text that alternates between source and target language: sums, and their ratios. No
+torch."""
 
 from typing import Self
 
@@ -9,24 +9,25 @@ from neutral_residues.results.base import Part, PartWithRatios
 from neutral_residues.results.set_result import bits_per_byte, rise_percent
 
 LATER = 8
-"""Tokens after a switch, from which on a gate should know: `AfterSwitch.closed_share_later`."""
+"""Number of tokens after a switch from which `AfterSwitch.closed_share_later` counts gates: they
+should have recognised the language by then."""
 
 
 class GatesSinceSwitch(PartWithRatios):
-    """Gates at the tokens that stand so far behind a switch."""
+    """Gates at a range of distances, in tokens, from the last switch of language."""
 
     first: int = Field(ge=1)
-    """The nearest of these tokens; 1 is the first token of the language switched to."""
+    """Smallest distance; 1 is the first token of the new language."""
     last: int | None = Field(default=None, ge=1)
-    """The farthest; null: the last before the next switch."""
+    """Largest distance; null: up to the next switch."""
     num_gates: int = Field(ge=1)
-    """(token, layer) gates computed on reading these tokens."""
+    """Number of (token, layer) gates at these tokens."""
     num_closed: int = Field(ge=0)
-    """Those that are exactly 0."""
+    """How many of them are exactly 0."""
 
     @property
     def title(self) -> str:
-        """The tokens, for example "2-3" or "32+"."""
+        """The range of distances, for example "2-3" or "32+"."""
         if self.last is None:
             return f"{self.first}+"
         return str(self.first) if self.last == self.first else f"{self.first}-{self.last}"
@@ -39,31 +40,32 @@ class GatesSinceSwitch(PartWithRatios):
 
 
 class AfterSwitch(PartWithRatios):
-    """Tokens of one language after a switch to it, but the first of each segment: that a switch
-    comes cannot be known. They are the backbone's, also where the extended model reads the text in
-    new ones. Where bytes are needed, a token has as many as in the whole set."""
+    """Results on the tokens of one language after a switch to it, in spliced text. The first token
+    of each segment is left out, because no model can predict a switch. Tokens are counted in the
+    backbone's tokenizer, also if the extended model reads the text in new tokens. Bytes are
+    estimated from the mean number of bytes per token of the set."""
 
     name: str
-    """The evaluation set that they are from."""
+    """Evaluation set that the tokens are from."""
     num_tokens: int = Field(ge=1)
-    """How many."""
+    """Number of tokens."""
     num_bytes: float = Field(gt=0)
-    """Tokens times bytes per token of the set."""
+    """Number of tokens times the mean bytes per token of the set."""
     backbone_nats: float
-    """Their nats under the backbone, in the spliced text."""
+    """Negative log-likelihood under the backbone in the spliced text, in nats."""
     extended_nats: float
-    """Their nats under the extended model, in the spliced text."""
+    """Negative log-likelihood under the extended model in the spliced text, in nats."""
     backbone_alone_nats: float
-    """Nats of the same tokens under the backbone where their own text stands alone."""
+    """Nats of the same tokens under the backbone, in their own text without the other language."""
     extended_alone_nats: float
-    """The same under the extended model."""
+    """Nats of the same tokens under the extended model, in their own text."""
     gates: list[GatesSinceSwitch] = Field(default=[])
-    """By distance from the switch; empty without block gates."""
+    """Gates by distance from the switch; empty without block gates."""
 
     @property
     def closed_share_later(self) -> float | None:
-        """Share of the gates that are exactly 0 from token `LATER` after the switch on; None
-        without any."""
+        """Share of the gates that are exactly 0, `LATER` or more tokens after a switch; None
+        without gates."""
         later = [gates for gates in self.gates if gates.first >= LATER]
         num_gates = sum(gates.num_gates for gates in later)
         return sum(gates.num_closed for gates in later) / num_gates if num_gates else None
@@ -81,7 +83,8 @@ class AfterSwitch(PartWithRatios):
     @computed_field
     @property
     def rise_percent(self) -> float:
-        """Extended over backbone on the spliced text, in per cent of the backbone."""
+        """Rise of the loss on the spliced text, extended minus backbone, in per cent of the
+        backbone's."""
         return rise_percent(self.backbone_nats, self.extended_nats)
 
     @computed_field
@@ -97,15 +100,15 @@ class AfterSwitch(PartWithRatios):
     @computed_field
     @property
     def alone_rise_percent(self) -> float:
-        """Extended over backbone on the same tokens where their text stands alone."""
+        """The same rise in per cent on the same tokens in their own text."""
         return rise_percent(self.backbone_alone_nats, self.extended_alone_nats)
 
 
 class Spliced(Part):
-    """A source and a target set in turns, segment by segment; see `data/splicing.py`."""
+    """Results on text that alternates between a source and a target set; see `data/splicing.py`."""
 
     num_windows: int = Field(ge=1)
-    """Windows measured, from all over both sets; every other one begins with target text."""
+    """Number of windows, evenly spaced over both sets; every other one begins with target text."""
     context_tokens: int = Field(ge=1)
     """Tokens of a window."""
     source: AfterSwitch
@@ -121,6 +124,6 @@ class Spliced(Part):
 
     @property
     def directions(self) -> dict[str, AfterSwitch]:
-        """Both by name, such as "en after fr"."""
+        """Name of the direction, such as "en after fr" -> its results."""
         source, target = self.source.name, self.target.name
         return {f"{source} after {target}": self.source, f"{target} after {source}": self.target}

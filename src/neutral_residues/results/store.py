@@ -1,13 +1,12 @@
-"""Reading and writing records: JSON files that say what was measured, of which model, from which
-code.
+"""Reading and writing records: JSON files with the results of a run, its model and its code.
 
     write_record(path, Record(kind="evaluate", method="neutral", sets=...,
     provenance=provenance(seed=0)))
     read_record(path).sets["wiki"].rise_percent
 
-A file is there in full or not at all; NaN and infinity are never written; an unknown field, a
-foreign file, another version or damage is refused in one line. What a record holds is in
-`record.py`. A run that failed inside a comparison leaves a `Failure` instead. No torch.
+Files are written atomically, and never contain NaN or infinity. Reading raises a UserError for an
+unknown field, another kind or version of file, or a damaged file. The fields are documented in
+`record.py`. A run that failed in a comparison has a `Failure` instead. No torch.
 """
 
 import platform
@@ -33,8 +32,8 @@ DESCRIBE = "git --no-optional-locks describe --always --dirty --abbrev=40 --excl
 
 
 def write_record(path: Path | str, record: Record) -> None:
-    """Write `record` to `path` as JSON, whole or not at all; a UserError if it holds a NaN, an
-    infinity, or what JSON cannot hold, or the disk refuses."""
+    """Write `record` to `path` as JSON, atomically. Raises a UserError if it contains NaN, infinity
+    or values that JSON cannot represent, or if the disk is full or not writable."""
     try:
         write_part(Path(path), record)
     except UserError:
@@ -45,19 +44,19 @@ def write_record(path: Path | str, record: Record) -> None:
 
 
 def read_record(path: Path | str) -> Record:
-    """The record in the file at `path`; a UserError as of `read_part`."""
+    """Read the record in the file at `path`; raises a UserError as `read_part` does."""
     return read_part(Record, path, "record")
 
 
 def read_failure(path: Path | str) -> Failure:
-    """The failure in the file at `path`; a UserError as of `read_part`."""
+    """Read the failure in the file at `path`; raises a UserError as `read_part` does."""
     return read_part(Failure, path, "failure")
 
 
 def provenance(
     *, seed: int | None = None, device: str = "cpu", tokenizer_key: str | None = None
 ) -> Provenance:
-    """Where a record made now, by this process, comes from."""
+    """The provenance of a record that this process makes now."""
     return Provenance(
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -77,7 +76,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    # Only our own checkout counts: an installed copy may lie inside somebody else's repository.
+    # Only for a checkout of this project: an installed copy may be inside another repository.
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists() or not (root / "src" / "neutral_residues").is_dir():
         return None
