@@ -1,1 +1,1 @@
-"""Backbone and extended model on the same text and tasks, and why a number moved."""
+"""Measures backbone and extended model on the same text and tasks, and explains changes."""

@@ -1,5 +1,5 @@
-"""A backbone and its extension, and everything that is measured on the two: the same for a run that
-has just ended, and for an extension that was saved."""
+"""A backbone with its extended model, and everything that is measured on both: at the end of a run,
+and for a saved extension."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,20 +27,20 @@ SAMPLE_TOKENS = 60
 
 @dataclass(frozen=True)
 class BothModels:
-    """A backbone and its extension, and how each of them reads text."""
+    """A backbone with its extended model, and their tokenizers."""
 
     model: nn.Module  # the extended model
     reference: nn.Module | None  # the backbone; None if disabling the extension gives it
-    tokenizer: PreTrainedTokenizerBase  # of the extended model
+    tokenizer: PreTrainedTokenizerBase  # the tokenizer of the extended model
     backbone_tokenizer: PreTrainedTokenizerBase  # the same, unless the extension has new tokens
-    vocabulary: Vocabulary | None  # the new tokens
+    vocabulary: Vocabulary | None  # the new tokens, if there are any
     end_of_text: int  # id of the token that ends a document
     evaluation: EvaluationSettings
-    seed: int  # of sampled continuations
+    seed: int  # seed of sampled continuations
 
     @property
     def pieces(self) -> Pieces:
-        """For each new token the backbone's tokens of the same text."""
+        """For each new token, the backbone's tokens that spell the same text."""
         return self.vocabulary.pieces if self.vocabulary else ()
 
     def sets(
@@ -52,7 +52,7 @@ class BothModels:
         kl: bool = False,
         on_progress: OnProgress | None = None,
     ) -> dict[str, SetResult]:
-        """Set -> what was measured on it; arguments and errors as of `evaluate`."""
+        """Name of each set -> results of both models; arguments and errors as in `evaluate`."""
         return evaluate(
             self.model,
             streams,
@@ -66,7 +66,8 @@ class BothModels:
         )
 
     def spliced(self, streams: Sequence[TokenStream], windows: Windows) -> Spliced | None:
-        """The first source and the first target set in turns, see `measure_spliced`."""
+        """Results on text that alternates between the first source and the first target set; see
+        `measure_spliced`."""
         return measure_spliced(
             self.model,
             streams,
@@ -77,7 +78,7 @@ class BothModels:
         )
 
     def samples(self) -> list[Sample]:
-        """How both continue the prompts of `evaluation`."""
+        """Continuations of the prompts in `evaluation.prompts` by both models."""
         if not self.evaluation.prompts:
             return []
         return generate_both(
@@ -93,7 +94,7 @@ class BothModels:
         )
 
     def chat(self, prompts: Sequence[str], on_progress: OnProgress | None = None) -> list[Sample]:
-        """Greedy answers of both to chat prompts."""
+        """Greedy answers of both models to chat prompts; see `answer_both`."""
         return answer_both(
             self.model,
             self.tokenizer,
@@ -107,7 +108,7 @@ class BothModels:
         )
 
     def gates(self, streams: Sequence[TokenStream]) -> list[GateText]:
-        """The gates on the beginning of a source and of a target set, on both mixed, and on the
-        texts of `evaluation`; empty without gates."""
+        """Gates on the beginnings of a source and of a target set, on a mixture of both, and on the
+        texts in `evaluation.gate_texts`; empty for a model without gates."""
         texts = default_texts(streams, self.tokenizer, self.evaluation.gate_texts)
         return gate_texts(self.model, self.tokenizer, texts, end_of_text=self.end_of_text)

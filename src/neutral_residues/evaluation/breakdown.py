@@ -1,4 +1,4 @@
-"""Why the bits per byte of a set moved: its sums by token and document, with their texts."""
+"""Explains the change in bits per byte of a set: contributions by token and by document."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,8 +28,8 @@ EXCERPT_CHARACTERS = 200
 def breakdown(
     sums: TokenSums, stream: TokenStream, tokenizer: PreTrainedTokenizerBase
 ) -> Breakdown:
-    """What each kind of token contributes, which tokens changed most, and which documents got
-    worst; `sums` must cover every predicted token of `stream`."""
+    """Contribution of each kind of tokens, the tokens that changed most, and the documents that got
+    worst. `sums` must contain every predicted token of `stream`."""
     token_ids = np.flatnonzero(sums.counts_V)
     counts = sums.counts_V[token_ids]
     backbone, extended = sums.backbone_V[token_ids], sums.extended_V[token_ids]
@@ -70,9 +70,9 @@ def breakdown(
 
 
 def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
-    """Each token's text with its leading space; bytes that are not a character become U+FFFD."""
-    # Some tokenizers drop the space of the first token that they decode, so none of these is the
-    # first.
+    """Text of each token, with its leading space; incomplete UTF-8 characters become U+FFFD."""
+    # Some tokenizers drop the space of the first token that they decode, so that each token is
+    # decoded after another one.
     before = tokenizer.encode("x", add_special_tokens=False)[-1:]
     start = tokenizer.decode(before, clean_up_tokenization_spaces=False)
     return [

@@ -1,7 +1,7 @@
-"""Reads each document separately: the nats of its tokens, and the gate logits at each of them.
+"""Measures each document separately: the nats of its tokens, and the gate logits at each of them.
 
-Unlike in `evaluate.py`, where the windows of a stream run on from one document to the next, no
-document follows another here: what is measured on one does not depend on the others.
+In `evaluate.py`, windows contain the end of one document and the beginning of the next. Here they
+contain one document only, so that the result of a document does not depend on others.
 
 Suffixes: B windows, T inputs of a window, N all tokens of a stream, D its documents.
 """
@@ -29,7 +29,7 @@ OnTokens = Callable[[int], object]
 
 
 def ignore(num_tokens: int) -> None:
-    """Shows no progress."""
+    """The `OnTokens` that does nothing."""
 
 
 class Batch(NamedTuple):
@@ -37,11 +37,11 @@ class Batch(NamedTuple):
 
     inputs_BT: Tensor
     targets_BT: Tensor
-    places: list[tuple[int, int]]  # for each window the first and last (excluded) scored token, N
+    places: list[tuple[int, int]]  # of each window: range of scored tokens in the stream, [a, b)
 
     def scored(self, row: int, values_BT: Tensor) -> Tensor:
-        """From one value for each input, those for the tokens that window `row` scores, its last
-        ones."""
+        """From one value per input, those of the tokens that window `row` scores (its last
+        ones)."""
         first, last = self.places[row]
         return values_BT[row, values_BT.shape[1] - (last - first) :]
 
@@ -49,8 +49,8 @@ class Batch(NamedTuple):
 def document_batches(
     stream: TokenStream, windows: Windows, numbers: Iterable[int] | None = None
 ) -> Iterator[Batch]:
-    """Windows over each document separately (all, or the given ones) that score each token once;
-    the longest first."""
+    """Yield batches of windows over single documents (all of `stream`, or those in `numbers`) that
+    score each token once, longest windows first."""
     by_length: defaultdict[int, list[tuple[int, Window]]] = defaultdict(list)
     for number in range(stream.num_documents) if numbers is None else numbers:
         for batch in windows.batches(len(stream.document(number))):
@@ -77,11 +77,12 @@ def document_nats(
     backbone_D: NDArray[np.float64] | None = None,
     on_tokens: OnTokens = ignore,
 ) -> NDArray[np.float64]:
-    """(D,) nats of each document under the model in its current state, without autocast.
+    """(D,) nats of each document under `model`, with its extension active or disabled as it is,
+    without autocast.
 
     Args:
-        backbone_D: the same under its backbone, if known: documents on which no gate opens take
-            these and are not read again.
+        backbone_D: nats of each document under the backbone, if known. They are used for documents
+            on which no gate opens, which the model then does not read.
     """
     nats_N = np.zeros(stream.num_tokens)
     windows = windows.for_vocabulary(vocabulary_size(model))
@@ -105,13 +106,13 @@ def document_nats(
 
 
 def _is_untouched(model: nn.Module, tokens: NDArray[Any], windows: Windows) -> bool:
-    """Whether no gate opens in any window of a document."""
+    """Whether all gates stay closed in all windows of a document."""
     batches = windows.batches(len(tokens))
     return all(is_untouched(model, windows.rows(tokens, batch)[0]) for batch in batches)
 
 
 def per_document(stream: TokenStream, values_N: NDArray[Any]) -> NDArray[np.float64]:
-    """(D,) the sum over the tokens of each document, its end-of-text token included."""
+    """(D,) sum of `values_N` over the tokens of each document, including its end-of-text token."""
     starts = np.concatenate([[0], stream.document_ends[:-1]])
     return np.add.reduceat(values_N.astype(np.float64), starts)
 
@@ -124,11 +125,12 @@ def gate_logits(
     name: str = "default",
     on_tokens: OnTokens = ignore,
 ) -> dict[str, NDArray[np.float32]]:
-    """Gate of extension `name` -> (N,) its logits, before thresholds, where each token is
-    predicted. A gate that reads the text needs only the embeddings, and no windows."""
+    """Name of each gate of extension `name` -> (N,) its logits, before thresholds, at the position
+    where each token is predicted. For a gate that reads tokens only the embeddings module runs, on
+    whole documents."""
     own = gates(model, name)
     found_N = {key: np.zeros(stream.num_tokens, dtype=np.float32) for key in own}
-    # The module that computes all gates, if one reads the text for all.
+    # The module that computes the gates, if one gate reads tokens for all layers.
     reader = embeddings_layer(model) if reads_text(model, name) else None
     device = next(model.parameters()).device
     if reader is None:

@@ -1,12 +1,12 @@
-"""Chat answers: how many of the backbone's the extended model still gives word for word.
+"""Chat answers: for how many prompts both models give the same answer, word for word.
 
     read_prompts(Path("prompts.jsonl"))      JSON lines with a key "prompt"
-    answer_both(model, tokenizer, prompts)   a sample each; `sample.is_same`
+    answer_both(model, tokenizer, prompts)   a `Sample` for each; `sample.is_same`
 
-Bits per byte say how probable a text is, tasks whether an answer is right; this says whether those
-who talk to the model would notice anything. Each prompt is the user's only message in the model's
-own chat template, both models answer greedily, and answers count as the same where all of their
-text is, up to `max_new_tokens`. One different token changes everything after it.
+Bits per byte measure how probable a text is, and tasks whether answers are right; this measures
+whether users of a chat model would notice a difference. Each prompt is the only user message in the
+chat template of the model, and both models answer greedily. Answers are the same if their whole
+text is, up to `max_new_tokens`; one different token usually changes everything after it.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +24,8 @@ FIELD = "prompt"
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file of JSON lines or a column; a UserError if it cannot be read, or has
-    none."""
+    """Read the field "prompt" of a .jsonl, .tsv or .parquet file. Raises a UserError if the file
+    cannot be read or has no prompts."""
     return list(iter_documents(Corpus(name="chat", role="source", path=path, field=FIELD)))
 
 
@@ -36,7 +36,8 @@ def check_prompts(
     *,
     max_new_tokens: int,
 ) -> None:
-    """A UserError for a tokenizer without a chat template, and for a prompt that does not fit."""
+    """Raise a UserError for a tokenizer without a chat template, or a prompt that is empty or does
+    not fit the context."""
     for prompt in prompts:
         check_prompt(config, tokenizer, prompt, max_new_tokens=max_new_tokens, chat=True)
 
@@ -53,11 +54,13 @@ def answer_both(
     end_of_text: int | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Sample]:
-    """The greedy answers of backbone and extended model to each prompt; see `generate_both`.
+    """Greedy answers of backbone and extended model to each prompt. Other arguments and errors are
+    those of `generate_both`.
 
     Args:
-        batch_rows: prompts in a batch.
-        on_progress: called after each batch with "chat", the prompts done and all of them.
+        batch_rows: prompts per batch.
+        on_progress: called after each batch with "chat", the number of prompts done, and their
+            total.
     """
     answers: list[Sample] = []
     for first in range(0, len(prompts), batch_rows):

@@ -1,16 +1,16 @@
 """Measures backbone and extended model on the same text, in one pass.
 
     results = evaluate(model, streams, Windows(0, context_tokens=1024, stride_tokens=512))
-    results["wiki"].rise_percent                        every ratio: `results/set_result.py`
+    results["wiki"].rise_percent                        all ratios: `results/set_result.py`
 
-For each batch of windows the extended model runs, then the backbone: from the same weights, with
-the extension switched off, or, for a fully fine-tuned model, from a separate `reference`. The
-results are sums (`SetResult`): nats, bytes, tokens.
+For each batch of windows first the extended model runs, then the backbone: the same weights with
+the extension disabled or, for a fully fine-tuned model, a separate `reference`. Results are sums
+(`SetResult`) of nats, bytes and tokens.
 
-Promises: every token of a stream is scored exactly once, end-of-text tokens included, but of chats
-only what the assistant says; the first one is predicted from the end-of-text token. All windows of
-a stream are equally long, so nothing is padded. Weights, training mode, what is trainable and which
-extension is active are left as they were.
+Guarantees: every token of a stream is scored exactly once, including end-of-text tokens; of chats,
+only the assistant's tokens. The first token of a stream is predicted from the end-of-text token.
+All windows of a stream have the same length, so that there is no padding. Weights, training mode,
+`requires_grad` and the active extension are not changed.
 
 Suffixes: B windows, T inputs of a window, K its last positions (all that is scored), V vocabulary.
 """
@@ -59,23 +59,30 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, SetResult]:
-    """Score each stream, by its name, with the extended model and its backbone, without autocast.
+    """Score each stream with the extended model and with its backbone, without autocast.
 
     Args:
-        model: the extended model: PEFT's, or one that `reference` is given for.
+        model: the extended model: a PEFT model, or any model if `reference` is given.
         reference: the backbone, if disabling the extension does not give it (full fine-tuning);
-            `model` itself while nothing is trained.
-        backbone_streams: name -> the same text in the backbone's tokens, if the model has new
-            tokens.
-        pieces: for each new token the backbone's tokens of the same text; see `possible.py`.
-        backbone_nats: name -> nats under the backbone, if known; it is not run then.
-        max_tokens: measure only the first whole documents, as many as fit, but at least one.
+            `model` itself if nothing is trained yet.
+        backbone_streams: the same texts in the backbone's tokens (matched by name), if the model
+            has new tokens.
+        pieces: for each new token, the backbone's tokens that spell the same text; see
+            `possible.py`.
+        backbone_nats: name of the stream -> nats under the backbone, if known; the backbone is then
+            not run.
+        max_tokens: measure only the first documents of each stream, as many as fit into this number
+            of tokens, but at least one.
         kl: measure the KL divergence from the backbone too.
-        tokenizer: of the streams; with it the results have a breakdown by kinds of tokens.
+        tokenizer: the tokenizer of the streams; with it, results have a breakdown by tokens and
+            documents.
+
+    Returns:
+        Name of the stream -> its results.
 
     Raises:
-        UserError: for an empty or foreign stream, a setting out of range, a model without backbone,
-            or a loss that is not finite.
+        UserError: for an empty stream, one of another tokenizer, a setting out of range, a model
+            without backbone, or a loss that is not finite.
     """
     if max_tokens is not None and max_tokens < 1:
         raise UserError("max_tokens", got=max_tokens, allowed="1 or more")
@@ -106,8 +113,8 @@ def evaluate(
 
 
 def evaluation_set(stream: TokenStream, own: TokenStream | None = None) -> EvaluationSet:
-    """The entry of an evaluation set in a record; `own` is the same text in the backbone's tokens,
-    which may differ from the extended model's."""
+    """Facts about an evaluation set for a record. `own` is the same text in the backbone's tokens,
+    if the extended model has new ones."""
     own = _if_other(own, stream)
     return EvaluationSet(
         role=stream.role,
@@ -121,12 +128,12 @@ def evaluation_set(stream: TokenStream, own: TokenStream | None = None) -> Evalu
 
 @dataclass(frozen=True, eq=False)
 class _Scorer:
-    """Runs the extended model and the backbone over windows and adds up; see `evaluate`."""
+    """Runs both models over windows and sums the results; see `evaluate` for the fields."""
 
     model: nn.Module
     reference: nn.Module | None
     windows: Windows
-    vocabulary: int  # of the backbone
+    vocabulary: int  # size of the backbone's vocabulary
     own: Mapping[str, TokenStream]
     pieces: Pieces
     backbone_nats: Mapping[str, float] | None
@@ -171,7 +178,7 @@ class _Scorer:
             raise one_line(error, SetResult, file=f"measured on {stream.name}") from error
 
     def _nats_of_backbone(self, own: TokenStream) -> float:
-        """Nats of the same text under the backbone, in the backbone's tokens."""
+        """Nats of a text in the backbone's tokens under the backbone."""
         sums = Sums(None, None, [], [])
         with as_backbone(self.model, self.reference) as backbone:
             for batch in self.windows.batches(own.num_tokens):
@@ -182,8 +189,8 @@ class _Scorer:
         return sums.extended_nats
 
     def _backbone_logits(self, backbone: nn.Module, inputs_BT: Tensor, keep: int) -> Tensor:
-        """Logits of the backbone, without those of new tokens (a backbone with wider tables has
-        them too)."""
+        """Logits of the backbone, without those of new tokens, which a backbone with appended rows
+        (`wider_tables.py`) computes too."""
         return last_logits(backbone, inputs_BT, keep)[..., : self.vocabulary]
 
     def _add_batch(
@@ -205,13 +212,13 @@ class _Scorer:
 
 
 def _if_other(own: TokenStream | None, stream: TokenStream) -> TokenStream | None:
-    """The text in the backbone's tokens; None if they are the same as the extended model's."""
+    """`own`, the text in the backbone's tokens; None if `stream` has the same tokens."""
     return None if own is None or np.array_equal(own.tokens, stream.tokens) else own
 
 
 def _scored(stream: TokenStream, batch: Sequence[Window]) -> tuple[Tensor, int]:
-    """(B, T) whether each target of these windows is scored, and the number K of last positions
-    that include all of them."""
+    """(B, T) whether each target of these windows is scored, and the number K of last positions of
+    a window that contain all scored ones."""
     scored_from = torch.tensor([w.scored_from - w.start for w in batch])
     num_inputs = batch[0].end - batch[0].start
     scored_BT = torch.arange(num_inputs) >= scored_from[:, None]
@@ -229,8 +236,8 @@ def _add_rows(
     scored_BT: Tensor,
     batch: Sequence[Window],
 ) -> None:
-    """Adds window by window, because the scored positions are the last ones: a slice instead of a
-    copy, except for chats."""
+    """Add the nats of a batch to `sums`, window by window: scored positions are the last ones of a
+    window, so that their logits are a slice and not a copy (except for chats)."""
     for row, window in enumerate(batch):
         num_last = window.end - window.scored_from
         last_K = scored_BT[row, -num_last:]
@@ -245,8 +252,8 @@ def _add_rows(
 
 
 def last_logits(model: Any, inputs_BT: Tensor, keep: int) -> Tensor:
-    """(B, K, V) logits of the last K = `keep` positions, with `logits_to_keep` where the model has
-    it."""
+    """(B, K, V) logits of the last K = `keep` positions; computes only these if the model's
+    `forward` has `logits_to_keep`."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     keeps = "logits_to_keep" in inspect.signature(inner.forward).parameters
     only = {"logits_to_keep": keep} if keeps else {}

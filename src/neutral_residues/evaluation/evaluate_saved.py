@@ -1,4 +1,4 @@
-"""Measures a saved extension of any method and its backbone on text and on tasks."""
+"""Measures a saved extension of any method, and its backbone, on text and on tasks."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -25,13 +25,18 @@ DEFAULT_CONTEXT_TOKENS = 512
 def evaluation_streams(
     saved: Saved, corpora: Sequence[Corpus], tokenising: Tokenising, *, of_backbone: bool = False
 ) -> list[TokenStream]:
-    """The given texts as token streams, in the backbone's tokens if asked; without any, the
-    evaluation sets of the run that made the extension, if there is one."""
+    """Tokenise the texts to measure.
+
+    Args:
+        corpora: the texts; if empty, the evaluation sets of the run that made the extension, if
+            there is one.
+        of_backbone: use the backbone's tokenizer, not that of the extended model.
+    """
     tokenizer = saved.backbone_tokenizer if of_backbone else saved.tokenizer
     cache = default_cache_folder()
     if not corpora and saved.config:
         data = saved.config.data
-        if not data.evaluate:  # a part of the training text
+        if not data.evaluate:  # the sets are a held-out part of the training text
             data = as_was_read(saved.config, saved.backbone_tokenizer).data
             return list(RunData.of(data, tokenizer, tokenising=tokenising).evaluate)
         corpora, cache = data.evaluate, data.cache or cache
@@ -42,7 +47,8 @@ def evaluation_streams(
 
 
 def windows_for(saved: Saved, context: int | None, stride: int | None) -> Windows:
-    """The given windows, else those of the run, else with half of the context as stride."""
+    """Windows of `context` and `stride` tokens. Default: those of the run that made the extension,
+    or else a context of `DEFAULT_CONTEXT_TOKENS` and a stride of half the context."""
     run = saved.config
     context = context or (run.context_tokens if run else DEFAULT_CONTEXT_TOKENS)
     if stride is None and run and context == run.context_tokens:
@@ -61,7 +67,8 @@ def plan_saved_tasks(
     num_fewshot: int | None = None,
     task_data: Path | None = None,
 ) -> TaskPlan:
-    """Tasks for a saved extension, checked before anything is measured."""
+    """Find and check tasks for a saved extension, before anything is measured; see
+    `plan_tasks`."""
     return plan_tasks(
         names,
         settings=TaskSettings(
@@ -84,8 +91,9 @@ def evaluate_saved(
     kl: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Record:
-    """Measure backbone and extended model on every text, if there are any, and on the first two
-    in turns; see `evaluate` and `measure_spliced`."""
+    """Measure backbone and extended model on all texts, and on text that alternates between the
+    first source and the first target text; see `evaluate` and `measure_spliced`. Returns a record
+    without task scores."""
     options: dict[str, Any] = {"kl": kl, "on_progress": on_progress}
     results = {}
     if streams:
@@ -104,7 +112,8 @@ def evaluate_saved(
 
 
 def _settings(saved: Saved, windows: Windows) -> dict[str, Any]:
-    """The run that made the extension, as far as it is known, with the windows measured in."""
+    """Settings of the run that made the extension (else only backbone and folder), with the windows
+    of this evaluation."""
     alone: dict[str, Any] = {"model": saved.backbone_name, "extension": str(saved.folder)}
     settings = saved.config.model_dump(mode="json") if saved.config else alone
     measured = {"context_tokens": windows.context_tokens, "stride_tokens": windows.stride_tokens}

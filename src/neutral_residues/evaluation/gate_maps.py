@@ -1,8 +1,8 @@
-"""How open every block gate is on every token of a short text: what a gate heat map shows.
+"""Block gates of every layer on every token of short texts, for the gate heat map.
 
-By default three texts: the beginning of the first source set, of the first target set, and a
-mixture that switches between the two every few words. The gate shown at a token is the one that the
-model computes on reading that token.
+By default there are three texts: the beginnings of the first source set and of the first target
+set, and a mixture that switches between the two every few words. The gate shown at a token is the
+one that the model computes from the input up to that token.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ WORDS_PER_SWITCH = 8
 
 
 class NamedText(NamedTuple):
-    """A text whose gates are shown."""
+    """A text for the heat map."""
 
     name: str
     kind: Literal["source", "target", "code-switched", "own"]
@@ -37,8 +37,8 @@ class NamedText(NamedTuple):
 
 
 class _Gates:
-    """A residue hook that keeps the gates of one forward pass by layer; of several extensions the
-    largest."""
+    """Residue hook that stores the gates of one forward pass by layer; with several extensions, the
+    largest gate at each token."""
 
     def __init__(self) -> None:
         self.by_layer: dict[int, list[float]] = {}
@@ -55,7 +55,8 @@ class _Gates:
 def default_texts(
     streams: Sequence[TokenStream], tokenizer: PreTrainedTokenizerBase, own: Sequence[str] = ()
 ) -> list[NamedText]:
-    """The beginnings of a source and a target set, a mixture of both, and the user's own texts."""
+    """The beginnings of the first source and target set, a mixture of both, and the texts in
+    `own`."""
     found: dict[str, NamedText] = {}
     for stream in streams:
         if stream.role not in found:
@@ -69,7 +70,7 @@ def default_texts(
 
 
 def code_switched(source: str, target: str) -> str:
-    """The words of two texts in turn, a few of each at a time."""
+    """Alternate between the words of two texts, `WORDS_PER_SWITCH` at a time."""
     words = [text.split() for text in (source, target)]
     length = min(len(part) for part in words)
     turns = range(0, max(1, length), WORDS_PER_SWITCH)
@@ -83,7 +84,8 @@ def gate_texts(
     *,
     end_of_text: int,
 ) -> list[GateText]:
-    """The gates on the first `MAX_TOKENS` (or the context) of each text; empty without gates."""
+    """Compute the gates on the first `MAX_TOKENS` tokens of each text (fewer if the context is
+    shorter). Empty for a model without gates."""
     layers = residue_layers(model)
     if not layers:
         return []
@@ -108,10 +110,8 @@ def gate_texts(
 
 
 def token_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """What each token adds to the text; joined, they are the text.
-
-    A token that ends inside a character adds nothing; the one that completes it adds the character.
-    """
+    """The text that each token adds; joined, these are the whole text. A token that ends inside a
+    UTF-8 character adds nothing; the one that completes it adds the character."""
     whole = tokenizer.decode(list(ids))
     ends = [_common_length(tokenizer.decode(list(ids[: i + 1])), whole) for i in range(len(ids))]
     starts = [0, *ends[:-1]]

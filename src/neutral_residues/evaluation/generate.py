@@ -1,12 +1,13 @@
-"""How the backbone and the extended model continue the same prompts, from one copy of the weights.
+"""Continues the same prompts with the backbone and with the extended model, from one copy of the
+weights.
 
     generate_both(model, tokenizer, ["Le chat"], max_new_tokens=40)
 
-Both models get the same batch and the same seed, so with closed gates they write the same text.
-Greedy at temperature 0, sampled above it, and nothing else: the model's own generation settings
-(repetition penalty, top-k, ...) do not count, only its end tokens. Those of a chat model end turns,
-so the token that ends a document stops it too. The generation itself is Transformers'. The model
-and PyTorch's random numbers are left as they were.
+Both models get the same batch and the same seed, so that with closed gates they generate the same
+text. Decoding is greedy at temperature 0 and sampled above it. Of the model's generation config
+only the end tokens are used, not the repetition penalty, top-k and so on. The end tokens of a chat
+model end turns; the token that ends a document stops the generation too. Transformers' `generate`
+does the work. The state of the model and of PyTorch's random generators is restored.
 """
 
 import math
@@ -41,18 +42,18 @@ def generate_both(
     backbone_tokenizer: PreTrainedTokenizerBase | None = None,
     end_of_text: int | None = None,
 ) -> list[Sample]:
-    """Continue each of `prompts`, as one batch, with the backbone and with the extended model; what
-    each adds is returned without special tokens.
+    """Continue each of `prompts` with the backbone and with the extended model, in one batch per
+    model. The continuations are returned without prompts and special tokens.
 
     Args:
-        model: the extended model: PEFT's, or one that `reference` is given for.
-        temperature: 0 takes the most probable token each time; above 0 samples.
-        top_p: sample only among the most probable tokens that have this probability together.
-        seed: of the sampling, the same for both.
-        chat: give each prompt as the user's message in the tokenizer's chat template.
+        model: the extended model: a PEFT model, or any model if `reference` is given.
+        temperature: 0 for greedy decoding, else the sampling temperature.
+        top_p: sample from the most probable tokens whose probabilities add up to `top_p`.
+        seed: seed of the sampling, the same for both models.
+        chat: use each prompt as the user message in the tokenizer's chat template.
         reference: the backbone, if disabling the extension does not give it (full fine-tuning).
-        backbone_tokenizer: the backbone's, if the extended model has new tokens.
-        end_of_text: the token that ends a document; default: see `end_of_text_id`.
+        backbone_tokenizer: the backbone's tokenizer, if the extended model has new tokens.
+        end_of_text: id of the token that ends a document; default: see `find_end_of_text`.
 
     Raises:
         UserError: for an empty prompt, one that does not fit the model's context, a tokenizer
@@ -85,8 +86,8 @@ def check_prompt(
     max_new_tokens: int,
     chat: bool = False,
 ) -> list[int]:
-    """The tokens of a prompt; a UserError if it is empty, or does not fit into the model's context
-    with `max_new_tokens` more."""
+    """The token ids of a prompt. Raises a UserError if it is empty, or longer than the model's
+    context minus `max_new_tokens`."""
     if chat:
         tokens = _in_chat_template(tokenizer, prompt)
     else:
@@ -103,7 +104,7 @@ def check_prompt(
 
 
 def end_tokens(model: Any, tokenizer: Any, end_of_text: int | None) -> list[int]:
-    """Ids of every token that ends a turn or a document; `end_of_text` as in `generate_both`."""
+    """Ids of all tokens that end a turn or a document; `end_of_text` as in `generate_both`."""
     own = model.generation_config.eos_token_id  # a chat model may have several
     if end_of_text is None:
         end_of_text = find_end_of_text(tokenizer)
@@ -122,8 +123,7 @@ def _in_chat_template(tokenizer: Any, prompt: str) -> list[int]:
 def generation_settings(
     ends: list[int], pad: int | None, max_new_tokens: int, temperature: float, top_p: float
 ) -> GenerationConfig:
-    """The generation settings of `generate_both`, without the model's own; a UserError for one that
-    is out of range."""
+    """The generation config for `generate_both`. Raises a UserError for a setting out of range."""
     if max_new_tokens < 1:
         raise UserError("max_new_tokens", got=max_new_tokens, allowed="1 or more")
     if not (math.isfinite(temperature) and temperature >= 0):
@@ -146,10 +146,10 @@ def generation_settings(
 def _continue(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], settings: GenerationConfig, seed: int
 ) -> list[str]:
-    """The text that `model` adds to each prompt."""
+    """The text with which `model` continues each prompt."""
     texts = []
     for prompt, tokens in zip(prompts, continued(model, prompts, settings, seed), strict=True):
-        # Both are decoded and the prompt cut off: a token's own text can depend on those before it.
+        # The continuation is not decoded alone: a token's text can depend on those before it.
         given, whole = (tokenizer.decode(it, skip_special_tokens=True) for it in (prompt, tokens))
         texts.append(str(whole[len(given) :]))
     return texts
@@ -158,8 +158,8 @@ def _continue(
 def continued(
     model: Any, prompts: Sequence[list[int]], settings: GenerationConfig, seed: int
 ) -> list[list[int]]:
-    """Tokens of each prompt with its continuation by `model`, up to and including an end token; the
-    same for the same batch and seed."""
+    """Token ids of each prompt and its continuation by `model`, up to and including an end token.
+    Deterministic for a given batch and seed."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     device = next(model.parameters()).device
     longest, fill = max(map(len, prompts)), settings.pad_token_id or 0
@@ -167,7 +167,7 @@ def continued(
     rows = [[fill] * n + prompt for n, prompt in zip(missing, prompts, strict=True)]
     mask = [[0] * n + [1] * len(prompt) for n, prompt in zip(missing, prompts, strict=True)]
     accelerators = [] if device.type == "cpu" else [device]
-    # Transformers mixes the model's own settings into those that it is given.
+    # Transformers would fill unset options from the model's own generation config.
     ours = temporarily([inner], "generation_config", settings)
     with torch.random.fork_rng(devices=accelerators, device_type=device.type), ours:
         torch.manual_seed(seed)
@@ -182,6 +182,6 @@ def continued(
 
 
 def _up_to(ends: set[int], tokens: list[int]) -> list[int]:
-    """The tokens up to and including the first end token; the rest is padding."""
+    """The tokens up to and including the first end token; those after it are padding."""
     end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
     return tokens[: end + 1]

@@ -1,4 +1,4 @@
-"""Runs a model as it is or as its backbone, and restores its state afterwards."""
+"""Contexts that run a model, or its backbone, for inference, and restore its state afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from neutral_residues.tuner.routing import temporarily
 
 @contextmanager
 def inference(model: nn.Module, reference: nn.Module | None = None) -> Iterator[None]:
-    """Inside the block both models are in eval mode, without gradients and autocast."""
+    """Context in which both models are in eval mode, without gradients and without autocast."""
     modules = [module for one in (model, reference) if one is not None for module in one.modules()]
     plain = torch.autocast(next(model.parameters()).device.type, enabled=False)
     with temporarily(modules, "training", False), torch.inference_mode(), plain:
@@ -25,10 +25,10 @@ def inference(model: nn.Module, reference: nn.Module | None = None) -> Iterator[
 
 @contextmanager
 def as_backbone(model: nn.Module, reference: nn.Module | None = None) -> Iterator[nn.Module]:
-    """Yields the backbone: `reference`, or `model` with its extension disabled inside the block.
+    """Context that gives the backbone: `reference`, or else `model` with its extension disabled.
 
     Raises:
-        UserError: if there is neither.
+        UserError: if there is no `reference` and `model` has no extension.
     """
     if reference is not None:
         yield reference
@@ -38,15 +38,15 @@ def as_backbone(model: nn.Module, reference: nn.Module | None = None) -> Iterato
         with _switched_off(model):
             yield model
     finally:
-        # PEFT marks the active extension as trainable when it comes back, even in a model that was
-        # loaded frozen.
+        # When PEFT enables the extension again, it makes it trainable, even in a model that was
+        # loaded for inference.
         for parameter, trains in zip(model.parameters(), before, strict=True):
             parameter.requires_grad_(trains)
 
 
 def is_untouched(model: nn.Module, input_ids: Tensor) -> bool:
-    """Whether the model equals its backbone on (B, T) tokens, without running it: each of its gates
-    reads the text and is exactly 0 there."""
+    """Whether the outputs of the model on `input_ids` (B, T) are those of its backbone, found
+    without running it: all of its gates read tokens, and are exactly 0 on these."""
     layer = embeddings_layer(model)
     if layer is None:
         return False

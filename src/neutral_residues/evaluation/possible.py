@@ -1,12 +1,12 @@
-"""Text cut so that an extended model with new tokens can write it.
+"""Tokenises text such that an extended model with new tokens can generate it.
 
-Where its gate is exactly 0, such a model gives new tokens probability 0: after English it begins
-Ukrainian with the backbone's tokens, until its gate opens, and then uses new ones. So text is
-scored in tokens that the model can generate: a new token with probability 0 is replaced by the
-backbone's tokens of the same text. That can close or open later gates, so it is repeated until none
-is left; every round replaces tokens, so it ends.
+While its gate is exactly 0, such a model gives new tokens probability 0: when it switches from
+English to Ukrainian, it uses the backbone's tokens until its gate opens, and new tokens after that.
+Therefore new tokens with probability 0 are replaced by the backbone's tokens that spell the same
+text (their pieces) before text is scored. This can close or open later gates, so that it is
+repeated until no impossible token is left; it ends because every round replaces new tokens.
 
-Only the readers of the gates run for this, not the model.
+Only the gates are computed for this, not the model.
 
 Suffixes: B windows, T inputs of a window.
 """
@@ -24,14 +24,14 @@ from neutral_residues.evaluation.windows import Windows
 from neutral_residues.tuner.embeddings import EmbeddingsLayer, embeddings_layer
 
 Pieces = Sequence[Sequence[int]]
-"""For each new token the backbone's tokens of the same text."""
+"""For each new token, the ids of the backbone's tokens that spell the same text."""
 
 
 def possible_stream(
     model: nn.Module, stream: TokenStream, windows: Windows, pieces: Pieces
 ) -> TokenStream:
-    """`stream` in tokens that `model` can generate in these windows; unchanged if its new tokens
-    need no open gate, or it has none."""
+    """`stream` with tokens that `model` can generate in these windows. Unchanged if the model has
+    no new tokens, or gives them a probability with closed gates too."""
     layer = embeddings_layer(model)
     if layer is None or not layer.can_forbid_tokens:
         return stream
@@ -41,7 +41,8 @@ def possible_stream(
 
 
 def _impossible(layer: EmbeddingsLayer, stream: TokenStream, windows: Windows) -> NDArray[np.bool_]:
-    """(N,) whether each token of the stream is a new one where the gate is exactly 0."""
+    """(N,) whether each token of the stream is a new token that is predicted with a gate of
+    exactly 0."""
     found = np.zeros(stream.num_tokens, dtype=bool)
     for batch in windows.batches(stream.num_tokens):
         inputs_BT, targets_BT = windows.rows(stream.tokens, batch)
@@ -55,7 +56,7 @@ def _impossible(layer: EmbeddingsLayer, stream: TokenStream, windows: Windows) -
 def cut_tokens(
     stream: TokenStream, chosen: NDArray[np.bool_], first_new_id: int, pieces: Pieces
 ) -> TokenStream:
-    """The stream with these new tokens cut into the backbone's."""
+    """`stream` with the `chosen` new tokens replaced by their pieces."""
     if not chosen.any():
         return stream
     lengths = np.ones(stream.num_tokens, dtype=np.int64)
@@ -74,7 +75,8 @@ def cut_tokens(
 def possible_tokens(
     model: nn.Module, context: Sequence[int], tokens: Sequence[int], pieces: Pieces
 ) -> list[int]:
-    """`tokens` after `context` (one or more), as in `possible_stream`."""
+    """`tokens` after `context` (at least one token), with impossible new tokens replaced as in
+    `possible_stream`."""
     layer, found = embeddings_layer(model), list(tokens)
     if layer is None or not layer.can_forbid_tokens:
         return found

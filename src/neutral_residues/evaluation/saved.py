@@ -1,5 +1,5 @@
-"""Loads a saved extension and its backbone, to measure them or to generate; any method, and several
-extensions in one folder."""
+"""Loads saved extensions with their backbone, for evaluation and generation: those of any method,
+and several extensions in one folder."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -39,36 +39,39 @@ from neutral_residues.vocabulary.vocabulary import Vocabulary, load_vocabulary
 
 @dataclass(frozen=True)
 class Saved(BothModels):
-    """A saved extension and its backbone, in evaluation mode."""
+    """A saved extension and its backbone, both in eval mode."""
 
-    config: RunConfig | None  # the run that made it, where the folder is a run's output
-    folder: Path  # as it was given
-    weights: Path  # the folder that holds the extension
+    config: RunConfig | None  # the run that made the extension; None without a run folder
+    folder: Path  # the folder that was given
+    weights: Path  # the folder with the weights of the extension
     backbone_name: str  # folder or Hub name
-    revision: str | None  # of the backbone on the Hub: branch, tag or commit
+    revision: str | None  # branch, tag or commit of the backbone on the Hub
     composition: Composition | None  # how several extensions are used together
-    device: torch.device  # where both models are
+    device: torch.device  # device of both models
 
     @property
     def promise(self) -> Promise | None:
-        """The promise of a calibrated extension."""
+        """The promise of a calibrated extension; None if it is not calibrated."""
         is_calibrated = (self.weights / CALIBRATION).is_file()
         return read_calibration(self.weights).promise if is_calibrated else None
 
     @property
     def end_of_text_token(self) -> str | None:
-        """The token that ends a document, if the run that made the extension names one."""
+        """The setting `data.end_of_text` of the run that made the extension, if there is one."""
         return self.config.data.end_of_text if self.config else None
 
 
 def load_saved(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Saved:
-    """Load the output folder of a run, or an extension folder; a UserError if it is neither, is not
-    finished, is damaged, or belongs to another backbone.
+    """Load an extension with its backbone, in eval mode on the accelerator if there is one.
 
     Args:
-        folder: of the run or the extension.
-        dtype: of the weights that were not trained; None: the one that the run measured with,
-            float32 for an extension folder.
+        folder: output folder of a run, or folder of an extension.
+        dtype: dtype of the weights that were not trained; None: the dtype that the run used for its
+            own evaluation, float32 for an extension without a run.
+
+    Raises:
+        UserError: if the folder is neither, the run is not finished, files are damaged, or the
+            extension belongs to another backbone.
     """
     config, weights = _run_and_weights(folder)
     composition, device = read_composition(weights), pick_device()
@@ -120,8 +123,8 @@ def load_saved(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Sa
 
 
 def _run_and_weights(folder: Path) -> tuple[RunConfig | None, Path]:
-    """The run whose output folder this is, if it is one, and the folder that holds the weights;
-    checks their digests."""
+    """Configuration of the run in `folder`, None for the folder of an extension; and the folder
+    with the weights, whose digests are checked."""
     if not folder.is_dir():
         do = "give the output folder of a run, or an extension folder"
         raise UserError(f"no such folder: {folder}", do=do)
@@ -132,7 +135,7 @@ def _run_and_weights(folder: Path) -> tuple[RunConfig | None, Path]:
 
 
 def _adapters(weights: Path, composition: Composition | None) -> dict[str, Path]:
-    """Adapter name -> its folder; empty for a whole model."""
+    """Name of each adapter -> its folder; empty for a whole model."""
     if composition:
         return {name: weights / name for name in composition.names}
     return {"default": weights} if (weights / CONFIG).is_file() else {}
@@ -141,20 +144,20 @@ def _adapters(weights: Path, composition: Composition | None) -> dict[str, Path]
 def _tokenizers(
     weights: Path, backbone_name: str, revision: str | None
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase, Vocabulary | None]:
-    """The tokenizers of the extended model and of its backbone, and the new tokens of the
-    former."""
+    """The tokenizers of the extended model and of its backbone, and the new tokens, if there are
+    any."""
     has_tokenizer = (weights / "tokenizer_config.json").is_file()
     load_own = partial(load_tokenizer, backbone_name, revision=revision)
     tokenizer = load_tokenizer(str(weights)) if has_tokenizer else load_own()
     if not (weights / VOCABULARY).is_file():
         return tokenizer, tokenizer, None
     own_tokenizer = load_own()
-    own_tokenizer.chat_template = tokenizer.chat_template  # maybe that of the run
+    own_tokenizer.chat_template = tokenizer.chat_template  # the run may have set another one
     return tokenizer, own_tokenizer, load_vocabulary(weights, own_tokenizer)
 
 
 def measured_dtype(config: RunConfig | None, device: torch.device) -> torch.dtype:
-    """The dtype of the weights that are not trained when a run measures; float32 without a run."""
+    """The dtype of frozen weights in the evaluation of a run; float32 without a run."""
     if config is None:
         return torch.float32
     width = load_config(config.model, **config.hub_options).get_text_config().hidden_size
@@ -170,8 +173,8 @@ def measured_backbone(
     *,
     revision: str | None,
 ) -> PreTrainedModel:
-    """The backbone in `dtype`, but quantised as in training, or else another backbone would be
-    measured; with code of its own only if the run trusts it."""
+    """Load the backbone for an evaluation, in `dtype`, or quantised if it was quantised in the
+    training: extended model and backbone must have the same frozen weights."""
     options: dict[str, Any] = {"revision": revision, "dtype": dtype}
     if config:
         options["trust_remote_code"] = config.trust_remote_code

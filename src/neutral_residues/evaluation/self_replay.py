@@ -1,22 +1,22 @@
-"""Source text that the backbone of a run writes itself, for a corpus with `path: self`.
+"""Generates source text with the backbone of a run, for a corpus with `path: self`.
 
-A backbone, its tokenizer and `data.self_replay` determine one text without end; the cache holds its
-beginning:
+The backbone, its tokenizer and `data.self_replay` determine a text of any length, of which the
+cache contains the beginning:
 
-    self-batches-KEY/00000.json    documents that were written at a time, with a seed of their own
-    self-KEY/                      the first batches that have as many tokens as a run wants
-        text.jsonl                 these documents, as a corpus
-        self-text.json             what they were written with, and what became of it
+    self-batches-KEY/00000.json    documents of one batch, which has its own seed
+    self-KEY/                      as many of the first batches as a run needs
+        text.jsonl                 their documents, as a corpus
+        self-text.json             settings of the generation, and statistics (`SelfText`)
         SHA256SUMS
 
-So Ctrl-C loses at most a batch, resuming gives the same text, and a longer run reads a longer text
-with the same beginning. A document begins as in pretraining: with the token that the tokenizer puts
-before a text, else with the end-of-text token.
+Ctrl-C therefore loses at most one batch, a resumed generation gives the same text, and a longer run
+reads a longer text with the same beginning. A document begins as in pretraining: with the token
+that the tokenizer adds before a text, or else with the end-of-text token.
 
-Useless text is refused: most documents are empty, or sequences of 16 tokens are repeated, in one
-document (loops) or in several (copies). In real text up to 11 % of these are repeated (LaTeX
-source); in text that a model writes at temperature 0.3 and above none, at 0.1 48 %, greedily 98 %
-(LAB.md, "source text that the backbone writes").
+A UserError is raised for useless text: if most documents are empty, or if too many sequences of 16
+tokens are repeated, in one document (loops) or in several (copies). In real text, up to 11 % of
+the sequences are repeated (LaTeX source); in generated text none at temperature 0.3 and above, 48 %
+at 0.1, and 98 % with greedy decoding (LAB.md, "source text that the backbone writes").
 """
 
 import json
@@ -59,26 +59,26 @@ from neutral_residues.results.self_text import SelfText, SelfTextBatch
 logger = logging.getLogger(__name__)
 
 VERSION = 1
-"""Changes when the same settings give another text, so that an old cache is not read."""
+"""Part of the cache key; increase it when the same settings give another text."""
 TEXT, SUMMARY = "text.jsonl", "self-text.json"
 REPEATED_TOKENS, MOST_REPEATED, MOST_EMPTY = 16, 0.3, 0.5
 
 
 @dataclass(frozen=True)
 class SelfReplay:
-    """The text that the backbone of a run writes; make it with `SelfReplay.of`."""
+    """The text that the backbone of a run generates; created by `SelfReplay.of`."""
 
     config: RunConfig
     tokenizer: PreTrainedTokenizerBase  # the backbone's
     model_config: PretrainedConfig
-    prompts: tuple[tuple[int, ...], ...]  # what documents begin with, in turns
+    prompts: tuple[tuple[int, ...], ...]  # token ids with which documents begin, used in turn
 
     @classmethod
     def of(
         cls, config: RunConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig
     ) -> "SelfReplay | None":
-        """None if no corpus has `path: self`; a UserError for a file of prompts that cannot be read
-        or is empty, and for documents longer than the model's context."""
+        """The text for a run; None if no corpus has `path: self`. Raises a UserError if the file of
+        prompts is empty or cannot be read, or if documents are longer than the model's context."""
         if config.data.self_corpus is None:
             return None
         settings = config.data.self_replay
@@ -110,7 +110,7 @@ class SelfReplay:
 
     @property
     def folder(self) -> Path:
-        """The corpus in the cache, whether it is there or not."""
+        """Folder of the corpus in the cache; it may not exist yet."""
         return self._cached("self", self.config.self_tokens)
 
     def _cached(self, kind: str, *more: object) -> Path:
@@ -118,7 +118,7 @@ class SelfReplay:
         return cache / f"{kind}-{short_hash(self.made_from, *more)}"
 
     def read(self) -> SelfText | None:
-        """The text in the cache; None if it is not there or damaged."""
+        """Facts about the text in the cache; None if it is missing or damaged."""
         return from_cache(self.folder, self._checked)
 
     def _checked(self) -> SelfText:
@@ -126,25 +126,26 @@ class SelfReplay:
         return read_part(SelfText, self.folder / SUMMARY, "summary of a text")
 
     def as_file(self) -> RunConfig:
-        """The run settings with the written file instead of `path: self`."""
+        """The run configuration with the generated file instead of `path: self`."""
         data, path = self.config.data, self.folder / TEXT
         train = (c.model_copy(update={"path": path}) if c.is_self else c for c in data.train)
         changed = data.model_copy(update={"train": tuple(train)})
         return self.config.model_copy(update={"data": changed})
 
     def without(self) -> DataSettings:
-        """The texts of the run without this one."""
+        """The data settings of the run without the corpus that has `path: self`."""
         train = tuple(corpus for corpus in self.config.data.train if not corpus.is_self)
         return self.config.data.model_copy(update={"train": train})
 
     # ---- writing ----
 
     def write(self, tokenising: Tokenising = without_display) -> SelfText:
-        """Write the text, or wait until another process has written it.
+        """Generate the text, unless it is in the cache. If another process is generating it, wait
+        for that.
 
         Raises:
-            UserError: for useless text, a model that cannot be loaded, a full disk.
-            KeyboardInterrupt: after Ctrl-C; what is written so far is kept.
+            UserError: for useless text, a model that cannot be loaded, or a full disk.
+            KeyboardInterrupt: after Ctrl-C; finished batches are kept.
         """
         batches = self._cached("self-batches")
         waiting = "waiting for another process whose backbone writes source text"
@@ -155,7 +156,7 @@ class SelfReplay:
         return found
 
     def _batches(self, folder: Path, tokenising: Tokenising) -> list[SelfTextBatch]:
-        """Batches with as many tokens as the run needs; missing ones are written."""
+        """Batches with as many tokens as the run needs; those not in the cache are generated."""
         wanted, written, model = self.config.self_tokens, 0, None
         found: list[SelfTextBatch] = []
         what = f"{Path(self.config.model).name} writes {wanted:,} tokens of source text"
@@ -176,7 +177,7 @@ class SelfReplay:
         return found
 
     def _load(self) -> PreTrainedModel:
-        """The backbone, loaded as for measuring."""
+        """Load the backbone, as it is loaded for evaluation."""
         device = pick_device()
         dtype = measured_dtype(self.config, device)
         return measured_backbone(
@@ -198,13 +199,14 @@ class SelfReplay:
             so_far_of = f"{so_far:,} of {self.config.self_tokens:,} tokens of source text"
             what = f"stopped with {so_far_of} written; the same command goes on"
             raise KeyboardInterrupt(what) from None
-        documents = [tokens[1:] for tokens in written]  # behind the first token
+        documents = [tokens[1:] for tokens in written]  # without the token that begins a text
         return self._batch(documents, [len(prompt) - 1 for prompt in prompts], set(ends))
 
     def _batch(
         self, documents: Sequence[list[int]], prompted: Sequence[int], ends: set[int]
     ) -> SelfTextBatch:
-        """The texts of a batch of documents, without end-of-text tokens."""
+        """Decode a batch of documents, of which `prompted` tokens each are their prompts; leaves
+        out documents that contain nothing else."""
         texts, num_tokens, num_cut = [], 0, 0
         for tokens, start in zip(documents, prompted, strict=True):
             is_cut = tokens[-1] not in ends
@@ -220,10 +222,10 @@ class SelfReplay:
             documents=texts, num_tokens=num_tokens, num_empty=num_empty, num_cut=num_cut
         )
 
-    # ---- what became of it ----
+    # ---- checking, and writing the corpus ----
 
     def _join(self, batches: Sequence[SelfTextBatch]) -> SelfText:
-        """Write the corpus."""
+        """Check the text and write it to the cache as a corpus."""
         texts = [text for batch in batches for text in batch.documents]
         found = SelfText(
             made_from=self.made_from,
@@ -253,7 +255,7 @@ class SelfReplay:
             )
 
     def _check_repeated(self, batches: Sequence[SelfTextBatch]) -> float:
-        """The share of repeated sequences; a UserError if it is too large."""
+        """Share of repeated sequences. Raises a UserError if it is above `MOST_REPEATED`."""
         encode = encoder(self.tokenizer, _end_of_text(self.config, self.tokenizer))
         share = repeated_share(encode([text for batch in batches for text in batch.documents]))
         if share > MOST_REPEATED:
@@ -267,8 +269,8 @@ class SelfReplay:
 
 
 def repeated_share(documents: Sequence[Sequence[int]]) -> float:
-    """The share of all sequences of 16 tokens that occurred before; a shorter document counts as
-    one sequence."""
+    """Share of all sequences of 16 tokens that occurred before, in the same document or another; a
+    shorter document counts as one sequence."""
     multipliers = np.random.default_rng(0).integers(2**63, size=REPEATED_TOKENS, dtype=np.uint64)
     keys = []
     for tokens in documents:
@@ -286,7 +288,7 @@ def _end_of_text(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> int:
 def _prompts(
     settings: SelfReplaySettings, tokenizer: PreTrainedTokenizerBase, end_of_text: str | None
 ) -> tuple[tuple[int, ...], ...]:
-    """The tokens that documents begin with."""
+    """Token ids with which documents begin: the first token of a text, and a prompt."""
     first = tokenizer.bos_token_id
     if first is None or first not in tokenizer("")["input_ids"]:
         first = end_of_text_id(tokenizer, end_of_text)
@@ -301,11 +303,11 @@ def _prompts(
 
 
 def as_was_read(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> RunConfig:
-    """The settings of a finished run with files instead of `path: self`; a UserError if the text is
-    no longer in the cache.
+    """The configuration of a finished run with the generated file instead of `path: self`. Raises a
+    UserError if the text is no longer in the cache.
 
     Args:
-        tokenizer: the backbone's.
+        tokenizer: the tokenizer of the backbone.
     """
     if config.data.self_corpus is None:
         return config

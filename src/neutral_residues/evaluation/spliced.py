@@ -1,17 +1,18 @@
-"""Text that switches between source and target: what it costs, and which gates close again.
+"""Measures both models on text that alternates between source and target (spliced text): the loss
+after a switch, and whether gates close again.
 
-Windows alternate between blocks of both sets like spliced training rows (`data/splicing.py`): each
-text continues where it stopped, and every other window begins with target text. Both models score
-the window and each block by itself, so the nats of a token after a switch are compared with those
-of the same token after the same words of its language, without the other language between them.
+A window alternates between a block of the source set and one of the target set, like spliced
+training rows (`data/splicing.py`): after each switch, a text continues where it stopped, and every
+other window begins with target text. Both models score the window, and each block alone. The nats
+of a token after a switch can thus be compared with those of the same token in its own text, without
+the other language in between.
 
-Windows, segments and distances are counted in the backbone's tokens. New tokens stand for several
-of them, so an extended model reads the same text in fewer: a new token is cut into the backbone's
-where it would hold a switch or the first token after one, and where the gate makes it impossible
-(`possible.py`). The nats of a new token are counted at the first of the backbone's tokens that it
-holds, its gates at the last.
+Windows, segments and distances are counted in the backbone's tokens. A new token of the extended
+model stands for several of them (its pieces). It is replaced by its pieces if it would contain a
+switch or the first token after one, or if its gate makes it impossible (`possible.py`). The nats of
+a new token are counted at its first piece, its gates at its last.
 
-Suffixes: T tokens of a window, U of the extended model's, L layers.
+Suffixes: T tokens of a window for the backbone, U for the extended model, L layers.
 """
 
 from collections import Counter
@@ -39,7 +40,7 @@ from neutral_residues.tuner.layer import observe_residues, residue_layers
 Array = NDArray[Any]
 Since = tuple[int, int | None]
 SINCE: tuple[Since, ...] = ((1, 1), (2, 3), (4, 7), (8, 15), (16, 31), (32, None))
-"""Ranges of tokens since a switch (first, last) that are counted together."""
+"""Ranges (first, last) of the distance from a switch, in tokens, that are counted together."""
 ROLES: tuple[Role, Role] = ("source", "target")
 
 
@@ -52,12 +53,15 @@ def measure_spliced(
     reference: nn.Module | None = None,
     pieces: Pieces = (),
 ) -> Spliced | None:
-    """Measure the first source set and the first target set in turns, with at most `num_windows`
-    windows of `context_tokens` backbone tokens; `reference` and `pieces` as in `evaluate`. Chats
-    are left out.
+    """Measure both models on text that alternates between the first source set and the first target
+    set of `streams` (chats are not used). `reference` and `pieces` are those of `evaluate`.
+
+    Args:
+        context_tokens: tokens of a window, in the backbone's tokenizer.
+        num_windows: maximum number of windows.
 
     Returns:
-        None without a set of each role, or where a set or a window is too short.
+        None without a set of each role, or if a set or a window is too short.
     """
     found = [s for s in streams if s.predicted is None]
     sets = [next((s for s in found if s.role == role), None) for role in ROLES]
@@ -91,12 +95,13 @@ def measure_spliced(
 
 @dataclass(frozen=True)
 class _Text:
-    """A set in the backbone's tokens, with the extended model's token that holds each of them."""
+    """A set in the backbone's tokens; for each of them, the extended model's token that contains
+    it."""
 
     stream: TokenStream
-    token: Array
-    number: Array  # of that token in its own stream
-    length: Array  # how many of the backbone's it holds
+    token: Array  # id of the containing token
+    number: Array  # index of the containing token in the extended model's stream
+    length: Array  # number of backbone tokens in the containing token
 
     @classmethod
     def of(cls, stream: TokenStream, first_new_id: int, pieces: Pieces) -> "_Text":
@@ -108,25 +113,25 @@ class _Text:
         return cls(cut, stream.tokens[number], number, lengths[number])
 
     def block(self, start: int, num_tokens: int) -> Array:
-        """(4, T) T backbone tokens from `start` on; for each, the extended model's token that holds
-        it, that token's number and its length."""
+        """(4, T) for T backbone tokens from `start` on: their ids, and id, index and length of the
+        extended model's token that contains each."""
         parts = (self.stream.tokens, self.token, self.number, self.length)
         return np.stack([part[start : start + num_tokens].astype(np.int64) for part in parts])
 
 
 @dataclass(frozen=True)
 class _Window:
-    """One window and its texts, as three rows: source block, target block, both in turns."""
+    """One window, as three rows: source block, target block, and the spliced text of both."""
 
-    blocks_43T: NDArray[np.int64]  # for each row, as in `_Text.block`
-    part_3T: NDArray[np.int64]  # tokens with another number are not held by one new token
+    blocks_43T: NDArray[np.int64]  # `_Text.block` of each row
+    part_3T: NDArray[np.int64]  # a new token must not contain tokens with different numbers
     role_T: NDArray[np.int64]  # role of each token in the third row: 0 source, 1 target
-    own_T: NDArray[np.int64]  # position of each in its own block
-    since_T: NDArray[np.int64]  # tokens since the switch, itself included; 0 before the first
+    own_T: NDArray[np.int64]  # position of each token of the third row in its own block
+    since_T: NDArray[np.int64]  # distance from the last switch, from 1; 0 before the first
 
     @property
     def rows_3T(self) -> NDArray[np.int64]:
-        """The backbone's tokens."""
+        """Ids of the backbone's tokens."""
         return self.blocks_43T[0]
 
     @classmethod
@@ -154,10 +159,10 @@ class _Window:
 
 @dataclass(frozen=True)
 class _Read:
-    """The rows of a window in the extended model's tokens."""
+    """The three rows of a window in the extended model's tokens."""
 
-    rows_3U: torch.Tensor  # padded behind, where nothing is looked at
-    lengths: list[Array]  # of each row: how many of the backbone's tokens each token holds
+    rows_3U: torch.Tensor  # padded on the right; padding is not measured
+    lengths: list[Array]  # for each row, the number of backbone tokens in each token
 
     @classmethod
     def of(cls, model: nn.Module, window: _Window, first_new_id: int, pieces: Pieces) -> "_Read":
@@ -171,7 +176,7 @@ class _Read:
         return cls(pad_sequence(rows, batch_first=True), lengths)
 
     def at_first(self, values_3U: Array) -> Array:
-        """(3, T) the value of each token at the first backbone token that it holds, 0 at the
+        """(3, T) the value of each token at the first backbone token that it contains, 0 at the
         others."""
         found_3T = np.zeros((3, self.lengths[0].sum()))
         for row, lengths in enumerate(self.lengths):
@@ -180,12 +185,13 @@ class _Read:
 
     @property
     def last_U(self) -> Array:
-        """(U,) for each token of the third row, the last backbone token that it holds."""
+        """(U,) for each token of the third row, the position of the last backbone token in it."""
         return np.cumsum(self.lengths[2]) - 1
 
 
 def _in_own_tokens(block_4T: Array, part_T: Array) -> list[int]:
-    """A row in the extended model's tokens; where one is not completely inside, the backbone's."""
+    """A row in the extended model's tokens; a token that is cut by the row, or by a change of
+    `part_T`, is replaced by its backbone tokens."""
     old_T, token_T, number_T, length_T = block_4T
     ends = np.flatnonzero(np.diff(number_T) | np.diff(part_T)) + 1
     found: list[int] = []
@@ -197,16 +203,16 @@ def _in_own_tokens(block_4T: Array, part_T: Array) -> list[int]:
 
 @dataclass
 class _Sums:
-    """Sums over the windows for tokens of one role."""
+    """Sums over all windows, for the tokens of one role."""
 
     num_tokens: int = 0
-    nats: Counter[str] = field(default_factory=Counter)  # by model and text, as the result has them
+    nats: Counter[str] = field(default_factory=Counter)  # by the names of fields of `AfterSwitch`
     num_gates: Counter[Since] = field(default_factory=Counter)
     num_closed: Counter[Since] = field(default_factory=Counter)
 
     def add_nats(self, window: _Window, role: int, nats_3T: Mapping[str, Array]) -> None:
-        """Add the nats under each model of the tokens of this role after a switch, except the
-        first one of each segment."""
+        """Add the nats, under each model, of the tokens of this role after a switch, except the
+        first token of each segment."""
         here_T = (window.role_T == role) & (window.since_T > 1)
         self.num_tokens += int(here_T.sum())
         for model, of_model in nats_3T.items():
@@ -214,8 +220,8 @@ class _Sums:
             self.nats[f"{model}_alone_nats"] += of_model[role, window.own_T[here_T]].sum()
 
     def add_gates(self, window: _Window, role: int, last_U: Array, closed_LU: Array) -> None:
-        """Add gates. `closed_LU`: whether each layer's gate is exactly 0 at each token; `last_U`:
-        the last backbone token that each holds. Padding comes after these."""
+        """Count gates. `closed_LU`: whether the gate of each layer is exactly 0 at each token,
+        padding included; `last_U`: position of the last backbone token in each token."""
         since_U, role_U = window.since_T[last_U], window.role_T[last_U]
         for since in SINCE:
             first, last = since[0], since[1] or len(window.since_T)
@@ -225,7 +231,7 @@ class _Sums:
             self.num_closed[since] += int(closed.sum())
 
     def result(self, stream: TokenStream) -> AfterSwitch:
-        """The sums as a result."""
+        """The sums as a part of the record."""
         gates = [
             GatesSinceSwitch(
                 first=since[0], last=since[1], num_gates=n, num_closed=self.num_closed[since]
@@ -244,7 +250,7 @@ class _Sums:
 
 
 def _nats(model: nn.Module, rows: torch.Tensor) -> Array:
-    """(3, T) nats of each token given those before it in its row; 0 for the first token."""
+    """(3, T) nats of each token, given those before it in its row; 0 for the first token."""
     rows = rows.to(next(model.parameters()).device)
     nats = next_token_nats(model(input_ids=rows, use_cache=False).logits, rows)
     return np.pad(nats.double().cpu().numpy(), ((0, 0), (1, 0)))

@@ -1,4 +1,4 @@
-"""The sums of an evaluation: nats, gates and residues, added batch by batch over a set.
+"""Sums of an evaluation over a set: nats, gates and residues, added batch by batch.
 
 Suffixes: B windows, T inputs of a window, K scored positions, V vocabulary, D documents.
 """
@@ -19,14 +19,13 @@ from neutral_residues.tuner.layer import AnyResidue, NeutralResiduesLayer, layer
 
 Array = NDArray[Any]
 
-# Logits are turned into probabilities in chunks of this many numbers: 32 MB of float32 for each
-# temporary.
+# Softmax is computed in chunks of this many logits: each temporary tensor takes 32 MB in float32.
 LOGITS_PER_CHUNK = 2**23
 
 
 class ResidueStats:
-    """A residue hook that records, for one batch and each layer, where the gate is 0 and how large
-    the residue is."""
+    """Residue hook that records for one batch, in each layer and at each token, whether the gate is
+    exactly 0, and the mean square of the residue."""
 
     def __init__(self, layers: dict[str, NeutralResiduesLayer]) -> None:
         self.layers = layers
@@ -36,7 +35,7 @@ class ResidueStats:
         self.start(0, 0)
 
     def start(self, num_rows: int, num_inputs: int) -> None:
-        """Forget the previous batch; the next one has this shape (B, T)."""
+        """Start a batch of shape (B, T), and clear what was recorded for the previous one."""
         self._shape = (num_rows, num_inputs)
         self.gate_zero_BT: dict[int, Tensor] = {}
         self.mean_square_BT: dict[int, Tensor] = {}
@@ -50,7 +49,7 @@ class ResidueStats:
         zero = torch.zeros_like(squares) if gate is None else gate == 0
         self.gated |= gate is not None
         zero_BT = self._fit(zero.bool())
-        if index in self.gate_zero_BT:  # another active extension: the model adds their sum
+        if index in self.gate_zero_BT:  # several active extensions: residues are added
             residue = self._before.plus(residue)
             squares = residue.mean_square()
             zero_BT = zero_BT & self.gate_zero_BT[index]
@@ -59,7 +58,7 @@ class ResidueStats:
         self._before = residue
 
     def _fit(self, values: Tensor) -> Tensor:
-        """(B, T) one value for each token, 0 for tokens that an output head did not compute."""
+        """`values` as (B, T), one per token; 0 where the output head was not computed."""
         rows, inputs = self._shape
         by_row = values.reshape(rows, -1)
         return F.pad(by_row, (inputs - by_row.shape[1], 0))
@@ -67,11 +66,11 @@ class ResidueStats:
 
 @dataclass(frozen=True, eq=False)
 class TokenSums:
-    """The nats of an evaluation set by token type (V) and by document (D), in float64."""
+    """Nats of an evaluation set by token type (V) and by document (D), in float64."""
 
-    ends_D: NDArray[np.int64]  # where each document ends in the stream
-    counts_V: NDArray[np.int64]  # how often each type is scored
-    extended_V: NDArray[np.float64]  # nats under either model
+    ends_D: NDArray[np.int64]  # end (excluded) of each document in the stream
+    counts_V: NDArray[np.int64]  # number of scored tokens of each type
+    extended_V: NDArray[np.float64]  # nats under the two models
     backbone_V: NDArray[np.float64]
     extended_D: NDArray[np.float64]
     backbone_D: NDArray[np.float64]
@@ -85,7 +84,7 @@ class TokenSums:
     def add(
         self, positions_K: Array, targets_K: Array, extended_K: Array, backbone_K: Array
     ) -> None:
-        """Add the nats of K tokens, `positions_K` in the stream."""
+        """Add the nats of K tokens at `positions_K` in the stream."""
         document_K = np.searchsorted(self.ends_D, positions_K, side="right")
         np.add.at(self.counts_V, targets_K, 1)
         for by_type, by_document, nats_K in (
@@ -98,18 +97,18 @@ class TokenSums:
 
 @dataclass
 class Sums:
-    """What adds up over an evaluation set, batch by batch, in float64."""
+    """Sums over an evaluation set, in float64."""
 
     by_token: TokenSums | None  # None without a breakdown
-    kl_nats: float | None  # KL(backbone || extended); None where it was not asked for
-    gates_zero: list[int]  # by layer, number of tokens on which its gate is exactly 0
-    squares: list[float]  # by layer, the sum of its residues' mean squares
+    kl_nats: float | None  # KL(backbone || extended); None if not measured
+    gates_zero: list[int]  # for each layer, number of tokens on which its gate is exactly 0
+    squares: list[float]  # for each layer, sum over tokens of the residue's mean square
     backbone_nats: float = 0.0
     extended_nats: float = 0.0
     num_neutral_tokens: int = 0
 
     def add_residues(self, stats: ResidueStats, scored_BT: Tensor) -> None:
-        """Count the gates and residues of a batch at its scored positions."""
+        """Add gates and residues of a batch at its scored positions."""
         neutral_BT = scored_BT
         for index in sorted(stats.gate_zero_BT):
             zero_BT = stats.gate_zero_BT[index].cpu() & scored_BT
@@ -123,7 +122,8 @@ class Sums:
     def add_nats(
         self, extended_KV: Tensor, backbone_KV: Tensor | None, targets_K: Tensor, positions_K: Array
     ) -> None:
-        """Add the nats of K targets, `positions_K` in the stream, in chunks."""
+        """Add the nats of K targets at `positions_K` in the stream, from the logits that predict
+        them, in chunks."""
         rows_per_chunk = max(1, LOGITS_PER_CHUNK // extended_KV.shape[-1])
         for start in range(0, len(targets_K), rows_per_chunk):
             rows = slice(start, start + rows_per_chunk)
@@ -142,7 +142,7 @@ class Sums:
         backbone_K = _nats(backbone_KV, targets_K)
         self.backbone_nats += float(backbone_K.sum())
         if self.kl_nats is not None:
-            # The backbone gives new tokens probability 0, so they do not count in its expectation.
+            # The KL is an expectation under the backbone, which gives new tokens probability 0.
             same_KV = extended_KV[:, : backbone_KV.shape[-1]]
             self.kl_nats += float(_exact(kl_nats(same_KV, backbone_KV)).sum())
         if self.by_token is not None:
@@ -150,7 +150,7 @@ class Sums:
             self.by_token.add(positions_K, targets_K.numpy(), *nats)
 
     def layer_results(self, stats: ResidueStats, num_tokens: int) -> list[LayerResult]:
-        """Results by layer: the sums divided by the number of tokens of the set."""
+        """Results of each layer: its sums divided by the number of tokens of the set."""
         by_layer = zip(stats.numbers, self.gates_zero, self.squares, strict=True)
         return [
             LayerResult(

@@ -1,23 +1,23 @@
-"""What kinds of tokens an evaluation set consists of, and whether a few of them carry its change.
+"""Kinds of the tokens of an evaluation set, and whether a few tokens cause most of its change.
 
-After "Adaptation Odyssey" (arXiv 2410.05581): further training sometimes makes perplexity worse,
-and a handful of uninformative tokens is behind it. Each token type gets the first kind that fits
-its text, without spaces around it:
+"Adaptation Odyssey" (arXiv 2410.05581) reports that further training sometimes raises perplexity
+because of a handful of uninformative tokens. Here each token type has the first of these kinds that
+fits its text, without surrounding spaces:
 
-    end of text         the end-of-text token, and other special ones
-    partial characters  bytes that are not a character by themselves
-    white space         nothing but it
-    punctuation         neither letter nor digit
+    end of text         end-of-text and other special tokens
+    partial characters  incomplete UTF-8 characters
+    white space         only white space
+    punctuation         no letters and no digits
     digits              at least one digit
-    other script        a letter of another script than most letters of the set's tokens have
-    names               begins with a capital; in small letters it occurs no more often in the set
-    frequent words      of the remaining types the most frequent, up to half of their tokens
-    rare words          the rest
+    other script        a letter of another script than that of most letters in the set
+    names               begins with a capital, and is not more frequent in lower case in the set
+    frequent words      the most frequent of the remaining types that make up half of their tokens
+    rare words          all others
 
-Where we choose: a type is judged by its own text, not by the word that it is part of. So a name's
-later pieces count as words; "names" holds single capitals ("I"), words that mostly begin sentences,
-and in German every noun. A script is the first word of a letter's Unicode name ("LATIN"); kana and
-Chinese characters count as one. No torch.
+Where we choose: a type is classified by its own text, not by the word that it is part of. So later
+pieces of a name count as words, and "names" contains single capitals ("I"), words that mostly begin
+sentences, and all nouns in German. A script is the first word in the Unicode name of a letter
+("LATIN"); kana and Chinese characters count as one script. No torch.
 """
 
 import unicodedata
@@ -32,27 +32,27 @@ from neutral_residues.results.set_result import Breakdown, TokenKind
 
 REPLACEMENT = "\ufffd"
 NO_SCRIPT = {"COMBINING", "VARIATION", "ZERO", "MODIFIER"}
-"""Marks that stand with letters of any script, or with none."""
+"""First words in the Unicode names of marks that are used with any script."""
 JAPANESE = {"HIRAGANA": "CJK", "KATAKANA": "CJK", "KATAKANA-HIRAGANA": "CJK"}
 
 FEW_TYPES = 0.01
-"""Share of the occurring token types that counts as few."""
+"""A change is concentrated if carriers are at most this share of the types in the set ..."""
 FEW_TOKENS = 0.1
-"""Share of the tokens that counts as few: half of all change is then five times their share."""
+"""... and less than this share of its tokens, a fifth of the half that they contribute."""
 LEAST_CHANGE = 0.001
-"""Changes that sum to less than this share of the backbone's loss need no explanation."""
+"""Changes whose absolute values sum to less than this share of the backbone's loss are ignored."""
 
 
 class Concentration(NamedTuple):
-    """How few token types carry the change."""
+    """The token types that make up half of a change (carriers)."""
 
-    carriers: tuple[int, ...]  # the fewest that carry half of it, as indices; largest first
-    tokens_share: float  # share of the tokens that they are
-    is_concentrated: bool  # whether they are both few types and few tokens
+    carriers: tuple[int, ...]  # the smallest set of them, as indices, largest change first
+    tokens_share: float  # share of the set's tokens that are carriers
+    is_concentrated: bool  # whether carriers are few types and few tokens
 
 
 def few_tokens_line(set_name: str, breakdown: Breakdown) -> str:
-    """The warning about a change that a few tokens carry."""
+    """The warning for a set whose change is concentrated on a few tokens."""
     tokens = ", ".join(repr(carrier.text) for carrier in breakdown.carriers)
     return (
         f"{set_name}: half of all change is carried by {breakdown.num_carriers} of"
@@ -64,8 +64,13 @@ def few_tokens_line(set_name: str, breakdown: Breakdown) -> str:
 def classify(
     texts: Sequence[str], counts: Sequence[int], *, special: Collection[int] = ()
 ) -> list[TokenKind]:
-    """The kind of each token type that occurs in a set, by its own text and how often it occurs;
-    `special` are indices of the special tokens."""
+    """The kind of each token type in a set.
+
+    Args:
+        texts: text of each type.
+        counts: number of its occurrences.
+        special: indices of special tokens.
+    """
     main = _main_script(texts, counts)
     by_text: Counter[str] = Counter()
     for text, count in zip(texts, counts, strict=True):
@@ -79,7 +84,7 @@ def classify(
 
 
 def _kind(text: str, main: str, counts: Counter[str]) -> TokenKind | None:
-    """The kind of a type from its text alone; None for a word."""
+    """The kind of a type, from its text; None for a word. `counts` are by text."""
     if REPLACEMENT in text:
         return "partial characters"
     if not text:
@@ -96,7 +101,8 @@ def _kind(text: str, main: str, counts: Counter[str]) -> TokenKind | None:
 
 
 def _frequent(words: Sequence[int], counts: Sequence[int]) -> set[int]:
-    """The most frequent words that make up half of all; of equally frequent ones the first."""
+    """Indices of the most frequent words that make up half of all their tokens; among equally
+    frequent ones, the first."""
     half, so_far, found = sum(counts[index] for index in words) / 2, 0, set()
     for index in sorted(words, key=lambda index: -counts[index]):
         if so_far >= half:
@@ -115,7 +121,7 @@ def _main_script(texts: Sequence[str], counts: Sequence[int]) -> str:
 
 
 def _scripts(text: str) -> list[str]:
-    """The script of each letter, and of each vowel sign that is written like one."""
+    """The script of each letter, and of each vowel sign (Devanagari has them)."""
     letters = [char for char in text if unicodedata.category(char)[0] in "LM"]
     words = [unicodedata.name(char, "").partition(" ")[0] for char in letters]
     return [JAPANESE.get(word, word) for word in words if word not in NO_SCRIPT]
@@ -124,11 +130,16 @@ def _scripts(text: str) -> list[str]:
 def concentration(
     counts_N: NDArray[np.int64], backbone_N: NDArray[np.float64], extended_N: NDArray[np.float64]
 ) -> Concentration:
-    """Whether few of the N occurring types carry the change of a set.
+    """Find the types that make up half of the change of a set, and whether they are few.
 
-    A change is concentrated if half of it comes from at most `FEW_TYPES` of the types (or a single
-    one) that are less than `FEW_TOKENS` of the tokens: frequent tokens carry much of any change.
-    Arguments are (N,): how often each type occurs, and its nats.
+    A change is concentrated if half of it comes from at most a share `FEW_TYPES` of the types (or
+    from one type) that are less than a share `FEW_TOKENS` of the tokens. The second condition is
+    needed because frequent tokens contribute much to any change.
+
+    Args:
+        counts_N: number of occurrences of each of the N types in the set.
+        backbone_N: nats of each type under the backbone, summed over occurrences.
+        extended_N: the same under the extended model.
     """
     change_N = np.abs(extended_N - backbone_N)
     total = float(change_N.sum())

@@ -1,8 +1,9 @@
-"""Windows over a stream of tokens: each token is a target once, and all windows are equally long.
+"""Sliding windows over a stream of tokens, in which each token is scored once.
 
-Where we choose: windows of `context_tokens` inputs slide by `stride_tokens`. The first scores all
-its targets, each later one its last `stride_tokens`, which no earlier one has scored; so those have
-at least context - stride tokens before them. The last window is moved back to end with the stream.
+Where we choose: windows have `context_tokens` inputs and slide by `stride_tokens`. The first window
+scores all of its targets, each later one only its last `stride_tokens`, which are new, so that
+these have at least context - stride tokens before them. The last window ends with the stream and
+overlaps the previous one more, so that all windows have the same length.
 
 Suffixes: B windows, T inputs of a window.
 """
@@ -18,12 +19,13 @@ from torch import Tensor
 
 from neutral_residues.errors import UserError
 
-# Logits of one model in one forward pass: half a GiB in float32.
+# Maximum number of logits in one forward pass: half a GiB in float32.
 LOGITS_PER_BATCH = 2**27
 
 
 class Window(NamedTuple):
-    """Targets `start` to `end` (excluded) of a stream; those from `scored_from` on are scored."""
+    """Targets `start` to `end` (excluded) of a stream, of which those from `scored_from` on are
+    scored."""
 
     start: int
     end: int
@@ -32,12 +34,12 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Windows:
-    """How streams are cut into windows; a UserError for a number out of range."""
+    """How streams are split into windows. Raises a UserError for a number out of range."""
 
-    end_of_text: int  # token before the first one of a stream
+    end_of_text: int  # id of the token from which the first token of a stream is predicted
     context_tokens: int  # inputs of a window
-    stride_tokens: int  # new targets of each further window
-    batch_rows: int = 8  # windows at a time; changes results by float noise only
+    stride_tokens: int  # scored targets of each window after the first
+    batch_rows: int = 8  # windows per forward pass; changes results by rounding only
 
     def __post_init__(self) -> None:
         if self.context_tokens < 1:
@@ -49,13 +51,13 @@ class Windows:
             raise UserError("stride_tokens", got=self.stride_tokens, allowed=allowed)
 
     def for_vocabulary(self, size: int) -> "Windows":
-        """The same windows with fewer rows, if the logits of a batch would not fit into memory: 16
-        windows of 2,048 tokens and a vocabulary of 128,256 are 16 GiB in float32."""
+        """The same windows with smaller batches if the logits of a batch would take too much
+        memory: 16 windows of 2,048 tokens with a vocabulary of 128,256 are 16 GiB in float32."""
         rows = LOGITS_PER_BATCH // (self.context_tokens * size)
         return replace(self, batch_rows=max(1, min(self.batch_rows, rows)))
 
     def batches(self, num_tokens: int) -> Iterator[list[Window]]:
-        """Windows that score each of `num_tokens` tokens once, in order; all are equally long."""
+        """Yield batches of windows that score each of `num_tokens` tokens once, in order."""
         end = min(self.context_tokens, num_tokens)
         batch = [Window(0, end, 0)]
         while end < num_tokens:
@@ -67,7 +69,8 @@ class Windows:
         yield batch
 
     def rows(self, tokens: NDArray[Any], batch: Sequence[Window]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of windows, each (B, T) int64: input t comes before target t."""
+        """Inputs and targets of windows, each (B, T) int64; input t is the token before target
+        t."""
         targets = np.stack([tokens[w.start : w.end] for w in batch]).astype(np.int64)
         before = [self.end_of_text if w.start == 0 else int(tokens[w.start - 1]) for w in batch]
         first_B1 = np.array(before, dtype=np.int64)[:, None]

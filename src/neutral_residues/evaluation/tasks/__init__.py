@@ -1,1 +1,1 @@
-"""Tasks of lm-eval and of our own, both models on the same items."""
+"""Tasks of lm-eval and our own, measured on the same items for both models."""

@@ -1,12 +1,11 @@
-"""A finished task on disk.
+"""Stores the scores and answers of finished tasks.
 
 Two files, each written atomically:
 
     NAME.jsonl     one line for each item: the item, both models' answers and scores
-    NAME.json      the scores for the record, what they were measured on, and the digest of the
-                   other file
+    NAME.json      the scores for the record, what they depend on, and the digest of NAME.jsonl
 
-The second is written last and counts only while the first is unchanged. No torch.
+NAME.json is written last, and is only valid while NAME.jsonl is unchanged. No torch.
 """
 
 import hashlib
@@ -25,7 +24,7 @@ from neutral_residues.results.record import TaskScore
 
 
 class CachedScores(Part):
-    """What is in NAME.json."""
+    """The contents of NAME.json."""
 
     format: Literal["neutral-residues/task-scores"] = "neutral-residues/task-scores"
     version: Literal[1] = 1
@@ -53,7 +52,7 @@ class TaskCache:
         return self.folder / f"{self.name}.jsonl"
 
     def read(self) -> list[TaskScore] | None:
-        """The scores, if they are stored, undamaged and have this identity."""
+        """The stored scores; None if there are none, they are damaged or have another identity."""
         found = from_cache(self.summary, self._checked)
         return found.scores if found and found.identity == self.identity else None
 
@@ -66,7 +65,8 @@ class TaskCache:
         return found
 
     def write(self, scores: Sequence[TaskScore], lines: Iterable[str]) -> None:
-        """Write the samples first: without the summary they are ignored."""
+        """Store the scores, and the answers as lines of JSON. Answers are written first: without
+        the summary they are ignored."""
         write_text(self.samples, "".join(f"{line}\n" for line in lines))
         summary = CachedScores(
             identity=self.identity, samples_digest=file_digest(self.samples), scores=list(scores)
@@ -75,9 +75,8 @@ class TaskCache:
 
 
 def weights_key(folder: Path, backbone: str, revision: str | None = None) -> str:
-    """Identifies an extended model: hash of the weight files in `folder` and its subfolders, of
-    thresholds on its gates, of how several extensions are used together, and of the backbone's name
-    and revision."""
+    """Hash that identifies an extended model: of the weight files in `folder` and its subfolders,
+    the thresholds of its gates, `composition.json`, and the backbone's name and revision."""
     digest = hashlib.sha256(f"{backbone}@{revision}".encode())
     with disk_errors(folder):
         for config in sorted(folder.rglob("adapter_config.json")):
@@ -91,6 +90,6 @@ def weights_key(folder: Path, backbone: str, revision: str | None = None) -> str
 
 
 def value_hash(value: Any) -> str:
-    """Hash of any value that JSON can hold."""
+    """Hash of a value that JSON can represent."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

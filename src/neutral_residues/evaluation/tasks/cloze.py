@@ -1,17 +1,17 @@
-"""A task for any language: which of four sentences continues this paragraph? Made from held-out
-text.
+"""A task for any language, made from held-out text: which of four sentences continues this
+paragraph?
 
-An item is a few sentences of a document, the sentence that follows, and three sentences from other
-documents of the set. The wrong ones are nearest in length, so that length gives nothing away. The
-same text, tokenizer and context length make the same items, in the same order.
+An item consists of a few sentences of a document, the sentence after them, and three sentences from
+other documents of the set. The wrong sentences have about the same length, so that length gives no
+hint. Items and their order depend only on the text, the tokenizer and the context length.
 
-Where we choose: a paragraph has at least `CONTEXT_CHARACTERS` characters and fits the context that
-the model is measured on (whole sentences are dropped from its beginning); items of a document do
-not overlap; at most `MAX_ITEMS` items, drawn with a fixed seed. An answer's score is its
-log-likelihood after the paragraph minus that without it (lm-eval's acc_mutual_info): otherwise a
-sentence of frequent words would win everywhere. Sentences end at . ! ? … and their equivalents in
-Devanagari, Arabic and East Asian scripts, and at the end of a line; "M. Dupont" is split too, which
-spoils that item only. Text is decoded from tokens.
+Where we choose: a paragraph has at least `CONTEXT_CHARACTERS` characters, and is shortened from its
+beginning, by whole sentences, to fit the context; items of a document do not overlap; there are at
+most `MAX_ITEMS` items, drawn with a fixed seed. The score of an answer is its log-likelihood after
+the paragraph minus that without it (lm-eval's acc_mutual_info): otherwise a sentence of frequent
+words would always win. Sentences end at . ! ? … and their equivalents in Devanagari, Arabic and
+East Asian scripts, and at the end of a line. "M. Dupont" is split too, which spoils only its own
+item. Text is decoded from tokens.
 """
 
 import random
@@ -32,13 +32,13 @@ MAX_DOCUMENTS = 2000
 CONTEXT_CHARACTERS = 150
 ANSWER_CHARACTERS = (30, 150)
 NEIGHBOURS = 30
-"""Wrong answers are drawn from this many sentences, those nearest in length."""
+"""Wrong answers are drawn from this number of sentences, those nearest in length."""
 SEED = 0
 SENTENCE = re.compile(r"\S.*?(?:[.!?…।۔؟]+[\"'»”’)\]]*(?=\s|$)|[。！？]+[」』”’]*|$)", re.MULTILINE)
 
 
 def cloze_task(name: str, set_name: str, materials: Materials) -> LocalTask:
-    """The task over the `cloze_items` of one evaluation set."""
+    """The cloze task made from evaluation set `set_name`."""
     config = task_config(
         name,
         metrics=("acc_mutual_info", "acc"),
@@ -54,9 +54,9 @@ def cloze_task(name: str, set_name: str, materials: Materials) -> LocalTask:
 def cloze_items(
     stream: TokenStream, tokenizer: PreTrainedTokenizerBase, *, context_tokens: int
 ) -> list[Item]:
-    """The items of a set: each with "context", "choices" and "answer", the index of the right
-    choice; paragraph and answer together have at most `context_tokens` tokens. A UserError if the
-    set is too small or has no sentences."""
+    """Make items from a set: dicts with "context", "choices" and "answer", the index of the right
+    choice. Paragraph and longest choice together have at most `context_tokens` tokens. Raises a
+    UserError if there are fewer than two items."""
     generator = random.Random(SEED)
     size = min(MAX_DOCUMENTS, stream.num_documents)
     documents = generator.sample(range(stream.num_documents), size)
@@ -91,7 +91,7 @@ class _Gap(NamedTuple):
 
 
 def _gaps(document: int, text: str) -> Iterator[_Gap]:
-    """All gaps of a document; their texts do not overlap."""
+    """All paragraphs of a document with their next sentence, without overlap."""
     spans = [match.span() for match in SENTENCE.finditer(text)]
     shortest, longest = ANSWER_CHARACTERS
     start = 0  # the sentence that the paragraph begins with
@@ -105,8 +105,8 @@ def _gaps(document: int, text: str) -> Iterator[_Gap]:
 
 
 def _item(gaps: Sequence[_Gap], index: int, generator: random.Random) -> Item | None:
-    """The gap at `index` with wrong answers from its neighbours in `gaps`, which are sorted by the
-    length of the answer; None where there are too few."""
+    """An item from the gap at `index`, with wrong answers from its neighbours in `gaps`, which are
+    sorted by the length of the answer; None if there are too few."""
     right = gaps[index]
     by_text: dict[str, _Gap] = {}
     low, high = index, index
@@ -125,8 +125,8 @@ def _item(gaps: Sequence[_Gap], index: int, generator: random.Random) -> Item | 
 
 
 def _shortened(item: Item, num_tokens: Callable[[str], int], context_tokens: int) -> Item | None:
-    """The item with as many of its paragraph's last sentences as fit together with the longest
-    choice; None if not even one fits."""
+    """The item with as many of the last sentences of its paragraph as fit the context together with
+    the longest choice; None if not even one fits."""
     context, longest = item["context"], max(num_tokens(choice) for choice in item["choices"])
     for sentence in SENTENCE.finditer(context):
         rest = context[sentence.start() :]

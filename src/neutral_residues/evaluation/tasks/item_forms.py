@@ -1,4 +1,4 @@
-"""The forms of items in a task file, and how each is asked.
+"""The forms of items in a task file, and how models are asked in each.
 
     multiple choice    query, choices, gold                   which choice continues the query?
     whole texts        query (""), choices, gold              which choice is the likeliest text?
@@ -7,13 +7,13 @@
     cloze              context, continuation                  how likely is it?
     minimal pair       good, bad, uid                         is the right sentence the likelier?
 
-`gold` counts from 0. Each form is asked as lm-eval asks HellaSwag, PAWS-X, MMLU, WinoGrande,
-LAMBADA and BLiMP, so a score is lm-eval's on the same items: what continues a text follows it after
-a space, which does not count in the length that acc_norm divides by; a whole text is scored from
-the token that starts a text.
+`gold` is the index of the right one, from 0. The forms are asked as lm-eval asks HellaSwag, PAWS-X,
+MMLU, WinoGrande, LAMBADA and BLiMP, in this order, so that scores are those of lm-eval on the same
+items. Continuations follow their context after a space, which does not count in the length that
+acc_norm divides by. Whole texts are scored from the token that starts a text.
 
-Where we choose: the wrong sentence of a minimal pair comes first, so that a model which cannot tell
-the two apart gets 0, not 1.
+Where we choose: the wrong sentence of a minimal pair comes first, so that a model that gives both
+the same probability gets 0, not 1.
 """
 
 from collections.abc import Mapping
@@ -26,21 +26,21 @@ from neutral_residues.evaluation.tasks.local_task import Item
 
 @dataclass(frozen=True)
 class Form:
-    """One form of items; other fields of an item are ignored."""
+    """A form of items: the fields that they need, and how they are asked."""
 
     title: str
     texts: tuple[str, ...]  # fields that hold a text
-    options: str | None  # the field that holds two or more texts, one of which `gold` is
-    asked: Mapping[str, Any]  # in the keys of lm-eval's configuration of a task
+    options: str | None  # field with a list of texts, of which `gold` is the index of the right one
+    asked: Mapping[str, Any]  # part of lm-eval's task configuration
     metrics: tuple[str, ...] = ("acc",)
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The fields that an item needs."""
+        """Names of all fields that an item needs."""
         return self.texts if self.options is None else (*self.texts, self.options, "gold")
 
     def check(self, item: Mapping[str, Any], where: str) -> None:
-        """A UserError that begins with `where` unless the item has this form."""
+        """Raise a UserError, which begins with `where`, unless the item has this form."""
         for field in self.fields:
             if field not in item:
                 fields = ", ".join(self.fields)
@@ -99,7 +99,7 @@ PARTIAL = Form(
     texts=("continuation",),
     options="context_options",
     asked={
-        "doc_to_text": "gold",  # a number tells lm-eval that the choices are contexts
+        "doc_to_text": "gold",  # if this is a number, choices are contexts for lm-eval
         "doc_to_choice": "context_options",
         "doc_to_target": "continuation",
         "target_delimiter": " ",
@@ -130,12 +130,13 @@ MINIMAL_PAIR = Form(
 )
 
 FORMS = (MULTIPLE_CHOICE, PARTIAL, CLOZE, MINIMAL_PAIR)
-"""The forms that an item may have; whole texts and letters are two more ways of asking the first
-one."""
+"""The forms of items in a file. Whole texts and letters are other ways to ask multiple-choice
+items."""
 
 
 def form_of(item: Mapping[str, Any]) -> Form | None:
-    """The form that an item's fields indicate, even if one is missing; None if there is none."""
+    """The form that the fields of an item suggest, even if some are missing; None if they suggest
+    none."""
     if "context_options" in item:
         return PARTIAL
     if item.keys() & {"query", "choices", "letter_query"}:

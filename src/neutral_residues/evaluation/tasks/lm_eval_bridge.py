@@ -1,11 +1,11 @@
-"""The one file that calls lm-eval: loads tasks, and has both models answer the same requests.
+"""The only file that calls lm-eval: loads tasks, and has both models answer the same requests.
 
-lm-eval's own `evaluate` runs twice over the same task objects, once with the extended model and
-once with its backbone, which is the same weights with the extension switched off (or a separate
-`reference`). Data are loaded, prompts built and text tokenised once. So every score is the one that
-lm-eval gives for that model alone.
+lm-eval's own `evaluate` runs twice on the same task objects, once with the extended model and once
+with its backbone: the same weights with the extension disabled, or a separate `reference`. Data are
+loaded, prompts built and texts tokenised only once. Scores are those that lm-eval gives for each
+model alone.
 
-Importing lm-eval takes seconds: import this file inside functions.
+Importing lm-eval takes seconds: import this module inside functions.
 """
 
 import contextlib
@@ -38,43 +38,43 @@ FEWSHOT_SEED = 1234
 """The default of lm-eval's command line, so that the prompts are the same."""
 
 Tasks = Mapping[str, Any]
-"""lm-eval's tasks by name: one, or the parts of a group."""
+"""Name -> lm-eval's task object: a single task, or the parts of a group."""
 Sample = dict[str, Any]
-"""lm-eval's record of one answered item: the item, the answers, and the scores in "metrics"."""
+"""What lm-eval logs for an item: the item, the answers, and the scores named in "metrics"."""
 Answers = list[tuple[Sample, Sample]]
-"""(backbone's, extended model's) sample of each item of a task, and of each filter of answers."""
+"""(backbone's, extended model's) sample of each item of a task, and for each of its filters."""
 TokenRequest = tuple[Any, list[int], list[int]]
-"""The request, the tokens of its prompt, and those of its answer."""
+"""A request of lm-eval: its texts, the tokens of its prompt, and the tokens of its answer."""
 
 
 @functools.cache
 def task_manager() -> TaskManager:
-    """lm-eval's index of its own tasks; read once, which takes seconds."""
+    """lm-eval's index of its own tasks; cached, because reading it takes seconds."""
     return TaskManager()
 
 
 def known_tasks() -> frozenset[str]:
-    """Every task, group and tag of the installed lm-eval."""
+    """Names of all tasks, groups and tags of the installed lm-eval."""
     return frozenset(task_manager().task_index)
 
 
 def load_named(name: str) -> dict[str, Any]:
-    """The tasks behind a name that lm-eval knows (several for a group or tag), with their data; a
-    UserError if the data are not available, or the task cannot be built."""
+    """Load the task of this name in lm-eval, or the tasks of a group or tag, with their data.
+    Raises a UserError if the data are not available, or a task cannot be built."""
     try:
         with _fixed_seeds():
             return dict(task_manager().load([name])["tasks"])
-    except OSError as error:  # what datasets and the Hub's client raise without a network
+    except OSError as error:  # raised by datasets and the Hub's client without a network
         what = f"the data of task {name} are not on this machine and cannot be fetched"
         do = "run it once with a network, point HF_HOME at a folder that has them, or leave it out"
         raise UserError(what, got=first_line(error), do=f"{do}; finished tasks are kept") from error
-    except Exception as error:  # tasks are YAML with code of many authors
+    except Exception as error:  # tasks contain code of many authors
         what = f"lm-eval cannot load task {name}"
         raise UserError(what, got=first_line(error), do="leave it out") from error
 
 
 def load_local(task: LocalTask) -> dict[str, Any]:
-    """Our task as an lm-eval task."""
+    """A local task as a task object of lm-eval."""
     splits = {ITEMS: task.items} | ({EXAMPLES: task.examples} if task.examples else {})
     data = DatasetDict({split: Dataset.from_list(items) for split, items in splits.items()})
     config = {**task.config, "custom_dataset": lambda **_: data}
@@ -82,15 +82,19 @@ def load_local(task: LocalTask) -> dict[str, Any]:
 
 
 class PairedHFLM(HFLM):
-    """lm-eval's model for two models: tokenises each text once for each tokenizer, counts truncated
-    prompts, and calls `on_rows` in each forward pass with the number of sequences so far.
+    """lm-eval's `HFLM` for the two models of a comparison. It tokenises each text once per
+    tokenizer and counts truncated prompts.
 
-    The extended model answers first. On a text where all of its gates are exactly 0 it equals the
-    backbone, which is then not run again.
+    The extended model must answer first. Where all of its gates are exactly 0, its answer is used
+    for the backbone too, which is then not run.
 
     Args:
-        vocabulary: the extended model's, if it has new tokens; answers are then scored in tokens
-            that it can generate, see `possible.py`.
+        model: the extended model.
+        tokenizer: the tokenizer of the extended model.
+        batch_rows: sequences per forward pass.
+        on_rows: called in each forward pass with the number of sequences done so far.
+        vocabulary: new tokens of the extended model, if it has any; answers are then scored in
+            tokens that it can generate, see `possible.py`.
     """
 
     _model: Any
@@ -104,9 +108,9 @@ class PairedHFLM(HFLM):
         on_rows: Callable[[int], None],
         vocabulary: Vocabulary | None = None,
     ) -> None:
-        # Copies, because lm-eval may give the tokenizer a padding token.
+        # Copied, because lm-eval may set a padding token.
         tokenizer = copy.deepcopy(tokenizer)
-        with inference(model):  # lm-eval leaves it in evaluation mode
+        with inference(model):  # restores the training mode, which lm-eval changes
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_rows)
         self._own_tokenizer = copy.deepcopy(vocabulary.base) if vocabulary else tokenizer
         self._own_tokenizer.pad_token = tokenizer.pad_token
@@ -115,12 +119,12 @@ class PairedHFLM(HFLM):
         self._num_rows = 0
         self._on_rows = on_rows
         self._tokens: dict[tuple[Any, ...], list[int]] = {}
-        self._untouched: dict[tuple[Any, ...], Any] = {}  # answers that are the backbone's too
+        self._untouched: dict[tuple[Any, ...], Any] = {}  # request -> answer with closed gates
         self._is_backbone = False
 
     @contextlib.contextmanager
     def using(self, model: nn.Module, *, is_backbone: bool = False) -> Iterator[None]:
-        """Inside the block `model` answers, and truncated prompts are counted from 0."""
+        """Context in which `model` answers; the count of truncated prompts restarts at 0."""
         self.num_truncated = 0
         tokenizer = self._own_tokenizer if is_backbone else self.tokenizer
         now = {"_model": model, "tokenizer": tokenizer, "_is_backbone": is_backbone}
@@ -148,7 +152,8 @@ class PairedHFLM(HFLM):
         return super().tok_batch_encode(strings, padding_side, left_truncate_len, **kwargs)
 
     def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> Any:
-        """lm-eval fails on an answer that alone exceeds the context; we score its end."""
+        """As lm-eval, but answers that are longer than the context do not fail: their end is
+        scored."""
         if self._pieces and not self._is_backbone:
             requests = list(map(self._possible, requests))
         limit = self.max_length + 1  # the last token is predicted, not read
@@ -166,7 +171,7 @@ class PairedHFLM(HFLM):
         return [found[_key(request)] for request in requests]
 
     def _untouches(self, request: TokenRequest) -> bool:
-        """Whether no gate opens on the text of this request."""
+        """Whether all gates stay closed on the text of this request."""
         _, prompt, answer = request
         read = [*prompt, *answer][:-1]
         return 0 < len(read) <= self.max_length and is_untouched(self._model, torch.tensor([read]))
@@ -179,7 +184,7 @@ class PairedHFLM(HFLM):
         text, _, answer = request
         if len(answer) <= self.max_length:
             return request
-        # One token more than is scored: the first scored one is predicted from it.
+        # One token before the scored ones is kept: the first of these is predicted from it.
         last, *scored = answer[-self.max_length - 1 :]
         return text, [last], scored
 
@@ -202,14 +207,14 @@ def _key(request: TokenRequest) -> tuple[Any, ...]:
 
 
 def build_requests(tasks: Tasks, *, num_fewshot: int | None, limit: int | None) -> int:
-    """Build the prompts of all tasks, once for both models; returns the number of requests to one
+    """Build the prompts of all tasks, once for both models. Returns the number of requests per
     model.
 
     Args:
-        num_fewshot: solved examples; None leaves it to the task. A task whose configuration says 0,
-            or that could only draw examples from the questions it is evaluated on and does not ask
-            for that, gets none.
-        limit: first items of each task to take; None takes all.
+        num_fewshot: few-shot examples; None: as the task says. There are none for a task whose
+            configuration says 0, nor for one that could only take them from the items on which it
+            is evaluated, unless its configuration asks for that.
+        limit: maximum number of items of each task, the first ones; None: all.
     """
     for task in tasks.values():
         own = task.get_config("num_fewshot")
@@ -222,14 +227,14 @@ def build_requests(tasks: Tasks, *, num_fewshot: int | None, limit: int | None) 
             except ValueError as error:
                 what = f"lm-eval cannot make the prompts of task {task.task_name}"
                 raise UserError(what, got=first_line(error)) from error
-        # lm-eval would build them again for the other model, and draw other examples.
+        # lm-eval would build them again for the other model, with other examples.
         task.build_all_requests = lambda **_: None
     return sum(len(task.instances) for task in tasks.values())
 
 
 def _has_examples(task: Any) -> bool:
-    """Whether a task has a split to draw examples from, besides the one that it is evaluated on;
-    or it names its test split, of which lm-eval then leaves out the item itself."""
+    """Whether a task can have few-shot examples: it has another split than the one on which it is
+    evaluated, or names its test split for them (lm-eval then leaves out the item itself)."""
     named, test = task.get_config("fewshot_split"), task.get_config("test_split")
     if named is not None and named == test:
         return True
@@ -241,7 +246,7 @@ def _has_examples(task: Any) -> bool:
 def answer_both(
     lm: PairedHFLM, tasks: Tasks, model: nn.Module, reference: nn.Module | None, limit: int | None
 ) -> dict[str, Answers]:
-    """Both models' answers to tasks whose requests are built, by task."""
+    """Have both models answer `tasks`, whose requests are built. Returns task name -> answers."""
     with inference(model, reference):
         with lm.using(model):
             extended = _answers(lm, tasks, limit)
@@ -254,8 +259,8 @@ def answer_both(
 
 
 def chance_of(tasks: Tasks, answers: Mapping[str, Answers]) -> float | None:
-    """Share of right answers that guessing gives: the mean of 1 / number of choices over the items;
-    None unless all tasks are multiple choice."""
+    """Expected share of right answers of random guessing: the mean over items of 1 / number of
+    choices; None unless all tasks are multiple choice."""
     if any(task.OUTPUT_TYPE != "multiple_choice" for task in tasks.values()):
         return None
     items = [(tasks[name], sample["doc"]) for name, pairs in answers.items() for _, sample in pairs]
@@ -263,7 +268,7 @@ def chance_of(tasks: Tasks, answers: Mapping[str, Answers]) -> float | None:
 
 
 def score_of(tasks: Tasks, metric: str) -> Callable[[list[Any]], float] | None:
-    """How a metric becomes one number over many items; None means that it is their mean."""
+    """The function that aggregates a metric over items; None for the mean."""
     score = next(iter(tasks.values())).aggregation()[metric]
     return None if score is mean else score
 
@@ -272,7 +277,7 @@ def _answers(lm: PairedHFLM, tasks: Tasks, limit: int | None) -> dict[str, list[
     for task in tasks.values():
         for request in task.instances:
             request.resps, request.filtered_resps = [], {}
-    # Its progress bars would cover ours.
+    # Hides lm-eval's progress bars, which would overwrite ours.
     with _fixed_seeds(), contextlib.redirect_stderr(io.StringIO()):
         found: Any = lm_eval.evaluator.evaluate(
             lm=lm,
@@ -285,7 +290,7 @@ def _answers(lm: PairedHFLM, tasks: Tasks, limit: int | None) -> dict[str, list[
 
 @contextlib.contextmanager
 def _fixed_seeds() -> Iterator[None]:
-    """Seeds as in lm-eval's own command line; the random generators are restored afterwards."""
+    """Context with the seeds of lm-eval's command line; restores the random generators."""
     states = random.getstate(), np.random.get_state()
     random.seed(0)
     np.random.seed(1234)

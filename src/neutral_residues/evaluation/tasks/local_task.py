@@ -1,7 +1,7 @@
-"""Tasks with items of our own, in the form that lm-eval takes.
+"""Tasks with items that do not come from lm-eval, in the form that lm-eval needs.
 
-A kind of task is a function that makes a `LocalTask` (`task_files.py`, `cloze.py`); `registry.py`
-says which name belongs to which.
+Functions in `task_files.py` and `cloze.py` make a `LocalTask`; `registry.py` finds the function for
+the name of a task.
 """
 
 import math
@@ -21,7 +21,8 @@ ITEMS, EXAMPLES = "test", "examples"
 
 
 def perplexity(log_likelihoods: Sequence[float]) -> float:
-    """lm-eval's perplexity over whole answers; infinite on overflow."""
+    """lm-eval's perplexity per answer, from the log-likelihoods of answers in nats; infinite on
+    overflow."""
     try:
         return math.exp(-sum(log_likelihoods) / len(log_likelihoods))
     except OverflowError:
@@ -29,34 +30,34 @@ def perplexity(log_likelihoods: Sequence[float]) -> float:
 
 
 SUMMARIES = {"perplexity": {"aggregation": perplexity, "higher_is_better": False}}
-"""How metrics are aggregated over items, if not by the mean."""
+"""Metric -> how it is aggregated over items, for those that are not means."""
 
 
 @dataclass(frozen=True)
 class Materials:
     """What items are made from."""
 
-    tokenizer: PreTrainedTokenizerBase  # of both models
+    tokenizer: PreTrainedTokenizerBase  # the tokenizer of the extended model
     sets: Mapping[str, TokenStream]  # evaluation sets by name
-    context_tokens: int  # the longest item, prompt and answer together
+    context_tokens: int  # maximum length of an item, prompt and answer together
 
 
 @dataclass(frozen=True)
 class LocalTask:
-    """A task over items in memory."""
+    """A task with its items in memory."""
 
-    config: dict[str, Any]  # lm-eval's configuration of the task, without its data
-    items: list[Item]  # the same and in the same order each time, two or more
-    examples: Sequence[Item] = ()  # the split of that name, for few-shot prompts
+    config: dict[str, Any]  # lm-eval's configuration of the task, without data
+    items: list[Item]  # two or more, always the same and in the same order
+    examples: Sequence[Item] = ()  # the split for few-shot examples
 
     @property
     def key(self) -> str:
-        """Hash of the items and of the way they are asked."""
+        """Hash of the items and of the way they are asked (metadata of the configuration)."""
         return value_hash([self.config["metadata"], self.items, self.examples])
 
     @property
     def most_fewshot(self) -> int:
-        """Number of examples available for a few-shot prompt; 0 for a task that takes none."""
+        """Number of examples available for few-shot prompts; 0 for a task without them."""
         if self.config["num_fewshot"] == 0:
             return 0
         return len(self.examples) or len(self.items) - 1
@@ -66,9 +67,9 @@ MakeTask = Callable[[Materials], LocalTask]
 
 
 def task_config(name: str, *, metrics: Sequence[str] = ("acc",), **asked: Any) -> dict[str, Any]:
-    """lm-eval's configuration of a local task: multiple choice without few-shot examples, unless
-    `asked`, which has lm-eval's keys, says otherwise. `asked` must contain `target_delimiter`,
-    which joins prompt and answer."""
+    """lm-eval's configuration of a local task: multiple choice without few-shot examples, changed
+    by `asked` (keys of lm-eval). `asked` must contain `target_delimiter`, the text between prompt
+    and answer."""
     mean = {"aggregation": "mean", "higher_is_better": True}
     return {
         "task": name,

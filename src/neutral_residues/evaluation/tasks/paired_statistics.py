@@ -1,16 +1,15 @@
-"""How certain the difference between two models on the same items is: interval and p-value, from
+"""Confidence interval and p-value of the difference between two models on the same items, with
 scipy.
 
-Both models answered every item, so the items are paired: what they agree on carries no noise, and
-the interval is far narrower than that of two separate scores.
+Both models answer every item, so that items are paired: items on which they agree add no noise, and
+the interval is much narrower than for two independent scores.
 
-Where we choose: scores that are means over items get the interval of the paired t-test. For
-right-or-wrong items the p-value is McNemar's, exact, and the interval is widened, where need be, to
-the exact one that belongs to it: that of the share of improved items among the changed ones. So an
-interval that excludes 0 always has a p-value below 0.05, also where few items change. Where none
-changed, it is as wide as the share of items that could have changed. Any other score (perplexity,
-corpus F1) is computed again on resampled items (bootstrap). No torch; scipy is imported where it is
-used.
+Where we choose: for a score that is a mean over items, the interval is that of the paired t-test.
+For right-or-wrong items, the p-value is that of the exact McNemar test, and the interval is
+widened, if needed, to the exact one of this test, that of the share of improved items among the
+changed ones. So an interval that excludes 0 always has a p-value below 0.05, also if few items
+change. If none changed, it reaches to the share of items that could have changed. For other scores
+(perplexity, corpus F1), items are resampled (bootstrap). No torch; scipy is imported in functions.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,14 +23,14 @@ RESAMPLES = 1000
 
 
 class Paired(NamedTuple):
-    """Scores of both models on the same items."""
+    """Scores of both models on the same items, and the uncertainty of their difference."""
 
     backbone: float
     extended: float
-    low: float  # of the 95 % interval of extended - backbone
-    high: float
-    p_value: float | None  # two-sided, of no difference; None where there is no test
-    interval: str  # how interval and p-value were found
+    low: float  # lower end of the 95 % interval of extended - backbone
+    high: float  # its upper end
+    p_value: float | None  # two-sided, for no difference; None without a test
+    interval: str  # how interval and p-value were computed
 
     @property
     def difference(self) -> float:
@@ -40,7 +39,8 @@ class Paired(NamedTuple):
 
 
 def paired_means(backbone: Sequence[float], extended: Sequence[float]) -> Paired:
-    """For a score that is the mean of one number for each of n items, 2 or more."""
+    """Compare scores that are means over items; arguments are one number per item, for two items or
+    more."""
     before, after = np.asarray(backbone, dtype=np.float64), np.asarray(extended, dtype=np.float64)
     assert before.shape == after.shape, "paired items"
     changes = after - before
@@ -55,8 +55,8 @@ def paired_means(backbone: Sequence[float], extended: Sequence[float]) -> Paired
 def paired_scores(
     backbone: Sequence[Any], extended: Sequence[Any], score: Callable[[list[Any]], float]
 ) -> Paired:
-    """For any score of a list of items (2 or more), such as perplexity or a corpus F1: percentile
-    bootstrap over the items."""
+    """Compare any scores of a list of two items or more, such as perplexity or corpus F1, with a
+    percentile bootstrap over items. `score` computes the score from what is known of each item."""
     from scipy.stats import bootstrap
 
     def difference(indices: NDArray[np.int64]) -> float:
@@ -78,7 +78,7 @@ def paired_scores(
 
 
 def _t_test(changes: NDArray[np.float64]) -> tuple[float, float, float | None]:
-    """Interval of the mean change, and p-value; no p-value where all changes are the same."""
+    """Interval of the mean change, and p-value; no p-value if all changes are equal."""
     from scipy.stats import ttest_1samp
 
     if np.ptp(changes) == 0:
@@ -89,7 +89,7 @@ def _t_test(changes: NDArray[np.float64]) -> tuple[float, float, float | None]:
 
 
 def _mcnemar(changes: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Exact interval of the mean change, given how many items changed, and its p-value."""
+    """Exact interval of the mean change, given the number of changed items, and p-value."""
     from scipy.stats import binomtest
 
     better, changed = int((changes > 0).sum()), int((changes != 0).sum())

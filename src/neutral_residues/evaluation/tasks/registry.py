@@ -1,26 +1,27 @@
-"""Which tasks a name stands for: suites, files, cloze, and everything that lm-eval knows.
+"""Finds the tasks for the names that users give: suites, files, cloze tasks and tasks of lm-eval.
 
-    paper-fr            the paper's five benchmarks in English and, where lm-eval has them, French
-    minimal-pairs-fr    every file of minimal pairs in French, each a task: clams-fr
-    cloze               cloze-NAME for every evaluation set; cloze-NAME for one of them
-    quick               what needs no network: minimal pairs of English and of the languages that
-                        the evaluation sets are named by, and cloze
-    files, files-fr     every file of the user's folder; those in French
+    paper-fr            the paper's five benchmarks in English and, if lm-eval has them, in French
+    minimal-pairs-fr    all files of minimal pairs in French, each a task: clams-fr
+    cloze               cloze-NAME for all evaluation sets; cloze-NAME for one of them
+    quick               all that needs no network: minimal pairs in English and in the languages
+                        after which evaluation sets are named, and cloze tasks
+    files, files-fr     all files in the user's folder; those in French
     hellaswag_en        one of them
-    file:PATH           a file anywhere; for its form and its name see `task_files.py`
+    file:PATH           any file; for its form and name see `task_files.py`
     letters-NAME        a file, NAME or file:PATH, with the choices listed in the query as A, B, ...
     arc_fr, mmlu, ...   any task, tag or group of lm-eval
 
-Languages are two-letter codes. Which benchmark exists in which language is looked up in the index
-of the installed lm-eval: `BENCHMARKS` only lists the names to look for, in order of preference, and
-what is missing is reported. Nothing here imports lm-eval.
+Languages are two-letter codes. Whether a benchmark exists in a language is looked up in the index
+of the installed lm-eval: `BENCHMARKS` lists the possible names in order of preference, and missing
+benchmarks are reported. Nothing here imports lm-eval.
 
-Where we choose: the paper's shot counts are not known. Ours: none for ARC-challenge, HellaSwag and
-Belebele (whose examples would come from its own test questions); five for MMLU and CommonsenseQA,
-whose answers are letters, so that a model without instruction training sees what is asked. A task
-whose own configuration says 0 keeps it, as in lm-eval, and one that could only take examples from
-its own questions gets none. The record says how many there were. The main score is acc_norm
-(likelihood per character) where a task has it and its answers are not letters, else acc.
+Where we choose: the number of few-shot examples in the paper is not known. We use none for
+ARC-challenge, HellaSwag and Belebele (whose examples would come from its own test questions), and
+five for MMLU and CommonsenseQA, whose answers are letters, so that a model without instruction
+tuning sees what is asked. Tasks whose configuration says 0 keep it, as in lm-eval, and tasks that
+could only take examples from the items on which they are evaluated get none. The record has the
+number. The main score is acc_norm (likelihood per character) if a task has it and its answers are
+not letters, else acc.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -49,17 +50,18 @@ FILES, IN_LETTERS, AT = "files-", "letters-", "file:"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One of the paper's five."""
+    """One of the paper's five benchmarks."""
 
     title: str
-    english: str  # lm-eval's name of the English version
-    # In other languages the first that exists; {code} is "fr", {long} "fra_Latn".
+    english: str  # name of the English version in lm-eval
+    # Names in other languages, of which the first that exists is used: {code} is replaced by "fr",
+    # {long} by "fra_Latn".
     patterns: tuple[str, ...]
-    num_fewshot: int  # solved examples in front of each item
-    irregular: Mapping[str, str] = field(default_factory=dict)  # language -> other name
+    num_fewshot: int  # few-shot examples before each item
+    irregular: Mapping[str, str] = field(default_factory=dict)  # language -> name in lm-eval
 
     def name_in(self, language: str, index: Collection[str]) -> str | None:
-        """lm-eval's name of the benchmark in a language; None if it does not have it."""
+        """Name of the benchmark in lm-eval for a language; None if lm-eval does not have it."""
         long = LANGUAGES[language][1]
         names = [pattern.format(code=language, long=long) for pattern in self.patterns]
         names.append(self.irregular.get(language, ""))
@@ -87,15 +89,15 @@ BENCHMARKS = (
 
 @dataclass(frozen=True)
 class Task:
-    """One task for both models."""
+    """A task that is measured on both models."""
 
-    name: str  # as in tables; lm-eval's name for its tasks
-    make: MakeTask | None = None  # makes it from our own items; None for a task of lm-eval
-    suite: str | None = None  # that it is part of; None if asked for by its own name
-    language: str | None = None  # two-letter code; None where not known
-    role: Role | Literal["none"] = "none"  # whether the backbone knows that language or learns it
-    num_fewshot: int | None = None  # solved examples; None leaves it to lm-eval's configuration
-    file: Path | None = None  # that its items are from
+    name: str  # name in tables, and in lm-eval for its tasks
+    make: MakeTask | None = None  # makes a local task; None for a task of lm-eval
+    suite: str | None = None  # the suite through which it was chosen; None if by its own name
+    language: str | None = None  # two-letter code; None if not known
+    role: Role | Literal["none"] = "none"  # whether it is the source or target language
+    num_fewshot: int | None = None  # few-shot examples; None: as lm-eval's configuration says
+    file: Path | None = None  # file of its items
 
 
 def find_tasks(
@@ -105,13 +107,20 @@ def find_tasks(
     index: Callable[[], Collection[str]],
     task_data: Path | None = None,
 ) -> tuple[list[Task], list[str]]:
-    """The tasks behind `names`, each once, in order; and, in one line for each suite, what lm-eval
-    lacks. A UserError for an unknown task, language or set names the nearest, or all.
+    """Find the tasks for `names`.
 
     Args:
-        sets: evaluation set -> role.
-        index: returns the names that lm-eval knows; called only for names that are not ours.
-        task_data: folder with files of the user's.
+        names: names as in the module docstring.
+        sets: name of each evaluation set -> its role.
+        index: returns the names of lm-eval; called only if a name is not found elsewhere.
+        task_data: folder with the user's task files.
+
+    Returns:
+        The tasks, without duplicates, in the order of `names`; and a line for each suite about
+        benchmarks that lm-eval does not have.
+
+    Raises:
+        UserError: for an unknown task, language or set; suggests the nearest name or lists all.
     """
     own = {} if task_data is None else task_files(task_data)
     registry = _Registry(sets, task_files(SHIPPED) | own, list(own), index)
@@ -125,8 +134,8 @@ def find_tasks(
 
 
 def paper_suite(language: str, index: Collection[str]) -> tuple[list[Task], list[str]]:
-    """The paper's benchmarks in English and `language` (a UserError if `LANGUAGES` lacks it), and
-    the titles of those that lm-eval lacks."""
+    """The paper's benchmarks in English and in `language`, and the titles of those that lm-eval
+    does not have. Raises a UserError for a language that is not in `LANGUAGES`."""
     if language not in LANGUAGES:
         known = ", ".join(sorted(LANGUAGES))
         raise UserError(f"unknown language in {PAPER}{language}", got=language, allowed=known)
@@ -144,16 +153,16 @@ def paper_suite(language: str, index: Collection[str]) -> tuple[list[Task], list
 
 @dataclass(frozen=True)
 class _Registry:
-    """All names: evaluation sets, files, and lm-eval's."""
+    """Everything that names can refer to: evaluation sets, files, and tasks of lm-eval."""
 
     sets: Mapping[str, Role]
     files: Mapping[str, Path]
-    own: Collection[str]  # those of the files that are in the user's folder
+    own: Collection[str]  # names of those files that are in the user's folder
     index: Callable[[], Collection[str]]
     missing: list[str] = field(default_factory=list)
 
     def tasks(self, name: str) -> list[Task]:
-        """The tasks that one name stands for."""
+        """The tasks for one name."""
         if (file := name.removeprefix(IN_LETTERS)) in self.files or file.startswith(AT):
             return [self._file(file, in_letters=file != name)]
         if name.startswith(CLOZE):
@@ -222,7 +231,7 @@ class _Registry:
         return Task(name, make, None, language, self.sets[set_name], num_fewshot=0)
 
     def _nearest(self, name: str) -> str:
-        """The nearest name, ours or lm-eval's; else all of ours, as lm-eval has thousands."""
+        """A hint with the nearest name, or else with all names except the thousands of lm-eval."""
         ours = {
             "quick",
             "cloze",
@@ -241,7 +250,8 @@ def _task_of(file: Path, name: str, form: Form | None, _: Materials) -> LocalTas
 
 
 def _check_exists(file: Path) -> None:
-    """A UserError if the file does not exist, naming the nearest one in its folder."""
+    """Raise a UserError if the file does not exist, which suggests the nearest name in its
+    folder."""
     if file.is_dir():
         do = "for all files of a folder use --task-data, or evaluation.task_data"
         raise UserError(f"{file} is a folder", allowed=f"{AT}PATH of a file", do=do)

@@ -1,11 +1,11 @@
-"""Measures a list of tasks on the backbone and on the extended model, from one copy of the weights.
+"""Measures tasks on the backbone and on the extended model, from one copy of the weights.
 
-Each finished task is stored (`cache.py`) and not measured again for the same model and settings, so
-an interrupted list loses one task at most. lm-eval is imported only when needed.
+Finished tasks are stored (`cache.py`), and not measured again for the same model and settings, so
+that an interruption loses one task at most. lm-eval is imported only when needed.
 
-Where we choose: the record gets those of `METRICS` that a task has, the first of them for pictures
-and sentences, unless one is infinite (the perplexity of long answers); the stored samples have all.
-In a group of tasks all items count alike.
+Where we choose: the record contains those of `METRICS` that a task has, except infinite ones (the
+perplexity of long answers); figures and sentences use the first. The stored samples have all
+metrics. All items of a group of tasks have the same weight.
 """
 
 import contextlib
@@ -36,11 +36,12 @@ if TYPE_CHECKING:
     from neutral_residues.evaluation.tasks.lm_eval_bridge import Answers
 
 METRICS = ("acc_mutual_info", "acc_norm", "acc", "exact_match", "f1", "perplexity")
-"""The metrics for the record, as far as a task has them; otherwise the task's first one."""
+"""The metrics for the record, in order; for a task that has none of them, its first metric."""
 GUESSABLE = ("acc_mutual_info", "acc_norm", "acc")
-"""Shares of right choices, which have a chance level."""
+"""Metrics that are shares of right choices, for which random guessing has an expected score."""
 LETTER_ANSWERS = ("mmlu", "belebele", "commonsense")
-"""lm-eval's tasks whose answers are letters: acc_norm would divide by the length of a letter."""
+"""Parts of the names of lm-eval's tasks whose answers are letters; acc_norm, which divides by the
+length of the answer, makes no sense for them."""
 
 OnProgress = Callable[[str, int, int], None]
 """Called with the name of a task, the number of sequences done, and their total."""
@@ -53,9 +54,9 @@ class TaskSettings:
     """How tasks are measured."""
 
     batch_rows: int  # sequences per forward pass
-    context_tokens: int  # longest cloze item; other tasks may use the model's whole context
-    limit: int | None = None  # first items of each task to take; None takes all
-    num_fewshot: int | None = None  # solved examples before each item; None leaves it to the task
+    context_tokens: int  # maximum length of cloze items; other tasks use the model's whole context
+    limit: int | None = None  # maximum number of items of each task, the first ones; None: all
+    num_fewshot: int | None = None  # few-shot examples before each item; None: as the task says
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,12 @@ class TaskPlan:
     """Tasks that can be measured: their names are known and their data available."""
 
     tasks: tuple[Task, ...]  # in order; may be empty
-    local: Mapping[str, LocalTask]  # those of them that are made of items of ours, by name
-    missing: tuple[str, ...]  # benchmarks of a suite that lm-eval lacks, a line for each suite
+    local: Mapping[str, LocalTask]  # by name, those whose items do not come from lm-eval
+    missing: tuple[str, ...]  # for each suite, a line about benchmarks that lm-eval does not have
     settings: TaskSettings
-    tokenizer: PreTrainedTokenizerBase  # of both models, or of the extended one
+    tokenizer: PreTrainedTokenizerBase  # the tokenizer of the extended model
     folder: Path  # where finished tasks are stored
-    vocabulary: Vocabulary | None = None  # the extended model's own
+    vocabulary: Vocabulary | None = None  # new tokens of the extended model, if it has any
 
 
 def plan_tasks(
@@ -81,18 +82,19 @@ def plan_tasks(
     task_data: Path | None = None,
     vocabulary: Vocabulary | None = None,
 ) -> TaskPlan:
-    """Find the tasks behind names and suites, and load their data once: what is missing must show
-    before a long training, not after it.
+    """Find tasks by name, and load their data once, so that missing data are noticed before a long
+    training, not after it.
 
-    The data of an lm-eval task that has a file in `folder` are not checked: it was measured before,
+    The data of an lm-eval task that has a file in `folder` are not loaded: it was measured before,
     perhaps with a network.
 
     Args:
-        names: see `registry.py`.
-        sets: the evaluation sets that cloze tasks are made from.
-        folder: where finished tasks are stored, and found again.
-        task_data: folder with task files; without names, all of them.
-        vocabulary: the extended model's own, if it has one; `tokenizer` is then that.
+        names: names of tasks and suites, see `registry.py`.
+        tokenizer: the tokenizer of the extended model.
+        sets: the evaluation sets from which cloze tasks are made.
+        folder: where finished tasks are stored.
+        task_data: folder with the user's task files; without `names`, all of them are measured.
+        vocabulary: new tokens of the extended model, if it has any.
 
     Raises:
         UserError: if lm-eval is not installed, a name is unknown, or a task has no data, no
@@ -130,13 +132,17 @@ def measure_tasks(
     on_progress: OnProgress = lambda name, done, total: None,
     on_scores: OnScores = lambda scores: None,
 ) -> list[TaskScore]:
-    """Both models on each task, in order; a task may have several scores.
+    """Measure both models on each task, or read its stored scores.
 
     Args:
-        model: the extended model: PEFT's, or any model if `reference` is given.
-        model_key: identifies these weights; see `weights_key`.
+        model: the extended model: a PEFT model, or any model if `reference` is given.
+        model_key: hash that identifies the weights; see `weights_key`.
         reference: the backbone, if disabling the extension does not give it.
-        on_scores: called after each task that was measured now.
+        on_progress: called in each forward pass, see `OnProgress`.
+        on_scores: called after each task whose scores were not stored.
+
+    Returns:
+        The scores in the order of tasks; a task may have several, by different metrics.
 
     Raises:
         UserError: for a task without data, or a folder that cannot be written.
@@ -176,7 +182,8 @@ def _measure(
     reference: nn.Module | None,
     on_progress: OnProgress,
 ) -> tuple[list[TaskScore], dict[str, "Answers"]]:
-    """Measure one task: its scores, and both models' answers to each of its parts."""
+    """Measure one task. Returns its scores, and name of each of its parts -> both models'
+    answers."""
     import neutral_residues.evaluation.tasks.lm_eval_bridge as bridge
 
     local, limit = plan.local.get(task.name), plan.settings.limit
@@ -196,7 +203,7 @@ def _measure(
         except Exception as error:
             if local is not None:
                 raise
-            # A task's code is its author's: it may need another package, or a judge model.
+            # The code of a task may need another package, or a judge model.
             what = f"task {task.name} failed inside lm-eval"
             raise UserError(what, got=first_line(error), do="leave it out") from error
     has_letters = local is None and any(part in task.name for part in LETTER_ANSWERS)
@@ -225,8 +232,14 @@ def _lm_eval_names() -> frozenset[str]:
 def choose_metrics(
     task: str, answers: Mapping[str, "Answers"], *, has_letters: bool = False
 ) -> list[str]:
-    """The metrics for the record, the most telling first, of those that lm-eval has computed for
-    every part; a UserError if the parts of a group have none in common."""
+    """The metrics for the record, main one first, of those that lm-eval has computed for all parts
+    of a task. Raises a UserError if the parts have none in common.
+
+    Args:
+        task: name of the task, for the error.
+        answers: name of each part -> both models' answers.
+        has_letters: whether answers are letters, so that acc_norm makes no sense.
+    """
     by_part = [pairs[0][1]["metrics"] for pairs in answers.values()]
     names = [metric for metric in by_part[0] if all(metric in metrics for metrics in by_part)]
     if not names:
@@ -246,10 +259,25 @@ def score_task(
     chance: float | None,
     num_truncated: int,
 ) -> TaskScore | None:
-    """Both models' scores over all items of all parts of a task, and the paired difference; None
-    where one is infinite. A UserError if there is one item only. `aggregate` makes one number of
-    many items' metrics; None means their mean."""
-    # Where a task filters answers in several ways, the first counts.
+    """Scores of both models over all items of all parts of a task, with the interval of their
+    difference.
+
+    Args:
+        name: name of the task.
+        parts: name of each part -> lm-eval's task object.
+        answers: name of each part -> both models' answers.
+        metric: name of the metric in lm-eval.
+        aggregate: computes the score from the metric of each item; None: the mean.
+        chance: score of random guessing, if there is one.
+        num_truncated: number of prompts that were truncated.
+
+    Returns:
+        None if a score is infinite.
+
+    Raises:
+        UserError: if there is only one item.
+    """
+    # If a task filters answers in several ways, the first filter is used.
     pairs = [
         (before, after)
         for found in answers.values()
@@ -282,7 +310,7 @@ def score_task(
 
 
 def sample_lines(answers: Mapping[str, "Answers"]) -> Iterator[str]:
-    """Every item with both models' answers and all their scores, as JSON."""
+    """Yield a line of JSON for each item, with the answers and all metrics of both models."""
     for name, pairs in answers.items():
         for before, after in pairs:
             line = {"task": name, "filter": after["filter"]}
@@ -295,8 +323,8 @@ def sample_lines(answers: Mapping[str, "Answers"]) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _quiet_lm_eval() -> Iterator[None]:
-    """Silences lm-eval's warnings: truncated prompts are counted here, the rest is about its
-    command line."""
+    """Context without lm-eval's warnings: they are about truncated prompts, which are counted here,
+    and about its command line."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

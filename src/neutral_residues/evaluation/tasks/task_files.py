@@ -1,20 +1,20 @@
-"""Tasks from files: those that ship, a folder of the user's, and single files.
+"""Tasks from files: those in this package, in a folder of the user, and single files.
 
-A file is JSON lines, one item a line, all in one form (`item_forms.py`), plain or compressed with
-gzip. In a folder a task has the name of its file, which ends in its language:
+A file contains JSON lines, an item in each, all in the same form (`item_forms.py`), plain or
+compressed with gzip. A task is named after its file, whose name ends with the language:
 
     NAME_LANG.jsonl.gz            the task NAME_LANG, for example hellaswag_en
     NAME.LANG.jsonl.gz            minimal pairs: the task NAME-LANG, for example clams-fr
     NAME_LANG.examples.jsonl.gz   few-shot examples of that task
 
 The package contains a sample of BLiMP (English) and CLAMS (English, French, German) as minimal
-pairs; files in a folder of the user's take precedence.
+pairs; files in the user's folder take precedence.
 
-Where we choose: few-shot examples come from the file of examples where there is one, as lm-eval
-takes them from a training or validation split, else from the other items of the file, as lm-eval
-does where its fewshot_split is the test split; the item itself is never among them. Items keep
-their order, so that a limit takes those that lm-eval takes; minimal pairs, which are ordered by
-construction, are shuffled with a fixed seed, so that a limit takes a fair sample.
+Where we choose: few-shot examples come from the file of examples if there is one, as lm-eval takes
+them from a training or validation split; else from the other items of the file, as lm-eval does if
+fewshot_split is the test split. The item itself is never among them. Items keep their order, so
+that a limit selects the same ones as in lm-eval; minimal pairs, which are sorted by construction,
+are shuffled with a fixed seed, so that a limit selects a random sample.
 """
 
 import random
@@ -40,14 +40,16 @@ SEED = 0
 
 
 def file_task(file: Path, name: str, *, form: Form | None = None) -> LocalTask:
-    """The task over the items of one file, with its file of examples if there is one.
+    """The task with the items of one file, and few-shot examples from its file of examples, if
+    there is one.
 
     Args:
-        form: how to ask; default: as the first item's fields say.
+        name: name of the task.
+        form: how items are asked; default: the form of the first item.
 
     Raises:
-        UserError: if a file cannot be read, an item lacks something or has another form than the
-            first, or there are fewer than two.
+        UserError: if a file cannot be read, fields of an item are missing or invalid, items have
+            different forms, or there are fewer than two.
     """
     form, items = read_items(file, form)
     asked = dict(form.asked)
@@ -62,7 +64,7 @@ def file_task(file: Path, name: str, *, form: Form | None = None) -> LocalTask:
 
 
 def read_items(file: Path, form: Form | None = None) -> tuple[Form, list[Item]]:
-    """All items of a file and their form; arguments and errors as in `file_task`."""
+    """Read all items of a file and their form; arguments and errors as in `file_task`."""
     found = list(iter_objects(iter_lines(file, at_most=MOST_BYTES)))
     if len(found) < 2:
         got, do = f"{len(found)} items", "name another file"
@@ -78,8 +80,8 @@ def read_items(file: Path, form: Form | None = None) -> tuple[Form, list[Item]]:
 
 
 def task_files(folder: Path) -> dict[str, Path]:
-    """Task name -> its file, for all in a folder; a UserError if it is not a folder, or has
-    none."""
+    """Name of each task in a folder -> its file. Raises a UserError if `folder` is not a folder or
+    has no task files."""
     allowed = "a folder with files NAME_LANG.jsonl or .jsonl.gz, for example hellaswag_en.jsonl.gz"
     if not folder.is_dir():
         raise UserError("task_data is not a folder", got=str(folder), allowed=allowed)
@@ -91,12 +93,12 @@ def task_files(folder: Path) -> dict[str, Path]:
 
 
 def task_name(file: Path) -> str:
-    """The name of a file's task."""
+    """The name of the task in a file: "clams.fr.jsonl.gz" -> "clams-fr"."""
     return file.name.partition(".jsonl")[0].replace(".", "-")
 
 
 def language_of(task: str) -> str | None:
-    """The code at the end of a task's name; None where there is none."""
+    """The language code at the end of a task's name; None if there is none."""
     match = LANGUAGE.search(task)
     return match[1] if match else None
 
@@ -117,6 +119,6 @@ def _form_at(where: str, item: Item) -> Form:
 
 
 def _kept(item: Item, form: Form) -> Item:
-    """The fields that the form needs, and other fields that are text; anything else could not be a
-    column."""
+    """The item with only the fields of its form and others that are text; fields of other types may
+    differ between items, which a `datasets` column does not allow."""
     return {key: v for key, v in item.items() if key in form.fields or isinstance(v, str)}
