@@ -1,1 +1,1 @@
-"""Every method on the same budget, rows and evaluation: cells, their order and cost."""
+"""Comparisons of methods with the same budget, training rows and evaluation."""

@@ -1,12 +1,12 @@
-"""From a comparison file to its cells: one checked run each, and the order in which they can go.
+"""Expands a comparison file into its cells: validated runs, and the order in which they can run.
 
-A cell's name says what it is, and is its folder:
+The name of a cell contains its settings, and is the name of its folder too:
 
     RUN/LABEL/b0.2-lr0.005-p0.1-s0        budget, learning rate, source share, seed
 
-Cells that differ in learning rate and seed only are a *group*; tuning chooses among its learning
-rates. A method that scales what another's run has learnt (`wise-ft`) gives *derived* cells, which
-wait for that run.
+Cells that differ only in learning rate and seed are a *group*; tuning chooses the best learning
+rate of each group. Methods that scale what the run of another method has learnt (`wise-ft`) have
+*derived* cells, which wait for that run.
 """
 
 import copy
@@ -32,13 +32,13 @@ class Cell:
     name: str
     config: RunConfig
     group: str
-    factor: float  # its learning rate as a multiple of the group's own
-    made_of: str = ""  # the group of the runs that a derived cell scales
+    factor: float  # its learning rate as a multiple of that of its group
+    made_of: str = ""  # for a derived cell: the group of the runs that it scales
 
 
 @dataclass(frozen=True)
 class Cells:
-    """All cells of a comparison."""
+    """All cells of a comparison, and how they are tuned."""
 
     trained: tuple[Cell, ...]
     derived: tuple[Cell, ...]
@@ -46,21 +46,22 @@ class Cells:
     first_seed: int
 
     def first_wave(self) -> list[Cell]:
-        """All that train; when tuning, those of the first seed."""
+        """Cells that train; with tuning, only those of the first seed."""
         first = [cell for cell in self.trained if cell.config.seed == self.first_seed]
         return first if self.tune else list(self.trained)
 
     def second_wave(self, best: Mapping[str, float]) -> list[Cell]:
-        """When tuning, the other seeds at the `best` learning-rate factor of each group."""
+        """With tuning, the other seeds of each group at its best learning rate; else none. `best`:
+        group -> factor."""
         rest = [cell for cell in self.trained if cell.config.seed != self.first_seed]
         return [cell for cell in rest if self.tune and best.get(cell.group) == cell.factor]
 
     def third_wave(self, best: Mapping[str, float]) -> list[Cell]:
-        """The derived ones; when tuning, at the best learning rate of the runs they average."""
+        """Derived cells; with tuning, only those made from runs with the best learning rate."""
         return [c for c in self.derived if not self.tune or best.get(c.made_of) == c.factor]
 
     def at_most(self) -> int:
-        """How many there will be, whatever tuning finds."""
+        """Number of cells that will run, whichever learning rates tuning chooses."""
         if not self.tune:
             return len(self.trained) + len(self.derived)
         first, factors = len(self.first_wave()), len({cell.factor for cell in self.trained})
@@ -68,8 +69,8 @@ class Cells:
 
 
 def expand(config: CompareConfig) -> Cells:
-    """Every cell, each checked as a run of its own would be; a UserError for the first thing that
-    is wrong: an unknown method, a setting without effect, a missing model."""
+    """All cells of a comparison, each validated as a run. Raises a UserError for the first invalid
+    setting: an unknown method, a setting without effect, a missing model, and so on."""
     cells: list[Cell] = []
     for path in config.runs:
         base = _with(read_values(path), flat(config.set))
@@ -88,7 +89,7 @@ def expand(config: CompareConfig) -> Cells:
 
 
 def _with(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a run's values with these settings, by dotted key."""
+    """A copy of the values of a run file, changed by settings with dotted keys."""
     changed = copy.deepcopy(dict(values))
     for key, value in settings.items():
         put(changed, key, value)
@@ -98,7 +99,7 @@ def _with(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, A
 def _cells_of(
     config: CompareConfig, run: str, base: dict[str, Any], entry: MethodEntry
 ) -> Iterator[Cell]:
-    """The cells of one method on one run file, whose sections for other methods do not count."""
+    """The cells of one method on one run file, of which sections for other methods are ignored."""
     method = find_method(entry.method)
     used = {key.split(".")[0] for key in method.uses}
     kept = {key: value for key, value in base.items() if key in used or key not in METHOD_SECTIONS}
@@ -111,8 +112,9 @@ def _cells_of(
 
 
 def _axes(config: CompareConfig, method: Method) -> dict[str, Sequence[float]]:
-    """What is crossed, by dotted key: lists of the comparison that the method has a use for, and
-    its own curve. An empty list leaves the setting to the run file."""
+    """Dotted key -> values that are combined with all others: budgets and source shares of the
+    comparison, if the method uses them, and the method's own curve. Settings without a list are
+    those of the run file."""
     axes: dict[str, Sequence[float]] = {}
     if _trained(method).has_budget and config.budgets:
         axes["budget"] = config.budgets
@@ -124,7 +126,7 @@ def _axes(config: CompareConfig, method: Method) -> dict[str, Sequence[float]]:
 def _group(
     config: CompareConfig, run: str, values: dict[str, Any], method: Method
 ) -> Iterator[Cell]:
-    """The cells of one group: learning rates x seeds."""
+    """The cells of one group: all combinations of learning rates and seeds."""
     first = method.resolve(make_run({**values, "output": "unused"}))
     trained = _trained(method)
     hidden_size = _width(first.model, first.revision, first.trust_remote_code)
@@ -148,17 +150,17 @@ def _group(
 
 
 def _trained(method: Method) -> Method:
-    """The method itself, or the one whose runs it scales."""
+    """The method that is trained: `method`, or the one whose runs it scales."""
     return find_method(method.made_from) if method.made_from else method
 
 
 def _size(config: RunConfig, trained: Method) -> list[str]:
-    """The part of a cell's name that says how large it is, if anything does."""
+    """The part of a cell's name with its budget, if the method has one."""
     return [f"b{config.budget:g}"] if trained.has_budget else []
 
 
 def _place_on_curve(config: RunConfig, method: Method) -> list[str]:
-    """The part of a cell's name that says where on its curve it is, if it has one."""
+    """The part of a cell's name with its point on the method's curve, if it has one."""
     if not method.curve:
         return []
     section, name = method.curve[0].split(".")
@@ -167,7 +169,8 @@ def _place_on_curve(config: RunConfig, method: Method) -> list[str]:
 
 @functools.lru_cache(maxsize=16)
 def _width(model: str, revision: str | None, trust_remote_code: bool) -> int:
-    """Asked for every group, and a model on the Hub answers over the network."""
+    """Hidden size of a model; cached, because it is needed for every group, and a model on the Hub
+    takes network requests."""
     config = load_config(model, revision=revision, trust_remote_code=trust_remote_code)
     return int(config.get_text_config().hidden_size)
 
@@ -186,7 +189,8 @@ def _check_tuning(config: CompareConfig, cells: Sequence[Cell]) -> None:
 
 
 def best_factors(records: Mapping[str, Record], cells: Sequence[Cell]) -> dict[str, float]:
-    """Group -> the factor whose cell has the fewest bits per byte on validation text."""
+    """Group -> learning-rate factor of the cell with the fewest bits per byte on validation
+    text."""
     best: dict[str, tuple[float, float]] = {}
     for cell in cells:
         if cell.name in records:

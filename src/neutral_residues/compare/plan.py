@@ -1,10 +1,10 @@
-"""What a comparison would do, before it starts: cells, weights, disk and time.
+"""Cost of a comparison before it starts: cells, weights, disk and time.
 
-Counted: cells, weights, disk. Estimated: time, from finished cells of the same label, else of
-others, else from a trial run of one cell. Between cells it is scaled by floating-point operations:
-with N backbone weights, R new ones and T that train, a training token takes 2 (N + R) forward,
-2 (N + R) back to the activations and 2 T for the gradients; a measured token, on backbone and
-extended model, 2 (2 N + R).
+Cells, weights and disk are counted. Time is estimated from finished cells of the same label, else
+of other labels, else from a trial run of one cell, in proportion to the number of floating-point
+operations. With N backbone weights, R new weights and T trained weights, a training token takes
+2 (N + R) operations in the forward pass, 2 (N + R) for gradients of activations and 2 T for
+gradients of weights; a token in the evaluation of both models takes 2 (2 N + R).
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,42 +25,43 @@ TRIAL_STEPS = 2 * MIN_STEPS
 
 @dataclass(frozen=True)
 class CellPlan:
-    """What one cell costs."""
+    """Cost of one cell."""
 
     cell: Cell
-    label: str  # as its record will have it
-    problem: str | None = None  # why it cannot run, in one line; the numbers are 0 then
-    trained_weights: int = 0  # with a gradient
+    label: str  # label of its record
+    problem: str | None = None  # why it cannot run, in one line; its numbers are 0 then
+    trained_weights: int = 0
     budget: float = 0.0  # new weights as a share of the backbone's
-    operations: float = 0.0  # floating-point, of training and of measuring at the end
-    disk_bytes: int = 0  # of the saved weights
-    seconds: float | None = None  # estimated; None where nothing is known
-    done: bool = False  # it is finished already
+    operations: float = 0.0  # floating-point operations of training and final evaluation
+    disk_bytes: int = 0  # size of the saved weights
+    seconds: float | None = None  # estimated; None if nothing is known
+    done: bool = False  # whether it is finished already
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a comparison costs."""
+    """Cost of a comparison."""
 
-    cells: tuple[CellPlan, ...]  # all that may run
-    at_most: int  # how many will run; tuning runs fewer than all
-    jobs: int  # how many run at the same time
-    disk_bytes: float  # of all weights that are kept
-    seconds_left: float | None  # estimated; None where nothing is known or left
-    trial_problem: str | None = None  # why the trial run failed, where it did
+    cells: tuple[CellPlan, ...]  # all cells that may run
+    at_most: int  # number of cells that will run: with tuning, not all of them
+    jobs: int  # number of cells that run at the same time
+    disk_bytes: float  # size of all weights that are kept
+    seconds_left: float | None  # estimated; None if nothing is known, or all cells are finished
+    trial_problem: str | None = None  # why the trial run failed, if it did
 
     @property
     def num_done(self) -> int:
-        """Finished cells."""
+        """Number of finished cells."""
         return sum(plan.done for plan in self.cells)
 
 
 def plan(config: CompareConfig) -> Plan:
-    """Count the cells of a comparison and estimate their time; what is tokenised for that stays in
-    the cache. A UserError for whatever would stop the comparison before it starts."""
+    """Count the cells, weights and disk space of a comparison, and estimate its time. Text is
+    tokenised for this, and stays in the cache. Raises a UserError for anything that would prevent
+    the start of the comparison."""
     cells = expand(config)
     everything = [*cells.trained, *cells.derived]
-    # Learning rate and seed change no count: one cell of each group.
+    # One cell of each group is enough: counts do not depend on learning rate and seed.
     groups = {cell.group: cell for cell in reversed(everything)}
     counted = {group: _count(cell) for group, cell in groups.items()}
     done = finished_records(everything)
@@ -118,17 +119,18 @@ def _operations(setup: Setup) -> float:
 
 
 def _texts(setup: Setup) -> RunData:
-    """As tokens, without what the backbone has still to write: that takes too long for a plan."""
+    """The tokenised texts, without text that the backbone has yet to generate, which would take too
+    long."""
     return RunData.of(setup.texts_at_hand, setup.tokenizer)
 
 
 def _seconds_per_operation(
     plans: Sequence[CellPlan], done: Mapping[str, Record]
 ) -> dict[str, float]:
-    """Label -> median over its finished cells."""
+    """Label -> seconds per operation, the median over its finished cells."""
     known: dict[str, list[float]] = {}
     for p in plans:
-        # What a weight average records is the time of the fine-tuning behind it too.
+        # The record of a derived cell includes the time of the run that it scales.
         if p.done and p.trained_weights and (seconds := done[p.cell.name].cost.wall_seconds):
             known.setdefault(p.label, []).append(seconds / p.operations)
     return {label: median(values) for label, values in known.items()}
@@ -139,5 +141,5 @@ def _try_one(plans: Sequence[CellPlan], *, threads: int) -> float:
     p = next(p for p in plans if p.trained_weights)
     trial = run_trial(p.cell.config, num_steps=TRIAL_STEPS, threads=threads)
     seconds = trial.run_seconds(p.cell.config, _texts(Setup.of(p.cell.config)))
-    assert seconds is not None  # enough steps were tried
+    assert seconds is not None  # the trial run has enough steps
     return seconds / p.operations

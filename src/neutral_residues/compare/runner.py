@@ -1,12 +1,12 @@
-"""Runs the cells of a comparison: each resumable, in a process of its own, several at a time.
+"""Runs the cells of a comparison, several at a time, each in its own process and resumable.
 
-    first wave   everything that trains (when tuning: the first seed, at all learning rates)
-    second wave  when tuning: the other seeds, at the learning rate that was best on validation text
-    third wave   what is made of finished runs (weight averages)
+    first wave   all cells that train (with tuning: the first seed, with all learning rates)
+    second wave  with tuning: the other seeds, with the learning rate best on validation text
+    third wave   cells that are made from finished runs (`wise-ft` and others)
 
-A cell that fails leaves its reason (`failure.json`) and the rest goes on; the same command tries it
-again and does nothing twice. Processes of their own keep a cell's memory its own, and a crash, or a
-lack of memory, from the others.
+If a cell fails, its reason is written to `failure.json`, and the other cells go on. The same
+command runs failed cells again, and skips finished ones. Because each cell has its own process, a
+crash or lack of memory in one does not affect the others.
 """
 
 import os
@@ -35,39 +35,45 @@ from neutral_residues.results.run_folder import LOCK, RunFolder, check_free
 from neutral_residues.results.store import read_record
 
 PROGRAM = (sys.executable, "-m", "neutral_residues.cli.app", "extend", "--no-advice")
-"""What runs a cell; the cell's run file is its last argument."""
+"""Command that runs a cell; the run file of the cell is its last argument."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a comparison, by the name of each cell."""
+    """Results of a comparison, by the names of cells."""
 
     records: dict[str, Record]
-    failures: dict[str, str]  # why it failed
+    failures: dict[str, str]  # reason of each failed cell, in one line
 
 
 class CompareCallback:
-    """Is told what happens in a comparison; override what you want to know."""
+    """Callbacks for the progress of a comparison, like Transformers' `TrainerCallback`; override
+    those that you need. They are called from several threads."""
 
     def on_begin(self, num_cells: int) -> None:
-        """Before the first cell; there may be fewer in the end, but not more."""
+        """Called before the first cell, with the maximum number of cells."""
 
     def on_cell_begin(self, cell: Cell, log: Path) -> None:
-        """A cell starts, and prints to the file `log`; called from a thread of its own."""
+        """Called when a cell starts; its output goes to the file `log`."""
 
     def on_cell_end(self, cell: Cell, result: Record | str, seconds: float) -> None:
-        """A cell ended with its record, or why it failed; 0 seconds: it was finished before."""
+        """Called when a cell has ended, with its record, or the reason of its failure. `seconds` is
+        0 for a cell that was finished before."""
 
     def on_stop(self) -> None:
-        """Ctrl-C: the running cells will now write their checkpoints."""
+        """Called after Ctrl-C, when running cells have been asked to write their checkpoints."""
 
 
 def compare(config: CompareConfig, *, callback: CompareCallback | None = None) -> Outcome:
-    """Run every cell that is not done yet.
+    """Run all cells of a comparison that are not finished.
+
+    Returns:
+        The records of all cells, and the reasons of those that failed.
 
     Raises:
-        UserError: before anything starts, for whatever can be checked then.
-        KeyboardInterrupt: after Ctrl-C, once running cells have a checkpoint; a second kills them.
+        UserError: before anything starts, for anything that can be checked then.
+        KeyboardInterrupt: after Ctrl-C, once running cells have written a checkpoint. A second
+            Ctrl-C kills them.
     """
     callback = callback or CompareCallback()
     cells = expand(config)
@@ -86,21 +92,22 @@ def compare(config: CompareConfig, *, callback: CompareCallback | None = None) -
 
 
 def jobs_and_threads(config: CompareConfig) -> tuple[int, int]:
-    """How many cells run at a time, and with how many threads each: together PyTorch's number
-    (`OMP_NUM_THREADS`, or the cores that this process may use)."""
+    """Number of cells that run at the same time, and of CPU threads for each: PyTorch's number of
+    threads (`OMP_NUM_THREADS`, or the cores that this process may use) is divided among them."""
     jobs = config.jobs or max(1, torch.cuda.device_count())
     return jobs, max(1, torch.get_num_threads() // jobs)
 
 
 def finished_records(cells: Sequence[Cell]) -> dict[str, Record]:
-    """The records of those cells that are done: cell name -> record."""
+    """Name -> record, of those cells that are finished."""
     folders = {cell.name: RunFolder(cell.config.output) for cell in cells}
     return {n: read_record(folder.record) for n, folder in folders.items() if folder.is_finished}
 
 
 @contextmanager
 def _claimed(config: CompareConfig) -> Iterator[None]:
-    """The output folder is this comparison's alone; the resolved file is written into it."""
+    """Context in which no other process runs a comparison in the output folder; writes the resolved
+    comparison file into it. Raises a UserError if another process does, or for other files."""
     file = config.output / COMPARISON
     with disk_errors(config.output):
         is_a_comparison = file.is_file()
@@ -118,7 +125,8 @@ def _claimed(config: CompareConfig) -> Iterator[None]:
 
 @contextmanager
 def _termination_is_an_interrupt() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt too, in the main thread; others leave signals alone."""
+    """Context in which SIGTERM raises KeyboardInterrupt too. Only the main thread can set this; in
+    other threads nothing is changed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -130,7 +138,7 @@ def _termination_is_an_interrupt() -> Iterator[None]:
 
 
 class _Runner:
-    """A thread for each job, which waits for one process after another."""
+    """Runs cells in `jobs` threads, each of which starts and waits for one process at a time."""
 
     def __init__(self, config: CompareConfig, callback: CompareCallback) -> None:
         self.config, self.callback = config, callback
@@ -144,7 +152,7 @@ class _Runner:
         self.stopping = False
 
     def run(self, cells: Sequence[Cell]) -> None:
-        """All of these cells; those that are done already are only read."""
+        """Run these cells; of finished ones, only read the record."""
         pool = ThreadPoolExecutor(self.jobs)
         try:
             for future in as_completed([pool.submit(self._run_cell, cell) for cell in cells]):
@@ -186,7 +194,7 @@ class _Runner:
         self._end(cell, result, seconds=time.monotonic() - start)
 
     def _start(self, plan: Path, log: Path, gpu: str | None) -> subprocess.Popen[bytes] | None:
-        """The cell's process, or None where everything is being stopped."""
+        """Start the process of a cell; None if the comparison is being stopped."""
         threads = str(self.threads)
         environment = os.environ | {"OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads}
         if gpu is not None:
@@ -202,7 +210,7 @@ class _Runner:
                     stdout=file,
                     stderr=subprocess.STDOUT,
                     env=environment | {"COLUMNS": "200"},
-                    start_new_session=True,  # Ctrl-C reaches it through us, once
+                    start_new_session=True,  # else it would get Ctrl-C twice: `_stop` sends SIGTERM
                 )
                 self.processes.add(process)
                 return process
@@ -216,9 +224,9 @@ class _Runner:
         self.callback.on_cell_end(cell, result, seconds)
 
     def _stop(self, pool: ThreadPoolExecutor) -> None:
-        """Every running cell writes its checkpoint; a second Ctrl-C does not wait for it."""
+        """Ask running cells to write checkpoints, and wait for them; a second Ctrl-C kills them."""
         try:
-            self._signal_all(signal.SIGTERM)  # SIGINT is ignored below nohup and &
+            self._signal_all(signal.SIGTERM)  # SIGINT is ignored under nohup and with &
             self.callback.on_stop()
             pool.shutdown(cancel_futures=True)
         except KeyboardInterrupt:
@@ -226,14 +234,14 @@ class _Runner:
             pool.shutdown(cancel_futures=True)
 
     def _signal_all(self, number: signal.Signals) -> None:
-        with self.lock:  # no process is started from here on
+        with self.lock:  # no process starts after this
             self.stopping = True
             for process in list(self.processes):
                 process.send_signal(number)
 
 
 def _gpus(jobs: int) -> list[str | None]:
-    """For each job the GPU that its cells see, as in CUDA_VISIBLE_DEVICES; None: all there are."""
+    """For each job, the GPU of its cells, as in CUDA_VISIBLE_DEVICES; None: all that there are."""
     num_gpus = torch.cuda.device_count()
     if num_gpus <= 1:
         return [None] * jobs
@@ -243,7 +251,7 @@ def _gpus(jobs: int) -> list[str | None]:
 
 
 def _finished(folder: RunFolder, cell: Cell) -> Record | str:
-    """The record of a cell that was finished before; why not, if it was of another run."""
+    """The record of a cell that was finished before, or the error if it cannot be used."""
     try:
         folder.check(cell.config)
         return read_record(folder.record)
