@@ -1,7 +1,7 @@
 """Add a language or a domain to a pretrained language model without losing what it already knows.
 
-Importing this package registers the method with PEFT, so that saved extensions load. The names
-below load what they need when they are first used.
+Importing this package registers the method with PEFT, so that PEFT can load saved extensions. The
+public names below are imported, with torch, when they are first used.
 """
 
 import importlib

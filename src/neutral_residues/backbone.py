@@ -1,5 +1,4 @@
-"""Backbones and tokenizers from a folder, a GGUF file or the Hub; whatever is wrong with them is
-one line."""
+"""Loads backbones and tokenizers from a folder, a GGUF file or the Hub, with one-line errors."""
 
 import importlib.util
 import warnings
@@ -25,14 +24,14 @@ from neutral_residues.files import disk_errors
 
 Quantised = Literal["int8", "nf4"]
 CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "HeadModel")
-"""Of the class names in a configuration's `architectures`."""
+"""Endings of class names in `config.architectures` that are accepted as causal language models."""
 
 
 def load_config(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PretrainedConfig:
-    """The configuration of a causal language model; a UserError if there is no model, it cannot be
-    reached, or it is not causal."""
+    """Load the configuration of a causal language model. Raises a UserError if there is no model,
+    it cannot be downloaded, or it is not a causal language model."""
     folder = Path(name)
     if not _is_gguf(name) and folder.exists() and not (folder / "config.json").is_file():
         holds_adapter = (folder / "adapter_config.json").is_file()
@@ -43,7 +42,7 @@ def load_config(
         config = AutoConfig.from_pretrained(**_location(name), **options)
     except UserError:
         raise
-    except Exception as error:  # gguf raises types of its own for a file cut short
+    except Exception as error:  # gguf has its own exceptions for truncated files
         what = f"cannot load the model {name}"
         do = "give a folder with config.json, or a name on the Hub that can be reached"
         raise UserError(what, got=first_line(error), do=do) from error
@@ -66,7 +65,7 @@ def _check_causal(name: str, config: PretrainedConfig) -> None:
 
 
 def backbone_key(name: str, config: PretrainedConfig) -> str:
-    """What tells a model from every other: the digests of its files, or on the Hub its commit."""
+    """A string that identifies a model: a hash of its files, or its name and commit on the Hub."""
     path = Path(name)
     if path.is_file():
         files = [path]
@@ -82,7 +81,7 @@ def backbone_key(name: str, config: PretrainedConfig) -> str:
 def load_tokenizer(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to a model."""
+    """Load the tokenizer of a model. Raises a UserError if that is not possible."""
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**_location(name), **options)
@@ -103,8 +102,18 @@ def load_backbone(
     dtype: torch.dtype,
     quantised: Quantised | None = None,
 ) -> PreTrainedModel:
-    """The model's weights, all of them: in `dtype` in main memory, or with its linear layers
-    quantised on the device; a UserError also for a file cut short or a missing package."""
+    """Load a model with its weights.
+
+    Args:
+        name: a folder, a GGUF file, or a name on the Hub.
+        dtype: dtype of the weights, which are on the CPU; of computations if `quantised`.
+        quantised: quantise the linear layers with bitsandbytes; the model is then on the
+            accelerator, if there is one.
+
+    Raises:
+        UserError: if the model cannot be loaded, weights are missing or files truncated, or a
+            package is not installed.
+    """
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     load_config(name, **options)
     options |= _quantisation(quantised, dtype) if quantised else {}
@@ -112,7 +121,7 @@ def load_backbone(
     try:
         options |= {"dtype": dtype, "output_loading_info": True}
         model, info = AutoModelForCausalLM.from_pretrained(**_location(name), **options)
-    except Exception as error:  # safetensors raises its own type for a file cut short
+    except Exception as error:  # safetensors has its own exceptions for truncated files
         what = f"cannot load the weights of {name}"
         raise UserError(what, got=first_line(error), do=do) from error
     if missing := info["missing_keys"]:
@@ -121,7 +130,8 @@ def load_backbone(
     if _is_gguf(name):
         _forget_gguf(model, name)
     for module in model.modules():
-        # On some CPUs a pass in eval mode would make 4-bit weights a form without gradients.
+        # Else, on some CPUs, a forward pass in eval mode changes the format of 4-bit weights to one
+        # without gradients.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
@@ -144,9 +154,9 @@ def _location(name: str) -> dict[str, str]:
 
 
 def _forget_gguf(model: PreTrainedModel, name: str) -> None:
-    """Its weights are plain numbers now: Transformers calls them quantised, would not save them,
-    and would name the folder as their origin."""
-    # PEFT looks for the configuration in a folder of that name, to see if the vocabulary changed.
+    """Mark a model from a GGUF file as not quantised, because its weights were converted to floats:
+    Transformers would not save it otherwise. Its name is set to that of the file."""
+    # PEFT looks for a configuration under this name, to see if the vocabulary has changed.
     warnings.filterwarnings("ignore", message=r"Could not find a config file in .*\.gguf")
     del model.config.quantization_config
     model.is_quantized = False
@@ -158,7 +168,7 @@ def _quantisation(kind: Quantised, dtype: torch.dtype) -> dict[str, Any]:
     if importlib.util.find_spec("bitsandbytes") is None:
         what = f"{kind} weights need the package bitsandbytes"
         raise UserError(what, do="pip install 'neutral-residues[quantised]'")
-    # It warns at every product in float32, where it casts activations to float16: intended.
+    # bitsandbytes warns whenever it casts float32 activations to float16, which is intended here.
     warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
     four_bit = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
     config = BitsAndBytesConfig(**four_bit if kind == "nf4" else {"load_in_8bit": True})
@@ -166,29 +176,31 @@ def _quantisation(kind: Quantised, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """The model on `device`; a quantised one is there already and must not be moved."""
+    """Move the model to `device`, unless it is quantised: it is there already, and cannot be
+    moved."""
     return model if getattr(model, "is_quantized", False) else model.to(device)
 
 
 def empty_backbone(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model's structure without its weights (on the meta device): for counting."""
+    """The model on the meta device, without weights, to count its parameters."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def first_new_id(config: PretrainedConfig) -> int:
-    """The id of an extension's first new token: the rows of the embeddings, padding included."""
+    """Id of the first new token of an extension: the number of rows of the backbone's embeddings,
+    including rows for padding."""
     return int(config.get_text_config().vocab_size)
 
 
 def context_length(config: PretrainedConfig) -> int | None:
-    """How many tokens the model can read, where its configuration says so."""
+    """Maximum number of tokens of the model's context, or None if its configuration has none."""
     value: Any = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(value) if value else None
 
 
 def pick_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
+    """The accelerator, if there is one, else the CPU."""
     available = torch.accelerator.is_available()
     return (torch.accelerator.current_accelerator() if available else None) or torch.device("cpu")
 
@@ -199,13 +211,14 @@ def device_name(device: torch.device) -> str:
 
 
 SMALLEST_BF16_WIDTH = 512
-"""On CPUs, "auto" computes narrower backbones in float32: they are quick, and come out the same on
-every CPU (LAB.md, "a step with 49,152 logits, and bfloat16 on a CPU")."""
+"""Smallest hidden size for which precision "auto" is bfloat16 on a CPU. Smaller backbones are fast
+in float32 too, and have the same results on all CPUs then (LAB.md, "a step with 49,152 logits, and
+bfloat16 on a CPU")."""
 
 
 def computes_in_bf16(training: TrainingSettings, device: torch.device, *, hidden_size: int) -> bool:
-    """bfloat16 as set; "auto" takes it on a GPU that has it, and on a CPU that multiplies in it
-    where the backbone is wide enough for a difference."""
+    """Whether `training.precision` means bfloat16. "auto" does on a GPU that supports it, and on a
+    CPU with bfloat16 instructions if `hidden_size` is at least `SMALLEST_BF16_WIDTH`."""
     if training.precision != "auto":
         return training.precision == "bfloat16"
     if device.type == "cuda":
@@ -214,21 +227,21 @@ def computes_in_bf16(training: TrainingSettings, device: torch.device, *, hidden
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies matrices in bfloat16: AVX512-BF16 or AMX."""
+    """Whether the CPU has instructions for matrix products in bfloat16: AVX512-BF16 or AMX."""
     has = torch.cpu.get_capabilities()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 class FrozenPrecision(NamedTuple):
-    """How weights that do not train are stored."""
+    """How weights that are not trained are stored."""
 
     dtype: torch.dtype
     quantised: Quantised | None
 
 
 def frozen_precision(training: TrainingSettings, *, bf16: bool) -> FrozenPrecision:
-    """As the run file says; "auto" and quantised weights compute in the precision of training,
-    bfloat16 or not."""
+    """The storage set by `training.frozen_weights`. For "auto" and quantised weights the dtype is
+    that of the training: bfloat16 if `bf16`, else float32."""
     held = training.frozen_weights
     if held in ("float32", "bfloat16"):
         bf16 = held == "bfloat16"
@@ -236,6 +249,6 @@ def frozen_precision(training: TrainingSettings, *, bf16: bool) -> FrozenPrecisi
 
 
 def quantised(training: TrainingSettings) -> Quantised | None:
-    """The frozen weights' kind of quantisation, if they are quantised."""
+    """The quantisation of frozen weights, or None."""
     held = training.frozen_weights
     return held if held == "int8" or held == "nf4" else None

@@ -1,15 +1,16 @@
-"""Digests: damage is found where a file is read. No torch.
+"""Digests of values, files and folders, with which damaged files are noticed when they are read. No
+torch.
 
-    short_hash(value)                              of what JSON can hold
+    short_hash(value)                              of values that JSON can represent
     file_digest(path), known_digest(path)          of a file: SHA-256
     write_digests(folder), check_digests(folder)   of all files in a folder, in `SHA256SUMS`
 
-`SHA256SUMS` is what `sha256sum -c SHA256SUMS` reads; its first line, a comment there, says the
-version and how many files follow, so that a list cut short is noticed too. README.md and hidden
-files are not in it: people and the Hub write those.
+`SHA256SUMS` has the format of `sha256sum -c SHA256SUMS`. Its first line, a comment, contains a
+version and the number of files, so that a truncated list is noticed too. README.md and hidden files
+are not listed, because users and the Hub change them.
 
-Measured on 1 GB (LAB.md, "what checking files costs"): SHA-256 takes 0.9 s of a core with SHA
-instructions, half of BLAKE2b.
+On 1 GB, SHA-256 takes 0.9 s on a core with SHA instructions, half as long as BLAKE2b (LAB.md, "what
+checking files costs").
 """
 
 import functools
@@ -37,22 +38,24 @@ T = TypeVar("T")
 
 
 class DamageError(UserError):
-    """A file is not as it was saved; unlike one that the disk does not let us read."""
+    """A file has changed since it was saved, or is missing. Files that cannot be read raise another
+    UserError."""
 
 
 def short_hash(*parts: object) -> str:
-    """32 hexadecimal digits that depend on every part, which JSON can hold, and its position."""
+    """32 hexadecimal digits that depend on all `parts` and their order; JSON must be able to
+    represent them."""
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of the file's bytes, as `sha256sum` prints it."""
+    """SHA-256 of the contents of a file, as `sha256sum` prints it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def known_digest(path: Path) -> str:
-    """The same, computed once while the file's size and time of change stay as they are."""
+    """`file_digest`, cached while size and modification time of the file do not change."""
     stat = path.stat()
     return _known_digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
 
@@ -66,7 +69,7 @@ def _known_digest(path: Path, size_bytes: int, changed_ns: int) -> str:
 
 
 def write_digests(folder: Path) -> None:
-    """Write the digests of all files in `folder`, subfolders included."""
+    """Write `SHA256SUMS` for all files in `folder` and its subfolders."""
     with disk_errors(folder):
         paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
         names = sorted(path.as_posix() for path in paths if _is_covered(path))
@@ -81,13 +84,16 @@ def _is_covered(path: Path) -> bool:
 
 
 def check_digests(folder: Path, *, required: bool = False, do: str | None = None) -> None:
-    """Raise a DamageError that names the first file in `folder` that is not as it was saved, and
-    another UserError where the disk does not let us read it.
+    """Check the files in `folder` against its `SHA256SUMS`.
 
     Args:
-        required: whether a folder without digests is damaged too. Otherwise it is not checked:
-            another program wrote it, or somebody changed it and deleted them.
-        do: what to do with a damaged folder; default: save or fetch it again.
+        required: treat a folder without digests as damaged. By default it is not checked: another
+            program may have written it, or a user may have changed it and deleted the digests.
+        do: advice in the error message; default: save or fetch the folder again.
+
+    Raises:
+        DamageError: for the first file that has changed or is missing.
+        UserError: if a file cannot be read.
     """
     file = folder / DIGESTS
     if not required and not file.is_file():
@@ -100,7 +106,7 @@ def check_digests(folder: Path, *, required: bool = False, do: str | None = None
 
 
 def _first_wrong(folder: Path) -> str | None:
-    """What is wrong in the folder, in words."""
+    """Describe the first error in the folder; None if there is none."""
     if not (folder / DIGESTS).is_file():
         return f"{DIGESTS} is missing"
     listed = _listed((folder / DIGESTS).read_bytes())
@@ -115,7 +121,8 @@ def _first_wrong(folder: Path) -> str | None:
 
 
 def _listed(content: bytes) -> dict[str, str] | None:
-    """Name -> digest, or None if this is not a whole list of files inside the folder."""
+    """File name -> digest, from the contents of `SHA256SUMS`; None if these are not complete, or
+    name files outside the folder."""
     first, *lines = content.decode("utf-8", errors="replace").split("\n")
     found = [match for line in lines if (match := _LINE.fullmatch(line))]
     listed = {match[2]: match[1] for match in found}
@@ -128,8 +135,9 @@ def _listed(content: bytes) -> dict[str, str] | None:
 
 @contextmanager
 def changing(folder: Path) -> Iterator[None]:
-    """Within the block files in `folder` may change; its digests, if it has them, are made anew.
-    They are gone in between: a folder that was left half changed is not called damaged."""
+    """Context in which files in `folder` may change. If the folder has digests, they are deleted at
+    the beginning, so that an interrupted change does not count as damage, and written again at the
+    end."""
     file = folder / DIGESTS
     has_digests = file.is_file()
     with disk_errors(file):
@@ -143,8 +151,8 @@ def changing(folder: Path) -> Iterator[None]:
 
 
 def from_cache(path: Path, read: Callable[[], T]) -> T | None:
-    """What `read` gives of the cache at `path`, or None where there is none, or it is damaged,
-    which a warning says: it is to be made again."""
+    """The result of `read()`, which reads the cached file or folder at `path`; None if it does not
+    exist or is damaged (with a warning), so that the caller makes it again."""
     if not path.exists():
         return None
     try:

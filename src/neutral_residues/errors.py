@@ -1,8 +1,8 @@
 """Errors caused by user input.
 
-One line each, always in the same order: what is wrong, what was given, what is allowed, what to do.
-The command line prints the line and exits with code 2; Python users catch `UserError`, which is a
-`ValueError`. Anything else that is raised is our own mistake and keeps its traceback.
+Each is one line: what is wrong, what was given, what is allowed, what to do, always in this order.
+The command line prints the line and exits with code 2; in Python, catch `UserError`, which is a
+`ValueError`. Other exceptions are bugs of this package, and keep their traceback.
 """
 
 import difflib
@@ -10,20 +10,20 @@ import signal
 from collections.abc import Iterable
 
 MOST_CHARACTERS = 1200
-"""Of a message: longer ones lose their middle."""
+"""Maximum length of a message; the middle of longer ones is left out."""
 
 
 class UserError(ValueError):
-    """A one-line message: what, got, allowed, do.
+    """An error caused by user input, with a one-line message.
 
     Args:
-        what: what is wrong, naming the setting or file.
-        got: what was given; shown with `repr` unless it is a string.
-        allowed: what would have been accepted.
-        do: what the user should do next.
+        what: what is wrong, with the name of the setting or file.
+        got: the value that was given; shown with `repr` unless it is a string.
+        allowed: the values that are allowed.
+        do: what the user should do.
 
     Attributes:
-        what: as given, in one line.
+        what: the argument, in one line.
     """
 
     def __init__(
@@ -46,7 +46,8 @@ class UserError(ValueError):
 
 
 def _one_line(text: str) -> str:
-    """`text` as a terminal shows it: files that were read may have put anything into it."""
+    """`text` in one line of at most `MOST_CHARACTERS` printable characters, because it may contain
+    parts of files."""
     line = " ".join(text.split())
     if not line.isprintable():
         line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
@@ -57,22 +58,21 @@ def _one_line(text: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The sentence that helps someone who misspelt `name`: the closest known name, or all of
-    them."""
+    """A hint for the misspelt `name`: the most similar known name, or else all known names."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says first, cut to a length that fits on a line; its type where
-    it says nothing."""
+    """The first line of an exception's message, at most 200 characters; its type if the message is
+    empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def exit_reason(returncode: int, output: str) -> str:
-    """Why a process of this package failed: the last error line that it printed, else the signal
-    that killed it, else its last line."""
+    """The reason why a process of this package failed: the last error that it printed, else the
+    signal that killed it, else its last line of output."""
     lines = output.strip().splitlines()
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if errors:
@@ -84,7 +84,8 @@ def exit_reason(returncode: int, output: str) -> str:
 
 
 class Stopped(Exception):
-    """A run was asked to stop; it wrote a checkpoint, and the same command resumes it."""
+    """Raised when a run is stopped (Ctrl-C, SIGTERM), after it has written a checkpoint; the same
+    command resumes it."""
 
     def __init__(self, step: int, total: int) -> None:
         super().__init__(f"stopped after step {step} of {total}; the same command resumes it")

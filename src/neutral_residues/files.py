@@ -1,7 +1,7 @@
-"""Writes files and folders completely or not at all.
+"""Atomic writing of files and folders, locks, and reading with one-line errors.
 
-A file or folder appears under its final name only when it is complete: it is written next to
-it, flushed to disk, then renamed.
+A file or folder appears under its final name only when it is complete: it is written under another
+name in the same folder, flushed to disk, and then renamed.
 """
 
 import errno
@@ -22,9 +22,10 @@ from neutral_residues.errors import UserError
 
 PARTIAL_SUFFIX = ".partial"
 MIN_FREE_BYTES = 2**20
-"""A disk with less is full."""
+"""A disk with less free space counts as full."""
 MOST_BYTES = 64 * 2**20
-"""Of a file that is read as a whole (settings, results, tasks, packed records), unpacked."""
+"""Maximum size, after decompression, of files that are read as a whole: settings, results, tasks,
+packed records."""
 MOST_VALUES = 2_000_000
 DEEPEST = 100
 MOST_NUMBER = 10**30
@@ -32,13 +33,14 @@ SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def default_cache_folder() -> Path:
-    """Where tokenised text is kept: `neutral-residues` in the user's cache folder."""
+    """The default folder for tokenised text: `neutral-residues` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neutral-residues"
 
 
 @contextmanager
 def disk_errors(path: Path | str) -> Iterator[None]:
-    """Turn what a disk can refuse (no space, no permission) into one line that names the path."""
+    """Context that turns errors of the disk (no space, no permission) into a one-line UserError
+    that names `path`."""
     try:
         yield
     except UserError:
@@ -51,8 +53,8 @@ def disk_errors(path: Path | str) -> Iterator[None]:
 
 
 def _refused_by_disk(error: Exception, path: Path | str) -> OSError | None:
-    """What an operating system said: libraries in Rust pass its number on in their own errors,
-    and PyTorch says of a full disk no more than that a position in the file is unexpected."""
+    """The OSError behind `error`, or None. Libraries in Rust give only its number, in errors of
+    their own; PyTorch reports a full disk as a RuntimeError about positions in the file."""
     if isinstance(error, OSError):
         return error
     if number := re.search(r"\(os error (\d+)\)", str(error)):
@@ -64,7 +66,7 @@ def _refused_by_disk(error: Exception, path: Path | str) -> OSError | None:
 
 
 def as_user_error(error: OSError, path: Path | str) -> UserError:
-    """The one line for an operating-system error on `path`."""
+    """A one-line UserError for an error of the operating system on `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         do = "free some space and run the same command again"
         return UserError(f"no space left on the disk of {path}", do=do)
@@ -77,7 +79,7 @@ def as_user_error(error: OSError, path: Path | str) -> UserError:
 
 
 def check_is_file(path: Path, allowed: str = "a file") -> None:
-    """Raise a UserError unless `path` is a file on a disk: a pipe may never end, nor a device."""
+    """Raise a UserError unless `path` is a regular file: pipes and devices may have no end."""
     with disk_errors(path):
         if path.is_dir():
             raise UserError(f"{path} is a folder", allowed=allowed, do="give one file")
@@ -89,8 +91,8 @@ def check_is_file(path: Path, allowed: str = "a file") -> None:
 
 
 def check_holds_files(folder: Path) -> None:
-    """Raise a UserError if a folder that others will read holds a pipe, a device or a link to
-    nothing."""
+    """Raise a UserError if a folder that other libraries will read contains a pipe, a device or a
+    broken link."""
     with disk_errors(folder):
         for path in sorted(folder.iterdir()):
             if not path.is_dir():
@@ -98,7 +100,8 @@ def check_holds_files(folder: Path) -> None:
 
 
 def read_whole(path: Path) -> bytes:
-    """The bytes of a file of settings or results; a UserError if it is none, or far too large."""
+    """Read a file of settings or results. Raises a UserError if `path` is not a regular file, or is
+    larger than `MOST_BYTES`."""
     check_is_file(path)
     with disk_errors(path), path.open("rb") as file:
         content = file.read(MOST_BYTES + 1)
@@ -109,7 +112,8 @@ def read_whole(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The text of such a file; a UserError also if it is not UTF-8."""
+    """Read a text file, with errors as in `read_whole`. Also raises a UserError if it is not
+    UTF-8."""
     try:
         return read_whole(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -118,14 +122,14 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """What the JSON file at `path` holds; `what` is what messages call it ("record"). A UserError
-    also for what only looks like JSON, as NaN does, and as of `check_plain`."""
+    """Read the JSON file at `path`, which error messages call `what` ("record"). Raises a UserError
+    if it cannot be read, is not valid JSON (NaN is not), or as `check_plain`."""
     content = read_whole(path)
     return parse_json(content, f"{what} {path}")
 
 
 def parse_json(content: bytes, what: str) -> Any:
-    """The same of JSON that was read."""
+    """Parse JSON, with errors as in `read_json`; `what` names the file in error messages."""
     try:
         value = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -140,9 +144,15 @@ def _refuse_constant(constant: str) -> NoReturn:
 
 
 def check_plain(value: Any, what: str, *, with_paths: bool = False) -> None:
-    """Raise a UserError for values of JSON or YAML that no program takes, though the format can
-    spell them: half a character, infinite or very large numbers, aliases of YAML that stand for
-    more than `MOST_VALUES` values, and NUL in settings, whose texts may be paths (`with_paths`)."""
+    """Raise a UserError for values that JSON or YAML can express, but other code cannot use: half a
+    surrogate pair, infinite or very large numbers, more than `MOST_VALUES` values (aliases in YAML
+    can stand for many), or too deep nesting.
+
+    Args:
+        value: what was parsed.
+        what: the beginning of the error message.
+        with_paths: refuse NUL characters too, because texts may be paths.
+    """
     waiting, number = [(value, 0)], 0
     while waiting:
         (item, depth), number = waiting.pop(), number + 1
@@ -160,7 +170,7 @@ def check_plain(value: Any, what: str, *, with_paths: bool = False) -> None:
 
 
 def _unusable(item: Any, with_paths: bool) -> str | None:
-    """Why no program takes that value, if none does."""
+    """What is wrong with a single value, or None."""
     if isinstance(item, str):
         if SURROGATES.search(item):
             return f"half a character: {item[:80]!r}"
@@ -171,7 +181,7 @@ def _unusable(item: Any, with_paths: bool) -> str | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, whole or not at all; folders are made."""
+    """Write `text` to `path` atomically; creates missing folders."""
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +199,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _is_alive(pid: str) -> bool:
-    """Whether a process of that number runs on this machine."""
+    """Whether a process with this id runs on this machine."""
     try:
         os.kill(int(pid), 0)
     except (ValueError, ProcessLookupError, OverflowError):
@@ -200,14 +210,15 @@ def _is_alive(pid: str) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all; NaN and infinities are not JSON."""
+    """Write `value` as indented JSON, atomically. Raises a ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 @contextmanager
 def locked(lock: Path, *, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Within the block no other process holds the file `lock`; folders are made. A process that
-    dies lets go of it. If another holds it, `on_wait` is called before waiting; it may raise."""
+    """Context in which this process holds the lock file `lock`; creates missing folders. The lock
+    of a process that has died is released. If another process holds it, `on_wait` is called, which
+    may raise, and then the lock is waited for."""
     held = filelock.FileLock(lock)
     with disk_errors(lock.parent):
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -219,11 +230,11 @@ def locked(lock: Path, *, on_wait: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        held.release()  # the file stays: to remove it would let two others in at once
+        held.release()  # the file stays: if it were deleted, two other processes could lock it
 
 
 def flush_files(folder: Path) -> None:
-    """Have the disk hold every file in `folder`, subfolders included."""
+    """Flush all files in `folder` and its subfolders to disk (fsync)."""
     for file in folder.rglob("*"):
         if file.is_file():
             with file.open("rb") as handle:
@@ -232,8 +243,8 @@ def flush_files(folder: Path) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `path` when the block ends well, and vanishes when it does not;
-    an older one of that name is replaced only at the end."""
+    """Context that gives a temporary folder to fill. It is renamed to `path` at the end, where it
+    replaces an older folder, or deleted after an exception."""
     partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
     with disk_errors(path):
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,32 +1,32 @@
-"""Losses as sums, in nats, over tokens of a named kind. Pure functions; the caller divides, once,
-at the end.
+"""The language-modelling loss, the local loss and KL, as sums over tokens in nats. Pure functions;
+the caller divides once, at the end.
 
-Every token carries a domain label, in the manner of Transformers' `labels`: SOURCE, TARGET, or
-IGNORE for padding. The labels are per token, so packed, padded and mixed rows all work.
+Every token has a domain label, similar to Transformers' `labels`: SOURCE, TARGET, or IGNORE for
+padding. Labels are per token, so that packed, padded and mixed rows all work.
 
     language modelling           nats of each next token (`next_token_nats`)
-    local loss "l1"              size of g(x) * A(x) in its L1 norm, source tokens only; section 3,
-                                 "Training"
-    local loss "cross_entropy"   gate (sigmoid) against "is this a target token"; the paper's
-                                 alternative
+    local loss "l1"              L1 norm of the gated output g(x) * A(x), on source tokens only;
+                                 section 3, "Training"
+    local loss "cross_entropy"   binary cross-entropy of the sigmoid gate with the label "target
+                                 token"; the paper's alternative
 
 Where we choose: the paper's local loss is the L1 norm of the adapter's output, averaged over
-adapters and divided by D, on source rows. Whether the norm is taken before or after the gate is not
-known: we take it after, on what is really added to the model. And so that one weight serves
-backbones of any depth, width and scale, we measure every residue by what it stands beside, and add
-up:
+adapters and divided by D, on source rows. The paper does not say whether the norm is taken before
+or after the gate; we take it after, on what is added to the model. To make one weight of the loss
+suitable for backbones of any depth, width and scale, each residue is divided by the output of its
+block, and residues are summed over layers:
 
     "l1"  =  mean over source tokens of  sum over residues of  size
 
-    in a layer    |g(x) A(x)|_1 / |F(x)|_2                F(x): what the block itself puts out
-    on the head   sqrt(K) x rms over V of g(h) W_b W_a h  in nats, as the loss itself
+    in a layer    |g(x) A(x)|_1 / |F(x)|_2                F(x): output of the block itself
+    on the head   sqrt(K) x rms over V of g(h) W_b W_a h  in nats, like the loss
 
-A sum, because what the layers add adds up too: in a mean each of 30 layers would feel a fifth of
-the pressure that each of 6 does. Over |F(x)|_2, because hidden states grow with depth, and a
-residue of a given size changes the outcome the less the larger they are. The L1 norm over the
-Euclidean one is larger by sqrt(D) than a ratio of equal norms: the language-modelling loss pulls a
-gate open by all that the residue aligns with, of D directions (LAB.md, "one local loss for every
-backbone").
+The sum over layers is used because the effects of the layers add up too: with a mean, each of 30
+layers would be penalised a fifth as much as each of 6. The divisor is |F(x)|_2 because hidden
+states grow with depth, and a residue of a given size has the less effect the larger they are.
+Dividing an L1 norm by an L2 norm gives a value larger by sqrt(D) than a ratio of equal norms. This
+is needed because the language-modelling loss opens a gate with the strength of all D directions of
+the residue (LAB.md, "one local loss for every backbone").
 """
 
 from typing import Any
@@ -42,22 +42,27 @@ from neutral_residues.errors import UserError
 from neutral_residues.tuner.layer import AnyResidue
 
 LOGITS_PER_CHUNK = 2**20
-"""So many logits at a time become probabilities: 4 MB of float32, which stay in a CPU's cache."""
+"""Softmax is computed in chunks of this many logits: 4 MB in float32, which fit a CPU's cache."""
 
 
 def next_token_nats(logits_BTV: Tensor, input_ids_BT: Tensor) -> Tensor:
-    """Nats of each token given those before, (B, T-1): entry t is for token t+1. In float32, and
-    without a copy of the logits in it."""
-    # The targets are shifted, not the logits: a slice of those would be copied, and its gradient
-    # padded, at full size.
+    """(B, T-1) nats of each token given those before it, in float32: entry t is for token t+1.
+    Differentiable, and needs no float32 copy of all logits.
+
+    Args:
+        logits_BTV: the model's logits, not shifted.
+        input_ids_BT: the token ids that it read.
+    """
+    # Targets are shifted, and not logits: a slice of logits would be copied, and its gradient
+    # padded to full size.
     targets_BT = F.pad(input_ids_BT[:, 1:], (0, 1), value=IGNORE)
     nats: Tensor = _TargetNats.apply(logits_BTV.flatten(0, 1), targets_BT.flatten())
     return nats.view(input_ids_BT.shape)[:, :-1]
 
 
 class _TargetNats(torch.autograd.Function):
-    """Cross entropy of each row, chunk by chunk. Autograd's own keeps two tensors of the logits'
-    size in float32, and makes a third in the backward pass."""
+    """Cross-entropy of each row, computed in chunks. PyTorch's keeps two float32 tensors with the
+    size of the logits, and makes a third in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
@@ -91,17 +96,17 @@ def _chunk_rows(logits_NV: Tensor) -> int:
 def local_loss_sum(
     residue: AnyResidue, base_output: Tensor, domain_labels: Tensor, kind: LocalLoss
 ) -> Tensor:
-    """The local loss of one adapter, summed over the tokens it counts (see `counted_tokens`): a
-    float32 scalar.
+    """The local loss of one adapter, summed over tokens (for their number see `counted_tokens`), as
+    a float32 scalar.
 
     Args:
-        residue: what the adapter adds, with any leading shape.
-        base_output: what the block that it is parallel to puts out itself.
-        domain_labels: SOURCE, TARGET or IGNORE for each token; as many numbers as `residue` has
-            tokens.
+        residue: the residue of the adapter, for any shape of tokens.
+        base_output: output of the block to which the adapter is parallel.
+        domain_labels: SOURCE, TARGET or IGNORE for each token of `residue`, in any shape.
 
     Raises:
-        UserError: if labels and tokens differ in number, or there is no gate that the kind needs.
+        UserError: if there are more or fewer labels than tokens, or `kind` is "cross_entropy" and
+            there is no gate.
     """
     if kind == "l1":
         sizes = residue.relative_size(base_output)
@@ -117,7 +122,7 @@ def local_loss_sum(
 
 
 def _aligned(domain_labels: Tensor, tokens: Tensor) -> Tensor:
-    """The labels in the shape of `tokens`, which holds one number for each."""
+    """The labels in the shape of `tokens`, which has one number per token."""
     if domain_labels.numel() != tokens.numel():
         got = f"{domain_labels.numel()} for {tokens.numel()} tokens"
         raise UserError("domain_labels", got=got, allowed="one each")
@@ -125,13 +130,20 @@ def _aligned(domain_labels: Tensor, tokens: Tensor) -> Tensor:
 
 
 def counted_tokens(domain_labels: Tensor, kind: LocalLoss) -> Tensor:
-    """How many tokens `local_loss_sum` adds up: the source tokens for "l1", all that are not
-    padding otherwise."""
+    """Number of tokens that `local_loss_sum` sums over: source tokens for "l1", else all tokens
+    that are not padding. A scalar tensor."""
     counted = domain_labels == SOURCE if kind == "l1" else domain_labels != IGNORE
     return counted.sum()
 
 
 def kl_nats(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
-    """KL(reference || model) at each position, in nats: the shape of `log_probs` without its last
-    dimension, over which the probabilities sum to 1."""
+    """KL(reference || model) in nats at each position.
+
+    Args:
+        log_probs: (..., V) log-probabilities of the model.
+        reference_log_probs: (..., V) log-probabilities of the reference.
+
+    Returns:
+        (...), without the last dimension.
+    """
     return torch.sum(reference_log_probs.exp() * (reference_log_probs - log_probs), dim=-1)

@@ -1,10 +1,9 @@
-"""Registers the tuner with PEFT as soon as PEFT is there, without importing PEFT (and torch) before
-anybody needs it.
+"""Registers the tuners with PEFT when PEFT is imported, without importing PEFT (and torch) itself.
 
 PEFT has no plugin entry point: its dictionaries must be filled before it reads a saved extension.
-`import neutral_residues` must do that, and must also stay light, because `neutral --help` and the
-report run without torch. So: if PEFT is loaded, register now; else register right after somebody
-imports it.
+`import neutral_residues` does this, but must also be fast, because `neutral --help` and the report
+work without torch. So tuners are registered at once if PEFT is already imported, and otherwise
+right after PEFT is imported.
 """
 
 import importlib
@@ -18,11 +17,11 @@ TUNER_MODULES = ("neutral_residues.tuner.model", "neutral_residues.methods.disel
 
 
 class _RegisterAfterPeft(MetaPathFinder):
-    """Finds `peft` as the other finders would, and has our tuner imported when PEFT's own import is
-    done.
+    """Import finder that finds `peft` as other finders do, with a loader that imports our tuners
+    after PEFT.
 
-    Transformers asks for PEFT's spec long before it imports it, so this finder stays until PEFT has
-    really been loaded.
+    Transformers asks for the spec of PEFT long before it imports it, so that the finder stays in
+    `sys.meta_path` until PEFT is loaded.
     """
 
     def find_spec(
@@ -40,7 +39,8 @@ class _RegisterAfterPeft(MetaPathFinder):
 
 
 class _LoadThenRegister(Loader):
-    """PEFT's own loader, which imports our tuner afterwards and then leaves no trace of itself."""
+    """PEFT's loader, wrapped: imports our tuners after PEFT, and then removes itself and the
+    finder."""
 
     def __init__(self, loader: Loader, finder: MetaPathFinder) -> None:
         self.loader = loader
@@ -65,7 +65,7 @@ def _import_tuners() -> None:
 
 
 def register_with_peft() -> None:
-    """Make PEFT know our tuners: now if it is imported already, otherwise when it is."""
+    """Register our tuners with PEFT: now if it is already imported, else when it is imported."""
     if "peft" in sys.modules:
         _import_tuners()
     else:
@@ -73,10 +73,16 @@ def register_with_peft() -> None:
 
 
 def enter_in_peft(peft_type: str, *, config: type, tuner: type, prefix: str) -> None:
-    """Enter a tuner in PEFT's dictionaries. Safe to call again.
+    """Add a tuner to PEFT's dictionaries; can be called more than once.
+
+    Args:
+        peft_type: its name in PEFT's registries.
+        config: its class of configurations.
+        tuner: its class of models.
+        prefix: the prefix of its parameter names.
 
     Raises:
-        RuntimeError: if another package has taken the name. Nothing is entered then.
+        RuntimeError: if another package has registered this name; nothing is added then.
     """
     from peft import mapping
 

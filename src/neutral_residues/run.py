@@ -1,10 +1,10 @@
-"""From a run file to an extension, with backbone and extended model measured.
+"""Runs a run file: trains an extension, saves it, and measures backbone and extended model.
 
     check -> tokenise -> reserve the output folder -> train -> save -> evaluate -> record
 
-Nothing is written to the output folder before everything that can be checked is checked. After an
-interruption anywhere, the same call resumes from the last complete checkpoint. Under torchrun every
-rank calls this; the main process writes and measures.
+Everything that can be checked is checked before anything is written to the output folder. After an
+interruption at any point, the same call resumes from the last complete checkpoint. Under torchrun,
+every rank calls `extend`; the main process writes and measures.
 """
 
 import time
@@ -43,20 +43,20 @@ from neutral_residues.training.train import Training, train
 def extend(
     run: RunConfig | Setup | None = None, *, progress: RunProgress | None = None, **settings: Any
 ) -> Record:
-    """Extend a model as a run file says: train, save, and measure backbone and extended model.
+    """Train an extension, save it, and measure backbone and extended model.
 
     The same call resumes an interrupted run, and returns the record of a finished one.
 
     Args:
-        run: a checked configuration or setup; or give the keys of a run file as `settings`.
-        progress: where progress is printed; default: standard error.
+        run: a configuration or setup; alternatively, give the keys of a run file as `settings`.
+        progress: prints the progress; default: on standard error.
         settings: keys of a run file, nested as in the YAML file: `training={"steps": 200}`.
 
     Returns:
         The record, which is also written to the output folder as `record.json`.
 
     Raises:
-        UserError: for whatever the user can correct, before anything is written where possible.
+        UserError: for errors in the user's input, before anything is written if possible.
         Stopped: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
     if run is not None and settings:
@@ -69,7 +69,7 @@ def extend(
     folder = RunFolder(setup.config.output)
     folder.check(setup.config)
     if folder.is_finished:
-        folder.drop_checkpoints()  # those of a process that died before it could
+        folder.drop_checkpoints()  # a process may have been killed before it could do this
         progress.say(f"{folder.path} is finished; nothing to do")
         return read_record(folder.record)
     setup.prepare()
@@ -83,23 +83,24 @@ def extend(
                 waiting = f"waiting for another process that works in {folder.path}"
                 lock = folder.lock(on_wait=lambda: progress.say(waiting))
                 until_the_end.enter_context(lock)
-            finished = folder.is_finished  # by a process that this one waited for
+            finished = folder.is_finished  # maybe by the process that this one waited for
         if not finished:
             _Run(setup, folder, tasks, progress, started).execute(model)
     return read_record(folder.record)
 
 
 def save_extension(model: Any, folder: Path) -> None:
-    """What was added, or the whole model where its own weights changed."""
+    """Save the adapter of a PEFT model, or else the whole model, into `folder`."""
     if isinstance(model, PeftModel):
-        # New rows are saved as such: PEFT would add the whole tables that they are in.
+        # PEFT would save whole embeddings because of new tokens, whose rows are saved anyway.
         model.save_pretrained(folder, save_embedding_layers=False)
     else:
         model.save_pretrained(folder)
 
 
 def _planned_tasks(setup: Setup, progress: RunProgress) -> runner.TaskPlan:
-    """Checked before training: a misspelt task, or one without data, must not cost a run."""
+    """Find the tasks of the run before training: a misspelt task, or one without data, would fail
+    only after it."""
     config, evaluation = setup.config, setup.config.evaluation
     plan = runner.plan_tasks(
         evaluation.tasks,
@@ -122,7 +123,7 @@ def _planned_tasks(setup: Setup, progress: RunProgress) -> runner.TaskPlan:
 
 @dataclass(frozen=True)
 class _Run:
-    """A run that is not finished, in a folder that is its own."""
+    """An unfinished run whose output folder is reserved for it."""
 
     setup: Setup
     folder: RunFolder
@@ -131,7 +132,7 @@ class _Run:
     started: float
 
     def execute(self, model: nn.Module) -> None:
-        """Train, save, measure, write the record."""
+        """Train, save and measure, and write the record."""
         training = self._train(model)
         if ranks().is_main_process:
             with whole_folder(self.folder.extension) as partial:
@@ -154,17 +155,17 @@ class _Run:
         if self.setup.method.trains_any:
             folder = self.folder.checkpoints
             return train(self.setup, model, checkpoints=folder, progress=self.progress)
-        # What is scaled cost what its training cost.
+        # A method that only scales a trained run has the cost of that run.
         trained = self.setup.config.scaling.trained
         return Training([], read_record(RunFolder(trained).record).cost if trained else Cost())
 
     def _total(self, cost: Cost) -> Cost:
-        """With what this process took in all."""
+        """`cost` with the wall time and threads of this process."""
         seconds = time.monotonic() - self.started + (cost.wall_seconds or 0)
         return cost.model_copy(update={"wall_seconds": seconds, "threads": torch.get_num_threads()})
 
     def _record(self, model: nn.Module, training: Training) -> Record:
-        """Backbone and extended model, measured on everything that the run file names."""
+        """Measure backbone and extended model on everything that the run file names."""
         setup, config = self.setup, self.setup.config
         self.progress.say("measuring backbone and extended model ...")
         both = BothModels(
@@ -221,7 +222,8 @@ class _Run:
         return {s.name: evaluation_set(s, own.get(s.name)) for s in self.setup.data.validate}
 
     def _tasks(self, both: BothModels) -> list[TaskScore]:
-        """Finished tasks stay in the folder, so a run stopped among them resumes with the next."""
+        """Scores of all tasks. Finished tasks are stored in the folder, so that an interrupted run
+        resumes with the next one."""
         if not self.tasks.tasks:
             return []
         config = self.setup.config

@@ -1,4 +1,4 @@
-"""Sizes and times as people read them."""
+"""Sizes, times and decimal numbers as text for users."""
 
 
 def human_bytes(num_bytes: float) -> str:
@@ -24,6 +24,7 @@ def human_seconds(seconds: float) -> str:
 
 
 def decimal(value: float, digits: int, *, signed: bool = False) -> str:
-    """-0.314 -> "−0.31": with a true minus, a plus where `signed`, and never "-0.00"."""
+    """-0.314 -> "−0.31" with 2 digits: with a minus sign (not a hyphen), a plus sign if `signed`,
+    and never "−0.00"."""
     text = f"{round(value, digits) or 0.0:{'+' if signed else ''},.{digits}f}"
     return text.replace("-", "−")
