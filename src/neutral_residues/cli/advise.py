@@ -1,4 +1,5 @@
-"""`neutral advise`: measurements of a run's texts, backbone and first steps, then warnings."""
+"""`neutral advise`: prints measurements of a run's texts and of some training steps, and
+warnings."""
 
 from pathlib import Path
 
@@ -22,10 +23,10 @@ def advise_run(
     output: Path | None = None,
     console: Console | None = None,
 ) -> Advice:
-    """Print everything that was found; write it as JSON if asked."""
+    """Compute and print the advice for a run, and write it to `output` as JSON, if given."""
     console = console or Console()
     setup = Setup.of(config, tokenising=RunProgress(console).tokenising)
-    setup.prepare()  # shows a progress bar of its own
+    setup.prepare()  # before the status line, because it has a progress bar
     with console.status("") as status:
         advice = advise(setup, trial_steps=trial_steps, on_stage=status.update)
     console.print(_texts_table(advice.texts))

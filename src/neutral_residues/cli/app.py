@@ -1,4 +1,4 @@
-"""The command line `neutral`. Each command imports what it needs itself, so `--help` is instant.
+"""The command line `neutral`. Commands import what they need when they run, so `--help` is fast.
 
 Errors caused by user input are one line on standard error and exit code 2; Ctrl-C is 130.
 """
@@ -37,12 +37,13 @@ def _option(text: str, *names: str) -> Any:
 
 
 def _loading() -> Status:
-    """Shows "loading libraries ..." on a terminal while a command imports; that takes seconds."""
+    """Display of "loading libraries ..." for terminals, during imports, which take seconds."""
     return Console(stderr=True).status("loading libraries ...")
 
 
 def _announce(line: str) -> None:
-    """Print one line before imports that take seconds; under torchrun on the main process only."""
+    """Print one line, before imports that take seconds; under torchrun, only in the main
+    process."""
     if os.environ.get("RANK", "0") == "0":
         Console(stderr=True).print(line, highlight=False, markup=False)
 
@@ -405,13 +406,13 @@ def _load_run(run: Path, overrides: list[str] | None) -> "RunConfig":
 
 
 def _quiet() -> None:
-    """Turn off the libraries' progress bars and warnings, which would cover our own display."""
+    """Turn off progress bars and warnings of libraries, which would disturb our own display."""
     import logging
     import warnings
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # Explicit, so that tokenizers does not warn where loader processes are forked later.
+    # Set explicitly, because tokenizers otherwise warns when data loader processes are forked.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
     for name in ("torch.distributed", "bitsandbytes", "huggingface_hub"):
@@ -422,7 +423,8 @@ def _quiet() -> None:
 
 
 def main() -> None:
-    """Entry point: turns errors caused by user input into one line, and SIGTERM into Ctrl-C."""
+    """Entry point: prints errors caused by user input in one line, and handles SIGTERM like
+    Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()

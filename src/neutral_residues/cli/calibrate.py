@@ -1,4 +1,4 @@
-"""`neutral calibrate`: what thresholds promise, and what that costs."""
+"""`neutral calibrate`: finds thresholds for gates, and prints their promise and its cost."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,8 @@ def calibrate_folder(
     stride: int | None = None,
     console: Console | None = None,
 ) -> None:
-    """Calibrate a saved extension, and print what is promised and what it costs."""
+    """Calibrate a saved extension, save the thresholds with it, and print their promise and its
+    cost. Options are those of the command."""
     console = console or Console()
     corpora = [corpus_of(text, "--on") for text in on]
     if not corpora:
@@ -71,7 +72,7 @@ def calibrate_folder(
 
 
 def remove(folder: Path) -> None:
-    """Take the thresholds away, and say so."""
+    """Remove the thresholds from an extension, and print that."""
     saved = load_saved(folder)
     remove_calibration(saved)
     console = Console()
@@ -87,7 +88,7 @@ def _say_what_the_record_is_of(saved: Saved, console: Console) -> None:
 
 
 def print_promise(promise: Promise, found: Found, *, console: Console) -> None:
-    """The sentence, what was measured, and what it costs."""
+    """Print the promise as a sentence, the measurements behind it, its cost, and the thresholds."""
     console.print(f"\n[bold]{promise.sentence}[/bold]", highlight=False)
     console.print(sets_table(promise))
     if promise.costs:
@@ -100,7 +101,8 @@ def print_promise(promise: Promise, found: Found, *, console: Console) -> None:
 
 
 def sets_table(promise: Promise) -> Table:
-    """On each text, what the promise is about, and how often the extension is skipped."""
+    """For each source text, before and after calibration: the share that the promise bounds, and
+    the share of tokens on which the extension is skipped."""
     about = "tokens with an open gate"
     if promise.kind == "documents":
         about = f"documents worse by over {promise.rise_percent:g} %"
@@ -114,7 +116,8 @@ def sets_table(promise: Promise) -> Table:
 
 
 def costs_table(promise: Promise) -> Table:
-    """Of each target text bits per byte, and how much of what was learnt is lost."""
+    """For each target text, bits per byte before and after calibration, and the share of the
+    learning that is lost."""
     columns = ["backbone", "as trained", "calibrated", "share of learning lost"]
     table = new_table("bits per byte of target text", ["text"], columns)
     for cost in promise.costs:
@@ -125,7 +128,8 @@ def costs_table(promise: Promise) -> Table:
 
 
 def share_of(text: str, option: str) -> float:
-    """ "1%" or "0.01" as a share; a UserError for anything else."""
+    """Parse a share such as "1%" or "0.01". Raises a UserError, which names `option`, for anything
+    else."""
     try:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError as error:
@@ -133,5 +137,5 @@ def share_of(text: str, option: str) -> float:
 
 
 def confidence_of(text: str) -> float | None:
-    """As `share_of`, or None for "average"."""
+    """Parse a confidence as `share_of` does; None for "average"."""
     return None if text == AVERAGE else share_of(text, "--confidence")

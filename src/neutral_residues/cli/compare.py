@@ -1,4 +1,4 @@
-"""`neutral compare`: the plan of a comparison, its progress and its outcome."""
+"""`neutral compare`: prints the plan of a comparison, its progress and its outcome."""
 
 from pathlib import Path
 from typing import Self
@@ -20,7 +20,7 @@ from neutral_residues.units import human_bytes, human_seconds
 
 
 def print_plan(config: CompareConfig, *, console: Console | None = None) -> Plan:
-    """The cells of a comparison, one line for each group, and what all of them take."""
+    """Print the cells of a comparison, one line per group, and their total disk space and time."""
     console = console or Console()
     with console.status("counting, and trying a few steps where no cell is finished ..."):
         found = plan(config)
@@ -67,8 +67,8 @@ def _group_row(group: str, members: list[CellPlan]) -> list[str]:
 
 
 class CompareDisplay(CompareCallback):
-    """A line for each cell that ends. On a terminal also a bar, and the last line of each log;
-    elsewhere a line for each cell that starts, with its log."""
+    """Prints a line for each cell that ends. On a terminal it also shows a progress bar and the
+    last line of each log; else it prints a line for each cell that starts, with its log file."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
@@ -138,7 +138,7 @@ def _changes(record: Record) -> str:
 def print_outcome(
     outcome: Outcome, config: CompareConfig, *, console: Console | None = None
 ) -> None:
-    """How many cells are done, which failed and why, and what to type next."""
+    """Print how many cells are finished, which failed and why, and the command to run next."""
     console = console or Console()
     done, failed = len(outcome.records), len(outcome.failures)
     console.print(f"{done} cells done, {failed} failed, in {config.output}")

@@ -1,4 +1,4 @@
-"""`neutral compose`: several extensions made into one folder."""
+"""`neutral compose`: combines several extensions in one folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +12,15 @@ from neutral_residues.results.composition import read_composition
 from neutral_residues.results.run_folder import RunFolder
 
 OVER: dict[str, int | None] = {"route": 32, "inhibit": 1, "sum": None, "average": None}
-"""How extensions are composed -> over how many tokens the strongest gate is found."""
+"""Way of combining -> default number of last tokens over which gates are compared; None if gates
+are not compared."""
 
 
 def compose_folders(
     extensions: Sequence[str], output: Path, *, how: str, over: int | None = None
 ) -> None:
-    """Write the folder, and say what is in it."""
+    """Combine extensions into the new folder `output`, and print what it contains. Options are
+    those of the command."""
     if how not in OVER:
         raise UserError("--how", got=how, allowed=", ".join(OVER), do=nearest(how, OVER))
     if over is not None and OVER[how] is None:
@@ -33,8 +35,8 @@ def compose_folders(
 
 
 def named_folders(extensions: Sequence[str]) -> dict[str, Path]:
-    """Each extension's folder by its name, which is the folder's own unless one is given; of a
-    folder that holds several, each of them."""
+    """Name of each extension -> its folder. Arguments are "name=folder", or a folder alone: the
+    name is then that of the folder, or, for a folder of several extensions, those in it."""
     folders: dict[str, Path] = {}
     for text in extensions:
         name, separator, path = text.rpartition("=")
@@ -49,7 +51,7 @@ def named_folders(extensions: Sequence[str]) -> dict[str, Path]:
 
 
 def _held(folder: Path) -> dict[str, Path]:
-    """The extensions in a folder of several; empty for one of another kind."""
+    """Name -> folder of the extensions in a folder of several; empty for other folders."""
     weights = RunFolder(folder).weights
     composition = read_composition(weights)
     if composition is None:

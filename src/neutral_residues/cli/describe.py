@@ -1,4 +1,4 @@
-"""`neutral describe`: what a run would do, without doing it."""
+"""`neutral describe`: prints what a run would do, without training."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,8 @@ def print_description(config: RunConfig) -> None:
     """Print weights, tokens, steps, memory and disk of a run.
 
     Raises:
-        UserError: for text that cannot be read, or is too short where it was counted.
+        UserError: for invalid settings, text that cannot be read, or text that is too short, if it
+            was counted completely.
     """
     with Console(stderr=True).status(f"loading the tokenizer of {config.model} ...") as status:
         setup = Setup.of(config)
@@ -32,7 +33,7 @@ def print_description(config: RunConfig) -> None:
     config, weights, training = setup.config, setup.weights, setup.config.training
     precision = "bfloat16" if setup.bf16 else "float32"
     memory = f"roughly {human_bytes(_memory_bytes(setup))} ({precision})"
-    # A checkpoint has the trained weights and AdamW's moments, in float32.
+    # A checkpoint contains trained weights and two moments of AdamW, all in float32.
     checkpoints = 12 * weights.num_trained_weights * (training.keep_checkpoints + 1)
     disk = human_bytes(checkpoints + 4 * weights.num_new_weights)
     facts = {
@@ -55,7 +56,7 @@ def print_description(config: RunConfig) -> None:
 
 
 def _self_text(setup: Setup, *, is_written: bool) -> dict[str, str]:
-    """The source text that the backbone writes itself."""
+    """The row about source text that the backbone generates, if there is any."""
     corpus, settings = setup.config.data.self_corpus, setup.config.data.self_replay
     if corpus is None:
         return {}
@@ -82,7 +83,7 @@ def _new_tokens(setup: Setup) -> dict[str, str]:
 def _memory_bytes(setup: Setup) -> int:
     model_config = setup.model_config.get_text_config()
     memory = training_memory_bytes(setup.weights, setup.config, model_config, bf16=setup.bf16)
-    # Libraries and tokenizer are in memory now, and the run needs them too.
+    # On a CPU, libraries and tokenizer of this process are counted too, as the run needs them.
     return memory + (peak_memory_bytes(setup.device) if setup.device.type == "cpu" else 0)
 
 
@@ -93,7 +94,7 @@ def _source(config: RunConfig) -> str:
 
 
 def _part(size: TextSize, data: DataSettings) -> str:
-    """What a training text is, and its share of such rows if it has one of its own."""
+    """The role of a training text, with its share of the rows of this role, if it is set."""
     if (share := data.shares.get(size.name)) is None:
         return size.role
     percent = " to ".join(dict.fromkeys(f"{100 * it:g}" for it in share))
@@ -101,7 +102,7 @@ def _part(size: TextSize, data: DataSettings) -> str:
 
 
 def _in_turns(config: RunConfig, held_out: Sequence[TextSize]) -> dict[str, str]:
-    """The text that switches between the first source and the first target set, if it is read."""
+    """The row about text that alternates between the first source and target set, if measured."""
     texts = [size for size in held_out if size.num_predicted is None]
     first = {size.role: size.name for size in reversed(texts)}
     if not config.evaluation.spliced_windows or len(first) < 2:

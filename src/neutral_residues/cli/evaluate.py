@@ -1,4 +1,4 @@
-"""`neutral evaluate`: a saved extension and its backbone, measured on text and on tasks."""
+"""`neutral evaluate`: measures a saved extension and its backbone on text and on tasks."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,10 +42,11 @@ def evaluate_folder(
     into_record: bool = False,
     console: Console | None = None,
 ) -> Record:
-    """Print backbone and extended model on every set and task.
+    """Measure backbone and extended model on all sets and tasks, print the results, and return them
+    as a record. Options are those of the command.
 
     Raises:
-        UserError: for whatever the user can correct, before anything is measured where possible.
+        UserError: for errors in the user's input, before anything is measured if possible.
     """
     console = console or Console()
     corpora = [corpus_of(text, "--set") for text in sets]
@@ -111,8 +112,9 @@ def check_options(
     into_record: bool,
     apart: Mapping[str, object],
 ) -> None:
-    """Raise for options that would do nothing; `apart`: those that change what is measured, and so
-    do not go into the record of the run, by name."""
+    """Raise a UserError for options without effect, or that do not go together. `apart`: name ->
+    value of options that change what is measured on text, and so cannot be combined with
+    `into_record`."""
     given = {"--limit": limit, "--num-fewshot": num_fewshot}
     useless = [name for name, value in given.items() if value is not None]
     if useless and not tasks and task_data is None:
@@ -132,7 +134,8 @@ def check_options(
 
 
 def save(record: Record, folder: Path, output: Path | None, *, into_record: bool) -> None:
-    """Write the record to `output`, and into that of the run in `folder` and its model card."""
+    """Write the record to `output`, if given. With `into_record`, also add it to the record and the
+    model card of the run in `folder`."""
     console = Console()
     if output is not None:
         write_record(output, record)
@@ -161,7 +164,8 @@ def _measure_tasks(saved: Saved, plan: TaskPlan, console: Console) -> list[TaskS
 
 
 def corpus_of(text: str, option: str) -> Corpus:
-    """The text, or the chats, that an option such as --set names by "role:name=file"."""
+    """Parse the value "role:name=file" of an option such as --set. A file of chats is recognised by
+    its contents."""
     role, _, rest = text.partition(":")
     name, separator, path = rest.partition("=")
     if role not in ("source", "target") or not separator or not name or not path:

@@ -1,4 +1,4 @@
-"""`neutral export`: an extension in a form that other programs load."""
+"""`neutral export`: writes an extension in a format that other programs load."""
 
 from pathlib import Path
 
@@ -14,11 +14,12 @@ from neutral_residues.units import human_bytes
 
 
 def export_folder(folder: Path, output: Path, *, to: str, dtype: str, text: str) -> None:
-    """Write the folder, and print how large it is and how far from the live model.
+    """Export an extension to `output`, and print the size of the export and the difference of its
+    outputs from those of the live model. Options are those of the command.
 
     Raises:
-        UserError: for an unknown format, a folder that exists, a method that saves a stock model,
-            and as `export_model`.
+        UserError: for an unknown format, an output folder that exists, a method whose result is a
+            stock model already, and as `export_model`.
     """
     row, console = find_format(to), Console()
     check_target(output, dtype=dtype)

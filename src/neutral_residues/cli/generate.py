@@ -1,4 +1,4 @@
-"""`neutral generate`: a prompt completed by the backbone and by the extended model."""
+"""`neutral generate`: completes a prompt with the backbone and with the extended model."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from neutral_residues.evaluation.saved import load_saved
 
 
 def print_both(folder: Path, prompt: str, **settings: Any) -> None:
-    """Print both completions side by side; `settings` are those of `generate_both`."""
+    """Print both completions of a prompt side by side; `settings` are those of `generate_both`."""
     saved, console = load_saved(folder), Console()
     (sample,) = generate_both(
         saved.model,

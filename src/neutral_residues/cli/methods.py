@@ -1,4 +1,4 @@
-"""`neutral methods`: the table of methods."""
+"""`neutral methods`: prints the table of methods."""
 
 from rich.console import Console
 from rich.table import Table
@@ -7,7 +7,8 @@ from neutral_residues.methods.table import METHODS, RECIPE_WIDTH
 
 
 def print_methods() -> None:
-    """Print what trains in each method, what a budget means, and what can be done afterwards."""
+    """Print for each method what is trained, what a budget means, and what its result can be used
+    for."""
     table = Table(show_header=False, box=None, padding=(0, 2, 1, 0))
     table.add_column(style="bold", no_wrap=True)
     for row in METHODS:

@@ -1,4 +1,4 @@
-"""`neutral monitor`: later text held against what a calibrated extension promises."""
+"""`neutral monitor`: compares new text with the calibration of an extension."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,8 @@ MOST_SHOWN = 5
 
 
 def monitor_file(folder: Path, file: Path, output: Path | None) -> None:
-    """Print how often gates open on a file's documents, and which are unlike the calibration."""
+    """Print how often gates open on the documents of a file, and which documents are unlike the
+    calibration text. Writes a line of JSON per document to `output`, if given."""
     console, saved = Console(), load_saved(folder)
     if not hasattr(saved.model, "peft_config"):
         raise UserError(f"{folder} is not an extension with gates")
@@ -40,7 +41,7 @@ def monitor_file(folder: Path, file: Path, output: Path | None) -> None:
 
 
 def summary(found: list[TextGates]) -> list[str]:
-    """Open gates and p-values of all documents in a few lines."""
+    """Summarise open gates and p-values of all documents in one or two lines."""
     num_tokens = sum(text.num_tokens for text in found)
     is_open = sum(text.open_share * text.num_tokens for text in found)
     mean = sum(text.open_share for text in found) / len(found)
@@ -74,5 +75,5 @@ def _print_most_unlike(
 
 
 def _lines(found: list[TextGates]) -> list[str]:
-    """Of JSON, one for each document."""
+    """A line of JSON for each document."""
     return [json.dumps({"document": number, **vars(text)}) for number, text in enumerate(found)]

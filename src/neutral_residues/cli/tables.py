@@ -1,4 +1,5 @@
-"""A record in tables, and the end of a run in a few lines. From the record alone, no torch."""
+"""Prints a record as tables, and the summary at the end of a run. Needs only the record, no
+torch."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,12 +16,13 @@ from neutral_residues.results.spliced import LATER
 from neutral_residues.results.wording import LARGE, better_or_worse, factor_of, with_half_width
 
 MOSTLY_OPEN = 0.5
-"""Gates that are open on a larger share of source tokens were not trained to close, and calibrating
-them is no help."""
+"""Largest share of source tokens with an open gate for which calibration is suggested. Gates that
+are open more often were not trained to close, and calibration does not help."""
 
 
 def print_summary(record: Record, output: Path, *, console: Console | None = None) -> None:
-    """Print backbone and extended model on every set and task, and where everything was saved."""
+    """Print the results of both models on all sets and tasks, the paths of what was saved, and the
+    commands to run next."""
     console = console or Console()
     print_sets(record, console=console)
     if record.tasks:
@@ -45,8 +47,8 @@ def print_summary(record: Record, output: Path, *, console: Console | None = Non
 
 
 def _open_share(record: Record) -> float:
-    """Largest share of tokens of a source set with an open gate; 0 unless gates read tokens: of
-    others calibration costs too much."""
+    """The largest share of tokens with an open gate on any source set; 0 if gates read layers,
+    because their calibration costs too much of what was learnt."""
     if record.config.get("residues", {}).get("gate_reads") != "tokens":
         return 0.0
     sources = [it for it in record.sets.values() if it.role == "source"]
@@ -54,7 +56,7 @@ def _open_share(record: Record) -> float:
 
 
 def print_chat(record: Record, *, console: Console) -> None:
-    """How many chat answers are the backbone's, and the first that is another."""
+    """Print how many chat answers equal the backbone's, and the first that differs."""
     if not record.chat:
         return
     other = [sample for sample in record.chat if not sample.is_same]
@@ -65,14 +67,14 @@ def print_chat(record: Record, *, console: Console) -> None:
 
 
 def print_sample(sample: Sample, *, console: Console) -> None:
-    """A prompt and what both models add to it."""
+    """Print a prompt and its continuations by both models."""
     console.print(Text(f"\n{sample.prompt}", style="bold"))
     console.print(f"  backbone   {sample.backbone}", highlight=False, markup=False)
     console.print(f"  extended   {sample.extended}", highlight=False, markup=False)
 
 
 def new_table(title: str, text: Iterable[str], numbers: Iterable[str]) -> Table:
-    """An empty table with columns of text, which may wrap, and right-aligned ones of numbers."""
+    """An empty table. The columns in `text` may wrap; those in `numbers` are right-aligned."""
     table = Table(title=title, title_justify="left")
     for column in text:
         table.add_column(column, overflow="fold")
@@ -82,7 +84,7 @@ def new_table(title: str, text: Iterable[str], numbers: Iterable[str]) -> Table:
 
 
 def facts_table(title: str, facts: Mapping[str, str]) -> Table:
-    """A table of names and values."""
+    """A table with two columns, names and values."""
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column(style="bold")
     for name, value in facts.items():
@@ -91,13 +93,14 @@ def facts_table(title: str, facts: Mapping[str, str]) -> Table:
 
 
 def print_warnings(lines: Iterable[str], *, console: Console) -> None:
-    """One warning a line."""
+    """Print each of `lines` as a warning."""
     for line in lines:
         console.print(Text.assemble(("warning: ", "bold yellow"), line))
 
 
 def print_sets(record: Record, *, console: Console) -> None:
-    """Print what was measured on text, with a warning for each change that few tokens carry."""
+    """Print the results on text, with a warning for each set whose change is concentrated on few
+    tokens."""
     for table in (sets_table, gates_table, spliced_table, gates_since_switch_table):
         if (found := table(record)) is not None:
             console.print(found)
@@ -105,7 +108,7 @@ def print_sets(record: Record, *, console: Console) -> None:
 
 
 def print_few_tokens(record: Record, *, console: Console) -> None:
-    """A warning for each set whose change a few tokens carry."""
+    """Print a warning for each set whose change is concentrated on few tokens."""
     lines = (
         few_tokens_line(name, found.breakdown)
         for name, found in record.sets.items()
@@ -115,7 +118,8 @@ def print_few_tokens(record: Record, *, console: Console) -> None:
 
 
 def sets_table(record: Record) -> Table:
-    """Both models on every held-out set, with the share of tokens whose gates are all 0."""
+    """Results of both models on all held-out sets, with the share of tokens whose gates are all
+    0."""
     title = f"{record.label}: bits per byte on held-out text (lower is better)"
     numbers = ["backbone", "extended", "change", "token perplexity", "tokens with all gates 0"]
     if any(found.kl_nats is not None for found in record.sets.values()):
@@ -141,20 +145,21 @@ def sets_table(record: Record) -> Table:
 
 
 def _tokens(found: SetResult) -> str:
-    """Of the text, where the extended model has fewer."""
+    """Number of tokens for the backbone, and for the extended model, if it differs."""
     before = found.backbone_tokens
     return f"{before:,} -> {found.num_tokens:,}" if before else f"{found.num_tokens:,}"
 
 
 def _perplexities(found: SetResult) -> str:
-    """Of both models, if their tokens are the same."""
+    """Token perplexities of both models; "-" if they have different tokens, because these are not
+    comparable."""
     if found.backbone_tokens:
         return "-"
     return f"{found.backbone_token_perplexity:.2f} -> {found.extended_token_perplexity:.2f}"
 
 
 def gates_table(record: Record) -> Table | None:
-    """Gates on the wrong side, layer by layer: open on source sets, closed on target sets. None
+    """Share of gates in the wrong state, by layer: open on source sets, closed on target sets. None
     without gates."""
     gated = {name: s for name, s in record.sets.items() if s.closed_gates_share is not None}
     if not gated:
@@ -173,8 +178,8 @@ def gates_table(record: Record) -> Table | None:
 
 
 def spliced_table(record: Record) -> Table | None:
-    """Both models after a switch of language, and on the same tokens in their text alone; None
-    where that was not measured."""
+    """Results of both models on tokens after a switch of language, and on the same tokens in their
+    own text; None if not measured."""
     if record.spliced is None:
         return None
     title = "bits per byte after a switch of language; alone: of the same tokens in their own text"
@@ -195,7 +200,8 @@ def spliced_table(record: Record) -> Table | None:
 
 
 def gates_since_switch_table(record: Record) -> Table | None:
-    """Gates that are exactly 0, by tokens since the switch; None without gates."""
+    """Share of gates that are exactly 0, by distance from the switch in tokens; None without
+    gates."""
     directions = record.spliced.directions if record.spliced else {}
     gated = {name: found for name, found in directions.items() if found.gates}
     if not gated:
@@ -211,7 +217,7 @@ def gates_since_switch_table(record: Record) -> Table | None:
 
 
 def tasks_table(record: Record) -> Table:
-    """Both models on every task, with the interval of the difference."""
+    """Scores of both models on all tasks, with the interval of the difference."""
     has_shots = any(task.num_fewshot for task in record.tasks)
     has_cut = any(task.num_truncated for task in record.tasks)
     has_chance = any(task.chance is not None for task in record.tasks)
@@ -223,7 +229,7 @@ def tasks_table(record: Record) -> Table:
     table = new_table(title, ["task", "score"], numbers)
     table.add_column("change, 95 %", justify="right", no_wrap=True)
     table.add_column("beyond noise")
-    # Names of tasks are long, and a terminal may have 80 columns.
+    # Compact, because names of tasks are long, and a terminal may have only 80 columns.
     table.box, table.show_edge, table.padding = SIMPLE_HEAD, False, 0
     table.columns[0].no_wrap = True
     named = ""

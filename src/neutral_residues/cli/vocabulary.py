@@ -1,4 +1,4 @@
-"""`neutral vocabulary`: what new tokens would save, and what they would change."""
+"""`neutral vocabulary`: prints how many tokens a larger vocabulary saves, and what it changes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,11 +30,11 @@ PROMISES = {
 
 
 def print_vocabulary(config: RunConfig, *, console: Console | None = None) -> Exploration:
-    """Learn tokens for the run's target text and print what each number of them saves, examples,
-    and how many source documents they change. Nothing is trained.
+    """Learn new tokens from the run's target text; print how many tokens the text has with each
+    number of them, examples, and the number of source documents that change. No model is trained.
 
     Raises:
-        UserError: what `learned_vocabulary` raises.
+        UserError: as `learned_vocabulary`.
     """
     console, stderr = console or Console(), Console(stderr=True)
     stderr.print(f"loading the tokenizer of {config.model} ...", highlight=False)
@@ -57,7 +57,8 @@ def print_vocabulary(config: RunConfig, *, console: Console | None = None) -> Ex
 
 @contextmanager
 def _working(console: Console, what: str, total: int) -> Iterator[Callable[[int], object]]:
-    """A bar while something is done, or a line where there is no terminal."""
+    """Context that shows a progress bar, or prints a line if there is no terminal; gives a function
+    to call with the amount of work done."""
     if not console.is_terminal:
         console.print(f"{what} ...", highlight=False, markup=False)
     columns = ("{task.description}", BarColumn(), TimeElapsedColumn())
@@ -97,7 +98,8 @@ def _recommendation(new_tokens: NewTokens) -> str:
 
 
 def _examples(new_tokens: NewTokens, size: int) -> list[str]:
-    """Tokens of whole characters, evenly spread, with a mark for a space."""
+    """Some of the first `size` tokens, evenly spaced, without those that contain incomplete
+    characters; ▁ stands for a space."""
     texts = [token.text for token in new_tokens.tokens[:size]]
     whole = [text.replace(" ", "▁") for text in texts if "\N{REPLACEMENT CHARACTER}" not in text]
     return whole[:: max(1, len(whole) // NUM_EXAMPLES)][:NUM_EXAMPLES]
