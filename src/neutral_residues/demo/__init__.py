@@ -1,1 +1,1 @@
-"""An English model learns French on a CPU, with everything it needs in this folder."""
+"""The demo: an English model learns French on a CPU, with model and texts from this folder."""

@@ -1,7 +1,7 @@
-"""The demo: a small English model learns French twice on a CPU, with the same text and steps; what
-each method learns and forgets is shown.
+"""The demo: a small English model learns French on a CPU, with two methods and the same text and
+steps; prints what each learns and forgets.
 
-Everything ships with the package (see data/LICENSE.md); no network is used.
+Model and texts are in the package (see data/LICENSE.md), so that no network is needed.
 """
 
 from pathlib import Path
@@ -24,7 +24,8 @@ METHODS = {"neutral": "neutral residues", "finetune": "plain fine-tuning"}
 
 
 def demo_config(method: str, output: Path, *, steps: int, test_documents: int | None) -> RunConfig:
-    """The run of the demo for one method: the same data, rows and steps for each."""
+    """The run configuration of the demo for one method; data, rows and steps are the same for
+    all."""
     values = read_values(DEMO_DATA / "run.yaml")
     data = values["data"]
     for corpus in (*data["train"], *data["evaluate"]):
@@ -45,11 +46,16 @@ def run_demo(
     steps: int = 200,
     test_documents: int | None = None,
 ) -> dict[str, Record]:
-    """Run both methods, print what they learnt and forgot, write the report, say what to type next;
-    resumes if interrupted.
+    """Run both methods, print what they learnt and forgot, write a report, and print the next
+    command. An interrupted demo is resumed.
 
     Args:
-        test_documents: measure this many documents of each held-out set; None measures all.
+        output: folder for the runs, the report and a run file to continue with.
+        steps: training steps of each run.
+        test_documents: number of documents of each held-out set to measure; None: all.
+
+    Returns:
+        Title of each method -> record of its run.
     """
     console = console or Console()
     greeting = "An English model learns French, twice: the same text, the same steps."

@@ -1,1 +1,2 @@
-"""Built and tested, but not shown to pay: not part of the public interface, and it may go."""
+"""Code that works and is tested, but has not been shown to help. It is not part of the public API,
+and may be removed."""

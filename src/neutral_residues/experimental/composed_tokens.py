@@ -1,23 +1,24 @@
-"""Codes of new tokens composed over their pieces by a small network while they train; after
+"""During training, computes the codes of new tokens from their pieces with a small network; after
 grounded compositional outputs (GroC, Pappas, Mulcaire and Smith 2020, arXiv 2009.11523, section 3),
-which compose words over characters.
+which compute words from characters.
 
     c_i = own_i + s V silu(sum_j p_j * (U x_j) / sqrt(n_i))       over the n_i pieces j of token i
 
-x_j is the backbone's embedding of a piece, p_j a weight for each place j, s the size of the codes.
-V starts at 0, so the codes are at first what they were. The codes feed both ends of the model
-(`tuner/new_tokens.py`), and so does the network. As opposed to GroC each token has a row of its own
-besides, since 4,000 are few. After training the sums become the rows: nothing else is saved.
+x_j is the backbone's embedding of piece j, p_j a vector of weights for position j, and s the root
+mean square of the initial codes. V starts at 0, so that codes do not change at first. Codes are
+used for both embeddings and head (`tuner/new_tokens.py`), so the network is too. Other than in
+GroC, each token also has its own row (own_i), because 4,000 tokens are few. After training, c_i
+replaces the rows, so that nothing else is saved.
 
     compose(model, pieces)      before training
     settle(model)               before saving
 
-Experimental: it has not been shown to pay. Of three seeds on one backbone one gained, and two lost
-more (LAB.md, "what new tokens start from"). The network's weights come on top of the budget
-while it trains.
+Experimental, because it has not been shown to help: of three seeds on one backbone, one was better,
+and two were worse by more (LAB.md, "what new tokens start from"). During training, the weights of
+the network are not counted in the budget.
 
-Suffixes: N new tokens, K their rank, P pieces of all tokens one after another, U different ones, D
-width of the embeddings.
+Suffixes: N new tokens, K their rank, P pieces of all tokens in a row, U different pieces, D width
+of the embeddings.
 """
 
 import math
@@ -34,16 +35,18 @@ from neutral_residues.tuner.embeddings import embeddings_layer
 from neutral_residues.tuner.new_tokens import NewTokens
 
 PLACES = 16
-"""Places of a piece in its token that are told apart; all behind them count as the last."""
+"""Number of positions of a piece in its token with weights of their own; later ones share the
+last."""
 
 
 class ComposedCodes(nn.Module):
-    """The network, as a parametrisation of the codes (N, K); see the head of this file.
+    """The network, as a parametrisation (`torch.nn.utils.parametrize`) of the codes (N, K); see the
+    module docstring.
 
     Args:
-        codes_NK: the codes at the start.
-        pieces: for each new token the backbone's tokens of the same text.
-        embeddings: the backbone's.
+        codes_NK: the initial codes.
+        pieces: for each new token, the backbone's tokens that spell the same text.
+        embeddings: the backbone's embeddings.
     """
 
     rows_UD: Tensor
@@ -81,7 +84,7 @@ class ComposedCodes(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, own_NK: Tensor) -> Tensor:
-        """(N, K) a row of its own for each token -> its codes."""
+        """(N, K) own rows of the tokens -> (N, K) their codes."""
         with torch.autocast(own_NK.device.type, enabled=False):
             in_place_PK = self.project(self.rows_UD)[self.piece_P] * self.places[self.place_P]
             sums_NK = torch.zeros_like(own_NK).index_add(0, self.token_P, in_place_PK)
@@ -89,7 +92,11 @@ class ComposedCodes(nn.Module):
 
 
 def compose(model: nn.Module, pieces: Sequence[Sequence[int]], name: str = "default") -> int:
-    """Compose the codes of extension `name` from now on, and return how many weights train for it.
+    """Let the network compute the codes of extension `name`. Returns the number of its weights,
+    which are trained.
+
+    Args:
+        pieces: for each new token, the backbone's tokens that spell the same text.
 
     Raises:
         UserError: for an extension without new tokens, or with another number of them.
@@ -104,13 +111,13 @@ def compose(model: nn.Module, pieces: Sequence[Sequence[int]], name: str = "defa
 
 
 def settle(model: nn.Module, name: str = "default") -> None:
-    """Make the composed codes the rows of extension `name`, and drop the network."""
+    """Replace the rows of extension `name` by its computed codes, and remove the network."""
     tokens, _ = _place(model, name)
     parametrize.remove_parametrizations(tokens.codes, "weight", leave_parametrized=True)
 
 
 def _place(model: nn.Module, name: str) -> tuple[NewTokens, nn.Module]:
-    """The new tokens of that extension, and the backbone's embeddings."""
+    """The new tokens of extension `name`, and the backbone's embeddings."""
     layer = embeddings_layer(model)
     tokens = layer.tokens(name) if layer is not None and name in layer.known_adapters() else None
     if layer is None or tokens is None:

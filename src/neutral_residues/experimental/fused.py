@@ -1,20 +1,20 @@
-"""An extended feed-forward block as one wider gated MLP, for inference: as many large matrix
-products as the backbone's.
+"""Fuses an extended feed-forward block into one wider gated MLP, for inference, with as many large
+matrix products as the backbone's.
 
     FFN(x) + sum_n g_n A_n(x)
         = [W_down W_o1 .. W_on] . [ act(W_gate x) * (W_up x) ; g_1 h_1 ; .. ; g_n h_n ]
-    h_n = act_n(W_g x) * (W_i x);  g_n from w x, or the gate that reads the text
+    h_n = act_n(W_g x) * (W_i x);  g_n from w x, or from the gate that reads tokens
 
-Why it is experimental: it has not been shown to pay. On a CPU skipping alone is as fast or faster.
-A fused block that skipped closed gates too took 1.01 of the backbone's time in decoding source
-text, 0.98 in its prefill and 1.24 in decoding target text, against 1.01, 1.00 and 1.21 with
-skipping alone (0.44 B weights; LAB.md, "speed of training and running, memory, and what did not
-pay"). So this one computes every token, as suits a GPU or a
-compiler; on a GPU it was never measured.
+It is experimental because it has not been shown to help: on a CPU, skipping tokens with closed
+gates is as fast or faster. A fused block that skipped them too took 1.01 of the backbone's time in
+decoding source text, 0.98 in its prefill and 1.24 in decoding target text, against 1.01, 1.00 and
+1.21 with skipping alone (0.44 B weights; LAB.md, "speed of training and running, memory, and what
+did not pay"). This one therefore computes every token, which suits a GPU or a compiler; it has not
+been measured on a GPU.
 
-Promises: outputs equal the plain path's up to rounding (new weights are cast to the backbone's
-dtype); memory at no time exceeds the model's own by more than one block; each row of a batch may
-still name its own adapter (`per_request`). To train or save a fused model is an error.
+Outputs are those of the unfused model up to rounding (new weights are cast to the backbone's
+dtype). Fusing needs memory for one more block. The rows of a batch can still have different
+adapters (`per_request`). Training or saving a fused model raises a UserError.
 
 Suffixes: N tokens of a pass, D width of the model, F of the FFN, R of an adapter.
 """
@@ -38,7 +38,7 @@ from neutral_residues.tuner.thresholds import Threshold
 
 
 class _Part(NamedTuple):
-    """What one adapter computes between the two products."""
+    """What one adapter needs between the two matrix products."""
 
     name: str
     kind: BlockGate
@@ -48,12 +48,13 @@ class _Part(NamedTuple):
 
 
 class FusedBlock(nn.Module, RoutableModule):
-    """A feed-forward block with residues folded in, made from copies."""
+    """A feed-forward block fused with its residues. It has copies of their weights."""
 
-    # (2F + sum of 2R + 1 gate, D): W_gate, W_up, then W_g, W_i, and its own w of each adapter
+    # (2F + sum over adapters of 2R + 1, D): W_gate, W_up, then for each adapter W_g, W_i and, if it
+    # has its own gate, w.
     wide_in: Tensor
-    wide_out: Tensor  # (D, F + sum of R): W_down, then W_o of each adapter
-    bias_in: Tensor | None  # (2F + ..)
+    wide_out: Tensor  # (D, F + sum over adapters of R): W_down, then W_o of each adapter
+    bias_in: Tensor | None  # one number for each row of wide_in
     bias_out: Tensor | None  # (D)
 
     def __init__(
@@ -64,7 +65,7 @@ class FusedBlock(nn.Module, RoutableModule):
     ) -> None:
         super().__init__()
         self.activation = mlp.activation
-        self._embeddings = (embeddings,)  # not a part of this module
+        self._embeddings = (embeddings,)  # in a tuple, so that it is not registered as a submodule
         self.parts = [
             _Part(name, a.kind, a.activation, a.gate_is_given, a.threshold)
             for name, a in adapters.items()
@@ -87,11 +88,11 @@ class FusedBlock(nn.Module, RoutableModule):
         self.eval()
 
     def known_adapters(self) -> list[str]:
-        """The adapters that were folded in."""
+        """Names of the adapters that were fused."""
         return [part.name for part in self.parts]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """(..., D) -> (..., D); a UserError if asked to train."""
+        """(..., D) -> (..., D). Raises a UserError in training mode with gradients."""
         if self.training and torch.is_grad_enabled():
             do = "train the extension itself, and fuse it again"
             raise UserError("a fused model cannot train", do=do)
@@ -112,7 +113,7 @@ class FusedBlock(nn.Module, RoutableModule):
         return out_ND.view(hidden_states.shape)
 
     def _given_gate(self, name: str, hidden_states: Tensor) -> Tensor:
-        """(N, 1) that of the whole extension, which reads the text."""
+        """(N, 1) the gate that reads tokens, which all layers of the extension share."""
         (embeddings,) = self._embeddings
         assert embeddings is not None
         return embeddings.gate_at(name, hidden_states).gate.flatten(0, -2).to(hidden_states.dtype)
@@ -122,7 +123,7 @@ class FusedBlock(nn.Module, RoutableModule):
 
 
 def _biases(linears: list[nn.Linear], *, like: Tensor) -> Tensor | None:
-    """All biases in a row, 0 where there is none; None where no layer has one."""
+    """The concatenated biases, 0 for layers without one; None if no layer has one."""
     if all(linear.bias is None for linear in linears):
         return None
     rows = [like.new_zeros(m.out_features) if m.bias is None else m.bias.to(like) for m in linears]
@@ -131,14 +132,14 @@ def _biases(linears: list[nn.Linear], *, like: Tensor) -> Tensor | None:
 
 @torch.no_grad()
 def fuse(model: nn.Module) -> nn.Module:
-    """Fold the active residues into wider feed-forward blocks, in place, and return the model
-    without PEFT's wrapper.
+    """Fuse active residues with their feed-forward blocks, in place, and return the model without
+    PEFT's wrapper.
 
-    Residues parallel to other blocks (sparse, not gated, quantised) and to the output head stay as
-    they are.
+    Residues parallel to other blocks (mixture of experts, MLPs without a gate, quantised ones) and
+    to the output head are not changed.
 
     Raises:
-        UserError: if there is nothing to fold: no enabled residues, or no plain gated MLP.
+        UserError: if there is nothing to fuse: no enabled residues, or no plain gated MLP.
     """
     names = [name for name, layer in residue_layers(model).items() if layer.active_names()]
     if not names:
@@ -152,12 +153,12 @@ def fuse(model: nn.Module) -> nn.Module:
             do="run it unfused",
         )
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    inner.save_pretrained = _refuse_to_save  # before it writes the first of its files
+    inner.save_pretrained = _refuse_to_save  # fails before any file is written
     return inner.eval()
 
 
 def _fold(model: nn.Module, name: str) -> bool:
-    """Replace that block by its fused form, if it has one; the old one is then free to go."""
+    """Replace the block called `name` by a fused one; False if it is not a plain gated MLP."""
     layer = model.get_submodule(name)
     assert isinstance(layer, NeutralResiduesLayer)
     mlp = as_gated_mlp(layer.base_layer)
