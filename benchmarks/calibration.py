@@ -1,13 +1,15 @@
-"""Does a promise hold? A source text's units, split many times: tuning, testing, later text.
+"""Tests whether promises hold: splits the units of a source text many times, calibrates on one part
+and checks the promise on the other.
 
     python benchmarks/calibration.py RUN --on pubmed=pubmed.jsonl.gz --group-by source \\
         --target fr=fr.jsonl.gz
 
-For each split half of the units are calibrated on, as `neutral calibrate` would, and the promise is
-held against the other half. Printed are the share of splits in which their mean loss is at most
-what was promised, and of these medians. For a gate that reads the text: it is read once. Documents
-(`--promise documents`: at most such a share gets worse by over 1 %) are measured at the positions
-of the dial on all units, and a split takes the next more silent of them.
+In each split, half of the units are used for the calibration, as `neutral calibrate` does, and the
+other half as later text. Printed are the share of splits in which the mean loss on later text is
+at most what was promised, and medians over splits. The extension must have a single gate that reads
+tokens, so that the text is read only once. With `--promise documents` (at most this share of
+documents gets worse by over 1 %), documents are measured once, at the dial positions of all units;
+a split uses the nearest of these that closes gates more.
 """
 
 import argparse
@@ -38,9 +40,9 @@ GATE = "gate"
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """What the gate says on a text, unit by unit, and what is compared with its threshold."""
+    """The gate logits of a text by unit, averaged as they are compared with the threshold."""
 
-    by_unit: list[NDArray[np.float32]]  # sorted
+    by_unit: list[NDArray[np.float32]]  # of each unit, sorted
 
     @classmethod
     def of(cls, logits: NDArray[np.float32], units: Units, over: int) -> "Text":
@@ -51,23 +53,23 @@ class Text:
         return cls([np.sort(part) for part in np.split(compared(logits, ends, over)[order], cuts)])
 
     def open_shares(self, threshold: float) -> NDArray[np.float64]:
-        """Of each unit's tokens."""
+        """(U,) share of the tokens of each unit on which the gate is open."""
         closed = [np.searchsorted(u, threshold, side="right") / len(u) for u in self.by_unit]
         return 1 - np.array(closed)
 
     def losses(self, threshold: float) -> Losses:
-        """The same, with no unit for tuning."""
+        """These shares as losses, without units for tuning."""
         return Losses(np.empty(0), self.open_shares(threshold))
 
     def open_share(self, threshold: float) -> float:
-        """Of all tokens."""
+        """Share of all tokens on which the gate is open."""
         sizes = np.array([len(unit) for unit in self.by_unit])
         return float(np.average(self.open_shares(threshold), weights=sizes))
 
 
 @dataclass(frozen=True, eq=False)
 class WorseDocuments:
-    """Of each unit's documents, the share that gets worse by over 1 %, at thresholds that rise."""
+    """The share of each unit's documents that gets worse by over 1 %, at increasing thresholds."""
 
     thresholds: list[float]
     measured: list[Losses]
@@ -83,13 +85,13 @@ class WorseDocuments:
         return cls([it.values[gate] for it in dial], [at(it) for it in dial])
 
     def losses(self, threshold: float) -> Losses:
-        """At that threshold or the next above it."""
+        """Losses at this threshold, or the next larger one that was measured."""
         return self.measured[int(np.searchsorted(self.thresholds, threshold))]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Of one split: where the dial stood, and the mean loss on later units."""
+    """Result of one split: the threshold, and the mean loss on later units."""
 
     threshold: float
     later: float
@@ -102,7 +104,8 @@ def one_split(
     at_most: float,
     confidence: float | None,
 ) -> Split | None:
-    """None if no position keeps the promise."""
+    """Calibrate on half of the units, and measure the loss on the others; None if no dial position
+    keeps the promise."""
     order = rng.permutation(len(text.by_unit))
     known, later = np.array_split(order, 2)
     tuning, testing = np.split(known, [num_tuning(len(known))])
@@ -123,7 +126,7 @@ def one_split(
 def read(
     saved: Saved, text: str, role: Role, group_by: str | None
 ) -> tuple[Units, NDArray[np.float32]]:
-    """Its units, and what the gate says at each token."""
+    """Tokenise a text given as "name=file"; returns its units, and (N,) gate logits."""
     name, _, path = text.partition("=")
     corpus = Corpus(name=name, role=role, path=Path(path))
     stream, _ = tokenise(corpus, saved.tokenizer, cache_dir=default_cache_folder())
@@ -139,7 +142,7 @@ def report(
     targets: Mapping[str, tuple[Units, NDArray[np.float32]]],
     options: argparse.Namespace,
 ) -> str:
-    """One row of the table."""
+    """The row of the table for gates averaged over `over` tokens."""
     units, logits = source
     text = Text.of(logits, units, over)
     loss = text if options.promise == "tokens" else WorseDocuments.of(saved, text, units, over)

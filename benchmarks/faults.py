@@ -1,26 +1,26 @@
-"""Does a run survive what can happen to it? Kills, full disks, two processes, a clock set back.
+"""Tests that runs survive faults: kills, full disks, two processes, a clock that is set back.
 
     python benchmarks/faults.py                                  every fault, a few trials each
     python benchmarks/faults.py --fault kill --trials 1000       a night
     python benchmarks/faults.py --fault comparison --trials 20   kills of one comparison
 
-A trial starts `neutral extend` on a tiny backbone, disturbs it, and starts the same command again
-until it ends well. Then weights, measurements, log and model card must be those of an undisturbed
-run, bit for bit, and nothing half-written may lie in the output folder or the cache; a command that
-an error ended must have said so in one line and with exit code 2.
+A trial starts `neutral extend` on a tiny backbone, disturbs it, and runs the same command again
+until it succeeds. Weights, measurements, log and model card must then be those of an undisturbed
+run, bit for bit, and there must be no incomplete files in the output folder or the cache. A command
+that failed must have printed a one-line error, with exit code 2.
 
-    kill         SIGKILL at a random moment, again and again until a command outruns it
-    operation    SIGKILL right before the n-th change to the file system; every n by turns
-    full         from the n-th file on that is opened for writing, the disk is full
-    read-only    from the n-th change on, the file system is read-only
-    quota        a file system (tmpfs, needs root) of a random size too small for the run
+    kill         SIGKILL at random moments, until a command ends before it is killed
+    operation    SIGKILL right before the n-th change to the file system, for many n
+    full         the disk is full from the n-th file that is opened for writing
+    read-only    the file system is read-only from the n-th change
+    quota        a file system (tmpfs, needs root) of a random size, too small for the run
     two          two processes on one output folder, one of them killed at a random moment
-    clock        the clock is set back by days during the run, and a kill
+    clock        the clock is set back by days during the run, and the run is killed
     comparison   `neutral compare` of 8 cells: it, its cells or all of them are killed at random
 
 Runs are forked from this process, which has imported everything, so that a trial takes a second.
-`operation`, `full` and `read-only` act in Python's audit hook, so they see what Python does; the
-writes of libraries in Rust and C++ meet `kill` and `quota`.
+`operation`, `full` and `read-only` use Python's audit hook, and so affect only changes by Python;
+writes of libraries in Rust and C++ are covered by `kill` and `quota`.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch: its pool of threads does not survive a fork
+os.environ["OMP_NUM_THREADS"] = "1"  # before importing torch, whose threads do not survive a fork
 
 import yaml
 
@@ -61,7 +61,7 @@ assert neutral_residues.run  # with all that a run imports
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink"}
 VOLATILE = ("created", "cost", "provenance")
-"""What differs between two equal runs: times."""
+"""Keys of a record that differ between two equal runs: times."""
 DAY_SECONDS = 86400.0
 
 
@@ -75,7 +75,7 @@ class Ended:
 
     @property
     def wrong(self) -> str:
-        """What is wrong with how it ended, if anything is; to be killed is not."""
+        """What is wrong with the end of the command, or "". Being killed is not wrong."""
         error = self.said.rpartition("error: ")[2].strip()
         if "Traceback" in self.said:
             return "a traceback: " + self.said.strip().splitlines()[-1]
@@ -91,23 +91,23 @@ class Trial:
     folder: Path
     random: random.Random
     whole: "Whole"
-    at: int  # a change of the file system: of all trials they are spread evenly
+    at: int  # number of the change to the file system at which it is disturbed
     disturbed: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
     def command(self, hook: Callable[[], None] | None = None, log: str = "log") -> "Command":
-        """The run of this trial, started."""
+        """Start the run of this trial."""
         return Command(self.folder, hook, log)
 
     def ended(self, command: "Command") -> Ended:
-        """Wait for a command, and note what is wrong with its end."""
+        """Wait for a command, and record what is wrong with its end."""
         ended = command.wait()
         if ended.wrong:
             self.wrong.append(ended.wrong)
         return ended
 
     def kill(self, command: "Command") -> bool:
-        """Kill it at a random moment; False if it had ended before."""
+        """Kill a command at a random moment; False if it ended before."""
         if command.lives_for(self.random.uniform(0, 1.1 * self.whole.seconds)):
             self.disturbed[f"while {phase(self.folder)}"] += 1
             os.kill(command.pid, signal.SIGKILL)
@@ -117,12 +117,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Whole:
-    """An undisturbed run, against which others are held."""
+    """An undisturbed run, with which others are compared."""
 
     results: dict[str, str]
     seconds: float
-    changes: int  # of the file system
-    bytes: int  # of the disk that it needs
+    changes: int  # number of its changes to the file system
+    bytes: int  # disk space that it needs
 
 
 class Command:
@@ -158,7 +158,7 @@ class Command:
             os._exit(code)
 
     def lives_for(self, seconds: float) -> bool:
-        """Whether it still runs after so long."""
+        """Whether the command still runs after this time."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if self._poll(os.WNOHANG):
@@ -167,7 +167,7 @@ class Command:
         return not self._poll(os.WNOHANG)
 
     def wait(self) -> Ended:
-        """Its end."""
+        """Wait for the end of the command."""
         self._poll(0)
         assert self.ended is not None
         return self.ended
@@ -183,7 +183,7 @@ class Command:
 
 
 def phase(folder: Path) -> str:
-    """What a run in this folder was doing, by what lies there."""
+    """What a run in this folder was doing, as far as its files show."""
     run = folder / "run"
     if (run / "record.json").exists():
         return "finishing"
@@ -194,25 +194,25 @@ def phase(folder: Path) -> str:
     return "training, without a checkpoint" if (run / "run.yaml").exists() else "tokenising"
 
 
-# ---------------------------------------------------------------- what is done to a run
+# ---------------------------------------------------------------- faults
 
 
 def kill(trial: Trial) -> None:
-    """At random moments, until it ends well."""
+    """Kill the run at random moments, until it succeeds."""
     while trial.kill(command := trial.command()):
         command.wait()
     trial.ended(command)
 
 
 def operation(trial: Trial) -> None:
-    """Right before one change of the file system."""
+    """Kill the run right before one change to the file system."""
     ended = trial.command(_at_change(trial.at, _die)).wait()
     if ended.code == -signal.SIGKILL:
         trial.disturbed[f"while {phase(trial.folder)}"] += 1
 
 
 def full(trial: Trial) -> None:
-    """No space from one file on."""
+    """No disk space from one file on."""
     trial.ended(
         trial.command(_at_change(trial.at, _refuse(errno.ENOSPC), only_new=True, then=True))
     )
@@ -220,13 +220,13 @@ def full(trial: Trial) -> None:
 
 
 def read_only(trial: Trial) -> None:
-    """Nothing can be changed from one change on."""
+    """A read-only file system from one change on."""
     trial.ended(trial.command(_at_change(trial.at, _refuse(errno.EROFS), then=True)))
     trial.disturbed[f"while {phase(trial.folder)}"] += 1
 
 
 def quota(trial: Trial) -> None:
-    """A file system that is too small, then large enough."""
+    """A file system that is too small, and then large enough."""
 
     def remount(num_bytes: int, *options: str) -> None:
         size = f"size={num_bytes},mode=755"
@@ -243,7 +243,7 @@ def quota(trial: Trial) -> None:
 
 
 def two(trial: Trial) -> None:
-    """Two at once; one is killed."""
+    """Two processes at the same time, of which one is killed."""
     first, second = trial.command(), trial.command(log="log-of-second")
     if trial.kill(first):
         first.wait()
@@ -251,7 +251,7 @@ def two(trial: Trial) -> None:
 
 
 def clock(trial: Trial) -> None:
-    """Set back during the run and before its end."""
+    """A clock that is set back during the run, and again after a kill."""
     command = trial.command(_set_clock_back(trial.random.randrange(1, 200)))
     if trial.kill(command):
         command.wait()
@@ -272,8 +272,13 @@ def _refuse(number: int) -> Callable[[], None]:
 def _at_change(
     at: int, act: Callable[[], None], *, only_new: bool = False, then: bool = False
 ) -> Callable[[], None]:
-    """Installs a hook that acts at the `at`-th change of the file system, `then` at all later ones;
-    `only_new`: at files and folders that are made, as a full disk refuses no removal."""
+    """A function that installs an audit hook, which calls `act` right before the change to the file
+    system with index `at`.
+
+    Args:
+        only_new: not for removals, which a full disk allows.
+        then: at all later changes too.
+    """
     seen = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -288,7 +293,7 @@ def _at_change(
 
 
 def is_change(event: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether what Python is about to do changes the file system."""
+    """Whether an audit event is a change to the file system."""
     if event != "open":
         return event in CHANGES
     path, _, flags = arguments
@@ -297,7 +302,7 @@ def is_change(event: str, arguments: tuple[Any, ...]) -> bool:
 
 
 def _set_clock_back(after_calls: int) -> Callable[[], None]:
-    """Installs a clock that goes back by three days once it has been read so often."""
+    """A function that installs a clock, which goes back by three days after `after_calls` calls."""
     real, calls = time.time, 0
 
     def now() -> float:
@@ -308,11 +313,11 @@ def _set_clock_back(after_calls: int) -> Callable[[], None]:
     return lambda: setattr(time, "time", now)
 
 
-# ---------------------------------------------------------------- what must come out
+# ---------------------------------------------------------------- results
 
 
 def results(folder: Path) -> dict[str, str]:
-    """What a finished run left: each file and its digest, and what there should not be."""
+    """The files of a finished run -> their digests, including files that should not exist."""
     run = folder / "run"
     return {
         str(path.relative_to(folder)): digest(path)
@@ -323,7 +328,7 @@ def results(folder: Path) -> dict[str, str]:
 
 
 def digest(path: Path) -> str:
-    """Of what it says, times left out."""
+    """Digest of the contents of a file, without times."""
     data = path.read_bytes()
     if path.name == "record.json":
         record = json.loads(data)
@@ -333,7 +338,7 @@ def digest(path: Path) -> str:
 
 
 def differences(whole: dict[str, str], found: dict[str, str]) -> list[str]:
-    """In words."""
+    """The differences between two results, in words."""
     missing = [f"{name} is missing" for name in whole.keys() - found.keys()]
     more = [f"{name} was left" for name in found.keys() - whole.keys()]
     other = [
@@ -343,7 +348,7 @@ def differences(whole: dict[str, str], found: dict[str, str]) -> list[str]:
 
 
 def du(folder: Path) -> int:
-    """Bytes on the disk, by pages."""
+    """Disk space of a folder in bytes, in whole pages."""
     return sum(4096 * (path.stat().st_size // 4096 + 1) for path in folder.rglob("*"))
 
 
@@ -351,7 +356,8 @@ def du(folder: Path) -> int:
 
 
 def prepare(folder: Path) -> None:
-    """A run in `folder`, with all that a run can have; relative paths, so that all are equal."""
+    """Write a run file into `folder` that uses all parts of a run. Its paths are relative, so that
+    all trials have equal run files."""
     folder.mkdir(parents=True)
     values = run_values(folder, steps=8, save_every=2)
     task = [
@@ -366,7 +372,7 @@ def prepare(folder: Path) -> None:
 
 @contextmanager
 def prepared(place: Path) -> Iterator[Path]:
-    """A fresh folder, always of the same path."""
+    """Context with a new folder, always with the same path."""
     folder = place / "trial"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(place / "prepared", folder)
@@ -378,8 +384,8 @@ def prepared(place: Path) -> Iterator[Path]:
 
 
 def undisturbed(place: Path) -> Whole:
-    """The run that all others are held against: made twice, the first time to import what it
-    imports, so that the commands of the trials need not."""
+    """Make the run with which all others are compared. It runs twice: the first time to find its
+    imports, which this process then imports for the commands of all trials."""
     prepare(place / "trial")
     shutil.copytree(place / "trial", place / "prepared")
     imported, counted = place / "imported", place / "changes"
@@ -390,14 +396,14 @@ def undisturbed(place: Path) -> Whole:
                 raise SystemExit(f"the undisturbed run failed:\n{ended.said}")
             whole = Whole(results(folder), ended.seconds, counted.stat().st_size, du(folder))
         for name in imported.read_text(encoding="utf-8").splitlines():
-            with suppress(Exception):  # many are tried by their importers only
+            with suppress(Exception):  # not all of these modules can be imported directly
                 importlib.import_module(name)
         gc.freeze()
     return whole
 
 
 def _write_imports(file: Path) -> Callable[[], None]:
-    """Installs what writes the names of all modules where the command ends."""
+    """A function that makes a command write the names of all imported modules when it ends."""
 
     leave = os._exit
 
@@ -409,7 +415,8 @@ def _write_imports(file: Path) -> Callable[[], None]:
 
 
 def _count_changes(file: Path) -> Callable[[], None]:
-    """A byte for each."""
+    """A function that installs a hook, which writes a byte to `file` for each change to the file
+    system."""
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if is_change(event, arguments):
@@ -420,7 +427,8 @@ def _count_changes(file: Path) -> Callable[[], None]:
 
 
 def run_trials(fault: str, trials: int, seed: int, place: Path, whole: Whole) -> list[str]:
-    """Disturb as many runs; prints a line for a fault and one for each that came out wrong."""
+    """Disturb this number of runs. Prints a line for the fault, and returns (and prints) one for
+    each failed trial."""
     disturb, disturbed, wrong = FAULTS[fault], Counter[str](), []
     start = time.monotonic()
     for number in range(trials):
@@ -451,8 +459,8 @@ COMPARE = (sys.executable, "-m", "neutral_residues.cli.app", "compare")
 
 
 def comparison(kills: int, seed: int, place: Path) -> list[str]:
-    """Kill one comparison so often, and hold its records against those of an undisturbed one; it
-    is begun anew where it ends before."""
+    """Kill one comparison this number of times, and compare its records with those of an
+    undisturbed one. If it ends earlier, it is started again from the beginning."""
     folder, chance = place / "comparison", random.Random(f"comparison {seed}")
     prepare_comparison(folder)
     start = time.monotonic()
@@ -481,7 +489,8 @@ def comparison(kills: int, seed: int, place: Path) -> list[str]:
 
 
 def _kill_some(process: subprocess.Popen[bytes], folder: Path, chance: random.Random) -> str:
-    """It, its cells or all; a comparison whose cells alone were killed is then stopped."""
+    """Kill the comparison, some of its cells, or all of them; returns which. If only cells were
+    killed, the comparison is then stopped."""
     cells, what = cells_of(folder), chance.choice(["the comparison", "its cells", "all"])
     if what != "the comparison":
         for pid in cells:
@@ -493,7 +502,7 @@ def _kill_some(process: subprocess.Popen[bytes], folder: Path, chance: random.Ra
 
 
 def cells_of(folder: Path) -> list[int]:
-    """The processes that run cells of the comparison in this folder."""
+    """Ids of the processes that run cells of the comparison in this folder."""
     found = []
     for place in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
@@ -504,7 +513,7 @@ def cells_of(folder: Path) -> list[int]:
 
 
 def compared(folder: Path) -> dict[str, str]:
-    """Run the comparison in this folder to its end: each record and its digest."""
+    """Run the comparison in this folder to its end; returns record -> digest."""
     ended = subprocess.run([*COMPARE, str(folder / "compare.yaml")], capture_output=True, text=True)
     if ended.returncode:
         raise SystemExit(f"the comparison failed:\n{ended.stdout}\n{ended.stderr}")
@@ -513,7 +522,7 @@ def compared(folder: Path) -> dict[str, str]:
 
 
 def prepare_comparison(folder: Path) -> None:
-    """Two methods, two learning rates, two seeds."""
+    """Write a comparison file with two methods, two learning rates and two seeds."""
     prepare(folder)
     values = {
         "runs": [str(folder / "run.yaml")],
@@ -538,7 +547,7 @@ FAULTS: dict[str, Callable[[Trial], None]] = {
 
 
 def main() -> None:
-    """The command."""
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,18 +1,18 @@
-"""Damaged and hostile input, given to the command line: what must never happen, does not.
+"""Fuzz tests of the command line with damaged and hostile input.
 
     python benchmarks/fuzz.py [--kind adapters ...] [--count 500] [--seed 0]
 
-Good files are damaged at random (`mutations.py`, `fuzz_cases.py`) and read by `neutral`, each time
-in a process that is forked from this one, so that it takes no time to start and may crash, hang or
-fill its memory. A case fails if its process
+Valid files are damaged at random (`mutations.py`, `fuzz_cases.py`) and read by `neutral`, each time
+in a process that is forked from this one, so that it starts at once, and can crash, hang or run out
+of memory. A case fails if its process
 
-- ends with another code than 0 or 2, prints a traceback, or more or less than one line of error;
-- takes over `SECONDS`, or over `MEMORY_BYTES` more memory than the same command on good files;
-- writes outside the folders that it was told to, opens a connection, starts a program, loads a
-  pickle, or imports a module of the working folder;
-- loads an extension and computes other logits than the one that was damaged.
+- has another exit code than 0 or 2, prints a traceback, or an error that is not exactly one line;
+- takes more than `SECONDS`, or more memory than the same command on valid files by `MEMORY_BYTES`;
+- writes outside the given folders, opens a connection, starts a program, loads a pickle, or imports
+  a module from the working folder;
+- loads a damaged extension and computes other logits than the undamaged one.
 
-Every failure is printed with the seed that makes it again (`--seed SEED --count 1 --keep FOLDER`).
+Every failure is printed with the seed that reproduces it (`--seed SEED --count 1 --keep FOLDER`).
 """
 
 import argparse
@@ -61,17 +61,17 @@ CONNECTIONS = {"socket.connect", "socket.getaddrinfo", "socket.bind"}
 
 @dataclass
 class Outcome:
-    """What one process did."""
+    """The outcome of one process."""
 
-    code: int  # exit code; minus the signal that ended it
+    code: int  # exit code; negative if a signal ended it
     printed: str
     errors: str
     seconds: float
     peak_bytes: int
-    done: list[str] = field(default_factory=list)  # what it must not do
+    done: list[str] = field(default_factory=list)  # forbidden actions
 
     def problems(self, *, usual_bytes: int) -> Iterator[str]:
-        """What is wrong with it."""
+        """Yield everything that is wrong with the outcome."""
         lines = [line for line in self.errors.splitlines() if line.strip()]
         if self.code not in (0, 2):
             yield f"exit code {self.code}: {lines[-1][:300] if lines else ''}"
@@ -92,12 +92,12 @@ class Outcome:
 
 
 class _Watch:
-    """Hears what the interpreter does: refuses what it must not do, and notes it."""
+    """Audit hook of the interpreter that prevents forbidden actions, and writes them to `notes`."""
 
     def __init__(self, folder: Path, case: Case, notes: int) -> None:
         self.folder, self.notes, self.busy = folder, notes, False
         named = [Path(it) for it in ("cache", "tmp", *case.writes) if "\0" not in it]
-        # A folder is written beside its place, and then moved there.
+        # Folders are written under a temporary name, and then renamed.
         named += [it.with_name(f".{it.name}.partial") for it in named if it.name]
         self.allowed = tuple(os.path.realpath(folder / it) for it in named)
 
@@ -117,7 +117,7 @@ class _Watch:
         if event in WRITES or (event == "open" and _is_for_writing(*arguments)):
             path = arguments[1] if event in ("os.rename", "shutil.move") else arguments[0]
             if event in ("os.remove", "os.rmdir") and arguments[1] != -1:
-                # By its name in an open folder, as `shutil.rmtree` does.
+                # A path relative to an open folder, as in `shutil.rmtree`.
                 path = Path(os.readlink(f"/proc/self/fd/{arguments[1]}"), os.fsdecode(path))
             if isinstance(path, str | bytes | os.PathLike) and not self._may_write(path):
                 return f"writes {os.fsdecode(path)!r} ({event})"
@@ -145,13 +145,13 @@ def _is_for_writing(path: Any, mode: str | None, flags: int) -> bool:
 
 
 def _act(folder: Path, case: Case, notes: int) -> int:
-    """Runs the command in this process, which is a forked one; its exit code."""
+    """Run the command in this process, which was forked; returns its exit code."""
     os.chdir(folder)
     os.environ |= {"XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(folder / "tmp")}
     tempfile.tempdir = None
     (folder / "tmp").mkdir(exist_ok=True)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-    faulthandler.dump_traceback_later(SECONDS - 1)  # where it hangs, before it is ended
+    faulthandler.dump_traceback_later(SECONDS - 1)  # shows where it hangs before it is killed
     sys.addaudithook(_Watch(folder, case, notes))
     code = _command(case)
     if code == 0 and case.original is not None:
@@ -183,7 +183,7 @@ def _logits(extension: Path) -> torch.Tensor:
 
 
 def run(folder: Path, case: Case) -> Outcome:
-    """Runs one case in a forked process, and waits for it."""
+    """Run one case in a forked process, and wait for it."""
     files = [folder / ".printed", folder / ".errors", folder / ".notes"]
     started = time.monotonic()
     sys.stdout.flush()
@@ -223,7 +223,7 @@ def run(folder: Path, case: Case) -> Outcome:
 
 @dataclass
 class Tally:
-    """The cases of one kind."""
+    """Counts and failures of the cases of one kind."""
 
     codes: Counter[int] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
@@ -241,7 +241,8 @@ class Tally:
 def fuzz(
     kind: str, count: int, seed: int, materials: Materials, keep: Path | None, tally: Tally
 ) -> None:
-    """Cases with the seeds from `seed` on; failures are printed as they are found."""
+    """Run `count` cases of a kind, with seeds from `seed` on. Failures are printed, and added to
+    `tally`."""
     for number in range(-1, count):
         with contextlib.ExitStack() as stack:
             name = stack.enter_context(tempfile.TemporaryDirectory(prefix="fuzz-"))
@@ -252,7 +253,7 @@ def fuzz(
             if number >= 0:
                 case = KINDS[kind].damage(rng, folder, case)
             outcome = run(folder, case)
-        if number < 0:  # the same command on good files
+        if number < 0:  # the command on valid files
             if outcome.code != 0 or outcome.done:
                 raise SystemExit(f"{kind}: good files fail: {outcome}")
             tally.usual_bytes = outcome.peak_bytes
@@ -266,8 +267,9 @@ def fuzz(
 
 
 def _prepare(materials: Materials, kinds: list[str]) -> None:
-    """Makes the good files, and imports what the commands need. That runs them once, in a process
-    of its own: one in which PyTorch has computed cannot be forked safely."""
+    """Make the valid files, and import all modules that the commands need. To find these, the
+    commands run once in another process, because a process in which PyTorch has computed cannot be
+    forked safely."""
     imported = materials.folder / "imported"
     pid = os.fork()
     if pid == 0:
@@ -281,7 +283,7 @@ def _prepare(materials: Materials, kinds: list[str]) -> None:
             os._exit(0)
     os.waitpid(pid, 0)
     for name in imported.read_text().splitlines():
-        with contextlib.suppress(Exception):  # of modules that are made and not imported
+        with contextlib.suppress(Exception):  # some modules are created and cannot be imported
             importlib.import_module(name)
 
 
@@ -317,8 +319,8 @@ def main() -> None:
     sys.dont_write_bytecode = True
     vars(plan)["run_trial"] = _no_trial
     space = resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, space))  # not the machine's memory
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is done is shown
+    resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, space))  # protects the machine
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that results are printed
     tallies = {kind: Tally() for kind in arguments.kind}
     with (
         contextlib.suppress(KeyboardInterrupt),

@@ -1,7 +1,8 @@
-"""What is fuzzed: for each kind of input good files, damaged ones, and the command that reads them.
+"""The cases of `fuzz.py`: for each kind of input, valid files, damage to them, and the command that
+reads them.
 
-A kind is two functions: `prepare` writes good files into a folder, which will be the working folder
-of the command, and `damage` changes some of them.
+A kind consists of two functions: `prepare` writes valid files into a folder, the working folder of
+the command, and `damage` changes some of them.
 """
 
 import gzip
@@ -60,15 +61,16 @@ PROMPT = "Il y avait"
 
 @dataclass(frozen=True)
 class Case:
-    """One command, on input that is good or damaged."""
+    """One command, on valid or damaged input."""
 
-    arguments: tuple[str, ...]  # of `neutral`
+    arguments: tuple[str, ...]  # arguments of `neutral`
     writes: tuple[str, ...] = ()  # folders that it may write into, besides the cache
-    original: Path | None = None  # an extension: what is loaded instead must give its logits
+    original: Path | None = None  # the undamaged extension, whose logits a damaged one must give
 
 
 class Materials:
-    """Good files, made when first asked for: the demo's backbone, texts, runs and extensions."""
+    """Valid files: the demo's backbone, and texts, runs and extensions, which are made when they
+    are first used."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -76,21 +78,21 @@ class Materials:
 
     @cached_property
     def documents(self) -> dict[str, list[str]]:
-        """Language -> the beginnings of some documents."""
+        """Language -> beginnings of some documents."""
         return {name: _beginnings(DATA / f"{name}.train.jsonl.gz") for name in ("fr", "en")}
 
     @cached_property
     def texts(self) -> dict[str, Path]:
-        """The same as files."""
+        """Language -> file with these documents."""
         return {name: write_lines(self.folder, name, it) for name, it in self.documents.items()}
 
     @property
     def run(self) -> dict[str, Any]:
-        """A run file with every key."""
+        """The values of a run file with all keys."""
         return yaml.safe_load(to_yaml(make_run(self.settings())))
 
     def settings(self, **changes: Any) -> dict[str, Any]:
-        """What a short run file holds."""
+        """The values of a short run file."""
         train = [
             {"name": name, "role": role, "path": str(self.texts[name])}
             for name, role in (("fr", "target"), ("en", "source"))
@@ -105,11 +107,11 @@ class Materials:
 
     @cached_property
     def extensions(self) -> dict[str, Path]:
-        """Method -> an extension folder, as a run leaves it."""
+        """Method -> extension folder, as written by a run."""
         return {name: self._extension(name, it) for name, it in EXTENSIONS.items()}
 
     def make(self) -> None:
-        """All of them now; a copy of this object in another process finds them in the folder."""
+        """Make all files now, so that copies of this object in forked processes find them."""
         _ = self.texts, self.extensions, self.calibrated, self.composition
 
     def _extension(self, name: str, changes: dict[str, Any]) -> Path:
@@ -134,7 +136,7 @@ class Materials:
 
     @cached_property
     def composition(self) -> Path:
-        """Two extensions in one folder."""
+        """A folder with two extensions."""
         folder = self.folder / "composition"
         if not folder.is_dir():
             compose(dict.fromkeys(TOGETHER, self.extensions["neutral"]), folder, over=4)
@@ -142,7 +144,7 @@ class Materials:
 
     @cached_property
     def calibrated(self) -> Path:
-        """An extension with a promise."""
+        """A calibrated extension."""
         from neutral_residues.evaluation.saved import load_saved
 
         if (self.folder / "calibrated").is_dir():
@@ -174,7 +176,7 @@ def _beginnings(file: Path) -> list[str]:
 
 
 def write_lines(folder: Path, name: str, texts: list[str]) -> Path:
-    """Documents as JSON lines."""
+    """Write documents as JSON lines; returns the file."""
     file = folder / f"{name}.jsonl"
     lines = [json.dumps({"text": text, "book": "a"}, ensure_ascii=False) for text in texts]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -182,7 +184,7 @@ def write_lines(folder: Path, name: str, texts: list[str]) -> Path:
 
 
 def _strange_places(folder: Path) -> None:
-    """What paths in damaged files may point to, besides what every machine has."""
+    """Make files that paths in damaged files may point to, besides those that every machine has."""
     (folder / "folder").mkdir()
     os.mkfifo(folder / "fifo")
     (folder / "canary.py").write_text("open('canary', 'w')\nROW = C = None\n")
@@ -238,11 +240,11 @@ def _damage_yaml(file: Path, rng: random.Random, case: Case) -> Case:
 
 
 def _named_folders(data: bytes) -> list[str]:
-    """Those that a run file says are to be written into."""
+    """The folders into which a run file says to write."""
     try:
         values = yaml.safe_load(data)
         found = [values.get("output"), values["data"].get("cache")]
-    except Exception:  # then it is no run file
+    except Exception:  # damage has made it unreadable
         return []
     return [it for it in found if isinstance(it, str)]
 
@@ -288,13 +290,14 @@ def _damage_adapter(rng: random.Random, folder: Path, case: Case) -> Case:
 
 
 def _without_digests(extension: Path, case: Case) -> Case:
-    """As other programs save an extension: then damage to its numbers cannot be seen."""
+    """Remove the digests, as if another program had saved the extension: damage to its numbers then
+    cannot be noticed."""
     (extension / DIGESTS).unlink()
     return replace(case, original=None)
 
 
 def _drop_digest(file: Path) -> None:
-    """By somebody who wants a file to be read."""
+    """Remove the digest of a file, as somebody does who edits it on purpose."""
     values = json.loads(file.read_text(encoding="utf-8"))
     values.pop("digest", None)
     file.write_text(json.dumps(values), encoding="utf-8")
@@ -313,7 +316,7 @@ def _damage_json(file: Path, rng: random.Random) -> None:
 
 
 def _exchange_files(extension: Path, weights: Path, rng: random.Random) -> None:
-    """A file that is missing, a folder, a pipe, a device, another one, or a pickle."""
+    """Remove a file, or replace it by a folder, a pipe, a device, another file, or a pickle."""
     file = rng.choice(sorted(extension.iterdir()))
     change, content = rng.randrange(6), weights.read_bytes()
     if change == 5:
@@ -511,7 +514,7 @@ def _damaged_parquet(data: bytes, rng: random.Random) -> bytes:
         [1.5] * 10,
         [{"a": 1}],
         [],
-        ["x" * 2**20] * 2000,  # one string in the file
+        ["x" * 2**20] * 2000,  # stored once in the file
         ["y" * 2**25],
     )
     if rng.random() < 0.7:
@@ -557,7 +560,8 @@ def _damage_pairs(rng: random.Random, folder: Path, case: Case) -> Case:
 
 
 def _damaged_lines(lines: list[bytes], rng: random.Random) -> bytes:
-    """One too many, too few or empty, and sides that are empty, strange or of another column."""
+    """Lines of pairs with one too many, too few or empty, or with empty, invalid or exchanged
+    columns."""
     number, change = rng.randrange(len(lines)), rng.randrange(6)
     line = lines[number]
     if change < 3:

@@ -1,14 +1,14 @@
-"""How the cost of an extension grows: with tokens, width, layers, budget, the number of extensions
-and open gates.
+"""Measures how the cost of an extension grows with tokens, width, layers, budget, the number of
+extensions and the share of open gates.
 
     python benchmarks/growth.py [--rounds 8] [--output FILE.json]
 
-One thing is changed at a time from the middle of the road: a random Llama of width 512 with 4
-layers, 256 tokens, one extension of 20 %. Each point is the time of a prefill by the backbone's, in
-turns: with all gates closed and all open, on the default path and fused; and of a training step
-(forward, local loss, backward) by the backbone's with all weights training. `open share` opens the
-gates of that share of tokens, at random, gathers them always, and shows from where on computing
-every token is as fast.
+One setting at a time is changed from a default: a random Llama of width 512 with 4 layers, 256
+tokens, and one extension with a budget of 20 %. Measured are the time of a prefill, relative to the
+backbone's, with all gates closed and with all open, unfused and fused; and the time of a training
+step (forward, local loss, backward), relative to full fine-tuning. All take turns. `open share`
+opens gates on a random share of tokens, and compares computing only these tokens with computing all
+tokens.
 """
 
 import argparse
@@ -51,8 +51,8 @@ AXES: dict[str, list[float]] = {
 
 
 def train_step(model: nn.Module, input_ids: Tensor, labels: Tensor | None) -> None:
-    """Forward, loss and backward; with `labels` the local loss too. No optimiser: it grows with the
-    weights alone."""
+    """Forward, loss and backward; with `labels`, the local loss too. Without the optimiser, whose
+    time depends only on the number of weights."""
     if labels is None:
         next_token_nats(
             model(input_ids=input_ids, use_cache=False).logits, input_ids
@@ -78,7 +78,7 @@ def measured(
 
 
 def sized(axis: str, value: float) -> tuple[Any, Tensor]:
-    """A model and tokens with one thing changed."""
+    """A model and input ids with one setting changed from its default."""
     size = {**MIDDLE, axis: type(MIDDLE.get(axis, 0.0))(value)}
     backbone = random_llama(width=size["width"], layers=size["layers"])
     model = extended(backbone, budget=size["budget"], extensions=size["extensions"])
@@ -87,7 +87,7 @@ def sized(axis: str, value: float) -> tuple[Any, Tensor]:
 
 
 def point(axis: str, value: float, *, rounds: int) -> list[Measured]:
-    """All measurements with one thing changed."""
+    """All measurements with one setting changed from its default."""
     model, input_ids = sized(axis, value)
     bound, rows = bound_of(model), []
     for is_open in (False, True):
@@ -125,8 +125,8 @@ def point(axis: str, value: float, *, rounds: int) -> list[Measured]:
 
 
 def gathered(share: float, *, rounds: int) -> list[Measured]:
-    """Prefill with gates open on that share of the tokens: gathered, and computed for every
-    token."""
+    """Prefill with gates open on this share of the tokens: residues computed only for these tokens
+    (gathered), and for every token."""
     model, input_ids = sized(OPEN_SHARE, share)
     open_some_gates(model, share)
     models = {name: m for name, m in all_of_them(model).items() if name != "fused"}

@@ -1,12 +1,13 @@
-"""Decode and prefill of source and target text, memory and start-up, against the backbone.
+"""Measures decoding and prefill of source and target text, memory and start-up, relative to the
+backbone.
 
     python benchmarks/inference.py [--width 1024] [--layers 8] [--budget 0.2] [--output FILE.json]
     python benchmarks/inference.py --extension FOLDER [--source FILE] [--target FILE]
 
-The first form takes a random Llama and gates that are all closed ("source") or all open ("target"),
-the best and the worst that text can be; the second a trained extension on real text, by default the
-demo's English and French. All models take turns, token by token in decoding: the backbone, the
-plain path of the PEFT model, the same with skipping (the default on a CPU), and the fused model.
+The first form uses a random Llama with all gates closed ("source") or all open ("target"), the best
+and the worst case; the second a trained extension on real text, by default the demo's English and
+French. All models take turns (in decoding, at every token): the backbone, the PEFT model without
+skipping closed gates, the same with skipping (the default on a CPU), and the fused model.
 """
 
 import argparse
@@ -46,13 +47,13 @@ SIDES = ("source", "target")
 DEMO_TEXTS = {"source": DEMO_DATA / "en.test.jsonl.gz", "target": DEMO_DATA / "fr.test.jsonl.gz"}
 
 Models = dict[str, nn.Module]
-"""backbone, plain, skip, fused -> a model of its own, so that nothing is switched while the clock
-runs."""
+"""backbone, plain, skip, fused -> its own copy of the model, so that nothing is switched in timed
+code."""
 
 
 def twin(model: Any) -> Any:
-    """Another model on the same weights: where they are in memory makes a difference of a per
-    cent or two."""
+    """A copy of the model that shares its weights, because their location in memory can change
+    times by one or two per cent."""
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
@@ -78,7 +79,7 @@ def run(model: nn.Module, input_ids: Tensor, cache: DynamicCache | None = None) 
 
 
 def prefill(models: Models, ids_1T: Tensor, *, rounds: int) -> dict[str, list[float]]:
-    """Seconds of one pass over all tokens at once."""
+    """Seconds of one forward pass over all tokens, for each model and round."""
     return in_turns(
         {name: functools.partial(run, model, ids_1T) for name, model in models.items()},
         rounds=rounds,
@@ -86,8 +87,8 @@ def prefill(models: Models, ids_1T: Tensor, *, rounds: int) -> dict[str, list[fl
 
 
 def decode(models: Models, ids_1T: Tensor, *, prompt_tokens: int) -> dict[str, list[float]]:
-    """Seconds of each further token of the text, one at a time after a prompt, all models taking
-    turns at each."""
+    """Seconds of each token after a prompt, decoded one at a time; the models take turns at every
+    token."""
     caches = {name: DynamicCache() for name in models}
     for name, model in models.items():
         run(model, ids_1T[:, :prompt_tokens], caches[name])
@@ -104,13 +105,14 @@ def decode(models: Models, ids_1T: Tensor, *, prompt_tokens: int) -> dict[str, l
 
 
 def bounds_of(bound: Bound, side: str) -> dict[str, float]:
-    """What arithmetic says of each, on text whose gates are all closed or all open."""
+    """Theoretical ratio of each model's time to the backbone's, with all gates closed ("source") or
+    all open ("target")."""
     spared = 1.0 if side == "source" else bound.run_open
     return {"backbone": 1.0, "plain": bound.run_open, "skip": spared, "fused": bound.run_open}
 
 
 def texts(arguments: argparse.Namespace, tokenizer: Any, side: str) -> Tensor:
-    """(1, T) tokens of the text of that side; random ones without a file."""
+    """(1, T) token ids of the source or target text; random ids for a random model."""
     wanted = arguments.tokens
     if tokenizer is None:
         return torch.randint(8192, (1, wanted), generator=torch.Generator().manual_seed(0))
@@ -125,7 +127,7 @@ def texts(arguments: argparse.Namespace, tokenizer: Any, side: str) -> Tensor:
 
 
 def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """The extended model and its tokenizer, or None for a random one."""
+    """The extended model, and its tokenizer (None for a random model)."""
     if arguments.extension:
         saved = load_saved(arguments.extension)
         return saved.model, saved.tokenizer
@@ -174,7 +176,7 @@ def backbone_of(extension: Path) -> str:
 
 
 def start_up(arguments: argparse.Namespace) -> list[Measured]:
-    """From the disk to a model that runs."""
+    """Time to load each model from disk."""
     tasks: dict[str, Callable[[], object]] = {
         "backbone": lambda: load_backbone(backbone_of(arguments.extension), dtype=torch.float32),
         "skip": lambda: load_saved(arguments.extension),

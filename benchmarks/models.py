@@ -1,11 +1,11 @@
-"""What the benchmarks share: random Llamas with gates closed or open as needed, turns, and the
-file that comes out.
+"""Code that the benchmarks share: random Llamas with closed or open gates, measuring in turns, and
+writing results.
 
-The bounds (`Bound`): with N weights in the backbone's matrix products and n new ones, a training
-token costs 4N + 6n operations where the backbone is frozen (forward, gradient of activations, and
-the gradient of new weights) and 6N where all trains; through layers up to the first adapter no
-gradient flows, which saves 2 for each of their weights. Decoding at batch 1 reads every weight that
-it uses once; a prefill computes with each of them once per token.
+The theoretical bounds (`Bound`): with N weights in the backbone's matrix products and n new ones, a
+training token takes 4N + 6n operations if the backbone is frozen (forward, gradients of
+activations, and gradients of new weights) and 6N in full fine-tuning. No gradient flows through
+layers up to the first adapter, which saves 2 operations for each of their weights. Decoding with
+batch size 1 reads every used weight once; a prefill uses each once per token.
 """
 
 import argparse
@@ -37,8 +37,8 @@ NO_BOUNDS: Bounds = {}
 def random_llama(
     *, width: int, layers: int, vocabulary: int = 8192, tied: bool = False
 ) -> nn.Module:
-    """FFN 11/4 of the width, heads of 64, on the accelerator in bfloat16 or on the CPU in
-    float32."""
+    """A Llama with random weights, an FFN of 11/4 of the width, and heads of 64; in bfloat16 on a
+    GPU, in float32 on the CPU."""
     config = LlamaConfig(
         hidden_size=width,
         intermediate_size=width * 11 // 4,
@@ -57,7 +57,8 @@ def random_llama(
 
 
 def extended(backbone: nn.Module, *, budget: float, extensions: int = 1) -> PeftModel:
-    """With that many extensions of `budget` each, all active, output projections not zero."""
+    """The backbone with `extensions` extensions of this budget each, all active, whose output
+    projections are random instead of zero."""
     names = [f"extension{number}" for number in range(extensions)]
     model = get_peft_model(backbone, NeutralResiduesConfig(budget=budget), adapter_name=names[0])
     for name in names[1:]:
@@ -73,7 +74,8 @@ def extended(backbone: nn.Module, *, budget: float, extensions: int = 1) -> Peft
 
 
 def block_gates(model: nn.Module) -> list[nn.Linear]:
-    """The last layer of every gate: of each adapter in each layer, or of each extension."""
+    """The last linear layer of every gate: one for each adapter, or one for each extension whose
+    gate reads tokens."""
     places = modules_beside(model).values()
     modules = [module for place in places for module in place.neutral_residues.values()]
     return [module.block_gate for module in modules if isinstance(module.block_gate, nn.Linear)]
@@ -81,7 +83,7 @@ def block_gates(model: nn.Module) -> list[nn.Linear]:
 
 @torch.no_grad()
 def set_gates(model: nn.Module, *, is_open: bool) -> None:
-    """All gates 1, or all 0: what every gate is on target and on source text at best."""
+    """Set all gates to 1 or all to 0, the ideal on target and on source text."""
     for gate in block_gates(model):
         gate.weight.zero_()
         gate.bias.fill_(1.0 if is_open else -1.0)
@@ -89,8 +91,9 @@ def set_gates(model: nn.Module, *, is_open: bool) -> None:
 
 @torch.no_grad()
 def open_some_gates(model: nn.Module, share: float) -> None:
-    """Gates that are open on about this share of the tokens, at random: the FFN's input is near a
-    unit normal; what a gate that reads the text computes from is not, so that is measured."""
+    """Set gates to be open on about this share of random tokens. The bias follows from a normal
+    distribution for gates that read the FFN's input, which is nearly normal; for gates that read
+    tokens it is set by a measured quantile."""
     generator = torch.Generator().manual_seed(0)
     for gate in block_gates(model):
         random = torch.randn(gate.weight.shape, generator=generator)
@@ -107,14 +110,13 @@ def open_some_gates(model: nn.Module, share: float) -> None:
 
 
 class Bound(NamedTuple):
-    """The limits that follow from counting weights.
+    """Theoretical ratios of times, from numbers of weights.
 
     Attributes:
-        backbone: weights in the backbone's matrix products (embedding rows that are only looked up
-            do not count).
+        backbone: weights in the backbone's matrix products (not those of the embeddings, which are
+            only looked up).
         new: weights of the extension in matrix products.
-        below: those of the backbone in the layers up to the first one with an adapter, that one
-            included.
+        below: weights of the backbone in the layers up to and including the first with an adapter.
     """
 
     backbone: int
@@ -123,18 +125,17 @@ class Bound(NamedTuple):
 
     @property
     def train_frozen(self) -> float:
-        """Time of a training step by full fine-tuning's, where operations bind."""
+        """Time of a training step relative to full fine-tuning, if limited by operations."""
         return (4 * self.backbone - 2 * self.below + 6 * self.new) / (6 * self.backbone)
 
     @property
     def run_open(self) -> float:
-        """Time of a pass by the backbone's, where every adapter is computed."""
+        """Time of a forward pass relative to the backbone, if every adapter is computed."""
         return (self.backbone + self.new) / self.backbone
 
 
 def bound_of(model: PeftModel) -> Bound:
-    """Weights in matrix products: linear layers, and the embedding once more where it is also the
-    head."""
+    """The bounds for a model, from the weights of its linear layers, including the output head."""
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
     adapters = {
         id(m)
@@ -153,7 +154,7 @@ def bound_of(model: PeftModel) -> Bound:
 
 
 def wait() -> None:
-    """Wait until the accelerator is done."""
+    """Wait until the GPU has finished all work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -161,7 +162,8 @@ def wait() -> None:
 def in_turns(
     tasks: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 2
 ) -> dict[str, list[float]]:
-    """Seconds of each task, A B C A B C ..., so that a slow minute of the machine hits all."""
+    """Seconds of each task in each round. Tasks take turns (A B C A B C ...), so that a slow phase
+    of the machine affects all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for number in range(rounds + warm_up):
         for name, task in tasks.items():
@@ -177,14 +179,14 @@ def in_turns(
 
 
 def ratio(seconds: Mapping[str, list[float]], name: str, against: str) -> float:
-    """Median over rounds of one task's time by another's."""
+    """Median over rounds of the time of task `name` divided by that of `against`."""
     return statistics.median(a / b for a, b in zip(seconds[name], seconds[against], strict=True))
 
 
 def timed(
     group: str, seconds: Mapping[str, list[float]], *, against: str, bounds: Bounds = NO_BOUNDS
 ) -> list[Measured]:
-    """A row for each task: its time by that of `against`."""
+    """A row for each task, with its time relative to that of `against`."""
     return [
         Measured(
             group=group,
@@ -201,10 +203,10 @@ def timed(
 def peaks(
     group: str, names: Sequence[str], *, against: str, bounds: Bounds = NO_BOUNDS
 ) -> list[Measured]:
-    """A row for each: the peak of a process of its own (this script with `--only-memory NAME`)
-    above a bare one's."""
+    """A row for each name, with the peak memory of a separate process (this script with
+    `--only-memory NAME`), minus that of one that only imports PyTorch."""
     found = {name: _peak_bytes(name) for name in names}
-    nothing = _peak_bytes("nothing")  # Python and PyTorch themselves
+    nothing = _peak_bytes("nothing")  # memory of Python and PyTorch
     return [
         Measured(
             group=group,
@@ -227,7 +229,7 @@ def _peak_bytes(name: str) -> int:
 
 
 def finished(name: str, title: str, rows: list[Measured], arguments: argparse.Namespace) -> None:
-    """Print what was measured, and write it where `--output` says."""
+    """Print the rows, and write them to the file given by `--output`."""
     for row in rows:
         where = "" if row.x is None else f" {row.x_label} {row.x:g}"
         bound = "" if row.bound is None else f"   bound {row.bound:.3f}"

@@ -1,5 +1,5 @@
-"""Damage to files, drawn from a seeded generator: values of JSON and YAML, bytes, packed files and
-safetensors. What is damaged is a good file, so that most of what comes out is nearly right."""
+"""Random damage to valid files, from a seeded generator: values of JSON and YAML, bytes, gzip and
+safetensors. Most results are nearly valid."""
 
 import copy
 import gzip
@@ -21,14 +21,14 @@ STRANGE: tuple[Any, ...] = (
     "/dev/null", "fifo", "folder", "/proc/self/mem", "~", "nan", "1e999", "null", "os:system",
     "canary:ROW", HOSTILE_HTML, "{{ 7 * 7 }}", "%s%n", [], {}, [[]], [None], {"": ""}, {"a": {}},
 )  # fmt: skip
-"""What stands where something else should."""
+"""Values that replace valid ones."""
 
 Place = tuple[Any, Any]
-"""A container, and the key or index in it."""
+"""A container, and a key or index in it."""
 
 
 def places(value: Any) -> list[Place]:
-    """Every place in nested lists and dictionaries."""
+    """All places in nested lists and dictionaries."""
     found: list[Place] = []
     waiting = [value]
     while waiting:
@@ -42,7 +42,7 @@ def places(value: Any) -> list[Place]:
 
 
 def damaged_value(value: Any, rng: random.Random) -> Any:
-    """A copy in which one to three places are not what they were."""
+    """A copy of `value` with changes at one to three places."""
     value = copy.deepcopy(value)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         if there := places(value):
@@ -100,7 +100,7 @@ _VALUE_CHANGES: tuple[Callable[[Any, Any, random.Random], None], ...] = (
 
 
 def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
-    """The same with some of its bytes changed, missing, doubled or strange."""
+    """`data` with some of its bytes changed, removed, repeated or replaced."""
     return rng.choice(_BYTE_CHANGES)(data, rng)
 
 
@@ -114,7 +114,7 @@ def _cut(data: bytes, rng: random.Random) -> bytes:
 
 
 def flipped(data: bytes, rng: random.Random) -> bytes:
-    """One to eight bits are others."""
+    """`data` with one to eight bits flipped."""
     changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 8)) if data else 0):
         changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
@@ -157,7 +157,7 @@ _BYTE_CHANGES: tuple[Callable[[bytes, random.Random], bytes], ...] = (
 
 
 def other_text(text: str, rng: random.Random) -> bytes:
-    """A text in another encoding, or with other line ends."""
+    """`text` in another encoding, or with other line ends."""
     windows = text.replace("\n", "\r\n")
     return rng.choice(
         (
@@ -175,7 +175,7 @@ def other_text(text: str, rng: random.Random) -> bytes:
 
 
 def strange_yaml(text: str, rng: random.Random) -> str:
-    """A YAML file with what only YAML has: tags, aliases, merge keys, its own numbers and times."""
+    """`text` with special features of YAML: tags, aliases, merge keys, its numbers and times."""
     levels = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9))
     bomb = f'a0: &a0 ["lol"]\n{levels}\n'
     parts = (
@@ -195,7 +195,7 @@ def strange_yaml(text: str, rng: random.Random) -> str:
     if change == 0:
         return bomb + text + rng.choice(("output: *a8\n", "set: *a8\n", "data: *a8\n", ""))
     if change == 1:
-        return text + "\n".join(lines[number : number + 3])  # keys that stand twice
+        return text + "\n".join(lines[number : number + 3])  # duplicate keys
     if change == 2:
         return rng.choice((bomb, rng.choice(parts), f"- {rng.choice(parts)}", "a\nb: c\n d: e"))
     lines[number] = f"{key}: {rng.choice(parts)}"
@@ -203,7 +203,8 @@ def strange_yaml(text: str, rng: random.Random) -> str:
 
 
 def as_json(value: Any) -> str:
-    """JSON with whatever damage put into it: NaN, halves of surrogate pairs, long numbers."""
+    """`value` as JSON, including what damage may have put into it: NaN, halves of surrogate pairs,
+    long numbers."""
     try:
         return json.dumps(value)
     except (TypeError, ValueError):
@@ -211,7 +212,7 @@ def as_json(value: Any) -> str:
 
 
 def strange_json(text: str, rng: random.Random) -> str:
-    """JSON that is deep, long or twice."""
+    """`text` changed to JSON that is deeply nested, very long or repeated."""
     return rng.choice(
         (
             "[" * 100_000,
@@ -229,7 +230,7 @@ def strange_json(text: str, rng: random.Random) -> str:
 
 
 def damaged_gzip(packed: bytes, rng: random.Random) -> bytes:
-    """A gzip file that is broken, joined to something, or unpacks to far more than it says."""
+    """A gzip file that is broken, has data appended, or decompresses to far more than expected."""
     change = rng.randrange(5)
     if change == 0:
         return packed + rng.choice((rng.randbytes(20), packed, bytes(100)))
@@ -244,7 +245,7 @@ def damaged_gzip(packed: bytes, rng: random.Random) -> bytes:
 
 
 def damaged_safetensors(data: bytes, rng: random.Random) -> bytes:
-    """Tensors under other names, of other types, shapes and places, or with other numbers."""
+    """A safetensors file with other names, dtypes, shapes, offsets or numbers."""
     change = rng.randrange(6)
     if change == 0:
         return damaged_bytes(data, rng)
@@ -312,5 +313,5 @@ class _MakesFolder:
 
 
 def pickled_call(path: str) -> bytes:
-    """A pickle that makes a folder where it is loaded."""
+    """A pickle that creates the folder `path` when it is loaded."""
     return pickle.dumps(_MakesFolder(path))

@@ -1,12 +1,13 @@
-"""Time that `generate` takes for the same target text with and without new tokens.
+"""Measures the time of `generate` for the same target text with and without new tokens.
 
     python benchmarks/new_tokens.py recipes/corpora/ukrainian.yaml vocabulary.size=4000
         [--output FILE.json]
 
-Held-out text of the run's first target set, in pieces of so many bytes, is forced on `generate`
-token by token, so that all models write the same bytes: the backbone and the run's extension in the
-backbone's tokens, and the extension in new ones. They take turns at every piece. Nothing is
-trained: gates start open, as they are on target text, and time depends on nothing else.
+`generate` is forced to write held-out text of the run's first target set, in pieces of
+`--piece-bytes`, so that all models write the same bytes: the backbone and the run's extension in
+the backbone's tokens, and the extension in new tokens. They take turns at every piece. The
+extension is not trained: its gates are open, as they are on target text, and times do not depend on
+other weights.
 """
 
 import argparse
@@ -29,7 +30,7 @@ BACKBONE, WITHOUT, WITH = "backbone", "without", "new tokens"
 
 
 class Given(LogitsProcessor):
-    """Leaves only the next token of a text possible."""
+    """Logits processor that allows only the next token of a given text."""
 
     def __init__(self, ids_1T: Tensor) -> None:
         self.ids_1T = ids_1T
@@ -42,7 +43,7 @@ class Given(LogitsProcessor):
 
 @torch.inference_mode()
 def write(model: Any, ids_1T: Tensor) -> None:
-    """All tokens of a text but the first, one at a time."""
+    """Generate all tokens of a text after the first, one at a time."""
     model.generate(
         input_ids=ids_1T[:, :1],
         attention_mask=torch.ones_like(ids_1T[:, :1]),
@@ -55,7 +56,7 @@ def write(model: Any, ids_1T: Tensor) -> None:
 
 
 def pieces_of_text(config: RunConfig, num_bytes: int, number: int) -> Iterator[str]:
-    """From the beginnings of documents of the first target set, each of so many bytes at most."""
+    """Beginnings of documents of the first target set, of at most `num_bytes` bytes each."""
     corpora = config.data.evaluate or config.data.train
     corpus = next(corpus for corpus in corpora if corpus.role == "target")
     texts = (text for text in iter_documents(corpus) if len(text.encode()) >= num_bytes)
@@ -68,7 +69,8 @@ def attached(setup: Setup) -> Any:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of each piece; the numbers of tokens and bytes go to `arguments`."""
+    """Seconds of each piece for each model. The numbers of tokens and bytes are stored in
+    `arguments`."""
     config = load_run(arguments.run, tuple(arguments.overrides))
     if not config.vocabulary.size:
         raise SystemExit("new_tokens.py: set vocabulary.size")

@@ -1,12 +1,12 @@
-"""What several extensions in one model cost against each by itself.
+"""Compares several extensions in one model with each of them alone.
 
     python benchmarks/several.py runs/several/french runs/several/german runs/several/ukrainian
 
-Arguments are output folders of finished runs of one backbone, or of one run that trained several
-(`residues.per_target`). A row for each extension by itself, for their sum, and for the strongest
-one alone over a number of tokens (`--over`); `--average` adds the average of their weights. A
-column for each evaluation set of the runs: bits per byte, and in brackets the change against the
-extension whose target it is, or against the backbone.
+Arguments are output folders of finished runs of one backbone, or that of one run that trained
+several extensions (`residues.per_target`). Printed are a row for each extension alone, for their
+sum, and for the strongest gate over each number of tokens in `--over`; `--average` adds the average
+of their weights. There is a column for each evaluation set of the runs: bits per byte, and in
+brackets the change relative to the extension whose target it is, or to the backbone.
 """
 
 import argparse
@@ -33,7 +33,7 @@ Bits = dict[str, float]
 
 
 class Sets:
-    """The evaluation sets of all runs, and the backbone's bits per byte once they are known."""
+    """The evaluation sets of all runs, and the backbone's bits per byte on them."""
 
     def __init__(
         self, runs: Sequence[Path], saved: Saved, max_tokens: int | None, stride: int | None = None
@@ -49,7 +49,7 @@ class Sets:
             for stream in data.evaluate:
                 self.streams.setdefault(stream.name, stream)
                 if stream.role == "target":
-                    # A run of several names its extensions as their corpora.
+                    # A run that trains several extensions names them after their corpora.
                     self.owners[stream.name] = stream.name if len(runs) == 1 else folder.name
         self.backbone_nats: dict[str, float] | None = None
         self.backbone: Bits = {}
@@ -70,7 +70,8 @@ class Sets:
 
 
 def measured(sets: Sets, saved: Saved, overs: Sequence[int]) -> Iterator[tuple[str, Bits]]:
-    """Each extension by itself, the sum, and the strongest one over each number of tokens."""
+    """Yield label and results for each extension alone, their sum, and the strongest gate over each
+    number of tokens in `overs`."""
     model: Any = saved.model
     assert saved.composition
     for name in saved.composition.names:

@@ -1,12 +1,12 @@
-"""What does measuring both models cost compared with two plain lm-eval runs? Prints JSON.
+"""Compares the time of measuring both models with that of two plain lm-eval runs. Prints JSON.
 
     python benchmarks/tasks.py --limit 670
 
-Gives minimal pairs of English to a backbone and its (untrained, but not zero) extension: with
-`measure_tasks`, which loads, builds and tokenises once, and with two calls of lm-eval's own
-`evaluate`, each with a task of its own. The two ways take turns, A B A B; each number is a median.
-Both give the same scores, or the benchmark fails. Loading the models and importing lm-eval are not
-counted.
+Measures English minimal pairs on a backbone and its extension (with random residues): with
+`measure_tasks`, which loads data, builds prompts and tokenises once, and with two calls of
+lm-eval's `evaluate`, each with its own task object. The two ways take turns, A B A B; times are
+medians. If their scores differ, the benchmark fails. Loading models and importing lm-eval are not
+timed.
 """
 
 import argparse
@@ -36,9 +36,9 @@ TASK = "blimp-en"
 
 
 def extended(backbone: str) -> nn.Module:
-    """An extension whose residues are not zero, so that the models differ."""
+    """A model with an extension whose residues are not zero, so that the two models differ."""
     torch.manual_seed(0)
-    # lm-eval alone fails where an output head is wrapped and shares its weights.
+    # Without a residue on the head: plain lm-eval fails if a head with tied weights is wrapped.
     config = NeutralResiduesConfig(budget=0.2, head_rank=0)
     model: Any = get_peft_model(load_backbone(backbone, dtype=torch.float32), config)
     with torch.no_grad():
@@ -59,7 +59,7 @@ def ours(model: nn.Module, tokenizer: Any, settings: TaskSettings) -> tuple[floa
 
 
 def plain(model: nn.Module, tokenizer: Any, settings: TaskSettings) -> tuple[float, float]:
-    """The same with two runs of lm-eval."""
+    """(backbone, extended) accuracy with two runs of lm-eval."""
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 

@@ -1,18 +1,19 @@
-"""How fast is tokenising, and does its memory stay flat? One command, JSON on standard output.
+"""Measures the speed and memory of tokenising. Prints JSON.
 
     python benchmarks/tokenise.py --gigabytes 2
     python benchmarks/tokenise.py --corpus fr.jsonl.gz --model DIR --against datasets --rounds 3
 
-Makes a corpus (.jsonl) of that size from made-up words in a temporary folder, and one a tenth of
-its size; tokenises each in a process of its own; prints bytes/s, tokens/s and the peak memory of
-that process and its workers together. Memory is flat if `peak_memory_ratio` is near 1. Only memory
-of a process's own counts (not mapped files, which the system may drop).
+Makes a corpus (.jsonl) of this size from invented words in a temporary folder, and one of a tenth
+of the size; tokenises each in a separate process; prints bytes/s, tokens/s and the peak memory of
+that process and its workers together. Memory does not depend on the size of the corpus if
+`peak_memory_ratio` is near 1. Only private memory counts, not mapped files, which the system can
+drop.
 
-`--against datasets` lets `datasets` take turns with ours: load_dataset("json"), map(tokenise) on as
-many processes, then the same flat file of tokens; from an empty cache, as ours.
+`--against datasets` measures `datasets` in turn: load_dataset("json"), map(tokenise) with the same
+number of processes, and writing the same flat file of tokens; also from an empty cache.
 
-Speed depends on the text: made-up words from a short list are kinder to a tokenizer than a language
-is. Give `--corpus` for real text.
+Speed depends on the text: invented words from a short list are easier for a tokenizer than real
+text, for which there is `--corpus`.
 """
 
 import argparse
@@ -38,8 +39,7 @@ SAMPLE_SECONDS = 0.2
 
 
 def sentences(seed: int) -> list[str]:
-    """Sentences of made-up words, frequent and rare ones as in a language (a word's weight is 1 /
-    its rank)."""
+    """Sentences of invented words, whose frequencies follow Zipf's law (1 / rank)."""
     rng = random.Random(seed)
     words = ["".join(rng.choices(SYLLABLES, k=rng.randint(1, 4))) for _ in range(NUM_WORDS)]
     weights = [1 / rank for rank in range(1, NUM_WORDS + 1)]
@@ -51,7 +51,7 @@ def sentences(seed: int) -> list[str]:
 
 
 def documents(num_bytes: int, seed: int) -> Iterator[str]:
-    """About `num_bytes` of documents of 5 to 60 sentences."""
+    """Documents of 5 to 60 sentences, about `num_bytes` bytes in total."""
     rng = random.Random(seed)
     pool = sentences(seed)
     while num_bytes > 0:
@@ -66,7 +66,7 @@ def write_corpus(path: Path, num_bytes: int) -> None:
 
 
 def train_tokenizer(folder: Path) -> None:
-    """A byte-level BPE of 8,000 entries, learnt from the made-up text."""
+    """Train a byte-level BPE tokenizer with 8,000 tokens on invented text, and save it."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -79,7 +79,7 @@ def train_tokenizer(folder: Path) -> None:
 
 
 def tokenise_ours(corpus_path: Path, model: Path, workers: int, cache: Path) -> tuple[int, int]:
-    """Bytes of text and tokens of a corpus, tokenised by this package."""
+    """Tokenise a corpus with this package; returns the numbers of bytes and tokens."""
     from transformers import AutoTokenizer
 
     from neutral_residues.config.data import Corpus
@@ -95,13 +95,14 @@ def tokenise_ours(corpus_path: Path, model: Path, workers: int, cache: Path) -> 
 def tokenise_with_datasets(
     corpus_path: Path, model: Path, workers: int, cache: Path
 ) -> tuple[int, int]:
-    """The same with `datasets`: json -> map -> one flat file of uint16 tokens."""
+    """Tokenise a corpus with `datasets` (json -> map -> a flat file of uint16 tokens); returns the
+    numbers of bytes and tokens."""
     import datasets
     import numpy as np
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    # Threads inside the tokenizer would use cores that `workers` does not count.
+    # Threads inside the tokenizer would use more cores than `workers`.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
@@ -123,7 +124,7 @@ def tokenise_with_datasets(
     table = table.map(
         encode,
         batched=True,
-        batch_size=64,  # the usual 1,000 take more memory
+        batch_size=64,  # the default of 1,000 takes more memory
         writer_batch_size=64,
         num_proc=workers or None,
         remove_columns=table.column_names,
@@ -141,7 +142,8 @@ ENGINES = {"ours": tokenise_ours, "datasets": tokenise_with_datasets}
 
 
 def tokenise_here(engine: str, corpus_path: Path, model: Path, workers: int) -> dict[str, Any]:
-    """Tokenise one corpus in this process (and its workers), without a cache from before."""
+    """Tokenise one corpus in this process and its workers, with an empty cache; returns sizes and
+    times."""
     with tempfile.TemporaryDirectory() as cache:
         start = time.perf_counter()
         num_bytes, num_tokens = ENGINES[engine](corpus_path, model, workers, Path(cache))
@@ -157,8 +159,8 @@ def tokenise_here(engine: str, corpus_path: Path, model: Path, workers: int) -> 
 
 
 def measure(engine: str, corpus_path: Path, model: Path, workers: int) -> dict[str, Any]:
-    """`tokenise_here` in a new process, and the peak memory of that process and its workers, in
-    bytes."""
+    """The results of `tokenise_here` in a new process, with the peak memory of that process and its
+    workers in bytes."""
     options = ["--measure", engine, "--model", str(model), "--workers", str(workers)]
     peak = 0
     with subprocess.Popen(
@@ -177,7 +179,7 @@ def measure(engine: str, corpus_path: Path, model: Path, workers: int) -> dict[s
 
 
 def _memory_bytes(root: psutil.Process) -> int:
-    """Of a process and all below it: memory of their own, pages that they share counted once."""
+    """Private memory of a process and its children; pages that they share count once."""
     kilobytes = 0
     for process in [root, *_children(root)]:
         with contextlib.suppress(OSError):
@@ -194,7 +196,7 @@ def _children(root: psutil.Process) -> list[psutil.Process]:
 
 
 def medians(runs: list[dict[str, Any]]) -> dict[str, float]:
-    """Median seconds of each engine."""
+    """Engine -> median seconds."""
     return {
         engine: statistics.median(run["seconds"] for run in runs if run["engine"] == engine)
         for engine in dict.fromkeys(run["engine"] for run in runs)

@@ -1,4 +1,4 @@
-"""Time and memory of one training step, every method on the same backbone, batch and run.
+"""Measures time and memory of one training step of all methods, on the same backbone and batch.
 
     python benchmarks/training_step.py --model FOLDER [--rows 32] [--tokens 128] [--rounds 12]
     python benchmarks/training_step.py --width 1024 --layers 8 --rows 4     a random Llama
@@ -7,10 +7,10 @@
 
 Add `--output FILE.json` to keep the numbers.
 
-Methods take turns (A B C A B C ...), so that a slow minute of the machine hits all; medians and
-ratios to full fine-tuning are printed. Memory is the peak of a process of its own per method. A
-step is forward, loss (with the local loss), backward, clipping and AdamW, as in training, without
-data loading.
+Methods take turns (A B C A B C ...), so that a slow phase of the machine affects all of them;
+printed are medians, and ratios to full fine-tuning. Memory is the peak of a separate process for
+each method. A step is forward, loss (with the local loss), backward, clipping and AdamW, as in
+training, without data loading.
 """
 
 import argparse
@@ -31,7 +31,8 @@ from neutral_residues.training.cost import peak_memory_bytes
 from neutral_residues.training.local_loss import local_loss
 
 WITHOUT_HEAD = {"neutral-no-head": "neutral", "adapter-no-head": "adapter"}
-"""The same budget without a residue on the output head."""
+"""Name here -> method, for methods measured with the same budget, but without a residue on the
+output head."""
 
 TIMED = (
     "neutral",
@@ -45,7 +46,7 @@ TIMED = (
     "finetune",
     *WITHOUT_HEAD,
 )
-"""Methods that train and that a budget of 20 % fits; the others are compared with full
+"""Methods that train, and for which a budget of 20 % makes sense; times are relative to full
 fine-tuning."""
 
 
@@ -67,7 +68,7 @@ def backbone_for(arguments: argparse.Namespace, *, dtype: torch.dtype) -> nn.Mod
 
 
 def make_step(name: str, arguments: argparse.Namespace) -> Callable[[], None]:
-    """A function that does one training step of the method of that name."""
+    """A function that runs one training step of the method `name`."""
     config = config_for(name)
     method, device = find_method(config.method), pick_device()
     bf16 = device.type == "cuda"
@@ -111,8 +112,8 @@ def measure(arguments: argparse.Namespace) -> list[Measured]:
 
 
 def time_bound(name: str, arguments: argparse.Namespace) -> float | None:
-    """Where operations bind; only for methods whose new weights are all in matrix products of their
-    own."""
+    """Theoretical ratio of the time to full fine-tuning, if limited by operations; None unless all
+    new weights of the method are in separate matrix products."""
     if name == "finetune":
         return 1.0
     config = config_for(name)

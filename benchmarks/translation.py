@@ -1,16 +1,18 @@
-"""What pairs teach: translations of held-out pairs, and what their prompts are worth. Prints JSON.
+"""Measures runs on held-out pairs: translations, and how much prompts help. Prints JSON.
 
     python benchmarks/translation.py runs/translation/pairs runs/translation/text
 
 Arguments are output folders of finished runs. For each of them, and each corpus of pairs in its
 `data.evaluate`:
 
-    bits                 per byte of the completions, given their prompts; of the backbone too
-    bits, other prompt   the same, given the prompt of the next pair: what is left to gain from
-                         knowing the form and the language alone
-    chrf                 (sacrebleu) of greedy continuations of the prompts, up to the end of their
-                         first line, against the completions; of the backbone too
-    chrf, prompt         of the prompts themselves: what names and numbers give
+    bits                 bits per byte of the completions, given their prompts
+    bits, other prompt   the same, given the prompt of the next pair: how well the model does if it
+                         knows only the form and the language
+    chrf                 chrF (sacrebleu) of greedy continuations of the prompts, up to the end of
+                         their first line, against the completions
+    chrf, prompt         chrF of the prompts themselves, because of equal names and numbers
+
+Bits and chrF are those of the extended model, and of the backbone where the name says so.
 """
 
 import argparse
@@ -37,7 +39,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Measured:
-    """A finished run and a set of pairs."""
+    """A finished run, and a set of pairs to measure it on."""
 
     saved: Saved
     config: RunConfig
@@ -45,7 +47,7 @@ class Measured:
     pairs: Sequence[Pair]
 
     def bits(self, pairs: Sequence[Pair]) -> tuple[float, float]:
-        """Bits per byte of the completions: of the backbone, and extended."""
+        """Bits per byte of the completions under (backbone, extended model)."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "pairs.tsv")
             lines = (f"{pair.prompt}\t{pair.completion}\n" for pair in pairs)
@@ -68,7 +70,7 @@ class Measured:
         return found.backbone_bits_per_byte, found.extended_bits_per_byte
 
     def translations(self, max_new_tokens: int) -> list[list[str]]:
-        """Of every pair: of the backbone, and extended."""
+        """Translations of all pairs by [backbone, extended model]."""
         found: list[list[str]] = [[], []]
         for first in range(0, len(self.pairs), BATCH):
             batch = self.pairs[first : first + BATCH]
@@ -84,7 +86,7 @@ class Measured:
 
 
 def measure(run: Measured, max_new_tokens: int) -> dict[str, object]:
-    """The numbers of one run on one set of pairs."""
+    """Name -> result, of one run on one set of pairs; see the module docstring."""
     other = [*run.pairs[1:], run.pairs[0]]
     shifted = [Pair(b.prompt, a.completion) for a, b in zip(run.pairs, other, strict=True)]
     backbone, bits = run.bits(run.pairs)
@@ -110,7 +112,7 @@ def measure(run: Measured, max_new_tokens: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Print the numbers of all runs."""
+    """Print the results of all runs."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
