@@ -1,10 +1,11 @@
-"""The recipe of the demo's backbone: a Llama of 3,049,920 weights that knows English only.
+"""Trains the backbone of the demo: a Llama of 3,049,920 weights on English text only.
 
     python recipes/demo_backbone.py en.train.jsonl.gz OUTPUT_FOLDER
 
-Byte-level BPE of 2,048 tokens trained on the same text; 2,000 steps of 32 x 128 tokens (8.2 M
-tokens), AdamW (0.9, 0.95), weight decay 0.1, learning rate 3e-3 with 100 warm-up steps and a cosine
-to a tenth, gradient clipping 1.0, bf16 autocast, seed 0.
+A byte-level BPE tokenizer of 2,048 tokens is trained on the same text. Training: 2,000 steps of
+32 x 128 tokens (8.2 M tokens), AdamW with betas (0.9, 0.95) and weight decay 0.1, learning rate
+3e-3 with 100 warm-up steps and cosine decay to a tenth, gradient clipping at 1.0, bfloat16
+autocast, seed 0.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Makes the texts that ship with the demo from a folder of longer ones, byte for byte the same each
-time.
+"""Makes the texts of the demo, which are part of the package, from a folder of longer texts. The
+result is reproducible, byte for byte.
 
     python recipes/demo_texts.py FOLDER_WITH_JSONL_GZ
 
-Only text that is free: novels whose authors died long ago (public domain; ELTeC's editions without
-their markup), Mozilla Common Voice sentences (CC0) and Darwin's *Origin of Species* (public
-domain). Licences: see LICENSE.md in the output folder.
+All texts are free: novels in the public domain (ELTeC's editions without their markup), sentences
+of Mozilla Common Voice (CC0) and Darwin's *Origin of Species* (public domain). Licences: see
+LICENSE.md in the output folder.
 """
 
 import gzip
@@ -28,14 +28,14 @@ def documents(
 
 
 def write(name: str, chosen: Iterator[dict[str, str]], max_bytes: int) -> None:
-    """The first documents, up to `max_bytes` of text."""
+    """Write the first documents, up to `max_bytes` bytes of text, as compressed JSON lines."""
     lines, num_bytes = [], 0
     for document in chosen:
         num_bytes += len(document["text"].encode())
         if num_bytes > max_bytes:
             break
         lines.append(json.dumps(document, ensure_ascii=False))
-    # No time stamp in the file, so that it is reproducible.
+    # Without a time stamp, so that the file is reproducible.
     packed = gzip.compress(("\n".join(lines) + "\n").encode(), compresslevel=9, mtime=0)
     (DEMO_DATA / name).write_bytes(packed)
     print(f"{name}: {len(lines)} documents, {len(packed):,} bytes")

@@ -1,4 +1,4 @@
-"""Packs the records of a comparison into one file for the repository; `neutral report` reads it.
+"""Packs the records of a comparison into one file for the repository, which `neutral report` reads.
 
 python recipes/pack_records.py runs/compare/main docs/comparisons/main.jsonl.gz
 """
@@ -10,7 +10,8 @@ from pathlib import Path
 
 
 def pack(comparison: Path, file: Path) -> int:
-    """Every record and failure below `cells/`, a line each, with its path."""
+    """Write all records and failures in `cells/` to `file` as compressed JSON lines with their
+    paths; returns their number."""
     found = sorted(
         [*comparison.glob("cells/**/record.json"), *comparison.glob("cells/**/failure.json")]
     )

@@ -1,11 +1,12 @@
-"""Serve an exported folder, and complete a prompt with the OpenAI client as any program would.
+"""Serves an exported model, and completes a prompt with the OpenAI client, as other programs would.
 
     neutral export runs/french --to transformers --output served
     pip install "transformers[serving]" openai
     python recipes/serve.py served "Il y avait dans"
 
-A folder with code of its own has a `serve.py`; a stock one is served by `transformers serve`. The
-answer is compared with the greedy continuation by the same model in this process, without a cache.
+A folder whose model has its own code contains a `serve.py`; a stock model is served by
+`transformers serve`. The answer is compared with the greedy continuation by the same model in this
+process, computed without a key-value cache.
 """
 
 import socket
@@ -41,7 +42,7 @@ def main(folder: Path, prompt: str) -> None:
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The address of a server for `folder`, which ends with the block."""
+    """Context in which a server for `folder` runs; gives its address."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])

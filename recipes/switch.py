@@ -1,19 +1,24 @@
-"""What a switch is worth: an extension that a language detector turns on or off for each document.
+"""Measures an extension that a language detector enables or disables for each document (a switch).
 
     pip install lingua-language-detector
     python recipes/switch.py en fr runs/small/french runs/small/french-adapter
 
-Arguments: the source language and the target language, as ISO 639-1 codes, and output folders of
-finished runs. Each run is measured on the documents of its own evaluation sets, one by one, and on
-mixed documents, in which a source and a target document take turns. Bits per byte:
+Arguments are the source and the target language, as ISO 639-1 codes, and output folders of finished
+runs. Each run is measured on the documents of its evaluation sets, one by one, and on mixed
+documents, in which a source and a target document alternate. Printed are bits per byte with the
+extension
 
-    backbone    the extension off everywhere
-    extended    on everywhere
-    switch      on for documents that the detector takes for the target language
-    best        on for documents on which it is better: no switch by document can do more
-    wrong       share of documents that the detector takes for the other language
+    backbone    disabled
+    extended    enabled
+    switch      enabled for documents that the detector assigns to the target language
+    best        enabled for documents on which it is better: the optimum of any such switch
 
-A method that keeps the backbone (LoRA, an adapter) forgets nothing behind a switch that is right.
+and
+
+    wrong       the share of documents that the detector assigns to the other language
+
+A method that keeps the backbone's weights (LoRA, an adapter) forgets nothing if the switch is
+always right.
 """
 
 import argparse
@@ -38,12 +43,12 @@ from neutral_residues.evaluation.saved import Saved, load_saved
 
 Detector = Callable[[str], Role]
 SEGMENT_CHARS = 200
-"""Characters of a segment of a mixed document, cut between words."""
+"""Maximum number of characters of a segment of a mixed document, which ends between words."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document, measured."""
+    """Results of one document."""
 
     num_bytes: int
     backbone_nats: float
@@ -53,14 +58,15 @@ class Document:
 
 @dataclass(frozen=True)
 class Row:
-    """One set: bits per byte, and the share of documents that were taken for the other language."""
+    """Results of one set: bits per byte, and the share of documents assigned to the other
+    language."""
 
     name: str
     backbone: float
     extended: float
     switch: float
     best: float
-    wrong: float | None  # None for mixed documents, which are of both
+    wrong: float | None  # None for mixed documents, which are in both languages
 
 
 def measure(saved: Saved, detect: Detector) -> list[Row]:
@@ -83,7 +89,7 @@ def texts_of(stream: TokenStream, tokenizer: PreTrainedTokenizerBase) -> Iterato
 
 
 def take_turns(first: str, second: str) -> str:
-    """Segments of both texts in turn, as long as both last."""
+    """Segments of both texts in turn, until one of them ends."""
     segments = [textwrap.wrap(text, SEGMENT_CHARS) for text in (first, second)]
     return " ".join(itertools.chain.from_iterable(zip(*segments, strict=False)))
 
@@ -111,8 +117,8 @@ def row(name: str, documents: Sequence[Document], wrong: float | None) -> Row:
 
 
 def language_detector(source: str, target: str) -> Detector:
-    """lingua's, choosing between these two languages only; a UserError if it is not installed, or
-    knows no such language."""
+    """A detector that chooses between these two languages, by the package lingua. Raises a
+    UserError if it is not installed, or does not know a language."""
     try:
         import lingua
     except ImportError as error:

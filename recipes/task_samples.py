@@ -1,10 +1,10 @@
-"""Makes the minimal pairs that ship with the package from the full files, byte for byte the same
-each time.
+"""Makes the samples of minimal pairs in the package from the full files. The result is
+reproducible, byte for byte.
 
     python recipes/task_samples.py FOLDER_WITH_JSONL_GZ
 
-The same number of pairs of each construction (`uid`), drawn with a fixed seed. Licences: see
-LICENSE.md in the output folder.
+From each file, the same number of pairs of each construction (`uid`) is drawn, with a fixed seed.
+Licences: see LICENSE.md in the output folder.
 """
 
 import gzip
@@ -38,7 +38,7 @@ def main(folder: Path) -> None:
     for name, pairs_of_each in PAIRS_OF_EACH.items():
         pairs = sample(folder / f"{name}.jsonl.gz", pairs_of_each)
         text = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
-        # No time stamp in the file, so that it is reproducible.
+        # Without a time stamp, so that the file is reproducible.
         packed = gzip.compress(text.encode(), compresslevel=9, mtime=0)
         (TASK_DATA / f"{name}.jsonl.gz").write_bytes(packed)
         print(f"{name}: {len(pairs)} pairs, {len(packed):,} bytes")
