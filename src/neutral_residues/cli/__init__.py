@@ -1,1 +1,1 @@
-"""The command line: one file for each command. Everything that is printed is printed here."""
+"""The command line: a file for each command, which does all of its printing."""

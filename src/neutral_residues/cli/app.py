@@ -150,7 +150,7 @@ def advise(
 
 @app.command()
 def vocabulary(run: RunFile, overrides: Overrides = None) -> None:
-    """Print how many tokens new ones for the target save, and which source documents change."""
+    """Print how many tokens new ones save in target text, and how many source documents change."""
     with _loading():
         config = _load_run(run, overrides)
         from neutral_residues.cli.vocabulary import print_vocabulary
@@ -243,13 +243,13 @@ def compose(
         int | None, _option("Tokens over which gates are compared; default: 32, for inhibit 1.")
     ] = None,
 ) -> None:
-    """Combine several extensions of one backbone into a folder that the other commands take.
+    """Combine several extensions of one backbone in a folder that the other commands can use.
 
     \b
-    route     at each token the one whose gate was the largest over the last tokens
-    inhibit   at each token the one whose gate is the largest there
-    sum       all of them, each as far as its gate is open
-    average   one extension with the mean of their weights, if all started alike
+    route     at each token, the one with the largest gate over the last tokens
+    inhibit   at each token, the one with the largest gate at this token
+    sum       the sum of all, each with its own gate
+    average   one extension with their mean weights, if all have the same start
     """
     with _loading():
         _quiet()
@@ -360,7 +360,7 @@ def monitor(
         Path | None, _option("Where to write a line of JSON for each document.")
     ] = None,
 ) -> None:
-    """Check new text against a calibration: how often gates open, which documents are unlike it."""
+    """Compare new text with a calibration: how often gates open, which documents are unlike it."""
     with _loading():
         _quiet()
         from neutral_residues.cli.monitor import monitor_file
@@ -376,7 +376,7 @@ def report(
         _option("Output folder; default: report/ in the folder given, else runs/report."),
     ] = None,
 ) -> None:
-    """Write one page about runs: learning, forgetting, cost; needs no network and no torch."""
+    """Write an HTML page about runs: learning, forgetting, cost. Needs no network and no torch."""
     from neutral_residues.report.build import write_report
 
     written, console = write_report(paths, output), Console()

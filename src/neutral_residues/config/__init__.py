@@ -1,1 +1,1 @@
-"""The files that a user writes: the run file and the comparison file. No torch."""
+"""The files that users write: run file and comparison file. No torch."""

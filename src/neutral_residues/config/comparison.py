@@ -28,7 +28,7 @@ class MethodEntry(Settings):
     method: str
     """A method that `neutral methods` lists, or "module:NAME" for one of your own."""
     label: str | None = Field(default=None, min_length=1, pattern=r"^\w[\w.+-]*$")
-    """Name in tables; null takes the method's name."""
+    """Name in tables; null: the name of the method."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Settings of this entry only, by dotted key, for example {residues.init: paper}."""
 
@@ -40,7 +40,7 @@ class CompareConfig(Settings):
     """Run files with model, data and training. Their `method` and `output` are ignored; the
     sections residues and lora apply only to the methods that use them."""
     output: Path
-    """Folder of the comparison."""
+    """Output folder of the comparison, with all of its runs."""
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
     """Names of methods, or entries with a label and settings of their own."""
     budgets: tuple[float, ...] = ()

@@ -143,7 +143,7 @@ class _Scorer:
     stats: ResidueStats
 
     def score(self, stream: TokenStream) -> SetResult:
-        """The sums over all windows of `stream`."""
+        """Measure both models on all windows of `stream`."""
         own = _if_other(self.own.get(stream.name), stream)
         if own is not None:
             stream = possible_stream(self.model, stream, self.windows, self.pieces)
@@ -174,7 +174,7 @@ class _Scorer:
                 layers=sums.layer_results(self.stats, stream.num_predicted),
                 breakdown=explained,
             )
-        except ValidationError as error:  # finite losses of weights that are far too large
+        except ValidationError as error:  # finite losses so large that perplexities overflow
             raise one_line(error, SetResult, file=f"measured on {stream.name}") from error
 
     def _nats_of_backbone(self, own: TokenStream) -> float:
@@ -268,7 +268,7 @@ def vocabulary_size(model: Any) -> int:
     if layer is not None:
         return layer.vocabulary_size
     embeddings = model.get_input_embeddings()
-    return int(getattr(embeddings, "original_module", embeddings).num_embeddings)  # in PEFT's
+    return int(getattr(embeddings, "original_module", embeddings).num_embeddings)  # PEFT's wrapper
 
 
 def _check_context(model: Any, windows: Windows) -> None:

@@ -77,7 +77,7 @@ class TokenSums:
 
     @classmethod
     def empty(cls, vocabulary: int, ends_D: NDArray[np.int64]) -> "TokenSums":
-        """Zero sums."""
+        """Sums of 0, to add to."""
         types, documents = (np.zeros((2, n)) for n in (vocabulary, len(ends_D)))
         return cls(ends_D, np.zeros(vocabulary, dtype=np.int64), *types, *documents)
 

@@ -1,1 +1,1 @@
-"""What a run leaves behind: its folder, its record, its model card. No torch."""
+"""The files that runs write: output folder, record and model card. No torch."""

@@ -86,13 +86,13 @@ class TokenClass(Part):
     kind: TokenKind
     """The kind of tokens."""
     num_types: int = Field(ge=1)
-    """How many different tokens of that kind occur."""
+    """Number of different tokens of this kind in the set."""
     num_tokens: int = Field(ge=1)
-    """How often they occur together."""
+    """Number of their occurrences."""
     backbone: float = Field(ge=0)
-    """Their bits under the backbone, over all bytes of the set."""
+    """Their bits under the backbone, divided by all bytes of the set."""
     extended: float = Field(ge=0)
-    """The same under the extended model."""
+    """Their bits under the extended model, divided by all bytes of the set."""
 
 
 class TokenChange(Part):

@@ -112,9 +112,9 @@ class Spliced(Part):
     context_tokens: int = Field(ge=1)
     """Tokens of a window."""
     source: AfterSwitch
-    """Source text that follows target text."""
+    """Results on source text after a switch from target text."""
     target: AfterSwitch
-    """Target text that follows source text."""
+    """Results on target text after a switch from source text."""
 
     @model_validator(mode="after")
     def _two_texts(self) -> Self:

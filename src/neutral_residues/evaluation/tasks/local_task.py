@@ -35,7 +35,7 @@ SUMMARIES = {"perplexity": {"aggregation": perplexity, "higher_is_better": False
 
 @dataclass(frozen=True)
 class Materials:
-    """What items are made from."""
+    """What local tasks are made from."""
 
     tokenizer: PreTrainedTokenizerBase  # the tokenizer of the extended model
     sets: Mapping[str, TokenStream]  # evaluation sets by name
