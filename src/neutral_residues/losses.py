@@ -11,8 +11,8 @@ padding. Labels are per token, so that packed, padded and mixed rows all work.
                                  token"; the paper's alternative
 
 Where we choose: the paper's local loss is the L1 norm of the adapter's output, averaged over
-adapters and divided by D, on source rows. The paper does not say whether the norm is taken before
-or after the gate; we take it after, on what is added to the model. To make one weight of the loss
+adapters and divided by D, on source rows. Whether the norm is taken before or after the gate is not
+known; we take it after, of the residue that is added to the model. To make one weight of the loss
 suitable for backbones of any depth, width and scale, each residue is divided by the output of its
 block, and residues are summed over layers:
 

@@ -28,7 +28,7 @@ def exact(share: float) -> Fraction:
 
 
 class Corpus(Settings):
-    """A text corpus: documents, chats or pairs, from a local file or from a dataset of the Hub."""
+    """A text corpus of documents, chats or pairs, from a local file or the `datasets` library."""
 
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
     """Name of this corpus in all tables, for example "fr"."""
@@ -61,8 +61,8 @@ class Corpus(Settings):
     template: str = PAIR_TEMPLATE
     """Text of a pair, with the placeholders {prompt} and {completion}."""
     completion_only_loss: bool = True
-    """Compute the loss only on the completion of a pair and on what follows it in the template;
-    false: on the prompt too."""
+    """Compute the loss only on the completion of a pair and what follows it (the end of the
+    template, the end-of-text token); false: on the prompt too."""
     max_documents: int | None = Field(default=None, ge=1)
     """Read at most this many documents, from the beginning; null: all."""
     share: Shares | None = None
