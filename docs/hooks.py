@@ -85,7 +85,9 @@ def settings_reference(schema: Any, key: str = "", known: dict[Any, str] | None 
     for name, field in schema.model_fields.items():
         path, section = f"{key}.{name}".removeprefix("."), nested_settings(field.annotation)
         about = one_line(field.description)
-        default = "**required**" if field.is_required() else f"`{shown(field.default)}`"
+        default = "**required**"
+        if not field.is_required():
+            default = f"`{shown(field.get_default(call_default_factory=True))}`"
         if section is None:
             rows.append([f"`{path}`", type_name(field.annotation, field.metadata), default, about])
             continue

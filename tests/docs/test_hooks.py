@@ -33,6 +33,7 @@ def test_every_key_is_there_with_its_docstring(name: str, schema: type[Settings]
     for key, text in fields(schema):
         rows = re.findall(rf"^\| `(?:[\w.\[\]]*\.)?{key}` \|.*$", page, flags=re.MULTILINE)
         assert any(text.replace("|", "&#124;") in row for row in rows), key
+    assert "Undefined" not in page
 
 
 def test_types_and_limits_are_words() -> None:

@@ -1,7 +1,7 @@
 """Results of both models on one evaluation set: sums, and all ratios that reports show, which are
 defined only here.
 
-    bits per byte      nats / ln 2 / UTF-8 bytes       comparable across tokenizers and languages
+    bits per byte      nats / ln 2 / UTF-8 bytes       comparable across tokenizers
     token perplexity   exp(nats / tokens)              comparable only with the same tokenizer
     rise               bits per byte of the extended model minus those of the backbone: forgetting
                        on a source set, learning if below 0 on a target set
