@@ -9,10 +9,12 @@ import torch
 
 from command_line import Neutral, assert_one_line
 from neutral_residues import extend
+from neutral_residues.cli.calibrate import costly
 from neutral_residues.config.run import make_run
 from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.evaluation.tasks.cache import weights_key
 from neutral_residues.results.calibration import read_calibration
+from neutral_residues.results.promise import TargetCost
 from neutral_residues.results.record import Sample
 from neutral_residues.results.store import read_record, write_record
 from neutral_residues.tuner.gates import extension_digest, gates
@@ -138,6 +140,14 @@ def test_the_record_of_the_run_is_measured_anew(
     assert again.sets["fr"].extended_bits_per_byte == pytest.approx(
         trained.sets["fr"].extended_bits_per_byte
     )
+
+
+def test_thresholds_that_lose_what_was_learnt_are_warned_of() -> None:
+    half, little = (
+        TargetCost(name="fr", backbone=4.0, trained=2.0, calibrated=bits) for bits in (3.0, 2.04)
+    )
+    (line,) = costly([half, little])
+    assert "on fr 50 % of what was learnt is lost; a larger --over" in line
 
 
 def test_an_extension_without_its_run(

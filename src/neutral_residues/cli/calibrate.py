@@ -13,12 +13,14 @@ from neutral_residues.cli.tables import new_table, print_warnings
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.evaluate_saved import windows_for
 from neutral_residues.evaluation.saved import Saved, load_saved
-from neutral_residues.results.promise import Promise
+from neutral_residues.results.promise import Promise, TargetCost
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.results.store import read_record
 from neutral_residues.training.progress import RunProgress
 
 AVERAGE = "average"
+MUCH_LOST_PERCENT = 5.0
+"""Thresholds that lose a larger share of what was learnt are warned of."""
 
 
 def calibrate_folder(
@@ -93,6 +95,7 @@ def print_promise(promise: Promise, found: Found, *, console: Console) -> None:
     console.print(sets_table(promise))
     if promise.costs:
         console.print(costs_table(promise))
+        print_warnings(costly(promise.costs), console=console)
     else:
         print_warnings(["the cost is unknown without target text; add --cost-on"], console=console)
     values = ", ".join(f"{value:.3g}" for value in found.position.values.values())
@@ -113,6 +116,16 @@ def sets_table(promise: Promise) -> Table:
         exact = f"{100 * text.trained_exact_share:.1f} -> {100 * text.exact_share:.1f} %"
         table.add_row(text.name, f"{text.num_units:,}", loss, exact)
     return table
+
+
+def costly(costs: Sequence[TargetCost]) -> list[str]:
+    """A warning for each target text that loses much of what was learnt."""
+    do = "a larger --over tells target from source text better, a larger --at-most asks for less"
+    return [
+        f"on {cost.name} {cost.points:.0f} % of what was learnt is lost; {do}"
+        for cost in costs
+        if cost.points is not None and cost.points > MUCH_LOST_PERCENT
+    ]
 
 
 def costs_table(promise: Promise) -> Table:
