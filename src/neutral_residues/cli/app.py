@@ -187,12 +187,15 @@ def evaluate(
         Path | None,
         _option('Chat prompts (JSON lines with a key "prompt"); counts unchanged answers.'),
     ] = None,
-    kl: Annotated[bool, _option("Also the KL divergence from the backbone.", "--kl")] = False,
+    kl: Annotated[
+        bool,
+        _option("Measure the KL divergence from the backbone, even if the run did not.", "--kl"),
+    ] = False,
     into_record: Annotated[
         bool, _option("Put what is measured into the finished run's own record.", "--into-record")
     ] = False,
 ) -> None:
-    """Measure backbone and extended model on sets of text and on tasks; keeps finished tasks."""
+    """Measure backbone and extended model on sets of text and on tasks; finished tasks are kept."""
     with _loading():
         _quiet()
         from neutral_residues.cli import evaluate as command
@@ -237,7 +240,7 @@ def compose(
             "Output folders of runs or extension folders, or name=folder; or a folder of several."
         ),
     ],
-    how: Annotated[str, typer.Option(help="One of the above.", show_default=False)],
+    how: Annotated[str, typer.Option(help="route, inhibit, sum or average.", show_default=False)],
     output: Annotated[Path, typer.Option(help="New folder to write.", show_default=False)],
     over: Annotated[
         int | None, _option("Tokens over which gates are compared; default: 32, for inhibit 1.")
@@ -261,7 +264,7 @@ def compose(
 @app.command()
 def export(
     folder: Folder,
-    to: Annotated[str, typer.Option("--to", help="One of the above.", show_default=False)],
+    to: Annotated[str, typer.Option("--to", help="Name of a form above.", show_default=False)],
     output: Annotated[Path, typer.Option(help="New folder to write.", show_default=False)],
     dtype: Annotated[
         str, _option("Type of the stored weights: float32, bfloat16, float16.")
@@ -294,10 +297,13 @@ def calibrate(
         list[str] | None,
         _option("source:name=file, held-out text like what must not change; can be repeated."),
     ] = None,
-    at_most: Annotated[str, _option("The bound, as 1% or 0.01.")] = "1%",
+    at_most: Annotated[str, _option("Largest share that is allowed, as 1% or 0.01.")] = "1%",
     confidence: Annotated[
         str,
-        _option("As 95% or 0.95; or average: on average over calibrations, which needs less text."),
+        _option(
+            "How sure the bound is, as 95% or 0.95; average: it holds on average over"
+            " calibrations, which needs less text."
+        ),
     ] = "95%",
     promise: Annotated[
         str,
@@ -306,7 +312,10 @@ def calibrate(
             " than --rise."
         ),
     ] = "tokens",
-    rise: Annotated[float, _option("For documents: per cent of bits per byte.")] = 1.0,
+    rise: Annotated[
+        float,
+        _option("With --promise documents: rise of bits per byte, in %, from which one is worse."),
+    ] = 1.0,
     group_by: Annotated[
         str | None,
         _option("Field that names a document's source (book, article, site), the unit counted."),
