@@ -88,6 +88,8 @@ def test_the_record_of_the_run_is_measured_anew(
     trained = read_record(path).model_copy(update={"samples": [sample]})
     write_record(path, trained)
     assert trained.is_current
+    renew = ("evaluate", finished, "--into-record")
+    assert_one_line(neutral(*renew), "nothing to add", "add --tasks or --chat")
     code, printed = neutral("calibrate", finished, "--on", text, *LOOSE, "--over", 1)
     assert code == 0, printed
     assert f"anew: neutral evaluate {finished} --into-record" in printed
@@ -102,7 +104,6 @@ def test_the_record_of_the_run_is_measured_anew(
     assert "as trained, before it was calibrated" in page()
     # What the record holds is measured anew as a whole, or not at all.
     write_record(path, record.model_copy(update={"chat": [sample]}))
-    renew = ("evaluate", finished, "--into-record")
     assert_one_line(neutral(*renew), "thresholds have changed", "nothing for --chat FILE")
     assert_one_line(neutral(*renew, "--context", 16), "--context does not go with --into-record")
     write_record(path, record)

@@ -14,8 +14,8 @@ from neutral_residues.results.record import Record
 def check_renewal(
     own: Record, promise: Promise | None, *, tasks: Collection[str], with_chat: bool
 ) -> None:
-    """If thresholds have changed, raise a UserError unless everything in `own` will be measured
-    again.
+    """Raise a UserError if nothing would be added to `own`, or if thresholds have changed and not
+    everything in it will be measured again.
 
     Args:
         own: the record of the run.
@@ -24,6 +24,9 @@ def check_renewal(
         with_chat: whether chat prompts will be answered.
     """
     if promise == own.measured_promise:
+        if not tasks and not with_chat:
+            what = "--into-record has nothing to add: thresholds are as when the run was measured"
+            raise UserError(what, do="add --tasks or --chat")
         return
     names = [task.name for task in own.main_scores if task.name not in tasks]
     options = [f"--tasks {','.join(names)}"] if names else []
