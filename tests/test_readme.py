@@ -134,15 +134,17 @@ def test_the_claims_are_those_of_the_report() -> None:
 
 
 SMOLLM2 = {
-    "SmolLM2, full fine-tuning": "finetune",
-    "SmolLM2, LoRA on the same budget": "lora",
-    "**SmolLM2, neutral residues**": "neutral",
-    "**SmolLM2, calibrated**": "neutral-calibrated",
+    "SmolLM2, full fine-tuning": "finetune/lr0.00033",
+    "SmolLM2, fine-tuning with KL": "finetune-kl/lr0.00033",
+    "SmolLM2, LoRA on the same budget": "lora/b0.2-lr0.002",
+    "SmolLM2, gate-less adapter": "adapter/b0.2-lr0.0033",
+    "**SmolLM2, neutral residues**": "neutral/b0.2-lr0.0033",
+    "**SmolLM2, calibrated**": "neutral-calibrated/b0.2-lr0.0033",
 }
 
 
-def real_models(language: str, label: str) -> list[Record]:
-    start = f"cells/smollm2-{language}/{label}/"
+def real_models(language: str, run: str) -> list[Record]:
+    start = f"cells/smollm2-{language}/{run}"
     return [found.record for found in packed("smollm2") if start in found.origin]
 
 
@@ -166,7 +168,7 @@ def test_the_real_models_results_are_those_of_the_records(title: str) -> None:
 def test_how_much_the_real_model_learns_is_in_the_records() -> None:
     (ours,), (calibrated,), (tuned,), (low_rank,) = (
         [it.sets["fr"].rise_percent for it in real_models("fr", label)]
-        for label in ("neutral", "neutral-calibrated", "finetune", "lora")
+        for label in ("neutral/", "neutral-calibrated/", "finetune/lr0.00033", "lora/b0.2-lr0.002")
     )
     of_tuning, of_lora = 100 * ours / tuned, 100 * ours / low_rank
     text = " ".join(README.split())
@@ -178,7 +180,7 @@ def test_how_much_the_real_model_learns_is_in_the_records() -> None:
 
 
 def test_on_how_much_english_a_calibrated_real_model_has_open_gates() -> None:
-    (record,) = real_models("fr", "neutral-calibrated")
+    (record,) = real_models("fr", "neutral-calibrated/")
     source = [record.sets[name] for name in ("en", "en-pubmed", "en-wiki")]
     tokens = sum(it.num_tokens for it in source)
     touched = tokens - sum(it.num_neutral_tokens or 0 for it in source)
@@ -189,13 +191,13 @@ def test_on_how_much_english_a_calibrated_real_model_has_open_gates() -> None:
 def test_what_is_said_of_german_on_the_real_model_is_in_the_records() -> None:
     text = " ".join(README.split())
     said = {
-        "finetune": "to {bits:.3f} by fine-tuning and",
-        "lora": "and {bits:.3f} by LoRA, which keep {same} of {all} answers",
-        "neutral": "to {bits:.3f} by neutral residues, which keep {same} (",
-        "neutral-calibrated": "calibrated to {bits:.3f} with {same} of {all}.",
+        "finetune/": "to {bits:.3f} by fine-tuning and",
+        "lora/": "and {bits:.3f} by LoRA, which keep {same} of {all} answers",
+        "neutral/": "to {bits:.3f} by neutral residues, which keep {same} (",
+        "neutral-calibrated/": "calibrated to {bits:.3f} with {same} of {all}.",
     }
-    for label, sentence in said.items():
-        (record,) = real_models("de", label)
+    for run, sentence in said.items():
+        (record,) = real_models("de", run)
         german = record.sets["de"]
         assert f"German ({german.backbone_bits_per_byte:.3f}) is learnt" in text
         same = sum(sample.is_same for sample in record.chat)

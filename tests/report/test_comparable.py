@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from neutral_residues.config.run import make_run
 from neutral_residues.errors import UserError
 from neutral_residues.results.record import Record
 from synthetic import make_record, make_section
@@ -36,6 +37,25 @@ def test_what_makes_another_point(settings: dict[str, Any]) -> None:
     section = make_section(make_record(), make_record(seed=1, settings=settings))
     assert len(section.points) == len(section.curves) == 2
     assert len({point.name for point in section.points}) == 2
+
+
+def test_settings_that_are_newer_than_a_record_make_no_other_point() -> None:
+    def of(config: dict[str, Any], seed: int) -> Record:
+        kept = make_record(seed=seed)
+        return kept.model_copy(update={"config": config | {"seed": seed}})
+
+    corpora = [
+        {"name": role, "role": role, "path": f"{role}.jsonl"} for role in ("source", "target")
+    ]
+    run = make_run({"model": "x", "output": "y", "data": {"train": corpora, "evaluate": corpora}})
+    new = run.model_dump(mode="json")
+    old = new | {"data": {key: new["data"][key] for key in ("evaluate", "block_tokens")}}
+    del old["residues"]["per_target"], old["beside"]
+    old["data"]["train"] = corpora
+    section = make_section(of(new, 0), of(old, 1))
+    assert [point.name for point in section.points] == ["neutral"]
+    other = make_section(of(new, 0), of(old | {"budget": 0.1}, 1))
+    assert [point.variant for point in other.points] == ["budget 0.2", "budget 0.1"]
 
 
 def other_tokenizer() -> Record:

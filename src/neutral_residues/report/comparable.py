@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from neutral_residues.config.base import flat
+from neutral_residues.config.run import RunConfig
 from neutral_residues.errors import UserError
 from neutral_residues.report.load import Found
 from neutral_residues.results.record import Record
@@ -34,11 +35,22 @@ def shown_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 def point_settings(record: Record) -> dict[str, Any]:
     """The settings that distinguish points: the configuration without those in which seeds may
     differ, and how a calibrated extension was calibrated."""
-    settings = shown_settings(record.config) | {"label": record.label, "method": record.method}
+    config = shown_settings(_with_defaults(record.config))
+    settings = config | {"label": record.label, "method": record.method}
     if record.measured_promise:
         calibrated = record.measured_promise.model_dump(include=CALIBRATED)
         settings |= shown_settings({"promise": calibrated})
     return {key: settings[key] for key in settings if not NOT_A_SETTING.fullmatch(key)}
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a run with the defaults of settings that are newer than its record, so
+    that it differs from a newer record's only in what was chosen. Unchanged if it is not that of a
+    run, or cannot be read by this version."""
+    try:
+        return RunConfig.model_validate(config).model_dump(mode="json")
+    except (ValueError, UserError):  # pydantic's is a ValueError
+        return config
 
 
 def check_alike(one: Found, other: Found) -> None:
