@@ -146,7 +146,8 @@ def save(record: Record, folder: Path, output: Path | None, *, into_record: bool
         whole = renewed(earlier, record)
         write_record(run.record, whole)
         write_card(run.weights, whole)
-        console.print(f"record: {run.record} holds {len(whole.main_scores)} tasks", highlight=False)
+        tasks = f" holds {len(whole.main_scores)} tasks" if whole.tasks else ""
+        console.print(f"record: {run.record}{tasks}", highlight=False)
         if not earlier.is_current:
             console.print("its numbers are those of the extension as it is now", highlight=False)
 
