@@ -29,7 +29,6 @@ from neutral_residues.config.run import RunConfig, load_run
 from neutral_residues.data.documents import Pair, iter_pairs
 from neutral_residues.data.tokenise import tokenise
 from neutral_residues.evaluation.evaluate import evaluate
-from neutral_residues.evaluation.generate import generate_both
 from neutral_residues.evaluation.saved import Saved, load_saved
 from neutral_residues.evaluation.windows import Windows
 from neutral_residues.results.run_folder import RunFolder
@@ -76,10 +75,7 @@ class Measured:
             batch = self.pairs[first : first + BATCH]
             before, _, _ = self.corpus.template.partition("{completion}")
             prompts = [before.rstrip(" ").replace("{prompt}", pair.prompt) for pair in batch]
-            for sample in generate_both(
-                self.saved.model, self.saved.tokenizer, prompts, max_new_tokens=max_new_tokens,
-                reference=self.saved.reference, end_of_text=self.saved.end_of_text,
-            ):  # fmt: skip
+            for sample in self.saved.completions(prompts, max_new_tokens=max_new_tokens):
                 for side, text in zip(found, (sample.backbone, sample.extended), strict=True):
                     side.append(text.strip().partition("\n")[0])
         return found

@@ -64,12 +64,7 @@ def evaluate_folder(
         saved, tasks, streams, windows, limit=limit, num_fewshot=num_fewshot, task_data=task_data
     )
     prompts = read_prompts(chat) if chat else []
-    changed = False
-    if into_record:
-        names = [task.name for task in plan.tasks]
-        own_record = read_record(RunFolder(folder).record)
-        check_renewal(own_record, saved.promise, tasks=names, with_chat=bool(prompts))
-        changed = saved.promise != own_record.measured_promise
+    is_replaced = into_record and _replaces_record(saved, plan, prompts)
     longest = saved.evaluation.chat_tokens
     check_prompts(prompts, saved.model.config, saved.tokenizer, max_new_tokens=longest)
     for line in plan.missing:
@@ -95,10 +90,19 @@ def evaluate_folder(
             answers = saved.chat(prompts, display.on_progress)
         record = record.model_copy(update={"chat": answers})
         print_chat(record, console=console)
-    if changed:
+    if is_replaced:
         texts = {"samples": saved.samples(), "gates": saved.gates(streams)}
         record = record.model_copy(update=texts)
     return record
+
+
+def _replaces_record(saved: Saved, plan: TaskPlan, prompts: Sequence[str]) -> bool:
+    """Whether this evaluation replaces everything in the record of the run, because thresholds have
+    changed. Raises a UserError as `check_renewal`."""
+    own = read_record(RunFolder(saved.folder).record)
+    tasks = [task.name for task in plan.tasks]
+    check_renewal(own, saved.promise, tasks=tasks, with_chat=bool(prompts))
+    return saved.promise != own.measured_promise
 
 
 def check_options(

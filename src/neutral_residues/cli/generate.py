@@ -8,22 +8,13 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from neutral_residues.evaluation.generate import generate_both
 from neutral_residues.evaluation.saved import load_saved
 
 
 def print_both(folder: Path, prompt: str, **settings: Any) -> None:
     """Print both completions of a prompt side by side; `settings` are those of `generate_both`."""
     saved, console = load_saved(folder), Console()
-    (sample,) = generate_both(
-        saved.model,
-        saved.tokenizer,
-        [prompt],
-        reference=saved.reference,
-        backbone_tokenizer=saved.backbone_tokenizer,
-        end_of_text=saved.end_of_text,
-        **settings,
-    )
+    (sample,) = saved.completions([prompt], **settings)
     width = max(30, console.width // 2 - 1)
     sides = {"backbone": sample.backbone, "with extension": sample.extended}
     panels = [Panel(Text(text), title=title, width=width) for title, text in sides.items()]

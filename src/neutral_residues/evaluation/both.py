@@ -3,6 +3,7 @@ and for a saved extension."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -77,20 +78,27 @@ class BothModels:
             pieces=self.pieces,
         )
 
+    def completions(self, prompts: Sequence[str], **settings: Any) -> list[Sample]:
+        """Completions of the prompts by both models; `settings` are those of `generate_both`."""
+        return generate_both(
+            self.model,
+            self.tokenizer,
+            prompts,
+            reference=self.reference,
+            backbone_tokenizer=self.backbone_tokenizer,
+            end_of_text=self.end_of_text,
+            **settings,
+        )
+
     def samples(self) -> list[Sample]:
         """Continuations of the prompts in `evaluation.prompts` by both models."""
         if not self.evaluation.prompts:
             return []
-        return generate_both(
-            self.model,
-            self.tokenizer,
+        return self.completions(
             self.evaluation.prompts,
             max_new_tokens=SAMPLE_TOKENS,
             temperature=self.evaluation.temperature,
             seed=self.seed,
-            reference=self.reference,
-            backbone_tokenizer=self.backbone_tokenizer,
-            end_of_text=self.end_of_text,
         )
 
     def chat(self, prompts: Sequence[str], on_progress: OnProgress | None = None) -> list[Sample]:

@@ -94,10 +94,11 @@ def evaluate_saved(
     """Measure backbone and extended model on all texts, and on text that alternates between the
     first source and the first target text; see `evaluate` and `measure_spliced`. Returns a record
     without task scores."""
-    options: dict[str, Any] = {"kl": kl, "on_progress": on_progress}
     results = {}
     if streams:
-        results = saved.sets(streams, windows, backbone_streams=backbone_streams, **options)
+        results = saved.sets(
+            streams, windows, backbone_streams=backbone_streams, kl=kl, on_progress=on_progress
+        )
     key = tokenizer_key(saved.backbone_tokenizer)
     return Record(
         kind="evaluate",

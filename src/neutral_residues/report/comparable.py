@@ -18,9 +18,7 @@ NOT_A_SETTING = re.compile(
 """Settings that do not distinguish points: they change no weight, or all records of a section agree
 in them."""
 CALIBRATED = {"kind", "at_most", "confidence", "rise_percent", "form", "over", "dial"}
-CONTEXT_KEYS = ("evaluation.context_tokens", "data.block_tokens")
-STRIDE_KEYS = ("evaluation.stride_tokens",)
-"""Where windows are set: by themselves, or by default."""
+"""Fields of a promise that distinguish points."""
 
 
 def shown_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,6 +77,6 @@ def _measured_with(record: Record) -> dict[str, object]:
 
 def _windows(record: Record) -> tuple[int | None, int | None]:
     settings = shown_settings(record.config)
-    found = [[settings[k] for k in keys if k in settings] for keys in (CONTEXT_KEYS, STRIDE_KEYS)]
-    context, stride = (values[0] if values else None for values in found)
-    return context, stride or (max(1, context // 2) if context else None)
+    context = settings.get("evaluation.context_tokens", settings.get("data.block_tokens"))
+    half = max(1, context // 2) if context else None
+    return context, settings.get("evaluation.stride_tokens", half)
