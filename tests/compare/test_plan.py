@@ -48,7 +48,7 @@ def test_cells_weights_and_disk_are_counted(
 
     monkeypatch.setattr(TRIAL, trial)
     printed = io.StringIO()
-    found = print_plan(config, console=Console(file=printed, width=160))
+    found = print_plan(config, console=Console(file=printed, width=80))
     assert not (tmp_path / "out").exists()
     by_method = {plan.cell.config.method: plan for plan in found.cells}
     finetune = by_method["finetune"]
@@ -70,6 +70,8 @@ def test_cells_weights_and_disk_are_counted(
     # Three methods: the first seed at two rates, and two more seeds at the better one.
     for part in ("12 cells at most", "0 done, 2 at a time", "cannot run", "disk: about"):
         assert part in text, text
+    for name in (part for plan in found.cells for part in plan.cell.group.split("/")):
+        assert name in text, text  # on 80 columns
     assert "time left: about" in text
 
 

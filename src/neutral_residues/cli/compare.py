@@ -1,11 +1,11 @@
 """`neutral compare`: prints the plan of a comparison, its progress and its outcome."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 from rich import progress as rich_progress
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.table import Column, Table
 from rich.text import Text
@@ -24,7 +24,11 @@ def print_plan(config: CompareConfig, *, console: Console | None = None) -> Plan
     console = console or Console()
     with console.status("counting, and trying a few steps where no cell is finished ..."):
         found = plan(config)
-    console.print(_groups_table(found))
+    for table in _groups_tables(found):
+        console.print(table)
+    problems = {plan.cell.group: plan.problem for plan in found.cells if plan.problem}
+    for group, problem in problems.items():
+        console.print(Text(f"{group} cannot run: {problem}", style="red"), soft_wrap=True)
     tuning = " at most (tuning chooses among learning rates)" if config.tune else ""
     lines = [
         f"{found.at_most} cells{tuning}, {found.num_done} done, {found.jobs} at a time",
@@ -39,22 +43,28 @@ def print_plan(config: CompareConfig, *, console: Console | None = None) -> Plan
     return found
 
 
-def _groups_table(found: Plan) -> Table:
-    numbers = ["done", "new", "trained", "learning rates", "time each"]
-    table = new_table("Cells", ["group"], numbers)
-    groups: dict[str, list[CellPlan]] = {}
+def _groups_tables(found: Plan) -> Iterator[Table]:
+    """A table per run file. Its rows are groups of cells: the method on a line, the parts of its
+    name that differ from cell to cell below, so that a narrow terminal breaks none of them."""
+    runs: dict[str, dict[str, list[CellPlan]]] = {}
     for cell in found.cells:
-        groups.setdefault(cell.cell.group, []).append(cell)
-    for group, members in groups.items():
-        table.add_row(*_group_row(group, members))
-    return table
+        run, _, group = cell.cell.group.partition("/")
+        runs.setdefault(run, {}).setdefault(group, []).append(cell)
+    numbers = ["done", "new", "trained", "learning rates", "time each"]
+    for run, groups in runs.items():
+        table = new_table(run, ["cells"], numbers)
+        table.columns[0].no_wrap = True
+        for group, members in groups.items():
+            method, *parts = group.split("/")
+            table.add_row(*_group_row(f"{method}\n{' '.join(parts)}", members))
+        yield table
 
 
 def _group_row(group: str, members: list[CellPlan]) -> list[str]:
     one = members[0]
     done = f"{sum(member.done for member in members)}/{len(members)}"
     if one.problem:
-        return [f"{group}\n[red]cannot run: {escape(one.problem)}[/red]", done, *("-" * 4)]
+        return [group, done, *("-" * 4)]
     rates = sorted({member.cell.config.training.learning_rate or 0.0 for member in members})
     return [
         group,
