@@ -70,6 +70,7 @@ def test_a_finished_task_is_a_line(terminal: bool) -> None:
         display.on_scores([score, other])
     line = "clams-fr: acc 50 -> 75, perplexity 12.5 -> 11.75, 40 items, 3 truncated prompts\n"
     assert line in printed.getvalue()
+    assert ("measuring clams-fr ...\n" in printed.getvalue()) is not terminal
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -147,8 +147,8 @@ class TrainingDisplay:
 
 
 class MeasuringDisplay:
-    """Display of the evaluation: a bar for the set or task in progress, a line for each finished
-    task."""
+    """Display of the evaluation: a bar for the set or task in progress, or without a terminal a
+    line when it begins; a line for each finished task."""
 
     def __init__(self, console: Console) -> None:
         # With a file of its own: standard error is redirected meanwhile, to hide the progress bars
@@ -160,6 +160,7 @@ class MeasuringDisplay:
             *columns, console=self.console, transient=True, disable=not terminal
         )
         self.task = self.progress.add_task("measuring", total=None)
+        self.begun: set[str] = set()
 
     def __enter__(self) -> "MeasuringDisplay":
         self.progress.start()
@@ -169,6 +170,9 @@ class MeasuringDisplay:
         self.progress.stop()
 
     def on_progress(self, name: str, done: int, total: int) -> None:
+        if not self.console.is_terminal and name not in self.begun:
+            self.begun.add(name)
+            self.console.print(f"measuring {name} ...", highlight=False)
         self.progress.update(self.task, description=name, completed=done, total=total)
 
     def on_scores(self, scores: Sequence[TaskScore]) -> None:
