@@ -130,7 +130,16 @@ class _Interrupt:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-MADE = {"chats": chat_values, "several": several_values, "beside": beside_values}
+def muon_values(folder: Path) -> dict[str, Any]:
+    return run_values(folder, optimizer="muon")
+
+
+MADE = {
+    "chats": chat_values,
+    "several": several_values,
+    "beside": beside_values,
+    "muon": muon_values,
+}
 
 
 @pytest.mark.parametrize("method", ["neutral", "finetune", "ssu", *MADE])

@@ -154,8 +154,11 @@ class TrainingSettings(Settings):
     kl_weight: float = Field(default=0.0, ge=0)
     """Weight of KL(backbone || model) in nats, which is added to the language-modelling loss of
     each source token. It keeps predictions on source rows near the backbone's, with any method."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: torch's Muon (2.9 or later) for the matrices inside the layers, at twice the learning
+    rate and with updates scaled to the size of AdamW's; AdamW for all other weights."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay."""
     adam_betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's betas."""
     max_grad_norm: float = Field(default=1.0, gt=0)

@@ -346,7 +346,7 @@ METHODS: tuple[Method, ...] = (
         attach=partial(_attach_lora, gated=True),
         afterwards=(),
         uses=(*LORA.uses, "lora.gate_learning_rate_factor"),
-        fixed={"training.weight_decay": 0.0},
+        fixed={"training.weight_decay": 0.0, "training.optimizer": "adamw"},
         learning_rate_factor=lambda model, config: (
             disel_gates(model),
             config.lora.gate_learning_rate_factor,
@@ -384,6 +384,7 @@ METHODS: tuple[Method, ...] = (
         trains="the smallest singular directions of all linear layers, orthogonal to the rest",
         size="number of directions that train",
         attach=lambda model, config: attach_osf(model, budget=config.budget),
+        fixed={"training.optimizer": "adamw"},
         uses=(),
         new_tokens="none",
     ),
@@ -413,7 +414,7 @@ METHODS: tuple[Method, ...] = (
         title="source-shielded updates",
         paper="SSU, Yamaguchi et al. 2026, arXiv 2512.04844",
         trains="as finetune, without the half of the columns that matters most on source text",
-        fixed={"training.weight_decay": 0.0},
+        fixed={"training.weight_decay": 0.0, "training.optimizer": "adamw"},
         calibrate=freeze_source_columns,
     ),
     _scaled(

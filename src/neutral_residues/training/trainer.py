@@ -26,6 +26,7 @@ from neutral_residues.training.checkpoints import complete_checkpoints, mark_com
 from neutral_residues.training.device_sums import DeviceSums
 from neutral_residues.training.mixin import NeutralResiduesTrainerMixin, split_param_group
 from neutral_residues.training.models import activate_extensions, reference_of
+from neutral_residues.training.muon import add_muon
 from neutral_residues.training.setup import Setup
 
 
@@ -198,6 +199,8 @@ class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
         if self.setup.method.learning_rate_factor is not None:
             weights, factor = self.setup.method.learning_rate_factor(self.model, self.setup.config)
             split_param_group(optimizer, weights, factor=factor)
+        if self.setup.config.training.optimizer == "muon":
+            optimizer = self.optimizer = add_muon(self.model, optimizer)
         return optimizer
 
     def training_step(

@@ -1,0 +1,69 @@
+"""torch's Muon for the matrices inside the layers, beside AdamW for all other weights.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) moves a matrix by the same
+amount along each of its directions, where AdamW follows the few in which gradients are large. Its
+updates are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), times `RATE_FACTOR`.
+What it gains and what a step costs: LAB.md, "Muon".
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from neutral_residues.errors import UserError
+from neutral_residues.tuner.layer import trained_gates
+
+RATE_FACTOR = 2.0
+"""Learning rate of Muon, as a multiple of that of AdamW."""
+
+
+def add_muon(model: nn.Module, adamw: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Hand the matrices inside the layers from `adamw` to Muon, and return both as one optimizer.
+    Raises a UserError for a model that trains no such matrix."""
+    chosen = {id(matrix) for matrix in matrices_in_layers(model)}
+    moved = []
+    for group in adamw.param_groups:
+        own = [weight for weight in group["params"] if id(weight) in chosen]
+        group["params"] = [weight for weight in group["params"] if id(weight) not in chosen]
+        keys = {"weight_decay": group["weight_decay"], "lr": group["lr"] * RATE_FACTOR}
+        moved += [{**keys, "params": own}] if own else []
+    if not moved:
+        raise UserError(
+            "training.optimizer: muon has no matrix in a layer to train", do="use adamw"
+        )
+    return _Both(adamw, torch.optim.Muon(moved, adjust_lr_fn="match_rms_adamw"))
+
+
+def matrices_in_layers(model: nn.Module) -> list[nn.Parameter]:
+    """The trained matrices that are not part of embeddings, output head or gates."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[operator]
+    others = [module for module in [*ends, *trained_gates(model)] if module is not None]
+    outside = {id(weight) for module in others for weight in module.parameters()}
+    return [
+        weight
+        for weight in model.parameters()
+        if weight.requires_grad and weight.ndim == 2 and id(weight) not in outside
+    ]
+
+
+class _Both(torch.optim.Optimizer):
+    """Two optimizers as one. Learning rates are scheduled in the parameter groups, which are those
+    of the two; the state is kept by each."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]

@@ -1,0 +1,91 @@
+"""Muon trains the matrices inside the layers as torch's own does, and AdamW all other weights."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from distributed_worker import extended_llama
+from neutral_residues import UserError
+from neutral_residues.config.run import TrainingSettings
+from neutral_residues.training.checks import check_optimizer
+from neutral_residues.training.muon import RATE_FACTOR, add_muon, matrices_in_layers
+
+RATE, DECAY = 1e-2, 0.1
+
+
+def adamw(weights: list[nn.Parameter]) -> torch.optim.AdamW:
+    return torch.optim.AdamW(weights, lr=RATE, weight_decay=DECAY)
+
+
+def model() -> nn.Module:
+    return extended_llama(gate_reads="tokens", head_rank=4)
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: it for name, it in model.named_parameters() if it.requires_grad}
+
+
+def take_steps(model: nn.Module, *optimizers: torch.optim.Optimizer, num: int = 3) -> None:
+    """Steps with the same random gradients for every model."""
+    random = torch.Generator().manual_seed(0)
+    for _ in range(num):
+        for weight in trained(model).values():
+            weight.grad = torch.randn(weight.shape, generator=random)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def test_each_weight_has_its_own_optimizer() -> None:
+    both, apart = model(), model()
+    matrices = matrices_in_layers(apart)
+    ids = {id(matrix) for matrix in matrices}
+    names = {name for name, weight in trained(apart).items() if id(weight) in ids}
+    assert {name.rsplit(".", 2)[1] for name in names} == {"gate", "up", "down"}
+    assert all(".mlp." in name for name in names)
+    rest = [weight for weight in trained(apart).values() if id(weight) not in ids]
+    muon = torch.optim.Muon(
+        matrices, lr=RATE * RATE_FACTOR, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw"
+    )
+    take_steps(apart, adamw(rest), muon)
+    take_steps(both, add_muon(both, adamw(list(trained(both).values()))))
+    for (name, got), expected in zip(trained(both).items(), trained(apart).values(), strict=True):
+        assert torch.equal(got, expected), name
+
+
+def test_schedules_reach_both_and_a_state_continues_both() -> None:
+    whole = model()
+    optimizer = add_muon(whole, adamw(list(trained(whole).values())))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    assert sorted({g["lr"] for g in optimizer.param_groups}) == [RATE / 2, RATE / 2 * RATE_FACTOR]
+    take_steps(whole, optimizer)
+    resumed = copy.deepcopy(whole)
+    fresh = add_muon(resumed, adamw(list(trained(resumed).values())))
+    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert [g["lr"] for g in fresh.param_groups] == [g["lr"] for g in optimizer.param_groups]
+    take_steps(whole, optimizer)
+    take_steps(resumed, fresh)
+    schedule.step()
+    for got, expected in zip(trained(resumed).values(), trained(whole).values(), strict=True):
+        assert torch.equal(got, expected)
+    parts = itertools.chain.from_iterable(part.param_groups for part in fresh.parts)
+    assert all(a is b for a, b in zip(fresh.param_groups, parts, strict=True))
+
+
+def test_what_has_no_matrix_in_a_layer_is_refused() -> None:
+    embeddings = nn.Embedding(4, 2)
+    only = nn.Module()
+    only.embeddings = embeddings
+    only.get_input_embeddings = lambda: embeddings  # type: ignore[assignment]
+    only.get_output_embeddings = lambda: None  # type: ignore[assignment]
+    with pytest.raises(UserError, match="no matrix in a layer to train; use adamw"):
+        add_muon(only, adamw(list(only.parameters())))
+
+
+def test_an_old_pytorch_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(UserError, match="needs PyTorch 2.9 or later; got "):
+        check_optimizer(TrainingSettings(optimizer="muon"))
+    check_optimizer(TrainingSettings())
