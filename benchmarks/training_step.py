@@ -4,18 +4,20 @@
     python benchmarks/training_step.py --width 1024 --layers 8 --rows 4     a random Llama
     python benchmarks/training_step.py --width 576 --layers 8 --rows 8 --vocabulary 150000 --tied \
         --methods neutral neutral-no-head adapter adapter-no-head     the head's residue
+    python benchmarks/training_step.py --methods neutral neutral-muon finetune-muon      Muon
 
 Add `--output FILE.json` to keep the numbers.
 
 Methods take turns (A B C A B C ...), so that a slow phase of the machine affects all of them;
 printed are medians, and ratios to full fine-tuning. Memory is the peak of a separate process for
-each method. A step is forward, loss (with the local loss), backward, clipping and AdamW, as in
-training, without data loading.
+each method. A step is forward, loss (with the local loss), backward, clipping and the optimizer, as
+in training, without data loading.
 """
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,10 +31,15 @@ from neutral_residues.methods.table import find_method
 from neutral_residues.results.benchmark import Measured
 from neutral_residues.training.cost import peak_memory_bytes
 from neutral_residues.training.local_loss import local_loss
+from neutral_residues.training.muon import add_muon
 
-WITHOUT_HEAD = {"neutral-no-head": "neutral", "adapter-no-head": "adapter"}
-"""Name here -> method, for methods measured with the same budget, but without a residue on the
-output head."""
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "neutral-no-head": ("neutral", {"residues": {"head_rank": 0}}),
+    "adapter-no-head": ("adapter", {"residues": {"head_rank": 0}}),
+    "neutral-muon": ("neutral", {"training": {"optimizer": "muon"}}),
+    "finetune-muon": ("finetune", {"training": {"optimizer": "muon"}}),
+}
+"""Name here -> method and settings, for methods measured with other settings than their own."""
 
 TIMED = (
     "neutral",
@@ -44,19 +51,19 @@ TIMED = (
     "osf",
     "finetune-ffn",
     "finetune",
-    *WITHOUT_HEAD,
+    "neutral-no-head",
+    "adapter-no-head",
 )
 """Methods that train, and for which a budget of 20 % makes sense; times are relative to full
 fine-tuning."""
+NAMES = tuple(dict.fromkeys([*TIMED, *VARIANTS]))
 
 
 def config_for(name: str) -> RunConfig:
-    method = WITHOUT_HEAD.get(name, name)
+    method, settings = VARIANTS.get(name, (name, {}))
     corpora = [{"name": role, "role": role, "path": f"{role}.txt"} for role in ("source", "target")]
     values = {"model": "unused", "method": method, "output": "unused", "data": {"train": corpora}}
-    if name in WITHOUT_HEAD:
-        values["residues"] = {"head_rank": 0}
-    return find_method(method).resolve(make_run(values))
+    return find_method(method).resolve(make_run(values | settings))
 
 
 def backbone_for(arguments: argparse.Namespace, *, dtype: torch.dtype) -> nn.Module:
@@ -76,7 +83,9 @@ def make_step(name: str, arguments: argparse.Namespace) -> Callable[[], None]:
     backbone = backbone_for(arguments, dtype=torch.bfloat16 if frozen_in_bf16 else torch.float32)
     model = method.attach(backbone, config).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3, betas=(0.9, 0.95))
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(trained, lr=1e-3, betas=(0.9, 0.95))
+    if config.training.optimizer == "muon":
+        optimizer = add_muon(model, optimizer)
     generator = torch.Generator().manual_seed(0)
     shape = (arguments.rows, arguments.tokens)
     vocabulary = backbone.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
@@ -136,8 +145,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--methods", nargs="+", choices=TIMED, default=TIMED)
-    parser.add_argument("--only-memory", choices=(*TIMED, "nothing"))
+    parser.add_argument("--methods", nargs="+", choices=NAMES, default=TIMED)
+    parser.add_argument("--only-memory", choices=(*NAMES, "nothing"))
     arguments = parser.parse_args()
     if arguments.only_memory:
         if arguments.only_memory != "nothing":

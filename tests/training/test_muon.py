@@ -86,6 +86,6 @@ def test_what_has_no_matrix_in_a_layer_is_refused() -> None:
 
 def test_an_old_pytorch_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(UserError, match="needs PyTorch 2.9 or later; got "):
+    with pytest.raises(UserError, match=r"needs PyTorch 2\.9 or later; got "):
         check_optimizer(TrainingSettings(optimizer="muon"))
     check_optimizer(TrainingSettings())
