@@ -136,9 +136,11 @@ def test_the_claims_are_those_of_the_report() -> None:
 SMOLLM2 = {
     "SmolLM2, full fine-tuning": "finetune/lr0.00033",
     "SmolLM2, fine-tuning with KL": "finetune-kl/lr0.00033",
+    "SmolLM2, averaged with fine-tuning, 0.6": "wise-ft/share0.6-lr0.00033",
     "SmolLM2, LoRA on the same budget": "lora/b0.2-lr0.002",
     "SmolLM2, gate-less adapter": "adapter/b0.2-lr0.0033",
     "**SmolLM2, neutral residues**": "neutral/b0.2-lr0.0033",
+    "**SmolLM2, neutral residues, Muon**": "neutral-muon/b0.2-lr0.0033",
     "**SmolLM2, calibrated**": "neutral-calibrated/b0.2-lr0.0033",
 }
 
@@ -166,17 +168,24 @@ def test_the_real_models_results_are_those_of_the_records(title: str) -> None:
 
 
 def test_how_much_the_real_model_learns_is_in_the_records() -> None:
-    (ours,), (calibrated,), (tuned,), (low_rank,) = (
-        [it.sets["fr"].rise_percent for it in real_models("fr", label)]
-        for label in ("neutral/", "neutral-calibrated/", "finetune/lr0.00033", "lora/b0.2-lr0.002")
+    (ours,), (with_muon,), (calibrated,), (tuned,), (low_rank,) = (
+        [it.sets["fr"].rise_percent for it in real_models("fr", f"{label}/")]
+        for label in (
+            "neutral",
+            "neutral-muon",
+            "neutral-calibrated",
+            "finetune/lr0.00033-p0.1-s0",
+            "lora/b0.2-lr0.002-p0.1-s0",
+        )
     )
-    of_tuning, of_lora = 100 * ours / tuned, 100 * ours / low_rank
+
+    def shares(drop: float) -> tuple[str, str]:
+        return f"{100 * drop / tuned:.0f} %", f"{100 * drop / low_rank:.0f} %"
+
     text = " ".join(README.split())
-    assert (
-        f"learn {of_tuning:.0f} % of what fine-tuning does here, and {of_lora:.0f} % of LoRA"
-        in text
-    )
-    assert f"on other English text they learn {100 * calibrated / tuned:.0f} %" in text
+    assert "learn {} of what fine-tuning does here, and {} of LoRA".format(*shares(ours)) in text
+    assert "(`training.optimizer: muon`) {} and {}".format(*shares(with_muon)) in text
+    assert f"those of AdamW learn {shares(calibrated)[0]}" in text
 
 
 def test_on_how_much_english_a_calibrated_real_model_has_open_gates() -> None:
