@@ -1,6 +1,7 @@
 """Every run file and comparison that comes with the repository is valid; those of the demo's texts
 find their files; the table in recipes/README.md is complete."""
 
+import gzip
 import re
 from pathlib import Path
 
@@ -53,3 +54,10 @@ def test_the_table_names_every_recipe_and_where_its_numbers_are() -> None:
     assert set(re.findall(r'"(.+?)"', table)) <= set(headings)
     for records in re.findall(r"`([\w-]+\.jsonl\.gz)`", table):
         assert (ROOT / "docs" / "comparisons" / records).is_file()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs" / "comparisons").iterdir()))
+def test_packed_records_name_no_folder_of_a_machine(file: Path) -> None:
+    records = gzip.decompress(file.read_bytes()).decode()
+    assert '"output": "' in records
+    assert not re.findall(r'": "/[^"]+"', records)
