@@ -109,6 +109,18 @@ def test_the_results_are_those_of_the_records(title: str) -> None:
         )
 
 
+def test_what_is_said_of_muon_is_in_the_records() -> None:
+    runs = [found.record for found in packed("muon") if "/b0.2-lr0.005-" in found.origin]
+    assert len(runs) == 3
+    bits = mean(run.sets["fr"].extended_bits_per_byte for run in runs)
+    rises = [
+        mean(run.sets[it].rise_percent for run in runs) for it in ("en", "en-pubmed", "en-wiki")
+    ]
+    text = " ".join(README.split())
+    said = "reach {:.3f}, and forget {:+.1f} % of novels, {:+.1f} % of PubMed and {:+.1f} % of Wiki"
+    assert said.format(bits, *rises) in text
+
+
 def test_the_claims_are_those_of_the_report() -> None:
     """Forgetting at equal learning, as the report works it out from the same records."""
     from neutral_residues.report.aggregate import sections
