@@ -215,6 +215,7 @@ def test_what_is_said_of_german_on_the_real_model_is_in_the_records() -> None:
         "finetune/": "to {bits:.3f} by fine-tuning and",
         "lora/": "and {bits:.3f} by LoRA, which keep {same} of {all} answers",
         "neutral/": "to {bits:.3f} by neutral residues, which keep {same} (",
+        "neutral-muon/": "to {bits:.3f} with Muon, which keep {same},",
         "neutral-calibrated/": "calibrated to {bits:.3f} with {same} of {all}.",
     }
     for run, sentence in said.items():
