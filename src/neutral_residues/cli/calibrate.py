@@ -47,6 +47,8 @@ def calibrate_folder(
         raise UserError(f"--cost-on {wrong}", got="source text", allowed="target:NAME=FILE")
     saved, unknown = load_saved(folder), list[str]()
     windows = windows_for(saved, context, stride)
+    if not console.is_terminal:
+        console.print("measuring what the gates do ...", highlight=False)
     with console.status("measuring what the gates do") as status:
         done = 0
 
