@@ -5,9 +5,9 @@ import itertools
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from distributed_worker import extended_llama
+from distributed_worker import extended_llama, trained
 from neutral_residues import UserError
 from neutral_residues.config.run import TrainingSettings
 from neutral_residues.training.checks import check_optimizer
@@ -16,16 +16,12 @@ from neutral_residues.training.muon import RATE_FACTOR, add_muon, matrices_in_la
 RATE, DECAY = 1e-2, 0.1
 
 
-def adamw(weights: list[nn.Parameter]) -> torch.optim.AdamW:
+def adamw(weights: list[Tensor]) -> torch.optim.AdamW:
     return torch.optim.AdamW(weights, lr=RATE, weight_decay=DECAY)
 
 
 def model() -> nn.Module:
     return extended_llama(gate_reads="tokens", head_rank=4)
-
-
-def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: it for name, it in model.named_parameters() if it.requires_grad}
 
 
 def take_steps(model: nn.Module, *optimizers: torch.optim.Optimizer, num: int = 3) -> None:

@@ -20,7 +20,7 @@ from neutral_residues.units import human_bytes, human_seconds
 
 
 def print_plan(config: CompareConfig, *, console: Console | None = None) -> Plan:
-    """Print the cells of a comparison, one line per group, and their total disk space and time."""
+    """Print the cells of a comparison, in groups, and their total disk space and time."""
     console = console or Console()
     with console.status("counting, and trying a few steps where no cell is finished ..."):
         found = plan(config)

@@ -41,16 +41,26 @@ else:
 DEFAULTS = ResidueSettings()  # a script gets the same, measured defaults as a run file
 
 
+def take_parameters(
+    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
+) -> list[dict[str, Any]]:
+    """Take `parameters` out of their parameter groups; returns groups that hold them, with the
+    same settings."""
+    chosen, taken = {id(parameter) for parameter in parameters}, []
+    for group in optimizer.param_groups:
+        moved = [p for p in group["params"] if id(p) in chosen]
+        if moved:
+            group["params"] = [p for p in group["params"] if id(p) not in chosen]
+            taken.append({**group, "params": moved})
+    return taken
+
+
 def split_param_group(
     optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, factor: float
 ) -> None:
     """Move `parameters` to separate parameter groups with `factor` times their learning rate."""
-    chosen = {id(parameter) for parameter in parameters}
-    for group in list(optimizer.param_groups):
-        moved = [p for p in group["params"] if id(p) in chosen]
-        if moved:
-            group["params"] = [p for p in group["params"] if id(p) not in chosen]
-            optimizer.add_param_group({**group, "params": moved, "lr": group["lr"] * factor})
+    for group in take_parameters(optimizer, parameters):
+        optimizer.add_param_group({**group, "lr": group["lr"] * factor})
 
 
 class NeutralResiduesTrainerMixin(_Trainer):

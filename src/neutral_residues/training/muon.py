@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from neutral_residues.errors import UserError
+from neutral_residues.training.mixin import take_parameters
 from neutral_residues.tuner.layer import trained_gates
 
 RATE_FACTOR = 2.0
@@ -21,13 +22,14 @@ RATE_FACTOR = 2.0
 def add_muon(model: nn.Module, adamw: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Hand the matrices inside the layers from `adamw` to Muon, and return both as one optimizer.
     Raises a UserError for a model that trains no such matrix."""
-    chosen = {id(matrix) for matrix in matrices_in_layers(model)}
-    moved = []
-    for group in adamw.param_groups:
-        own = [weight for weight in group["params"] if id(weight) in chosen]
-        group["params"] = [weight for weight in group["params"] if id(weight) not in chosen]
-        keys = {"weight_decay": group["weight_decay"], "lr": group["lr"] * RATE_FACTOR}
-        moved += [{**keys, "params": own}] if own else []
+    moved = [
+        {
+            "params": group["params"],
+            "lr": group["lr"] * RATE_FACTOR,
+            "weight_decay": group["weight_decay"],
+        }
+        for group in take_parameters(adamw, matrices_in_layers(model))
+    ]
     if not moved:
         raise UserError(
             "training.optimizer: muon has no matrix in a layer to train", do="use adamw"
