@@ -4,7 +4,7 @@
     python benchmarks/training_step.py --width 1024 --layers 8 --rows 4     a random Llama
     python benchmarks/training_step.py --width 576 --layers 8 --rows 8 --vocabulary 150000 --tied \
         --methods neutral neutral-no-head adapter adapter-no-head     the head's residue
-    python benchmarks/training_step.py --methods neutral neutral-muon finetune-muon      Muon
+    python benchmarks/training_step.py --methods neutral neutral-adamw finetune-muon      Muon
 
 Add `--output FILE.json` to keep the numbers.
 
@@ -36,7 +36,7 @@ from neutral_residues.training.muon import add_muon
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "neutral-no-head": ("neutral", {"residues": {"head_rank": 0}}),
     "adapter-no-head": ("adapter", {"residues": {"head_rank": 0}}),
-    "neutral-muon": ("neutral", {"training": {"optimizer": "muon"}}),
+    "neutral-adamw": ("neutral", {"training": {"optimizer": "adamw"}}),
     "finetune-muon": ("finetune", {"training": {"optimizer": "muon"}}),
 }
 """Name here -> method and settings, for methods measured with other settings than their own."""

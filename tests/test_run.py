@@ -130,16 +130,7 @@ class _Interrupt:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def muon_values(folder: Path) -> dict[str, Any]:
-    return run_values(folder, optimizer="muon")
-
-
-MADE = {
-    "chats": chat_values,
-    "several": several_values,
-    "beside": beside_values,
-    "muon": muon_values,
-}
+MADE = {"chats": chat_values, "several": several_values, "beside": beside_values}
 
 
 @pytest.mark.parametrize("method", ["neutral", "finetune", "ssu", *MADE])

@@ -31,7 +31,8 @@ def golden_run(folder: Path) -> dict[str, Any]:
     values = run_values(folder) | {"seed": 3}
     # In so few steps the usual weight closes the gate on all text, and nothing could change.
     values["residues"] = {"local_loss_weight": 0.02}
-    values["training"] |= {"learning_rate": 0.03}
+    # Muon computes in bfloat16, whose last bit differs from one CPU to the next.
+    values["training"] |= {"learning_rate": 0.03, "optimizer": "adamw"}
     values["evaluation"] = values["evaluation"] | {"prompts": ["le "]}
     setup = Setup.of(make_run(values))
     rows = setup.rows

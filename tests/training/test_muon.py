@@ -2,16 +2,17 @@
 
 import copy
 import itertools
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from distributed_worker import extended_llama, trained
+from distributed_worker import InOrder, arguments, extended_llama, mixed_rows, pad_right, trained
 from neutral_residues import UserError
-from neutral_residues.config.run import TrainingSettings
-from neutral_residues.training.checks import check_optimizer
-from neutral_residues.training.muon import RATE_FACTOR, add_muon, matrices_in_layers
+from neutral_residues.training.gate_rates import gate_rates
+from neutral_residues.training.muon import add_muon, matrices_in_layers, rate_factor
 
 RATE, DECAY = 1e-2, 0.1
 
@@ -43,7 +44,7 @@ def test_each_weight_has_its_own_optimizer() -> None:
     assert all(".mlp." in name for name in names)
     rest = [weight for weight in trained(apart).values() if id(weight) not in ids]
     muon = torch.optim.Muon(
-        matrices, lr=RATE * RATE_FACTOR, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw"
+        matrices, lr=RATE * rate_factor(apart), weight_decay=DECAY, adjust_lr_fn="match_rms_adamw"
     )
     take_steps(apart, adamw(rest), muon)
     take_steps(both, add_muon(both, adamw(list(trained(both).values()))))
@@ -55,7 +56,8 @@ def test_schedules_reach_both_and_a_state_continues_both() -> None:
     whole = model()
     optimizer = add_muon(whole, adamw(list(trained(whole).values())))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
-    assert sorted({g["lr"] for g in optimizer.param_groups}) == [RATE / 2, RATE / 2 * RATE_FACTOR]
+    rates = {group["lr"] for group in optimizer.param_groups}
+    assert rates == {RATE / 2, RATE / 2 * rate_factor(whole)}
     take_steps(whole, optimizer)
     resumed = copy.deepcopy(whole)
     fresh = add_muon(resumed, adamw(list(trained(resumed).values())))
@@ -80,8 +82,26 @@ def test_what_has_no_matrix_in_a_layer_is_refused() -> None:
         add_muon(only, adamw(list(only.parameters())))
 
 
-def test_an_old_pytorch_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(UserError, match=r"needs PyTorch 2\.9 or later; got "):
-        check_optimizer(TrainingSettings(optimizer="muon"))
-    check_optimizer(TrainingSettings())
+def test_a_trainer_of_your_own_has_it_too(tmp_path: Path) -> None:
+    args = arguments(
+        str(tmp_path), batch=4, accumulation=1, learning_rate=RATE, optim="adamw_torch"
+    )
+
+    def trainer(**kwargs: Any) -> InOrder:
+        rows = mixed_rows()
+        return InOrder(model(), args, train_dataset=rows, data_collator=pad_right, **kwargs)
+
+    with_muon = trainer(muon=True, gate_learning_rate_factor=3.0)
+    optimizer = with_muon.create_optimizer()
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    matrices = {id(p) for p in matrices_in_layers(with_muon.model)}
+    gates = {id(p) for gate, _ in gate_rates(with_muon.model) for p in gate.parameters()}
+    muon = rate_factor(with_muon.model)
+    for key, rate in rates.items():
+        factor = muon if key in matrices else 3.0 if key in gates else 1.0
+        assert rate == RATE * factor
+    assert len(rates) == len(trained(with_muon.model))
+    assert type(trainer().create_optimizer()) is not type(optimizer)
+    given = (torch.optim.SGD(model().parameters(), lr=RATE), None)
+    with pytest.raises(UserError, match=r"muon=True has no effect on optimizers=\.\.\."):
+        trainer(muon=True, optimizers=given)

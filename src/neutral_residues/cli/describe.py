@@ -14,6 +14,8 @@ from neutral_residues.training.cost import peak_memory_bytes, training_memory_by
 from neutral_residues.training.setup import Setup, ranks
 from neutral_residues.units import human_bytes
 
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon for the layers' matrices, AdamW for the rest"}
+
 
 def print_description(config: RunConfig) -> None:
     """Print weights, tokens, steps, memory and disk of a run.
@@ -42,6 +44,7 @@ def print_description(config: RunConfig) -> None:
         "trained weights": f"{weights.num_trained_weights:,}",
         **_new_tokens(setup),
         "learning rate": f"{setup.learning_rate:.2e}",
+        "optimizer": OPTIMIZERS[training.optimizer],
         "steps": f"{training.steps:,} of {setup.rows_per_step} rows",
         "training tokens": f"{setup.num_tokens:,}, {_source(config)}",
         **{f"  {s.name} ({_part(s, config.data)})": _size(s) for s in train},

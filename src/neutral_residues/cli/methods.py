@@ -13,7 +13,9 @@ def print_methods() -> None:
     table.add_column(style="bold", no_wrap=True)
     for row in METHODS:
         facts = [row.size_in_words]
-        facts += [f"learning rate {row.learning_rate:g}"] if row.learning_rate is not None else []
+        with_muon = ", Muon" if row.recipe.get("training.optimizer") == "muon" else ""
+        rate = row.learning_rate
+        facts += [f"learning rate {rate:g}{with_muon}"] if rate is not None else []
         facts += [f"afterwards: {', '.join(row.afterwards)}"] if row.afterwards else []
         details = f"[dim]{'; '.join(facts)}\n{row.paper}[/dim]"
         table.add_row(row.name, f"{row.title}: {row.trains}\n{details}")

@@ -155,8 +155,8 @@ class TrainingSettings(Settings):
     """Weight of KL(backbone || model) in nats, which is added to the language-modelling loss of
     each source token. It keeps predictions on source rows near the backbone's, with any method."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: torch's Muon (2.9 or later) for the matrices inside the layers, at twice the learning
-    rate and with updates scaled to the size of AdamW's; AdamW for all other weights."""
+    """muon (the default of method neutral): torch's Muon for the matrices inside the layers, at a
+    rate that follows from `learning_rate`; AdamW for all other weights."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay."""
     adam_betas: tuple[float, float] = (0.9, 0.95)

@@ -5,7 +5,8 @@ row of this table. A method of your own is another row, in any module of yours: 
 my_module:MY_ROW` in the run file.
 
 Where we choose: learning rates are for a backbone of hidden size `RECIPE_WIDTH`, and are scaled
-with 1 / hidden size for others (LAB.md, "what moved the curve, and what did not").
+with 1 / hidden size for others (LAB.md, "what moved the curve, and what did not"); AdamW or Muon,
+whichever was better for a method (LAB.md, "Muon").
 """
 
 import pkgutil
@@ -212,6 +213,7 @@ NEUTRAL = Method(
     afterwards=("skip",),
     has_local_loss=True,
     uses=("residues",),
+    recipe={"training.optimizer": "muon"},
     new_tokens="beside",
 )
 ADAPTER = replace(
@@ -227,6 +229,7 @@ ADAPTER = replace(
         f"residues.{key}"
         for key in ("activation", "head_rank", "init", "layers_to_transform", "placement")
     ),
+    recipe={},
 )
 LORA = Method(
     name="lora",
@@ -262,6 +265,7 @@ METHODS: tuple[Method, ...] = (
         paper="Talla et al. 2025, arXiv 2410.02744",
         trains="adapters parallel to feed-forward blocks, each with a gate that reads its input",
         fixed={"residues.gate_reads": "layer", "residues.head_rank": 0},
+        recipe={},
         learning_rate=5e-3,
         new_tokens="none",
     ),

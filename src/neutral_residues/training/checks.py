@@ -1,7 +1,6 @@
 """Checks of a run file against its model, before texts are read and weights are loaded. Each
 function raises a UserError."""
 
-import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.integrations import get_reporting_integration_callbacks
 
@@ -50,13 +49,6 @@ def prepare_chats(tokenizer: PreTrainedTokenizerBase, data: DataSettings) -> Non
         tokenizer.chat_template = read_text(data.chat_template)
     if any(corpus.chat for corpus in data.corpora):
         chat_template(tokenizer)
-
-
-def check_optimizer(training: TrainingSettings) -> None:
-    """Check that the installed PyTorch has the optimizer."""
-    if training.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
-        what = "training.optimizer: muon needs PyTorch 2.9 or later"
-        raise UserError(what, got=torch.__version__, do="update it, or use adamw")
 
 
 def check_trackers(training: TrainingSettings) -> None:

@@ -30,6 +30,8 @@ from neutral_residues.training.collator import DomainLabelCollator
 from neutral_residues.training.device_sums import DeviceSums
 from neutral_residues.training.gate_rates import gate_rates
 from neutral_residues.training.local_loss import ALL, LocalLossTerm, check_local_loss, local_loss
+from neutral_residues.training.muon import add_muon
+from neutral_residues.training.param_groups import split_param_group
 from neutral_residues.tuner.embeddings import embeddings_layer
 from neutral_residues.tuner.layer import residue_layers, trained_names
 
@@ -39,28 +41,6 @@ else:
     _Trainer = object  # the user's class names its Trainer as the next base class
 
 DEFAULTS = ResidueSettings()  # a script gets the same, measured defaults as a run file
-
-
-def take_parameters(
-    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
-) -> list[dict[str, Any]]:
-    """Take `parameters` out of their parameter groups; returns groups that hold them, with the
-    same settings."""
-    chosen, taken = {id(parameter) for parameter in parameters}, []
-    for group in optimizer.param_groups:
-        moved = [p for p in group["params"] if id(p) in chosen]
-        if moved:
-            group["params"] = [p for p in group["params"] if id(p) not in chosen]
-            taken.append({**group, "params": moved})
-    return taken
-
-
-def split_param_group(
-    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, factor: float
-) -> None:
-    """Move `parameters` to separate parameter groups with `factor` times their learning rate."""
-    for group in take_parameters(optimizer, parameters):
-        optimizer.add_param_group({**group, "lr": group["lr"] * factor})
 
 
 class NeutralResiduesTrainerMixin(_Trainer):
@@ -75,6 +55,8 @@ class NeutralResiduesTrainerMixin(_Trainer):
             weights; raised further for gates whose input is small (`gate_rates.py`). With a higher
             rate gates close sooner and more sharply (LAB.md, "what moved the curve, and what did
             not").
+        muon: train the matrices inside the layers with Muon (`muon.py`), as `neutral extend` does,
+            and only the other weights with the optimizer of `args`.
 
     Raises:
         UserError: for a value out of range, or a training mode that the local loss does not
@@ -82,6 +64,7 @@ class NeutralResiduesTrainerMixin(_Trainer):
     """
 
     _signature_columns: Any
+    optimizer: Any
 
     def __init__(
         self,
@@ -89,6 +72,7 @@ class NeutralResiduesTrainerMixin(_Trainer):
         local_loss_weight: float = DEFAULTS.local_loss_weight,
         local_loss: LocalLoss = "l1",
         gate_learning_rate_factor: float = DEFAULTS.gate_learning_rate_factor,
+        muon: bool = False,
         **kwargs: Any,
     ) -> None:
         try:
@@ -102,6 +86,7 @@ class NeutralResiduesTrainerMixin(_Trainer):
         self.local_loss_weight = local_loss_weight
         self.local_loss = local_loss
         self.gate_learning_rate_factor = gate_learning_rate_factor
+        self.muon = muon
         self.data_collator: Any = DomainLabelCollator(self.data_collator)
         self._term: LocalLossTerm | None = None
         self._counted: dict[str, Tensor] | None = None
@@ -114,6 +99,8 @@ class NeutralResiduesTrainerMixin(_Trainer):
             raise UserError("local_loss_weight", got=weight, allowed="0 or more")
         if not 0 < factor < math.inf:
             raise UserError("gate_learning_rate_factor", got=factor, allowed="above 0")
+        if self.muon and self.optimizer is not None:
+            raise UserError("muon=True has no effect on optimizers=...", do="remove one of them")
         configs = getattr(self.model, "peft_config", {})
         if any(getattr(configs.get(name), "thresholds", None) for name in self._trained_names):
             what = "this extension is calibrated: its thresholds hold for its weights as they are"
@@ -150,14 +137,22 @@ class NeutralResiduesTrainerMixin(_Trainer):
             self._signature_columns = [*self._signature_columns, DOMAIN_LABELS]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The optimizer of `Trainer`, with the gates in parameter groups of their own; an optimizer
-        that was passed to the trainer is not changed."""
+        """The optimizer of `Trainer`, with the gates in parameter groups of their own, and Muon if
+        it was asked for; an optimizer that was passed to the trainer is not changed."""
         given = self.optimizer is not None
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
-        for gate, rate in [] if given else gate_rates(self.model):
-            factor = self.gate_learning_rate_factor * rate
-            split_param_group(optimizer, list(gate.parameters()), factor=factor)
+        if given:
+            return optimizer
+        for weights, factor in self._learning_rate_factors():
+            split_param_group(optimizer, weights, factor=factor)
+        if self.muon:
+            self.optimizer = optimizer = add_muon(self.model, optimizer)
         return optimizer
+
+    def _learning_rate_factors(self) -> list[tuple[list[nn.Parameter], float]]:
+        """Weights with a learning rate of their own, and the factor on it."""
+        factor = self.gate_learning_rate_factor
+        return [(list(gate.parameters()), factor * rate) for gate, rate in gate_rates(self.model)]
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """The batches of `Trainer`. Also counts the tokens that the local loss is divided by, over

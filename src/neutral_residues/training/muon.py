@@ -2,39 +2,48 @@
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) moves a matrix by the same
 amount along each of its directions, where AdamW follows the few in which gradients are large. Its
-updates are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), times `RATE_FACTOR`.
-What it gains and what a step costs: LAB.md, "Muon".
+updates are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982). What it gains and
+what a step costs: LAB.md, "Muon".
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
 from neutral_residues.errors import UserError
-from neutral_residues.training.mixin import take_parameters
+from neutral_residues.methods.table import RECIPE_WIDTH
+from neutral_residues.training.param_groups import take_parameters
 from neutral_residues.tuner.layer import trained_gates
-
-RATE_FACTOR = 2.0
-"""Learning rate of Muon, as a multiple of that of AdamW."""
 
 
 def add_muon(model: nn.Module, adamw: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Hand the matrices inside the layers from `adamw` to Muon, and return both as one optimizer.
     Raises a UserError for a model that trains no such matrix."""
-    moved = [
-        {
-            "params": group["params"],
-            "lr": group["lr"] * RATE_FACTOR,
-            "weight_decay": group["weight_decay"],
-        }
-        for group in take_parameters(adamw, matrices_in_layers(model))
-    ]
-    if not moved:
+    groups = take_parameters(adamw, matrices_in_layers(model))
+    if not groups:
         raise UserError(
             "training.optimizer: muon has no matrix in a layer to train", do="use adamw"
         )
+    moved = [
+        {
+            "params": group["params"],
+            "lr": group["lr"] * rate_factor(model),
+            "weight_decay": group["weight_decay"],
+        }
+        for group in groups
+    ]
     return _Both(adamw, torch.optim.Muon(moved, adjust_lr_fn="match_rms_adamw"))
+
+
+def rate_factor(model: nn.Module) -> float:
+    """Learning rate of Muon, as a multiple of that of AdamW. Updates of one size in each weight move
+    a layer's output by their number times as much with AdamW, all in one direction, and by its
+    square root with Muon. So where AdamW's rate shrinks as 1 / width, Muon's shrinks as its root.
+    """
+    config: Any = model.config
+    return math.sqrt(config.get_text_config().hidden_size / RECIPE_WIDTH)
 
 
 def matrices_in_layers(model: nn.Module) -> list[nn.Parameter]:

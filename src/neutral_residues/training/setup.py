@@ -44,7 +44,6 @@ from neutral_residues.methods.wider_tables import widen_tables
 from neutral_residues.results.self_text import SelfText
 from neutral_residues.training.checks import (
     check_context,
-    check_optimizer,
     check_samples,
     check_trackers,
     prepare_chats,
@@ -105,7 +104,6 @@ class Setup:
         """
         method = find_method(config.method)
         config = method.resolve(config)
-        check_optimizer(config.training)
         check_trackers(config.training)
         model_config = load_config(config.model, **config.hub_options)
         check_context(config, model_config)

@@ -24,9 +24,8 @@ from neutral_residues.losses import next_token_nats
 from neutral_residues.training.backbone_kl import BackboneLogits, backbone_logits, kl_sum
 from neutral_residues.training.checkpoints import complete_checkpoints, mark_complete, saved_sums
 from neutral_residues.training.device_sums import DeviceSums
-from neutral_residues.training.mixin import NeutralResiduesTrainerMixin, split_param_group
+from neutral_residues.training.mixin import NeutralResiduesTrainerMixin
 from neutral_residues.training.models import activate_extensions, reference_of
-from neutral_residues.training.muon import add_muon
 from neutral_residues.training.setup import Setup
 
 
@@ -172,6 +171,7 @@ class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
             local_loss=residues.local_loss,
             gate_learning_rate_factor=residues.gate_learning_rate_factor,
             local_loss_weight=setup.local_loss_weight,
+            muon=setup.config.training.optimizer == "muon",
         )
 
     def _adapter_labels(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
@@ -194,14 +194,11 @@ class ExtensionTrainer(NeutralResiduesTrainerMixin, DomainTrainer):
             extended.load_adapter(str(Path(checkpoint) / name), name, is_trainable=True)
         activate_extensions(self.setup, extended)
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        optimizer = super().create_optimizer(*args, **kwargs)
-        if self.setup.method.learning_rate_factor is not None:
-            weights, factor = self.setup.method.learning_rate_factor(self.model, self.setup.config)
-            split_param_group(optimizer, weights, factor=factor)
-        if self.setup.config.training.optimizer == "muon":
-            optimizer = self.optimizer = add_muon(self.model, optimizer)
-        return optimizer
+    def _learning_rate_factors(self) -> list[tuple[list[nn.Parameter], float]]:
+        factors, method = super()._learning_rate_factors(), self.setup.method
+        if method.learning_rate_factor is not None:
+            factors.append(method.learning_rate_factor(self.model, self.setup.config))
+        return factors
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
