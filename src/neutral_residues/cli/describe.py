@@ -35,7 +35,7 @@ def print_description(config: RunConfig) -> None:
     config, weights, training = setup.config, setup.weights, setup.config.training
     precision = "bfloat16" if setup.bf16 else "float32"
     memory = f"roughly {human_bytes(_memory_bytes(setup))} ({precision})"
-    # A checkpoint contains trained weights and two moments of AdamW, all in float32.
+    # A checkpoint contains trained weights and two moments of AdamW (Muon has one), in float32.
     checkpoints = 12 * weights.num_trained_weights * (training.keep_checkpoints + 1)
     disk = human_bytes(checkpoints + 4 * weights.num_new_weights)
     facts = {

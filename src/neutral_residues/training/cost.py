@@ -13,7 +13,8 @@ from neutral_residues.config.run import RunConfig
 from neutral_residues.tuner.blocks import num_weights_in
 
 ADAM_BYTES_PER_WEIGHT = 4 + 4 + 8
-"""Bytes of a trained weight in float32: itself, its gradient, the two moments of AdamW."""
+"""Bytes of a trained weight in float32: itself, its gradient, the two moments of AdamW (Muon has
+one)."""
 
 
 @dataclass(frozen=True)

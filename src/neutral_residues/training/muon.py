@@ -38,9 +38,11 @@ def add_muon(model: nn.Module, adamw: torch.optim.Optimizer) -> torch.optim.Opti
 
 
 def rate_factor(model: nn.Module) -> float:
-    """Learning rate of Muon, as a multiple of that of AdamW. Updates of one size in each weight move
-    a layer's output by their number times as much with AdamW, all in one direction, and by its
-    square root with Muon. So where AdamW's rate shrinks as 1 / width, Muon's shrinks as its root.
+    """Learning rate of Muon, as a multiple of that of AdamW.
+
+    If all N weights that a number depends on move by the same amount, it moves N times as much with
+    AdamW, where they move together, and sqrt(N) times as much with Muon. So Muon's rate shrinks
+    with the root of the width where that of AdamW shrinks with the width.
     """
     config: Any = model.config
     return math.sqrt(config.get_text_config().hidden_size / RECIPE_WIDTH)
