@@ -52,6 +52,12 @@ def test_each_weight_has_its_own_optimizer() -> None:
         assert torch.equal(got, expected), name
 
 
+def test_its_rate_shrinks_with_the_root_of_the_hidden_size() -> None:
+    narrow, wide = model(), model()
+    wide.config.hidden_size = 9 * narrow.config.hidden_size
+    assert rate_factor(wide) == pytest.approx(3 * rate_factor(narrow))
+
+
 def test_schedules_reach_both_and_a_state_continues_both() -> None:
     whole = model()
     optimizer = add_muon(whole, adamw(list(trained(whole).values())))

@@ -209,7 +209,7 @@ NEUTRAL = Method(
     " on the source",
     size="adapter width",
     attach=_attach_residues,
-    learning_rate=1e-2,
+    learning_rate=5e-3,
     afterwards=("skip",),
     has_local_loss=True,
     uses=("residues",),
@@ -223,6 +223,7 @@ ADAPTER = replace(
     paper="the vanilla adapter of arXiv 2410.02744",
     trains="adapters parallel to feed-forward blocks and head, always on",
     attach=partial(_attach_residues, block_gate="none"),
+    learning_rate=1e-2,
     afterwards=("stock",),
     has_local_loss=False,
     uses=tuple(
@@ -266,7 +267,6 @@ METHODS: tuple[Method, ...] = (
         trains="adapters parallel to feed-forward blocks, each with a gate that reads its input",
         fixed={"residues.gate_reads": "layer", "residues.head_rank": 0},
         recipe={},
-        learning_rate=5e-3,
         new_tokens="none",
     ),
     replace(
@@ -278,7 +278,6 @@ METHODS: tuple[Method, ...] = (
         afterwards=(),
         fixed={"residues.block_gate": "elu"},
         recipe={"residues.gate_reads": "layer"},
-        learning_rate=5e-3,
         new_tokens="none",
     ),
     replace(
@@ -294,7 +293,6 @@ METHODS: tuple[Method, ...] = (
             "residues.gate_reads": "layer",
             "residues.head_rank": 0,
         },
-        learning_rate=5e-3,
         new_tokens="none",
     ),
     replace(
@@ -306,7 +304,6 @@ METHODS: tuple[Method, ...] = (
         afterwards=(),
         fixed={"residues.block_gate": "sigmoid", "residues.local_loss": "cross_entropy"},
         recipe={"residues.local_loss_weight": 0.02, "residues.gate_reads": "layer"},
-        learning_rate=5e-3,
         new_tokens="none",
     ),
     ADAPTER,

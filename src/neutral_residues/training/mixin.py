@@ -56,7 +56,8 @@ class NeutralResiduesTrainerMixin(_Trainer):
             rate gates close sooner and more sharply (LAB.md, "what moved the curve, and what did
             not").
         muon: train the matrices inside the layers with Muon (`muon.py`), as `neutral extend` does,
-            and only the other weights with the optimizer of `args`.
+            and only the other weights with the optimizer of `args`, for which half the learning
+            rate of a training without it was best.
 
     Raises:
         UserError: for a value out of range, or a training mode that the local loss does not
