@@ -36,7 +36,7 @@ def test_every_combination_is_a_cell_named_by_what_it_is(tmp_path: Path) -> None
     cells = expand(config)
     # Fine-tuning has no use for a budget, so it is there once for each share and seed.
     assert len(cells.trained) == 2 * 2 * 2 + 2 * 2
-    assert cells.trained[0].name == "tiny/neutral/b0.1-lr0.06-p0.25-s0"
+    assert cells.trained[0].name == "tiny/neutral/b0.1-lr0.03-p0.25-s0"
     assert cells.trained[-1].name == "tiny/finetune/lr0.006-p0.5-s7"
     for cell in cells.trained:
         assert cell.config.output == tmp_path / "out" / "cells" / cell.name
@@ -55,7 +55,7 @@ def test_an_entry_has_settings_of_its_own(tmp_path: Path) -> None:
         comparison(tmp_path, methods=[entry], budgets=[0.1, 0.2], set={"training.steps": 3})
     )
     (cell,) = cells.trained
-    assert cell.name == "tiny/mine/b0.5-lr0.06-p0.25-s0"
+    assert cell.name == "tiny/mine/b0.5-lr0.03-p0.25-s0"
     config = cell.config
     assert (config.label, config.budget, config.residues.init, config.training.steps) == (
         "mine",
@@ -74,7 +74,7 @@ def test_what_an_entry_sets_itself_is_not_crossed(tmp_path: Path) -> None:
     ]
     cells = expand(comparison(tmp_path, methods=entries, source_shares=[0.1, 0.25]))
     assert names(cells.trained) == [
-        "tiny/neutral/b0.2-lr0.06-p0.5-s0",
+        "tiny/neutral/b0.2-lr0.03-p0.5-s0",
         "tiny/finetune/lr0.006-p0.1-s0",
         "tiny/finetune/lr0.006-p0.25-s0",
     ]
