@@ -174,7 +174,7 @@ def method_values(folder: Path, method: str, **training: Any) -> dict[str, Any]:
 
 def vocabulary_values(folder: Path, **changes: Any) -> dict[str, Any]:
     """Settings of a short run with a vocabulary of its own, for a target that has no tokens."""
-    values = run_values(folder, steps=6)
+    values = run_values(folder, steps=6, learning_rate=0.01)
     make_text(folder / "fr.jsonl", UKRAINIAN_WORDS, seed=2)
     return values | {"vocabulary": {"size": NUM_NEW_TOKENS}, "budget": 1.0} | changes
 
