@@ -200,7 +200,7 @@ def test_what_is_said_of_german_on_the_real_model_is_in_the_records() -> None:
     text = " ".join(README.split())
     said = {
         "finetune/": "to {bits:.3f} by fine-tuning and",
-        "lora/": "and {bits:.3f} by LoRA, which keep {same} of {all} answers",
+        "lora/b0.2-lr0.002": "and {bits:.3f} by LoRA, which keep {same} of {all} answers",
         "neutral/": "to {bits:.3f} by neutral residues, which keep {same} (",
         "neutral_calibrated/": "calibrated to {bits:.3f} with {same} of {all}.",
     }
