@@ -26,10 +26,11 @@ def add_muon(model: nn.Module, adamw: torch.optim.Optimizer) -> torch.optim.Opti
         raise UserError(
             "training.optimizer: muon has no matrix in a layer to train", do="use adamw"
         )
+    factor = rate_factor(model)
     moved = [
         {
             "params": group["params"],
-            "lr": group["lr"] * rate_factor(model),
+            "lr": group["lr"] * factor,
             "weight_decay": group["weight_decay"],
         }
         for group in groups
