@@ -201,23 +201,32 @@ def _scaled(row: Method, attach: Callable[..., nn.Module], **texts: Any) -> Meth
     )
 
 
-NEUTRAL = Method(
-    name="neutral",
-    title="neutral residues",
-    paper="ours; after Talla et al. 2025, arXiv 2410.02744",
-    trains="adapters parallel to feed-forward blocks and head under one gate; L1 keeps them at 0"
-    " on the source",
+NEUTRAL_PAPER = Method(
+    name="neutral-paper",
+    title="neutral residues, as in the paper",
+    paper="Talla et al. 2025, arXiv 2410.02744",
+    trains="adapters parallel to feed-forward blocks, each with a gate that reads its input",
     size="adapter width",
     attach=_attach_residues,
     learning_rate=5e-3,
     afterwards=("skip",),
     has_local_loss=True,
     uses=("residues",),
+    fixed={"residues.gate_reads": "layer", "residues.head_rank": 0},
+)
+NEUTRAL = replace(
+    NEUTRAL_PAPER,
+    name="neutral",
+    title="neutral residues",
+    paper="ours; after Talla et al. 2025, arXiv 2410.02744",
+    trains="adapters parallel to feed-forward blocks and head under one gate; L1 keeps them at 0"
+    " on the source",
+    fixed={},
     recipe={"training.optimizer": "muon"},
     new_tokens="beside",
 )
 ADAPTER = replace(
-    NEUTRAL,
+    NEUTRAL_PAPER,
     name="adapter",
     title="gate-less adapter",
     paper="the vanilla adapter of arXiv 2410.02744",
@@ -230,7 +239,8 @@ ADAPTER = replace(
         f"residues.{key}"
         for key in ("activation", "head_rank", "init", "layers_to_transform", "placement")
     ),
-    recipe={},
+    fixed={},
+    new_tokens="beside",
 )
 LORA = Method(
     name="lora",
@@ -259,18 +269,9 @@ FINETUNE = Method(
 
 METHODS: tuple[Method, ...] = (
     NEUTRAL,
+    NEUTRAL_PAPER,
     replace(
-        NEUTRAL,
-        name="neutral-paper",
-        title="neutral residues, as in the paper",
-        paper="Talla et al. 2025, arXiv 2410.02744",
-        trains="adapters parallel to feed-forward blocks, each with a gate that reads its input",
-        fixed={"residues.gate_reads": "layer", "residues.head_rank": 0},
-        recipe={},
-        new_tokens="none",
-    ),
-    replace(
-        NEUTRAL,
+        NEUTRAL_PAPER,
         name="neutral-elu",
         title="neutral residues, ELU gate",
         paper="the first version of arXiv 2410.02744",
@@ -278,10 +279,9 @@ METHODS: tuple[Method, ...] = (
         afterwards=(),
         fixed={"residues.block_gate": "elu"},
         recipe={"residues.gate_reads": "layer"},
-        new_tokens="none",
     ),
     replace(
-        NEUTRAL,
+        NEUTRAL_PAPER,
         name="neutral-sigmoid",
         title="neutral residues, sigmoid gate",
         paper="ours; after arXiv 2410.02744",
@@ -293,10 +293,9 @@ METHODS: tuple[Method, ...] = (
             "residues.gate_reads": "layer",
             "residues.head_rank": 0,
         },
-        new_tokens="none",
     ),
     replace(
-        NEUTRAL,
+        NEUTRAL_PAPER,
         name="neutral-classifier",
         title="neutral residues, gate as classifier",
         paper="the main alternative in arXiv 2410.02744",
@@ -304,7 +303,6 @@ METHODS: tuple[Method, ...] = (
         afterwards=(),
         fixed={"residues.block_gate": "sigmoid", "residues.local_loss": "cross_entropy"},
         recipe={"residues.local_loss_weight": 0.02, "residues.gate_reads": "layer"},
-        new_tokens="none",
     ),
     ADAPTER,
     _scaled(

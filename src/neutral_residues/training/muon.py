@@ -23,9 +23,8 @@ def add_muon(model: nn.Module, adamw: torch.optim.Optimizer) -> torch.optim.Opti
     Raises a UserError for a model that trains no such matrix."""
     groups = take_parameters(adamw, matrices_in_layers(model))
     if not groups:
-        raise UserError(
-            "training.optimizer: muon has no matrix in a layer to train", do="use adamw"
-        )
+        do = "set training.optimizer: adamw, or muon=False in a script"
+        raise UserError("Muon has no matrix in a layer to train", do=do)
     factor = rate_factor(model)
     moved = [
         {
