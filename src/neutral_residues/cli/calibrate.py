@@ -16,7 +16,7 @@ from neutral_residues.evaluation.saved import Saved, load_saved
 from neutral_residues.results.promise import Promise, TargetCost
 from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.results.store import read_record
-from neutral_residues.training.progress import RunProgress
+from neutral_residues.training.progress import RunProgress, announce
 
 AVERAGE = "average"
 MUCH_LOST_PERCENT = 5.0
@@ -47,15 +47,15 @@ def calibrate_folder(
         raise UserError(f"--cost-on {wrong}", got="source text", allowed="target:NAME=FILE")
     saved, unknown = load_saved(folder), list[str]()
     windows = windows_for(saved, context, stride)
-    if not console.is_terminal:
-        console.print("measuring what the gates do ...", highlight=False)
-    with console.status("measuring what the gates do") as status:
+    doing = "measuring what the gates do"
+    announce(console, doing)
+    with console.status(doing) as status:
         done = 0
 
         def on_tokens(num_tokens: int) -> None:
             nonlocal done
             done += num_tokens
-            status.update(f"measuring what the gates do: {done:,} tokens read")
+            status.update(f"{doing}: {done:,} tokens read")
 
         found, calibration = calibrate_saved(
             saved,

@@ -13,7 +13,7 @@ from neutral_residues.backbone import first_new_id, load_config, load_tokenizer
 from neutral_residues.cli.tables import new_table
 from neutral_residues.config.run import RunConfig
 from neutral_residues.evaluation.self_replay import SelfReplay
-from neutral_residues.training.progress import RunProgress
+from neutral_residues.training.progress import RunProgress, announce
 from neutral_residues.units import human_bytes
 from neutral_residues.vocabulary.explore import ChangedDocuments, Exploration, explore
 from neutral_residues.vocabulary.learn import FLAT_SHARE, FLAT_STEP, NewTokens
@@ -59,8 +59,7 @@ def print_vocabulary(config: RunConfig, *, console: Console | None = None) -> Ex
 def _working(console: Console, what: str, total: int) -> Iterator[Callable[[int], object]]:
     """Context that shows a progress bar, or prints a line if there is no terminal; gives a function
     to call with the amount of work done."""
-    if not console.is_terminal:
-        console.print(f"{what} ...", highlight=False, markup=False)
+    announce(console, what)
     columns = ("{task.description}", BarColumn(), TimeElapsedColumn())
     disable = not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=disable) as bar:

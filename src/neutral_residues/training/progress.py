@@ -14,6 +14,12 @@ from neutral_residues.results.record import TaskScore
 from neutral_residues.results.set_result import SetResult
 
 
+def announce(console: Console, what: str) -> None:
+    """Print a line about what begins, where no terminal shows a bar."""
+    if not console.is_terminal:
+        console.print(f"{what} ...", highlight=False, markup=False)
+
+
 class RunProgress:
     """Prints the progress of a run.
 
@@ -39,8 +45,7 @@ class RunProgress:
         Yields:
             A function to call with the number of bytes processed since its last call.
         """
-        if not self.console.is_terminal:
-            self.say(f"{what} ...")
+        announce(self.console, what)
         with Progress(
             "{task.description}",
             BarColumn(),
@@ -98,8 +103,7 @@ class TrainingDisplay:
     def doing(self, what: str) -> None:
         """Show what is done before the first step."""
         self.losses = what
-        if not self.console.is_terminal:
-            self.console.print(f"{what} ...", highlight=False)
+        announce(self.console, what)
 
     def step(self, step: int) -> None:
         """Show that this step is finished."""
@@ -170,9 +174,9 @@ class MeasuringDisplay:
         self.progress.stop()
 
     def on_progress(self, name: str, done: int, total: int) -> None:
-        if not self.console.is_terminal and name not in self.begun:
+        if name not in self.begun:
             self.begun.add(name)
-            self.console.print(f"measuring {name} ...", highlight=False)
+            announce(self.console, f"measuring {name}")
         self.progress.update(self.task, description=name, completed=done, total=total)
 
     def on_scores(self, scores: Sequence[TaskScore]) -> None:
