@@ -199,8 +199,10 @@ def test_on_how_much_english_a_calibrated_real_model_has_open_gates() -> None:
 def test_what_is_said_of_german_on_the_real_model_is_in_the_records() -> None:
     text = " ".join(README.split())
     said = {
-        "finetune/": "to {bits:.3f} by fine-tuning and",
-        "lora/b0.2-lr0.002": "and {bits:.3f} by LoRA, which keep {same} of {all} answers",
+        "finetune/": "to {bits:.3f} by fine-tuning, with KL or without,",
+        "finetune-kl/": "to {bits:.3f} by fine-tuning, with KL or without,",
+        "lora/b0.2-lr0.002": "to {bits:.3f} by LoRA and",
+        "adapter/": "{bits:.3f} by the gate-less adapter, which all keep {same} of {all} answers",
         "neutral/": "to {bits:.3f} by neutral residues, which keep {same} (",
         "neutral_calibrated/": "calibrated to {bits:.3f} with {same} of {all}.",
     }
