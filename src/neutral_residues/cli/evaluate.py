@@ -43,7 +43,8 @@ def evaluate_folder(
     console: Console | None = None,
 ) -> Record:
     """Measure backbone and extended model on all sets and tasks, print the results, and return them
-    as a record. Options are those of the command.
+    as a record. Sets are left out if the run's own record, to which the results will be added,
+    holds them as they are. Options are those of the command.
 
     Raises:
         UserError: for errors in the user's input, before anything is measured if possible.
@@ -65,6 +66,8 @@ def evaluate_folder(
     )
     prompts = read_prompts(chat) if chat else []
     is_replaced = into_record and _replaces_record(saved, plan, prompts)
+    if into_record and not is_replaced:
+        streams = []
     longest = saved.evaluation.chat_tokens
     check_prompts(prompts, saved.model.config, saved.tokenizer, max_new_tokens=longest)
     for line in plan.missing:
