@@ -25,8 +25,8 @@ from neutral_residues.errors import UserError
 from neutral_residues.evaluation.both import BothModels
 from neutral_residues.evaluation.chat import read_prompts
 from neutral_residues.evaluation.evaluate import evaluation_set
-from neutral_residues.evaluation.tasks import runner
 from neutral_residues.evaluation.tasks.cache import weights_key
+from neutral_residues.evaluation.tasks.runner import TaskPlan, TaskSettings, plan_tasks
 from neutral_residues.files import whole_folder
 from neutral_residues.results.composition import Composition, write_composition
 from neutral_residues.results.model_card import write_card
@@ -98,13 +98,13 @@ def save_extension(model: Any, folder: Path) -> None:
         model.save_pretrained(folder)
 
 
-def _planned_tasks(setup: Setup, progress: RunProgress) -> runner.TaskPlan:
+def _planned_tasks(setup: Setup, progress: RunProgress) -> TaskPlan:
     """Find the tasks of the run before training: a misspelt task, or one without data, would fail
     only after it."""
     config, evaluation = setup.config, setup.config.evaluation
-    plan = runner.plan_tasks(
+    plan = plan_tasks(
         evaluation.tasks,
-        settings=runner.TaskSettings(
+        settings=TaskSettings(
             batch_rows=evaluation.batch_rows,
             context_tokens=config.context_tokens,
             limit=evaluation.task_limit,
@@ -127,7 +127,7 @@ class _Run:
 
     setup: Setup
     folder: RunFolder
-    tasks: runner.TaskPlan
+    tasks: TaskPlan
     progress: RunProgress
     started: float
 
@@ -228,11 +228,9 @@ class _Run:
             return []
         config = self.setup.config
         with MeasuringDisplay(self.progress.console) as display:
-            return runner.measure_tasks(
-                both.model,
+            return both.tasks(
                 self.tasks,
                 model_key=weights_key(self.folder.extension, config.model, config.revision),
-                reference=both.reference,
                 on_progress=display.on_progress,
                 on_scores=display.on_scores,
             )

@@ -18,7 +18,7 @@ from neutral_residues.evaluation.evaluate_saved import (
 )
 from neutral_residues.evaluation.saved import Saved, load_saved
 from neutral_residues.evaluation.tasks.cache import weights_key
-from neutral_residues.evaluation.tasks.runner import TaskPlan, measure_tasks
+from neutral_residues.evaluation.tasks.runner import TaskPlan
 from neutral_residues.results.model_card import write_card
 from neutral_residues.results.record import Record, TaskScore
 from neutral_residues.results.renewal import check_renewal, renewed
@@ -161,11 +161,9 @@ def save(record: Record, folder: Path, output: Path | None, *, into_record: bool
 
 def _measure_tasks(saved: Saved, plan: TaskPlan, console: Console) -> list[TaskScore]:
     with MeasuringDisplay(console) as display:
-        return measure_tasks(
-            saved.model,
+        return saved.tasks(
             plan,
             model_key=weights_key(saved.weights, saved.backbone_name, saved.revision),
-            reference=saved.reference,
             on_progress=display.on_progress,
             on_scores=display.on_scores,
         )

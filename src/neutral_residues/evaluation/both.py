@@ -16,8 +16,9 @@ from neutral_residues.evaluation.gate_maps import default_texts, gate_texts
 from neutral_residues.evaluation.generate import generate_both
 from neutral_residues.evaluation.possible import Pieces
 from neutral_residues.evaluation.spliced import measure_spliced
+from neutral_residues.evaluation.tasks.runner import TaskPlan, measure_tasks
 from neutral_residues.evaluation.windows import Windows
-from neutral_residues.results.record import GateText, Sample
+from neutral_residues.results.record import GateText, Sample, TaskScore
 from neutral_residues.results.set_result import SetResult
 from neutral_residues.results.spliced import Spliced
 from neutral_residues.vocabulary.vocabulary import Vocabulary
@@ -77,6 +78,10 @@ class BothModels:
             reference=self.reference,
             pieces=self.pieces,
         )
+
+    def tasks(self, plan: TaskPlan, **settings: Any) -> list[TaskScore]:
+        """Scores of both models on tasks; `settings` are those of `measure_tasks`."""
+        return measure_tasks(self.model, plan, reference=self.reference, **settings)
 
     def completions(self, prompts: Sequence[str], **settings: Any) -> list[Sample]:
         """Completions of the prompts by both models; `settings` are those of `generate_both`."""
