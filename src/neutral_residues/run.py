@@ -30,9 +30,9 @@ from neutral_residues.evaluation.tasks.runner import TaskPlan, TaskSettings, pla
 from neutral_residues.files import whole_folder
 from neutral_residues.results.composition import Composition, write_composition
 from neutral_residues.results.model_card import write_card
-from neutral_residues.results.record import Cost, Record, Sample, TaskScore
+from neutral_residues.results.record import Cost, Record, TaskScore
 from neutral_residues.results.run_folder import RunFolder
-from neutral_residues.results.set_result import EvaluationSet, SetResult
+from neutral_residues.results.set_result import EvaluationSet
 from neutral_residues.results.store import provenance, read_record, write_record
 from neutral_residues.training.models import model_to_train, reference_of
 from neutral_residues.training.progress import MeasuringDisplay, RunProgress
@@ -145,7 +145,9 @@ class _Run:
                 else:
                     self.setup.tokenizer.save_pretrained(partial)
                 write_digests(partial)
-            record = self._record(model, training)
+            self.progress.say("measuring backbone and extended model ...")
+            with MeasuringDisplay(self.progress.console) as display:
+                record = self._record(model, training, display)
             write_card(self.folder.extension, record)
             write_record(self.folder.record, record)
             self.folder.drop_checkpoints()
@@ -164,10 +166,10 @@ class _Run:
         seconds = time.monotonic() - self.started + (cost.wall_seconds or 0)
         return cost.model_copy(update={"wall_seconds": seconds, "threads": torch.get_num_threads()})
 
-    def _record(self, model: nn.Module, training: Training) -> Record:
+    def _record(self, model: nn.Module, training: Training, display: MeasuringDisplay) -> Record:
         """Measure backbone and extended model on everything that the run file names."""
         setup, config = self.setup, self.setup.config
-        self.progress.say("measuring backbone and extended model ...")
+        streams, on_progress = setup.data.evaluate, display.on_progress
         both = BothModels(
             model=model,
             reference=reference_of(setup),
@@ -181,15 +183,21 @@ class _Run:
         return Record(
             kind="extend",
             method=setup.method.name,
-            sets=self._sets(both),
+            sets=both.sets(
+                streams,
+                setup.windows,
+                backbone_streams=setup.backbone_data.evaluate,
+                kl=config.evaluation.kl,
+                on_progress=on_progress,
+            ),
             self_text=setup.self_text,
-            spliced=both.spliced(setup.data.evaluate, setup.windows),
+            spliced=both.spliced(streams, setup.windows, on_progress),
             validation_sets=self._validation_sets(),
             curve=training.curve,
             samples=both.samples(),
-            chat=self._answers(both),
-            gates=both.gates(setup.data.evaluate),
-            tasks=self._tasks(both),
+            chat=both.chat(self._prompts(), on_progress),
+            gates=both.gates(streams),
+            tasks=self._tasks(both, display),
             cost=self._total(training.cost),
             provenance=provenance(
                 seed=config.seed,
@@ -199,38 +207,23 @@ class _Run:
             config=config.model_dump(mode="json"),
         )
 
-    def _sets(self, both: BothModels) -> dict[str, SetResult]:
-        setup = self.setup
-        with MeasuringDisplay(self.progress.console) as display:
-            return both.sets(
-                setup.data.evaluate,
-                setup.windows,
-                backbone_streams=setup.backbone_data.evaluate,
-                kl=setup.config.evaluation.kl,
-                on_progress=display.on_progress,
-            )
-
-    def _answers(self, both: BothModels) -> list[Sample]:
+    def _prompts(self) -> list[str]:
         file = self.setup.config.evaluation.chat
-        if file is None:
-            return []
-        with MeasuringDisplay(self.progress.console) as display:
-            return both.chat(read_prompts(file), display.on_progress)
+        return read_prompts(file) if file else []
 
     def _validation_sets(self) -> dict[str, EvaluationSet]:
         own = {stream.name: stream for stream in self.setup.backbone_data.validate}
         return {s.name: evaluation_set(s, own.get(s.name)) for s in self.setup.data.validate}
 
-    def _tasks(self, both: BothModels) -> list[TaskScore]:
+    def _tasks(self, both: BothModels, display: MeasuringDisplay) -> list[TaskScore]:
         """Scores of all tasks. Finished tasks are stored in the folder, so that an interrupted run
         resumes with the next one."""
         if not self.tasks.tasks:
             return []
         config = self.setup.config
-        with MeasuringDisplay(self.progress.console) as display:
-            return both.tasks(
-                self.tasks,
-                model_key=weights_key(self.folder.extension, config.model, config.revision),
-                on_progress=display.on_progress,
-                on_scores=display.on_scores,
-            )
+        return both.tasks(
+            self.tasks,
+            model_key=weights_key(self.folder.extension, config.model, config.revision),
+            on_progress=display.on_progress,
+            on_scores=display.on_scores,
+        )

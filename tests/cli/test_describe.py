@@ -17,7 +17,7 @@ def test_weights_texts_and_disk(trained: Path, neutral: Neutral) -> None:
         "disk",
     ):
         assert part in printed
-    assert "up to 64 windows of 32 tokens" in printed
+    assert "up to 256 windows of 32 tokens" in printed
     assert "about" not in printed.split("memory")[0]  # texts this small are counted
     code, printed = neutral("describe", trained / "run.yaml", "data.spliced_share=0.5")
     assert "25 % source, 50 % of its rows in turns" in printed

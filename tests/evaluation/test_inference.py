@@ -1,7 +1,11 @@
 """A model is run as it is or as its backbone, and left as it was."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from neutral_residues.errors import UserError
@@ -47,6 +51,23 @@ def test_inference_is_without_gradients_autocast_and_dropout() -> None:
         assert torch.is_inference_mode_enabled()
         assert not any(module.training for module in model.modules())
     assert [module.training for module in model.modules()] == before
+
+
+@pytest.fixture
+def bf16() -> Iterator[Accelerator]:
+    yield Accelerator(mixed_precision="bf16", cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_the_autocast_of_a_trainer_does_not_count(bf16: Accelerator) -> None:
+    model, plain = extended_llama(), extended_llama()
+    bf16.prepare(model)
+    assert not torch.equal(logits(model), logits(plain))
+    with inference(model):
+        assert torch.equal(logits(model), logits(plain))
+        with as_backbone(model):
+            assert torch.equal(logits(model), logits(tiny_llama()))
+    assert not torch.equal(logits(model), logits(plain))
 
 
 def test_models_are_restored_after_an_error() -> None:

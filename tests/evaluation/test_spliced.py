@@ -170,3 +170,9 @@ def test_a_new_extension_costs_nothing_and_a_model_without_gates_has_none() -> N
 def test_what_cannot_be_spliced_is_not_measured(settings: dict[str, int], kept: slice) -> None:
     common = {"context_tokens": T, "num_windows": WINDOWS}
     assert measure_spliced(extended_llama(), streams()[kept], **common | settings) is None
+
+
+def test_progress_is_shown_window_by_window() -> None:
+    shown: list[tuple[str, int, int]] = []
+    measured(extended_llama(), num_windows=2, on_progress=lambda *now: shown.append(now))
+    assert shown == [("en and fr in turns", 1, 2), ("en and fr in turns", 2, 2)]

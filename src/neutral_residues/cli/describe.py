@@ -108,9 +108,10 @@ def _in_turns(config: RunConfig, held_out: Sequence[TextSize]) -> dict[str, str]
     """The row about text that alternates between the first source and target set, if measured."""
     texts = [size for size in held_out if size.num_predicted is None]
     first = {size.role: size.name for size in reversed(texts)}
-    if not config.evaluation.spliced_windows or len(first) < 2:
+    num_windows = config.evaluation.num_spliced(config.context_tokens)
+    if not num_windows or len(first) < 2:
         return {}
-    windows = f"up to {config.evaluation.spliced_windows} windows of {config.context_tokens} tokens"
+    windows = f"up to {num_windows} windows of {config.context_tokens} tokens"
     return {f"  held out: {first['source']} and {first['target']} in turns": windows}
 
 

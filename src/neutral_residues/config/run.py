@@ -187,6 +187,10 @@ class TrainingSettings(Settings):
     """Experiment trackers, as in Transformers' `TrainingArguments`: tensorboard, wandb, ..."""
 
 
+SPLICED_SET_TOKENS = 8192
+"""Tokens of text that switches language which are measured by default."""
+
+
 class EvaluationSettings(Settings):
     """How backbone and extended model are measured."""
 
@@ -203,9 +207,9 @@ class EvaluationSettings(Settings):
     are measured."""
     kl: bool = False
     """Also measure the KL divergence from the backbone, on all tokens, at the end."""
-    spliced_windows: int = Field(default=64, ge=0)
+    spliced_windows: int | None = Field(default=None, ge=0)
     """Number of windows in which text of the first source and the first target set alternates,
-    measured at the end; 0: none."""
+    measured at the end; null: as many as have 8,192 tokens together; 0: none."""
     gate_texts: tuple[str, ...] = ()
     """Texts for the gate heat map, in addition to the beginnings of a source and a target set and a
     mixture of the two."""
@@ -229,6 +233,11 @@ class EvaluationSettings(Settings):
     task_data: Path | None = None
     """Folder with your own tasks (NAME_LANG.jsonl.gz, or NAME.LANG.jsonl.gz for minimal pairs).
     They take precedence over other tasks with these names. Without `tasks`, all are measured."""
+
+    def num_spliced(self, context_tokens: int) -> int:
+        """`spliced_windows`, or its default for windows of `context_tokens`."""
+        default = max(1, SPLICED_SET_TOKENS // context_tokens)
+        return default if self.spliced_windows is None else self.spliced_windows
 
     @model_validator(mode="after")
     def _stride_within_context(self) -> Self:

@@ -67,16 +67,22 @@ class BothModels:
             on_progress=on_progress,
         )
 
-    def spliced(self, streams: Sequence[TokenStream], windows: Windows) -> Spliced | None:
+    def spliced(
+        self,
+        streams: Sequence[TokenStream],
+        windows: Windows,
+        on_progress: OnProgress | None = None,
+    ) -> Spliced | None:
         """Results on text that alternates between the first source and the first target set; see
         `measure_spliced`."""
         return measure_spliced(
             self.model,
             streams,
             context_tokens=windows.context_tokens,
-            num_windows=self.evaluation.spliced_windows,
+            num_windows=self.evaluation.num_spliced(windows.context_tokens),
             reference=self.reference,
             pieces=self.pieces,
+            on_progress=on_progress,
         )
 
     def tasks(self, plan: TaskPlan, **settings: Any) -> list[TaskScore]:

@@ -104,7 +104,7 @@ def evaluate_saved(
         kind="evaluate",
         method=saved.config.method if saved.config else "neutral",
         sets=results,
-        spliced=saved.spliced(streams, windows),
+        spliced=saved.spliced(streams, windows, on_progress),
         promise=saved.promise,
         measured_promise=saved.promise,
         provenance=provenance(device=saved.device.type, tokenizer_key=key),

@@ -1,7 +1,7 @@
 """Contexts that run a model, or its backbone, for inference, and restore its state afterwards."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,10 +16,19 @@ from neutral_residues.tuner.routing import temporarily
 
 @contextmanager
 def inference(model: nn.Module, reference: nn.Module | None = None) -> Iterator[None]:
-    """Context in which both models are in eval mode, without gradients and without autocast."""
-    modules = [module for one in (model, reference) if one is not None for module in one.modules()]
+    """Context in which both models are in eval mode, without gradients and without autocast, also
+    without that of a trainer."""
+    models = [model] if reference is None else [model, reference]
+    modules = [module for one in models for module in one.modules()]
     plain = torch.autocast(next(model.parameters()).device.type, enabled=False)
-    with temporarily(modules, "training", False), torch.inference_mode(), plain:
+    with ExitStack() as stack:
+        stack.enter_context(temporarily(modules, "training", False))
+        for one in models:
+            # accelerate replaces `forward` by one in autocast whose outputs are float32.
+            if own := vars(one).get("_original_forward"):
+                stack.enter_context(temporarily([one], "forward", own))
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(plain)
         yield
 
 

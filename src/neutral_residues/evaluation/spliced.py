@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from neutral_residues.config.data import SPLICED_TOKENS, Role
 from neutral_residues.data.splicing import segments, splice, starts
 from neutral_residues.data.token_stream import TokenStream
-from neutral_residues.evaluation.evaluate import vocabulary_size
+from neutral_residues.evaluation.evaluate import OnProgress, vocabulary_size
 from neutral_residues.evaluation.inference import as_backbone, inference
 from neutral_residues.evaluation.possible import Pieces, cut_tokens, possible_tokens
 from neutral_residues.evaluation.sums import ResidueStats
@@ -52,6 +52,7 @@ def measure_spliced(
     num_windows: int,
     reference: nn.Module | None = None,
     pieces: Pieces = (),
+    on_progress: OnProgress | None = None,
 ) -> Spliced | None:
     """Measure both models on text that alternates between the first source set and the first target
     set of `streams` (chats are not used). `reference` and `pieces` are those of `evaluate`.
@@ -59,6 +60,8 @@ def measure_spliced(
     Args:
         context_tokens: tokens of a window, in the backbone's tokenizer.
         num_windows: maximum number of windows.
+        on_progress: called after each window with the names of both sets, the windows done and
+            their total.
 
     Returns:
         None without a set of each role, or if a set or a window is too short.
@@ -71,7 +74,7 @@ def measure_spliced(
     if len(texts) < len(ROLES) or num_windows == 0 or context_tokens < SPLICED_TOKENS:
         return None
     stats = ResidueStats(residue_layers(model))
-    sums = [_Sums(), _Sums()]
+    sums, name = [_Sums(), _Sums()], " and ".join(it.stream.name for it in texts) + " in turns"
     with inference(model, reference):
         for number in range(num_windows):
             window = _Window.of(texts, number, num_windows, context_tokens)
@@ -86,6 +89,8 @@ def measure_spliced(
                 if stats.gated:
                     closed_LU = torch.stack([zero[2].cpu() for zero in stats.gate_zero_BT.values()])
                     of_role.add_gates(window, role, read.last_U, closed_LU.numpy())
+            if on_progress is not None:
+                on_progress(name, number + 1, num_windows)
     if not all(of_role.num_tokens for of_role in sums):
         return None
     source, target = (s.result(it.stream) for s, it in zip(sums, texts, strict=True))
