@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from neutral_residues.results.record import TaskScore
+from neutral_residues.training import progress
 from neutral_residues.training.progress import MeasuringDisplay, RunProgress, TrainingDisplay
 from synthetic import set_result
 
@@ -71,6 +72,19 @@ def test_a_finished_task_is_a_line(terminal: bool) -> None:
     line = "clams-fr: acc 50 -> 75, perplexity 12.5 -> 11.75, 40 items, 3 truncated prompts\n"
     assert line in printed.getvalue()
     assert ("measuring clams-fr ...\n" in printed.getvalue()) is not terminal
+
+
+@pytest.mark.parametrize(("silent_seconds", "more"), [(60, []), (-1, ["25", "62"])])
+def test_a_long_measurement_is_not_silent_for_long(
+    silent_seconds: float, more: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "MOST_SILENT_SECONDS", silent_seconds)
+    printed = io.StringIO()
+    with MeasuringDisplay(Console(file=printed)) as display:
+        for done in (1, 2, 5):
+            display.on_progress("belebele-de", done, 8)
+    lines = ["belebele-de", *(f"belebele-de: {percent} %" for percent in more)]
+    assert printed.getvalue() == "".join(f"measuring {line} ...\n" for line in lines)
 
 
 @pytest.mark.parametrize("terminal", [True, False])

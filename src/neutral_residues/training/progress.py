@@ -1,5 +1,6 @@
 """Progress display of a run: a live panel on a terminal, plain lines elsewhere. No torch."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -150,9 +151,13 @@ class TrainingDisplay:
         return Group(*parts)
 
 
+MOST_SILENT_SECONDS = 60
+"""Without a terminal, what takes longer to measure gets a line this often."""
+
+
 class MeasuringDisplay:
     """Display of the evaluation: a bar for the set or task in progress, or without a terminal a
-    line when it begins; a line for each finished task."""
+    line when it begins and from time to time; a line for each finished task."""
 
     def __init__(self, console: Console) -> None:
         # With a file of its own: standard error is redirected meanwhile, to hide the progress bars
@@ -165,6 +170,7 @@ class MeasuringDisplay:
         )
         self.task = self.progress.add_task("measuring", total=None)
         self.begun: set[str] = set()
+        self.said = 0.0  # when the last line about the progress was printed
 
     def __enter__(self) -> "MeasuringDisplay":
         self.progress.start()
@@ -176,8 +182,14 @@ class MeasuringDisplay:
     def on_progress(self, name: str, done: int, total: int) -> None:
         if name not in self.begun:
             self.begun.add(name)
-            announce(self.console, f"measuring {name}")
+            self._say(f"measuring {name}")
+        elif time.monotonic() - self.said > MOST_SILENT_SECONDS:
+            self._say(f"measuring {name}: {100 * done // total} %")
         self.progress.update(self.task, description=name, completed=done, total=total)
+
+    def _say(self, what: str) -> None:
+        announce(self.console, what)
+        self.said = time.monotonic()
 
     def on_scores(self, scores: Sequence[TaskScore]) -> None:
         first, changes = scores[0], []
