@@ -8,6 +8,7 @@ from rich.table import Table
 
 from neutral_residues.advice.advise import Advice, TrialFacts, advise
 from neutral_residues.advice.rules import CorpusFacts, DistanceFacts, TextFacts
+from neutral_residues.cli.lines import print_line
 from neutral_residues.cli.tables import facts_table, new_table, print_warnings
 from neutral_residues.config.run import RunConfig
 from neutral_residues.files import write_json
@@ -42,7 +43,7 @@ def advise_run(
         console.print(advice.best_use.line, highlight=False)
     if output is not None:
         write_json(output, advice.model_dump(mode="json"))
-        console.print(f"\nadvice: {output}", highlight=False)
+        print_line(f"\nadvice: {output}", console=console)
     return advice
 
 

@@ -386,6 +386,7 @@ def report(
     ] = None,
 ) -> None:
     """Write an HTML page about runs: learning, forgetting, cost. Needs no network and no torch."""
+    from neutral_residues.cli.lines import print_line
     from neutral_residues.report.build import write_report
 
     written, console = write_report(paths, output), Console()
@@ -393,7 +394,7 @@ def report(
         console.print(verdict, highlight=False, markup=False)
     if written.num_unfinished:
         console.print(f"{written.num_unfinished} runs failed or are not done", highlight=False)
-    console.print(f"\npage: {written.page}", highlight=False, markup=False, soft_wrap=True)
+    print_line(f"\npage: {written.page}", console=console)
 
 
 @app.command()

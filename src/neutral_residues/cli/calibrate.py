@@ -9,6 +9,7 @@ from rich.table import Table
 from neutral_residues.calibration.calibrate import Found, Wanted
 from neutral_residues.calibration.saved import calibrate_saved, remove_calibration, save_calibration
 from neutral_residues.cli.evaluate import corpus_of
+from neutral_residues.cli.lines import print_line
 from neutral_residues.cli.tables import new_table, print_warnings
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.evaluate_saved import windows_for
@@ -71,7 +72,7 @@ def calibrate_folder(
     save_calibration(saved, found, calibration)
     print_warnings(unknown, console=console)
     print_promise(calibration.promise, found, console=console)
-    console.print(f"thresholds: part of the extension in {saved.weights}", highlight=False)
+    print_line(f"thresholds: part of the extension in {saved.weights}", console=console)
     _say_what_the_record_is_of(saved, console)
 
 
@@ -80,7 +81,7 @@ def remove(folder: Path) -> None:
     saved = load_saved(folder)
     remove_calibration(saved)
     console = Console()
-    console.print(f"{saved.weights}: as it was trained", highlight=False)
+    print_line(f"{saved.weights}: as it was trained", console=console)
     _say_what_the_record_is_of(saved, console)
 
 
@@ -88,7 +89,7 @@ def _say_what_the_record_is_of(saved: Saved, console: Console) -> None:
     run = RunFolder(saved.folder)
     if run.is_finished and not read_record(run.record).is_current:
         line = f"its record was measured before; anew: neutral evaluate {run.path} --into-record"
-        console.print(line, highlight=False, soft_wrap=True)
+        print_line(line, console=console)
 
 
 def print_promise(promise: Promise, found: Found, *, console: Console) -> None:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.table import Column, Table
 from rich.text import Text
 
+from neutral_residues.cli.lines import print_line
 from neutral_residues.cli.tables import new_table
 from neutral_residues.compare.grid import Cell
 from neutral_residues.compare.plan import CellPlan, Plan, plan
@@ -28,7 +29,7 @@ def print_plan(config: CompareConfig, *, console: Console | None = None) -> Plan
         console.print(table)
     problems = {plan.cell.group: plan.problem for plan in found.cells if plan.problem}
     for group, problem in problems.items():
-        console.print(Text(f"{group} cannot run: {problem}", style="red"), soft_wrap=True)
+        print_line(f"{group} cannot run: {problem}", console=console, style="red")
     tuning = " at most (tuning chooses among learning rates)" if config.tune else ""
     lines = [
         f"{found.at_most} cells{tuning}, {found.num_done} done, {found.jobs} at a time",
@@ -39,7 +40,7 @@ def print_plan(config: CompareConfig, *, console: Console | None = None) -> Plan
     if found.trial_problem is not None:
         lines.append(f"time left: unknown; {found.trial_problem}")
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_line(line, console=console)
     return found
 
 
@@ -124,7 +125,7 @@ class CompareDisplay(CompareCallback):
         self._print("stopping: every running cell writes its checkpoint ...")
 
     def _print(self, line: str) -> None:
-        self.console.print(Text(line), soft_wrap=True)
+        print_line(line, console=self.console)
 
 
 class _LastLine(ProgressColumn):
@@ -151,8 +152,8 @@ def print_outcome(
     """Print how many cells are finished, which failed and why, and the command to run next."""
     console = console or Console()
     done, failed = len(outcome.records), len(outcome.failures)
-    console.print(f"{done} cells done, {failed} failed, in {config.output}")
+    print_line(f"{done} cells done, {failed} failed, in {config.output}", console=console)
     for name, reason in outcome.failures.items():
-        console.print(Text(f"  {name}: {reason}"), soft_wrap=True)
+        print_line(f"  {name}: {reason}", console=console)
     if outcome.records:
-        console.print(f"the page: neutral report {config.output}", highlight=False)
+        print_line(f"the page: neutral report {config.output}", console=console)

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from neutral_residues.cli.lines import print_line
 from neutral_residues.composition.compose import average, compose
 from neutral_residues.digest import check_digests
 from neutral_residues.errors import UserError, nearest
@@ -30,8 +29,7 @@ def compose_folders(
         average(folders, output)
     else:
         compose(folders, output, over=OVER[how] if over is None else over)
-    line = f"{output}: {how} of {', '.join(folders)}"
-    Console().print(line, highlight=False, markup=False, soft_wrap=True)
+    print_line(f"{output}: {how} of {', '.join(folders)}")
 
 
 def named_folders(extensions: Sequence[str]) -> dict[str, Path]:

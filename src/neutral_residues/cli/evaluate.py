@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from neutral_residues.cli.lines import print_line
 from neutral_residues.cli.tables import print_chat, print_sets, tasks_table
 from neutral_residues.config.data import Corpus
 from neutral_residues.data.documents import as_chats_if_it_holds_them
@@ -146,7 +147,7 @@ def save(record: Record, folder: Path, output: Path | None, *, into_record: bool
     console = Console()
     if output is not None:
         write_record(output, record)
-        console.print(f"record: {output}", highlight=False)
+        print_line(f"record: {output}", console=console)
     if into_record:
         run = RunFolder(folder)
         earlier = read_record(run.record)
@@ -154,7 +155,7 @@ def save(record: Record, folder: Path, output: Path | None, *, into_record: bool
         write_record(run.record, whole)
         write_card(run.weights, whole)
         tasks = f" holds {len(whole.main_scores)} tasks" if whole.tasks else ""
-        console.print(f"record: {run.record}{tasks}", highlight=False)
+        print_line(f"record: {run.record}{tasks}", console=console)
         if not earlier.is_current:
             console.print("its numbers are those of the extension as it is now", highlight=False)
 

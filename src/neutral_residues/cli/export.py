@@ -5,6 +5,7 @@ from pathlib import Path
 from peft import PeftModel
 from rich.console import Console
 
+from neutral_residues.cli.lines import print_line
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.saved import load_saved
 from neutral_residues.export.export import check_target, export_model
@@ -39,5 +40,5 @@ def export_folder(folder: Path, output: Path, *, to: str, dtype: str, text: str)
             copy=False,
         )
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
-    console.print(f"{output}: {row.title}, {human_bytes(size)}", highlight=False)
+    print_line(f"{output}: {row.title}, {human_bytes(size)}", console=console)
     console.print(f"against the live model: {difference.describe()}", highlight=False)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from neutral_residues.cli.lines import print_line
 from neutral_residues.evaluation.token_kinds import few_tokens_line
 from neutral_residues.results.record import Record, Sample
 from neutral_residues.results.set_result import WRONG, SetResult, wrong_share
@@ -43,7 +44,7 @@ def print_summary(record: Record, output: Path, *, console: Console | None = Non
     if 0 < (share := _open_share(record)) < MOSTLY_OPEN:
         command = f"neutral calibrate {output} --on source:NAME=FILE"
         lines.append(f"gates:     open on {100 * share:.2g} % of source tokens; fewer: {command}")
-    console.print(Text("\n".join(lines)), soft_wrap=True)
+    print_line("\n".join(lines), console=console)
 
 
 def _open_share(record: Record) -> float:

@@ -33,8 +33,9 @@ class RunProgress:
         self.console = console or Console(stderr=True, quiet=quiet)
 
     def say(self, line: str) -> None:
-        """Print one line."""
-        self.console.print(line, highlight=False, markup=False)
+        """Print one line, without line breaks where there is no terminal."""
+        whole = not self.console.is_terminal
+        self.console.print(line, highlight=False, markup=False, soft_wrap=whole)
 
     @contextmanager
     def tokenising(self, what: str) -> Iterator[Callable[[int], object]]:
@@ -134,7 +135,8 @@ class TrainingDisplay:
 
     def _print(self, step: int, line: str) -> None:
         if not self.console.is_terminal:
-            self.console.print(f"{self.title}  step {step:>5}  {line}", highlight=False)
+            line = f"{self.title}  step {step:>5}  {line}"
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _panel(self) -> Group:
         parts: list[Any] = [self.progress]
