@@ -40,6 +40,9 @@ def test_tasks(tmp_path: Path, finished: Path, neutral: Neutral) -> None:
     assert code == 0, printed
     assert "clams-fr" in printed
     assert "bits per byte" not in printed  # the record has them
+    assert_one_line(
+        neutral("evaluate", finished, *options, "--into-record", "--kl"), "--kl has no effect"
+    )
     both = [json.loads(path.read_text()) for path in (record, finished / "record.json")]
     assert [[task["name"] for task in one["tasks"]] for one in both] == 2 * [
         ["clams-fr", "clams-de"]

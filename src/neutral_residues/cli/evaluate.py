@@ -68,6 +68,9 @@ def evaluate_folder(
     prompts = read_prompts(chat) if chat else []
     is_replaced = into_record and _replaces_record(saved, plan, prompts)
     if into_record and not is_replaced:
+        if kl:
+            what = "--kl has no effect: --into-record measures no text again"
+            raise UserError(what, do="leave it out, or use --output")
         streams = []
     longest = saved.evaluation.chat_tokens
     check_prompts(prompts, saved.model.config, saved.tokenizer, max_new_tokens=longest)
