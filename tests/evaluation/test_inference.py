@@ -55,6 +55,7 @@ def test_inference_is_without_gradients_autocast_and_dropout() -> None:
 
 @pytest.fixture
 def bf16() -> Iterator[Accelerator]:
+    AcceleratorState._reset_state(reset_partial_state=True)  # of a test before
     yield Accelerator(mixed_precision="bf16", cpu=True)
     AcceleratorState._reset_state(reset_partial_state=True)
 
