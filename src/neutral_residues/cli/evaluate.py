@@ -55,9 +55,6 @@ def evaluate_folder(
     saved = load_saved(folder, dtype=None)
     tokenising = RunProgress(console).tokenising
     streams = evaluation_streams(saved, corpora, tokenising)
-    own = []
-    if saved.vocabulary:
-        own = evaluation_streams(saved, corpora, tokenising, of_backbone=True)
     if not streams and not tasks and task_data is None and chat is None:
         do = "add --set source:NAME=FILE and --set target:NAME=FILE"
         raise UserError("nothing to measure", do=do)
@@ -66,12 +63,12 @@ def evaluate_folder(
         saved, tasks, streams, windows, limit=limit, num_fewshot=num_fewshot, task_data=task_data
     )
     prompts = read_prompts(chat) if chat else []
-    is_replaced = into_record and _replaces_record(saved, plan, prompts)
+    is_replaced = into_record and _replaces_record(saved, plan, prompts, kl=kl)
     if into_record and not is_replaced:
-        if kl:
-            what = "--kl has no effect: --into-record measures no text again"
-            raise UserError(what, do="leave it out, or use --output")
         streams = []
+    own = []
+    if streams and saved.vocabulary:
+        own = evaluation_streams(saved, corpora, tokenising, of_backbone=True)
     longest = saved.evaluation.chat_tokens
     check_prompts(prompts, saved.model.config, saved.tokenizer, max_new_tokens=longest)
     for line in plan.missing:
@@ -103,12 +100,12 @@ def evaluate_folder(
     return record
 
 
-def _replaces_record(saved: Saved, plan: TaskPlan, prompts: Sequence[str]) -> bool:
+def _replaces_record(saved: Saved, plan: TaskPlan, prompts: Sequence[str], *, kl: bool) -> bool:
     """Whether this evaluation replaces everything in the record of the run, because thresholds have
     changed. Raises a UserError as `check_renewal`."""
     own = read_record(RunFolder(saved.folder).record)
     tasks = [task.name for task in plan.tasks]
-    check_renewal(own, saved.promise, tasks=tasks, with_chat=bool(prompts))
+    check_renewal(own, saved.promise, tasks=tasks, with_chat=bool(prompts), with_kl=kl)
     return saved.promise != own.measured_promise
 
 

@@ -74,7 +74,8 @@ def measure_spliced(
     if len(texts) < len(ROLES) or num_windows == 0 or context_tokens < SPLICED_TOKENS:
         return None
     stats = ResidueStats(residue_layers(model))
-    sums, name = [_Sums(), _Sums()], " and ".join(it.stream.name for it in texts) + " in turns"
+    sums = [_Sums(), _Sums()]
+    name = " and ".join(it.stream.name for it in texts) + " in turns"
     with inference(model, reference):
         for number in range(num_windows):
             window = _Window.of(texts, number, num_windows, context_tokens)

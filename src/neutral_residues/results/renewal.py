@@ -12,21 +12,25 @@ from neutral_residues.results.record import Record
 
 
 def check_renewal(
-    own: Record, promise: Promise | None, *, tasks: Collection[str], with_chat: bool
+    own: Record, promise: Promise | None, *, tasks: Collection[str], with_chat: bool, with_kl: bool
 ) -> None:
     """Raise a UserError if nothing would be added to `own`, or if thresholds have changed and not
-    everything in it will be measured again.
+    everything in it will be measured again; for KL, if they have not, as texts are then not read.
 
     Args:
         own: the record of the run.
         promise: the current promise of the extension, which depends on its thresholds.
         tasks: names of the tasks that will be measured.
         with_chat: whether chat prompts will be answered.
+        with_kl: whether KL is asked for.
     """
     if promise == own.measured_promise:
         if not tasks and not with_chat:
             what = "--into-record has nothing to add: thresholds are as when the run was measured"
             raise UserError(what, do="add --tasks or --chat")
+        if with_kl:
+            what = "--kl has no effect: --into-record measures no text again"
+            raise UserError(what, do="leave it out, or use --output")
         return
     names = [task.name for task in own.main_scores if task.name not in tasks]
     options = [f"--tasks {','.join(names)}"] if names else []
