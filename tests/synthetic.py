@@ -122,6 +122,10 @@ def make_record(
                 "extended": f" la mère </script> & {label}",
             }
         ],
+        "beginnings": {
+            n: _beginning(n, role, change)
+            for n, role, change in (("en", "source", 0.25), (target, "target", -20.0))
+        },
         "spliced": _spliced(target, gated=gated),
         "gates": _gates_over_text(target) if gated else [],
         "cost": COST
@@ -333,6 +337,13 @@ def _gates_by_layer(name: str) -> dict[str, Any]:
         {"layer": n, "gates_zero": zero - n / 100, "residue_rms": (1 - zero) * n} for n in LAYERS
     ]
     return {"num_neutral_tokens": 270 if zero > 0.5 else 0, "layers": layers}
+
+
+def _beginning(name: str, role: str, change: float) -> dict[str, Any]:
+    """Texts by themselves, on which bits per byte changed by `change` %."""
+    size = {"num_bytes": 200, "num_tokens": 64, "num_documents": 1}
+    nats = {"backbone_nats": 100.0, "extended_nats": 100 + change, "kl_nats": 0.64}
+    return {"role": role, "key": name} | size | nats
 
 
 def _spliced(target: str, *, gated: bool) -> dict[str, Any]:

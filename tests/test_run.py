@@ -92,6 +92,7 @@ def test_a_run_learns_the_target_and_reports_both_sides(tmp_path: Path) -> None:
     assert [point["step"] for point in logged] == [1, *range(2, 31, 2)]
     measured = [point["step"] for point in record.curve if "bits_per_byte/en" in point]
     assert measured == [0, 4, 8, 12, 16, 20, 24, 28, 30]
+    assert record.beginnings.keys() == record.sets.keys()
     assert record.cost.tokens == 30 * 4 * 2 * 32
     assert abs(record.cost.new_weights / record.cost.backbone_weights - 0.20) < 0.004
     written = find_method("neutral").resolve(make_run(values))

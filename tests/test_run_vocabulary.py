@@ -60,6 +60,10 @@ def test_a_run_with_new_tokens(method: str, tmp_path: Path) -> None:
     again = evaluate_saved(saved, streams, windows, backbone_streams=own)
     assert again.sets["fr"].extended_nats == pytest.approx(target.extended_nats, rel=1e-5)
     assert again.sets["fr"].backbone_nats == pytest.approx(target.backbone_nats, rel=1e-5)
+    assert with_tokens.beginnings.keys() == {"en"}
+    assert again.beginnings["en"].kl_nats == pytest.approx(
+        with_tokens.beginnings["en"].kl_nats, rel=1e-4
+    )
     # After a switch, too, the backbone reads its own tokens.
     switched, in_old = with_tokens.spliced, plain.spliced
     assert switched is not None

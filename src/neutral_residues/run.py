@@ -190,6 +190,12 @@ class _Run:
                 kl=config.evaluation.kl,
                 on_progress=on_progress,
             ),
+            beginnings=both.beginnings(
+                streams,
+                setup.windows,
+                backbone_streams=setup.backbone_data.evaluate,
+                on_progress=on_progress,
+            ),
             self_text=setup.self_text,
             spliced=both.spliced(streams, setup.windows, on_progress),
             validation_sets=self._validation_sets(),

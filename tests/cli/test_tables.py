@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from neutral_residues.cli.tables import (
+    beginnings_table,
     print_few_tokens,
     print_sets,
     print_summary,
@@ -104,6 +105,16 @@ def test_text_that_switches_language() -> None:
     assert ["fr after en", "4.4000", "2.2000", "-50.00 %", "4.0000", "3.0000", "-25.00 %"] in rows
     assert ["tokens", "1", "2-3", "4-7", "8-15", "16-31", "32+", "from 8 on"] in rows
     assert ["en after fr", "20", "40", "60", "80", "90", "95", "88"] in rows
+
+
+def test_beginnings_of_texts() -> None:
+    record = make_record()
+    rows = rows_of(record)
+    assert ["fr", "target", "0.7213", "0.5771", "-20.00 %", "4.77 -> 3.49", "-", "0.0100"] in rows
+    table = beginnings_table(record)
+    assert table is not None
+    assert "the first 64 tokens of each text" in str(table.title)
+    assert beginnings_table(make_record(beginnings={})) is None
 
 
 def test_a_method_without_gates_has_no_table_of_gates() -> None:

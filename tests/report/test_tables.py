@@ -2,6 +2,7 @@
 
 from neutral_residues.report.tables import (
     Table,
+    beginnings_table,
     cost_table,
     equal_learning_table,
     points_table,
@@ -69,6 +70,19 @@ def test_equal_learning() -> None:
         ["llama-pro", "not reached, 3.000 at best", "–"],
     ]
     assert equal_learning_table(make_section(make_record())) is None
+
+
+def test_beginnings_of_texts() -> None:
+    table = beginnings_table(make_section(make_record(), make_record(seed=1), make_record("lora")))
+    assert table is not None
+    assert [row.name for row in table.rows] == ["neutral", "lora"]
+    first = {column.heading: column.cells[0].text for column in table.columns}
+    assert first == {
+        "en, change [%], lower is better": "+0.25 ± 0.00",
+        "en, KL [nats per token], lower is better": "0.0100 ± 0.0000",
+        "fr, change [%], lower is better": "−20.00 ± 0.00",
+    }
+    assert beginnings_table(make_section(make_record(beginnings={}))) is None
 
 
 def test_costs_hold_their_values_in_the_unit_of_the_heading() -> None:

@@ -102,7 +102,8 @@ def print_warnings(lines: Iterable[str], *, console: Console) -> None:
 def print_sets(record: Record, *, console: Console) -> None:
     """Print the results on text, with a warning for each set whose change is concentrated on few
     tokens."""
-    for table in (sets_table, gates_table, spliced_table, gates_since_switch_table):
+    on_text = (sets_table, beginnings_table, spliced_table)
+    for table in (*on_text, gates_table, gates_since_switch_table):
         if (found := table(record)) is not None:
             console.print(found)
     print_few_tokens(record, console=console)
@@ -121,15 +122,29 @@ def print_few_tokens(record: Record, *, console: Console) -> None:
 def sets_table(record: Record) -> Table:
     """Results of both models on all held-out sets, with the share of tokens whose gates are all
     0."""
-    title = f"{record.label}: bits per byte on held-out text (lower is better)"
+    return _results_table(
+        f"{record.label}: bits per byte on held-out text (lower is better)", record.sets
+    )
+
+
+def beginnings_table(record: Record) -> Table | None:
+    """Results of both models on texts that are read by themselves; None if not measured."""
+    lengths = {it.num_tokens // it.num_documents for it in record.beginnings.values()}
+    if not lengths:
+        return None
+    what = f"the first {lengths.pop()} tokens of each text, read by themselves as a prompt is"
+    return _results_table(f"bits per byte of {what}", record.beginnings)
+
+
+def _results_table(title: str, sets: Mapping[str, SetResult]) -> Table:
     numbers = ["backbone", "extended", "change", "token perplexity", "tokens with all gates 0"]
-    if any(found.kl_nats is not None for found in record.sets.values()):
+    if any(found.kl_nats is not None for found in sets.values()):
         numbers.append("KL, nats per token")
-    other_tokens = any(found.backbone_tokens for found in record.sets.values())
+    other_tokens = any(found.backbone_tokens for found in sets.values())
     if other_tokens:
         numbers.insert(3, "tokens")
     table = new_table(title, ["set", "role"], numbers)
-    for name, found in record.sets.items():
+    for name, found in sets.items():
         neutral = found.neutral_share
         table.add_row(
             name,

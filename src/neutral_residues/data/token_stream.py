@@ -100,6 +100,25 @@ class TokenStream:
         first = (self.tokens[:end], ends, num_bytes)
         return TokenStream(self.name, self.role, *first, predicted=predicted)
 
+    def beginnings(self, num_tokens: int, *, max_documents: int) -> "TokenStream":
+        """The first `num_tokens` tokens of documents that have as many, each behind an end-of-text
+        token that is not predicted, so that windows of `num_tokens` + 1 hold one text each. Bytes
+        are estimated from the mean bytes per token of the document."""
+        lengths = np.diff(self.document_ends, prepend=0)
+        chosen_D = np.flatnonzero(lengths > num_tokens)[:max_documents]
+        ends = self.document_ends[chosen_D]
+        first_D1 = (ends - lengths[chosen_D])[:, None]
+        places_DT = np.hstack([first_D1 + np.arange(num_tokens), ends[:, None] - 1])
+        num_bytes = self.document_bytes[chosen_D] * num_tokens / (lengths[chosen_D] - 1)
+        return TokenStream(
+            self.name,
+            self.role,
+            self.tokens[places_DT].reshape(-1),
+            (1 + np.arange(len(chosen_D))) * (num_tokens + 1),
+            np.maximum(1, num_bytes.round()).astype(np.int64),
+            predicted=np.tile(np.arange(num_tokens + 1) < num_tokens, len(chosen_D)),
+        )
+
     def blocks(self, block_tokens: int) -> NDArray[Any]:
         """The stream as rows of `block_tokens` tokens: (num_blocks, block_tokens), a view; a
         UserError if it has less than one block.

@@ -25,6 +25,8 @@ from neutral_residues.vocabulary.vocabulary import Vocabulary
 
 SAMPLE_TOKENS = 60
 """Tokens generated after each prompt of `evaluation.prompts`."""
+BEGINNING_TOKENS, MOST_BEGINNINGS = 64, 64
+"""Tokens of a text that is read by itself, and such texts of each set."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,42 @@ class BothModels:
             kl=kl,
             tokenizer=self.tokenizer,
             on_progress=on_progress,
+        )
+
+    def beginnings(
+        self,
+        streams: Sequence[TokenStream],
+        windows: Windows,
+        *,
+        backbone_streams: Sequence[TokenStream] = (),
+        on_progress: OnProgress | None = None,
+    ) -> dict[str, SetResult]:
+        """Name of each set -> results of both models, KL among them, on the first
+        `BEGINNING_TOKENS` tokens of its first documents, each read by itself as a prompt is;
+        windows of running text show nearly only later tokens. An extension with new tokens reads
+        source text in the backbone's tokens, and no target text. Chats are left out, and sets
+        without a document of this length."""
+        num_tokens = min(BEGINNING_TOKENS, windows.context_tokens - 1)
+        own = {stream.name: stream for stream in backbone_streams} if self.vocabulary else {}
+        found = [
+            own.get(it.name, it).beginnings(num_tokens, max_documents=MOST_BEGINNINGS)
+            for it in streams
+            if it.predicted is None and not (own and it.role == "target")
+        ]
+        one_text = Windows(self.end_of_text, num_tokens + 1, num_tokens + 1, windows.batch_rows)
+
+        def on_alone(name: str, done: int, total: int) -> None:
+            if on_progress is not None:
+                on_progress(f"{name}, beginnings", done, total)
+
+        return evaluate(
+            self.model,
+            [it for it in found if it.num_documents],
+            one_text,
+            reference=self.reference,
+            pieces=self.pieces,
+            kl=True,
+            on_progress=on_alone,
         )
 
     def spliced(

@@ -91,19 +91,23 @@ def evaluate_saved(
     kl: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Record:
-    """Measure backbone and extended model on all texts, and on text that alternates between the
-    first source and the first target text; see `evaluate` and `measure_spliced`. Returns a record
-    without task scores."""
-    results = {}
+    """Measure backbone and extended model on all texts, on their beginnings, and on text that
+    alternates between the first source and the first target text; see `BothModels`. Returns a
+    record without task scores."""
+    results, beginnings = {}, {}
     if streams:
         results = saved.sets(
             streams, windows, backbone_streams=backbone_streams, kl=kl, on_progress=on_progress
+        )
+        beginnings = saved.beginnings(
+            streams, windows, backbone_streams=backbone_streams, on_progress=on_progress
         )
     key = tokenizer_key(saved.backbone_tokenizer)
     return Record(
         kind="evaluate",
         method=saved.config.method if saved.config else "neutral",
         sets=results,
+        beginnings=beginnings,
         spliced=saved.spliced(streams, windows, on_progress),
         promise=saved.promise,
         measured_promise=saved.promise,

@@ -24,6 +24,7 @@ from neutral_residues.report.scatter import grammar, kept, razor
 from neutral_residues.report.spliced import spliced_plots, spliced_table
 from neutral_residues.report.style import styles
 from neutral_residues.report.tables import (
+    beginnings_table,
     cost_table,
     equal_learning_table,
     points_table,
@@ -100,7 +101,7 @@ def shown_section(section: Section) -> dict[str, Any]:
     """The parts of a section for the template, each under the name of its function."""
     tables = (points_table, equal_learning_table, tasks_table, worst_documents, cost_table)
     plots = (plane, kept, task_plots, grammar, razor, training, change_plots, layers, heat_texts)
-    spliced = (spliced_table, spliced_plots, promises_table)
+    spliced = (beginnings_table, spliced_table, spliced_plots, promises_table)
     words = (verdict, task_sentences, few_tokens, samples)
     shown = {part.__name__: part(section) for part in (*tables, *plots, *spliced, *words)}
     origins = [_origin(point) for point in section.points]

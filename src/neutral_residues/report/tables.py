@@ -1,6 +1,6 @@
 """The numbers of a section as tables, for page, summary and screen readers alike."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from neutral_residues.config.data import Role
@@ -8,6 +8,7 @@ from neutral_residues.report.aggregate import Point, Section, Spread
 from neutral_residues.report.formatting import NONE, number, short
 from neutral_residues.report.load import Unfinished
 from neutral_residues.report.pareto import EqualLearning, compare_with_neutral, pareto_front
+from neutral_residues.results.set_result import SetResult
 
 LOWER, HIGHER = "lower is better", "higher is better"
 BITS = "bits/byte"
@@ -157,6 +158,22 @@ def equal_learning_table(section: Section) -> Table | None:
     return Table((*row_names([reference], section), *names), (forgetting, times))
 
 
+def beginnings_table(section: Section) -> Table | None:
+    """For the beginnings of each set's texts, each read by itself, the change of bits per byte and,
+    of source sets, the KL from the backbone; None where they were not measured."""
+    points = [p for p in section.rows if all(run.record.beginnings for run in p.runs)]
+    if not points:
+        return None
+    columns = []
+    for name, text in points[0].first.beginnings.items():
+        change = [_of_beginnings(point, name, lambda it: it.rise_percent) for point in points]
+        columns.append(numbers(f"{name}, change", change, 2, "%", LOWER, signed=True))
+        if text.role == "source":
+            kl = [_of_beginnings(point, name, lambda it: it.kl_nats_per_token) for point in points]
+            columns.append(numbers(f"{name}, KL", kl, 4, "nats per token", LOWER))
+    return Table(row_names(points, section), tuple(columns))
+
+
 def cost_table(section: Section) -> Table:
     """Costs of the first seed of each row; times are comparable only on the same machine."""
     costs = [point.first.cost for point in section.rows]
@@ -187,6 +204,15 @@ def unfinished_table(runs: Sequence[Unfinished]) -> Table:
         texts("reason", [run.reason or "" for run in runs], is_text=True),
     )
     return Table(tuple(RowName(run.label or run.origin) for run in runs), columns)
+
+
+def _of_beginnings(
+    point: Point, name: str, of: Callable[[SetResult], float | None]
+) -> Spread | None:
+    """Mean and deviation over the seeds; None if a seed has no such number."""
+    found = [run.record.beginnings.get(name) for run in point.runs]
+    values = [value for it in found if it is not None and (value := of(it)) is not None]
+    return Spread.over(values) if len(values) == len(found) else None
 
 
 def _rates(points: Sequence[Point]) -> Column:

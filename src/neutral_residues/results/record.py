@@ -192,6 +192,8 @@ class Record(Part):
     """Name of the method, for example "neutral" or "lora"."""
     sets: dict[str, SetResult] = Field(default={})
     """Evaluation set -> results of both models on it, at the end."""
+    beginnings: dict[str, SetResult] = Field(default={})
+    """Evaluation set -> results on the first tokens of its documents, each read by itself."""
     self_text: SelfText | None = None
     """Source text that the backbone generated for the training; null if it generated none."""
     spliced: Spliced | None = None

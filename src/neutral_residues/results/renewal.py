@@ -49,6 +49,6 @@ def renewed(own: Record, new: Record) -> Record:
     tasks = [task for task in own.tasks if task.name not in measured] + new.tasks
     parts: dict[str, object] = {"tasks": tasks, "chat": new.chat or own.chat}
     if new.measured_promise != own.measured_promise:
-        names = ("sets", "spliced", "samples", "gates", "promise", "measured_promise")
+        names = ("sets", "beginnings", "spliced", "samples", "gates", "promise", "measured_promise")
         parts |= {name: getattr(new, name) for name in names}
     return own.model_copy(update=parts)
