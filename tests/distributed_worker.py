@@ -20,7 +20,8 @@ from transformers.utils import logging
 
 from neutral_residues import NeutralResiduesConfig, residue_layers
 from neutral_residues.training.mixin import NeutralResiduesTrainerMixin
-from neutral_residues.tuner.head import HeadResidue
+from neutral_residues.tuner.embeddings import embeddings_layer
+from neutral_residues.tuner.head import GatedHead, HeadResidue
 
 VOCABULARY, PAD = 64, 0
 SOURCE, TARGET, IGNORE = 1, 0, -100
@@ -87,17 +88,39 @@ def as_batch(rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor, Tensor]:
     return ids, (ids != PAD).long(), domains
 
 
+def begun_gates(model: nn.Module, ids: Tensor) -> Tensor | None:
+    """(B, T) the gate that reads tokens as if each text had begun 1 to 8 tokens before, in turns:
+    from that part of the text alone. None if gates read layers."""
+    layer = embeddings_layer(model)
+    if layer is None or not layer.readers():
+        return None
+    was_training, gates = layer.training, []
+    layer.eval()
+    for t in range(ids.shape[1]):
+        layer(ids[:, max(0, t - 1 - t % 8) : t + 1])
+        gates.append(layer.gates["default"].gate[:, -1, 0])
+    layer.train(was_training)
+    return torch.stack(gates, dim=1)
+
+
 def big_batch_losses(
     model: nn.Module, rows: list[dict[str, Any]], kind: str = "l1"
 ) -> tuple[Tensor, Tensor]:
     """Mean next-token nats, and the local loss per counted token, written without the code under
     test."""
     ids, mask, domains = as_batch(rows)
-    residues, outputs = [], []
+    begun, (residues, outputs, ungated) = begun_gates(model, ids), ([], [], [])
 
     def observe(layer: Any, inputs: Any, _: Any) -> None:
-        residues.append(layer.residue(inputs[0], "default"))
-        outputs.append(layer.base_layer(inputs[0]).detach())
+        adapter, (x, *_) = layer.adapter("default"), inputs
+        residues.append(layer.residue(x, "default"))
+        outputs.append(layer.base_layer(x).detach())
+        if isinstance(adapter, GatedHead):
+            ungated.append(adapter.up(adapter.down(x)).detach())
+        else:
+            ungated.append(
+                adapter.down(adapter.activation(adapter.gate(x)) * adapter.up(x)).detach()
+            )
 
     hooks = [layer.register_forward_hook(observe) for layer in residue_layers(model).values()]
     logits = model(input_ids=ids, attention_mask=mask).logits
@@ -106,15 +129,22 @@ def big_batch_losses(
     predicted = mask[:, 1:].bool()
     nats = F.cross_entropy(logits[:, :-1][predicted], ids[:, 1:][predicted])
     if kind == "l1":
-        sizes = []
-        for residue, output in zip(residues, outputs, strict=True):
-            delta, own = residue.delta[domains == SOURCE], output[domains == SOURCE]
-            if isinstance(residue, HeadResidue):
-                rms = delta.square().mean(-1).clamp(min=1e-24).sqrt()
-                sizes.append((rms * residue.code.shape[-1] ** 0.5).mean())
-            else:
-                sizes.append((delta.abs().sum(-1) / own.square().sum(-1).sqrt()).mean())
-        return nats, torch.stack(sizes).sum()
+        terms = []
+        for residue, output, opened in zip(residues, outputs, ungated, strict=True):
+
+            def size(delta: Tensor, output: Tensor = output, residue: Any = residue) -> Tensor:
+                if isinstance(residue, HeadResidue):
+                    rms = delta.square().mean(-1).clamp(min=1e-24).sqrt()
+                    return rms * residue.code.shape[-1] ** 0.5
+                return delta.abs().sum(-1) / output.square().sum(-1).sqrt()
+
+            source, target = domains == SOURCE, domains == TARGET
+            terms.append(size(residue.delta)[source].mean())
+            if begun is not None:
+                other = (residue.gate[..., 0].detach() - begun).abs()
+                terms.append((begun.abs() * size(opened))[source].mean())
+                terms.append(0.1 * (other * size(opened))[target].mean())
+        return nats, torch.stack(terms).sum()
     counted = domains != IGNORE
     opened = [torch.sigmoid(residue.gate_logits[counted].squeeze(-1)) for residue in residues]
     is_target = domains[counted] == TARGET

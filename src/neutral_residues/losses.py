@@ -9,6 +9,8 @@ padding. Labels are per token, so that packed, padded and mixed rows all work.
                                  section 3, "Training"
     local loss "cross_entropy"   binary cross-entropy of the sigmoid gate with the label "target
                                  token"; the paper's alternative
+    beginnings                   a part of "l1" for gates that read tokens, ours: the gate as it is
+                                 if the text had begun a few tokens before
 
 Where we choose: the paper's local loss is the L1 norm of the adapter's output, averaged over
 adapters and divided by D, on source rows. Whether the norm is taken before or after the gate is not
@@ -27,6 +29,12 @@ states grow with depth, and a residue of a given size has the less effect the la
 Dividing an L1 norm by an L2 norm gives a value larger by sqrt(D) than a ratio of equal norms. This
 is needed because the language-modelling loss opens a gate with the strength of all D directions of
 the residue (LAB.md, "one local loss for every backbone").
+
+Beginnings: a gate b that knows 2 to 9 tokens (`reader.py`) should be closed on source text, and as
+g is on target text. With s(x) the size for a gate of 1, without gradient, summed over residues, and
+w = 0.1:
+
+    mean over source tokens of |b| s(x)  +  w mean over target tokens of |b - g| s(x)
 """
 
 from typing import Any
@@ -40,6 +48,9 @@ from neutral_residues.config.choices import LocalLoss
 from neutral_residues.data.labels import IGNORE, SOURCE, TARGET
 from neutral_residues.errors import UserError
 from neutral_residues.tuner.layer import AnyResidue
+
+BEGINNINGS_ON_TARGET = 0.1
+"""Weight of target tokens in the beginnings' part of the local loss."""
 
 LOGITS_PER_CHUNK = 2**20
 """Softmax is computed in chunks of this many logits: 4 MB in float32, which fit a CPU's cache."""
@@ -97,7 +108,7 @@ def local_loss_sum(
     residue: AnyResidue, base_output: Tensor, domain_labels: Tensor, kind: LocalLoss
 ) -> Tensor:
     """The local loss of one adapter, summed over tokens (for their number see `counted_tokens`), as
-    a float32 scalar.
+    a float32 scalar; without the beginnings' part.
 
     Args:
         residue: the residue of the adapter, for any shape of tokens.
@@ -121,6 +132,20 @@ def local_loss_sum(
     return (nats * (labels != IGNORE)).sum()
 
 
+def beginnings_loss_sums(residue: AnyResidue, base_output: Tensor, domain_labels: Tensor) -> Tensor:
+    """(2,) the beginnings' part of the local loss of one adapter whose gate reads tokens, summed
+    over source and over target tokens, each with its weight, in float32. Only the gate gets a
+    gradient. For the arguments and errors see `local_loss_sum`."""
+    assert residue.gate is not None
+    assert residue.begun_gate is not None
+    sizes = residue.ungated_size(base_output)
+    gate, begun = (it.float().reshape(sizes.shape) for it in (residue.gate, residue.begun_gate))
+    labels = _aligned(domain_labels, sizes)
+    open_on_source = (sizes * begun.abs() * (labels == SOURCE)).sum()
+    other_on_target = (sizes * (begun - gate.detach()).abs() * (labels == TARGET)).sum()
+    return torch.stack([open_on_source, BEGINNINGS_ON_TARGET * other_on_target])
+
+
 def _aligned(domain_labels: Tensor, tokens: Tensor) -> Tensor:
     """The labels in the shape of `tokens`, which has one number per token."""
     if domain_labels.numel() != tokens.numel():
@@ -129,11 +154,10 @@ def _aligned(domain_labels: Tensor, tokens: Tensor) -> Tensor:
     return domain_labels.reshape(tokens.shape)
 
 
-def counted_tokens(domain_labels: Tensor, kind: LocalLoss) -> Tensor:
-    """Number of tokens that `local_loss_sum` sums over: source tokens for "l1", else all tokens
-    that are not padding. A scalar tensor."""
-    counted = domain_labels == SOURCE if kind == "l1" else domain_labels != IGNORE
-    return counted.sum()
+def counted_tokens(domain_labels: Tensor) -> Tensor:
+    """(2,) numbers of source and of target tokens, by which sums of the local loss are divided:
+    "l1" by the first, "cross_entropy" by their sum."""
+    return torch.stack([(domain_labels == SOURCE).sum(), (domain_labels == TARGET).sum()])
 
 
 def kl_nats(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:

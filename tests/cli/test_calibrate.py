@@ -106,7 +106,7 @@ def test_the_record_of_the_run_is_measured_anew(
     write_record(path, record.model_copy(update={"chat": [sample]}))
     assert_one_line(neutral(*renew), "thresholds have changed", "nothing for --chat FILE")
     assert_one_line(neutral(*renew, "--context", 16), "--context does not go with --into-record")
-    write_record(path, record)
+    write_record(path, record.model_copy(update={"beginnings": {}}))
     # Beside each other they are two rows of one run.
     apart, both = tmp_path / "calibrated.json", tmp_path / "both"
     assert neutral("evaluate", finished, "--output", apart)[0] == 0
@@ -129,6 +129,7 @@ def test_the_record_of_the_run_is_measured_anew(
     assert [it.prompt for it in renewed.samples] == ["a"]
     assert renewed.samples != [sample]
     assert renewed.gates
+    assert renewed.beginnings.keys() == renewed.sets.keys()
     assert "with these thresholds" in page()
     assert f"{cost.calibrated:.3f}" in (finished / "extension" / "README.md").read_text()
     code, printed = neutral("calibrate", finished, "--remove")

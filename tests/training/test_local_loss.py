@@ -24,6 +24,7 @@ from distributed_worker import (
     trained,
 )
 from neutral_residues import NeutralResiduesConfig, UserError, residue_layers
+from neutral_residues.losses import beginnings_loss_sums, counted_tokens
 from neutral_residues.training.local_loss import local_loss
 from neutral_residues.tuner.layer import observe_residues
 
@@ -88,7 +89,9 @@ def test_adapters_with_labels_of_their_own() -> None:
     class Sizes:
         def on_residue(self, layer: Any, residue: Any, output: Tensor, name: str) -> None:
             sizes = residue.relative_size(output).view(labels.shape)
-            found[name].append(sizes[own[name] == SOURCE].sum() / (own[name] == SOURCE).sum())
+            counts = counted_tokens(own[name])
+            begun = beginnings_loss_sums(residue, output, own[name]) / counts.clamp(min=1)
+            found[name] += [sizes[own[name] == SOURCE].sum() / counts[0], begun.sum()]
 
     with observe_residues(residue_layers(model), Sizes()):
         forward_loss(model, rows)
@@ -116,7 +119,7 @@ def test_own_loop_that_accumulates() -> None:
             share = len(rows[part]) / len(rows)
             (
                 share * forward_loss(model, rows[part])
-                + ALPHA * local.mean((domains == SOURCE).sum())
+                + ALPHA * local.mean(counted_tokens(domains))
             ).backward()
     assert_same_gradients(gradients(model), expected_gradients(rows))
 

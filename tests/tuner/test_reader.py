@@ -20,6 +20,7 @@ from neutral_residues.tuner.reader import (
     BEGINS_ANEW,
     CODE,
     HIDDEN,
+    MOST_BEFORE,
     WINDOW,
     TokenReader,
     num_reader_weights,
@@ -115,10 +116,12 @@ def test_text_further_back_than_the_window_does_not_matter() -> None:
     assert not torch.allclose(gates(model, ids)[:, 20:24], gates(model, changed)[:, 20:24])
 
 
+@pytest.mark.parametrize("training", [False, True])  # trainers generate too
 @torch.no_grad()
-def test_token_by_token_in_pieces_and_after_a_cut() -> None:
+def test_token_by_token_in_pieces_and_after_a_cut(training: bool) -> None:
     model, ids = reading(), token_ids(2, 30)
     whole, expected = gates(model, ids), logits_of(model, ids)
+    model.train(training)
     for cut in (1, 5, 20):
         cache = DynamicCache()
         torch.testing.assert_close(
@@ -244,8 +247,23 @@ def test_while_it_trains_texts_begin_anew() -> None:
     positions = torch.where(begins < 0, begins + 9, begins)[None]
     packed = gates(model, ids, position_ids=positions)
     torch.testing.assert_close(packed[:, :9], parts[0][:, :9])
-    assert not packed[:, 9].any()
-    torch.testing.assert_close(packed[:, BEGINS_ANEW:], in_training[:, BEGINS_ANEW:])
+    for start, end in ((9, 9 + BEGINS_ANEW), (9 + BEGINS_ANEW, ids.shape[1])):
+        alone = gates(model.eval(), ids[:, start:end])
+        torch.testing.assert_close(packed[:, start:end], alone)
+
+
+def test_in_training_a_second_gate_knows_only_the_last_tokens() -> None:
+    model, ids = reading(), token_ids(2, BEGINS_ANEW + 20)
+    assert reader_of(model).gates == {}
+    gates(model, ids)
+    assert reader_of(model).gates["default"].begun is None
+    before = [gates(model, ids[:, max(0, t - 1 - t % MOST_BEFORE) : t + 1]) for t in range(128)]
+    gates(model.train(), ids)
+    begun = reader_of(model).gates["default"].begun
+    assert begun is not None
+    expected = torch.stack([gate[:, -1] for gate in before], dim=1)
+    torch.testing.assert_close(begun[:, :BEGINS_ANEW, 0], expected)
+    assert not begun[:, BEGINS_ANEW].any()
 
 
 def test_embeddings_may_be_given_instead_of_tokens() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from neutral_residues.config.choices import LocalLoss, check_choices
 from neutral_residues.data.labels import SOURCE, TARGET
 from neutral_residues.errors import UserError
-from neutral_residues.losses import counted_tokens, local_loss_sum
+from neutral_residues.losses import beginnings_loss_sums, counted_tokens, local_loss_sum
 from neutral_residues.tuner.layer import (
     AnyResidue,
     NeutralResiduesLayer,
@@ -45,6 +45,7 @@ class LocalLossTerm:
         self.open_gates: dict[int, Tensor] = {}
         self.num_gates: dict[int, Tensor] = {}
         self._terms: dict[str, list[Tensor]] = {key: [] for key in self.labels}
+        self._beginnings: dict[str, list[Tensor]] = {key: [] for key in self.labels}
         self._recording = True
 
     def on_residue(
@@ -61,13 +62,17 @@ class LocalLossTerm:
         key = name if name in self.labels else ALL
         if key not in self.labels:
             return
-        term = local_loss_sum(residue, base_output, self.labels[key], self.kind)
+        labels, begun = self.labels[key], None
+        term = local_loss_sum(residue, base_output, labels, self.kind)
+        if residue.begun_gate is not None and self.kind == "l1":
+            begun = beginnings_loss_sums(residue, base_output, labels)
         if not self._recording:
             return
         known = self._known
         if len(known) < self.num_residues:
             self._terms[key].append(term)
-            self._count_open(residue, self.labels[key])
+            self._beginnings[key] += [] if begun is None else [begun]
+            self._count_open(residue, labels)
         elif term.requires_grad == known[0].requires_grad:
             # SFTTrainer runs a second pass without gradients for its metrics: that is allowed.
             what = "the model ran twice inside one local_loss block"
@@ -87,13 +92,13 @@ class LocalLossTerm:
             for counts, what in ((self.open_gates, is_open & here), (self.num_gates, here)):
                 counts[domain] = counts.get(domain, 0) + what.sum(dtype=torch.float32)
 
-    def mean(self, num_tokens: Tensor | int | Mapping[str, Tensor] | None = None) -> Tensor:
+    def mean(self, num_tokens: Tensor | Mapping[str, Tensor] | None = None) -> Tensor:
         """The local loss per counted token, summed over all residues: a float32 scalar. Call it
         after the forward pass.
 
         Args:
-            num_tokens: the divisor: `losses.counted_tokens` of the whole accumulated batch, or a
-                mapping from adapter name to it if labels differ; default: those of this pass.
+            num_tokens: the divisors: `losses.counted_tokens` of the whole accumulated batch, or a
+                mapping from adapter name to them if labels differ; default: those of this pass.
 
         Raises:
             UserError: if not every residue ran, or the term has no gradient (reentrant gradient
@@ -114,14 +119,21 @@ class LocalLossTerm:
                 " is_trainable=True",
             )
         if num_tokens is None:
-            num_tokens = {key: counted_tokens(it, self.kind) for key, it in self.labels.items()}
+            num_tokens = {key: counted_tokens(it) for key, it in self.labels.items()}
         numbers = num_tokens if isinstance(num_tokens, Mapping) else {ALL: num_tokens}
-        means = []
-        for key, terms in self._terms.items():
-            # A batch without a counted token has a sum of 0: the divisor must not make it 0/0.
-            divisor = torch.as_tensor(numbers[key], device=terms[0].device).clamp(min=1)
-            means.append(torch.stack(terms).sum() / divisor)
-        return torch.stack(means).sum()
+        return torch.stack([self._mean(key, numbers[key]) for key in self._terms]).sum()
+
+    def _mean(self, key: str, num_tokens_2: Tensor) -> Tensor:
+        terms, begun = self._terms[key], self._beginnings[key]
+        num_tokens_2 = num_tokens_2.to(terms[0].device)
+        # A batch without a counted token has a sum of 0: the divisor must not make it 0/0.
+        divisor = num_tokens_2[0] if self.kind == "l1" else num_tokens_2.sum()
+        mean = torch.stack(terms).sum() / divisor.clamp(min=1)
+        if not begun:
+            return mean
+        # Both sides weigh alike also where only some batches have source text.
+        sums_2 = torch.stack(begun).sum(0) / num_tokens_2.clamp(min=1)
+        return mean + sums_2.sum() * (num_tokens_2[0] > 0)
 
 
 @contextmanager

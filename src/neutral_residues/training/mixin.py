@@ -172,9 +172,9 @@ class NeutralResiduesTrainerMixin(_Trainer):
     def _num_counted(
         self, labels: Sequence[Mapping[str, Tensor]], key: str, device: torch.device
     ) -> Tensor:
-        """Number of tokens that the local loss of adapter `key` counts, over all ranks."""
-        counted = sum(counted_tokens(it[key], self.local_loss) for it in labels)
-        return self.accelerator.gather(torch.as_tensor(counted, device=device)).sum()
+        """`counted_tokens` of adapter `key` over all ranks."""
+        counted = [counted_tokens(it[key]) for it in labels] or [torch.zeros(2, dtype=torch.long)]
+        return self.accelerator.gather(torch.stack(counted).sum(0).to(device)[None]).sum(0)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None

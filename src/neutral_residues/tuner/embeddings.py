@@ -306,11 +306,11 @@ class EmbeddingsLayer(ModuleBeside):
         if gate.logits.numel() != shape.numel():
             keep = self.logits_to_keep
             kept = slice(-keep, None) if isinstance(keep, int) else keep
-            gate = Gate(gate.gate[:, kept], gate.logits[:, kept])
+            gate = gate.map(lambda values: values[:, kept])
         if gate.logits.numel() != shape.numel():  # Transformers' RWKV mixes up rows
             what, allowed = "tokens in a block of the backbone", f"the {gate.logits.numel()} read"
             raise UserError(what, got=shape.numel(), allowed=allowed, do="give one row at a time")
-        return Gate(*(it.to(hidden_states.device).reshape(*shape, 1) for it in gate))
+        return gate.map(lambda values: values.to(hidden_states.device).reshape(*shape, 1))
 
 
 def embeddings_layer(model: nn.Module) -> EmbeddingsLayer | None:

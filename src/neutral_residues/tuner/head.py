@@ -40,12 +40,14 @@ LARGEST_SHARE = 0.25
 
 
 class HeadResidue(NamedTuple):
-    """The residue of one adapter on the output head; without a gate the last two are None."""
+    """The residue of one adapter on the output head; without a gate the others are None."""
 
     code: Tensor  # (..., K) g(h) * W_a h
     weight: Tensor  # (V, K) W_b
-    gate: Tensor | None  # (..., 1) g(h)
-    gate_logits: Tensor | None  # (..., 1) w . h + b
+    gate: Tensor | None = None  # (..., 1) g(h)
+    gate_logits: Tensor | None = None  # (..., 1) w . h + b
+    begun_gate: Tensor | None = None  # `Gate.begun`
+    ungated: Tensor | None = None  # (..., K) W_a h, without gradient; only with `begun_gate`
 
     @property
     def delta(self) -> Tensor:
@@ -79,10 +81,16 @@ class HeadResidue(NamedTuple):
         size = self.mean_square().clamp(min=1e-24).sqrt()
         return size * math.sqrt(self.code.shape[-1])
 
+    @torch.no_grad()
+    def ungated_size(self, logits: Tensor) -> Tensor:
+        """(...) `relative_size` that this residue has with a gate of 1, without gradient."""
+        assert self.ungated is not None
+        return HeadResidue(self.ungated, self.weight).relative_size(logits)
+
     def plus(self, other: "HeadResidue") -> "HeadResidue":
         """The sum of two residues on the same head; it has no gate."""
         code = torch.cat([self.code, other.code], dim=-1)
-        return HeadResidue(code, torch.cat([self.weight, other.weight], dim=-1), None, None)
+        return HeadResidue(code, torch.cat([self.weight, other.weight], dim=-1))
 
 
 class _AddInPlace(torch.autograd.Function):
@@ -131,8 +139,9 @@ class GatedHead(Gated):
         code: Tensor = self.down(h)
         gate = gate or self.gate_of(h)
         if gate is None:
-            return HeadResidue(code, self.up.weight, None, None)
-        return HeadResidue(gate.gate * code, self.up.weight, *gate)
+            return HeadResidue(code, self.up.weight)
+        ungated = None if gate.begun is None else code.detach()
+        return HeadResidue(gate.gate * code, self.up.weight, *gate, ungated)
 
     @torch.no_grad()
     def reset_parameters(self, *, num_layers: int, init: Init = "usual") -> None:

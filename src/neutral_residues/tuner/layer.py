@@ -142,7 +142,7 @@ class NeutralResiduesLayer(ModuleBeside):
         if not len(tokens_N):
             return extended
         if gate is not None:
-            gate = Gate(_at(gate.gate, tokens_N), _at(gate.logits, tokens_N))
+            gate = gate.map(lambda values: _at(values, tokens_N))
         x_ND = _at(hidden_states, tokens_N)
         return self._residue(x_ND, name, gate).added_to(extended, tokens_N)
 

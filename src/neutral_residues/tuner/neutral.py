@@ -67,12 +67,14 @@ GATES: dict[BlockGate, Callable[[Tensor], Tensor]] = {
 
 
 class Residue(NamedTuple):
-    """The residue of one adapter: what it adds to the output of one block. Without a gate the last
-    two are None."""
+    """The residue of one adapter: what it adds to the output of one block. Without a gate the
+    others are None."""
 
     delta: Tensor  # (..., D) g(x) * A(x), to be added to the FFN's output
-    gate: Tensor | None  # (..., 1) g(x)
-    gate_logits: Tensor | None  # (..., 1) w . x + b
+    gate: Tensor | None = None  # (..., 1) g(x)
+    gate_logits: Tensor | None = None  # (..., 1) w . x + b
+    begun_gate: Tensor | None = None  # `Gate.begun`
+    ungated: Tensor | None = None  # (..., D) A(x), without gradient; only with `begun_gate`
 
     def added_to(self, output: Tensor, tokens_N: Tensor | None = None) -> Tensor:
         """`output` plus the residue. With `tokens_N`, the residue is that of the tokens at these
@@ -90,13 +92,19 @@ class Residue(NamedTuple):
         own = torch.linalg.vector_norm(block_output.detach(), dim=-1, dtype=torch.float32)
         return norm / torch.where(own > 0, own, 1).reshape(norm.shape)
 
+    @torch.no_grad()
+    def ungated_size(self, block_output: Tensor) -> Tensor:
+        """(...) `relative_size` that this residue has with a gate of 1, without gradient."""
+        assert self.ungated is not None
+        return Residue(self.ungated).relative_size(block_output)
+
     def mean_square(self) -> Tensor:
         """(...) mean of the squares over D, in float32."""
         return self.delta.float().square().mean(-1)
 
     def plus(self, other: "Residue") -> "Residue":
         """The sum of two residues of the same block; it has no gate."""
-        return Residue(self.delta + other.delta, None, None)
+        return Residue(self.delta + other.delta)
 
 
 class GateChoice(NamedTuple):
@@ -131,6 +139,7 @@ class Gate(NamedTuple):
 
     gate: Tensor  # (..., 1) g
     logits: Tensor  # (..., 1) w . x + b; with a threshold, after it was applied
+    begun: Tensor | None = None  # (..., 1) only in training: the second gate of `reader.py`
 
     @classmethod
     def of(
@@ -149,6 +158,11 @@ class Gate(NamedTuple):
         if threshold is not None:
             logits = threshold.applied_to(logits, mean_gate)
         return cls(GATES[kind](logits), logits)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Gate":
+        """The same gate with each of its tensors changed."""
+        begun = None if self.begun is None else change(self.begun)
+        return Gate(change(self.gate), change(self.logits), begun)
 
 
 class Gated(nn.Module):
@@ -213,7 +227,10 @@ class GatedAdapter(Gated):
         """(..., D) -> the residue at each token, with the given gate or, by default, its own."""
         adapter: Tensor = self.down(self.activation(self.gate(x)) * self.up(x))
         gate = gate or self.gate_of(x)
-        return Residue(adapter, None, None) if gate is None else Residue(gate.gate * adapter, *gate)
+        if gate is None:
+            return Residue(adapter)
+        ungated = None if gate.begun is None else adapter.detach()
+        return Residue(gate.gate * adapter, *gate, ungated)
 
     @torch.no_grad()
     def reset_parameters(self, *, num_layers: int, init: Init = "usual") -> None:

@@ -23,7 +23,9 @@ text").
 
 In training, the gate treats every 128 tokens as a new text. Rows of 512 tokens have few beginnings
 of texts, and gates trained on so few opened at the beginning of chat prompts (LAB.md, "windows of
-512 tokens, and how texts begin").
+512 tokens, and how texts begin"). That is still not enough: a second gate, with the same weights,
+is computed at each token as if the text had begun 1 to 8 tokens before it. It gates nothing; the
+local loss trains it (`losses.py`; LAB.md, "a gate that learns how texts begin").
 
 In generation, the codes e of earlier tokens are stored in the backbone's cache (`kept_codes.py`).
 
@@ -43,7 +45,7 @@ from neutral_residues.tuner.neutral import Gate
 from neutral_residues.tuner.thresholds import Threshold
 
 WINDOW, HIDDEN, CODE = 16, 32, 8
-BEGINS_ANEW = 128
+BEGINS_ANEW, MOST_BEFORE = 128, 8
 
 
 class TokenReader(nn.Module):
@@ -94,7 +96,8 @@ class TokenReader(nn.Module):
         positions_BT: Tensor | None,
         num_more: int = 0,
     ) -> Gate:
-        """The gates at the T tokens of a pass, and at `num_more` tokens before it.
+        """The gates at the T tokens of a pass, and at `num_more` tokens before it; in training (not
+        in generation) with the second gate.
 
         Args:
             codes_BTC: codes of the pass.
@@ -102,9 +105,24 @@ class TokenReader(nn.Module):
             positions_BT: position of each token in its text, for packed rows, so that windows stop
                 at the beginning of a text; None for one text per row.
         """
-        if self.training and codes_BTC.shape[1] > BEGINS_ANEW:
-            begun_1T = torch.arange(codes_BTC.shape[1], device=codes_BTC.device)[None] % BEGINS_ANEW
-            positions_BT = begun_1T if positions_BT is None else positions_BT.minimum(begun_1T)
+        if not self.training or before_BWC is not None:
+            return self._gates(codes_BTC, before_BWC, positions_BT, num_more)
+        if positions_BT is None:  # padding, also on the left, has codes of 0
+            positions_BT = codes_BTC.any(-1).cumsum(1).sub(1).clamp(min=0)
+        lately_BT = (positions_BT % BEGINS_ANEW).minimum(1 + positions_BT % MOST_BEFORE)
+        positions_BT = positions_BT % BEGINS_ANEW
+        gate, begun = (
+            self._gates(codes_BTC, before_BWC, it, num_more) for it in (positions_BT, lately_BT)
+        )
+        return Gate(gate.gate, gate.logits, begun.gate)
+
+    def _gates(
+        self,
+        codes_BTC: Tensor,
+        before_BWC: Tensor | None,
+        positions_BT: Tensor | None,
+        num_more: int,
+    ) -> Gate:
         num_earlier = self.over - 1 + num_more
         num_tokens = num_earlier + codes_BTC.shape[1]
         if before_BWC is not None:

@@ -35,7 +35,7 @@ def strongest(gates: dict[str, Gate], positions_BT: Tensor | None, over: int) ->
     now_EBT = torch.stack([gate.gate[:, over - 1 :, 0] for gate in gates.values()])
     first_BT = sums_EBT.where(now_EBT > 0, -1).argmax(0)
     return {
-        name: _only_where(first_BT == number, Gate(*(it[:, over - 1 :] for it in gate)))
+        name: _only_where(first_BT == number, gate.map(lambda values: values[:, over - 1 :]))
         for number, (name, gate) in enumerate(gates.items())
     }
 
@@ -49,7 +49,6 @@ def _sums(gate_BS1: Tensor, positions_BT: Tensor | None, over: int) -> Tensor:
 
 
 def _only_where(is_first_BT: Tensor, gate: Gate) -> Gate:
-    closed = [torch.zeros_like(gate.gate), gate.logits.clamp(max=0)]
-    return Gate(
-        *(torch.where(is_first_BT[..., None], *pair) for pair in zip(gate, closed, strict=True))
-    )
+    here_BT1 = is_first_BT[..., None]
+    logits_BT1 = torch.where(here_BT1, gate.logits, gate.logits.clamp(max=0))
+    return Gate(torch.where(here_BT1, gate.gate, 0), logits_BT1, gate.begun)
