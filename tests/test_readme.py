@@ -196,6 +196,14 @@ def test_on_how_much_english_a_calibrated_real_model_has_open_gates() -> None:
     assert said in " ".join(README.split())
 
 
+def test_what_is_said_of_beginnings_is_in_the_records() -> None:
+    names = ("en", "en-pubmed", "en-wiki")
+    for label, said in (("neutral/", "a KL of {}, calibrated"), ("neutral_cal", "calibrated {},")):
+        (record,) = real_models("fr", label)
+        kl = mean(record.beginnings[name].kl_nats_per_token or 0 for name in names)
+        assert said.format(f"{kl:.3f}") in " ".join(README.split())
+
+
 def test_what_is_said_of_german_on_the_real_model_is_in_the_records() -> None:
     text = " ".join(README.split())
     said = {
@@ -203,7 +211,7 @@ def test_what_is_said_of_german_on_the_real_model_is_in_the_records() -> None:
         "finetune-kl/": "to {bits:.3f} by fine-tuning, with KL or without,",
         "lora/b0.2-lr0.002": "to {bits:.3f} by LoRA and",
         "adapter/": "{bits:.3f} by the gate-less adapter, which all keep {same} of {all} answers",
-        "neutral/": "to {bits:.3f} by neutral residues, which keep {same} (",
+        "neutral/": "to {bits:.3f} by neutral residues, which keep {same};",
         "neutral_calibrated/": "calibrated to {bits:.3f} with {same} of {all}.",
     }
     for run, sentence in said.items():
