@@ -198,7 +198,7 @@ def test_on_how_much_english_a_calibrated_real_model_has_open_gates() -> None:
 
 def test_what_is_said_of_beginnings_is_in_the_records() -> None:
     names = ("en", "en-pubmed", "en-wiki")
-    for label, said in (("neutral/", "a KL of {}, calibrated"), ("neutral_cal", "calibrated {},")):
+    for label, said in (("neutral/", "a KL of {}, calibrated"), ("neutral_cal", "calibrated {} (")):
         (record,) = real_models("fr", label)
         kl = mean(record.beginnings[name].kl_nats_per_token or 0 for name in names)
         assert said.format(f"{kl:.3f}") in " ".join(README.split())
