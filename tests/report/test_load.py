@@ -32,7 +32,7 @@ def test_a_record_reached_twice_counts_once(tmp_path: Path) -> None:
 def test_a_packed_comparison(tmp_path: Path) -> None:
     (packed,) = COMPARISONS.glob("main.jsonl.gz")
     found = collect([packed]).found
-    assert len(found) == 70
+    assert len(found) == 69
     assert found[0].origin.startswith("main.jsonl.gz/cells/french/adapter/")
     failure = Failure(label="lora", reason="out of memory").model_dump(mode="json")
     entry = {"path": "cells/fr/lora/failure.json", "content": failure}
