@@ -81,6 +81,12 @@ def test_with_new_tokens_source_text_is_read_in_the_backbones() -> None:
     assert found["en"].backbone_nats == pytest.approx(expected, rel=1e-5)
 
 
+def test_windows_of_one_token() -> None:
+    model = extended_llama(head_rank=0).eval()
+    found = both(model).beginnings([stream("en", "source")], Windows(END_OF_TEXT, 1, 1))
+    assert found["en"].num_tokens == len(LENGTHS)
+
+
 def test_sets_of_short_texts_are_left_out() -> None:
     model = extended_llama(head_rank=0).eval()
     windows = Windows(END_OF_TEXT, 60, 60)

@@ -82,7 +82,7 @@ class BothModels:
         windows of running text show nearly only later tokens. An extension with new tokens reads
         source text in the backbone's tokens, and no target text. Chats are left out, and sets
         without a document of this length."""
-        num_tokens = min(BEGINNING_TOKENS, windows.context_tokens - 1)
+        num_tokens = max(1, min(BEGINNING_TOKENS, windows.context_tokens - 1))
         own = {stream.name: stream for stream in backbone_streams} if self.vocabulary else {}
         found = [
             own.get(it.name, it).beginnings(num_tokens, max_documents=MOST_BEGINNINGS)
