@@ -109,8 +109,8 @@ class TokenReader(nn.Module):
             return self._gates(codes_BTC, before_BWC, positions_BT, num_more)
         if positions_BT is None:  # padding, also on the left, has codes of 0
             positions_BT = codes_BTC.any(-1).cumsum(1).sub(1).clamp(min=0)
-        lately_BT = (positions_BT % BEGINS_ANEW).minimum(1 + positions_BT % MOST_BEFORE)
         positions_BT = positions_BT % BEGINS_ANEW
+        lately_BT = positions_BT.minimum(1 + positions_BT % MOST_BEFORE)
         gate, begun = (
             self._gates(codes_BTC, before_BWC, it, num_more) for it in (positions_BT, lately_BT)
         )
