@@ -180,24 +180,18 @@ class _Run:
             evaluation=config.evaluation,
             seed=config.seed,
         )
+        measured = both.texts(
+            streams,
+            setup.windows,
+            backbone_streams=setup.backbone_data.evaluate,
+            kl=config.evaluation.kl,
+            on_progress=on_progress,
+        )
         return Record(
             kind="extend",
             method=setup.method.name,
-            sets=both.sets(
-                streams,
-                setup.windows,
-                backbone_streams=setup.backbone_data.evaluate,
-                kl=config.evaluation.kl,
-                on_progress=on_progress,
-            ),
-            beginnings=both.beginnings(
-                streams,
-                setup.windows,
-                backbone_streams=setup.backbone_data.evaluate,
-                on_progress=on_progress,
-            ),
+            **measured._asdict(),
             self_text=setup.self_text,
-            spliced=both.spliced(streams, setup.windows, on_progress),
             validation_sets=self._validation_sets(),
             curve=training.curve,
             samples=both.samples(),

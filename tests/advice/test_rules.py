@@ -41,12 +41,13 @@ def test_new_tokens_are_suggested_once() -> None:
     assert "vocabulary" not in said(both())
 
 
-def test_a_chat_model_without_chats() -> None:
+def test_a_chat_model_whose_answers_nobody_looks_at() -> None:
     def of(**changes: Any) -> str:
         found = {"num_tokens": NUM_TOKENS, "is_chat_model": True}
         return "\n".join(warnings(config(**changes), both(), [], [], **found))
 
-    assert "gates can open on the chat template" in of()
+    assert "nothing tells how many of its answers stay" in of()
+    assert of(evaluation={"chat": "prompts.jsonl"}) == ""
     corpora = config().model_dump(mode="json")["data"]["train"]
     corpora[1] |= {"chat": True, "field": "messages"}
     assert of(data={"train": corpora}) == ""

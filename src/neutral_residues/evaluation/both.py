@@ -3,7 +3,7 @@ and for a saved extension."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -29,6 +29,14 @@ BEGINNING_TOKENS, MOST_BEGINNINGS = 64, 64
 """Tokens of a text that is read by itself, and such texts of each set."""
 
 
+class TextResults(NamedTuple):
+    """Results of both models on evaluation sets; the fields are those of `Record`."""
+
+    sets: dict[str, SetResult]  # by the names of the sets
+    beginnings: dict[str, SetResult]  # the same for the beginnings of their documents
+    spliced: Spliced | None  # on text that alternates between a source and a target set
+
+
 @dataclass(frozen=True)
 class BothModels:
     """A backbone with its extended model, and their tokenizers."""
@@ -47,7 +55,7 @@ class BothModels:
         """For each new token, the backbone's tokens that spell the same text."""
         return self.vocabulary.pieces if self.vocabulary else ()
 
-    def sets(
+    def texts(
         self,
         streams: Sequence[TokenStream],
         windows: Windows,
@@ -55,9 +63,10 @@ class BothModels:
         backbone_streams: Sequence[TokenStream] = (),
         kl: bool = False,
         on_progress: OnProgress | None = None,
-    ) -> dict[str, SetResult]:
-        """Name of each set -> results of both models; arguments and errors as in `evaluate`."""
-        return evaluate(
+    ) -> TextResults:
+        """Everything that a record holds on evaluation sets; arguments and errors as in
+        `evaluate`."""
+        sets = evaluate(
             self.model,
             streams,
             windows,
@@ -68,6 +77,19 @@ class BothModels:
             tokenizer=self.tokenizer,
             on_progress=on_progress,
         )
+        beginnings = self.beginnings(
+            streams, windows, backbone_streams=backbone_streams, on_progress=on_progress
+        )
+        spliced = measure_spliced(
+            self.model,
+            streams,
+            context_tokens=windows.context_tokens,
+            num_windows=self.evaluation.num_spliced(windows.context_tokens),
+            reference=self.reference,
+            pieces=self.pieces,
+            on_progress=on_progress,
+        )
+        return TextResults(sets, beginnings, spliced)
 
     def beginnings(
         self,
@@ -103,24 +125,6 @@ class BothModels:
             pieces=self.pieces,
             kl=True,
             on_progress=on_alone,
-        )
-
-    def spliced(
-        self,
-        streams: Sequence[TokenStream],
-        windows: Windows,
-        on_progress: OnProgress | None = None,
-    ) -> Spliced | None:
-        """Results on text that alternates between the first source and the first target set; see
-        `measure_spliced`."""
-        return measure_spliced(
-            self.model,
-            streams,
-            context_tokens=windows.context_tokens,
-            num_windows=self.evaluation.num_spliced(windows.context_tokens),
-            reference=self.reference,
-            pieces=self.pieces,
-            on_progress=on_progress,
         )
 
     def tasks(self, plan: TaskPlan, **settings: Any) -> list[TaskScore]:

@@ -94,21 +94,14 @@ def evaluate_saved(
     """Measure backbone and extended model on all texts, on their beginnings, and on text that
     alternates between the first source and the first target text; see `BothModels`. Returns a
     record without task scores."""
-    results, beginnings = {}, {}
-    if streams:
-        results = saved.sets(
-            streams, windows, backbone_streams=backbone_streams, kl=kl, on_progress=on_progress
-        )
-        beginnings = saved.beginnings(
-            streams, windows, backbone_streams=backbone_streams, on_progress=on_progress
-        )
+    measured = saved.texts(
+        streams, windows, backbone_streams=backbone_streams, kl=kl, on_progress=on_progress
+    )
     key = tokenizer_key(saved.backbone_tokenizer)
     return Record(
         kind="evaluate",
         method=saved.config.method if saved.config else "neutral",
-        sets=results,
-        beginnings=beginnings,
-        spliced=saved.spliced(streams, windows, on_progress),
+        **measured._asdict(),
         promise=saved.promise,
         measured_promise=saved.promise,
         provenance=provenance(device=saved.device.type, tokenizer_key=key),
