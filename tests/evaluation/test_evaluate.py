@@ -16,9 +16,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from neutral_residues import NeutralResiduesConfig, UserError, residue_layers
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.evaluation.evaluate import evaluate
+from neutral_residues.evaluation.inference import untouched_rows
 from neutral_residues.evaluation.sums import TokenSums
 from neutral_residues.evaluation.windows import Windows
 from neutral_residues.results.set_result import SetResult
+from neutral_residues.tuner.embeddings import embeddings_layer
+from tiny_llama import extended_llama
 
 VOCABULARY, END = 64, 0
 
@@ -301,6 +304,36 @@ def test_windows_are_fewer_where_their_logits_would_not_fit(
     model.get_input_embeddings().register_forward_hook(lambda *a: rows.append(len(a[2])))
     same(score(model, stream), whole)
     assert max(rows) == 3
+
+
+@pytest.mark.parametrize("stride", [8, 3])
+def test_windows_on_which_no_gate_opens_are_run_once(
+    stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, stream = extended_llama(gate_reads="tokens"), text(50, 31)
+    windows, rows = Windows(END, 8, stride, batch_rows=5), []
+    inputs = [windows.rows(stream.tokens, it)[0] for it in windows.batches(stream.num_tokens)]
+    embeddings = embeddings_layer(model)
+    assert embeddings is not None
+    with torch.no_grad():
+        highest = []
+        for input_ids in inputs:
+            embeddings(input_ids)
+            highest.append(embeddings.gates["default"].logits.flatten(1).amax(1))
+        embeddings.readers()["default"].block_gate.bias -= torch.cat(highest).median()
+    num_shut = sum(int(untouched_rows(model, it).sum()) for it in inputs)
+    assert 0 < num_shut < (num_windows := sum(map(len, inputs)))
+    head = model.get_base_model().lm_head.base_layer
+    head.register_forward_hook(lambda *a: rows.append(len(a[2])))
+    shared = score(model, stream, context_tokens=8, stride_tokens=stride, batch_rows=5)
+    assert sum(rows) == 2 * num_windows - num_shut
+    never = "neutral_residues.evaluation.evaluate.untouched_rows"
+    monkeypatch.setattr(never, lambda _, given: torch.zeros(len(given), dtype=torch.bool))
+    rows.clear()
+    same(score(model, stream, context_tokens=8, stride_tokens=stride, batch_rows=5), shared)
+    assert sum(rows) == 2 * num_windows
+    assert shared.kl_nats is not None
+    assert shared.kl_nats > 0.01
 
 
 def test_kl_equals_its_definition() -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.evaluation.evaluate import last_logits, vocabulary_size
-from neutral_residues.evaluation.inference import inference, is_untouched
+from neutral_residues.evaluation.inference import inference, untouched_rows
 from neutral_residues.evaluation.windows import Window, Windows
 from neutral_residues.tuner.embeddings import embeddings_layer
 from neutral_residues.tuner.gates import gates, observe_gates, reads_text
@@ -108,7 +108,7 @@ def document_nats(
 def _is_untouched(model: nn.Module, tokens: NDArray[Any], windows: Windows) -> bool:
     """Whether all gates stay closed in all windows of a document."""
     batches = windows.batches(len(tokens))
-    return all(is_untouched(model, windows.rows(tokens, batch)[0]) for batch in batches)
+    return all(bool(untouched_rows(model, windows.rows(tokens, it)[0]).all()) for it in batches)
 
 
 def per_document(stream: TokenStream, values_N: NDArray[Any]) -> NDArray[np.float64]:

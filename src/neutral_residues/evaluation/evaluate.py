@@ -4,7 +4,8 @@
     results["wiki"].rise_percent                        all ratios: `results/set_result.py`
 
 For each batch of windows first the extended model runs, then the backbone: the same weights with
-the extension disabled or, for a fully fine-tuned model, a separate `reference`. Results are sums
+the extension disabled or, for a fully fine-tuned model, a separate `reference`. Windows on which
+no gate opens, found by reading their tokens alone, are run once for both. Results are sums
 (`SetResult`) of nats, bytes and tokens.
 
 Guarantees: every token of a stream is scored exactly once, including end-of-text tokens; of chats,
@@ -33,7 +34,7 @@ from neutral_residues.config.base import one_line
 from neutral_residues.data.token_stream import TokenStream
 from neutral_residues.errors import UserError
 from neutral_residues.evaluation.breakdown import breakdown
-from neutral_residues.evaluation.inference import as_backbone, inference
+from neutral_residues.evaluation.inference import as_backbone, inference, untouched_rows
 from neutral_residues.evaluation.possible import Pieces, possible_stream
 from neutral_residues.evaluation.sums import ResidueStats, Sums, TokenSums
 from neutral_residues.evaluation.windows import Window, Windows
@@ -153,7 +154,8 @@ class _Scorer:
         kl_nats = 0.0 if self.kl and own is None else None
         sums = Sums(by_token, kl_nats, [0] * num_layers, [0.0] * num_layers)
         for batch in self.windows.batches(stream.num_tokens):
-            self._add_batch(sums, stream, batch, paired=own is None)
+            for part, is_same in self._parts(stream, batch, paired=own is None):
+                self._add_batch(sums, stream, part, paired=own is None, is_same=is_same)
             if not math.isfinite(sums.extended_nats + sums.backbone_nats + (sums.kl_nats or 0)):
                 do = "lower the learning rate or the precision"
                 raise UserError(f"the loss on {stream.name} is not finite", do=do)
@@ -177,6 +179,22 @@ class _Scorer:
         except ValidationError as error:  # finite losses so large that perplexities overflow
             raise one_line(error, SetResult, file=f"measured on {stream.name}") from error
 
+    def _parts(
+        self, stream: TokenStream, batch: Sequence[Window], *, paired: bool
+    ) -> list[tuple[Sequence[Window], bool]]:
+        """The windows of a batch on which the outputs of both models are the same, and the others.
+        Each part is a batch of its own for both models, so that their numbers round alike."""
+        if paired and self.reference is self.model:
+            return [(batch, True)]
+        if not paired or self.reference is not None or self.backbone_nats is not None:
+            return [(batch, False)]
+        same_B = untouched_rows(self.model, self.windows.rows(stream.tokens, batch)[0]).tolist()
+        parts = (
+            ([it for it, same in zip(batch, same_B, strict=True) if same == is_same], is_same)
+            for is_same in (True, False)
+        )
+        return [part for part in parts if part[0]]
+
     def _nats_of_backbone(self, own: TokenStream) -> float:
         """Nats of a text in the backbone's tokens under the backbone."""
         sums = Sums(None, None, [], [])
@@ -194,7 +212,13 @@ class _Scorer:
         return last_logits(backbone, inputs_BT, keep)[..., : self.vocabulary]
 
     def _add_batch(
-        self, sums: Sums, stream: TokenStream, batch: Sequence[Window], *, paired: bool
+        self,
+        sums: Sums,
+        stream: TokenStream,
+        batch: Sequence[Window],
+        *,
+        paired: bool,
+        is_same: bool,
     ) -> None:
         inputs_BT, targets_BT = self.windows.rows(stream.tokens, batch)
         scored_BT, keep = _scored(stream, batch)
@@ -202,7 +226,7 @@ class _Scorer:
         with observe_residues(self.stats.layers, self.stats):
             extended_BKV = last_logits(self.model, inputs_BT, keep)
         backbone_BKV = None
-        if paired and self.reference is self.model:
+        if is_same:
             backbone_BKV = extended_BKV[..., : self.vocabulary]
         elif paired and self.backbone_nats is None:
             with as_backbone(self.model, self.reference) as backbone:

@@ -53,17 +53,16 @@ def as_backbone(model: nn.Module, reference: nn.Module | None = None) -> Iterato
             parameter.requires_grad_(trains)
 
 
-def is_untouched(model: nn.Module, input_ids: Tensor) -> bool:
-    """Whether the outputs of the model on `input_ids` (B, T) are those of its backbone, found
-    without running it: all of its gates read tokens, and are exactly 0 on these."""
+def untouched_rows(model: nn.Module, input_ids: Tensor) -> Tensor:
+    """(B,), on the CPU: whether the outputs of the model on each row of `input_ids` (B, T) are
+    those of its backbone, found without running it: all of its gates read tokens, and are exactly
+    0 on these."""
     layer = embeddings_layer(model)
-    if layer is None:
-        return False
-    readers = layer.readers()
     active = {name for it in residue_layers(model).values() for name in it.active_names()}
-    if any(name not in readers or readers[name].kind != "relu" for name in active):
-        return False
-    return layer.are_shut(input_ids)
+    readers = layer.readers() if layer is not None else {}
+    if layer is None or any(it not in readers or readers[it].kind != "relu" for it in active):
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+    return layer.shut_rows(input_ids)
 
 
 @contextmanager

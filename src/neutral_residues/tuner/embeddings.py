@@ -171,11 +171,13 @@ class EmbeddingsLayer(ModuleBeside):
         (name,) = self.active_tokens()
         return self._gates_alone(input_ids)[name].gate[..., 0].cpu() == 0
 
-    def are_shut(self, input_ids: Tensor) -> bool:
-        """Whether every gate that reads tokens is exactly 0 on all (B, T) tokens. Runs only the
-        readers; ids must not be padded."""
-        gates = self._gates_alone(input_ids).values()
-        return not any(bool(gate.gate.any()) for gate in gates)
+    def shut_rows(self, input_ids: Tensor) -> Tensor:
+        """(B,), on the CPU: whether every gate that reads tokens is exactly 0 on a whole row of
+        (B, T) tokens. Runs only the readers; ids must not be padded."""
+        shut_B = torch.ones(len(input_ids), dtype=torch.bool)
+        for gate in self._gates_alone(input_ids).values():
+            shut_B &= ~gate.gate.flatten(1).any(1).cpu()
+        return shut_B
 
     def _gates_alone(self, input_ids: Tensor) -> dict[str, Gate]:
         with torch.inference_mode():

@@ -122,7 +122,9 @@ def test_the_backbone_is_not_asked_again_where_every_gate_is_shut(
         reader.block_gate.bias -= torch.stack(highest).median()  # shut over every second text
     shared = asked("half shut")
     with monkeypatch.context() as patch:
-        patch.setattr(bridge, "is_untouched", lambda *_: False)
+        patch.setattr(
+            bridge, "untouched_rows", lambda _, rows: torch.zeros(len(rows), dtype=torch.bool)
+        )
         assert asked("half shut, but all asked") == 2 * len(texts) > shared > len(texts)
     assert scores[0] == scores[1]
     assert lines[0] == lines[1]

@@ -28,7 +28,7 @@ from lm_eval.tasks import TaskManager
 from torch import nn
 
 from neutral_residues.errors import UserError, first_line
-from neutral_residues.evaluation.inference import as_backbone, inference, is_untouched
+from neutral_residues.evaluation.inference import as_backbone, inference, untouched_rows
 from neutral_residues.evaluation.possible import possible_tokens
 from neutral_residues.evaluation.tasks.local_task import EXAMPLES, ITEMS, LocalTask
 from neutral_residues.tuner.routing import temporarily
@@ -174,7 +174,9 @@ class PairedHFLM(HFLM):
         """Whether all gates stay closed on the text of this request."""
         _, prompt, answer = request
         read = [*prompt, *answer][:-1]
-        return 0 < len(read) <= self.max_length and is_untouched(self._model, torch.tensor([read]))
+        if not 0 < len(read) <= self.max_length:
+            return False
+        return bool(untouched_rows(self._model, torch.tensor([read])))
 
     def _possible(self, request: TokenRequest) -> TokenRequest:
         text, prompt, answer = request
