@@ -169,7 +169,8 @@ def method_values(folder: Path, method: str, **training: Any) -> dict[str, Any]:
     values = run_values(folder, **training) | {"method": method, "output": str(folder / method)}
     if method in SCALED:
         values["scaling"] = {"trained": str(folder / SCALED[method]), "share": 0.5}
-    return values | ({"budget": BUDGETS[method]} if method in BUDGETS else {})
+    trained = SCALED.get(method, method)
+    return values | ({"budget": BUDGETS[trained]} if trained in BUDGETS else {})
 
 
 def vocabulary_values(folder: Path, **changes: Any) -> dict[str, Any]:

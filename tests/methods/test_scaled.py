@@ -21,13 +21,15 @@ def logits(model: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("method", SCALED)
 def test_it_lies_between_backbone_and_trained_model(tmp_path: Path, method: str) -> None:
-    trained = SCALED[method]
-    extend(make_run(method_values(tmp_path, trained, steps=6, learning_rate=0.02)))
+    trained, training = SCALED[method], {"steps": 6, "learning_rate": 0.02}
+    extend(make_run(method_values(tmp_path, trained, **training)))
     ends = {0.0: logits(load_backbone(str(tmp_path / "backbone"), dtype=torch.float32))}
     ends[1.0] = logits(load_saved(tmp_path / trained).model)
     between: dict[float, Tensor] = {}
     for share in (0.0, 0.5, 1.0):
-        values = method_values(tmp_path, method) | {"output": str(tmp_path / f"at-{share}")}
+        values = method_values(tmp_path, method, **training) | {
+            "output": str(tmp_path / f"at-{share}")
+        }
         values["scaling"] = values["scaling"] | {"share": share}
         extend(make_run(values))
         between[share] = logits(load_saved(tmp_path / f"at-{share}").model)
@@ -43,7 +45,7 @@ def test_it_lies_between_backbone_and_trained_model(tmp_path: Path, method: str)
         ({"trained": "none"}, "scaling.trained; got .*none; allowed: the output folder"),
         (
             {"trained": "adapter"},
-            "scaling.trained: method of .*adapter; got adapter; allowed: lora",
+            "scaling.trained: .*adapter was trained with method 'adapter'; got 'lora'",
         ),
     ],
 )
@@ -56,3 +58,18 @@ def test_it_needs_a_finished_run_of_its_method(
     with pytest.raises(UserError, match=line):
         extend(make_run(values))
     assert not (tmp_path / "run").exists()
+
+
+def test_its_settings_are_those_of_the_training(tmp_path: Path) -> None:
+    extend(make_run(method_values(tmp_path, "finetune", steps=1)))
+    values = method_values(tmp_path, "wise-ft", steps=1)
+    for changes, line in (
+        ({"seed": 5}, "was trained with seed 0; got 5; give the same seed, or another run"),
+        ({"training": values["training"] | {"steps": 2}}, r"training\.steps 1; got 2"),
+        ({"training": values["training"] | {"kl_weight": 1.0}}, r"training\.kl_weight 0\.0; got 1"),
+        ({"data": values["data"] | {"source_share": 0.5}}, r"data\.source_share .*; got 0\.5"),
+    ):
+        with pytest.raises(UserError, match=line):
+            extend(make_run(values | changes))
+    assert not Path(values["output"]).exists()
+    assert extend(make_run(values)).config["training"]["steps"] == 1

@@ -9,6 +9,7 @@ adapter: their output is linear in one matrix of each layer, which is multiplied
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -18,11 +19,16 @@ from transformers import PreTrainedModel
 from neutral_residues.config.run import RunConfig, load_run
 from neutral_residues.digest import check_digests
 from neutral_residues.errors import UserError
-from neutral_residues.results.run_folder import RunFolder
+from neutral_residues.results.run_folder import RunFolder, differences
 from neutral_residues.tuner.saved_adapter import load_adapter
 
 LINEAR_IN = ("lora_B", "down")
 """Names of the modules whose weight is scaled: a LoRA update or an adapter is linear in it."""
+MADE_BY: Any = {
+    **dict.fromkeys(("method", "model", "revision", "budget", "seed", "training"), True),
+    "data": {"train", "source_share", "block_tokens"},
+}
+"""Settings that the scaled run shares with the trained one: how the weights were made."""
 
 
 @torch.no_grad()
@@ -66,16 +72,17 @@ def scale_adapter(model: PreTrainedModel, config: RunConfig, *, made_from: str) 
 
 def _extension(config: RunConfig, method: str) -> Path:
     """Folder of the weights that are scaled; a UserError if `scaling.trained` is not a finished,
-    undamaged run of `method` on this backbone."""
+    undamaged run of `method` with the settings of `config`."""
     given = config.scaling.trained
     if given is None or not RunFolder(given).is_finished:
         allowed = f"the output folder of a finished run of the method {method}"
         do, got = "run that first, or list both methods in a comparison", given and str(given)
         raise UserError("scaling.trained", got=got, allowed=allowed, do=do)
-    run = load_run(RunFolder(given).config)
-    for key, got, needed in (("method", run.method, method), ("model", run.model, config.model)):
-        if got != needed:
-            raise UserError(f"scaling.trained: {key} of {given}", got=got, allowed=needed)
+    run = load_run(RunFolder(given).config).model_dump(mode="json", include=MADE_BY)
+    own = config.model_dump(mode="json", include=MADE_BY) | {"method": method}
+    for key, trained, got in differences(run, own):
+        what = f"scaling.trained: {given} was trained with {key} {trained!r}"
+        raise UserError(what, got=repr(got), do=f"give the same {key}, or another run")
     extension = RunFolder(given).extension
     check_digests(extension)
     return extension

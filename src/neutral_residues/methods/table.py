@@ -143,12 +143,9 @@ class Method:
             raise UserError(what, do="add a corpus with role: source to data.train")
 
     def _check_kl_has_effect(self, config: RunConfig) -> None:
-        weight, key = config.training.kl_weight, "training.kl_weight"
-        if weight and not self.trains_any:
-            what = f"{key} has no effect on method {self.name}, which trains nothing"
-            raise UserError(what, got=weight, do="remove it")
+        weight = config.training.kl_weight
         if weight and config.data.source_share == 0:
-            what = f"{key} has no effect without source rows"
+            what = "training.kl_weight has no effect without source rows"
             raise UserError(what, got=weight, do="remove it, or set data.source_share above 0")
 
     def _uses(self, key: str) -> bool:

@@ -61,7 +61,7 @@ class RunFolder:
             return
         there = load_run(self.config)
         if there != config:
-            found = _differences(there.model_dump(mode="json"), config.model_dump(mode="json"))
+            found = differences(there.model_dump(mode="json"), config.model_dump(mode="json"))
             key, old, new = next(found)
             raise UserError(
                 f"output folder {self.path} holds another run: {key} was {old!r}",
@@ -99,9 +99,10 @@ def check_free(folder: Path, *, but: Collection[str] = ()) -> None:
         raise UserError(f"output folder {folder} is not empty", got=occupied.name, do=do)
 
 
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the dotted key and both values of each setting in which nested settings differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
-            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
     elif old != new:
         yield key, old, new
