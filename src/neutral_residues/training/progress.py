@@ -15,10 +15,15 @@ from neutral_residues.results.record import TaskScore
 from neutral_residues.results.set_result import SetResult
 
 
+def print_plain(console: Console, line: str) -> None:
+    """Print a line as it is; where there is no terminal, without breaking it."""
+    console.print(line, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+
+
 def announce(console: Console, what: str) -> None:
     """Print a line about what begins, where no terminal shows a bar."""
     if not console.is_terminal:
-        console.print(f"{what} ...", highlight=False, markup=False)
+        print_plain(console, f"{what} ...")
 
 
 class RunProgress:
@@ -33,9 +38,8 @@ class RunProgress:
         self.console = console or Console(stderr=True, quiet=quiet)
 
     def say(self, line: str) -> None:
-        """Print one line, without line breaks where there is no terminal."""
-        whole = not self.console.is_terminal
-        self.console.print(line, highlight=False, markup=False, soft_wrap=whole)
+        """Print one line."""
+        print_plain(self.console, line)
 
     @contextmanager
     def tokenising(self, what: str) -> Iterator[Callable[[int], object]]:
@@ -135,8 +139,7 @@ class TrainingDisplay:
 
     def _print(self, step: int, line: str) -> None:
         if not self.console.is_terminal:
-            line = f"{self.title}  step {step:>5}  {line}"
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            print_plain(self.console, f"{self.title}  step {step:>5}  {line}")
 
     def _panel(self) -> Group:
         parts: list[Any] = [self.progress]
@@ -201,7 +204,7 @@ class MeasuringDisplay:
             changes.append(f"{score.metric} {before:.4g} -> {after:.4g}")
         cut = f", {first.num_truncated} truncated prompts" if first.num_truncated else ""
         line = f"{first.name}: {', '.join(changes)}, {first.num_items} items{cut}"
-        self.console.print(line, highlight=False)
+        print_plain(self.console, line)
 
 
 def _shown(key: str, value: float) -> str:
