@@ -20,6 +20,7 @@ from neutral_residues.evaluation.evaluate_saved import (
 from neutral_residues.evaluation.saved import Saved, load_saved
 from neutral_residues.evaluation.tasks.cache import weights_key
 from neutral_residues.evaluation.tasks.runner import TaskPlan
+from neutral_residues.evaluation.windows import Windows
 from neutral_residues.results.model_card import write_card
 from neutral_residues.results.record import Record, TaskScore
 from neutral_residues.results.renewal import check_renewal, renewed
@@ -82,22 +83,33 @@ def evaluate_folder(
             kl=kl or (saved.evaluation.kl and not corpora),
             on_progress=display.on_progress,
         )
-    if record.sets:
-        print_sets(record, console=console)
-        sizes = f"{windows.context_tokens} tokens, stride {windows.stride_tokens}"
-        console.print(f"windows of {sizes}", highlight=False)
-    if plan.tasks:
-        record = record.model_copy(update={"tasks": _measure_tasks(saved, plan, console)})
-        console.print(tasks_table(record))
-    if prompts:
-        with MeasuringDisplay(console) as display:
-            answers = saved.chat(prompts, display.on_progress)
+        _print_texts(record, windows, display.console)
+        if plan.tasks:
+            record = record.model_copy(update={"tasks": _measure_tasks(saved, plan, display)})
+            display.console.print(tasks_table(record))
+        answers = saved.chat(prompts, display.on_progress)
         record = record.model_copy(update={"chat": answers})
-        print_chat(record, console=console)
+        print_chat(record, console=display.console)
     if is_replaced:
         texts = {"samples": saved.samples(), "gates": saved.gates(streams)}
         record = record.model_copy(update=texts)
     return record
+
+
+def _print_texts(record: Record, windows: Windows, console: Console) -> None:
+    if record.sets:
+        print_sets(record, console=console)
+        sizes = f"{windows.context_tokens} tokens, stride {windows.stride_tokens}"
+        console.print(f"windows of {sizes}", highlight=False)
+
+
+def _measure_tasks(saved: Saved, plan: TaskPlan, display: MeasuringDisplay) -> list[TaskScore]:
+    return saved.tasks(
+        plan,
+        model_key=weights_key(saved.weights, saved.backbone_name, saved.revision),
+        on_progress=display.on_progress,
+        on_scores=display.on_scores,
+    )
 
 
 def _replaces_record(saved: Saved, plan: TaskPlan, prompts: Sequence[str], *, kl: bool) -> bool:
@@ -158,16 +170,6 @@ def save(record: Record, folder: Path, output: Path | None, *, into_record: bool
         print_line(f"record: {run.record}{tasks}", console=console)
         if not earlier.is_current:
             console.print("its numbers are those of the extension as it is now", highlight=False)
-
-
-def _measure_tasks(saved: Saved, plan: TaskPlan, console: Console) -> list[TaskScore]:
-    with MeasuringDisplay(console) as display:
-        return saved.tasks(
-            plan,
-            model_key=weights_key(saved.weights, saved.backbone_name, saved.revision),
-            on_progress=display.on_progress,
-            on_scores=display.on_scores,
-        )
 
 
 def corpus_of(text: str, option: str) -> Corpus:

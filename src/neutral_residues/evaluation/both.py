@@ -65,7 +65,9 @@ class BothModels:
         on_progress: OnProgress | None = None,
     ) -> TextResults:
         """Everything that a record holds on evaluation sets; arguments and errors as in
-        `evaluate`."""
+        `evaluate`. Without sets nothing is checked."""
+        if not streams:
+            return TextResults({}, {}, None)
         sets = evaluate(
             self.model,
             streams,
