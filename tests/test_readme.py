@@ -215,6 +215,18 @@ def test_what_is_said_of_beginnings_is_in_the_records() -> None:
         assert said.format(f"{kl:.3f}") in " ".join(README.split())
 
 
+def test_what_is_said_of_tasks_on_the_real_model_is_in_the_records() -> None:
+    changes = {}
+    for language in ("fr", "de"):
+        (record,) = real_models(language, "neutral/")
+        english = [score for score in record.main_scores if score.name.endswith("_en")]
+        assert len(english) == 10
+        assert all(score.low <= 0 <= score.high for score in english)
+        changes[language] = 100 * mean(score.difference for score in english)
+    said = "on average {fr:+.1f} points after French and {de:+.1f} after German"
+    assert said.format(**changes) in " ".join(README.split())
+
+
 def test_what_is_said_of_german_on_the_real_model_is_in_the_records() -> None:
     text = " ".join(README.split())
     said = {
@@ -228,7 +240,7 @@ def test_what_is_said_of_german_on_the_real_model_is_in_the_records() -> None:
     for run, sentence in said.items():
         (record,) = real_models("de", run)
         german = record.sets["de"]
-        assert f"German ({german.backbone_bits_per_byte:.3f}) is learnt" in text
+        assert f"**German** ({german.backbone_bits_per_byte:.3f}) is learnt" in text
         same = sum(sample.is_same for sample in record.chat)
         bits = german.extended_bits_per_byte
         assert sentence.format(bits=bits, same=same, all=len(record.chat)) in text
