@@ -45,7 +45,7 @@ def test_it_lies_between_backbone_and_trained_model(tmp_path: Path, method: str)
         ({"trained": "none"}, "scaling.trained; got .*none; allowed: the output folder"),
         (
             {"trained": "adapter"},
-            "scaling.trained: .*adapter was trained with method 'adapter'; got 'lora'",
+            "scaling.trained: method of .*adapter; got adapter; allowed: lora",
         ),
     ],
 )

@@ -25,7 +25,7 @@ from neutral_residues.tuner.saved_adapter import load_adapter
 LINEAR_IN = ("lora_B", "down")
 """Names of the modules whose weight is scaled: a LoRA update or an adapter is linear in it."""
 MADE_BY: Any = {
-    **dict.fromkeys(("method", "model", "revision", "budget", "seed", "training"), True),
+    **dict.fromkeys(("model", "revision", "budget", "seed", "training"), True),
     "data": {"train", "source_share", "block_tokens"},
 }
 """Settings that the scaled run shares with the trained one: how the weights were made."""
@@ -78,9 +78,11 @@ def _extension(config: RunConfig, method: str) -> Path:
         allowed = f"the output folder of a finished run of the method {method}"
         do, got = "run that first, or list both methods in a comparison", given and str(given)
         raise UserError("scaling.trained", got=got, allowed=allowed, do=do)
-    run = load_run(RunFolder(given).config).model_dump(mode="json", include=MADE_BY)
-    own = config.model_dump(mode="json", include=MADE_BY) | {"method": method}
-    for key, trained, got in differences(run, own):
+    run = load_run(RunFolder(given).config)
+    if run.method != method:
+        raise UserError(f"scaling.trained: method of {given}", got=run.method, allowed=method)
+    theirs, own = (it.model_dump(mode="json", include=MADE_BY) for it in (run, config))
+    for key, trained, got in differences(theirs, own):
         what = f"scaling.trained: {given} was trained with {key} {trained!r}"
         raise UserError(what, got=repr(got), do=f"give the same {key}, or another run")
     extension = RunFolder(given).extension
