@@ -362,7 +362,6 @@ METHODS: tuple[Method, ...] = (
         paper="Kalajdzievski 2023, arXiv 2312.03732 (PEFT's own), alpha 16",
         trains="as lora, scaled by 1/sqrt(rank)",
         attach=partial(_attach_lora, alpha=16.0, use_rslora=True),
-        learning_rate=3e-3,
         uses=("lora.modules",),
     ),
     replace(
