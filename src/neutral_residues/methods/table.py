@@ -380,7 +380,6 @@ METHODS: tuple[Method, ...] = (
         trains="the smallest singular directions of all linear layers, orthogonal to the rest",
         size="number of directions that train",
         attach=lambda model, config: attach_osf(model, budget=config.budget),
-        learning_rate=3e-3,
         fixed={"training.optimizer": "adamw"},
         uses=(),
         new_tokens="none",
