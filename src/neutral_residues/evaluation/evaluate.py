@@ -189,11 +189,10 @@ class _Scorer:
         if not paired or self.reference is not None or self.backbone_nats is not None:
             return [(batch, False)]
         same_B = untouched_rows(self.model, self.windows.rows(stream.tokens, batch)[0]).tolist()
-        parts = (
-            ([it for it, same in zip(batch, same_B, strict=True) if same == is_same], is_same)
-            for is_same in (True, False)
-        )
-        return [part for part in parts if part[0]]
+        parts: dict[bool, list[Window]] = {True: [], False: []}
+        for window, is_same in zip(batch, same_B, strict=True):
+            parts[is_same].append(window)
+        return [(part, is_same) for is_same, part in parts.items() if part]
 
     def _nats_of_backbone(self, own: TokenStream) -> float:
         """Nats of a text in the backbone's tokens under the backbone."""

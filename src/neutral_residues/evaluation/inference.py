@@ -58,11 +58,12 @@ def untouched_rows(model: nn.Module, input_ids: Tensor) -> Tensor:
     those of its backbone, found without running it: all of its gates read tokens, and are exactly
     0 on these."""
     layer = embeddings_layer(model)
-    active = {name for it in residue_layers(model).values() for name in it.active_names()}
-    readers = layer.readers() if layer is not None else {}
-    if layer is None or any(it not in readers or readers[it].kind != "relu" for it in active):
-        return torch.zeros(len(input_ids), dtype=torch.bool)
-    return layer.shut_rows(input_ids)
+    if layer is not None:
+        readers = layer.readers()
+        active = {name for it in residue_layers(model).values() for name in it.active_names()}
+        if all(name in readers and readers[name].kind == "relu" for name in active):
+            return layer.shut_rows(input_ids)
+    return torch.zeros(len(input_ids), dtype=torch.bool)
 
 
 @contextmanager

@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from neutral_residues.config.base import differences
 from neutral_residues.config.run import RunConfig, load_run
 from neutral_residues.digest import check_digests
 from neutral_residues.errors import UserError
-from neutral_residues.results.run_folder import RunFolder, differences
+from neutral_residues.results.run_folder import RunFolder
 from neutral_residues.tuner.saved_adapter import load_adapter
 
 LINEAR_IN = ("lora_B", "down")

@@ -13,12 +13,11 @@ The record is written last: a run with a record is finished.
 """
 
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
-from neutral_residues.config.base import to_yaml
+from neutral_residues.config.base import differences, to_yaml
 from neutral_residues.config.run import RunConfig, load_run
 from neutral_residues.errors import UserError
 from neutral_residues.files import disk_errors, locked, write_text
@@ -97,12 +96,3 @@ def check_free(folder: Path, *, but: Collection[str] = ()) -> None:
     if occupied is not None:
         do = "choose an empty or new folder"
         raise UserError(f"output folder {folder} is not empty", got=occupied.name, do=do)
-
-
-def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield the dotted key and both values of each setting in which nested settings differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in {**old, **new}:
-            yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-    elif old != new:
-        yield key, old, new
