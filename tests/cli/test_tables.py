@@ -21,8 +21,8 @@ from neutral_residues.results.store import provenance
 from synthetic import make_record
 
 
-def printed(name: str, result: SetResult) -> str:
-    console = Console(file=io.StringIO(), width=160)
+def printed(name: str, result: SetResult, *, width: int = 160) -> str:
+    console = Console(file=io.StringIO(), width=width)
     sets = {name: result}
     record = Record(kind="evaluate", method="neutral", sets=sets, provenance=provenance())
     console.print(sets_table(record))
@@ -134,7 +134,7 @@ def test_a_change_that_few_tokens_carry_is_said(is_concentrated: bool) -> None:
         is_concentrated=is_concentrated,
         documents=[],
     )
-    text = " ".join(printed("en", RESULT.model_copy(update={"breakdown": breakdown})).split())
+    text = printed("en", RESULT.model_copy(update={"breakdown": breakdown}), width=80)
     warning = (
         "warning: en: half of all change is carried by 2 of 300 different tokens, 2.0 % of the text"
         " ('\\n')"

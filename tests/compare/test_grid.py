@@ -177,6 +177,14 @@ def test_a_method_of_ones_own_is_one_entry(tmp_path: Path, monkeypatch: pytest.M
         ),
         ({"set": {"training.stpes": 3}}, "unknown key training.stpes; did you mean 'steps'"),
         ({"methods": ["wise-ft"]}, "wise-ft scales runs of finetune.*add finetune"),
+        (
+            {"methods": [{"method": "finetune", "set": {"training.learning_rate": 1}}, "wise-ft"]},
+            "none here fits; add finetune to methods, with the same settings",
+        ),
+        (
+            {"methods": [{"method": "finetune", "set": {"training.steps": 9}}, "wise-ft"]},
+            "wise-ft: .*out/cells/.* is trained with training.steps 9; got 8; give the same",
+        ),
         ({"tune": True}, "tune has nothing to choose from"),
         ({"tune": True, "learning_rate_factors": [1, 2]}, "tune chooses by data.validate_on"),
         ({"runs": ["none.yaml"]}, "no such file: none.yaml"),

@@ -65,7 +65,7 @@ def test_its_settings_are_those_of_the_training(tmp_path: Path) -> None:
     extend(make_run(method_values(tmp_path, "finetune", **training)))
     values = method_values(tmp_path, "wise-ft", **training)
     for changes, line in (
-        ({"seed": 5}, "was trained with seed 0; got 5; give the same seed, or another run"),
+        ({"seed": 5}, "is trained with seed 0; got 5; give the same seed, or another run"),
         ({"training": values["training"] | {"steps": 2}}, r"training\.steps 1; got 2"),
         ({"training": values["training"] | {"kl_weight": 0.0}}, r"training\.kl_weight 1\.0; got 0"),
         ({"data": values["data"] | {"source_share": 0.5}}, r"data\.source_share .*; got 0\.5"),

@@ -94,9 +94,10 @@ def facts_table(title: str, facts: Mapping[str, str]) -> Table:
 
 
 def print_warnings(lines: Iterable[str], *, console: Console) -> None:
-    """Print each of `lines` as a warning."""
+    """Print each of `lines` as a warning; where there is no terminal, without breaking it."""
     for line in lines:
-        console.print(Text.assemble(("warning: ", "bold yellow"), line))
+        warning = Text.assemble(("warning: ", "bold yellow"), line)
+        console.print(warning, soft_wrap=not console.is_terminal)
 
 
 def print_sets(record: Record, *, console: Console) -> None:

@@ -21,6 +21,7 @@ from neutral_residues.config.base import flat, put, read_values
 from neutral_residues.config.comparison import CELLS, CompareConfig, MethodEntry
 from neutral_residues.config.run import RunConfig, make_run
 from neutral_residues.errors import UserError
+from neutral_residues.methods.scaled import check_same_training
 from neutral_residues.methods.table import METHOD_SECTIONS, Method, find_method
 from neutral_residues.results.record import Record
 
@@ -79,12 +80,14 @@ def expand(config: CompareConfig) -> Cells:
     _check_tuning(config, cells)
     derived = [cell for cell in cells if cell.made_of]
     trained = [cell for cell in cells if not cell.made_of]
-    groups = {cell.group for cell in trained}
+    by_folder = {cell.config.output: cell.config for cell in trained}
     for cell in derived:
-        if cell.made_of not in groups:
-            made_from = find_method(cell.config.method).made_from
-            what = f"{cell.config.method} scales runs of {made_from}, and none here fits"
-            raise UserError(what, do=f"add {made_from} to methods")
+        scaled = cell.config
+        if (behind := by_folder.get(scaled.scaling.trained)) is None:
+            made_from = find_method(scaled.method).made_from
+            what = f"{scaled.method} scales runs of {made_from}, and none here fits"
+            raise UserError(what, do=f"add {made_from} to methods, with the same settings")
+        check_same_training(scaled, behind)
     return Cells(tuple(trained), tuple(derived), config.tune, config.seeds[0])
 
 

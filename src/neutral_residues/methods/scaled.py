@@ -71,6 +71,14 @@ def scale_adapter(model: PreTrainedModel, config: RunConfig, *, made_from: str) 
     return extended
 
 
+def check_same_training(scaled: RunConfig, trained: RunConfig) -> None:
+    """Raise a UserError for the first setting of how the weights are made that differs."""
+    theirs, own = (it.model_dump(mode="json", include=MADE_BY) for it in (trained, scaled))
+    for key, expected, got in differences(theirs, own):
+        what = f"{scaled.method}: {scaled.scaling.trained} is trained with {key} {expected!r}"
+        raise UserError(what, got=repr(got), do=f"give the same {key}, or another run")
+
+
 def _extension(config: RunConfig, method: str) -> Path:
     """Folder of the weights that are scaled; a UserError if `scaling.trained` is not a finished,
     undamaged run of `method` with the settings of `config`."""
@@ -82,10 +90,7 @@ def _extension(config: RunConfig, method: str) -> Path:
     run = load_run(RunFolder(given).config)
     if run.method != method:
         raise UserError(f"scaling.trained: method of {given}", got=run.method, allowed=method)
-    theirs, own = (it.model_dump(mode="json", include=MADE_BY) for it in (run, config))
-    for key, trained, got in differences(theirs, own):
-        what = f"scaling.trained: {given} was trained with {key} {trained!r}"
-        raise UserError(what, got=repr(got), do=f"give the same {key}, or another run")
+    check_same_training(config, run)
     extension = RunFolder(given).extension
     check_digests(extension)
     return extension
