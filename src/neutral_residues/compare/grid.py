@@ -80,10 +80,10 @@ def expand(config: CompareConfig) -> Cells:
     _check_tuning(config, cells)
     derived = [cell for cell in cells if cell.made_of]
     trained = [cell for cell in cells if not cell.made_of]
-    by_folder = {cell.config.output: cell.config for cell in trained}
+    by_folder = {str(cell.config.output): cell.config for cell in trained}
     for cell in derived:
         scaled = cell.config
-        if (behind := by_folder.get(scaled.scaling.trained)) is None:
+        if (behind := by_folder.get(str(scaled.scaling.trained))) is None:
             made_from = find_method(scaled.method).made_from
             what = f"{scaled.method} scales runs of {made_from}, and none here fits"
             raise UserError(what, do=f"add {made_from} to methods, with the same settings")
