@@ -87,23 +87,27 @@ def test_against_a_loop_over_tokens(kind: str) -> None:
     size = {"context_tokens": T, "num_windows": WINDOWS}
     found = measure_spliced(model, texts, **size, pieces=pieces)
     assert found is not None
-    extended, plain_rows = kept.rows[::2], kept.rows[1::2]
-    assert len(extended) == len(plain_rows) == WINDOWS
+    reads = [kept.rows[i : i + 4] for i in range(0, len(kept.rows), 4)]
+    assert len(reads) == WINDOWS
     nats, since_closed, num_new = Counter(), defaultdict(list), 0
     stats = ResidueStats(residue_layers(model))
-    for padded, plain in zip(extended, plain_rows, strict=True):
-        # The same text, to the last token of the backbone's; what is behind it is padding.
+    for own_parts, own, parts, plain in reads:
+        # What the spliced text holds of each block, and the same in both models' tokens; what is
+        # behind it is padding.
+        olds = [plain[0][plain[0] < 32], plain[0][plain[0] >= 32], plain[0]]
         rows = []
-        for row, old in zip(padded, plain, strict=True):
+        for row, old in zip([*own_parts, *own], olds, strict=True):
             ends = np.cumsum([len(it) for it in held(row)])
-            rows.append(row[: int(np.flatnonzero(ends == T)[0]) + 1])
+            rows.append(row[: int(np.flatnonzero(ends == len(old))[0]) + 1])
             assert [*chain(*held(rows[-1]))] == old.tolist()
+        for part, old in zip(parts, olds[:2], strict=True):
+            assert part[: len(old)].tolist() == old.tolist()
         stats.start(1, len(rows[2]))
         with observe_residues(stats.layers, stats):
             spliced = at_first(rows[2], model(input_ids=rows[2][None]).logits[0])
         closed = sum(zero[0].int() for zero in stats.gate_zero_BT.values())
         alone = [at_first(row, model(input_ids=row[None]).logits[0]) for row in rows[:2]]
-        of_backbone = backbone(input_ids=plain[2:]).logits.log_softmax(-1)[0]
+        of_backbone = backbone(input_ids=plain).logits.log_softmax(-1)[0]
         role, since, t, place = None, 0, -1, [0, 0]
         for number, tokens in enumerate(held(rows[2])):
             for token in tokens:

@@ -3,9 +3,9 @@ after a switch, and whether gates close again.
 
 A window alternates between a block of the source set and one of the target set, like spliced
 training rows (`data/splicing.py`): after each switch, a text continues where it stopped, and every
-other window begins with target text. Both models score the window, and each block alone. The nats
-of a token after a switch can thus be compared with those of the same token in its own text, without
-the other language in between.
+other window begins with target text. Both models score the window, and what it holds of each block
+alone. The nats of a token after a switch can thus be compared with those of the same token in its
+own text, without the other language in between.
 
 Windows, segments and distances are counted in the backbone's tokens. A new token of the extended
 model stands for several of them (its pieces). It is replaced by its pieces if it would contain a
@@ -79,17 +79,21 @@ def measure_spliced(
     with inference(model, reference):
         for number in range(num_windows):
             window = _Window.of(texts, number, num_windows, context_tokens)
-            read = _Read.of(model, window, first_new_id, pieces)
-            stats.start(*read.rows_3U.shape)
+            own = [_Row.of(model, *row, first_new_id, pieces) for row in window.rows]
+            *alone, spliced = own
+            alone_T = {"extended": window.in_turns(_nats(model, alone))}
+            stats.start(1, len(spliced.tokens))
             with observe_residues(stats.layers, stats):
-                nats_3T = {"extended": read.at_first(_nats(model, read.rows_3U))}
+                nats_T = {"extended": _nats(model, [spliced])[0]}
+            *alone, spliced = (_Row.of_backbone(block_4T) for block_4T, _ in window.rows)
             with as_backbone(model, reference) as backbone:
-                nats_3T["backbone"] = _nats(backbone, torch.from_numpy(window.rows_3T))
+                alone_T["backbone"] = window.in_turns(_nats(backbone, alone))
+                nats_T["backbone"] = _nats(backbone, [spliced])[0]
             for role, of_role in enumerate(sums):
-                of_role.add_nats(window, role, nats_3T)
+                of_role.add_nats(window, role, nats_T, alone_T)
                 if stats.gated:
-                    closed_LU = torch.stack([zero[2].cpu() for zero in stats.gate_zero_BT.values()])
-                    of_role.add_gates(window, role, read.last_U, closed_LU.numpy())
+                    closed_LU = torch.stack([zero[0].cpu() for zero in stats.gate_zero_BT.values()])
+                    of_role.add_gates(window, role, own[-1].last_U, closed_LU.numpy())
             if on_progress is not None:
                 on_progress(name, number + 1, num_windows)
     if not all(of_role.num_tokens for of_role in sums):
@@ -127,18 +131,12 @@ class _Text:
 
 @dataclass(frozen=True)
 class _Window:
-    """One window, as three rows: source block, target block, and the spliced text of both."""
+    """One window: the spliced text, and those parts of both blocks that it consists of."""
 
-    blocks_43T: NDArray[np.int64]  # `_Text.block` of each row
-    part_3T: NDArray[np.int64]  # a new token must not contain tokens with different numbers
-    role_T: NDArray[np.int64]  # role of each token in the third row: 0 source, 1 target
-    own_T: NDArray[np.int64]  # position of each token of the third row in its own block
-    since_T: NDArray[np.int64]  # distance from the last switch, from 1; 0 before the first
-
-    @property
-    def rows_3T(self) -> NDArray[np.int64]:
-        """Ids of the backbone's tokens."""
-        return self.blocks_43T[0]
+    blocks_4T: list[Array]  # `_Text.block` of the source part, the target part, the spliced text
+    part_T: Array  # a new token must not contain tokens with different numbers
+    role_T: Array  # role of each token of the spliced text: 0 source, 1 target
+    since_T: Array  # its distance from the last switch, from 1; 0 before the first
 
     @classmethod
     def of(
@@ -155,44 +153,58 @@ class _Window:
         since_T = place_T - np.maximum.accumulate(np.where(starts(segments_T), place_T, 0)) + 1
         since_T = np.where(segments_T == 0, 0, since_T)
         role_T = np.where(segments_T % 2 == 0, first, second)
-        own_T = splice(place_T, place_T, segments_T)
-        part_3T = np.full((3, context_tokens), -1)
-        part_3T[2] = 2 * segments_T + (since_T == 1)
-        part_3T[role_T, own_T] = part_3T[2]
         spliced = splice(blocks[first], blocks[second], segments_T)
-        return cls(np.stack([*blocks, spliced], axis=1), part_3T, role_T, own_T, since_T)
+        parts = [spliced[:, role_T == role] for role in range(len(ROLES))]
+        return cls([*parts, spliced], 2 * segments_T + (since_T == 1), role_T, since_T)
+
+    @property
+    def rows(self) -> list[tuple[Array, Array]]:
+        """`blocks_4T`, each with the numbers of `part_T` for its tokens."""
+        of_roles = [self.part_T[self.role_T == role] for role in range(len(ROLES))]
+        return list(zip(self.blocks_4T, [*of_roles, self.part_T], strict=True))
+
+    def in_turns(self, values: Sequence[Array]) -> Array:
+        """(T,) values for the tokens of the source part and of the target part, each at its place
+        in the spliced text."""
+        found_T = np.empty(len(self.role_T))
+        for role, of_role in enumerate(values):
+            found_T[self.role_T == role] = of_role
+        return found_T
 
 
 @dataclass(frozen=True)
-class _Read:
-    """The three rows of a window in the extended model's tokens."""
+class _Row:
+    """A row as a model reads it."""
 
-    rows_3U: torch.Tensor  # padded on the right; padding is not measured
-    lengths: list[Array]  # for each row, the number of backbone tokens in each token
+    tokens: torch.Tensor  # (U,)
+    lengths: Array  # (U,) number of backbone tokens in each
 
     @classmethod
-    def of(cls, model: nn.Module, window: _Window, first_new_id: int, pieces: Pieces) -> "_Read":
-        rows, lengths = [], []
-        for row in range(3):
-            found = _in_own_tokens(window.blocks_43T[:, row], window.part_3T[row])
-            found[1:] = possible_tokens(model, found[:1], found[1:], pieces)
-            rows.append(torch.tensor(found))
-            held = [1 if id < first_new_id else len(pieces[id - first_new_id]) for id in found]
-            lengths.append(np.array(held))
-        return cls(pad_sequence(rows, batch_first=True), lengths)
+    def of(
+        cls, model: nn.Module, block_4T: Array, part_T: Array, first_new_id: int, pieces: Pieces
+    ) -> "_Row":
+        """The row in the extended model's tokens."""
+        found = _in_own_tokens(block_4T, part_T)
+        found[1:] = possible_tokens(model, found[:1], found[1:], pieces)
+        lengths = [1 if id < first_new_id else len(pieces[id - first_new_id]) for id in found]
+        return cls(torch.tensor(found), np.array(lengths))
 
-    def at_first(self, values_3U: Array) -> Array:
-        """(3, T) the value of each token at the first backbone token that it contains, 0 at the
-        others."""
-        found_3T = np.zeros((3, self.lengths[0].sum()))
-        for row, lengths in enumerate(self.lengths):
-            found_3T[row, np.cumsum(lengths) - lengths] = values_3U[row, : len(lengths)]
-        return found_3T
+    @classmethod
+    def of_backbone(cls, block_4T: Array) -> "_Row":
+        """The row in the backbone's tokens."""
+        return cls(torch.from_numpy(block_4T[0]), np.ones_like(block_4T[0]))
 
     @property
     def last_U(self) -> Array:
-        """(U,) for each token of the third row, the position of the last backbone token in it."""
-        return np.cumsum(self.lengths[2]) - 1
+        """(U,) position of the last backbone token in each token."""
+        return np.cumsum(self.lengths) - 1
+
+    def at_first(self, values_U: Array) -> Array:
+        """(T,) the value of each token at the first backbone token that it contains, 0 at the
+        others."""
+        found_T = np.zeros(self.lengths.sum())
+        found_T[self.last_U + 1 - self.lengths] = values_U
+        return found_T
 
 
 def _in_own_tokens(block_4T: Array, part_T: Array) -> list[int]:
@@ -216,23 +228,25 @@ class _Sums:
     num_gates: Counter[Since] = field(default_factory=Counter)
     num_closed: Counter[Since] = field(default_factory=Counter)
 
-    def add_nats(self, window: _Window, role: int, nats_3T: Mapping[str, Array]) -> None:
+    def add_nats(
+        self, window: _Window, role: int, nats_T: Mapping[str, Array], alone_T: Mapping[str, Array]
+    ) -> None:
         """Add the nats, under each model, of the tokens of this role after a switch, except the
-        first token of each segment."""
+        first token of each segment: in the spliced text, and each text alone."""
         here_T = (window.role_T == role) & (window.since_T > 1)
         self.num_tokens += int(here_T.sum())
-        for model, of_model in nats_3T.items():
-            self.nats[f"{model}_nats"] += of_model[2, here_T].sum()
-            self.nats[f"{model}_alone_nats"] += of_model[role, window.own_T[here_T]].sum()
+        for model in nats_T:
+            self.nats[f"{model}_nats"] += nats_T[model][here_T].sum()
+            self.nats[f"{model}_alone_nats"] += alone_T[model][here_T].sum()
 
     def add_gates(self, window: _Window, role: int, last_U: Array, closed_LU: Array) -> None:
-        """Count gates. `closed_LU`: whether the gate of each layer is exactly 0 at each token,
-        padding included; `last_U`: position of the last backbone token in each token."""
+        """Count gates. `closed_LU`: whether the gate of each layer is exactly 0 at each token;
+        `last_U`: position of the last backbone token in each token."""
         since_U, role_U = window.since_T[last_U], window.role_T[last_U]
         for since in SINCE:
             first, last = since[0], since[1] or len(window.since_T)
             here_U = (first <= since_U) & (since_U <= last) & (role_U == role)
-            closed = closed_LU[:, : len(last_U)][:, here_U]
+            closed = closed_LU[:, here_U]
             self.num_gates[since] += closed.size
             self.num_closed[since] += int(closed.sum())
 
@@ -255,8 +269,13 @@ class _Sums:
         )
 
 
-def _nats(model: nn.Module, rows: torch.Tensor) -> Array:
-    """(3, T) nats of each token, given those before it in its row; 0 for the first token."""
-    rows = rows.to(next(model.parameters()).device)
-    nats = next_token_nats(model(input_ids=rows, use_cache=False).logits, rows)
-    return np.pad(nats.double().cpu().numpy(), ((0, 0), (1, 0)))
+def _nats(model: nn.Module, rows: Sequence[_Row]) -> list[Array]:
+    """For each row, (T,) nats of each token, given those before it in the row, at the first
+    backbone token that it contains; 0 for the first token. Rows are padded on the right."""
+    padded = pad_sequence([row.tokens for row in rows], batch_first=True)
+    padded = padded.to(next(model.parameters()).device)
+    nats = next_token_nats(model(input_ids=padded, use_cache=False).logits, padded)
+    nats_BU = np.pad(nats.double().cpu().numpy(), ((0, 0), (1, 0)))
+    return [
+        row.at_first(nats_U[: len(row.tokens)]) for row, nats_U in zip(rows, nats_BU, strict=True)
+    ]
