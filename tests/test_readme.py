@@ -150,7 +150,7 @@ SMOLLM2 = {
     "SmolLM2, fine-tuning with KL": "finetune-kl/lr0.00033",
     "SmolLM2, averaged with fine-tuning, 0.6": "wise-ft/share0.6-lr0.00033",
     "SmolLM2, LoRA on the same budget": "lora/b0.2-lr0.002",
-    "SmolLM2, gate-less adapter": "adapter/b0.2-lr0.0033",
+    "SmolLM2, gate-less adapter": "adapter/b0.2-lr0.0066",
     "SmolLM2, neutral residues, trained with AdamW": "neutral-adamw/b0.2-lr0.0033",
     "**SmolLM2, neutral residues**": "neutral/b0.2-lr0.00167",
     "**SmolLM2, the same, calibrated**": "neutral_calibrated/b0.2-lr0.00167",

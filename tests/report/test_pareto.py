@@ -50,6 +50,16 @@ def test_comparison_at_equal_learning() -> None:
     assert result.num_same_budget == 3
 
 
+@pytest.mark.parametrize(("own", "other"), [(0.004, 6.0), (-0.5, 6.0), (0.5, -6.0)])
+def test_what_is_not_forgotten_has_no_ratio(own: float, other: float) -> None:
+    section = make_section(
+        make_record(forgetting=own, bits=2.5), make_record("lora", forgetting=other, bits=2.5)
+    )
+    result = compare_with_neutral(section)
+    assert result is not None
+    assert [(it.forgetting, it.times) for it in result.others] == [(pytest.approx(other), None)]
+
+
 def test_weight_averages_end_at_the_model_that_they_average() -> None:
     section = make_section(
         make_record(forgetting=0.5, bits=2.5),

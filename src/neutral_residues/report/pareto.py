@@ -13,6 +13,8 @@ from neutral_residues.report.aggregate import SHARE, Curve, Point, Section
 NEUTRAL = "neutral"
 SAME_BUDGET = 0.02
 """Budgets that differ by less than this share of each other are the same."""
+LEAST_OF_RATIO = 0.05
+"""Forgetting in % below which no ratio is given: it divides by noise, or by what became easier."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class EqualLearning:
 
     name: str
     forgetting: float | None  # in %, interpolated; None if the curve does not learn as much
-    times: float | None  # ratio to the reference's; None without it or if that is not > 0
+    times: float | None  # ratio to the reference's; None if one of both is below LEAST_OF_RATIO
     lowest_bits: float  # the fewest target bits per byte that the curve reaches
     num_points: int  # with one point the straight line from the backbone overstates forgetting
 
@@ -87,7 +89,9 @@ def _at_equal_learning(curve: Curve, section: Section, reference: Point) -> Equa
     backbone = reference.backbone_bits
     forgetting = forgetting_at(reference.bits.mean, measured, backbone_bits=backbone)
     least = reference.forgetting.mean
-    times = forgetting / least if forgetting is not None and least > 0 else None
+    times = None
+    if forgetting is not None and min(forgetting, least) >= LEAST_OF_RATIO:
+        times = forgetting / least
     return EqualLearning(curve.name, forgetting, times, min(y for _, y in measured), len(measured))
 
 

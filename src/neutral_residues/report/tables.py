@@ -153,9 +153,11 @@ def equal_learning_table(section: Section) -> Table | None:
 
     own = Cell(number(reference.forgetting, 2, signed=True), reference.forgetting.mean)
     forgetting = Column(at, (own, *map(cell, others)), "%", LOWER)
-    times = numbers("times as much", [1.0, *(other.times for other in others)], 1)
+    columns, times = [forgetting], [other.times for other in others]
+    if any(times):
+        columns.append(numbers("times as much", [1.0, *times], 1))
     names = (RowName(other.name, other.name) for other in others)
-    return Table((*row_names([reference], section), *names), (forgetting, times))
+    return Table((*row_names([reference], section), *names), tuple(columns))
 
 
 def beginnings_table(section: Section) -> Table | None:
