@@ -233,7 +233,9 @@ def test_what_is_said_of_german_on_the_real_model_is_in_the_records() -> None:
         "finetune/": "to {bits:.3f} by fine-tuning, with KL or without,",
         "finetune-kl/": "to {bits:.3f} by fine-tuning, with KL or without,",
         "lora/b0.2-lr0.002": "to {bits:.3f} by LoRA and",
-        "adapter/": "{bits:.3f} by the gate-less adapter, which all keep {same} of {all} answers",
+        "adapter/b0.2-lr0.0066": (
+            "{bits:.3f} by the gate-less adapter, which all keep {same} of {all} answers"
+        ),
         "neutral/": "to {bits:.3f} by neutral residues, which keep {same};",
         "neutral_calibrated/": "calibrated to {bits:.3f} with {same} of {all}.",
     }
