@@ -133,8 +133,9 @@ class _Text:
 class _Window:
     """One window: the spliced text, and those parts of both blocks that it consists of."""
 
-    blocks_4T: list[Array]  # `_Text.block` of the source part, the target part, the spliced text
-    part_T: Array  # a new token must not contain tokens with different numbers
+    rows: list[tuple[Array, Array]]
+    """Of the source part, the target part and the spliced text: (4, T) as `_Text.block`, and (T,)
+    numbers; a new token must not contain tokens with different ones."""
     role_T: Array  # role of each token of the spliced text: 0 source, 1 target
     since_T: Array  # its distance from the last switch, from 1; 0 before the first
 
@@ -154,14 +155,9 @@ class _Window:
         since_T = np.where(segments_T == 0, 0, since_T)
         role_T = np.where(segments_T % 2 == 0, first, second)
         spliced = splice(blocks[first], blocks[second], segments_T)
-        parts = [spliced[:, role_T == role] for role in range(len(ROLES))]
-        return cls([*parts, spliced], 2 * segments_T + (since_T == 1), role_T, since_T)
-
-    @property
-    def rows(self) -> list[tuple[Array, Array]]:
-        """`blocks_4T`, each with the numbers of `part_T` for its tokens."""
-        of_roles = [self.part_T[self.role_T == role] for role in range(len(ROLES))]
-        return list(zip(self.blocks_4T, [*of_roles, self.part_T], strict=True))
+        part_T = 2 * segments_T + (since_T == 1)
+        parts = [(spliced[:, here_T], part_T[here_T]) for here_T in (role_T == 0, role_T == 1)]
+        return cls([*parts, (spliced, part_T)], role_T, since_T)
 
     def in_turns(self, values: Sequence[Array]) -> Array:
         """(T,) values for the tokens of the source part and of the target part, each at its place
