@@ -15,6 +15,7 @@ from neutral_residues.results.record import Record, Sample
 from neutral_residues.results.set_result import WRONG, SetResult, wrong_share
 from neutral_residues.results.spliced import LATER
 from neutral_residues.results.wording import LARGE, better_or_worse, factor_of, with_half_width
+from neutral_residues.training.progress import print_plain
 
 MOSTLY_OPEN = 0.5
 """Largest share of source tokens with an open gate for which calibration is suggested. Gates that
@@ -94,10 +95,9 @@ def facts_table(title: str, facts: Mapping[str, str]) -> Table:
 
 
 def print_warnings(lines: Iterable[str], *, console: Console) -> None:
-    """Print each of `lines` as a warning; where there is no terminal, without breaking it."""
+    """Print each of `lines` as a warning."""
     for line in lines:
-        warning = Text.assemble(("warning: ", "bold yellow"), line)
-        console.print(warning, soft_wrap=not console.is_terminal)
+        print_plain(console, Text.assemble(("warning: ", "bold yellow"), line))
 
 
 def print_sets(record: Record, *, console: Console) -> None:

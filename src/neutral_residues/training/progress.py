@@ -10,12 +10,13 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from neutral_residues.results.record import TaskScore
 from neutral_residues.results.set_result import SetResult
 
 
-def print_plain(console: Console, line: str) -> None:
+def print_plain(console: Console, line: str | Text) -> None:
     """Print a line as it is; where there is no terminal, without breaking it."""
     console.print(line, highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
