@@ -9,8 +9,8 @@ from neutral_residues.errors import UserError
 from neutral_residues.results.run_folder import RunFolder, check_free
 
 
-def config(folder: Path, **changes: object) -> RunConfig:
-    train = [{"name": "fr", "role": "target", "path": "fr.jsonl"}]
+def config(folder: Path, *, path: str = "fr.jsonl", **changes: object) -> RunConfig:
+    train = [{"name": "fr", "role": "target", "path": path}]
     data = {"train": [*train, {"name": "en", "role": "source", "path": "en.jsonl"}]}
     return make_run({"model": "x", "output": str(folder), "data": data} | changes)
 
@@ -30,6 +30,8 @@ def test_another_run_is_refused_by_the_first_key_that_differs(tmp_path: Path) ->
     folder.write_config(config(folder.path, seed=1))
     with pytest.raises(UserError, match=r"holds another run: seed was 1; got 2; choose another"):
         folder.write_config(config(folder.path, seed=2))
+    with pytest.raises(UserError, match=r"data\.train\.0\.path was 'fr\.jsonl'; got 'de\.jsonl'"):
+        folder.write_config(config(folder.path, seed=1, path="de.jsonl"))
     assert load_run(folder.config).seed == 1
 
 

@@ -136,9 +136,13 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield the dotted key and both values of each setting in which nested settings differ."""
+    """Yield the dotted key and both values of each setting in which nested settings differ; None
+    for a setting or entry of a list that one of them lacks."""
+    if isinstance(old, list) and isinstance(new, list):
+        old, new = (dict(enumerate(it)) for it in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
-            yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            inner = f"{key}.{name}" if key else str(name)
+            yield from differences(old.get(name), new.get(name), inner)
     elif old != new:
         yield key, old, new
