@@ -179,6 +179,15 @@ def score(name: str, change: float, half: float = 0.01, **changes: Any) -> TaskS
     return TaskScore(**values | changes)
 
 
+def with_kl(record: Record, nats: float, *sets: str) -> Record:
+    """The record with a KL of `nats` per token on French, or on other sets."""
+    changed = {}
+    for name in sets or ("fr",):
+        found = record.sets[name]
+        changed[name] = found.model_copy(update={"kl_nats": nats * found.num_tokens})
+    return record.model_copy(update={"sets": record.sets | changed})
+
+
 def make_section(*records: Record) -> Section:
     """The one section of these records."""
     (only,) = sections([Found(f"record {n}", record) for n, record in enumerate(records)])

@@ -122,9 +122,9 @@ def test_the_claims_are_those_of_the_report() -> None:
     assert comparison.reference.first.config["training"]["learning_rate"] == 1e-2
     forgets: dict[str, float] = {}
     for other in comparison.others:
-        if other.forgetting is not None:
+        if other.lost is not None:
             label = other.name.split(" ")[0]
-            forgets[label] = min(forgets.get(label, math.inf), other.forgetting)
+            forgets[label] = min(forgets.get(label, math.inf), other.lost)
     for title, name in ROWS.items():
         label = name.split("/")[0]
         expected = forgets.get(label)

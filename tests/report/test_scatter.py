@@ -5,17 +5,7 @@ import pytest
 from neutral_residues.report.scatter import grammar, kept, razor
 from neutral_residues.report.tables import summary_table
 from neutral_residues.report.verdict import verdict
-from neutral_residues.results.record import Record
-from synthetic import make_record, make_section, score
-
-
-def with_kl(record: Record, nats: float, *sets: str) -> Record:
-    """`nats` per token on French, or on other sets."""
-    changed = {}
-    for name in sets or ("fr",):
-        found = record.sets[name]
-        changed[name] = found.model_copy(update={"kl_nats": nats * found.num_tokens})
-    return record.model_copy(update={"sets": record.sets | changed})
+from synthetic import make_record, make_section, score, with_kl
 
 
 def test_one_mark_for_each_point_that_has_the_task() -> None:

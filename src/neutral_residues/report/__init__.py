@@ -4,7 +4,7 @@ cost.
     load            paths -> records and benchmarks, and runs that failed or are not done
     comparable      the settings behind a record, and whether two were measured alike
     aggregate       records -> points (seeds averaged), curves (learning rates), sections (targets)
-    pareto          Pareto front, forgetting at equal learning, points better on both sides
+    pareto          Pareto front, what is lost at equal learning, points better on both sides
     curves          through training, and by layer
     formatting      how numbers are written
     style           colours, markers and dashes

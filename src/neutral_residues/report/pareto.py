@@ -1,52 +1,83 @@
-"""Comparisons: the Pareto front, forgetting at equal learning, and points that are better on both
+"""Comparisons: the Pareto front, what is lost at equal learning, and points that are better on both
 sides.
 
-All comparisons are of means over seeds. Less forgetting and fewer target bits per byte are better.
+All comparisons are of means over seeds. Less that is lost on source text (`Lost`) and fewer target
+bits per byte are better.
 """
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from neutral_residues.report.aggregate import SHARE, Curve, Point, Section
+from neutral_residues.report.aggregate import SHARE, Curve, Point, Section, Spread
 
 NEUTRAL = "neutral"
 SAME_BUDGET = 0.02
 """Budgets that differ by less than this share of each other are the same."""
-LEAST_OF_RATIO = 0.05
-"""Forgetting in % below which no ratio is given: it divides by noise, or by what became easier."""
+EASIER_PERCENT = -0.5
+"""Forgetting below this is source text that became easier, not noise."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """How a section measures what a point lost on source text."""
+
+    name: str
+    unit: str
+    of: Callable[[Point], Spread]
+    least_of_ratio: float  # below it no ratio is given: it divides by noise, or what became easier
+
+
+def _kl(point: Point) -> Spread:
+    kl = point.kl("source")
+    assert kl is not None, "lost_in chooses KL only where every point has it"
+    return kl
+
+
+FORGETTING = Lost("forgetting", "%", lambda point: point.forgetting, 0.05)
+KL = Lost("KL from the backbone", "nats per token", _kl, 0.001)
 
 
 @dataclass(frozen=True)
 class EqualLearning:
-    """Forgetting of one curve where it has learnt as much as `Comparison.reference`."""
+    """What one curve has lost where it has learnt as much as `Comparison.reference`."""
 
     name: str
-    forgetting: float | None  # in %, interpolated; None if the curve does not learn as much
-    times: float | None  # ratio to the reference's; None if one of both is below LEAST_OF_RATIO
+    lost: float | None  # interpolated; None if the curve does not learn as much
+    times: float | None  # ratio to the reference's; None if one is below `Lost.least_of_ratio`
     lowest_bits: float  # the fewest target bits per byte that the curve reaches
-    num_points: int  # with one point the straight line from the backbone overstates forgetting
+    num_points: int  # with one point the straight line from the backbone overstates what is lost
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The point of neutral residues compared with everything else in a section."""
 
+    lost: Lost
     reference: Point
     others: tuple[EqualLearning, ...]
-    """Curves of other labels, least forgetting first; those that do not learn as much last."""
+    """Curves of other labels, those that lost least first; those that do not learn as much last."""
     better_on_both_sides: tuple[Point, ...]
-    """Points with less forgetting and more learning, of those counted in `num_same_budget`."""
+    """Points that lost less and learnt more, of those counted in `num_same_budget`."""
     num_same_budget: int
     """Number of other points that have the same budget or add no weights."""
 
 
-def pareto_front(
-    points: Iterable[Point],
-    forgetting: Callable[[Point], float] = lambda point: point.forgetting.mean,
-) -> list[Point]:
-    """The points that no other dominates (see `_dominates`), by forgetting."""
-    places = {point: (forgetting(point), point.bits.mean) for point in points}
+def became_easier(points: Iterable[Point]) -> bool:
+    """Whether training made source text easier, as it does for a backbone that was tuned for chat:
+    bits per byte then hide what was lost."""
+    return any(point.forgetting.mean < EASIER_PERCENT for point in points)
+
+
+def lost_in(section: Section) -> Lost:
+    """Forgetting; where source text became easier and every point has it, KL instead."""
+    has_kl = all(point.kl("source") is not None for point in section.points)
+    return KL if has_kl and became_easier(section.points) else FORGETTING
+
+
+def pareto_front(points: Iterable[Point], lost: Callable[[Point], Spread]) -> list[Point]:
+    """The points that no other dominates (see `_dominates`), by what they lost."""
+    places = {point: (lost(point).mean, point.bits.mean) for point in points}
     kept = [p for p in places if not any(_dominates(xy, places[p]) for xy in places.values())]
     return sorted(kept, key=places.__getitem__)
 
@@ -59,20 +90,22 @@ def compare_with_neutral(section: Section) -> Comparison | None:
         return None
     reference = max(candidates, key=lambda point: (point.label == NEUTRAL, point.bits.n))
     curves = [curve for curve in section.curves if curve.label != reference.label]
-    others = sorted((_at_equal_learning(c, section, reference) for c in curves), key=_least_first)
+    lost = lost_in(section)
+    found = [_at_equal_learning(curve, section, reference, lost) for curve in curves]
     same_budget = [p for p in section.points if p is not reference and _same_budget(p, reference)]
-    x, y = _xy(reference)
-    better = [p for p in same_budget if p.forgetting.mean < x and p.bits.mean < y]
-    return Comparison(reference, tuple(others), tuple(better), len(same_budget))
+    x, y = lost.of(reference).mean, reference.bits.mean
+    better = [p for p in same_budget if lost.of(p).mean < x and p.bits.mean < y]
+    others = tuple(sorted(found, key=_least_first))
+    return Comparison(lost, reference, others, tuple(better), len(same_budget))
 
 
-def forgetting_at(
+def lost_at(
     bits: float, curve: Sequence[tuple[float, float]], *, backbone_bits: float
 ) -> float | None:
-    """Forgetting where a curve reaches `bits` (of the target, per byte), linear between its points
-    (forgetting in %, bits); None if it does not get there.
+    """What is lost where a curve reaches `bits` (of the target, per byte), linear between its
+    points (lost, bits); None if it does not get there.
 
-    The curve starts at the backbone, which has forgotten nothing. Points that another of the same
+    The curve starts at the backbone, which has lost nothing. Points that another of the same
     curve dominates, such as too large a learning rate, are left out: this favours the curve.
     """
     kept = [p for p in curve if not any(_dominates(other, p) for other in curve)]
@@ -84,15 +117,17 @@ def forgetting_at(
     return None
 
 
-def _at_equal_learning(curve: Curve, section: Section, reference: Point) -> EqualLearning:
-    measured = [_xy(point) for point in (*curve.points, *_whole_share(curve, section))]
+def _at_equal_learning(
+    curve: Curve, section: Section, reference: Point, lost: Lost
+) -> EqualLearning:
+    points = (*curve.points, *_whole_share(curve, section))
+    measured = [(lost.of(point).mean, point.bits.mean) for point in points]
     backbone = reference.backbone_bits
-    forgetting = forgetting_at(reference.bits.mean, measured, backbone_bits=backbone)
-    least = reference.forgetting.mean
-    times = None
-    if forgetting is not None and min(forgetting, least) >= LEAST_OF_RATIO:
-        times = forgetting / least
-    return EqualLearning(curve.name, forgetting, times, min(y for _, y in measured), len(measured))
+    theirs = lost_at(reference.bits.mean, measured, backbone_bits=backbone)
+    own, times = lost.of(reference).mean, None
+    if theirs is not None and min(theirs, own) >= lost.least_of_ratio:
+        times = theirs / own
+    return EqualLearning(curve.name, theirs, times, min(y for _, y in measured), len(measured))
 
 
 def _whole_share(curve: Curve, section: Section) -> list[Point]:
@@ -105,13 +140,9 @@ def _whole_share(curve: Curve, section: Section) -> list[Point]:
 
 
 def _least_first(other: EqualLearning) -> tuple[bool, float]:
-    if other.forgetting is None:
+    if other.lost is None:
         return True, other.lowest_bits
-    return False, other.forgetting
-
-
-def _xy(point: Point) -> tuple[float, float]:
-    return point.forgetting.mean, point.bits.mean
+    return False, other.lost
 
 
 def _dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:

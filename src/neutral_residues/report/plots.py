@@ -62,7 +62,7 @@ def _view(section: Section, name: str) -> dict[str, Any]:
     def of(point: Point) -> Spread:
         return point.forgetting if name == MEAN else point.forgetting_by_set[name]
 
-    front = pareto_front(section.points, lambda point: of(point).mean)
+    front = pareto_front(section.points, of)
     groups = [*(curve.points for curve in section.curves), front]
     short = "mean" if name == MEAN else html.escape(shortened(name))
     return {

@@ -7,7 +7,13 @@ from neutral_residues.config.data import Role
 from neutral_residues.report.aggregate import Point, Section, Spread
 from neutral_residues.report.formatting import NONE, number, short
 from neutral_residues.report.load import Unfinished
-from neutral_residues.report.pareto import EqualLearning, compare_with_neutral, pareto_front
+from neutral_residues.report.pareto import (
+    FORGETTING,
+    EqualLearning,
+    compare_with_neutral,
+    lost_in,
+    pareto_front,
+)
 from neutral_residues.results.set_result import SetResult
 
 LOWER, HIGHER = "lower is better", "higher is better"
@@ -101,7 +107,7 @@ def row_names(points: Iterable[Point], section: Section) -> tuple[RowName, ...]:
 def points_table(section: Section) -> Table:
     """Every point: both sides, and the settings that distinguish it from others."""
     points = section.points
-    front = pareto_front(points)
+    front = pareto_front(points, lost_in(section).of)
     drops = [_percent(p.learning_share) for p in points]
     neutral = [p.neutral_percent for p in points]
     validation = [p.validation_bits for p in points]
@@ -138,22 +144,24 @@ def summary_table(section: Section) -> Table:
 
 
 def equal_learning_table(section: Section) -> Table | None:
-    """Forgetting of other methods where they have learnt as much as neutral residues; None without
+    """What other methods lost where they have learnt as much as neutral residues; None without
     both."""
     comparison = compare_with_neutral(section)
     if comparison is None or not comparison.others:
         return None
-    reference, others = comparison.reference, comparison.others
-    at = f"forgetting at {number(reference.bits.mean)} bits per byte of {section.name}"
+    reference, others, lost = comparison.reference, comparison.others, comparison.lost
+    at = f"{lost.name} at {number(reference.bits.mean)} bits per byte of {section.name}"
+    digits, signed = (2, True) if lost is FORGETTING else (4, False)
 
     def cell(other: EqualLearning) -> Cell:
-        if other.forgetting is None:
+        if other.lost is None:
             return Cell(f"not reached, {number(other.lowest_bits)} at best")
-        return Cell(number(other.forgetting, 2, signed=True), other.forgetting)
+        return Cell(number(other.lost, digits, signed=signed), other.lost)
 
-    own = Cell(number(reference.forgetting, 2, signed=True), reference.forgetting.mean)
-    forgetting = Column(at, (own, *map(cell, others)), "%", LOWER)
-    columns, times = [forgetting], [other.times for other in others]
+    own = lost.of(reference)
+    first = Cell(number(own, digits, signed=signed), own.mean)
+    columns = [Column(at, (first, *map(cell, others)), lost.unit, LOWER)]
+    times = [other.times for other in others]
     if any(times):
         columns.append(numbers("times as much", [1.0, *times], 1))
     names = (RowName(other.name, other.name) for other in others)

@@ -6,16 +6,22 @@ from collections.abc import Iterator, Sequence
 
 from neutral_residues.evaluation.tasks.languages import language_name
 from neutral_residues.evaluation.token_kinds import few_tokens_line
-from neutral_residues.report.aggregate import Point, Section, grouped
+from neutral_residues.report.aggregate import Point, Section, Spread, grouped
 from neutral_residues.report.breakdown import breakdowns, changes, sets_broken_down
 from neutral_residues.report.formatting import change, number, seeds, share
-from neutral_residues.report.pareto import Comparison, compare_with_neutral, pareto_front
+from neutral_residues.report.pareto import (
+    KL,
+    Comparison,
+    Lost,
+    became_easier,
+    compare_with_neutral,
+    lost_in,
+    pareto_front,
+)
 from neutral_residues.report.tasks import TaskResult, task_results
 from neutral_residues.results.wording import change_in_words
 
 ROWS_NAMED = 6
-EASIER_PERCENT = -0.5
-"""Forgetting below this is source text that became easier, not noise."""
 TASKS_NAMED = 3
 """For a language with more tasks than this their mean is given."""
 
@@ -28,7 +34,8 @@ def verdict(section: Section) -> str:
         found = [_both_sides(section, comparison.reference), _others(section, comparison)]
     else:
         most = min(section.rows, key=lambda point: point.bits.mean)
-        front = ", ".join(dict.fromkeys(point.name for point in pareto_front(section.points)))
+        best = pareto_front(section.points, lost_in(section).of)
+        front = ", ".join(dict.fromkeys(point.name for point in best))
         found = [_both_sides(section, most), f"On the Pareto front: {front}."]
     return " ".join([*found, *_distances(section)])
 
@@ -42,7 +49,7 @@ def _distances(section: Section) -> list[str]:
     near = sorted(kl, key=lambda point: kl[point].mean)[:ROWS_NAMED]
     named = ", ".join(f"{section.row_name(point)} {number(kl[point])}" for point in near)
     found = [f"KL from the backbone on source text, nats per token: {named}."]
-    if any(point.forgetting.mean < EASIER_PERCENT for point in kl):
+    if became_easier(kl):
         easier = "Where source text became easier, bits per byte hide what was lost"
         found.append(f"{easier}; KL does not.")
     return found
@@ -72,28 +79,37 @@ def _others(section: Section, comparison: Comparison) -> str:
 def _equal_learning(comparison: Comparison) -> str:
     if not comparison.others:
         return "No other method was measured here"
-    best = comparison.others[0]
-    if best.forgetting is None:
+    best, lost = comparison.others[0], comparison.lost
+    if best.lost is None:
         least = number(best.lowest_bits)
         return f"No other method learns as much: {best.name} comes nearest with {least}"
-    theirs = f"{number(best.forgetting, 2, signed=True)} %"
+    theirs = _amount(best.lost, lost)
     if best.num_points == 1:
         theirs += " (on a straight line from the backbone to its one point, which overstates it)"
-    if best.forgetting <= comparison.reference.forgetting.mean:
-        return f"At equal learning {best.name} forgets less: {theirs}"
+    if best.lost <= lost.of(comparison.reference).mean:
+        less = "is nearer to the backbone" if lost is KL else "forgets less"
+        return f"At equal learning {best.name} {less}: {theirs}"
     times = "" if best.times is None else f", {number(best.times, 1)} times as much"
-    return f"At equal learning the next best, {best.name}, forgets {theirs}{times}"
+    verb = "has" if lost is KL else "forgets"
+    return f"At equal learning the next best, {best.name}, {verb} {theirs}{times}"
+
+
+def _amount(value: float | Spread, lost: Lost) -> str:
+    """What was lost, in words."""
+    return f"a {lost.name} of {number(value)}" if lost is KL else change(value)
 
 
 def _same_budget(section: Section, comparison: Comparison) -> str:
-    better = comparison.better_on_both_sides
+    better, lost = comparison.better_on_both_sides, comparison.lost
     if not better:
         return "no point of the same budget, or that adds no weights, is better on both sides"
-    first = min(better, key=lambda point: point.forgetting.mean)
+    first = min(better, key=lambda point: lost.of(point).mean)
     more = f" (and {len(better) - 1} more)" if len(better) > 1 else ""
+    amount = _amount(lost.of(first), lost)
+    own = amount if lost is KL else f"{amount} forgetting"
     return (
-        f"{section.row_name(first)}{more} is better on both sides ({change(first.forgetting)}"
-        f" forgetting, {number(first.bits)} bits per byte)"
+        f"{section.row_name(first)}{more} is better on both sides ({own},"
+        f" {number(first.bits)} bits per byte)"
     )
 
 
