@@ -202,7 +202,7 @@ def test_how_much_the_real_model_learns_is_in_the_records() -> None:
 
     text = " ".join(README.split())
     assert "learn {} of what fine-tuning does here, and {} of LoRA".format(*shares(ours)) in text
-    assert "on other English text {} and {}, and then".format(*shares(calibrated)) in text
+    assert "on other English text, with one seed, {} and {}, and then".format(*shares(calibrated)) in text
 
 
 def test_on_how_much_english_a_calibrated_real_model_has_open_gates() -> None:
@@ -249,7 +249,7 @@ def test_what_is_said_of_german_on_the_real_model_is_in_the_records() -> None:
     for run, sentence in said.items():
         (record,) = real_models("de", run)
         german = record.sets["de"]
-        assert f"**German** ({german.backbone_bits_per_byte:.3f}) is learnt" in text
+        assert f"**German** ({german.backbone_bits_per_byte:.3f}; one seed) is learnt" in text
         same = sum(sample.is_same for sample in record.chat)
         bits = german.extended_bits_per_byte
         assert sentence.format(bits=bits, same=same, all=len(record.chat)) in text
