@@ -187,12 +187,7 @@ def kl_on_english(records: list[Record]) -> float:
 def test_how_much_the_real_model_learns_is_in_the_records() -> None:
     ours, calibrated, tuned, low_rank = (
         {it.config["seed"]: it.sets["fr"].rise_percent for it in real_models("fr", run)}
-        for run in (
-            "neutral/",
-            "neutral_calibrated/",
-            "finetune/lr0.00033",
-            "lora/b0.2-lr0.002",
-        )
+        for run in ("neutral/", "neutral_calibrated/", "finetune/lr0.00033", "lora/b0.2-lr0.002")
     )
 
     def shares(drops: dict[int, float]) -> list[str]:
