@@ -75,7 +75,7 @@ def moved(record: Record, nats: float) -> Record:
 
 def test_where_source_text_became_easier_kl_tells_what_was_lost() -> None:
     records = [
-        moved(make_record(forgetting=0.1, bits=2.5), 0.002),
+        moved(make_record(forgetting=0.1, bits=2.5), 0.02),
         moved(make_record("lora", forgetting=-3.0, bits=2.0), 0.4),
     ]
     section = make_section(*records)
@@ -83,14 +83,14 @@ def test_where_source_text_became_easier_kl_tells_what_was_lost() -> None:
     assert result is not None
     # Three quarters of the way from the backbone to LoRA's point.
     assert [(it.lost, it.times) for it in result.others] == [
-        (pytest.approx(0.3), pytest.approx(150))
+        (pytest.approx(0.3), pytest.approx(15))
     ]
     assert result.better_on_both_sides == ()
     text = "the next best, lora, has a KL from the backbone of 0.300 (on a straight line"
     assert text in verdict(section)
     table = equal_learning_table(section)
     assert table is not None
-    assert [cell.text for cell in table.columns[0].cells] == ["0.0020", "0.3000"]
+    assert [cell.text for cell in table.columns[0].cells] == ["0.0200", "0.3000"]
     (front,) = (it for it in points_table(section).columns if "front" in it.name)
     assert [cell.text for cell in front.cells] == ["yes", "yes"]
     # Without the KL of each point, or where nothing became easier, bits per byte tell.

@@ -35,7 +35,7 @@ def _kl(point: Point) -> Spread:
 
 
 FORGETTING = Lost("forgetting", "%", lambda point: point.forgetting, 0.05)
-KL = Lost("KL from the backbone", "nats per token", _kl, 0.001)
+KL = Lost("KL from the backbone", "nats per token", _kl, 0.01)
 
 
 @dataclass(frozen=True)
